@@ -1,0 +1,200 @@
+"""Streamed first and second moments of a few variables, per fold and channel: all that the fits ever see of the data.
+
+Moments add (Chan, Golub and LeVeque 1979), so they merge across batches, processes and machines, and a fit can be repeated from a
+file without running a network. Folds are groups of whole samples: the spread between them is the only honest measure of error, since
+the pixels of one image are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engines.arrays import Float32, Float64, Int64
+from engines.errors import BundleError
+
+FOLDS = 4
+PLAIN = ("x", "e", "d")
+GUIDED = ("x", "e_cond", "e_uncond", "d_cond", "d_uncond")
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of V variables over F folds and C channels; never modified once made. All floats are float64.
+
+    Attributes:
+        variables: the V names, `PLAIN` or `GUIDED` for the statistics of a network, with `d = q - e`.
+        count: [F] values seen per channel.
+        samples: [F] images seen.
+        mean: [F, C, V].
+        scatter: [F, C, V, V] sums of products of deviations from the fold's own mean.
+    """
+
+    variables: tuple[str, ...]
+    count: Int64
+    samples: Int64
+    mean: Float64
+    scatter: Float64
+
+    @classmethod
+    def empty(cls, variables: tuple[str, ...], channels: int, fold_count: int = FOLDS) -> Moments:
+        V = len(variables)
+        zeros = np.zeros(fold_count, np.int64)
+        return cls(variables, zeros, zeros, np.zeros((fold_count, channels, V)), np.zeros((fold_count, channels, V, V)))
+
+    @classmethod
+    def of(cls, variables: tuple[str, ...], values: NDArray[np.floating[Any]], folds: Int64, fold_count: int = FOLDS) -> Moments:
+        """Moments of one batch, in float64.
+
+        Args:
+            values: [V, batch, channels, ...]. Differences must have been taken in float64 already, see `observe`.
+            folds: [batch] fold of each sample.
+        """
+        V, _, C = values.shape[:3]
+        if (V, len(folds)) != (len(variables), values.shape[1]):
+            raise ValueError(f"values {values.shape} do not match {len(variables)} variables and {len(folds)} samples")
+        samples = np.bincount(folds, minlength=fold_count)
+        moments = cls.empty(variables, C, fold_count)
+        for fold in np.flatnonzero(samples):
+            block = np.moveaxis(values[:, folds == fold], 2, 0).reshape(C, V, -1).astype(np.float64)
+            moments.mean[fold] = block.mean(axis=-1)
+            block -= moments.mean[fold, :, :, None]
+            moments.scatter[fold] = block @ block.swapaxes(1, 2)
+        return cls(variables, samples * int(np.prod(values.shape[3:])), samples, moments.mean, moments.scatter)
+
+    @property
+    def fold_count(self) -> int:
+        return len(self.count)
+
+    @property
+    def channels(self) -> int:
+        return int(self.mean.shape[1])
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of samples, exact up to rounding."""
+        if (self.variables, self.mean.shape) != (other.variables, other.mean.shape):
+            raise ValueError(f"moments of {self.variables} {self.mean.shape} and {other.variables} {other.mean.shape} do not merge")
+        count = self.count + other.count
+        share = (other.count / np.maximum(count, 1))[:, None, None]
+        delta = other.mean - self.mean
+        between = (self.count[:, None, None] * share * delta)[..., :, None] * delta[..., None, :]
+        return Moments(
+            self.variables, count, self.samples + other.samples, self.mean + share * delta, self.scatter + other.scatter + between
+        )
+
+    def about_pooled_mean(self) -> Float64:
+        """[F, C, V, V] each fold's sums of products of deviations from the mean over all folds; they sum to the pooled scatter."""
+        delta = self.mean - self._pooled_mean()
+        return self.scatter + self.count[:, None, None, None] * delta[..., :, None] * delta[..., None, :]
+
+    def pooled(self) -> Moments:
+        """All folds as one."""
+        scatter = self.about_pooled_mean().sum(axis=0, keepdims=True)
+        return Moments(self.variables, self.count.sum(keepdims=True), self.samples.sum(keepdims=True), self._pooled_mean()[None], scatter)
+
+    def only(self, fold: int) -> Moments:
+        return self._select(np.array([fold]))
+
+    def leave_out(self, fold: int) -> Moments:
+        """The other F - 1 folds."""
+        return self._select(np.delete(np.arange(self.fold_count), fold))
+
+    def project(self, matrix: Float64, variables: tuple[str, ...]) -> Moments:
+        """Moments of `matrix @ variables`: any linear map [V', V] of the variables, in closed form."""
+        M = matrix
+        return Moments(variables, self.count, self.samples, self.mean @ M.T, M @ self.scatter @ M.T)
+
+    def guided(self, guidance: float) -> Moments:
+        """Moments of `x, e, d` of the guided output `u + w (c - u)`; those of an unguided network already are."""
+        if self.variables == PLAIN:
+            return self
+        w, u = guidance, 1 - guidance
+        return self.project(np.array([[1, 0, 0, 0, 0], [0, w, u, 0, 0], [0, 0, 0, w, u]], np.float64), PLAIN)
+
+    def mean_of(self, variable: str) -> Float64:
+        """[C] mean over all folds."""
+        mean: Float64 = self._pooled_mean()[:, self.variables.index(variable)]
+        return mean
+
+    def covariance_matrix(self) -> Float64:
+        """[C, V, V] covariances within each channel over all folds (divided by the count, not by the count less one)."""
+        covariances: Float64 = self.about_pooled_mean().sum(axis=0) / self.count.sum()
+        return covariances
+
+    def covariance(self, one: str, other: str) -> Float64:
+        """[C] covariance of two variables within each channel over all folds."""
+        return self.covariance_matrix()[:, self.variables.index(one), self.variables.index(other)]
+
+    def variance(self, variable: str) -> Float64:
+        """[C] variance within each channel over all folds."""
+        return self.covariance(variable, variable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` gives back the same floats to the last bit."""
+        arrays = {"count": self.count, "samples": self.samples, "mean": self.mean, "scatter": self.scatter}
+        return {"variables": list(self.variables)} | {key: array.tolist() for key, array in arrays.items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Moments:
+        """Raises BundleError where a field is missing, has the wrong shape or type, or is not finite."""
+        try:
+            moments = cls(
+                tuple(stored["variables"]),
+                _integers(stored["count"]),
+                _integers(stored["samples"]),
+                np.asarray(stored["mean"], np.float64),
+                np.asarray(stored["scatter"], np.float64),
+            )
+            moments._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError("The stored moments are damaged.", found=error, mend="Build the statistics again.") from error
+        return moments
+
+    def _check(self) -> None:
+        F, V = len(self.count), len(self.variables)
+        C = self.mean.shape[1] if self.mean.ndim == 3 else 0
+        shapes = {"count": (F,), "samples": (F,), "mean": (F, C, V), "scatter": (F, C, V, V)}
+        for key, shape in shapes.items():
+            array = getattr(self, key)
+            if array.shape != shape or 0 in shape:
+                raise ValueError(f"{key} has shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{key} is not finite")
+        if not ((self.count >= self.samples) & (self.samples >= 0)).all():
+            raise ValueError("count and samples do not agree")
+
+    def _pooled_mean(self) -> Float64:
+        mean: Float64 = np.einsum("f,fcv->cv", self.count / np.maximum(self.count.sum(), 1), self.mean)
+        return mean
+
+    def _select(self, folds: Int64) -> Moments:
+        return Moments(self.variables, self.count[folds], self.samples[folds], self.mean[folds], self.scatter[folds])
+
+
+def observe(x: Float32, reference: Float32, quantized: Float32, folds: Int64) -> Moments:
+    """Moments of a batch of outputs of the full-precision and of a quantized network at the same states.
+
+    Args:
+        x: [batch, channels, ...] states.
+        reference: [branches, batch, channels, ...] `e` before guidance, as a `Denoiser` returns it.
+        quantized: `q`, same shape.
+        folds: [batch] fold of each sample.
+    """
+    if reference.shape != quantized.shape or reference.shape[1:] != x.shape:
+        raise ValueError(f"outputs {reference.shape} and {quantized.shape} do not match states {x.shape}")
+    branches = len(reference)
+    values = np.concatenate([x[None], reference, quantized], dtype=np.float64)
+    # In float64 before the subtraction: q and e agree in most of their digits, and the moments are those of what is left.
+    values[1 + branches :] -= values[1 : 1 + branches]
+    return Moments.of(PLAIN if branches == 1 else GUIDED, values, folds)
+
+
+def _integers(values: ArrayLike) -> Int64:
+    array = np.asarray(values)
+    if array.dtype != np.int64:
+        raise TypeError(f"{array.dtype} where integers were expected")
+    return array

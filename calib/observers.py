@@ -1,0 +1,74 @@
+"""Samples of a network's activations, drawn while it runs: memory does not grow with the number of states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+VALUES_A_TENSOR = 2**16
+"""Values kept of one tensor in all."""
+
+
+@dataclass
+class Observed:
+    """What was seen of one tensor: its range, and a sample of its values."""
+
+    low: float = 0.0
+    high: float = 0.0
+    drawn: list[Tensor] = field(default_factory=list)
+
+    def add(self, tensor: Tensor, count: int, generator: torch.Generator) -> None:
+        flat = tensor.detach().reshape(-1)
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+        self.drawn.append(flat[torch.randint(len(flat), (count,), generator=generator)].float())
+
+    @property
+    def values(self) -> Tensor:
+        return torch.cat(self.drawn)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """To store it: `values` [count] and `range` [2], float32."""
+        return {"values": self.values.numpy(), "range": np.array([self.low, self.high], dtype=np.float32)}
+
+    @classmethod
+    def from_arrays(cls, values: NDArray[np.float32], limits: NDArray[np.float32]) -> Observed:
+        return cls(float(limits[0]), float(limits[1]), [torch.from_numpy(values)])
+
+
+@contextmanager
+def observing(network: nn.Module, inputs: Iterable[str], outputs: Iterable[str], calls: int) -> Iterator[dict[str, Observed]]:
+    """Observe the inputs and outputs of named modules while the block runs the network `calls` times.
+
+    Yields:
+        what is seen, by `<name>.input` and `<name>.output`.
+    """
+    seen: dict[str, Observed] = {}
+    count = max(1, VALUES_A_TENSOR // calls)
+    generator = torch.Generator().manual_seed(0)
+    handles = []
+    for name in inputs:
+        observed = seen[f"{name}.input"] = Observed()
+
+        def before(_module: nn.Module, args: tuple[Tensor, ...], observed: Observed = observed) -> None:
+            observed.add(args[0], count, generator)
+
+        handles.append(network.get_submodule(name).register_forward_pre_hook(before))
+    for name in outputs:
+        observed = seen[f"{name}.output"] = Observed()
+
+        def after(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor, observed: Observed = observed) -> None:
+            observed.add(out, count, generator)
+
+        handles.append(network.get_submodule(name).register_forward_hook(after))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

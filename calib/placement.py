@@ -1,0 +1,101 @@
+"""Where quantizers go: one table row a runtime. What differs between targets is data here, never a branch in a pass."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from calib.layers import Layer, Op, Role
+from calib.precision import Precision
+
+CONTAINER_BITS = 8
+"""Activations are carried in 8-bit integers, whatever their bits: no runtime computes with fewer today."""
+
+
+@dataclass(frozen=True)
+class OpPlacement:
+    """Q/DQ around one operator.
+
+    Attributes:
+        quantize_output: put Q/DQ behind it too (ONNX Runtime makes a convolution an integer kernel only then).
+        bias: type of the stored bias.
+    """
+
+    quantize_output: bool
+    bias: Literal["int32", "float"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a runtime wants to find.
+
+    Attributes:
+        name: also the folder of the graphs.
+        signed: activations in int8, else uint8.
+        symmetric: zero points must be 0.
+        ops: which operators are quantized, and how.
+        packed_bits: weights of at most this many bits are stored packed, two a byte (ONNX INT4); others as INT8.
+        group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
+            kernels than the operator, which has none.
+    """
+
+    name: str
+    signed: bool
+    symmetric: bool
+    ops: Mapping[Op, OpPlacement]
+    packed_bits: int
+    group_norm: Literal["instance", "operator"]
+
+
+PLACEMENTS: Mapping[str, Placement] = MappingProxyType({
+    "onnxruntime": Placement(
+        name="onnxruntime", signed=False, symmetric=False, packed_bits=4, group_norm="instance",
+        ops=MappingProxyType({
+            "Conv": OpPlacement(quantize_output=True, bias="int32"),
+            "Gemm": OpPlacement(quantize_output=True, bias="int32"),
+            "MatMul": OpPlacement(quantize_output=False, bias="float"),
+        }),
+    ),
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one layer gets at one precision; bits are None where it stays in float, and `reason` says why."""
+
+    weight_bits: int | None
+    activation_bits: int | None
+    output_bits: int | None
+    bias: Literal["int32", "float"]
+    reason: str | None = None
+
+
+_FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType({
+    "boundary": "first or last layer: 8-bit weights, float activations (8 bits on the state itself or on the output would bound the SNR)",
+    "embedding": "embedding branch, independent of the state: 8-bit weights, float activations",
+})  # fmt: skip
+
+
+def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: Sequence[str] = ()) -> Rule:
+    """The rule for a layer.
+
+    Args:
+        layer: the layer.
+        precision: the plan's precision; float precisions keep every layer in float.
+        placement: the target's table.
+        keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
+    """
+    for pattern in keep_float:
+        if fnmatch.fnmatchcase(layer.name, pattern):
+            return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
+    if precision.weight_bits is None or precision.activation_bits is None:
+        return Rule(None, None, None, "float", f"precision {precision.name}")
+    if layer.role != "inner":
+        return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
+    if precision.activation_bits > CONTAINER_BITS:
+        return Rule(precision.weight_bits, None, None, "float", f"precision {precision.name}: weights only")
+    op = placement.ops[layer.op]
+    return Rule(precision.weight_bits, precision.activation_bits, CONTAINER_BITS if op.quantize_output else None, op.bias)

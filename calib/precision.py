@@ -1,0 +1,70 @@
+"""Precisions by name: `w4a8` is 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp32` all float."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from engines.errors import UsageError
+
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
+FLOAT_WIDTHS: Mapping[str, int] = MappingProxyType({"fp16": 16, "fp32": 32})
+
+PATTERN = r"^(w[2-8]a([4-8]|16)|fp16|fp32)$"
+"""The grammar as a regular expression, for the JSON Schema of the plan."""
+
+GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp16 or fp32"
+"""The grammar in words, for error messages."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A pair of bit widths, both None in the float precisions; 16 activation bits are float ones, so only the weights are quantized."""
+
+    name: str
+    weight_bits: int | None
+    activation_bits: int | None
+
+    @classmethod
+    def parse(cls, name: str) -> Precision:
+        """The precision of that name. Raises UsageError where the grammar does not know it."""
+        if name in FLOAT_WIDTHS:
+            return cls(name, None, None)
+        if not re.fullmatch(PATTERN, name):
+            raise UsageError(f'unknown precision "{name}"', found=name, expected=GRAMMAR, mend=f'did you mean "{nearest_name(name)}"?')
+        weight_bits, activation_bits = (int(bits) for bits in name[1:].split("a"))
+        return cls(name, weight_bits, activation_bits)
+
+    @property
+    def bit_operations_per_mac(self) -> int:
+        """Weight bits times activation bits, the cost that the paper counts for one multiply-accumulate (PTQD, arXiv 2305.10657)."""
+        return self._weight_width * (self.activation_bits or self._weight_width)
+
+    @property
+    def cost_key(self) -> tuple[int, int]:
+        """Sorts precisions going up in bit operations; among equals the lighter weights come first."""
+        return self.bit_operations_per_mac, self._weight_width
+
+    @property
+    def _weight_width(self) -> int:
+        return self.weight_bits or FLOAT_WIDTHS[self.name]
+
+
+def nearest_name(name: str) -> str:
+    """The valid name closest to a misspelt one: nearest in bits where it has the form of a precision, else nearest in spelling."""
+    lowered = name.strip().lower()
+    if bits := re.fullmatch(r"w(\d+)a(\d+)", lowered):
+        weight = min(WEIGHT_BITS, key=lambda known: abs(known - int(bits[1])))
+        activation = min(ACTIVATION_BITS, key=lambda known: abs(known - int(bits[2])))
+        return f"w{weight}a{activation}"
+    return difflib.get_close_matches(lowered, all_names(), n=1, cutoff=0.0)[0]
+
+
+def all_names() -> tuple[str, ...]:
+    """Every name of the grammar."""
+    pairs = (f"w{weight}a{activation}" for weight in WEIGHT_BITS for activation in ACTIVATION_BITS)
+    return (*pairs, *FLOAT_WIDTHS)

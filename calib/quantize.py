@@ -1,0 +1,85 @@
+"""From observed activations to quantized layers: every scale of one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from calib.layers import Layer
+from calib.observers import Observed
+from calib.placement import Placement, Rule, rule
+from calib.precision import Precision
+from calib.quantized_layer import QuantizedLayer
+from calib.quantizers import ActivationQuantizer
+from calib.scale_search import Criterion, activation_scale, weight_scale
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """The plan's `quantization` section."""
+
+    weight_scale: Criterion = "mse"
+    activation_scale: Criterion = "mse"
+    keep_float: tuple[str, ...] = ()
+
+
+class Quantizer:
+    """Quantizes a network's layers at any precision from one set of observations.
+
+    Args:
+        network: full precision.
+        layers: its weighted layers.
+        seen: what `calib.observers.observing` saw, by `<layer>.input` (of sources) and `<layer>.output`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[Layer],
+        seen: Mapping[str, Observed],
+        placement: Placement,
+        settings: QuantizationSettings,
+    ) -> None:
+        self._network = network
+        self._layers = layers
+        self._seen = seen
+        self._placement = placement
+        self._settings = settings
+        self._activations: dict[tuple[str, int], ActivationQuantizer] = {}
+
+    def quantize(self, precision: Precision) -> list[QuantizedLayer]:
+        """Every layer that gets integers at this precision."""
+        rules = ((layer, rule(layer, precision, self._placement, self._settings.keep_float)) for layer in self._layers)
+        return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
+
+    def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:
+        module = self._network.get_submodule(layer.name)
+        weight = module.get_parameter("weight").detach()
+        bias = module._parameters.get("bias")
+        assert rule.weight_bits is not None
+        source = self._activation(f"{layer.source}.input", rule.activation_bits)
+        quantizer = weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
+        if source is not None and bias is not None:
+            quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
+        return QuantizedLayer(
+            layer=layer,
+            rule=rule,
+            integers=quantizer.integers(weight.float()),
+            weight=quantizer,
+            input=source,
+            output=self._activation(f"{layer.name}.output", rule.output_bits),
+            bias=None if bias is None else bias.detach().float(),
+        )
+
+    def _activation(self, tensor: str, bits: int | None) -> ActivationQuantizer | None:
+        if bits is None:
+            return None
+        if (tensor, bits) not in self._activations:
+            seen = self._seen[tensor]
+            self._activations[tensor, bits] = activation_scale(
+                seen.values, seen.low, seen.high, bits=bits, signed=self._placement.signed, symmetric=self._placement.symmetric,
+                criterion=self._settings.activation_scale,
+            )  # fmt: skip
+        return self._activations[tensor, bits]

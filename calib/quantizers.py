@@ -1,0 +1,60 @@
+"""Uniform quantizers: integers, and what they stand for. Rounding is to the nearest, ties to even, as in ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightQuantizer:
+    """Symmetric, per output channel: scale [channels] float32, integers in [-2^(bits-1), 2^(bits-1) - 1] (8 bits: from -127)."""
+
+    bits: int
+    scale: Tensor
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """int8 [channels, ...]."""
+        low, high = weight_range(self.bits)
+        return torch.round(weight / self._along(weight)).clamp(low, high).to(torch.int8)
+
+    def dequantize(self, integers: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return integers.to(dtype) * self._along(integers).to(dtype)
+
+    def at_least(self, floor: Tensor) -> WeightQuantizer:
+        """The same with every scale at least `floor` [channels]: keeps an int32 bias, counted in these scales, from overflowing."""
+        return WeightQuantizer(self.bits, torch.maximum(self.scale, floor))
+
+    def _along(self, weight: Tensor) -> Tensor:
+        return self.scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """Integers of a weight. -128 is left out: it gains nothing at 8 bits, and some kernels overflow on it."""
+    return (-127 if bits == 8 else -(2 ** (bits - 1))), 2 ** (bits - 1) - 1
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """Static, per tensor: `scale` (a float32 value) and `zero_point`, integers in [low, high]."""
+
+    bits: int
+    signed: bool
+    scale: float
+    zero_point: int
+
+    @property
+    def low(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        return self.low + (1 << self.bits) - 1
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize, in the dtype of `x`: the arithmetic of QuantizeLinear and DequantizeLinear."""
+        scale = torch.tensor(self.scale, dtype=x.dtype)
+        integers = (torch.round(x / scale) + self.zero_point).clamp(self.low, self.high)
+        return (integers - self.zero_point) * scale

@@ -1,0 +1,53 @@
+"""The walk's states and outputs as memory-mapped files: what a walk holds in memory does not grow with the number of samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from engines.arrays import Float32
+
+
+class StateStore:
+    """Float32 arrays [samples, *shape] in files of a folder of their own, which goes when the store is closed.
+
+    Attributes:
+        states: the current state of every sample.
+        reference: the full-precision output at the current step, after guidance.
+        outputs: the same of every quantized precision.
+    """
+
+    def __init__(self, parent: Path, shape: tuple[int, ...], precisions: Sequence[str], history_length: int) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="walk-", dir=parent)
+        self._shape = shape
+        self.states = self._map("states")
+        self.reference = self._map("reference")
+        self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
+        self._history = [self._map(f"history-{j}") for j in range(history_length)]
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def history(self, batch: slice, step: int) -> list[Float32]:
+        """The predictions `m_{i-1}, m_{i-2}, ...` that exist at a step; copies, since `advance` writes over them."""
+        return [np.array(predictions[batch]) for predictions in self._history[:step]]
+
+    def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32]) -> None:
+        """Stores the next states, and the predictions `m_i, m_{i-1}, ...` as their history."""
+        self.states[batch] = states
+        for kept, prediction in zip(self._history, predictions, strict=False):
+            kept[batch] = prediction
+
+    def _map(self, name: str) -> Float32:
+        return np.memmap(Path(self._folder.name) / name, np.float32, "w+", shape=self._shape)

@@ -1,0 +1,199 @@
+"""The walk that the statistics are fitted on: all states advance together, one step at a time from the noisiest.
+
+On policy: each step's correction is fitted before the step is taken, so the statistics of the next step are of the very states that the
+corrected quantized sampler visits there, with the full-precision network evaluated at the same states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol
+
+import numpy as np
+
+from calib.correction_fit import Affine
+from calib.moments import FOLDS, Moments, observe
+from calib.noise_fit import NoiseFit, fit_noise
+from calib.policy import FittedStep, Policy
+from calib.states import StateStore
+from calib.step_fit import CorrectionChoice, StepCorrection, fit_step
+from calib.variance import STEP_CHANGE, measured_excess
+from engines.arrays import Float32, Int64
+from engines.denoiser import Denoiser, guide
+from engines.errors import PtqdError
+from engines.samplers.table import SamplerTable, TableStep
+from engines.update import update
+
+
+class Noise(Protocol):
+    """Standard normals addressed by sample and step, as `engines.noise.NoiseSource` gives them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def start(self, samples: Int64) -> Float32: ...
+    def step(self, step: int, samples: Int64) -> Float32: ...
+
+
+@dataclass(frozen=True)
+class WalkPlan:
+    """What to walk, and how.
+
+    Attributes:
+        table: the sampler.
+        reference: the full-precision network.
+        quantized: by precision. One that is the reference itself is not evaluated again, and needs no correction.
+        noise: of one sample's shape.
+        rows: [N] conditioning row of each of the samples 0..N-1; sample n belongs to fold n mod 4.
+        policy: chooses the precision that takes a step.
+        correction: what to correct.
+        guidance: scale w, where the networks return two branches.
+        trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
+        batch_size: samples that a network is given at a time.
+    """
+
+    table: SamplerTable
+    reference: Denoiser
+    quantized: Mapping[str, Denoiser]
+    noise: Noise
+    rows: Int64
+    policy: Policy
+    correction: CorrectionChoice
+    guidance: float = 1.0
+    trajectory: Literal["quantized", "fp"] = "quantized"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What was found at a step; the mappings are by precision, chosen or not.
+
+    Attributes:
+        step: index in the walk.
+        timestep: given to the networks.
+        chosen: the precision that takes the step.
+        moments: before guidance, so that a fit at another scale needs no network.
+        noise: split of the quantization noise, after guidance.
+        corrections: fitted after guidance.
+    """
+
+    step: int
+    timestep: float
+    chosen: str
+    moments: Mapping[str, Moments]
+    noise: Mapping[str, NoiseFit]
+    corrections: Mapping[str, StepCorrection]
+
+
+class Walk:
+    """Iterate to take the steps:
+
+        with Walk(plan, folder) as walk:
+            for result in walk:
+                walk.states[:8]   # the states that `result` was fitted on
+            walk.states           # the samples
+
+    The states are a memory-mapped file in a new folder under `folder`, written over by each step and gone after the `with`.
+    """
+
+    def __init__(self, plan: WalkPlan, folder: Path) -> None:
+        self._plan = plan
+        history_length = max(plan.table.history_coeffs.shape[1] - 1, 0)
+        self._store = StateStore(folder, (len(plan.rows), *plan.noise.shape), tuple(plan.quantized), history_length)
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._store.close()
+
+    @property
+    def states(self) -> Float32:
+        """[N, channels, ...] the current state of every sample."""
+        return self._store.states
+
+    def __iter__(self) -> Iterator[StepResult]:
+        self._start()
+        for i in range(self._plan.table.steps):
+            result = self._fit(i)
+            yield result
+            self._advance(i, result)
+
+    def _start(self) -> None:
+        for batch in self._batches():
+            self.states[batch] = np.float32(self._plan.table.init_sigma) * self._plan.noise.start(_samples(batch))
+
+    def _fit(self, i: int) -> StepResult:
+        step = self._plan.table.step(i)
+        moments = self._observe(i, step)
+        guided = {name: joint.guided(self._plan.guidance) for name, joint in moments.items()}
+        corrections = {
+            name: fit_step(guided[name], step, self._plan.correction, measure=partial(self._measure_excess, i, step, name))
+            for name in guided
+        }
+        affines = {name: correction.affine for name, correction in corrections.items()}
+        chosen = self._plan.policy(FittedStep(i, step, guided, affines))
+        noise = {name: fit_noise(of_xed) for name, of_xed in guided.items()}
+        return StepResult(i, step.timestep, chosen, moments, noise, corrections)
+
+    def _observe(self, i: int, step: TableStep) -> dict[str, Moments]:
+        """Evaluates every network once at every state; stores the guided outputs and returns the moments."""
+        plan, moments = self._plan, dict[str, Moments]()
+        for batch in self._batches():
+            x, folds = np.array(self.states[batch]), _samples(batch) % FOLDS
+            scaled = np.asarray(np.float32(step.input_scale) * x)
+            e = _finite(plan.reference(scaled, step.timestep, plan.rows[batch]), "the full-precision network", i)
+            self._store.reference[batch] = guide(e, plan.guidance)
+            for name, network in plan.quantized.items():
+                q = e if network is plan.reference else _finite(network(scaled, step.timestep, plan.rows[batch]), name, i)
+                self._store.outputs[name][batch] = guide(q, plan.guidance)
+                seen = observe(x, e, q, folds)
+                moments[name] = moments[name].merge(seen) if name in moments else seen
+        return moments
+
+    def _measure_excess(self, i: int, step: TableStep, name: str, affine: Affine) -> float:
+        """Variance that a precision adds to the whole step, from the stored outputs."""
+        moments = Moments.empty(STEP_CHANGE, channels=len(affine.gain))
+        for batch in self._batches():
+            x, history = np.array(self.states[batch]), self._store.history(batch, i)
+            mean, _ = update(x, self._store.reference[batch], step, history)
+            corrected, _ = update(x, affine.apply(self._store.outputs[name][batch]), step, history)
+            values = np.stack([mean, corrected], dtype=np.float64)
+            values[1] -= values[0]
+            moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
+        return measured_excess(moments)
+
+    def _advance(self, i: int, result: StepResult) -> None:
+        step = self._plan.table.step(i)
+        correction = result.corrections[result.chosen]
+        on_policy = self._plan.trajectory == "quantized"
+        sigma = correction.sigma_corrected if on_policy else step.sigma
+        for batch in self._batches():
+            x, history = np.array(self.states[batch]), self._store.history(batch, i)
+            out = correction.affine.apply(self._store.outputs[result.chosen][batch]) if on_policy else self._store.reference[batch]
+            x, predictions = update(x, out, step, history)
+            if sigma > 0:
+                x += np.float32(sigma) * self._plan.noise.step(i, _samples(batch))
+            self._store.advance(batch, x, predictions)
+
+    def _batches(self) -> Iterator[slice]:
+        N, size = len(self._plan.rows), self._plan.batch_size
+        return (slice(begin, min(begin + size, N)) for begin in range(0, N, size))
+
+
+def _samples(batch: slice) -> Int64:
+    return np.arange(batch.start, batch.stop, dtype=np.int64)
+
+
+def _finite(branches: Float32, network: str, step: int) -> Float32:
+    if not np.isfinite(branches).all():
+        raise PtqdError(
+            "A network returned values that are not finite.",
+            found=f"{network}, at step {step}",
+            expected="finite outputs at every state of the walk",
+            mend="compute in float32, or give this precision more bits",
+        )
+    return branches

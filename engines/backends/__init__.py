@@ -1,0 +1,1 @@
+"""Backends: one class a runtime, all behind `engines.backends.base.Engine`."""

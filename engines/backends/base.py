@@ -1,0 +1,68 @@
+"""What every backend shares: named inputs, checked once here, and one output."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32
+from engines.errors import PtqdError
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor; `shape` without the batch, which comes first and is free."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class Engine(abc.ABC):
+    """A network ready to run. Backends implement `_run` and may trust its feeds."""
+
+    def __init__(self, label: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> None:
+        self.label = label
+        self.inputs = inputs
+        self.output = output
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        """Run a batch; the result is a new array.
+
+        Args:
+            feeds: for every input, an array [batch, *shape] of the input's dtype.
+
+        Raises:
+            PtqdError: an input is missing, unknown, of another dtype or shape, or the output is not finite.
+        """
+        self._check(feeds)
+        out = self._run(feeds)
+        if not np.isfinite(out).all():
+            raise PtqdError(
+                "The network's output is not finite.", found=f"NaN or infinity from {self.label}",
+                mend="check the state that it was given, and whether float32 samples well (--precision fp32)",
+            )  # fmt: skip
+        return out
+
+    @abc.abstractmethod
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32: ...
+
+    def _check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        if feeds.keys() != {spec.name for spec in self.inputs}:
+            raise PtqdError(
+                f"{self.label} was given other inputs than it takes.", found=", ".join(feeds),
+                expected=", ".join(spec.name for spec in self.inputs),
+            )  # fmt: skip
+        batch = len(next(iter(feeds.values())))
+        for spec in self.inputs:
+            value = feeds[spec.name]
+            if value.dtype != spec.dtype or value.shape != (batch, *spec.shape):
+                raise PtqdError(
+                    f"Input {spec.name} of {self.label} does not fit.", found=f"{value.dtype} {value.shape}",
+                    expected=f"{spec.dtype} {(batch, *spec.shape)}",
+                )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Conditioning as a table: every sample is conditioned on one row, whether a class label or a prepared embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Int64
+from engines.bundle import ConditioningRecord, InputRecord
+from engines.errors import UsageError
+
+NULL_PREFIX = "null."
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Conditioning inputs of a network.
+
+    Attributes:
+        tables: for each input of the network, its values [rows, ...].
+        null: for each input, the value [...] that means "unconditional", or None where the model has none.
+    """
+
+    tables: Mapping[str, NDArray[Any]]
+    null: Mapping[str, NDArray[Any]] | None
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.tables.values())))
+
+    def feeds(self, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
+        """Network inputs for a batch; under guidance the conditional half, then the unconditional half."""
+        feeds = {name: table[rows] for name, table in self.tables.items()}
+        if not guided:
+            return feeds
+        assert self.null is not None
+        unconditional = {name: np.broadcast_to(self.null[name], feeds[name].shape) for name in feeds}
+        return {name: np.concatenate([feeds[name], unconditional[name]]) for name in feeds}
+
+    def record(self, file: str | None, null_class: int | None) -> ConditioningRecord:
+        """What the manifest says of this table."""
+        inputs = tuple(
+            InputRecord(name=name, dtype=str(table.dtype), shape=table.shape[1:])  # type: ignore[arg-type]  # pydantic checks it
+            for name, table in self.tables.items()
+        )
+        return ConditioningRecord(inputs=inputs, rows=self.rows, null_class=null_class, file=file)
+
+
+def class_labels(count: int, null_class: int | None, name: str = "class_labels") -> Conditioning:
+    """Class-conditional models: row n is class n."""
+    null = None if null_class is None else {name: np.asarray(null_class, dtype=np.int64)}
+    return Conditioning({name: np.arange(count, dtype=np.int64)}, null)
+
+
+def load_table(path: Path) -> Conditioning:
+    """Read prepared embeddings: an .npz with one array [rows, ...] an input and, for guidance, `null.<input>` [...].
+
+    Raises:
+        UsageError: the file cannot be read, holds no table, or its tables differ in their number of rows.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise UsageError("The conditioning file cannot be read.", found=f"{path}: {error}", expected="an .npz of plain arrays") from error
+    tables = {name: _plain(value) for name, value in arrays.items() if not name.startswith(NULL_PREFIX)}
+    null = {name.removeprefix(NULL_PREFIX): _plain(value) for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
+    if not tables or len({len(table) if table.ndim else -1 for table in tables.values()}) != 1:
+        raise UsageError(
+            "The conditioning file holds no table.", found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
+            expected="one array [rows, ...] for every conditioning input, all with the same number of rows",
+        )  # fmt: skip
+    if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items()}:
+        raise UsageError(
+            "The unconditional values do not fit the conditioning table.", found=", ".join(f"null.{k} {v.shape}" for k, v in null.items()),
+            expected=", ".join(f"null.{k} {v.shape[1:]}" for k, v in tables.items()),
+        )  # fmt: skip
+    return Conditioning(tables, null or None)
+
+
+def _plain(value: NDArray[Any]) -> NDArray[Any]:
+    return value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32)

@@ -1,0 +1,28 @@
+"""The one inner convention for networks: `out = denoiser(x, timestep, rows)`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from engines.arrays import Float32, Int64
+
+
+class Denoiser(Protocol):
+    """A network, full precision or quantized, whatever runs it.
+
+    Called with states `x` float32 [batch, channels, ...], one training timestep for all of them, and for each sample the row of
+    the conditioning table (ignored by unconditional models). Returns the raw outputs float32 [branches, batch, channels, ...]:
+    one branch, or two (conditional, unconditional) under classifier-free guidance.
+    """
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32: ...
+
+
+def guide(branches: Float32, guidance: float) -> Float32:
+    """Classifier-free guidance, `u + w (c - u)` (Ho and Salimans 2022): [branches, batch, ...] to [batch, ...]."""
+    if len(branches) == 1:
+        return np.asarray(branches[0])
+    conditional, unconditional = branches
+    return np.asarray(unconditional + np.float32(guidance) * (conditional - unconditional))

@@ -1,0 +1,28 @@
+"""The machine that measured figures belong to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_name() -> str:
+    """Processor and cores as a folder name."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", processor()).strip("-").lower()
+    return f"{plain}-{cores()}-cores"

@@ -1,0 +1,48 @@
+"""DDPM: Ho, Jain and Abbeel 2020, arXiv 2006.11239, equations 6 and 7, over any falling sequence of timesteps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.arrays import Float64
+from engines.errors import UsageError
+from engines.samplers.first_order import first_order_table
+from engines.samplers.noise_schedule import NoiseSchedule, VarianceType
+from engines.samplers.table import SamplerTable
+from engines.samplers.timesteps import timesteps
+
+
+def compile_ddpm(steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
+    """The posterior mean of the next state, plus noise of the schedule's fixed variance.
+
+    Raises:
+        UsageError: `eta` is not 1; DDPM is the fully ancestral sampler, and only DDIM has less noise to offer.
+    """
+    if eta != 1:
+        raise UsageError(
+            "the sampler ddpm always adds its full noise",
+            found=f"eta = {eta}",
+            expected="eta = 1",
+            mend="set eta to 1, or take the sampler ddim",
+        )
+    t = timesteps(schedule, steps)
+    a = alphas[t]
+    a_prev = np.append(a[1:], 1.0)
+    beta = 1 - a / a_prev
+    C = np.sqrt(a_prev) * beta / (1 - a)
+    D = np.sqrt(a / a_prev) * (1 - a_prev) / (1 - a)
+    sigma = np.sqrt(_variance(schedule.variance_type, a, a_prev, beta))
+    return first_order_table("ddpm", schedule, t, a, C=C, D=D, E=np.zeros(steps), sigma=sigma)
+
+
+def _variance(variance_type: VarianceType, a: Float64, a_prev: Float64, beta: Float64) -> Float64:
+    """Variance [S] of the fresh noise; none at the last step, whose mean is the clean sample itself.
+
+    The `_log` types differ from the plain ones in how a network would store them, not in value. In diffusers `fixed_large_log`
+    takes the square root of a logarithm and yields NaN, and noise is left out at timestep 0 rather than at the last step: a chain
+    that ends above 0 (trailing spacing, `steps_offset`) gets noise on the finished sample under `fixed_large`.
+    """
+    posterior = (1 - a_prev) / (1 - a) * beta
+    variance = posterior if variance_type in ("fixed_small", "fixed_small_log") else beta.copy()
+    variance[-1] = 0
+    return variance

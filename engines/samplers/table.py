@@ -1,0 +1,82 @@
+"""A sampler as data: every supported sampler compiles to these arrays, and one loop walks them.
+
+With the raw network output `out` at state `x` of step `i`:
+
+    m_i = P x + Q out                                    (the predicted clean sample, clipped to [-clip, clip] where clip is set)
+    x  <- A x + B out + sum_j H_j m_{i-j} + sigma z
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.arrays import Float64
+
+
+@dataclass(frozen=True)
+class TableStep:
+    """One row of a `SamplerTable`, under the same names; what `engines.update.update` takes."""
+
+    timestep: float
+    alpha_bar: float
+    x_coeff: float
+    out_coeff: float
+    prediction_coeffs: tuple[float, float]
+    epsilon_coeffs: tuple[float, float]
+    history_coeffs: tuple[float, ...]
+    sigma: float
+    input_scale: float
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """Coefficients of a whole chain of S steps; step 0 is the noisiest. All arrays are float64.
+
+    Attributes:
+        timestep: [S] training timestep given to the network at each step (a float: some samplers use fractions).
+        alpha_bar: [S] cumulative alpha at each step's timestep.
+        x_coeff: [S] `A`.
+        out_coeff: [S] `B`.
+        prediction_coeffs: [S, 2] `(P, Q)`.
+        epsilon_coeffs: [S, 2] `(R, T)` with `epsilon = R x + T out`: turns the raw output into the noise prediction.
+        history_coeffs: [S, J] `H_j`, j = 0 is the current step's `m_i`; J = 0 where the sampler needs no prediction.
+        sigma: [S] standard deviation of the fresh noise.
+        input_scale: [S] factor on `x` before the network.
+        init_sigma: standard deviation of the first state.
+        clip: bound of `m_i`, or None.
+    """
+
+    name: str
+    timestep: Float64
+    alpha_bar: Float64
+    x_coeff: Float64
+    out_coeff: Float64
+    prediction_coeffs: Float64
+    epsilon_coeffs: Float64
+    history_coeffs: Float64
+    sigma: Float64
+    input_scale: Float64
+    init_sigma: float
+    clip: float | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.timestep)
+
+    def step(self, i: int) -> TableStep:
+        """The coefficients of step `i`."""
+        P, Q = self.prediction_coeffs[i]
+        R, T = self.epsilon_coeffs[i]
+        return TableStep(
+            timestep=float(self.timestep[i]),
+            alpha_bar=float(self.alpha_bar[i]),
+            x_coeff=float(self.x_coeff[i]),
+            out_coeff=float(self.out_coeff[i]),
+            prediction_coeffs=(float(P), float(Q)),
+            epsilon_coeffs=(float(R), float(T)),
+            history_coeffs=tuple(self.history_coeffs[i].tolist()),
+            sigma=float(self.sigma[i]),
+            input_scale=float(self.input_scale[i]),
+            clip=self.clip,
+        )

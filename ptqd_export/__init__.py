@@ -1,0 +1,1 @@
+"""The exporter: plan, model loading, tracing, Q/DQ graphs, the build, `ptqd-export`."""

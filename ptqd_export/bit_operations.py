@@ -1,0 +1,42 @@
+"""Bit operations: multiply-accumulates times weight bits times activation bits, the cost that the paper counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calib.layers import Layer
+from calib.placement import Rule
+
+_FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class BitOperations:
+    """How many times fewer bit operations than float32.
+
+    Attributes:
+        layers_saved: over the layers whose weights and activations are both integers, the count that papers quote.
+        all_saved: over every multiply-accumulate of the network, attention products and float layers at 32 bits.
+    """
+
+    layers_saved: float
+    all_saved: float
+
+
+def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int) -> BitOperations:
+    """Savings of one precision.
+
+    Args:
+        layers: every weighted layer with its rule.
+        macs: of the whole network, a sample.
+    """
+    costs = [(layer.macs, layer.macs * (rule.weight_bits or _FLOAT_BITS) * (rule.activation_bits or _FLOAT_BITS)) for layer, rule in layers]
+    integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]
+    elsewhere = (macs - sum(layer for layer, _ in costs)) * _FLOAT_BITS**2
+    return BitOperations(_saved(integer, 0), _saved(costs, elsewhere))
+
+
+def _saved(costs: Sequence[tuple[int, int]], elsewhere: int) -> float:
+    full = sum(macs for macs, _ in costs) * _FLOAT_BITS**2 + elsewhere
+    return full / (sum(cost for _, cost in costs) + elsewhere) if full else 1.0

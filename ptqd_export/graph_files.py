@@ -1,0 +1,22 @@
+"""Graphs as files: standard ONNX, with the weights of large graphs in a file beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+EXTERNAL_DATA_BYTES = 2**30
+"""Graphs with more weights than this keep them in a `.data` file beside the graph: a protobuf file ends at 2 GiB."""
+
+
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Write a graph; initializers no node uses should be gone already."""
+    weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None)
+
+
+def graph_files(path: Path) -> list[Path]:
+    """The files that make up a graph."""
+    data = path.with_name(f"{path.name}.data")
+    return [path, data] if data.exists() else [path]

@@ -1,0 +1,1 @@
+"""Model families: one adapter a file, all behind `ptqd_export.models.base.Adapter`."""

@@ -1,0 +1,64 @@
+"""The one inner convention for foreign models: `out = network(sample, timestep, *conditions)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engines.conditioning import Conditioning
+from engines.samplers.noise_schedule import NoiseSchedule
+
+
+class Adapter(nn.Module):
+    """A foreign network behind the inner convention.
+
+    `forward` takes the state [batch, channels, ...], the timestep [batch] float32 and the conditioning inputs in the order of
+    `conditions`, and returns the raw output, shaped like the state. The network itself is `network`: layer names are relative to it.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, conditions: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.conditions = conditions
+
+    def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be traced and calibrated.
+
+    Attributes:
+        family: what kind of model it is, for people.
+        adapter: the network.
+        sample_shape: of one state, [channels, ...].
+        conditioning: its table, or None.
+        null_class: the class label that means "no class", where conditioning is by class.
+        noise_schedule: from the model's scheduler configuration.
+    """
+
+    family: str
+    adapter: Adapter
+    sample_shape: tuple[int, ...]
+    conditioning: Conditioning | None
+    null_class: int | None
+    noise_schedule: NoiseSchedule
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.adapter.parameters())
+
+    def example_inputs(self, batch: int) -> tuple[Tensor, ...]:
+        """Random states, timesteps spread over the training range, and rows of the conditioning table; always the same."""
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn(batch, *self.sample_shape, generator=generator)
+        timestep = torch.linspace(0, self.noise_schedule.num_train_timesteps - 1, batch).floor()
+        if self.conditioning is None:
+            return sample, timestep
+        rows = torch.arange(batch) % self.conditioning.rows
+        return sample, timestep, *(torch.from_numpy(table)[rows] for table in self.conditioning.tables.values())

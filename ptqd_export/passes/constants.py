@@ -1,0 +1,24 @@
+"""Named constants of a graph, each stored once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def constant(graph: ir.Graph, name: str, value: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
+    """The initializer of this name, made on first use.
+
+    Args:
+        graph: where it lives.
+        name: unique to its content.
+        value: the content; an `ir.PackedTensor` for 4-bit integers.
+    """
+    if name not in graph.initializers:
+        tensor = value if isinstance(value, ir.TensorProtocol) else ir.tensor(value, name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]

@@ -1,0 +1,130 @@
+"""Write the quantizers of one precision into a full-precision graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calib.placement import CONTAINER_BITS, Placement
+from calib.quantized_layer import QuantizedLayer
+from calib.quantizers import ActivationQuantizer
+from ptqd_export.graph_layers import weighted_nodes
+from ptqd_export.passes.constants import constant
+
+
+class InsertQuantization(ir.passes.InPlacePass):
+    """Put Q/DQ around the given layers, by these rules:
+
+    1. the weight becomes an integer initializer behind DequantizeLinear, one scale an output channel; weights of few bits are stored packed
+       as INT4 where the placement packs them, behind a Cast to INT8 that the runtime folds when it loads the graph;
+    2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
+    3. an activation of fewer bits than its container is clipped to its range first;
+    4. an output with a quantizer gets a pair of its own;
+    5. the bias of an integer kernel becomes int32 behind DequantizeLinear, its scale the product of input and weight scale.
+
+    Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
+    `calib.oracle.fake_quantized` computes, up to the order of float32 sums.
+    """
+
+    def __init__(self, layers: Sequence[QuantizedLayer], placement: Placement) -> None:
+        super().__init__()
+        self._layers = layers
+        self._placement = placement
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        nodes = weighted_nodes(model.graph)
+        writer = _Writer(model.graph, self._placement)
+        for layer in self._layers:
+            for node in nodes[layer.layer.name]:
+                writer.quantize(node, layer)
+        return ir.passes.PassResult(model, bool(self._layers))
+
+
+class _Writer:
+    def __init__(self, graph: ir.Graph, placement: Placement) -> None:
+        self._graph = graph
+        self._placement = placement
+        self._pairs: dict[tuple[ir.Value, ActivationQuantizer], ir.Value] = {}
+
+    def quantize(self, node: ir.Node, layer: QuantizedLayer) -> None:
+        x = node.inputs[0]
+        assert x is not None
+        node.replace_input_with(1, self._weight(node, layer))
+        if layer.input is not None:
+            node.replace_input_with(0, self._input(x, layer.input))
+        if layer.rule.bias == "int32" and layer.bias is not None:
+            node.replace_input_with(2, self._bias(node, layer))
+        if layer.output is not None:
+            self._output(node, layer.output)
+
+    def _weight(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 1
+        transposed = node.op_type == "MatMul"
+        integers = layer.integers.numpy()
+        name = f"{layer.layer.name}.weight"
+        scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
+        stored = constant(self._graph, f"{name}.int", self._stored(integers.T if transposed else integers, layer.weight.bits))
+        tape = ir.tape.Tape()
+        wide = stored if stored.dtype == ir.DataType.INT8 else tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8})
+        zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), np.int8))
+        out = tape.op("DequantizeLinear", [wide, scale, zeros], attributes={"axis": 1 if transposed else 0})
+        self._graph.insert_before(node, tape.nodes)
+        return out
+
+    def _stored(self, integers: NDArray[np.int8], bits: int) -> ir.TensorProtocol:
+        if bits > self._placement.packed_bits:
+            return ir.tensor(np.ascontiguousarray(integers))
+        return ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=ir.Shape(integers.shape))
+
+    def _input(self, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:  # rule 2
+        if (x, quantizer) not in self._pairs:
+            tape = ir.tape.Tape()
+            self._pairs[x, quantizer] = self._pair(tape, x, quantizer)
+            self._after(x, tape)
+        return self._pairs[x, quantizer]
+
+    def _after(self, x: ir.Value, tape: ir.tape.Tape) -> None:
+        """Insert right behind the producer of `x`, so that every later consumer can share the nodes."""
+        producer = x.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], tape.nodes)
+        else:
+            self._graph.insert_after(producer, tape.nodes)
+
+    def _pair(self, tape: ir.tape.Tape, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:
+        kind = np.int8 if quantizer.signed else np.uint8
+        scale = constant(self._graph, f"scale.{quantizer.scale!r}", np.asarray(quantizer.scale, np.float32))
+        zero = constant(self._graph, f"zero_point.{kind.__name__}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))
+        if quantizer.bits < CONTAINER_BITS:  # rule 3
+            low, high = (np.float32(end - quantizer.zero_point) * np.float32(quantizer.scale) for end in (quantizer.low, quantizer.high))
+            x = tape.op("Clip", [x, *(constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high))])
+        return tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
+
+    def _output(self, node: ir.Node, quantizer: ActivationQuantizer) -> None:  # rule 4
+        (out,) = node.outputs
+        users = list(out.uses())
+        tape = ir.tape.Tape()
+        pair = self._pair(tape, out, quantizer)
+        pair.shape, pair.type = out.shape, out.type
+        for use in users:
+            use.node.replace_input_with(use.idx, pair)
+        self._graph.insert_after(node, tape.nodes)
+
+    def _bias(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 5
+        name = f"{layer.layer.name}.bias"
+        integers = constant(self._graph, f"{name}.int", layer.bias_integers().numpy())
+        scale = constant(self._graph, f"{name}.scale", layer.bias_scale.numpy())
+        tape = ir.tape.Tape()
+        out = tape.op("DequantizeLinear", [integers, scale], attributes={"axis": 0})
+        self._graph.insert_before(node, tape.nodes)
+        return out
+
+
+def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two's complement nibbles, the first value in the low half of a byte, as ONNX stores INT4."""
+    nibbles = integers.reshape(-1).view(np.uint8) & 0x0F
+    if len(nibbles) % 2:
+        nibbles = np.append(nibbles, np.uint8(0))
+    return np.asarray(nibbles[0::2] | (nibbles[1::2] << np.uint8(4)), np.uint8)

@@ -1,0 +1,226 @@
+"""The plan: what a user asks for, as data. `plan.json` is read here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from calib.precision import GRAMMAR, PATTERN, Precision, nearest_name
+from engines.errors import UsageError
+from engines.samplers import SAMPLERS
+from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
+from ptqd_export.json_object import read_json_object
+from ptqd_export.plan_errors import Problem, expectation, expectations, plan_error
+
+FULL_PRECISION = "fp32"
+
+
+def _registered_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise expectation(" or ".join(f'"{known}"' for known in SAMPLERS))
+    return name
+
+
+def _known_precision(name: str) -> str:
+    try:
+        Precision.parse(name)
+    except UsageError:
+        raise expectation(f'{GRAMMAR}; did you mean "{nearest_name(name)}"?') from None
+    return name
+
+
+def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise expectation("names that are all different")
+    return names
+
+
+WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
+PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
+
+
+class Section(BaseModel):
+    """Part of a plan: immutable, no unknown keys, and no silent conversion of one type into another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The trained network."""
+
+    path: WrittenPath = Field(description="folder or file of the trained model, relative to the plan")
+    null_class: int | None = Field(
+        default=None, ge=0, description='class label that means "no class", for guidance; null takes the last of the model\'s labels'
+    )
+    conditions: WrittenPath | None = Field(
+        default=None,
+        description="an .npz, relative to the plan, with one array [rows, ...] for each conditioning input, such as encoder_hidden_states "
+        "[rows, tokens, dim], and an array null.<input> for guidance",
+    )
+
+
+class SamplerSection(Section):
+    """The walk from noise to sample."""
+
+    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim or ddpm")
+    steps: int = Field(ge=1, description="number of denoising steps")
+    eta: float = Field(default=0.0, ge=0, le=1, description="share of the ancestral noise: 0 is deterministic, 1 is ancestral")
+    guidance: float = Field(
+        default=1.0, ge=0, description="scale of classifier-free guidance; 1 is none, and needs one network call a step, not two"
+    )
+    timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    prediction_type: PredictionType | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+
+
+class QuantizationSection(Section):
+    """How scales are found, and what is left alone."""
+
+    weight_scale: Literal["mse", "max"] = Field(
+        default="mse", description="scale of a weight channel: least squared error, or the largest value"
+    )
+    activation_scale: Literal["mse", "max"] = Field(
+        default="mse", description="scale of an activation: least squared error, or the largest value"
+    )
+    keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="patterns (as in fnmatch) of layer names kept in float"
+    )
+
+
+class CalibrationSection(Section):
+    """What the statistics are measured on."""
+
+    samples: int = Field(default=512, ge=1, description="samples that walk the sampler for the correction's statistics")
+    batch_size: int = Field(default=64, ge=1, description="samples in one network call")
+    activation_samples: int = Field(default=256, ge=1, description="states, drawn across the timesteps, for the activation ranges")
+    seed: int = Field(default=0, ge=0, description="seed of the calibration samples")
+    trajectory: Literal["quantized", "fp"] = Field(
+        default="quantized",
+        description="whose states are visited: the corrected quantized sampler's, or full precision's (the reference code's way)",
+    )
+
+
+class CorrectionSection(Section):
+    """What is done on the host about the quantization noise."""
+
+    mode: Literal["none", "ptqd", "signed", "mmse"] = Field(
+        default="signed", description="correction of the network output: ptqd is the paper's"
+    )
+    variance: Literal["schedule", "none"] = Field(
+        default="schedule", description="take what quantization added out of the sampler's noise, or do not"
+    )
+
+
+class StepsSection(Section):
+    """Which precision runs at which step."""
+
+    policy: Literal["snr", "fixed"] = Field(
+        default="snr", description="snr: chosen from measured noise (the paper); fixed: the plan lists them"
+    )
+    precisions: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        default=None, description='for policy fixed: one name for all steps, or one for each; names from the plan\'s precisions, or "fp32"'
+    )
+
+    @model_validator(mode="after")
+    def _listed_where_fixed(self) -> Self:
+        if self.policy == "fixed" and self.precisions is None:
+            raise expectation('"precisions" beside the policy "fixed"')
+        if self.policy != "fixed" and self.precisions is not None:
+            raise expectation(f'no "precisions" beside the policy "{self.policy}", or the policy "fixed"')
+        return self
+
+
+class TargetSection(Section):
+    """Where the engines run."""
+
+    name: Literal["onnxruntime"] = Field(description="runtime")
+    provider: Literal["CPU"] = Field(default="CPU", description="device within the runtime")
+    threads: int | None = Field(default=None, ge=1, description="threads of one engine; null: all cores that this process may use")
+    benchmark_batch: int = Field(default=8, ge=1, description="batch size at which engines are timed")
+
+
+class Plan(Section):
+    """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
+
+    model: ModelSection = Field(description="the trained network")
+    sampler: SamplerSection = Field(description="the walk from noise to sample")
+    precisions: Annotated[
+        tuple[PrecisionName, ...],
+        Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(_all_different),
+    ] = Field(description=f"precisions to build, each {GRAMMAR}")
+    quantization: QuantizationSection = Field(default=QuantizationSection(), description="how scales are found, and what is left alone")
+    calibration: CalibrationSection = Field(default=CalibrationSection(), description="what the statistics are measured on")
+    correction: CorrectionSection = Field(default=CorrectionSection(), description="what is done on the host about the quantization noise")
+    steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
+    target: TargetSection = Field(description="where the engines run")
+    output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
+
+    @field_validator("steps")
+    @classmethod
+    def _fixed_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
+        sampler, precisions = info.data.get("sampler"), info.data.get("precisions")
+        if steps.precisions is None or sampler is None or precisions is None:
+            return steps  # nothing to compare, or what to compare with has its own error already
+        count = len(steps.precisions)
+        known = dict.fromkeys((*precisions, FULL_PRECISION))
+        problems: list[Problem] = [
+            (("precisions", index), name, f"one of {', '.join(known)}") for index, name in enumerate(steps.precisions) if name not in known
+        ]
+        if count not in (1, sampler.steps):
+            problems.append((("precisions",), steps.precisions, f"1 name, or {sampler.steps} (one for each step), not {count}"))
+        if problems:
+            raise expectations(problems)
+        return steps
+
+    def resolved_json(self) -> str:
+        """The plan with every default written out: ASCII, and the same bytes for the same plan, wherever it lies."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan and where it was read, which is what its relative paths mean.
+
+    Attributes:
+        plan: as written.
+        folder: of the plan file.
+        output: of the command line, instead of the plan's; relative to the current folder.
+    """
+
+    plan: Plan
+    folder: Path
+    output: Path | None = None
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / self.plan.model.path
+
+    @property
+    def conditions_path(self) -> Path | None:
+        return None if self.plan.model.conditions is None else self.folder / self.plan.model.conditions
+
+    @property
+    def output_path(self) -> Path:
+        return self.folder / self.plan.output if self.output is None else self.output
+
+
+def load_plan(path: Path) -> PlanFile:
+    """Read a plan.
+
+    Raises:
+        UsageError: it is missing, is not a JSON object, or is not a valid plan; then every problem is listed.
+    """
+    if not path.is_file():
+        raise UsageError(
+            "there is no plan", found=f"no file {path}", expected="a plan.json", mend="write one with `ptqd-export init`, or correct --plan"
+        )
+    try:
+        plan = Plan.model_validate(read_json_object(path))
+    except ValidationError as error:
+        raise plan_error(error, Plan, path) from error
+    return PlanFile(plan, path.absolute().parent)

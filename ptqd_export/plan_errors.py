@@ -1,0 +1,100 @@
+"""What is wrong with a plan, in one message: pydantic's list of errors becomes one UsageError with a line for each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from engines.errors import UsageError
+
+Location: TypeAlias = tuple[int | str, ...]
+Problem: TypeAlias = tuple[Location, object, str]
+"""Location below the validated value, value found, what was expected."""
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "an object",
+    "too_short": "at least {min_length} item",
+    "string_too_short": "a string that is not empty",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+    "expectation": "{expected}",
+}
+"""What pydantic's kinds of error expected, in the words of JSON; the braces are filled from the error's context."""
+
+
+def expectation(expected: str) -> PydanticCustomError:
+    """What a validator of the plan raises: completes `LOCATION: found ..., expected ...`."""
+    return PydanticCustomError("expectation", "Input should be {expected}", {"expected": expected})
+
+
+def expectations(problems: Sequence[Problem]) -> ValidationError:
+    """Several of them at once."""
+    lines: list[InitErrorDetails] = [{"type": expectation(expected), "loc": at, "input": found} for at, found, expected in problems]
+    return ValidationError.from_exception_data("plan", lines)
+
+
+def plan_error(error: ValidationError, plan_type: type[BaseModel], path: Path) -> UsageError:
+    """The UsageError that lists everything found wrong in the plan at `path`."""
+    problems = [f"  {_problem(details, plan_type)}" for details in error.errors(include_url=False)]
+    return UsageError(
+        "\n".join([f"{path} is not a valid plan", *problems]),
+        mend="correct these keys; `ptqd-export schema` describes every one of them",
+    )
+
+
+def _problem(details: ErrorDetails, plan_type: type[BaseModel]) -> str:
+    location = _dotted(details["loc"])
+    if details["type"] == "extra_forbidden":
+        return f"{location}: unknown key; {_hint(details['loc'], plan_type)}"
+    if details["type"] == "missing":
+        return f"{location}: missing; expected {_description(details['loc'], plan_type)}"
+    return f"{location}: found {_shortened(details['input'])}, expected {_expected(details)}"
+
+
+def _dotted(location: Location) -> str:
+    """`("steps", "precisions", 3)` as `steps.precisions[3]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def _hint(location: Location, plan_type: type[BaseModel]) -> str:
+    known = list(_section(location, plan_type).model_fields)
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f'did you mean "{nearest[0]}"?' if nearest else f"known keys: {', '.join(known)}"
+
+
+def _description(location: Location, plan_type: type[BaseModel]) -> str:
+    return _section(location, plan_type).model_fields[str(location[-1])].description or "a value"
+
+
+def _section(location: Location, plan_type: type[BaseModel]) -> type[BaseModel]:
+    """The model that holds the key at the end of the location."""
+    section = plan_type
+    for key in location[:-1]:
+        annotation = section.model_fields[str(key)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel), f"{key} is not a section"
+        section = annotation
+    return section
+
+
+def _expected(details: ErrorDetails) -> str:
+    template = _EXPECTED.get(details["type"])
+    return template.format(**details.get("ctx", {})) if template else details["msg"]
+
+
+def _shortened(value: object, width: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,167 @@
+"""The `ptqd-export` command line: what it prints, its exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ptqd_export.cli import main
+from ptqd_export.plan import Plan, PlanFile
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "diffusers", "scipy", "rich")
+
+
+def _run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "digits"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "scheduler").mkdir()
+    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    (folder / "unet" / "config.json").write_text('{"num_class_embeds": 11}')
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
+    """What `build` was asked for, in place of building it."""
+    seen: list[tuple[PlanFile, bool]] = []
+
+    def run_build(plan_file: PlanFile, *, fresh: bool) -> None:
+        seen.append((plan_file, fresh))
+
+    module = ModuleType("ptqd_export.build")
+    module.__dict__["run_build"] = run_build
+    monkeypatch.setitem(sys.modules, "ptqd_export.build", module)
+    return seen
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["init", "--help"], ["schema", "--help"], ["build", "--help"], ["schema"]])
+def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from ptqd_export.cli import main\n"
+        "code = main(sys.argv[1:], standalone_mode=False)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], code, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr in ("[] 0\n", "[] None\n")
+    assert len(done.stdout) > 100
+
+
+def test_help_lists_the_commands_with_their_purpose() -> None:
+    text = _run("--help").stdout
+    for line in (
+        "build   Build the bundle that a plan describes.",
+        "init    Write a starter plan",
+        "schema  Print the JSON Schema",
+        "--debug",
+    ):
+        assert line in text
+
+
+def test_schema_is_that_of_the_plan() -> None:
+    result = _run("schema")
+    assert result.exit_code == 0
+    schema = json.loads(result.stdout)
+    assert schema.pop("$schema") == "https://json-schema.org/draft/2020-12/schema"
+    assert schema == Plan.model_json_schema()
+    assert set(schema["required"]) == {"model", "sampler", "precisions", "target", "output"}
+
+
+def test_init_writes_a_plan_that_build_accepts(model: Path, builds: list[tuple[PlanFile, bool]]) -> None:
+    path = model.parent / "plan.json"
+    result = _run("init", "--model", model, "--target", "onnxruntime", "-o", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"wrote {path}; read it through, then: ptqd-export build --plan {path}\n"
+    assert _run("build", "--plan", path).exit_code == 0
+    ((plan_file, fresh),) = builds
+    assert plan_file.model_path == model
+    assert plan_file.plan.sampler.guidance == 1.5
+    assert not fresh
+
+
+def test_init_writes_plan_json_in_the_current_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    assert _run("init", "--model", "digits", "--target", "onnxruntime").exit_code == 0
+    assert json.loads(Path("plan.json").read_text())["model"]["path"] == "digits"
+
+
+def test_init_overwrites_only_when_forced(model: Path) -> None:
+    path = model.parent / "plan.json"
+    path.write_text("precious")
+    arguments = ("init", "--model", model, "--target", "onnxruntime", "-o", path)
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert f"error: a file is in the way\n  found:    {path}" in result.stderr
+    assert path.read_text() == "precious"
+    assert _run(*arguments, "--force").exit_code == 0
+    assert path.read_text() != "precious"
+
+
+def test_init_without_the_model_folder_is_an_error_of_usage(tmp_path: Path) -> None:
+    result = _run("init", "--model", tmp_path / "none", "--target", "onnxruntime", "-o", tmp_path / "plan.json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: this is no diffusers folder\n  found:    no folder {tmp_path / 'none'}\n  expected: ")
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_build_hands_over_output_and_fresh(model: Path, builds: list[tuple[PlanFile, bool]]) -> None:
+    path = model.parent / "plan.json"
+    _run("init", "--model", model, "--target", "onnxruntime", "-o", path)
+    assert _run("build", "--plan", path, "--output", "elsewhere", "--fresh").exit_code == 0
+    ((plan_file, fresh),) = builds
+    assert plan_file.output_path == Path("elsewhere")
+    assert plan_file.plan.output == "build/digits"
+    assert fresh
+
+
+def test_build_without_output_uses_the_plans(model: Path, builds: list[tuple[PlanFile, bool]]) -> None:
+    path = model.parent / "plan.json"
+    _run("init", "--model", model, "--target", "onnxruntime", "-o", path)
+    _run("build", "--plan", path)
+    assert builds[0][0].output_path == model.parent / "build" / "digits"
+
+
+def test_build_refuses_a_wrong_plan_before_it_starts(tmp_path: Path, builds: list[tuple[PlanFile, bool]]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"corection": {}}')
+    result = _run("build", "--plan", path)
+    assert result.exit_code == 2
+    assert f"error: {path} is not a valid plan\n" in result.stderr
+    assert '  corection: unknown key; did you mean "correction"?\n' in result.stderr
+    assert "Traceback" not in result.stderr
+    assert builds == []
+
+
+def test_build_without_the_plan_is_an_error_of_usage(tmp_path: Path) -> None:
+    result = _run("build", "--plan", tmp_path / "none.json")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: there is no plan\n  found:    no file {tmp_path / 'none.json'}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["init"], "Missing option '--model'"),
+        (["init", "--model", "x"], "Missing option '--target'"),
+        (["build"], "Missing option '--plan'"),
+        (["biuld"], "No such command 'biuld'"),
+        (["build", "--plan", "x", "--frsh"], "No such option"),
+    ],
+)
+def test_wrong_command_line_exits_2(arguments: list[str], complaint: str) -> None:
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
