@@ -1,0 +1,93 @@
+"""What every stage of a build looks at: the plan, its model and its sampler, each loaded when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from calib.placement import PLACEMENTS, Placement
+from calib.precision import Precision
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.errors import UsageError
+from engines.network import EngineDenoiser
+from engines.noise import NoiseSource
+from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from ptqd_export.models.base import LoadedModel
+from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
+
+CALIBRATION_SEEDS = 2**63
+"""Calibration draws from the upper half of the seeds, so that nobody samples what was calibrated on by accident."""
+
+
+class BuildContext:
+    """See the module. Attributes are computed once and never change."""
+
+    def __init__(self, plan_file: PlanFile) -> None:
+        self.plan_file = plan_file
+        self.plan: Plan = plan_file.plan
+        self.placement: Placement = PLACEMENTS[self.plan.target.name]
+        self.precisions = sorted((Precision.parse(name) for name in self.plan.precisions), key=lambda precision: precision.cost_key)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.plan_file)
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        return load_model(self.plan_file)
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The model's, with the plan's overrides."""
+        overrides = self.plan.sampler.model_dump(include={"timestep_spacing", "clip_sample", "prediction_type"}, exclude_none=True)
+        return self.model.noise_schedule.model_copy(update=overrides)
+
+    @cached_property
+    def table(self) -> SamplerTable:
+        sampler = self.plan.sampler
+        return compile_sampler(sampler.name, sampler.steps, sampler.eta, self.noise_schedule)
+
+    @property
+    def quantized_precisions(self) -> list[Precision]:
+        """Those with integer weights, going up in bit operations."""
+        return [precision for precision in self.precisions if precision.weight_bits is not None]
+
+    @property
+    def guided(self) -> bool:
+        return self.plan.sampler.guidance != 1.0
+
+    def check(self) -> None:
+        """What a plan can be wrong about once its model is known; called before anything is written.
+
+        Raises:
+            UsageError: it does not fit.
+        """
+        if any(precision.name == "fp16" for precision in self.precisions):
+            raise UsageError(
+                f"Target {self.placement.name} has no fp16 engines.", found="precision fp16", expected="fp32 or integer precisions"
+            )
+        _ = self.table
+        conditioning = self.model.conditioning
+        if self.guided and (conditioning is None or conditioning.null is None):
+            raise UsageError(
+                "The model cannot be guided.", found=f"guidance {self.plan.sampler.guidance:g}, and a model without a null condition",
+                expected="guidance 1, or conditions with their null values", mend="set sampler.guidance to 1",
+            )  # fmt: skip
+
+    def denoiser(self, graph: Path) -> EngineDenoiser:
+        """The network of a graph as it will run."""
+        engine = OnnxRuntimeEngine(graph, threads=self.plan.target.threads)
+        return EngineDenoiser(engine, self.model.conditioning, self.guided)
+
+    def noise(self) -> NoiseSource:
+        return NoiseSource(CALIBRATION_SEEDS + self.plan.calibration.seed, self.model.sample_shape)
+
+
+def graph_path(folders: Mapping[str, Path], precision: str) -> Path:
+    """The graph in the folder of the stage that made it."""
+    return folders[precision] / f"{precision}.onnx"
+
+
+__all__ = ["FULL_PRECISION", "BuildContext", "graph_path"]

@@ -1,0 +1,72 @@
+"""The table at the end of a build."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.bundle import Bundle
+from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.stages import Finished
+
+
+def print_summary(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float], finished: Iterable[Finished]
+) -> None:
+    """Print what was built: size, bit operations, measured time, noise."""
+    bundle = Bundle.open(output)
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title=f"{output}: {context.plan.sampler.name}, {context.table.steps} steps, {context.plan.correction.mode} correction")
+    for column in (
+        "precision",
+        "size",
+        "bit ops saved (layers / all)",
+        "time a step",
+        "noise SNR",
+        "R2",
+        "corrected SNR",
+        "fast mode",
+        "steps",
+    ):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    chosen = Counter(step.precision for step in bundle.schedule().steps)
+    for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.quantized_precisions))]:
+        table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
+    console.print(table)
+    console.print(
+        f"time a step: batch {context.plan.target.benchmark_batch}, median on this machine; noise SNR, R2, corrected SNR: mean over steps; "
+        "fast mode: what the runtime's fused kernels change in the SNR\n"
+        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: ptqd-run sample {output} --num 64 --seed 1 --output out",
+        highlight=False,
+    )
+
+
+def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float]) -> list[str]:
+    record = bundle.manifest.precisions[name]
+    sizes = {precision: _size(bundle, precision) for precision in (name, FULL_PRECISION)}
+    saved = f"{record.bit_operations_saved:.1f}x / {record.bit_operations_saved_all:.1f}x"
+    size = f"{sizes[name] / 1e6:.2f} MB ({sizes[name] / sizes[FULL_PRECISION]:.2f}x)"
+    speed = f"{times[name]:.1f} ms ({times[FULL_PRECISION] / times[name]:.2f}x)"
+    return [size, saved, speed, *_noise(bundle, name, graphs)]
+
+
+def _size(bundle: Bundle, precision: str) -> int:
+    graph = bundle.manifest.precisions[precision].graph
+    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in (graph, f"{graph}.data"))
+
+
+def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:
+    if name == FULL_PRECISION:
+        return ["-"] * 4
+    steps = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"]
+    verified = json.loads((graphs[name] / "precision.json").read_text())["verification"]
+    return [
+        f"{fmean(step['snr_db'] for step in steps):.1f} dB", f"{fmean(step['r2'] for step in steps):.3f}",
+        f"{fmean(step['corrected_snr_db'] for step in steps):.1f} dB", f"{verified['noise'] - verified['exact_noise']:+.2f} dB",
+    ]  # fmt: skip

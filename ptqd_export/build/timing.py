@@ -1,0 +1,33 @@
+"""Measured time of a step, engine by engine, on this machine; kept apart from the portable bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engines.files import write_text
+from engines.machine import cores, machine_name, processor
+from engines.timing import interleaved_medians
+from ptqd_export.build.context import BuildContext, graph_path
+from ptqd_export.build.stages import Reporter
+
+ROUNDS = 15
+
+
+def time_engines(context: BuildContext, output: Path, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
+    """Median milliseconds of a step (guidance included) by precision; also written to `local/<machine>/times.json`."""
+    reporter.start("time")
+    batch = context.plan.target.benchmark_batch
+    samples = np.arange(batch, dtype=np.int64)
+    x = context.noise().start(samples)
+    rows = np.zeros_like(samples)
+    timestep = float(context.table.timestep[0])
+    runs = {name: partial(context.denoiser(graph_path(graphs, name)), x, timestep, rows) for name in graphs}
+    times = {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+    record = {"processor": processor(), "cores": cores(), "batch": batch, "guided": context.guided, "milliseconds_a_step": times}
+    write_text(output / "local" / machine_name() / "times.json", json.dumps(record, indent=1) + "\n")
+    return times
