@@ -52,9 +52,17 @@ def draw_states(
     """About `count` states, the same number from every step of full-precision chains with the given conditioning rows."""
     name = "fp32"
     plan = WalkPlan(
-        table, network, {name: network}, noise, rows, FixedPolicy((name,) * table.steps), CorrectionChoice("none", "none"),
-        guidance=guidance, trajectory="fp", batch_size=len(rows),
-    )  # fmt: skip
+        table,
+        network,
+        {name: network},
+        noise,
+        rows,
+        FixedPolicy((name,) * table.steps),
+        CorrectionChoice("none", "none"),
+        guidance=guidance,
+        trajectory="fp",
+        batch_size=len(rows),
+    )
     a_step = -(-count // table.steps)
     kept: list[States] = []
     with Walk(plan, folder) as walk:

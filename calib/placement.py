@@ -50,16 +50,24 @@ class Placement:
     group_norm: Literal["instance", "operator"]
 
 
-PLACEMENTS: Mapping[str, Placement] = MappingProxyType({
-    "onnxruntime": Placement(
-        name="onnxruntime", signed=False, symmetric=False, packed_bits=4, group_norm="instance",
-        ops=MappingProxyType({
-            "Conv": OpPlacement(quantize_output=True, bias="int32"),
-            "Gemm": OpPlacement(quantize_output=True, bias="int32"),
-            "MatMul": OpPlacement(quantize_output=False, bias="float"),
-        }),
-    ),
-})  # fmt: skip
+PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
+    {
+        "onnxruntime": Placement(
+            name="onnxruntime",
+            signed=False,
+            symmetric=False,
+            packed_bits=4,
+            group_norm="instance",
+            ops=MappingProxyType(
+                {
+                    "Conv": OpPlacement(quantize_output=True, bias="int32"),
+                    "Gemm": OpPlacement(quantize_output=True, bias="int32"),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float"),
+                }
+            ),
+        ),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,12 @@ class Rule:
     reason: str | None = None
 
 
-_FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType({
-    "boundary": "first or last layer: 8-bit weights, float activations (8 bits on the state itself or on the output would bound the SNR)",
-    "embedding": "embedding branch, independent of the state: 8-bit weights, float activations",
-})  # fmt: skip
+_FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
+    {
+        "boundary": "first or last layer: 8-bit weights, float activations (8 bits on the state itself or on the output would bound the SNR)",
+        "embedding": "embedding branch, independent of the state: 8-bit weights, float activations",
+    }
+)
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: Sequence[str] = ()) -> Rule:

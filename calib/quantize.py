@@ -79,7 +79,12 @@ class Quantizer:
         if (tensor, bits) not in self._activations:
             seen = self._seen[tensor]
             self._activations[tensor, bits] = activation_scale(
-                seen.values, seen.low, seen.high, bits=bits, signed=self._placement.signed, symmetric=self._placement.symmetric,
+                seen.values,
+                seen.low,
+                seen.high,
+                bits=bits,
+                signed=self._placement.signed,
+                symmetric=self._placement.symmetric,
                 criterion=self._settings.activation_scale,
-            )  # fmt: skip
+            )
         return self._activations[tensor, bits]

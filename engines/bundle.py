@@ -102,9 +102,11 @@ class Bundle:
         path = folder / "manifest.json"
         if not path.is_file():
             raise UsageError(
-                "This is not a bundle.", found=f"no {path}", expected="a folder that `ptqd-export build` finished",
+                "This is not a bundle.",
+                found=f"no {path}",
+                expected="a folder that `ptqd-export build` finished",
                 mend="run `ptqd-export build --plan plan.json`, and give the plan's output folder",
-            )  # fmt: skip
+            )
         return cls(folder, parse_contract(Manifest, path))
 
     def path(self, name: str) -> Path:
@@ -124,9 +126,11 @@ class Bundle:
         size, digest = path.stat().st_size, sha256(path)
         if (size, digest) != (record.bytes, record.sha256):
             raise BundleError(
-                "A file of the bundle was changed or damaged.", found=f"{path}: {size} bytes, sha256 {digest}",
-                expected=f"{record.bytes} bytes, sha256 {record.sha256}", mend="copy the whole bundle again, or rebuild it",
-            )  # fmt: skip
+                "A file of the bundle was changed or damaged.",
+                found=f"{path}: {size} bytes, sha256 {digest}",
+                expected=f"{record.bytes} bytes, sha256 {record.sha256}",
+                mend="copy the whole bundle again, or rebuild it",
+            )
 
     def schedule(self, name: str = "default") -> Schedule:
         """A schedule of the bundle by name.
@@ -150,9 +154,11 @@ def parse_contract(kind: type[Contract], path: Path) -> Contract:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            "The bundle has a schema version that this ptqd-run does not know.", found=f"{path}: {version!r}",
-            expected=str(SCHEMA_VERSION), mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
-        )  # fmt: skip
+            "The bundle has a schema version that this ptqd-run does not know.",
+            found=f"{path}: {version!r}",
+            expected=str(SCHEMA_VERSION),
+            mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
+        )
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -72,14 +72,16 @@ def load_table(path: Path) -> Conditioning:
     null = {name.removeprefix(NULL_PREFIX): _plain(value) for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
     if not tables or len({len(table) if table.ndim else -1 for table in tables.values()}) != 1:
         raise UsageError(
-            "The conditioning file holds no table.", found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
+            "The conditioning file holds no table.",
+            found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
             expected="one array [rows, ...] for every conditioning input, all with the same number of rows",
-        )  # fmt: skip
+        )
     if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items()}:
         raise UsageError(
-            "The unconditional values do not fit the conditioning table.", found=", ".join(f"null.{k} {v.shape}" for k, v in null.items()),
+            "The unconditional values do not fit the conditioning table.",
+            found=", ".join(f"null.{k} {v.shape}" for k, v in null.items()),
             expected=", ".join(f"null.{k} {v.shape[1:]}" for k, v in tables.items()),
-        )  # fmt: skip
+        )
     return Conditioning(tables, null or None)
 
 

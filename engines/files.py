@@ -53,7 +53,9 @@ def writable_folder(path: Path) -> Path:
             pass
     except OSError as error:
         raise UsageError(
-            "The output folder cannot be written.", found=f"{path}: {error.strerror}", expected="a folder this user can write to",
+            "The output folder cannot be written.",
+            found=f"{path}: {error.strerror}",
+            expected="a folder this user can write to",
             mend="name another folder or change its permissions",
-        ) from error  # fmt: skip
+        ) from error
     return path

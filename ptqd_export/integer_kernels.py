@@ -30,7 +30,9 @@ def check_integer_kernels(path: Path, layers: Sequence[QuantizedLayer]) -> int:
     found = sum(ops[op] for op in INTEGER_OPS)
     if found < expected:
         raise PtqdError(
-            "The runtime does not run every quantized layer in integers.", found=f"{found} integer kernels in {path.name}",
-            expected=f"{expected}", mend="this onnxruntime fuses other patterns: use a version that the project's constraints name",
-        )  # fmt: skip
+            "The runtime does not run every quantized layer in integers.",
+            found=f"{found} integer kernels in {path.name}",
+            expected=f"{expected}",
+            mend="this onnxruntime fuses other patterns: use a version that the project's constraints name",
+        )
     return found

@@ -40,24 +40,34 @@ def trace(model: LoadedModel) -> ir.Model:
     free = [{0: batch} for _ in inputs]
     with _quiet():
         program = torch.onnx.export(
-            model.adapter, inputs, input_names=[STATE, TIMESTEP, *model.adapter.conditions], output_names=[OUTPUT], dynamo=True,
-            opset_version=OPSET, dynamic_shapes=(free[0], free[1], tuple(free[2:])), optimize=False, verbose=False,
-        )  # fmt: skip
+            model.adapter,
+            inputs,
+            input_names=[STATE, TIMESTEP, *model.adapter.conditions],
+            output_names=[OUTPUT],
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(free[0], free[1], tuple(free[2:])),
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     graph: ir.Model = program.model
     ir.passes.Sequential(ParameterNames("network."), TransposedWeights())(graph)
     optimizer.optimize(graph)
     ir.passes.Sequential(
-        common.CommonSubexpressionEliminationPass(), common.DeduplicateInitializersPass(size_limit=1024), common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedOpsetsPass(), common.ClearMetadataAndDocStringPass(),
-    )(graph)  # fmt: skip
+        common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(size_limit=1024),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )(graph)
     return graph
 
 
 def lower(graph: ir.Model, placement: Placement) -> None:
     """Rewrite a traced graph, in place, into the forms that the placement asks for."""
     if placement.group_norm == "instance":
-        GroupNormToInstanceNorm()(graph)
+        ir.passes.Sequential(GroupNormToInstanceNorm(), common.RemoveUnusedNodesPass())(graph)
 
 
 def check_parity(model: LoadedModel, path: Path) -> float:
@@ -74,9 +84,11 @@ def check_parity(model: LoadedModel, path: Path) -> float:
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= PARITY:
         raise PtqdError(
-            "The traced graph does not compute what torch computes.", found=f"a relative difference of {difference:.1e}",
-            expected=f"at most {PARITY:.0e}", mend="report this model: tracing it is not supported",
-        )  # fmt: skip
+            "The traced graph does not compute what torch computes.",
+            found=f"a relative difference of {difference:.1e}",
+            expected=f"at most {PARITY:.0e}",
+            mend="report this model: tracing it is not supported",
+        )
     return difference
 
 

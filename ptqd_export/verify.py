@@ -60,14 +60,19 @@ def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], st
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
     exact, fast = _graph_outputs(model, graph, states, "exact"), _graph_outputs(model, graph, states, "fast")
     found = Verification(
-        noise=snr_db(reference, fast), exact_noise=snr_db(reference, exact), rounding=snr_db(double, single),
-        exact_match=snr_db(single, exact), fast_match=snr_db(single, fast),
-    )  # fmt: skip
+        noise=snr_db(reference, fast),
+        exact_noise=snr_db(reference, exact),
+        rounding=snr_db(double, single),
+        exact_match=snr_db(single, exact),
+        fast_match=snr_db(single, fast),
+    )
     if found.exact_match < found.rounding - TOLERANCE_DB:
         raise PtqdError(
-            f"The graph {graph.name} does not compute what its oracle computes.", found=f"they agree to {found.exact_match:.1f} dB",
-            expected=f"at least {found.rounding - TOLERANCE_DB:.1f} dB", mend="this is a bug in ptqd-export: please report the model",
-        )  # fmt: skip
+            f"The graph {graph.name} does not compute what its oracle computes.",
+            found=f"they agree to {found.exact_match:.1f} dB",
+            expected=f"at least {found.rounding - TOLERANCE_DB:.1f} dB",
+            mend="this is a bug in ptqd-export: please report the model",
+        )
     _same_statistics(graph, *(_noise(states, reference, q) for q in (single.astype(np.float32), fast)))
     return found
 
@@ -113,6 +118,7 @@ def _same_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
     if max(apart, relative) > STANDARD_ERRORS:
         raise PtqdError(
             f"The noise of {graph.name} as it runs is not the oracle's.",
-            found=f"k {engine.k:.5f}, residual variance {engine.s2:.3e}", expected=f"k {oracle.k:.5f}, residual variance {oracle.s2:.3e}",
+            found=f"k {engine.k:.5f}, residual variance {engine.s2:.3e}",
+            expected=f"k {oracle.k:.5f}, residual variance {oracle.s2:.3e}",
             mend="compare the runtime's exact mode: its fast kernels may be wrong on this CPU",
-        )  # fmt: skip
+        )

@@ -44,9 +44,10 @@ class Engine(abc.ABC):
         out = self._run(feeds)
         if not np.isfinite(out).all():
             raise PtqdError(
-                "The network's output is not finite.", found=f"NaN or infinity from {self.label}",
+                "The network's output is not finite.",
+                found=f"NaN or infinity from {self.label}",
                 mend="check the state that it was given, and whether float32 samples well (--precision fp32)",
-            )  # fmt: skip
+            )
         return out
 
     @abc.abstractmethod
@@ -55,14 +56,16 @@ class Engine(abc.ABC):
     def _check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         if feeds.keys() != {spec.name for spec in self.inputs}:
             raise PtqdError(
-                f"{self.label} was given other inputs than it takes.", found=", ".join(feeds),
+                f"{self.label} was given other inputs than it takes.",
+                found=", ".join(feeds),
                 expected=", ".join(spec.name for spec in self.inputs),
-            )  # fmt: skip
+            )
         batch = len(next(iter(feeds.values())))
         for spec in self.inputs:
             value = feeds[spec.name]
             if value.dtype != spec.dtype or value.shape != (batch, *spec.shape):
                 raise PtqdError(
-                    f"Input {spec.name} of {self.label} does not fit.", found=f"{value.dtype} {value.shape}",
+                    f"Input {spec.name} of {self.label} does not fit.",
+                    found=f"{value.dtype} {value.shape}",
                     expected=f"{spec.dtype} {(batch, *spec.shape)}",
-                )  # fmt: skip
+                )

@@ -28,9 +28,15 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
     rows = np.zeros_like(samples) if conditioning is None else noise.row(samples, conditioning.rows)
     network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION))
     states = draw_states(
-        table, network, context.plan.sampler.guidance, noise, rows, calibration.activation_samples, folder,
+        table,
+        network,
+        context.plan.sampler.guidance,
+        noise,
+        rows,
+        calibration.activation_samples,
+        folder,
         on_step=lambda done: reporter.advance(done, table.steps),
-    )  # fmt: skip
+    )
     states.save(folder / STATES)
 
 

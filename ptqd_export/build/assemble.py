@@ -99,9 +99,14 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
         precisions[name] = _precision(placement, name, parsed.weight_bits, parsed.activation_bits, record["bit_operations"])
     return Manifest(
         model=ModelRecord(family=model.family, parameters=model.parameters, sample_shape=model.sample_shape, conditioning=conditioning),
-        parameterization=context.noise_schedule.prediction_type, target=context.plan.target.name, placement=placement,
-        precisions=precisions, guidance=context.plan.sampler.guidance, files=files, versions={name: version(name) for name in PACKAGES},
-    )  # fmt: skip
+        parameterization=context.noise_schedule.prediction_type,
+        target=context.plan.target.name,
+        placement=placement,
+        precisions=precisions,
+        guidance=context.plan.sampler.guidance,
+        files=files,
+        versions={name: version(name) for name in PACKAGES},
+    )
 
 
 def _precision(
@@ -110,6 +115,9 @@ def _precision(
     assert weight_bits is not None
     assert activation_bits is not None
     return PrecisionRecord(
-        graph=f"graphs/{placement}/{name}.onnx", weight_bits=weight_bits, activation_bits=activation_bits,
-        bit_operations_saved=saved["layers_saved"], bit_operations_saved_all=saved["all_saved"],
-    )  # fmt: skip
+        graph=f"graphs/{placement}/{name}.onnx",
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        bit_operations_saved=saved["layers_saved"],
+        bit_operations_saved_all=saved["all_saved"],
+    )

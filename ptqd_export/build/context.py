@@ -72,9 +72,11 @@ class BuildContext:
         conditioning = self.model.conditioning
         if self.guided and (conditioning is None or conditioning.null is None):
             raise UsageError(
-                "The model cannot be guided.", found=f"guidance {self.plan.sampler.guidance:g}, and a model without a null condition",
-                expected="guidance 1, or conditions with their null values", mend="set sampler.guidance to 1",
-            )  # fmt: skip
+                "The model cannot be guided.",
+                found=f"guidance {self.plan.sampler.guidance:g}, and a model without a null condition",
+                expected="guidance 1, or conditions with their null values",
+                mend="set sampler.guidance to 1",
+            )
 
     def denoiser(self, graph: Path) -> EngineDenoiser:
         """The network of a graph as it will run."""

@@ -30,15 +30,18 @@ VERIFIED_STATES = 64
 
 
 def make_quantized_graph(
-    context: BuildContext, precision: Precision, traced: Path, states: Path, seen: Path, folder: Path, reporter: Reporter
+    context: BuildContext, precision: Precision, traced: Path, states: Path, seen: Path, folder: Path, _reporter: Reporter
 ) -> None:
     """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured)."""
     network = Network.load(traced)
     settings = context.plan.quantization
     quantizer = Quantizer(
-        context.model.adapter.network, network.layers, load_observations(seen), context.placement,
+        context.model.adapter.network,
+        network.layers,
+        load_observations(seen),
+        context.placement,
         QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float),
-    )  # fmt: skip
+    )
     quantized = quantizer.quantize(precision)
     path = folder / f"{precision.name}.onnx"
     graph = ir.load(traced / f"{FULL_PRECISION}.onnx")
@@ -60,8 +63,13 @@ def make_quantized_graph(
 def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:
     """Bits and scales of a layer; the scales of its weight are in the graph, one a channel."""
     record: dict[str, Any] = {
-        "name": name, "op": op, "role": role, "weight_bits": rule.weight_bits, "activation_bits": rule.activation_bits, "reason": rule.reason,
-    }  # fmt: skip
+        "name": name,
+        "op": op,
+        "role": role,
+        "weight_bits": rule.weight_bits,
+        "activation_bits": rule.activation_bits,
+        "reason": rule.reason,
+    }
     if quantized is not None:
         record |= {"input": _scale(quantized.input), "output": _scale(quantized.output)}
     return record

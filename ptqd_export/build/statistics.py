@@ -63,22 +63,35 @@ def _schedule(context: BuildContext, results: list[StepResult]) -> Schedule:
     plan, table = context.plan, context.table
     sampler = SamplerRecord(name=table.name, steps=table.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance)
     return Schedule(
-        sampler=sampler, correction=CorrectionRecord(mode=plan.correction.mode, variance=plan.correction.variance),
-        policy=plan.steps.policy, init_sigma=table.init_sigma, steps=tuple(_step(context, result) for result in results),
-    )  # fmt: skip
+        sampler=sampler,
+        correction=CorrectionRecord(mode=plan.correction.mode, variance=plan.correction.variance),
+        policy=plan.steps.policy,
+        init_sigma=table.init_sigma,
+        steps=tuple(_step(context, result) for result in results),
+    )
 
 
 def _step(context: BuildContext, result: StepResult) -> Step:
     row = context.table.step(result.step)
     return Step(
-        step=result.step, timestep=row.timestep, precision=result.chosen, x_coeff=row.x_coeff, out_coeff=row.out_coeff,
-        prediction_coeffs=row.prediction_coeffs, history_coeffs=row.history_coeffs, input_scale=row.input_scale, sigma=row.sigma,
+        step=result.step,
+        timestep=row.timestep,
+        precision=result.chosen,
+        x_coeff=row.x_coeff,
+        out_coeff=row.out_coeff,
+        prediction_coeffs=row.prediction_coeffs,
+        history_coeffs=row.history_coeffs,
+        input_scale=row.input_scale,
+        sigma=row.sigma,
         clip=row.clip,
         corrections={
             name: Correction(
-                gain=tuple(fitted.affine.gain.tolist()), offset=tuple(fitted.affine.offset.tolist()), sigma_corrected=fitted.sigma_corrected,
-                residual_variance=fitted.residual_variance, unabsorbed_variance=fitted.unabsorbed_variance,
+                gain=tuple(fitted.affine.gain.tolist()),
+                offset=tuple(fitted.affine.offset.tolist()),
+                sigma_corrected=fitted.sigma_corrected,
+                residual_variance=fitted.residual_variance,
+                unabsorbed_variance=fitted.unabsorbed_variance,
             )
             for name, fitted in result.corrections.items()
         },
-    )  # fmt: skip
+    )

@@ -67,6 +67,8 @@ def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:
     steps = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"]
     verified = json.loads((graphs[name] / "precision.json").read_text())["verification"]
     return [
-        f"{fmean(step['snr_db'] for step in steps):.1f} dB", f"{fmean(step['r2'] for step in steps):.3f}",
-        f"{fmean(step['corrected_snr_db'] for step in steps):.1f} dB", f"{verified['noise'] - verified['exact_noise']:+.2f} dB",
-    ]  # fmt: skip
+        f"{fmean(step['snr_db'] for step in steps):.1f} dB",
+        f"{fmean(step['r2'] for step in steps):.3f}",
+        f"{fmean(step['corrected_snr_db'] for step in steps):.1f} dB",
+        f"{verified['noise'] - verified['exact_noise']:+.2f} dB",
+    ]

@@ -48,9 +48,13 @@ def load_diffusers(folder: Path, null_class: int | None, conditions: Path | None
     height, width = (size, size) if isinstance(size, int) else size
     names = () if conditioning is None else tuple(conditioning.tables)
     return LoadedModel(
-        family=f"diffusers {kind}", adapter=DiffusersAdapter(network, names), sample_shape=(config["in_channels"], height, width),
-        conditioning=conditioning, null_class=null, noise_schedule=schedule,
-    )  # fmt: skip
+        family=f"diffusers {kind}",
+        adapter=DiffusersAdapter(network, names),
+        sample_shape=(config["in_channels"], height, width),
+        conditioning=conditioning,
+        null_class=null,
+        noise_schedule=schedule,
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -59,10 +63,11 @@ def read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(
-            "The model folder is missing or incomplete.", found=f"no {path}",
+            "The model folder is missing or incomplete.",
+            found=f"no {path}",
             expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
             mend="name a folder written by `save_pretrained` as model.path",
-        ) from None  # fmt: skip
+        ) from None
     except (OSError, ValueError) as error:
         raise PtqdError("A model configuration cannot be read.", found=f"{path}: {error}", expected="JSON") from error
     return config
@@ -73,19 +78,21 @@ def _network(kind: str, folder: Path) -> nn.Module:
 
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise UsageError(
-            "The model has no safetensors weights.", found=", ".join(sorted(p.name for p in folder.iterdir())),
+            "The model has no safetensors weights.",
+            found=", ".join(sorted(p.name for p in folder.iterdir())),
             expected=" or ".join(WEIGHTS),
             mend="save the model again with `save_pretrained(..., safe_serialization=True)`",
-        )  # fmt: skip
+        )
     network: type[nn.Module] = getattr(diffusers, kind)
     try:
         loaded: nn.Module = network.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)  # type: ignore[attr-defined]
     except Exception as error:  # diffusers wraps safetensors' errors in several types
         raise PtqdError(
-            "The model's weights cannot be read.", found=f"{folder}: {_first_line(error)}",
+            "The model's weights cannot be read.",
+            found=f"{folder}: {_first_line(error)}",
             expected="whole safetensors files that fit the configuration",
             mend="copy the model again",
-        ) from error  # fmt: skip
+        ) from error
     return loaded.float()
 
 
@@ -101,9 +108,10 @@ def _conditioning(kind: str, config: dict[str, Any], null_class: int | None, tab
             )
         if table is None:
             raise UsageError(
-                "The model takes embeddings, and the plan names none.", found="no model.conditions",
+                "The model takes embeddings, and the plan names none.",
+                found="no model.conditions",
                 expected=f"an .npz with encoder_hidden_states [rows, tokens, {config['cross_attention_dim']}]",
-            )  # fmt: skip
+            )
         return load_table(table), None
     labels = config.get("num_class_embeds")
     if not labels:

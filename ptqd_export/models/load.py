@@ -25,9 +25,11 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
 def existing(path: Path) -> Path:
     if not path.is_dir():
         raise UsageError(
-            "The model folder is missing.", found=f"no folder {path}", expected="a diffusers pipeline folder",
+            "The model folder is missing.",
+            found=f"no folder {path}",
+            expected="a diffusers pipeline folder",
             mend="correct model.path; it is relative to the plan",
-        )  # fmt: skip
+        )
     return path
 
 

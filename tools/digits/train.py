@@ -31,10 +31,17 @@ GUIDANCE = 1.5
 def network() -> UNet2DModel:
     """1.7 M parameters, 6.9 MB in float32; one attention block at 8x8."""
     return UNet2DModel(
-        sample_size=SIZE, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(64, 96),
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=16, attention_head_dim=32, num_class_embeds=CLASSES + 1,
-    )  # fmt: skip
+        sample_size=SIZE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(64, 96),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+        attention_head_dim=32,
+        num_class_embeds=CLASSES + 1,
+    )
 
 
 def learning_rate(progress: float, peak: float = 1e-3, warm_up: float = 0.02) -> float:
@@ -115,9 +122,14 @@ def main(minutes: float, batch: int, output: Path) -> None:
     accuracy = recognised(sample(average, scheduler, labels), labels)
     summary = {
         "parameters": sum(p.numel() for p in average.parameters()),
-        "minutes": minutes, "batch": batch, "steps": log[-1]["step"] if log else 0,
-        "samples_recognised": accuracy, "samples": len(labels), "guidance": GUIDANCE, "log": log,
-    }  # fmt: skip
+        "minutes": minutes,
+        "batch": batch,
+        "steps": log[-1]["step"] if log else 0,
+        "samples_recognised": accuracy,
+        "samples": len(labels),
+        "guidance": GUIDANCE,
+        "log": log,
+    }
     (HERE / "training_log.json").write_text(json.dumps(summary, indent=1) + "\n")
     click.echo(json.dumps({key: value for key, value in summary.items() if key != "log"}))
 

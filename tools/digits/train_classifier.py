@@ -27,10 +27,16 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+        )
         self.hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(32 * (SIZE // 4) ** 2, 64), nn.ReLU())
         self.head = nn.Linear(64, CLASSES)
 
@@ -46,10 +52,13 @@ def jitter(images: torch.Tensor) -> torch.Tensor:
     angle = (torch.rand(count) - 0.5) * 0.35
     scale = 1 + (torch.rand(count) - 0.5) * 0.2
     shift = (torch.rand(count, 2) - 0.5) * 4 * 2 / SIZE
-    affine = torch.stack([
-        torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], dim=1),
-        torch.stack([scale * angle.sin(), scale * angle.cos(), shift[:, 1]], dim=1),
-    ], dim=1)  # fmt: skip
+    affine = torch.stack(
+        [
+            torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], dim=1),
+            torch.stack([scale * angle.sin(), scale * angle.cos(), shift[:, 1]], dim=1),
+        ],
+        dim=1,
+    )
     grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
     return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -84,9 +93,15 @@ def main(epochs: int, output: Path) -> None:
         accuracy = (model(images[held_out])[0].argmax(dim=1) == labels[held_out]).double().mean().item()
     batch = torch.export.Dim("batch", min=1, max=65536)
     program = torch.onnx.export(
-        model, (images[:4],), input_names=["images"], output_names=["logits", "features", "spatial"],
-        dynamo=True, opset_version=21, dynamic_shapes={"images": {0: batch}}, verbose=False,
-    )  # fmt: skip
+        model,
+        (images[:4],),
+        input_names=["images"],
+        output_names=["logits", "features", "spatial"],
+        dynamo=True,
+        opset_version=21,
+        dynamic_shapes={"images": {0: batch}},
+        verbose=False,
+    )
     assert program is not None
     program.save(output)
     click.echo(json.dumps({"held_out_accuracy": round(accuracy, 4), "held_out_images": len(held_out), "epochs": epochs}))
