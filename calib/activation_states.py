@@ -49,7 +49,7 @@ def draw_states(
     folder: Path,
     on_step: Callable[[int], None],
 ) -> States:
-    """About `count` states, the same number from every step of full-precision chains with the given conditioning rows."""
+    """About `count` states, none twice: the same number from every step of full-precision chains, one for each conditioning row given."""
     name = "fp32"
     plan = WalkPlan(
         table,
@@ -63,7 +63,7 @@ def draw_states(
         trajectory="fp",
         batch_size=len(rows),
     )
-    a_step = -(-count // table.steps)
+    a_step = min(-(-count // table.steps), len(rows))
     kept: list[States] = []
     with Walk(plan, folder) as walk:
         for result in walk:

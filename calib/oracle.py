@@ -20,7 +20,7 @@ def fake_quantized(network: nn.Module, layers: Iterable[QuantizedLayer], dtype: 
         layers: the quantized layers; the others stay in float.
         dtype: of the arithmetic. Scales are float32 values in either.
     """
-    oracle = copy.deepcopy(network).to(dtype).eval()
+    oracle = nn.Module.to(copy.deepcopy(network), dtype).eval()  # the `to` of diffusers' own networks warns of every cast
     for layer in layers:
         fake_quantize(oracle.get_submodule(layer.layer.name), layer, dtype)
     return oracle

@@ -83,7 +83,8 @@ class Rule:
 
 _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
     {
-        "boundary": "first or last layer: 8-bit weights, float activations (8 bits on the state itself or on the output would bound the SNR)",
+        "boundary": "first or last layer: 8-bit weights, float activations "
+        "(8 bits on the state itself or on the output would bound the SNR)",
         "embedding": "embedding branch, independent of the state: 8-bit weights, float activations",
     }
 )

@@ -18,8 +18,8 @@ _CHUNK_VALUES = 2**24
 def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
     """Per-channel symmetric quantizer of a weight [channels, ...].
 
-    `mse` tries `candidates` clipping ratios between 0.25 and 1.05 of the channel's largest magnitude, in chunks of channels so that
-    memory does not grow with the layer.
+    `mse` tries the channel's largest magnitude, and `candidates` clipping ratios between 0.25 and 1.05 of it, in chunks of channels so
+    that memory does not grow with the layer.
     """
     flat = weight.detach().float().reshape(len(weight), -1)
     rows = max(1, _CHUNK_VALUES // flat.shape[1])
@@ -33,7 +33,7 @@ def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: i
         return largest
     best = torch.full_like(largest, torch.inf)
     chosen = largest.clone()
-    for ratio in torch.linspace(0.25, 1.05, candidates).tolist():
+    for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()]:
         scale = (ratio * largest)[:, None]
         error = (torch.round(flat / scale).clamp_(low, high).mul_(scale) - flat).square_().sum(dim=1)
         better = error < best

@@ -33,13 +33,13 @@ class CalibratedSigma:
 
 
 def calibrate_sigma(sigma: float, excess: float) -> CalibratedSigma:
-    """`sigma'^2 = max(sigma^2 - excess, 0)`, for an excess by `excess_variance`, `measured_excess` or `short_form_excess`.
+    """`sigma'^2 = max(sigma^2 - excess, 0)`, at most `sigma^2`; the excess is one of the three below.
 
-    A negative excess is thereby added to the noise, but not where the sampler draws none, where sigma' stays 0: a deterministic
-    sampler must stay deterministic, and the last step of a stochastic one gives the image itself, which must come out without noise.
+    Noise is taken away and never added. Where coarse quantization leaves a step with too little variance, what is missing has the structure
+    of the image: white noise in its place restores the variance of a pixel and shows as grain.
     """
-    corrected = max(sigma**2 - excess, 0.0) if sigma > 0 else 0.0
-    return CalibratedSigma(math.sqrt(corrected), excess, max(excess - sigma**2, 0.0))
+    corrected = min(math.sqrt(max(sigma**2 - excess, 0.0)), sigma)
+    return CalibratedSigma(corrected, excess, max(excess - sigma**2, 0.0))
 
 
 def keep_sigma(sigma: float, excess: float) -> CalibratedSigma:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.bundle import Bundle, ConditioningRecord
 from engines.conditioning import Conditioning, class_labels, load_table
-from engines.denoiser import Denoiser
 from engines.errors import UsageError
 from engines.network import EngineDenoiser
 
@@ -16,28 +17,48 @@ class EngineBank:
     Args:
         bundle: where the graphs come from.
         guidance: scale of classifier-free guidance; 1 evaluates the conditional branch alone.
-        threads: see `OnnxRuntimeEngine`.
+        batch: samples of the chains to come; see `OnnxRuntimeEngine`.
+        threads: see there too.
+
+    Raises:
+        UsageError: the model cannot be guided.
     """
 
-    def __init__(self, bundle: Bundle, guidance: float, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, guidance: float, *, batch: int = 1, threads: int | None = None) -> None:
         self._bundle = bundle
+        self._batch = batch
         self._threads = threads
-        self._opened: dict[str, Denoiser] = {}
+        self._opened: dict[str, EngineDenoiser] = {}
         self.conditioning = load_conditioning(bundle)
-        self.guided = guidance != 1.0 and self.conditioning is not None
+        self.guided = guidance != 1.0
+        if self.guided and (self.conditioning is None or self.conditioning.null is None):
+            raise UsageError(
+                "The model cannot be guided.",
+                found=f"guidance {guidance:g}, and a model without a null condition",
+                expected="guidance 1",
+            )
 
-    def __getitem__(self, precision: str) -> Denoiser:
+    def open(self, precisions: Iterable[str]) -> None:
+        """Open engines before they are needed, so that a damaged one is told before any work is done."""
+        for precision in precisions:
+            self[precision]
+
+    def __getitem__(self, precision: str) -> EngineDenoiser:
         if precision not in self._opened:
             self._opened[precision] = self._open(precision)
         return self._opened[precision]
 
-    def _open(self, precision: str) -> Denoiser:
+    def _open(self, precision: str) -> EngineDenoiser:
         record = self._bundle.manifest.precisions.get(precision)
         if record is None:
             raise UsageError(
                 "The bundle has no engine of this precision.", found=precision, expected=" or ".join(self._bundle.manifest.precisions)
             )
-        engine = OnnxRuntimeEngine(self._bundle.path(record.graph), threads=self._threads)
+        weights = f"{record.graph}.data"
+        if weights in self._bundle.manifest.files:
+            self._bundle.path(weights)  # the runtime reads it by itself, so that it must be verified first
+        branches = 2 if self.guided else 1
+        engine = OnnxRuntimeEngine(self._bundle.path(record.graph), threads=self._threads, batch=branches * self._batch)
         return EngineDenoiser(engine, self.conditioning, self.guided)
 
 

@@ -148,7 +148,8 @@ class Bundle:
 def parse_contract(kind: type[Contract], path: Path) -> Contract:
     """Read a JSON contract file; an unknown schema version is told apart from damage."""
     try:
-        data: Any = json.loads(path.read_text())
+        text = path.read_text()
+        data: Any = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BundleError("A file of the bundle is not JSON.", found=f"{path}: {error}", mend="rebuild the bundle") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -160,7 +161,7 @@ def parse_contract(kind: type[Contract], path: Path) -> Contract:
             mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
         )
     try:
-        return kind.model_validate(data)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"

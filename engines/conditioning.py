@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,12 @@ def load_table(path: Path) -> Conditioning:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError("The conditioning file cannot be read.", found=f"{path}: {error}", expected="an .npz of plain arrays") from error
     tables = {name: _plain(value) for name, value in arrays.items() if not name.startswith(NULL_PREFIX)}
     null = {name.removeprefix(NULL_PREFIX): _plain(value) for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
-    if not tables or len({len(table) if table.ndim else -1 for table in tables.values()}) != 1:
+    rows = {len(table) if table.ndim else 0 for table in tables.values()}
+    if len(rows) != 1 or 0 in rows:
         raise UsageError(
             "The conditioning file holds no table.",
             found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),

@@ -31,12 +31,19 @@ class Chain:
         denoisers: by precision.
         precision: one precision for every step, or None for the schedule's choice.
         corrected: apply the correction and the calibrated sigma; False is the plain quantized sampler.
+        guidance: scale w, or None for the one that the corrections were fitted at.
     """
 
     schedule: Schedule
     denoisers: Denoisers
     precision: str | None = None
     corrected: bool = True
+    guidance: float | None = None
+
+    @property
+    def step_precisions(self) -> tuple[str, ...]:
+        """The precision that takes each step."""
+        return tuple(self.precision or step.precision for step in self.schedule.steps)
 
     def sample(self, noise: NoiseSource, samples: Int64, rows: Int64, on_step: Callable[[], None] = lambda: None) -> Float32:
         """Final states of the given sample numbers, float32 [len(samples), *shape].
@@ -62,7 +69,8 @@ class Chain:
     def _out(self, step: Step, x: Float32, rows: Int64) -> Float32:
         denoiser = self.denoisers[self.precision or step.precision]
         scaled = np.asarray(np.float32(step.input_scale) * x)
-        return guide(denoiser(scaled, step.timestep, rows), self.schedule.sampler.guidance)
+        guidance = self.schedule.sampler.guidance if self.guidance is None else self.guidance
+        return guide(denoiser(scaled, step.timestep, rows), guidance)
 
     def _corrected(self, step: Step, out: Float32) -> tuple[Float32, float]:
         if not self.corrected:

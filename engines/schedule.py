@@ -14,7 +14,7 @@ Variance = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
 class Strict(BaseModel):
     """Base of every stored contract: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Correction(Strict):

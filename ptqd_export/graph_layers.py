@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import onnx_ir as ir
@@ -12,6 +12,8 @@ from engines.network import STATE
 from ptqd_export.passes.transposed_weights import TRANSPOSED
 
 WEIGHT = ".weight"
+
+_LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
 
 
 def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
@@ -47,16 +49,26 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
     sources: dict[ir.Value, str] = {}
     layers = []
     for name, nodes in weighted_nodes(graph).items():
-        node = nodes[0]
-        x, weight = node.inputs[:2]
-        assert x is not None
+        weight = nodes[0].inputs[1]
         assert weight is not None
         assert weight.const_value is not None
         shape = tuple(weight.const_value.shape.numpy())
-        torch_shape = shape if node.op_type != "MatMul" else shape[::-1]
-        source = sources.setdefault(x, name)
-        layers.append(Layer(name, cast(Op, node.op_type), _role(node, depth, behind), torch_shape, macs[name], source))
+        op = cast(Op, nodes[0].op_type)
+        role = _least_quantized([_role(node, depth, behind) for node in nodes])
+        layers.append(Layer(name, op, role, shape[::-1] if op == "MatMul" else shape, macs[name], _source(name, nodes, sources)))
     return layers
+
+
+def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -> str:
+    """A layer called on several tensors needs the range of all of them, which only its own calls see."""
+    x, *others = dict.fromkeys(node.inputs[0] for node in nodes)
+    assert x is not None
+    return name if others else sources.setdefault(x, name)
+
+
+def _least_quantized(roles: Collection[Role]) -> Role:
+    """The role of a layer called more than once."""
+    return next(role for role in _LEAST_QUANTIZED_FIRST if role in roles)
 
 
 def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], behind: set[ir.Node]) -> Role:

@@ -97,7 +97,7 @@ class CalibrationSection(Section):
     samples: int = Field(default=512, ge=1, description="samples that walk the sampler for the correction's statistics")
     batch_size: int = Field(default=64, ge=1, description="samples in one network call")
     activation_samples: int = Field(default=256, ge=1, description="states, drawn across the timesteps, for the activation ranges")
-    seed: int = Field(default=0, ge=0, description="seed of the calibration samples")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the calibration samples")
     trajectory: Literal["quantized", "fp"] = Field(
         default="quantized",
         description="whose states are visited: the corrected quantized sampler's, or full precision's (the reference code's way)",

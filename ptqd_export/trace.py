@@ -25,6 +25,10 @@ from ptqd_export.passes.transposed_weights import TransposedWeights
 
 OPSET = 21
 PARITY = 1e-4
+MOST_TRACED = 63
+"""Largest batch that tracing promises, though the graph takes any: at 64 diffusers asks for another memory layout of the same values, and a
+range with 64 inside would be refused and traced a second time."""
+
 OUTPUT = "out"
 
 
@@ -33,10 +37,8 @@ def trace(model: LoadedModel) -> ir.Model:
 
     Initializers carry the network's own parameter names, linear weights `<name>.T` where they were transposed.
     """
-    from onnxscript import optimizer
-
     inputs = model.example_inputs(2)
-    batch = torch.export.Dim("batch", min=1, max=2**16)
+    batch = torch.export.Dim("batch", min=1, max=MOST_TRACED)
     free = [{0: batch} for _ in inputs]
     with _quiet():
         program = torch.onnx.export(
@@ -46,22 +48,42 @@ def trace(model: LoadedModel) -> ir.Model:
             output_names=[OUTPUT],
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=(free[0], free[1], tuple(free[2:])),
+            dynamic_shapes=(free[0], free[1], tuple(free[2:])) if free[2:] else (free[0], free[1]),
             optimize=False,
             verbose=False,
         )
     assert program is not None
     graph: ir.Model = program.model
     ir.passes.Sequential(ParameterNames("network."), TransposedWeights())(graph)
-    optimizer.optimize(graph)
+    _simplify(graph)
+    return graph
+
+
+def _simplify(graph: ir.Model) -> None:
+    """What `onnxscript.optimizer.optimize` does, but parameters that happen to be equal stay apart: each is a layer of its own."""
+    from onnxscript import optimizer, rewriter
+
+    common.InlinePass()(graph)
+    for _ in range(2):
+        optimizer.fold_constants_ir(graph, onnx_shape_inference=True)
+        rewriter.rewrite(graph)
     ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.CommonSubexpressionEliminationPass(),
-        common.DeduplicateInitializersPass(size_limit=1024),
+        common.OutputFixPass(),
+        common.NameFixPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),
     )(graph)
-    return graph
+    _clear_value_metadata(graph.graph)
+
+
+def _clear_value_metadata(graph: ir.Graph) -> None:
+    """The pass clears that of nodes alone."""
+    outputs = (value for node in graph for value in node.outputs)
+    for value in (*graph.inputs, *graph.initializers.values(), *outputs):
+        value.metadata_props.clear()
 
 
 def lower(graph: ir.Model, placement: Placement) -> None:

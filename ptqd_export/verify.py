@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,20 @@ from calib.moments import FOLDS, Moments, observe
 from calib.noise_fit import NoiseFit, fit_noise
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
-from engines.arrays import Float32
+from engines.arrays import Float32, Float64
 from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
 from ptqd_export.models.base import LoadedModel
 
 TOLERANCE_DB = 1.0
-"""How much further a graph may be from the float32 oracle than that is from the float64 oracle."""
+"""How much further a graph may be from the float64 oracle than the float32 oracle is: both carry one set of float32 sums."""
+
+FLOAT_MATCH_DB = 80.0
+"""An agreement that needs no explanation: two runs in float32, with no value rounded to another integer."""
+
+CHANCE = 1e-4
+"""Probability at which a right graph is refused, at worst."""
 
 STANDARD_ERRORS = 5.0
 """How far statistics of graph and oracle may lie apart."""
@@ -38,8 +45,8 @@ class Verification:
         noise: full precision against the graph as it runs: the quantization noise.
         exact_noise: the same in the runtime's exact mode.
         rounding: oracle in float64 against oracle in float32: what the order of float sums costs.
-        exact_match: float32 oracle against the graph in exact mode.
-        fast_match: float32 oracle against the graph as it runs.
+        exact_match: oracle in float64 against the graph in exact mode.
+        fast_match: oracle in float64 against the graph as it runs.
     """
 
     noise: float
@@ -63,18 +70,39 @@ def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], st
         noise=snr_db(reference, fast),
         exact_noise=snr_db(reference, exact),
         rounding=snr_db(double, single),
-        exact_match=snr_db(single, exact),
-        fast_match=snr_db(single, fast),
+        exact_match=snr_db(double, exact),
+        fast_match=snr_db(double, fast),
     )
-    if found.exact_match < found.rounding - TOLERANCE_DB:
-        raise PtqdError(
-            f"The graph {graph.name} does not compute what its oracle computes.",
-            found=f"they agree to {found.exact_match:.1f} dB",
-            expected=f"at least {found.rounding - TOLERANCE_DB:.1f} dB",
-            mend="this is a bug in ptqd-export: please report the model",
-        )
+    _no_further_than_rounding(graph, found, double, single, exact)
     _same_statistics(graph, *(_noise(states, reference, q) for q in (single.astype(np.float32), fast)))
     return found
+
+
+def _no_further_than_rounding(
+    graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32
+) -> None:
+    """Compare sample by sample: of two right graphs each is the further one in half of the samples at most. Means would say little: a value at
+    a rounding tie that falls the other way changes all of one sample behind it, and such samples are rare in small networks.
+    """
+    rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
+    further = int(np.sum(_power(exact - double) > 10 ** (TOLERANCE_DB / 10) * rounding))
+    if _chance(further, len(rounding)) < CHANCE:
+        raise PtqdError(
+            f"The graph {graph.name} does not compute what its oracle computes.",
+            found=f"they agree to {found.exact_match:.1f} dB, in {further} of {len(rounding)} samples worse than rounding explains",
+            expected=f"about {found.rounding:.1f} dB, and worse in half of the samples at most",
+            mend="this is a bug in ptqd-export: please report the model",
+        )
+
+
+def _chance(heads: int, tosses: int) -> float:
+    """Probability of at least so many heads."""
+    return sum(math.comb(tosses, count) for count in range(heads, tosses + 1)) / 2**tosses
+
+
+def _power(difference: NDArray[np.floating]) -> Float64:
+    """[samples] mean square."""
+    return np.asarray(np.mean(np.square(difference, dtype=np.float64), axis=tuple(range(1, difference.ndim))))
 
 
 def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:

@@ -26,7 +26,7 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
     samples = np.arange(calibration.batch_size, dtype=np.int64)
     conditioning = context.model.conditioning
     rows = np.zeros_like(samples) if conditioning is None else noise.row(samples, conditioning.rows)
-    network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION))
+    network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size)
     states = draw_states(
         table,
         network,

@@ -37,7 +37,7 @@ def _walk_plan(context: BuildContext, graphs: Mapping[str, Path]) -> WalkPlan:
     plan, noise = context.plan, context.noise()
     samples = np.arange(plan.calibration.samples, dtype=np.int64)
     conditioning = context.model.conditioning
-    networks = {name: context.denoiser(graph_path(graphs, name)) for name in graphs}
+    networks = {name: context.denoiser(graph_path(graphs, name), plan.calibration.batch_size) for name in graphs}
     return WalkPlan(
         table=context.table,
         reference=networks[FULL_PRECISION],

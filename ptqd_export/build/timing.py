@@ -26,7 +26,7 @@ def time_engines(context: BuildContext, output: Path, graphs: Mapping[str, Path]
     x = context.noise().start(samples)
     rows = np.zeros_like(samples)
     timestep = float(context.table.timestep[0])
-    runs = {name: partial(context.denoiser(graph_path(graphs, name)), x, timestep, rows) for name in graphs}
+    runs = {name: partial(context.denoiser(graph_path(graphs, name), batch), x, timestep, rows) for name in graphs}
     times = {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
     record = {"processor": processor(), "cores": cores(), "batch": batch, "guided": context.guided, "milliseconds_a_step": times}
     write_text(output / "local" / machine_name() / "times.json", json.dumps(record, indent=1) + "\n")

@@ -8,6 +8,10 @@ import onnx_ir as ir
 from ptqd_export.passes.constants import constant
 
 
+EPSILON = 1e-5
+"""What the operator takes where the node does not say."""
+
+
 class GroupNormToInstanceNorm(ir.passes.InPlacePass):
     """`GroupNormalization(x)` becomes Reshape to [batch, groups, -1], InstanceNormalization, Reshape back, Mul, Add.
 
@@ -27,14 +31,14 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     assert scale is not None
     assert bias is not None
     assert x.shape is not None
-    groups = node.attributes["num_groups"].as_int()
+    groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes.get_float("epsilon", EPSILON)
     name = node.outputs[0].name
     ones = constant(graph, f"norm.ones.{groups}", np.ones(groups, np.float32))
     zeros = constant(graph, f"norm.zeros.{groups}", np.zeros(groups, np.float32))
     grouped_shape = constant(graph, f"norm.shape.{groups}", np.array([0, groups, -1], np.int64))
     tape = ir.tape.Tape()
     grouped = tape.op("Reshape", [x, grouped_shape])
-    normal = tape.op("InstanceNormalization", [grouped, ones, zeros], attributes={"epsilon": node.attributes["epsilon"].as_float()})
+    normal = tape.op("InstanceNormalization", [grouped, ones, zeros], attributes={"epsilon": epsilon})
     restored = tape.op("Reshape", [normal, tape.op("Shape", [x])])
     scaled = tape.op("Mul", [restored, _per_channel(graph, scale, len(x.shape))])
     out = tape.op("Add", [scaled, _per_channel(graph, bias, len(x.shape))])
@@ -45,4 +49,4 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
 def _per_channel(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
     """A [channels] initializer reshaped to broadcast over [batch, channels, ...]."""
     assert value.const_value is not None
-    return constant(graph, f"{value.name}.channelwise", value.const_value.numpy().reshape(-1, *[1] * (rank - 2)))
+    return constant(graph, f"{value.name}.channelwise.{rank}", value.const_value.numpy().reshape(-1, *[1] * (rank - 2)))

@@ -263,13 +263,13 @@ def test_with_clipping_or_history_the_variance_of_the_whole_step_is_measured(cli
                 mean = mean + step.history_coeffs[1] * earlier[-1]
             variances.append(mean.var(axis=(0, 2, 3)).mean())
         earlier.append(m)
-        expected = math.sqrt(max(step.sigma**2 + variances[0] - variances[1], 0)) if step.sigma else 0.0
+        expected = min(math.sqrt(max(step.sigma**2 + variances[0] - variances[1], 0)), step.sigma)
         assert result.corrections["high"].sigma_corrected == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
     results, _ = _take(plan, tmp_path, check)
     assert len(results) == STEPS
     changed = [abs(result.corrections["high"].sigma_corrected - table.sigma[result.step]) > 1e-3 for result in results]
-    assert sum(changed) > STEPS / 4
+    assert sum(changed) > 2, "the noise gives something up at some steps"
 
 
 # The walk itself.

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from tools.digits.data import CLASSES, SIZE, digits
+from tools.digits.recognise import recognised
 
 HERE = Path(__file__).parent
 NO_CLASS = CLASSES
@@ -101,13 +101,6 @@ def sample(model: UNet2DModel, scheduler: DDPMScheduler, labels: torch.Tensor, s
     return x.clamp(-1, 1)
 
 
-def recognised(images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of the images that the committed classifier takes for the class asked for."""
-    session = onnxruntime.InferenceSession(HERE / "classifier.onnx", providers=["CPUExecutionProvider"])
-    logits = session.run(["logits"], {"images": images.numpy()})[0]
-    return float((np.asarray(logits).argmax(axis=1) == labels.numpy()).mean())
-
-
 @click.command()
 @click.option("--minutes", default=45.0, show_default=True, help="Training time by the clock.")
 @click.option("--batch", default=128, show_default=True)
@@ -119,7 +112,7 @@ def main(minutes: float, batch: int, output: Path) -> None:
     average, log = train(model, scheduler, minutes, batch)
     DDPMPipeline(unet=average, scheduler=scheduler).save_pretrained(output)
     labels = torch.arange(1000) % CLASSES
-    accuracy = recognised(sample(average, scheduler, labels), labels)
+    accuracy = recognised(sample(average, scheduler, labels).numpy(), labels.numpy())
     summary = {
         "parameters": sum(p.numel() for p in average.parameters()),
         "minutes": minutes,

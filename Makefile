@@ -1,0 +1,37 @@
+# make demo: set up, build the digits bundle, sample it, show images and a table.   make test: set up, check, test.
+# make prove: the slow proofs.   Each sets up what it needs in .venv; PYTHON names the interpreter to begin with.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test prove format clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/python -m tools.demo
+
+test: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+prove: $(VENV)/.dev
+	$(VENV)/bin/pytest -m slow
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build out $(VENV)
+
+# torch by itself and first, at the version that is tested: a range would take the newest build, with gigabytes of CUDA packages.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable ".[cpu,export]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable ".[cpu,export,dev]"
+	touch $@

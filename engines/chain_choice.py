@@ -1,0 +1,65 @@
+"""Which chain of a bundle a user asks for, checked before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engines.bank import EngineBank
+from engines.bundle import Bundle
+from engines.errors import UsageError
+from engines.sampling import Chain
+from engines.schedule import Schedule
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ChainChoice:
+    """How to sample from a bundle.
+
+    Attributes:
+        schedule: its name.
+        precision: one for every step, or `auto` for the schedule's choice.
+        correction: off is the plain quantized sampler.
+        guidance: scale w, or None for the one that the schedule was fitted at.
+        accept_guidance: sample at a scale that the corrections were not fitted at.
+    """
+
+    schedule: str = "default"
+    precision: str = AUTO
+    correction: Literal["on", "off"] = "on"
+    guidance: float | None = None
+    accept_guidance: bool = False
+
+    def open(self, bundle: Bundle, batch: int) -> Chain:
+        """The chain, its engines opened for batches of so many samples.
+
+        Raises:
+            UsageError: unknown schedule or precision, or another guidance than the fitted one.
+            PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
+        """
+        schedule = bundle.schedule(self.schedule)
+        self._check_precision(schedule)
+        guidance = self._guidance(schedule)
+        bank = EngineBank(bundle, guidance, batch=batch)
+        precision = None if self.precision == AUTO else self.precision
+        chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance)
+        bank.open(chain.step_precisions)
+        return chain
+
+    def _check_precision(self, schedule: Schedule) -> None:
+        known = (AUTO, *schedule.precisions)
+        if self.precision not in known:
+            raise UsageError("The schedule has no such precision.", found=self.precision, expected=" or ".join(known))
+
+    def _guidance(self, schedule: Schedule) -> float:
+        fitted = schedule.sampler.guidance
+        if self.guidance is None or self.guidance == fitted or self.accept_guidance:
+            return fitted if self.guidance is None else self.guidance
+        raise UsageError(
+            "The corrections were fitted at another guidance.",
+            found=f"--guidance {self.guidance:g}",
+            expected=f"{fitted:g}, as in schedule {self.schedule}",
+            mend="rebuild the bundle with that guidance, or give --accept-guidance to sample with corrections fitted at another scale",
+        )

@@ -1,0 +1,73 @@
+"""`ptqd-run`. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from engines.command_line import CommandLine
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
+    """`all`, or class numbers set apart by commas."""
+    if value is None or value == "all":
+        return value
+    try:
+        return tuple(int(number) for number in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither 'all' nor class numbers such as 3,7,7") from error
+
+
+@click.group(cls=CommandLine)
+def main() -> None:
+    """Sample from a bundle that ptqd-export built, and measure it."""
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--num", type=COUNT, required=True, help="How many samples.")
+@click.option("--seed", type=int, required=True, help="Seed of the noise; a sample depends on it, its number and its class alone.")
+@click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first sample.")
+@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--classes", callback=_classes, help="Such as 3,7,7 or all: cycled through by sample number. Left out: drawn from the seed.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
+@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
+@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
+@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
+@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--output", type=PATH, required=True, help="Folder to write to.")
+@click.option("--format", "kind", type=click.Choice(["png", "npz"]), default="png", show_default=True, help="Pictures, or raw states.")
+def sample(
+    bundle: Path, output: Path, num: int, seed: int, first: int, batch_size: int, classes: Any, kind: Literal["png", "npz"], **chain: Any
+) -> None:
+    """Sample pictures from a bundle."""
+    from engines.chain_choice import ChainChoice
+    from engines.sample_command import SampleRequest, sample_bundle
+
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, ChainChoice(**chain))
+    click.echo(sample_bundle(request))
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Samples in a chain.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Chains of each contestant; the median counts.")
+@click.option("--steps", type=COUNT, help="Take only so many steps, spread evenly over the chain.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
+def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_file: Path | None) -> None:
+    """Time whole chains, one precision against the other."""
+    from engines.bench import BenchRequest, bench_bundle
+    from engines.bench_report import print_report, write_report
+    from engines.files import writable_folder
+
+    if json_file is not None:
+        writable_folder(json_file.absolute().parent)
+    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps))
+    if json_file is not None:
+        write_report(result, json_file)
+    print_report(result)

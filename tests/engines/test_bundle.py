@@ -1,0 +1,180 @@
+"""The bundle contract: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engines.bundle import Bundle, Manifest, parse_contract
+from engines.errors import BundleError, PtqdError, UsageError
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+GRAPH = "graphs/onnxruntime/fp32.onnx"
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+MANIFEST: dict[str, Any] = {
+    "schema_version": 1,
+    "model": {
+        "family": "diffusers UNet2DModel",
+        "parameters": 7,
+        "sample_shape": [3, 16, 8],
+        "conditioning": {
+            "inputs": [{"name": "class_labels", "dtype": "int64", "shape": []}],
+            "rows": 10,
+            "null_class": 10,
+            "file": None,
+        },
+    },
+    "parameterization": "v_prediction",
+    "target": "onnxruntime",
+    "placement": "onnxruntime",
+    "precisions": {
+        "fp32": {"graph": GRAPH, "weight_bits": 32, "activation_bits": 32, "bit_operations_saved": 1.0, "bit_operations_saved_all": 1.0}
+    },
+    "guidance": 1.5,
+    "files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": 0}},
+    "versions": {"numpy": "2.0"},
+}
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    return {**MANIFEST, **changes}
+
+
+def write(folder: Path, content: object) -> Path:
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def refusal(folder: Path, kind: type[PtqdError] = BundleError) -> str:
+    with pytest.raises(kind) as caught:
+        Bundle.open(folder)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_manifest_reads_as_the_contract_says(tmp_path: Path) -> None:
+    read = Bundle.open(write(tmp_path, MANIFEST)).manifest
+    assert read.model.sample_shape == (3, 16, 8)
+    assert read.model.conditioning is not None
+    assert (read.model.conditioning.rows, read.model.conditioning.null_class, read.model.conditioning.inputs[0].shape) == (10, 10, ())
+    assert read.precisions["fp32"].graph == GRAPH
+    assert json.loads(read.model_dump_json()) == MANIFEST
+
+
+def test_unconditional_model_has_no_conditioning(tmp_path: Path) -> None:
+    model = {**MANIFEST["model"], "conditioning": None}
+    assert Bundle.open(write(tmp_path, manifest(model=model))).manifest.model.conditioning is None
+
+
+def test_file_is_found_once_its_hash_is_right(tmp_path: Path) -> None:
+    bundle = Bundle.open(write(tmp_path, MANIFEST))
+    (tmp_path / GRAPH).parent.mkdir(parents=True)
+    (tmp_path / GRAPH).touch()
+    assert bundle.path(GRAPH) == tmp_path / GRAPH
+
+
+def test_hash_is_computed_once(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny.folder)
+    first = bundle.path(GRAPH)
+    monkeypatch.setattr("engines.bundle.sha256", lambda path: pytest.fail(f"hashed {path} again"))
+    assert bundle.path(GRAPH) == first
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1] + b"?", lambda content: content[:-7]], ids=["same size", "truncated"])
+def test_changed_file_is_refused_with_both_hashes(own_tiny: TinyBundle, change: Any) -> None:
+    recorded = own_tiny.manifest()["files"][GRAPH]["sha256"]
+    own_tiny.edit(GRAPH, change)
+    with pytest.raises(BundleError, match="changed or damaged") as caught:
+        Bundle.open(own_tiny.folder).path(GRAPH)
+    message = str(caught.value)
+    assert recorded in message.split("expected:")[1]
+    assert recorded not in message.split("expected:")[0]
+    assert str(own_tiny.folder / GRAPH) in message
+
+
+def test_missing_file_is_refused(own_tiny: TinyBundle) -> None:
+    (own_tiny.folder / GRAPH).unlink()
+    with pytest.raises(BundleError, match=r"(?s)missing.*fp32\.onnx"):
+        Bundle.open(own_tiny.folder).path(GRAPH)
+
+
+def test_link_out_of_the_bundle_is_refused_even_to_the_right_bytes(own_tiny: TinyBundle) -> None:
+    outside = own_tiny.folder.parent / "outside.onnx"
+    (own_tiny.folder / GRAPH).rename(outside)
+    (own_tiny.folder / GRAPH).symlink_to(outside)
+    with pytest.raises(BundleError, match="missing"):
+        Bundle.open(own_tiny.folder).path(GRAPH)
+
+
+def test_bundle_may_itself_be_reached_by_a_link(tiny: TinyBundle, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny.folder)
+    assert Bundle.open(tmp_path / "link").path(GRAPH).is_file()
+
+
+def test_file_that_the_manifest_does_not_list_is_refused(own_tiny: TinyBundle) -> None:
+    (own_tiny.folder / "extra.onnx").touch()
+    with pytest.raises(BundleError, match=r"(?s)does not list.*extra\.onnx"):
+        Bundle.open(own_tiny.folder).path("extra.onnx")
+
+
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "graphs/../../outside.onnx", "graphs\\fp32.onnx", "./x", "a//b", ""])
+def test_path_that_leaves_the_bundle_or_is_not_plain_is_refused(tmp_path: Path, name: str) -> None:
+    message = refusal(write(tmp_path, manifest(files={name: {"sha256": EMPTY_SHA256, "bytes": 0}})))
+    assert f"{name!r} is not a plain relative path inside the bundle" in message
+
+
+def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
+    message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
+    assert "schema version" in message
+    assert f"{version!r}\n  expected: 1\n" in message
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000])
+def test_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert "not JSON" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"guidance": -1}, "guidance"),
+        ({"parameterization": "score"}, "parameterization"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {GRAPH: {"sha256": "abc", "bytes": 0}}}, f"files.{GRAPH}.sha256"),
+        ({"files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": -1}}}, f"files.{GRAPH}.bytes"),
+        ({"model": {**MANIFEST["model"], "sample_shape": [3]}}, "model.sample_shape"),
+    ],
+)
+def test_manifest_that_breaks_the_contract_is_refused_with_the_place(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    assert f"manifest.json: {where}: " in refusal(write(tmp_path, manifest(**changes)))
+
+
+def test_schedule_is_found_by_name(tiny: TinyBundle) -> None:
+    assert len(Bundle.open(tiny.folder).schedule("default").steps) == 4
+
+
+@pytest.mark.parametrize("name", ["fast", "../schedules/default", ""])
+def test_unknown_schedule_is_an_error_of_usage_that_names_the_known_ones(tiny: TinyBundle, name: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)no such schedule.*expected: default") as caught:
+        Bundle.open(tiny.folder).schedule(name)
+    assert caught.value.exit_code == 2
+
+
+def test_contract_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("[1]")
+    with pytest.raises(BundleError, match="schema version"):
+        parse_contract(Manifest, path)

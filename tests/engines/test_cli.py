@@ -1,0 +1,384 @@
+"""`ptqd-run` as its users see it: files, messages, exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from engines.arrays import Float32
+from engines.cli import main
+from engines.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+ROOT = Path(__file__).parents[2]
+BUILD_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "scipy", "calib", "ptqd_export")
+GRAPH = "graphs/onnxruntime/w4a8.onnx"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def sample(bundle: TinyBundle, output: Path, *options: object, num: int = 6, seed: int = 5) -> Result:
+    return run("sample", bundle.folder, "--num", num, "--seed", seed, "--output", output, *options)
+
+
+def sampled(bundle: TinyBundle, output: Path, *options: object, num: int = 6) -> Path:
+    result = sample(bundle, output, *options, num=num)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return output
+
+
+def states(bundle: TinyBundle, output: Path, *options: object, num: int = 6) -> Float32:
+    with np.load(sampled(bundle, output, "--format", "npz", *options, num=num) / "samples.npz") as archive:
+        read: Float32 = archive["samples"]
+    assert read.dtype == np.float32
+    return read
+
+
+def record(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "samples.json").read_text())
+    return content
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fresh_interpreter(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import sys\n"
+        "from engines.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+def test_sampling_imports_nothing_of_build_time(tiny: TinyBundle, tmp_path: Path) -> None:
+    done = fresh_interpreter("sample", tiny.folder, "--num", 2, "--seed", 1, "--output", tmp_path / "out")
+    imported = done.stderr.split()
+    assert {"numpy", "onnxruntime", "PIL", "engines"} <= set(imported)
+    assert [name for name in BUILD_TIME if name in imported] == []
+    assert names(tmp_path / "out") == ["00000000.png", "00000001.png", "grid.png", "samples.json"]
+
+
+@pytest.mark.parametrize("command", [[], ["sample"], ["bench"]])
+def test_help_imports_no_library_but_the_command_lines(command: list[str]) -> None:
+    done = fresh_interpreter(*command, "--help")
+    assert len(done.stdout) > 100
+    assert [name for name in ("numpy", "pydantic", "onnxruntime", "PIL", "rich") if name in done.stderr.split()] == []
+
+
+def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
+    result = sample(tiny, tmp_path / "out", "--first", 30, "--classes", "2,0", num=5)
+    assert result.exit_code == 0
+    pictures = [f"000000{n}.png" for n in range(30, 35)]
+    assert names(tmp_path / "out") == [*pictures, "grid.png", "samples.json"]
+    assert record(tmp_path / "out") == {
+        "schema_version": 1,
+        "seed": 5,
+        "first": 30,
+        "num": 5,
+        "schedule": "default",
+        "precision": "auto",
+        "precision_steps": {"w4a8": 2, "w8a8": 1, "fp32": 1},
+        "correction": "on",
+        "guidance": 1.5,
+        "rows": [2, 0, 2, 0, 2],
+        "files": pictures,
+    }
+    with Image.open(tmp_path / "out" / "00000032.png") as image:
+        assert (image.mode, image.size) == ("L", (8, 8))
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.width > 3 * 96
+    assert result.stdout.startswith("5 samples in ")
+    assert result.stdout.endswith(f" a second), steps: 2 w4a8, 1 w8a8, 1 fp32; see {tmp_path / 'out'}\n")
+
+
+def test_pictures_are_the_raw_states(tiny: TinyBundle, tmp_path: Path) -> None:
+    raw = states(tiny, tmp_path / "npz")
+    pictures = sampled(tiny, tmp_path / "png")
+    for n, state in enumerate(raw):
+        with Image.open(pictures / f"{n:08d}.png") as image:
+            expected = 255 * np.clip((state[0].astype(np.float64) + 1) / 2, 0, 1)
+            assert np.abs(np.asarray(image) - expected).max() <= 0.51
+
+
+def test_archive_holds_states_numbers_and_rows(tiny: TinyBundle, tmp_path: Path) -> None:
+    folder = sampled(tiny, tmp_path / "out", "--format", "npz", "--first", 7, "--classes", "all", "--batch-size", 4)
+    assert names(folder) == ["samples.json", "samples.npz"]
+    with np.load(folder / "samples.npz") as archive:
+        assert set(archive.files) == {"samples", "rows", "indices"}
+        assert archive["samples"].shape == (6, 1, 8, 8)
+        assert archive["indices"].tolist() == [7, 8, 9, 10, 11, 12]
+        assert archive["rows"].tolist() == record(folder)["rows"] == [1, 2, 0, 1, 2, 0]
+    assert record(folder)["files"] == ["samples.npz"]
+
+
+@pytest.mark.parametrize("options", [["--batch-size", 7], ["--batch-size", 1], ["--batch-size", 64, "--precision", "fp32"]])
+def test_a_sample_depends_on_seed_number_and_class_alone(tiny: TinyBundle, tmp_path: Path, options: list[object]) -> None:
+    fixed = ["--precision", "fp32"]
+    whole = states(tiny, tmp_path / "whole", *fixed, num=20)
+    np.testing.assert_allclose(states(tiny, tmp_path / "other", *fixed, *options, num=20), whole, rtol=0, atol=1e-4)
+    tail = states(tiny, tmp_path / "tail", *fixed, *options, "--first", 13, num=7)
+    np.testing.assert_allclose(tail, whole[13:], rtol=0, atol=1e-4)
+    assert np.abs(whole[1:] - whole[:-1]).max(axis=(1, 2, 3)).min() > 0.1
+
+
+def test_rows_left_out_are_drawn_from_seed_and_number(tiny: TinyBundle, tmp_path: Path) -> None:
+    folder = sampled(tiny, tmp_path / "out", "--first", 3, num=9)
+    drawn = NoiseSource(5, (1, 8, 8)).row(np.arange(3, 12), 3).tolist()
+    assert record(folder)["rows"] == drawn
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_same_command_writes_the_same_bytes(tiny: TinyBundle, tmp_path: Path) -> None:
+    once, again = (sampled(tiny, tmp_path / name) for name in ("once", "again"))
+    assert names(once) == names(again)
+    for name in names(once):
+        assert (once / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options", [["--precision", "fp32"], ["--correction", "off"], ["--guidance", 3, "--accept-guidance"], ["--classes", "0,0,1"]]
+)
+def test_every_option_reaches_the_samples(tiny: TinyBundle, tmp_path: Path, options: list[object]) -> None:
+    plain, other = states(tiny, tmp_path / "plain", "--classes", "0"), states(tiny, tmp_path / "other", "--classes", "0", *options)
+    assert np.abs(plain - other).max() > 1e-2
+
+
+def test_record_tells_what_was_asked_for(tiny: TinyBundle, tmp_path: Path) -> None:
+    options = ["--precision", "w8a8", "--correction", "off", "--guidance", 3, "--accept-guidance"]
+    written = record(sampled(tiny, tmp_path / "out", *options))
+    assert written["precision_steps"] == {"w8a8": 4}
+    assert (written["precision"], written["correction"], written["guidance"]) == ("w8a8", "off", 3.0)
+
+
+def test_unconditional_model_has_no_rows_and_draws_in_color(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:
+    folder = sampled(tiny_unconditional, tmp_path / "png")
+    assert record(folder)["rows"] is None
+    with Image.open(folder / "00000000.png") as image:
+        assert image.mode == "RGB"
+    with np.load(sampled(tiny_unconditional, tmp_path / "npz", "--format", "npz") / "samples.npz") as archive:
+        assert set(archive.files) == {"samples", "indices"}
+
+
+def test_latents_are_sampled_into_an_archive(tiny_latent: TinyBundle, tmp_path: Path) -> None:
+    assert states(tiny_latent, tmp_path / "out").shape == (6, 4, 8, 8)
+
+
+def test_grid_shows_the_first_64(tiny: TinyBundle, tmp_path: Path) -> None:
+    sizes = []
+    for num in (64, 70):
+        with Image.open(sampled(tiny, tmp_path / str(num), num=num) / "grid.png") as grid:
+            sizes.append(grid.size)
+    assert sizes[0] == sizes[1]
+    assert len(names(tmp_path / "70")) == 72
+
+
+def test_a_run_that_fails_leaves_no_record_of_an_earlier_one(tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sampled(tiny, tmp_path / "out", num=2)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engines.sample_command.PngOutput.add", fail)
+    assert sample(tiny, folder, num=2).exit_code == 130
+    assert names(folder) == ["00000000.png", "00000001.png", "grid.png"]
+
+
+def _edit_graph(bundle: TinyBundle) -> None:
+    bundle.edit(GRAPH, lambda content: content[:-1] + b"?")
+
+
+def _truncate_graph(bundle: TinyBundle) -> None:
+    bundle.edit(GRAPH, lambda content: content[:-60])
+    bundle.rehash(GRAPH)
+
+
+def _newer_manifest(bundle: TinyBundle) -> None:
+    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=2))
+
+
+def _newer_schedule(bundle: TinyBundle) -> None:
+    bundle.edit_json("schedules/default.json", lambda schedule: schedule.update(schema_version=2))
+    bundle.rehash("schedules/default.json")
+
+
+def _schedule_without_corrections(bundle: TinyBundle) -> None:
+    bundle.edit_json("schedules/default.json", lambda schedule: schedule["steps"][2]["corrections"].clear())
+    bundle.rehash("schedules/default.json")
+
+
+def _listed(name: str) -> Callable[[TinyBundle], None]:
+    def change(bundle: TinyBundle) -> None:
+        bundle.edit_json("manifest.json", lambda manifest: manifest["files"].update({name: manifest["files"][GRAPH]}))
+
+    return change
+
+
+def _graph_elsewhere(bundle: TinyBundle) -> None:
+    bundle.edit_json("manifest.json", lambda manifest: manifest["precisions"]["w4a8"].update(graph="../w4a8.onnx"))
+
+
+def _no_manifest(bundle: TinyBundle) -> None:
+    (bundle.folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "exit_code", "message"),
+    [
+        (_edit_graph, 1, "A file of the bundle was changed or damaged."),
+        (_truncate_graph, 1, "ONNX Runtime refuses the graph."),
+        (_newer_manifest, 1, "The bundle has a schema version that this ptqd-run does not know."),
+        (_newer_schedule, 1, "The bundle has a schema version that this ptqd-run does not know."),
+        (_schedule_without_corrections, 1, "A file of the bundle does not hold what it should."),
+        (_listed("../outside"), 1, "A file of the bundle does not hold what it should."),
+        (_listed("/etc/hostname"), 1, "A file of the bundle does not hold what it should."),
+        (_graph_elsewhere, 1, "The manifest does not list a file that is needed."),
+        (_no_manifest, 2, "This is not a bundle."),
+    ],
+)
+@pytest.mark.parametrize("command", ["sample", "bench"])
+def test_damaged_bundle_is_one_message_and_leaves_nothing(
+    own_tiny: TinyBundle, tmp_path: Path, damage: Callable[[TinyBundle], None], exit_code: int, message: str, command: str
+) -> None:
+    damage(own_tiny)
+    output = tmp_path / "out"
+    options = ["--num", 2, "--seed", 1, "--output", output] if command == "sample" else ["--rounds", 1, "--json", output]
+    result = run(command, own_tiny.folder, *options)
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {message}\n  found:    ")
+    assert result.stderr.count("error:") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--guidance", 2],
+            "The corrections were fitted at another guidance.\n  found:    --guidance 2\n  expected: 1.5, as in schedule default\n",
+        ),
+        (["--classes", "0,3"], "A class is out of range.\n  found:    3\n  expected: 0 to 2\n"),
+        (["--classes", "-1"], "A class is out of range.\n  found:    -1\n  expected: 0 to 2\n"),
+        (["--precision", "w2a2"], "The schedule has no such precision.\n  found:    w2a2\n  expected: auto or fp32 or w4a8 or w8a8\n"),
+        (["--schedule", "fast"], "The bundle has no such schedule.\n  found:    fast\n  expected: default\n"),
+        (["--seed", "-1"], "the seed is out of range\n"),
+        (["--first", 2**63 - 1], f"A sample number is out of range.\n  found:    {2**63 + 1}\n"),
+    ],
+)
+def test_request_that_does_not_fit_is_told_before_any_engine_starts(
+    tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], message: str
+) -> None:
+    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started"))
+    result = sample(tiny, tmp_path / "out", *options, num=3)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_guidance_is_sampled_only_where_accepted(tiny: TinyBundle, tmp_path: Path) -> None:
+    refused = sample(tiny, tmp_path / "out", "--guidance", 2)
+    assert "rebuild the bundle with that guidance, or give --accept-guidance" in refused.stderr
+    assert sample(tiny, tmp_path / "out", "--guidance", 1.5).exit_code == 0
+    assert sample(tiny, tmp_path / "out", "--guidance", 2, "--accept-guidance").exit_code == 0
+
+
+def test_classes_and_guidance_of_an_unconditional_model_are_errors(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:
+    for options, message in (
+        (["--classes", "all"], "error: The model is unconditional.\n"),
+        (["--guidance", "2", "--accept-guidance"], "error: The model cannot be guided.\n"),
+    ):
+        result = sample(tiny_unconditional, tmp_path / "out", *options)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(message)
+        assert not (tmp_path / "out").exists()
+
+
+def test_latents_as_pictures_are_an_error_that_names_npz(tiny_latent: TinyBundle, tmp_path: Path) -> None:
+    result = sample(tiny_latent, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: The samples of this model are no pictures.\n  found:    samples of shape [4, 8, 8]\n")
+    assert "take --format npz" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_cannot_be_written_is_an_error_of_usage(tiny: TinyBundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for result in (
+        sample(tiny, tmp_path / "file" / "out"),
+        run("bench", tiny.folder, "--rounds", 1, "--json", tmp_path / "file" / "bench.json"),
+    ):
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith("error: The output folder cannot be written.\n")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_missing_bundle_is_an_error_of_usage(tmp_path: Path) -> None:
+    result = run("sample", tmp_path / "none", "--num", 1, "--seed", 1, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: This is not a bundle.\n  found:    no {tmp_path / 'none' / 'manifest.json'}\n")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--classes", "1,x"], "'1,x' is neither 'all' nor class numbers such as 3,7,7"),
+        (["--classes", ""], "neither 'all' nor class numbers"),
+        (["--num", 0], "x>=1"),
+        (["--batch-size", 0], "x>=1"),
+        (["--first", -1], "x>=0"),
+        (["--format", "jpg"], "'png', 'npz'"),
+        (["--correction", "maybe"], "'on', 'off'"),
+        (["--guidance", -1], "x>=0"),
+        (["--sed", 1], "No such option"),
+    ],
+)
+def test_wrong_command_line_exits_2_and_writes_nothing(tiny: TinyBundle, tmp_path: Path, options: list[object], complaint: str) -> None:
+    result = sample(tiny, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--num", "--seed", "--output"])
+def test_what_decides_the_samples_must_be_given(tiny: TinyBundle, tmp_path: Path, option: str) -> None:
+    given = {"--num": "1", "--seed": "1", "--output": str(tmp_path / "out")}
+    del given[option]
+    result = run("sample", tiny.folder, *[word for pair in given.items() for word in pair])
+    assert result.exit_code == 2
+    assert f"Missing option '{option}'" in result.stderr
+
+
+def test_bench_prints_a_table_and_writes_its_figures(tiny: TinyBundle, tmp_path: Path) -> None:
+    result = run("bench", tiny.folder, "--batch-size", 3, "--rounds", 2, "--steps", 3, "--json", tmp_path / "new" / "bench.json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for words in ("fp32", "w8a8", "w4a8", "auto", "against fp32", "1.00x", "outside engines", "3 of 4 steps", "median of 2 rounds"):
+        assert words in result.stdout
+    figures = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert (figures["schema_version"], figures["batch_size"], figures["steps"], figures["rounds"]) == (1, 3, 3, 2)
+    assert list(figures["chains"]) == ["fp32", "w8a8", "w4a8", "auto"]
+
+
+def test_bench_of_more_steps_than_there_are_is_an_error_of_usage(tiny: TinyBundle) -> None:
+    result = run("bench", tiny.folder, "--steps", 5)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: The schedule has fewer steps.\n  found:    --steps 5\n  expected: 1 to 4\n"

@@ -1,0 +1,49 @@
+"""The machine's description, on machines that say more or less of themselves."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from engines import machine
+from engines.machine import cores, machine_name, processor
+
+
+def _cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    def read_text(path: Path) -> str:
+        assert str(path) == "/proc/cpuinfo"
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+
+def test_processor_is_the_systems_name_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cpuinfo(monkeypatch, "processor\t: 0\nmodel name\t: Some CPU @ 2.4GHz\nflags\t: a b\n\nmodel name\t: Another\n")
+    assert processor() == "Some CPU @ 2.4GHz"
+
+
+@pytest.mark.parametrize("text", [None, "processor\t: 0\n"])
+def test_processor_falls_back_on_python(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    _cpuinfo(monkeypatch, text)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert processor() == "riscv64"
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 3, 5}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert cores() == 12
+
+
+def test_name_is_a_plain_folder_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "processor", lambda: "Some(R) CPU/x @ 2.4GHz ")
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert machine_name() == "some-r-cpu-x-2-4ghz-8-cores"

@@ -1,0 +1,214 @@
+"""Two tiny random diffusers models, each built once into a bundle; the tests look at the results, or copy them to damage them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from calib.precision import Precision
+from calib.quantize import QuantizationSettings, Quantizer
+from calib.quantized_layer import QuantizedLayer
+from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.samplers import NoiseSchedule
+from ptqd_export.build import run_build
+from ptqd_export.build.activations import load_observations
+from ptqd_export.build.context import BuildContext
+from ptqd_export.build.tracing import Network
+from ptqd_export.models.base import Adapter, LoadedModel
+from ptqd_export.passes.transposed_weights import TRANSPOSED
+from ptqd_export.plan import Plan, PlanFile, load_plan
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+TOKENS, DIM, ROWS = 5, 12, 3
+CALIBRATION = {"samples": 16, "batch_size": 8, "activation_samples": 64}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build: its plan, and what its stages left."""
+
+    plan_file: PlanFile
+
+    @property
+    def folder(self) -> Path:
+        return self.plan_file.output_path
+
+    @cached_property
+    def context(self) -> BuildContext:
+        return BuildContext(self.plan_file)
+
+    @property
+    def network(self) -> Network:
+        return Network.load(self.stage("trace"))
+
+    def stage(self, name: str) -> Path:
+        (folder,) = (self.folder / "local" / "stages").glob(f"{name}-*")
+        return folder
+
+    def graph(self, precision: str) -> Path:
+        return self.folder / "graphs" / "onnxruntime" / f"{precision}.onnx"
+
+    def json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / name).read_text())
+        return content
+
+    def quantize(self, precision: str) -> list[QuantizedLayer]:
+        """The layers that the build wrote, made again from its observations."""
+        network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
+        quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
+        return quantizer.quantize(Precision.parse(precision))
+
+    def portable(self) -> dict[str, bytes]:
+        """Every file that travels with the bundle."""
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        named = {path.relative_to(self.folder).as_posix(): path for path in files}
+        return {name: path.read_bytes() for name, path in named.items() if not name.startswith("local/")}
+
+    def resumed_in(self, output: Path, **sections: Any) -> PlanFile:
+        """The plan, with changed sections, for an output folder that holds the finished stages of this build and no bundle."""
+        shutil.copytree(self.folder / "local" / "stages", output / "local" / "stages")
+        plan = Plan.model_validate(self.plan_file.plan.model_dump(mode="json") | sections)
+        return PlanFile(plan, self.plan_file.folder, output)
+
+
+@pytest.fixture(scope="session")
+def class_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a class-conditional UNet2DModel with attention; its last class means "no class"."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
+        num_class_embeds=4,
+    )  # fmt: skip
+    return _save(network, tmp_path_factory.mktemp("class") / "model")
+
+
+@pytest.fixture(scope="session")
+def cross_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a UNet2DConditionModel with cross attention; `conditions.npz` beside it holds its table."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(1)
+    network = UNet2DConditionModel(
+        sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=8, cross_attention_dim=DIM,
+    )  # fmt: skip
+    folder = _save(network, tmp_path_factory.mktemp("cross") / "model")
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((ROWS, TOKENS, DIM), dtype=np.float32)
+    null = np.zeros((TOKENS, DIM), dtype=np.float32)
+    arrays = {"encoder_hidden_states": table, "null.encoder_hidden_states": null}
+    np.savez(folder.parent / "conditions.npz", allow_pickle=False, **arrays)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_build(class_model: Path) -> Built:
+    """Four quantized precisions, DDIM with full noise, guided; not to be changed."""
+    return _build(
+        class_model.parent,
+        sampler={"name": "ddim", "steps": 4, "eta": 1.0, "guidance": 1.5},
+        precisions=["w8a8", "w4a8", "w4a4", "w3a8"],
+    )
+
+
+@pytest.fixture(scope="session")
+def cross_build(cross_model: Path) -> Built:
+    """Float, 8-bit, 4-bit and weight-only precisions, DDPM, guided; not to be changed."""
+    return _build(
+        cross_model.parent,
+        model={"path": "model", "conditions": "conditions.npz"},
+        sampler={"name": "ddpm", "steps": 3, "eta": 1.0, "guidance": 2.0},
+        precisions=["fp32", "w8a8", "w4a8", "w4a16"],
+        correction={"mode": "ptqd", "variance": "schedule"},
+    )
+
+
+@pytest.fixture(scope="session")
+def as_model() -> Callable[[nn.Module, tuple[int, ...]], LoadedModel]:
+    """Any module of one argument, as an unconditional model whose time has no influence."""
+
+    class Timeless(Adapter):
+        def forward(self, sample: Tensor, timestep: Tensor, *_conditions: Tensor) -> Tensor:
+            out: Tensor = self.network(sample) + 0 * timestep.reshape(-1, *[1] * (sample.ndim - 1))
+            return out
+
+    def adapt(network: nn.Module, shape: tuple[int, ...]) -> LoadedModel:
+        return LoadedModel("test", Timeless(network, ()), shape, None, None, NoiseSchedule(clip_sample=False))
+
+    return adapt
+
+
+@pytest.fixture(scope="session")
+def parse_graph() -> Callable[[str], ir.Model]:
+    """A graph in ONNX's text form, as a model."""
+
+    def parse(text: str) -> ir.Model:
+        model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+        assert isinstance(model, ir.Model)
+        return model
+
+    return parse
+
+
+@pytest.fixture(scope="session")
+def graph_of(parse_graph: Callable[[str], ir.Model]) -> Callable[[str, nn.Module], ir.Model]:
+    """A graph in text form; its input `fc_weight` becomes the module's parameter `fc.weight`, and `fc_weight_T` the transpose of it."""
+
+    def graph_of(text: str, network: nn.Module) -> ir.Model:
+        model = parse_graph(text)
+        for value in list(model.graph.inputs):
+            name = str(value.name).replace("_", ".")
+            if name.removesuffix(TRANSPOSED) in network.state_dict():
+                parameter = network.state_dict()[name.removesuffix(TRANSPOSED)].numpy()
+                model.graph.inputs.remove(value)
+                value.name, value.const_value = name, ir.tensor(parameter.T if name.endswith(TRANSPOSED) else parameter)
+                model.graph.register_initializer(value)
+        return model
+
+    return graph_of
+
+
+@pytest.fixture
+def run_graph(tmp_path: Path) -> Callable[..., Array]:
+    """Run a graph on ONNX Runtime: as written, unless `fast` is asked for."""
+
+    def run(graph: ir.Model, feeds: Feeds, mode: Mode = "exact") -> Array:
+        path = tmp_path / "graph.onnx"
+        ir.save(graph, path)
+        return OnnxRuntimeEngine(path, mode=mode, threads=1).run(feeds)
+
+    return run
+
+
+def _save(network: Any, folder: Path) -> Path:
+    from diffusers import DDIMScheduler
+
+    network.save_pretrained(folder / "unet")
+    DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def _build(folder: Path, **sections: Any) -> Built:
+    target = {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2}
+    plan = {"model": {"path": "model"}, "calibration": CALIBRATION, "target": target, "output": "bundle"} | sections
+    (folder / "plan.json").write_text(json.dumps(plan))
+    plan_file = load_plan(folder / "plan.json")
+    run_build(plan_file)
+    return Built(plan_file)
