@@ -46,10 +46,14 @@ def draw_states(
     noise: NoiseSource,
     rows: Int64,
     count: int,
+    batch_size: int,
     folder: Path,
     on_step: Callable[[int], None],
 ) -> States:
-    """About `count` states, none twice: the same number from every step of full-precision chains, one for each conditioning row given."""
+    """About `count` states, the same number from every step of full-precision chains, one chain for each of the conditioning rows.
+
+    No state is drawn twice: there are fewer than asked for where there are fewer chains than states a step.
+    """
     name = "fp32"
     plan = WalkPlan(
         table,
@@ -61,7 +65,7 @@ def draw_states(
         CorrectionChoice("none", "none"),
         guidance=guidance,
         trajectory="fp",
-        batch_size=len(rows),
+        batch_size=batch_size,
     )
     a_step = min(-(-count // table.steps), len(rows))
     kept: list[States] = []

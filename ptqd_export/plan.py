@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
@@ -68,13 +69,27 @@ class SamplerSection(Section):
 
     name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim or ddpm")
     steps: int = Field(ge=1, description="number of denoising steps")
-    eta: float = Field(default=0.0, ge=0, le=1, description="share of the ancestral noise: 0 is deterministic, 1 is ancestral")
+    eta: float = Field(
+        default=None,
+        validate_default=True,
+        ge=0,
+        le=1,
+        description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own, 0 for ddim and 1 for ddpm",
+    )
     guidance: float = Field(
         default=1.0, ge=0, description="scale of classifier-free guidance; 1 is none, and needs one network call a step, not two"
     )
     timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
     clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
     prediction_type: PredictionType | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+
+    @field_validator("eta", mode="before")
+    @classmethod
+    def _own_eta(cls, eta: object, info: ValidationInfo) -> object:
+        if eta is not None:
+            return eta
+        sampler = SAMPLERS.get(info.data.get("name", ""))
+        return sampler.eta if sampler is not None else 0.0  # an unknown sampler has an error of its own already
 
 
 class QuantizationSection(Section):
@@ -206,7 +221,7 @@ class PlanFile:
 
     @property
     def output_path(self) -> Path:
-        return self.folder / self.plan.output if self.output is None else self.output
+        return Path(os.path.normpath(self.folder / self.plan.output)) if self.output is None else self.output
 
 
 def load_plan(path: Path) -> PlanFile:

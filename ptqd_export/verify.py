@@ -81,8 +81,8 @@ def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], st
 def _no_further_than_rounding(
     graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32
 ) -> None:
-    """Compare sample by sample: of two right graphs each is the further one in half of the samples at most. Means would say little: a value at
-    a rounding tie that falls the other way changes all of one sample behind it, and such samples are rare in small networks.
+    """Compare sample by sample: of two right graphs each is the further one in half of the samples at most. Means would say little: a value
+    at a rounding tie that falls the other way changes all of one sample behind it, and such samples are rare in small networks.
     """
     rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
     further = int(np.sum(_power(exact - double) > 10 ** (TOLERANCE_DB / 10) * rounding))
@@ -97,7 +97,7 @@ def _no_further_than_rounding(
 
 def _chance(heads: int, tosses: int) -> float:
     """Probability of at least so many heads."""
-    return sum(math.comb(tosses, count) for count in range(heads, tosses + 1)) / 2**tosses
+    return float(sum(math.comb(tosses, count) for count in range(heads, tosses + 1)) / 2**tosses)
 
 
 def _power(difference: NDArray[np.floating]) -> Float64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeAlias
 
@@ -19,7 +20,16 @@ __all__ = ["SAMPLERS", "NoiseSchedule", "SamplerTable", "TableStep", "compile_sa
 # (steps, eta, schedule, cumulative alphas [T]) to the table; raises UsageError for an eta that the sampler does not have.
 Compiler: TypeAlias = Callable[[int, float, NoiseSchedule, Float64], SamplerTable]
 
-SAMPLERS: Mapping[str, Compiler] = {"ddim": compile_ddim, "ddpm": compile_ddpm}
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler that plans can name; `eta` is what it takes where a plan does not say."""
+
+    compile: Compiler
+    eta: float
+
+
+SAMPLERS: Mapping[str, Sampler] = {"ddim": Sampler(compile_ddim, eta=0.0), "ddpm": Sampler(compile_ddpm, eta=1.0)}
 
 
 def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64 | None = None) -> SamplerTable:
@@ -35,8 +45,8 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
     Raises:
         UsageError: unknown sampler, or steps, eta or alphas that do not fit.
     """
-    compiler = SAMPLERS.get(name)
-    if compiler is None:
+    sampler = SAMPLERS.get(name)
+    if sampler is None:
         (nearest,) = get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0)
         raise UsageError("unknown sampler", found=name, expected=" or ".join(SAMPLERS), mend=f'did you mean "{nearest}"?')
     if not 0 <= eta <= 1:
@@ -45,4 +55,4 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
         raise UsageError("wrong shape of alphas", found=alphas.shape, expected=(schedule.num_train_timesteps,))
-    return compiler(steps, eta, schedule, alphas)
+    return sampler.compile(steps, eta, schedule, alphas)

@@ -32,11 +32,12 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
     context = BuildContext(plan_file)
     context.check()
     output = writable_folder(plan_file.output_path)
-    plan, guidance = context.plan, {"sampler": context.plan.sampler.model_dump()}
+    plan = context.plan
+    walked = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
         cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
         traced = cache.run("trace", {"model": context.fingerprint, "placement": context.placement.name}, partial(make_trace, context))
-        drawn = {"traced": traced.name, **guidance, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
+        drawn = {"traced": traced.name, **walked, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
         states = cache.run("states", drawn, partial(make_states, context, traced))
         seen = cache.run("observe", {"states": states.name}, partial(make_observations, context, traced, states))
         graphs = {FULL_PRECISION: traced}

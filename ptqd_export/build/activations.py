@@ -23,7 +23,8 @@ OBSERVED = "observed.npz"
 def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Reporter) -> None:
     """Writes `states.npz`: states of full-precision chains, the same number from every step."""
     calibration, noise, table = context.plan.calibration, context.noise(), context.table
-    samples = np.arange(calibration.batch_size, dtype=np.int64)
+    a_step = -(-calibration.activation_samples // table.steps)
+    samples = np.arange(max(a_step, calibration.batch_size), dtype=np.int64)
     conditioning = context.model.conditioning
     rows = np.zeros_like(samples) if conditioning is None else noise.row(samples, conditioning.rows)
     network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size)
@@ -34,6 +35,7 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
         noise,
         rows,
         calibration.activation_samples,
+        calibration.batch_size,
         folder,
         on_step=lambda done: reporter.advance(done, table.steps),
     )

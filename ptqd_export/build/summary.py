@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ def print_summary(
 ) -> None:
     """Print what was built: size, bit operations, measured time, noise."""
     bundle = Bundle.open(output)
+    shown = min(str(output), os.path.relpath(output), key=len)
     console = Console(width=None if Console().is_terminal else 160)
-    table = Table(title=f"{output}: {context.plan.sampler.name}, {context.table.steps} steps, {context.plan.correction.mode} correction")
+    table = Table(title=f"{shown}: {context.plan.sampler.name}, {context.table.steps} steps, {context.plan.correction.mode} correction")
     for column in (
         "precision",
         "size",
@@ -42,7 +44,7 @@ def print_summary(
     console.print(
         f"time a step: batch {context.plan.target.benchmark_batch}, median on this machine; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels change in the SNR\n"
-        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: ptqd-run sample {output} --num 64 --seed 1 --output out",
+        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: ptqd-run sample {shown} --num 64 --seed 1 --output out",
         highlight=False,
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from engines.conditioning import Conditioning, class_labels, load_table
@@ -13,6 +15,7 @@ from engines.errors import PtqdError, UsageError
 from engines.samplers.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Adapter, LoadedModel
 
+EMBEDDINGS = "encoder_hidden_states"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
 
@@ -42,15 +45,14 @@ def load_diffusers(folder: Path, null_class: int | None, conditions: Path | None
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
         raise UsageError("This network is not supported.", found=f"{folder}: {kind}", expected="UNet2DModel or UNet2DConditionModel")
+    shape = _sample_shape(config)
     conditioning, null = _conditioning(kind, config, null_class, conditions)
     network = _network(kind, folder / "unet")
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
     names = () if conditioning is None else tuple(conditioning.tables)
     return LoadedModel(
         family=f"diffusers {kind}",
         adapter=DiffusersAdapter(network, names),
-        sample_shape=(config["in_channels"], height, width),
+        sample_shape=shape,
         conditioning=conditioning,
         null_class=null,
         noise_schedule=schedule,
@@ -100,23 +102,62 @@ def _first_line(error: Exception) -> str:
     return str(error.__cause__ or error).strip().splitlines()[0]
 
 
-def _conditioning(kind: str, config: dict[str, Any], null_class: int | None, table: Path | None) -> tuple[Conditioning | None, int | None]:
+def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    size = config.get("sample_size")
+    if size is None:
+        raise UsageError(
+            "The model does not say how large its samples are.",
+            found="no sample_size in unet/config.json",
+            expected="a number, or [height, width]",
+            mend="write the size that the model was trained at into unet/config.json",
+        )
+    if config["in_channels"] != config["out_channels"]:
+        raise UsageError(
+            "The network's output is not shaped like its state.",
+            found=f"{config['in_channels']} channels in, {config['out_channels']} out",
+            expected="as many out as in: learned variances and inpainting inputs are not supported",
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"], height, width
+
+
+def _conditioning(
+    kind: str, config: Mapping[str, Any], null_class: int | None, table: Path | None
+) -> tuple[Conditioning | None, int | None]:
     if kind == "UNet2DConditionModel":
-        if config.get("class_embed_type") or config.get("addition_embed_type"):
-            raise UsageError(
-                "Added conditions of this network are not supported.", found=f"class or addition embedding in {config['_class_name']}"
-            )
-        if table is None:
-            raise UsageError(
-                "The model takes embeddings, and the plan names none.",
-                found="no model.conditions",
-                expected=f"an .npz with encoder_hidden_states [rows, tokens, {config['cross_attention_dim']}]",
-            )
-        return load_table(table), None
+        return _embeddings(config, null_class, table), None
+    if table is not None:
+        raise UsageError("The model takes no embeddings.", found="model.conditions", mend="leave model.conditions out of the plan")
     labels = config.get("num_class_embeds")
-    if not labels:
-        return None, None
+    if labels:
+        return _labels(labels, null_class)
+    if null_class is not None:
+        raise UsageError("The model has no classes.", found="model.null_class", mend="leave model.null_class out of the plan")
+    return None, None
+
+
+def _labels(labels: int, null_class: int | None) -> tuple[Conditioning, int]:
     null = labels - 1 if null_class is None else null_class
     if not 0 <= null < labels:
         raise UsageError("The null class is not a label of the model.", found=f"model.null_class = {null}", expected=f"0..{labels - 1}")
     return class_labels(labels - 1 if null == labels - 1 else labels, null), null
+
+
+def _embeddings(config: Mapping[str, Any], null_class: int | None, table: Path | None) -> Conditioning:
+    if config.get("class_embed_type") or config.get("addition_embed_type") or config.get("num_class_embeds"):
+        raise UsageError(
+            "Added conditions of this network are not supported.", found=f"class or addition embedding in {config['_class_name']}"
+        )
+    if null_class is not None:
+        raise UsageError(
+            "The model has no classes.", found="model.null_class", mend=f"give an array null.{EMBEDDINGS} in model.conditions instead"
+        )
+    expected = f"an .npz with {EMBEDDINGS}: float [rows, tokens, {config['cross_attention_dim']}]"
+    if table is None:
+        raise UsageError("The model takes embeddings, and the plan names none.", found="no model.conditions", expected=expected)
+    conditioning = load_table(table)
+    found = {name: (value.dtype, value.ndim, value.shape[-1]) for name, value in conditioning.tables.items()}
+    if found != {EMBEDDINGS: (np.dtype(np.float32), 3, config["cross_attention_dim"])}:
+        shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())
+        raise UsageError("The conditioning file does not fit the model.", found=f"{table}: {shapes}", expected=expected)
+    return conditioning

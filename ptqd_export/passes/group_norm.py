@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from ptqd_export.passes.constants import constant
 
-
 EPSILON = 1e-5
 """What the operator takes where the node does not say."""
 

@@ -32,7 +32,7 @@ def _draw(folder: Path, count: int, chains: int = 8, input_scale: float = 1.0) -
     done: list[int] = []
     rows = np.arange(chains, dtype=np.int64) % 3
     noise = NoiseSource(seed=3, shape=SHAPE)
-    return draw_states(_table(input_scale), _network, 1.0, noise, rows, count, folder, done.append), done
+    return draw_states(_table(input_scale), _network, 1.0, noise, rows, count, 3, folder, done.append), done
 
 
 def _visited(chains: int = 8) -> list[Float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Built:
     """A finished build: its plan, and what its stages left."""
 
     plan_file: PlanFile
+    quantized: dict[str, list[QuantizedLayer]] = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -68,9 +69,11 @@ class Built:
 
     def quantize(self, precision: str) -> list[QuantizedLayer]:
         """The layers that the build wrote, made again from its observations."""
-        network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
-        quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
-        return quantizer.quantize(Precision.parse(precision))
+        if precision not in self.quantized:
+            network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
+            quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
+            self.quantized[precision] = quantizer.quantize(Precision.parse(precision))
+        return self.quantized[precision]
 
     def portable(self) -> dict[str, bytes]:
         """Every file that travels with the bundle."""

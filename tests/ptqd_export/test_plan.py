@@ -352,3 +352,10 @@ def test_schema_accepts_plans(plan: dict[str, Any]) -> None:
 def test_schema_refuses_what_the_reader_refuses(sections: dict[str, Any], problem: str) -> None:
     schema = Plan.model_json_schema()
     assert not _accepts(schema, SHORTEST | sections, schema), problem
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddpm", 1.0)])
+def test_eta_defaults_to_the_samplers_own(write: Write, name: str, eta: float) -> None:
+    plan = load_plan(write(sampler={"name": name, "steps": 20})).plan
+    assert plan.sampler.eta == eta
+    assert f'"eta": {eta}' in plan.resolved_json()

@@ -1,0 +1,153 @@
+"""Resumable stages: when they are reused, when not, and what a failure leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptqd_export.build.stages import Reporter, StageCache, StageMaker
+
+
+@dataclass
+class Recorder:
+    """A reporter that writes down what it is told."""
+
+    told: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def start(self, stage: str) -> None:
+        self.told.append(("start", stage))
+
+    def advance(self, done: int, total: int) -> None:
+        self.told.append(("advance", done, total))
+
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:
+        assert seconds >= 0
+        self.told.append(("finish", stage, reused))
+
+
+@dataclass
+class Maker:
+    """Writes one file; counts its calls."""
+
+    content: str = "made"
+    calls: int = 0
+
+    def __call__(self, folder: Path, reporter: Reporter) -> None:
+        self.calls += 1
+        assert list(folder.iterdir()) == []
+        reporter.advance(1, 2)
+        (folder / "result").write_text(self.content)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Callable[..., StageCache]:
+    """A cache as a new run of the program would open it."""
+    return lambda **options: StageCache(tmp_path / "stages", Recorder(), **options)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_stage_is_made_once_and_reused_by_the_next_run(cache: Callable[..., StageCache]) -> None:
+    make = Maker()
+    folder = cache().run("trace", {"model": "m", "steps": 3}, make)
+    assert (folder / "result").read_text() == "made"
+    again = cache()
+    assert again.run("trace", {"steps": 3, "model": "m"}, make) == folder
+    assert make.calls == 1
+    assert [(stage.name, stage.reused) for stage in again.finished] == [("trace", True)]
+
+
+def test_reporter_is_told_of_work_and_of_reuse(tmp_path: Path) -> None:
+    recorder = Recorder()
+    StageCache(tmp_path, recorder).run("trace", {}, Maker())
+    StageCache(tmp_path, recorder).run("trace", {}, Maker())
+    assert recorder.told == [("start", "trace"), ("advance", 1, 2), ("finish", "trace", False), ("finish", "trace", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("trace", {"model": "other", "n": [1, 2]}),
+        ("trace", {"model": "m", "n": [2, 1]}),
+        ("trace", {"model": "m"}),
+        ("other", {"model": "m", "n": [1, 2]}),
+    ],
+)
+def test_other_inputs_are_another_stage(cache: Callable[..., StageCache], name: str, inputs: dict[str, Any]) -> None:
+    first = cache().run("trace", {"model": "m", "n": [1, 2]}, Maker())
+    second = cache().run(name, inputs, Maker("other"))
+    assert first != second
+    assert (first / "result").read_text() == "made"
+    assert (second / "result").read_text() == "other"
+
+
+def test_other_source_code_is_another_stage(cache: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache().run("trace", {}, Maker())
+    monkeypatch.setattr(StageCache, "_sources", "another version")
+    make = Maker()
+    assert cache().run("trace", {}, make) != first
+    assert make.calls == 1
+
+
+def test_source_code_of_every_package_counts(cache: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptqd_export.build import stages
+
+    hashes = {cache()._sources}
+    for packages in (("engines",), ("calib",), ("ptqd_export",)):
+        monkeypatch.setattr(stages, "PACKAGES", packages)
+        hashes.add(cache()._sources)
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failing_stage_leaves_nothing_and_the_finished_ones_stay(
+    cache: Callable[..., StageCache], tmp_path: Path, error: type[BaseException]
+) -> None:
+    def fail(folder: Path, _reporter: Reporter) -> None:
+        (folder / "half").write_text("half a resu")
+        raise error("in the middle")
+
+    broken = cache()
+    broken.run("trace", {}, Maker())
+    with pytest.raises(error, match="in the middle"):
+        broken.run("observe", {}, fail)
+    assert _names(tmp_path / "stages") == ["trace"]
+    assert [stage.name for stage in broken.finished] == ["trace"]
+    make = Maker()
+    assert (cache().run("observe", {}, make) / "result").is_file()
+    assert make.calls == 1
+
+
+def test_what_a_killed_run_left_is_replaced(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    folder = cache().run("trace", {}, Maker())
+    folder.rename(tmp_path / "stages" / f".unfinished-{folder.name}")
+    make = Maker("whole")
+    assert (cache().run("trace", {}, make) / "result").read_text() == "whole"
+    assert _names(tmp_path / "stages") == ["trace"]
+
+
+def test_stages_of_earlier_plans_are_pruned_when_the_build_is_done(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    old = cache()
+    kept = old.run("trace", {}, Maker())
+    gone = old.run("observe", {"samples": 1}, Maker())
+    (tmp_path / "stages" / ".unfinished-observe").mkdir()
+    new = cache()
+    new.run("trace", {}, Maker())
+    added = new.run("observe", {"samples": 2}, Maker())
+    assert gone.exists()
+    new.prune()
+    assert sorted((tmp_path / "stages").iterdir()) == sorted([kept, added])
+
+
+def test_fresh_forgets_everything(cache: Callable[..., StageCache]) -> None:
+    make: StageMaker = Maker()
+    cache().run("trace", {}, make)
+    cache(fresh=True).run("trace", {}, make)
+    assert isinstance(make, Maker)
+    assert make.calls == 2

@@ -1,0 +1,57 @@
+"""The demo's bundle, built once a session from its own plan with less calibration; not to be changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.arrays import Float32, Int64
+from engines.bank import EngineBank
+from engines.bundle import Bundle
+from engines.noise import NoiseSource
+from engines.sampling import Chain
+from ptqd_export.build import run_build
+from ptqd_export.plan import Plan, PlanFile, load_plan
+
+ROOT = Path(__file__).parents[2]
+CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
+
+sys.path.insert(0, str(ROOT))  # `tools` is not installed, and pytest's importlib mode leaves the path alone
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The bundle on disk."""
+
+    folder: Path
+
+    def json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / name).read_text())
+        return content
+
+    def graph(self, precision: str) -> Path:
+        return self.folder / "graphs" / "onnxruntime" / f"{precision}.onnx"
+
+    def statistics(self, precision: str) -> dict[str, Any]:
+        return self.json(f"statistics/onnxruntime/{precision}.json")
+
+    def sample(self, precision: str, seed: int, numbers: Int64, rows: Int64) -> Float32:
+        """Corrected samples, one precision throughout."""
+        bundle = Bundle.open(self.folder)
+        schedule = bundle.schedule()
+        bank = EngineBank(bundle, schedule.sampler.guidance, batch=len(numbers))
+        return Chain(schedule, bank, precision).sample(NoiseSource(seed, bundle.manifest.model.sample_shape), numbers, rows)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    written = load_plan(ROOT / "tools" / "digits" / "plan.json")
+    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION})
+    folder = tmp_path_factory.mktemp("digits") / "bundle"
+    run_build(PlanFile(plan, written.folder, folder))
+    return Digits(folder)

@@ -1,0 +1,107 @@
+"""The digits bundle: really small on disk, and one sample number is one image, whatever the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from onnx import TensorProto
+from safetensors import safe_open
+
+from engines.arrays import Float32, Int64
+from engines.bundle import Bundle
+from engines.cli import main
+from engines.noise import NoiseSource
+from engines.sampling import Chain, batches
+from tools.digits import data
+
+if TYPE_CHECKING:
+    from tests.tools.conftest import Digits
+
+WEIGHTS = Path(data.__file__).parent / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+CONTAINERS = {TensorProto.INT8: 8, TensorProto.INT4: 4}
+SAMPLES = 16
+SEED = 1
+
+
+# Size on disk
+
+
+@pytest.mark.parametrize(("precision", "ratio"), [("w8a8", 0.35), ("w4a8", 0.25)])
+def test_graph_is_a_fraction_of_the_float_one(digits: Digits, precision: str, ratio: float) -> None:
+    assert digits.graph(precision).stat().st_size <= ratio * digits.graph("fp32").stat().st_size
+
+
+def test_float_graph_holds_every_weight_in_four_bytes(digits: Digits) -> None:
+    weights = sum(math.prod(shape) for shape in _trained_shapes().values())
+    assert 4 * weights < digits.graph("fp32").stat().st_size < 4.2 * weights
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w4a8"])
+def test_integer_weights_take_exactly_their_bits(digits: Digits, precision: str) -> None:
+    initializers = {tensor.name: tensor for tensor in onnx.load(digits.graph(precision)).graph.initializer}
+    shapes, layers = _trained_shapes(), digits.statistics(precision)["layers"]
+    assert {layer["name"] for layer in layers} == set(shapes)
+    assert {layer["weight_bits"] for layer in layers if layer["role"] == "inner"} == {int(precision[1])}
+    for layer in layers:
+        weight = initializers[f"{layer['name']}.weight.int"]
+        assert math.prod(weight.dims) == math.prod(shapes[layer["name"]])
+        assert CONTAINERS[weight.data_type] == layer["weight_bits"]
+        assert len(weight.raw_data) == math.prod(weight.dims) * layer["weight_bits"] / 8
+        assert f"{layer['name']}.weight" not in initializers
+
+
+def _trained_shapes() -> dict[str, list[int]]:
+    """Shapes of the checkpoint's convolution and linear weights, by layer."""
+    with safe_open(WEIGHTS, framework="numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+    weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) > 1}
+    return {name: shape for name, shape in weights.items() if name != "class_embedding"}
+
+
+# One number, one image
+
+Sampler = Callable[..., Float32]
+
+
+@pytest.fixture
+def sample(digits: Digits, tmp_path: Path) -> Sampler:
+    """Samples of `ptqd-run sample`, whose numbers are those asked for."""
+
+    def run(precision: str, *, first: int = 0, num: int = SAMPLES, batch_size: int) -> Float32:
+        options = {"num": num, "seed": SEED, "first": first, "batch-size": batch_size, "precision": precision, "format": "npz"}
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        done = CliRunner().invoke(main, ["sample", str(digits.folder), *arguments, "--output", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        with np.load(tmp_path / "samples.npz") as archive:
+            np.testing.assert_array_equal(archive["indices"], first + np.arange(num))
+            np.testing.assert_array_equal(archive["rows"], _drawn_rows(first + np.arange(num)))
+            samples: Float32 = archive["samples"]
+        assert (samples.dtype, samples.shape) == (np.float32, (num, 1, 16, 16))
+        return samples
+
+    return run
+
+
+def _drawn_rows(numbers: Int64) -> Int64:
+    return np.array([NoiseSource(SEED, (1,)).row(np.array([n]), 10)[0] for n in numbers])
+
+
+def _other_ways(sample: Sampler, precision: str, whole: Float32) -> Iterator[tuple[Float32, Float32]]:
+    """Samples taken in other batches, one of them of a single sample, and alone from the middle; with those of one batch."""
+    yield sample(precision, batch_size=SAMPLES - 1), whole
+    yield sample(precision, first=SAMPLES // 2, num=SAMPLES // 2, batch_size=SAMPLES), whole[SAMPLES // 2 :]
+    yield sample(precision, num=SAMPLES // 4, batch_size=1), whole[: SAMPLES // 4]
+
+
+def _psnr(samples: Float32, reference: Float32) -> NDArray[np.float64]:
+    """[N] dB, the peak being 2; images that agree to 100 dB count as 100."""
+    squares = (np.clip(samples, -1, 1).astype(np.float64) - np.clip(reference, -1, 1)) ** 2
+    return 10 * np.log10(4 / np.maximum(squares.mean(axis=(1, 2, 3)), 4e-10))
