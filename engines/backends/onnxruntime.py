@@ -33,15 +33,15 @@ _AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 class OnnxRuntimeEngine(Engine):
     """One graph in an `onnxruntime.InferenceSession`.
 
-    Batches of at least as many samples as there are threads are cut into one shard a thread: the runtime's integer graphs hold
-    single-threaded operators (transposes, dequantization), so that whole samples side by side are up to twice as fast as one batch on all
-    threads. Smaller batches run on all threads at once.
+    Batches are cut into shards that run side by side, as many as there are samples or threads, and the threads are shared out among
+    them: the runtime's integer graphs hold single-threaded operators (transposes, dequantization), so that samples side by side are up
+    to twice as fast as one batch on all threads.
 
     Args:
         path: the ONNX file.
         mode: `fast` fuses Q/DQ into integer kernels, `exact` runs them as written.
         threads: that one call may use; None takes every core that the process may use.
-        batch: samples of the calls to come, which decides between shards and threads.
+        batch: samples of the calls to come, which decides on the shards.
         optimized: where to write the graph as the runtime optimized it, for inspection.
 
     Raises:
@@ -53,7 +53,7 @@ class OnnxRuntimeEngine(Engine):
         self, path: Path, *, mode: Mode = "fast", threads: int | None = None, batch: int = 1, optimized: Path | None = None
     ) -> None:
         threads = threads or cores()
-        self._shards = threads if batch >= threads else 1
+        self._shards = min(batch, threads)
         config = _AS_WRITTEN if mode == "exact" else _fast_config()
         self._session = _session(path, config, threads // self._shards, optimized)
         inputs = tuple(_spec(value) for value in self._session.get_inputs())

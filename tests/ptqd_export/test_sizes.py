@@ -46,7 +46,7 @@ def test_every_weight_takes_its_bits_and_no_more(stored: tuple[Built, str, dict[
         packed = layer.weight.bits <= 4
         assert tensor.data_type == (TensorProto.INT4 if packed else TensorProto.INT8)
         assert len(tensor.raw_data) == (-(-layer.layer.weights // 2) if packed else layer.layer.weights)
-        assert not (tensor.int32_data or tensor.float_data)
+        assert not tensor.int32_data
         assert layer.weight.bits in (int(precision[1]), 8)
 
 
