@@ -74,7 +74,7 @@ class SamplerSection(Section):
         validate_default=True,
         ge=0,
         le=1,
-        description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own, 0 for ddim and 1 for ddpm",
+        description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own",
     )
     guidance: float = Field(
         default=1.0, ge=0, description="scale of classifier-free guidance; 1 is none, and needs one network call a step, not two"

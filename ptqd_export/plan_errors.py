@@ -48,11 +48,17 @@ def expectations(problems: Sequence[Problem]) -> ValidationError:
 
 def plan_error(error: ValidationError, plan_type: type[BaseModel], path: Path) -> UsageError:
     """The UsageError that lists everything found wrong in the plan at `path`."""
-    problems = [f"  {_problem(details, plan_type)}" for details in error.errors(include_url=False)]
+    problems = [f"  {_problem(details, plan_type)}" for details in _independent(error.errors(include_url=False))]
     return UsageError(
         "\n".join([f"{path} is not a valid plan", *problems]),
         mend="correct these keys; `ptqd-export schema` describes every one of them",
     )
+
+
+def _independent(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because their items are wrong."""
+    inside = {problem["loc"][:-1] for problem in problems}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inside]
 
 
 def _problem(details: ErrorDetails, plan_type: type[BaseModel]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer
+from engines.errors import UsageError
 from ptqd_export.bit_operations import bit_operations
 from ptqd_export.build.activations import STATES, load_observations
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
@@ -35,6 +39,7 @@ def make_quantized_graph(
     """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured)."""
     network = Network.load(traced)
     settings = context.plan.quantization
+    _check_patterns(settings.keep_float, [layer.name for layer in network.layers])
     quantizer = Quantizer(
         context.model.adapter.network,
         network.layers,
@@ -58,6 +63,25 @@ def make_quantized_graph(
         "layers": [_layer_record(layer.name, layer.op, layer.role, rule, by_name.get(layer.name)) for layer, rule in rules],
     }
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
+
+
+def _check_patterns(keep_float: Sequence[str], names: Sequence[str]) -> None:
+    """A misspelt pattern would quantize the layer that the user wants to keep.
+
+    Raises:
+        UsageError: a pattern matches no layer, or nothing is left to quantize.
+    """
+    kept = {pattern: [name for name in names if fnmatch.fnmatchcase(name, pattern)] for pattern in keep_float}
+    for pattern, matched in kept.items():
+        if not matched:
+            raise UsageError(
+                "A pattern of the plan matches no layer.",
+                found=f'"{pattern}" in quantization.keep_float',
+                expected=f'a pattern of names such as "{names[0]}" or "{names[-1]}"',
+                mend=f'did you mean "{difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]}"?',
+            )
+    if len(set().union(*kept.values())) == len(names):
+        raise UsageError("The plan keeps every layer in float.", found="quantization.keep_float", mend="build precision fp32 instead")
 
 
 def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:

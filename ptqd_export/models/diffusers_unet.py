@@ -91,15 +91,18 @@ def _network(kind: str, folder: Path) -> nn.Module:
     except Exception as error:  # diffusers wraps safetensors' errors in several types
         raise PtqdError(
             "The model's weights cannot be read.",
-            found=f"{folder}: {_first_line(error)}",
+            found=f"{folder}: {_first_cause(error)}",
             expected="whole safetensors files that fit the configuration",
             mend="copy the model again",
         ) from error
     return loaded.float()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0]
+def _first_cause(error: BaseException) -> str:
+    """What went wrong first: diffusers reports that it could not load, and safetensors why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().splitlines()[0]
 
 
 def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -37,11 +37,6 @@ TOKENS, DIM, ROWS = 5, 12, 3
 CALIBRATION = {"samples": 16, "batch_size": 8, "activation_samples": 64}
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """pytest takes every folder called `build` for the output of a build system, and would pass by the tests in ours."""
-    return False if collection_path == Path(__file__).parent / "build" else None
-
-
 @dataclass(frozen=True)
 class Built:
     """A finished build: its plan, and what its stages left."""

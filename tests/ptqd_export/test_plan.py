@@ -359,3 +359,8 @@ def test_eta_defaults_to_the_samplers_own(write: Write, name: str, eta: float) -
     plan = load_plan(write(sampler={"name": name, "steps": 20})).plan
     assert plan.sampler.eta == eta
     assert f'"eta": {eta}' in plan.resolved_json()
+
+
+def test_a_wrong_item_is_not_also_a_list_that_is_too_short(write: Write) -> None:
+    (problem,) = _problems(write(precisions=["w9a8"]))
+    assert problem.startswith('precisions[0]: found "w9a8"')

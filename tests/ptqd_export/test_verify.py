@@ -44,6 +44,11 @@ def test_power_ratio_in_decibels() -> None:
     assert snr_db(signal, signal) == np.inf
 
 
+@pytest.mark.parametrize(("heads", "tosses", "chance"), [(0, 3, 1.0), (3, 3, 1 / 8), (2, 3, 0.5), (1, 1, 0.5), (9, 10, 11 / 1024)])
+def test_chance_of_a_fair_coin(heads: int, tosses: int, chance: float) -> None:
+    assert module._chance(heads, tosses) == pytest.approx(chance)
+
+
 @pytest.mark.parametrize("precision", ["w8a8", "w4a4"])
 def test_right_graph_passes_with_its_figures(class_build: Built, precision: str) -> None:
     found = _verify(class_build, precision)

@@ -243,9 +243,14 @@ def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
     assert _portable(tmp_path / "bundle") == class_build.portable()
 
 
-def test_fresh_build_writes_the_same_bytes(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
+def test_fresh_build_writes_the_same_bytes_and_nothing_but_its_stages_on_the_terminal(
+    class_build: Built, tmp_path: Path, finished: list[Finished], capfd: pytest.CaptureFixture[str]
+) -> None:
     run_build(class_build.resumed_in(tmp_path / "bundle"), fresh=True)
     assert not any(stage.reused for stage in finished)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line.split()[0] for line in err.splitlines()] == [stage.name for stage in finished]
     assert _portable(tmp_path / "bundle") == class_build.portable()
 
 
@@ -364,6 +369,17 @@ def test_layers_that_the_plan_keeps_in_float_are_listed_and_left_alone(
     stored = {tensor.name for tensor in onnx.load(tmp_path / "bundle/graphs/onnxruntime/w8a8.onnx").graph.initializer}
     assert "mid_block.resnets.0.conv1.weight" in stored
     assert "mid_block.resnets.0.conv1.weight.int" not in stored
+
+
+@pytest.mark.parametrize(
+    ("patterns", "part"),
+    [(["mid_block.*", "mid_blok.*"], '"mid_blok.*" in quantization.keep_float'), (["*"], "keeps every layer in float")],
+)
+def test_patterns_that_cannot_be_meant_are_refused(class_build: Built, tmp_path: Path, patterns: list[str], part: str) -> None:
+    with pytest.raises(UsageError) as error:
+        run_build(_changed(class_build, tmp_path / "bundle", quantization={"keep_float": patterns}))
+    assert part in str(error.value)
+    assert _portable(tmp_path / "bundle") == {}
 
 
 def test_weights_beside_their_graphs_are_part_of_the_bundle(
