@@ -38,6 +38,8 @@ class Placement:
         symmetric: zero points must be 0.
         ops: which operators are quantized, and how.
         packed_bits: weights of at most this many bits are stored packed, two a byte (ONNX INT4); others as INT8.
+        weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
+            loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise.
         group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
             kernels than the operator, which has none.
     """
@@ -47,6 +49,7 @@ class Placement:
     symmetric: bool
     ops: Mapping[Op, OpPlacement]
     packed_bits: int
+    weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
 
 
@@ -57,6 +60,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             signed=False,
             symmetric=False,
             packed_bits=4,
+            weight_only="multiply",
             group_norm="instance",
             ops=MappingProxyType(
                 {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +14,6 @@ from calib.precision import Precision
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer
 from calib.scale_search import Criterion, activation_scale, weight_scale
-from calib.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,10 @@ class Quantizer:
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
-        rules = [(layer, rule(layer, precision, self._placement, self._settings.keep_float)) for layer in self._layers]
-        chosen = [(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
-        activations = list(dict.fromkeys(_activations(chosen)))
-        self._activations |= zip(activations, side_by_side(self._search, activations), strict=True)
-        return side_by_side(self._layer, chosen)
+        rules = ((layer, rule(layer, precision, self._placement, self._settings.keep_float)) for layer in self._layers)
+        return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 
-    def _layer(self, chosen: tuple[Layer, Rule]) -> QuantizedLayer:
-        layer, rule = chosen
+    def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:
         module = self._network.get_submodule(layer.name)
         weight = module.get_parameter("weight").detach()
         bias = module._parameters.get("bias")
@@ -79,10 +74,13 @@ class Quantizer:
         )
 
     def _activation(self, tensor: str, bits: int | None) -> ActivationQuantizer | None:
-        return None if bits is None else self._activations[tensor, bits]
+        if bits is None:
+            return None
+        if (tensor, bits) not in self._activations:
+            self._activations[tensor, bits] = self._search(tensor, bits)
+        return self._activations[tensor, bits]
 
-    def _search(self, activation: tuple[str, int]) -> ActivationQuantizer:
-        tensor, bits = activation
+    def _search(self, tensor: str, bits: int) -> ActivationQuantizer:
         seen = self._seen[tensor]
         return activation_scale(
             seen.values,
@@ -93,12 +91,3 @@ class Quantizer:
             symmetric=self._placement.symmetric,
             criterion=self._settings.activation_scale,
         )
-
-
-def _activations(layers: Iterable[tuple[Layer, Rule]]) -> Iterator[tuple[str, int]]:
-    """The tensors to quantize, each with its bits."""
-    for layer, given in layers:
-        if given.activation_bits is not None:
-            yield f"{layer.source}.input", given.activation_bits
-        if given.output_bits is not None:
-            yield f"{layer.name}.output", given.output_bits

@@ -12,7 +12,9 @@ from calib.quantizers import ActivationQuantizer, WeightQuantizer, weight_range
 Criterion = Literal["mse", "max"]
 
 _SMALLEST_SCALE = 1e-12
-_CHUNK_VALUES = 2**24
+_CHUNK_VALUES = 2**15
+"""Values searched at a time: they stay in cache, and torch computes so few on one thread. Its team of threads would meet after each of
+the many small operations, and stand still whenever another process holds one of its cores."""
 
 
 def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:

@@ -32,7 +32,7 @@ OUTPUT = Path("out")
 SEED = 1
 SAMPLES = 200
 SHOWN = 12
-_LABELS = {"-": "{}", "off": "{}, uncorrected", "on": "{}, corrected"}
+_LABELS = {"-": "full precision", "off": "uncorrected", "on": "corrected"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def _sample(bundle: Bundle) -> list[Row]:
 
 def _draw(rows: list[Row], path: Path) -> None:
     tiles = [
-        Tile(pixels, _LABELS[row.correction].format(row.precision), f"#{number}")
-        for row in rows
-        for number, pixels in enumerate(to_pixels(row.samples[:SHOWN]))
+        Tile(pixels, _LABELS[row.correction], f"#{number}") for row in rows for number, pixels in enumerate(to_pixels(row.samples[:SHOWN]))
     ]
     draw_grid(tiles, columns=SHOWN).save(path)
 

@@ -19,7 +19,8 @@ class InsertQuantization(ir.passes.InPlacePass):
     """Put Q/DQ around the given layers, by these rules:
 
     1. the weight becomes an integer initializer behind DequantizeLinear, one scale an output channel; weights of few bits are stored packed
-       as INT4 where the placement packs them, behind a Cast to INT8 that the runtime folds when it loads the graph;
+       as INT4 where the placement packs them, behind a Cast to INT8 that the runtime folds when it loads the graph; the weight of a float
+       layer may be written as Cast and Mul instead, where the placement says so;
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
     3. an activation of fewer bits than its container is clipped to its range first;
     4. an output with a quantizer gets a pair of its own;
@@ -64,12 +65,18 @@ class _Writer:
         transposed = node.op_type == "MatMul"
         integers = layer.integers.numpy()
         name = f"{layer.layer.name}.weight"
-        scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
         stored = constant(self._graph, f"{name}.int", self._stored(integers.T if transposed else integers, layer.weight.bits))
         tape = ir.tape.Tape()
         wide = stored if stored.dtype == ir.DataType.INT8 else tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8})
-        zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), np.int8))
-        out = tape.op("DequantizeLinear", [wide, scale, zeros], attributes={"axis": 1 if transposed else 0})
+        axis = 1 if transposed else 0
+        if layer.input is None and self._placement.weight_only == "multiply":
+            shape = [-1 if dimension == axis else 1 for dimension in range(integers.ndim)]
+            along = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy().reshape(shape))
+            out = tape.op("Mul", [tape.op("Cast", [wide], attributes={"to": ir.DataType.FLOAT}), along])
+        else:
+            scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
+            zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), np.int8))
+            out = tape.op("DequantizeLinear", [wide, scale, zeros], attributes={"axis": axis})
         self._graph.insert_before(node, tape.nodes)
         return out
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from ptqd_export.plan import Plan, PlanFile, load_plan
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
-
-sys.path.insert(0, str(ROOT))  # `tools` is not installed, and pytest's importlib mode leaves the path alone
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_comparison_picture_has_one_line_a_row_and_one_column_a_sample(
     demo._draw(shown, tmp_path / "comparison.png")
     with Image.open(tmp_path / "comparison.png") as picture:
         pixels = np.asarray(picture)
-    column = max(TILE, math.ceil(ImageFont.load_default(12).getlength(f"w2a8, uncorrected  #{SHOWN - 1}"))) + MARGIN
+    column = max(TILE, math.ceil(ImageFont.load_default(12).getlength(f"full precision  #{SHOWN - 1}"))) + MARGIN
     line = TILE + TEXT + MARGIN
     assert pixels.shape == (MARGIN + 3 * line, MARGIN + SHOWN * column, 3)
     for i, row in enumerate(shown):

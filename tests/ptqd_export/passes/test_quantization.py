@@ -157,9 +157,8 @@ def _producers(node: ir.Node, index: int) -> list[str]:
     """Operators between a node's input and the network's own node or constant behind it, last first."""
     ops: list[str] = []
     value = node.inputs[index]
-    while (
-        value is not None and (producer := value.producer()) and producer.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast", "Clip")
-    ):
+    written = ("QuantizeLinear", "DequantizeLinear", "Cast", "Mul", "Clip")
+    while value is not None and (producer := value.producer()) and producer.op_type in written:
         ops.append(producer.op_type)
         value = producer.inputs[0]
     return ops
@@ -224,7 +223,7 @@ def test_first_and_last_layer_have_float_activations(case: Callable[..., Case]) 
     model = case(Convolutions, "w4a8").insert()
     first, _, last = (node for node in model.graph if node.op_type == "Conv")
     for node in (first, last):
-        assert _producers(node, 1) == ["DequantizeLinear"]
+        assert _producers(node, 1) == ["Mul", "Cast"]
         assert _producers(node, 0) == []
         assert _producers(node, 2) == []
 
