@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,14 @@ def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) 
         module.register_forward_hook(_after(layer.output))
 
 
-def _before(quantizer: ActivationQuantizer):  # type: ignore[no-untyped-def]  # a torch hook
+def _before(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (quantizer.fake(args[0]), *args[1:])
 
     return hook
 
 
-def _after(quantizer: ActivationQuantizer):  # type: ignore[no-untyped-def]  # a torch hook
+def _after(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return quantizer.fake(out)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from tools.digits.data import CLASSES, SIZE, digits, split
@@ -103,6 +104,7 @@ def main(epochs: int, output: Path) -> None:
         verbose=False,
     )
     assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(output)
     click.echo(json.dumps({"held_out_accuracy": round(accuracy, 4), "held_out_images": len(held_out), "epochs": epochs}))
 
