@@ -77,7 +77,7 @@ def activation_scale(
 
 
 def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
-    return float((quantizer.fake(values) - values).square().mean())
+    return sum(float((quantizer.fake(part) - part).square().sum()) for part in values.split(_CHUNK_VALUES))
 
 
 def _quantizer(low: float, high: float, bits: int, signed: bool, symmetric: bool) -> ActivationQuantizer:
