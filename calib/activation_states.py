@@ -11,7 +11,7 @@ import numpy as np
 from calib.policy import FixedPolicy
 from calib.step_fit import CorrectionChoice
 from calib.walk import Walk, WalkPlan
-from engines.arrays import Float32, Int64
+from engines.arrays import Float32, Float64, Int64
 from engines.denoiser import Denoiser
 from engines.noise import NoiseSource
 from engines.samplers.table import SamplerTable
@@ -32,6 +32,11 @@ class States:
     def load(cls, path: Path) -> States:
         with np.load(path) as archive:
             return cls(archive["samples"], archive["timesteps"], archive["rows"])
+
+    def at(self, timesteps: Float64) -> States:
+        """Those of some timesteps."""
+        chosen = np.isin(self.timesteps, timesteps.astype(np.float32))
+        return States(self.samples[chosen], self.timesteps[chosen], self.rows[chosen])
 
     def first(self, count: int) -> States:
         """At most `count` of them, still spread over the timesteps."""

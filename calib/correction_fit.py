@@ -39,7 +39,8 @@ def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_
     """The correction of a mode, from the moments of `x, e, d`.
 
     The modes differ in the gain alone. The offset, `-mu_c gain_c` in the paper's terms, is in all of them the one that leaves no mean
-    error in any channel, for the gain that is applied: without the part "gain" the correction is `q - E[d]`.
+    error in any channel, for the gain that is applied: without the part "gain" the correction is `q - E[d]`. It has no gate as the gain of
+    `signed` has: the mean over n samples is wrong by at most the n-th part of the squared error that their own means make anyway.
     """
     if mode == "none":
         return Affine.identity(moments.channels)

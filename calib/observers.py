@@ -27,7 +27,8 @@ class Observed:
         flat = tensor.detach().reshape(-1)
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
-        self.drawn.append(flat[torch.randint(len(flat), (count,), generator=generator)].float())
+        chosen = torch.randint(len(flat), (count,), generator=generator)
+        self.drawn.append(flat[chosen.to(flat.device)].float().cpu())
 
     @property
     def values(self) -> Tensor:

@@ -54,7 +54,8 @@ class ActivationQuantizer:
         return self.low + (1 << self.bits) - 1
 
     def fake(self, x: Tensor) -> Tensor:
-        """Quantize and dequantize, in the dtype of `x`: the arithmetic of QuantizeLinear and DequantizeLinear."""
-        scale = torch.tensor(self.scale, dtype=x.dtype)
-        integers = (torch.round(x / scale) + self.zero_point).clamp(self.low, self.high)
-        return (integers - self.zero_point) * scale
+        """Quantize and dequantize, in the dtype of `x` but at least in float32: the arithmetic of QuantizeLinear and DequantizeLinear."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        scale = torch.tensor(self.scale, dtype=dtype)
+        integers = (torch.round(x.to(dtype) / scale) + self.zero_point).clamp(self.low, self.high)
+        return ((integers - self.zero_point) * scale).to(x.dtype)

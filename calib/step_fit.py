@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from calib.correction_fit import BOTH_PARTS, Affine, Mode, Part, fit_correction, residual_variance
 from calib.moments import Moments
 from calib.variance import calibrate_sigma, excess_variance, keep_sigma, short_form_excess
 from engines.samplers.table import TableStep
+
+Variance: TypeAlias = Literal["schedule", "shift", "none"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class CorrectionChoice:
 
     Attributes:
         mode: how the affine correction is fitted.
-        variance: calibrate the fresh noise ("schedule") or keep the sampler's.
+        variance: calibrate the fresh noise ("schedule"), and also take what it could not absorb as a higher noise level of the next state
+            ("shift", see `calib.shift`), or keep the sampler's noise.
         parts: of the affine correction; fewer than both are for ablations.
     """
 
     mode: Mode = "signed"
-    variance: Literal["schedule", "none"] = "schedule"
+    variance: Variance = "schedule"
     parts: frozenset[Part] = BOTH_PARTS
 
 
@@ -61,7 +64,7 @@ def fit_step(
         excess = measure(affine)
     else:
         raise ValueError("the variance of a step with clipping or history is not in the moments: it has to be measured")
-    calibrated = (calibrate_sigma if choice.variance == "schedule" else keep_sigma)(step.sigma, excess)
+    calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
     return StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
 
 

@@ -7,7 +7,7 @@ corrected quantized sampler visits there, with the full-precision network evalua
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +17,19 @@ import numpy as np
 
 from calib.correction_fit import Affine
 from calib.moments import FOLDS, Moments, observe
-from calib.noise_fit import NoiseFit, fit_noise
-from calib.policy import FittedStep, Policy
+from calib.policy import Policy
+from calib.shift import LevelShift
 from calib.states import StateStore
-from calib.step_fit import CorrectionChoice, StepCorrection, fit_step
+from calib.step_fit import CorrectionChoice
+from calib.step_result import StepResult, fit_result
 from calib.variance import STEP_CHANGE, measured_excess
 from engines.arrays import Float32, Int64
 from engines.denoiser import Denoiser, guide
 from engines.errors import PtqdError
 from engines.samplers.table import SamplerTable, TableStep
 from engines.update import update
+
+__all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
 
 
 class Noise(Protocol):
@@ -53,6 +56,7 @@ class WalkPlan:
         guidance: scale w, where the networks return two branches.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
         batch_size: samples that a network is given at a time.
+        shift: takes steps from states with more noise than their level says; there if and only if the correction asks for it.
     """
 
     table: SamplerTable
@@ -65,27 +69,11 @@ class WalkPlan:
     guidance: float = 1.0
     trajectory: Literal["quantized", "fp"] = "quantized"
     batch_size: int = 32
+    shift: LevelShift | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """What was found at a step; the mappings are by precision, chosen or not.
-
-    Attributes:
-        step: index in the walk.
-        timestep: given to the networks.
-        chosen: the precision that takes the step.
-        moments: before guidance, so that a fit at another scale needs no network.
-        noise: split of the quantization noise, after guidance.
-        corrections: fitted after guidance.
-    """
-
-    step: int
-    timestep: float
-    chosen: str
-    moments: Mapping[str, Moments]
-    noise: Mapping[str, NoiseFit]
-    corrections: Mapping[str, StepCorrection]
+    def __post_init__(self) -> None:
+        if (self.correction.variance == "shift") != (self.shift is not None):
+            raise ValueError(f"variance {self.correction.variance!r} with shift {self.shift}")
 
 
 class Walk:
@@ -117,27 +105,35 @@ class Walk:
 
     def __iter__(self) -> Iterator[StepResult]:
         self._start()
+        unabsorbed = 0.0
         for i in range(self._plan.table.steps):
-            result = self._fit(i)
+            row = self._row(i, unabsorbed)
+            result = self._fit(i, row)
             yield result
-            self._advance(i, result)
+            self._advance(i, row, result)
+            unabsorbed = result.corrections[result.chosen].unabsorbed_variance
+
+    def _row(self, i: int, unabsorbed: float) -> TableStep:
+        """The coefficients of step `i`, from states to which the step before added so much variance.
+
+        The last step is never shifted. It leaves from next to no noise and takes next to nothing of the network's output; from a noisier
+        level it takes several times as much, errors included, of what by then is the finished sample.
+        """
+        table, shift = self._plan.table, self._plan.shift
+        row = table.step(i)
+        return row if shift is None or i == table.steps - 1 else shift(row, unabsorbed)
 
     def _start(self) -> None:
         for batch in self._batches():
             self.states[batch] = np.float32(self._plan.table.init_sigma) * self._plan.noise.start(_samples(batch))
 
-    def _fit(self, i: int) -> StepResult:
-        step = self._plan.table.step(i)
-        moments = self._observe(i, step)
-        guided = {name: joint.guided(self._plan.guidance) for name, joint in moments.items()}
-        corrections = {
-            name: fit_step(guided[name], step, self._plan.correction, measure=partial(self._measure_excess, i, step, name))
-            for name in guided
-        }
-        affines = {name: correction.affine for name, correction in corrections.items()}
-        chosen = self._plan.policy(FittedStep(i, step, guided, affines))
-        noise = {name: fit_noise(of_xed) for name, of_xed in guided.items()}
-        return StepResult(i, step.timestep, chosen, moments, noise, corrections)
+    def _fit(self, i: int, row: TableStep) -> StepResult:
+        plan = self._plan
+        result = fit_result(
+            i, row, self._observe(i, row), guidance=plan.guidance, correction=plan.correction, policy=plan.policy,
+            measure=partial(self._measure_excess, i, row),
+        )  # fmt: skip
+        return result if row == plan.table.step(i) else replace(result, shifted=row)
 
     def _observe(self, i: int, step: TableStep) -> dict[str, Moments]:
         """Evaluates every network once at every state; stores the guided outputs and returns the moments."""
@@ -166,8 +162,7 @@ class Walk:
             moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
         return measured_excess(moments)
 
-    def _advance(self, i: int, result: StepResult) -> None:
-        step = self._plan.table.step(i)
+    def _advance(self, i: int, step: TableStep, result: StepResult) -> None:
         correction = result.corrections[result.chosen]
         on_policy = self._plan.trajectory == "quantized"
         sigma = correction.sigma_corrected if on_policy else step.sigma

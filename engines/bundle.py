@@ -10,9 +10,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from engines.errors import BundleError, UsageError
 from engines.files import sha256
+from engines.samplers.noise_schedule import NoiseSchedule
 from engines.schedule import Schedule, Strict
 
 SCHEMA_VERSION: Literal[1] = 1
+DEFAULT = "default"
+"""Name of the schedule that the build makes."""
 
 Contract = TypeVar("Contract", bound=Strict)
 
@@ -48,6 +51,7 @@ class ModelRecord(Strict):
     parameters: PositiveInt
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
     conditioning: ConditioningRecord | None
+    noise_schedule: NoiseSchedule
 
 
 class PrecisionRecord(Strict):
@@ -132,7 +136,7 @@ class Bundle:
                 mend="copy the whole bundle again, or rebuild it",
             )
 
-    def schedule(self, name: str = "default") -> Schedule:
+    def schedule(self, name: str = DEFAULT) -> Schedule:
         """A schedule of the bundle by name.
 
         Raises:

@@ -36,7 +36,7 @@ class ChainChoice:
         """The chain, its engines opened for batches of so many samples.
 
         Raises:
-            UsageError: unknown schedule or precision, or another guidance than the fitted one.
+            UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         schedule = bundle.schedule(self.schedule)
@@ -52,6 +52,14 @@ class ChainChoice:
         known = (AUTO, *schedule.precisions)
         if self.precision not in known:
             raise UsageError("The schedule has no such precision.", found=self.precision, expected=" or ".join(known))
+        if self.precision != AUTO and self.correction == "on" and not schedule.corrects(self.precision):
+            own = sorted({step.precision for step in schedule.steps})
+            raise UsageError(
+                "The schedule's steps are shifted by the noise of its own precisions.",
+                found=f"--precision {self.precision}",
+                expected=f"--precision {AUTO}, which takes {', '.join(own)}",
+                mend="add a schedule for that precision with `ptqd-export schedule`, or give --correction off",
+            )
 
     def _guidance(self, schedule: Schedule) -> float:
         fitted = schedule.sampler.guidance
@@ -61,5 +69,5 @@ class ChainChoice:
             "The corrections were fitted at another guidance.",
             found=f"--guidance {self.guidance:g}",
             expected=f"{fitted:g}, as in schedule {self.schedule}",
-            mend="rebuild the bundle with that guidance, or give --accept-guidance to sample with corrections fitted at another scale",
+            mend="add a schedule with `ptqd-export schedule --guidance`, or sample with these corrections all the same: --accept-guidance",
         )

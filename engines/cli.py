@@ -71,3 +71,63 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_fi
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--num", type=COUNT, required=True, help="Samples of every seed, such as 50000.")
+@click.option("--reference", type=PATH, required=True, help="An .npz of real images, or of statistics of their features.")
+@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first seed of the noise.")
+@click.option("--seeds", type=COUNT, default=1, show_default=True, help="How many seeds, one after the other.")
+@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--classes", callback=_classes, help="Such as 3,7,7 or all, for balance: cycled through by sample number.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
+@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
+@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
+@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
+@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
+def evaluate(
+    bundle: Path,
+    num: int,
+    reference: Path,
+    features: Path,
+    seed: int,
+    seeds: int,
+    batch_size: int,
+    classes: Any,
+    json_file: Path | None,
+    **chain: Any,
+) -> None:
+    """Judge samples of a bundle, and of full precision first, by a reference."""
+    from engines.chain_choice import ChainChoice
+    from engines.evaluation.command import EvaluateRequest, evaluate_bundle
+    from engines.evaluation.report import print_chain, print_report, write_report
+    from engines.files import writable_folder
+
+    if json_file is not None:
+        writable_folder(json_file.absolute().parent)
+    request = EvaluateRequest(bundle, reference, features, num, seed, seeds, batch_size, classes, ChainChoice(**chain))
+    result = evaluate_bundle(request, tell=print_chain)
+    if json_file is not None:
+        write_report(result, json_file)
+    print_report(result)
+
+
+@main.command()
+@click.argument("images", type=PATH)
+@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where to write the statistics, an .npz.")
+def reference(images: Path, features: Path, output: Path) -> None:
+    """Statistics of real images, made once for many evaluations."""
+    from engines.evaluation.extractor import Extractor
+    from engines.evaluation.image_archive import ImageArchive
+    from engines.evaluation.reference import Reference
+    from engines.files import writable_folder
+
+    writable_folder(output.absolute().parent)
+    extractor = Extractor(features)
+    found = Reference.of_images(ImageArchive.open(images), extractor)
+    found.save(output, extractor)
+    click.echo(f"{found.count} images, {len(found.features.mean)} features; see {output}")

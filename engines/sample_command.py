@@ -80,7 +80,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         check_drawable(model.sample_shape)
     noise = NoiseSource(request.seed, model.sample_shape)
     samples = _numbers(request)
-    rows = _rows(request.classes, samples, noise, model.conditioning)
+    rows = chosen_rows(request.classes, samples, noise, model.conditioning)
     chain = request.chain.open(bundle, min(request.batch_size, request.num))
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def _numbers(request: SampleRequest) -> Int64:
     return request.first + np.arange(request.num, dtype=np.int64)
 
 
-def _rows(
+def chosen_rows(
     classes: tuple[int, ...] | Literal["all"] | None, samples: Int64, noise: NoiseSource, conditioning: ConditioningRecord | None
 ) -> Int64 | None:
     """The row of each sample; None where the model is unconditional."""

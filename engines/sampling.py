@@ -29,8 +29,8 @@ class Chain:
     Attributes:
         schedule: coefficients and corrections.
         denoisers: by precision.
-        precision: one precision for every step, or None for the schedule's choice.
-        corrected: apply the correction and the calibrated sigma; False is the plain quantized sampler.
+        precision: one precision for every step, or None for the schedule's choice; see `Schedule.corrects` for where others are corrected.
+        corrected: apply the correction, the calibrated sigma and the shift; False is the plain quantized sampler.
         guidance: scale w, or None for the one that the corrections were fitted at.
     """
 
@@ -58,7 +58,8 @@ class Chain:
         """
         x = np.float32(self.schedule.init_sigma) * noise.start(samples)
         history: list[Float32] = []
-        for step in self.schedule.steps:
+        for scheduled in self.schedule.steps:
+            step = scheduled.corrected if self.corrected and self.precision in (None, scheduled.precision) else scheduled
             out, sigma = self._corrected(step, self._out(step, x, rows))
             x, history = update(x, out, step, history)
             if sigma > 0:

@@ -37,8 +37,22 @@ class Correction(Strict):
         return self
 
 
+class StepShift(Strict):
+    """Coefficients of a step from a state that quantization made noisier than its level; under the same names as in `Step`."""
+
+    timestep: Annotated[FiniteFloat, Field(ge=0)]
+    input_scale: FiniteFloat
+    x_coeff: FiniteFloat
+    out_coeff: FiniteFloat
+    prediction_coeffs: tuple[FiniteFloat, FiniteFloat]
+
+
 class Step(Strict):
-    """One step of the chain; the coefficients are those of `engines.samplers.table`."""
+    """One step of the chain; the coefficients are those of `engines.samplers.table`.
+
+    `shifted` takes their place in a corrected chain, where the precisions that the schedule chose left more noise in the state than its
+    level has.
+    """
 
     step: NonNegativeInt
     timestep: Annotated[FiniteFloat, Field(ge=0)]
@@ -51,6 +65,12 @@ class Step(Strict):
     sigma: Variance
     clip: Annotated[FiniteFloat, Field(gt=0)] | None
     corrections: dict[str, Correction]
+    shifted: StepShift | None = None
+
+    @property
+    def corrected(self) -> Step:
+        """The step as a corrected chain takes it."""
+        return self if self.shifted is None else self.model_copy(update=dict(self.shifted))
 
     @model_validator(mode="after")
     def _precision_is_corrected(self) -> Step:
@@ -72,7 +92,8 @@ class CorrectionRecord(Strict):
     """What was fitted."""
 
     mode: Literal["none", "ptqd", "signed", "mmse"]
-    variance: Literal["schedule", "none"]
+    parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
+    variance: Literal["schedule", "shift", "none"]
 
 
 class Schedule(Strict):
@@ -92,6 +113,16 @@ class Schedule(Strict):
         if len({tuple(sorted(step.corrections)) for step in self.steps}) != 1:
             raise ValueError("every step must hold a correction for the same precisions")
         return self
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether some step answers the noise that the steps before it left in the state."""
+        return any(step.shifted is not None for step in self.steps)
+
+    def corrects(self, precision: str) -> bool:
+        """Whether it holds for a chain of this precision alone; a shifted one does for its own, and for one that leaves no noise."""
+        own = all(step.precision == precision for step in self.steps)
+        return not self.is_shifted or own or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from engines.command_line import CommandLine
 
 PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names set apart by commas."""
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+def _parts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """`gain`, `offset` or both, in that order."""
+    names = _names(ctx, param, value)
+    for name in names or ():
+        if name not in ("gain", "offset"):
+            raise click.BadParameter(f"{name!r} is not gain or offset.")
+    return names
 
 
 @click.group(cls=CommandLine)
@@ -54,3 +70,32 @@ def build(path: Path, output: Path | None, fresh: bool) -> None:
     from ptqd_export.build import run_build  # after the plan, so that a wrong plan is told before torch is imported
 
     run_build(plan_file, fresh=fresh)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--name", required=True, help="Of the schedule, for `ptqd-run sample --schedule NAME`.")
+@click.option("--from", "base", default="default", show_default=True, help="Schedule to change.")
+@click.option("--sampler", help="Such as ddim.")
+@click.option("--steps", type=COUNT, help="Length of the chain.")
+@click.option("--eta", type=click.FloatRange(0, 1), help="Share of the ancestral noise.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale.")
+@click.option("--policy", type=click.Choice(["snr", "fixed"]), help="How the precision of a step is chosen.")
+@click.option("--precisions", callback=_names, help="Such as w4a8,w8a8. With fixed one for all steps or for each, with snr the candidates.")
+@click.option("--mode", type=click.Choice(["none", "ptqd", "signed", "mmse"]), help="Correction of the output.")
+@click.option("--parts", callback=_parts, help="Parts of it: gain, offset, or gain,offset.")
+@click.option("--variance", type=click.Choice(["schedule", "shift", "none"]), help="What is done about the variance that is added.")
+@click.option("--samples", type=COUNT, help="Samples that walk the chain.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of these samples.")
+@click.option("--trajectory", type=click.Choice(["quantized", "fp"]), help="Whose states they visit.")
+@click.option("--fit", type=click.Choice(["moments", "walk"]), help="From stored moments, which takes seconds, or on a new walk.")
+@click.option("--force", is_flag=True, help="Replace a schedule of this name.")
+def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
+    """Add a schedule to a bundle, without quantizing again.
+
+    What is left out is as in the schedule that it starts from. The networks run only where the stored moments do not say enough.
+    """
+    from ptqd_export.schedules.add import add_schedule
+    from ptqd_export.schedules.settings import ScheduleRequest
+
+    click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
@@ -18,6 +19,7 @@ from ptqd_export.json_object import read_json_object
 from ptqd_export.plan_errors import Problem, expectation, expectations, plan_error
 
 FULL_PRECISION = "fp32"
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
 
 
 def _registered_sampler(name: str) -> str:
@@ -40,8 +42,17 @@ def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(DEVICE, name):
+        raise expectation('"cpu", "cuda" or "cuda:0"')
+    return name
+
+
 WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
 PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
+
+
+UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 
 
 class Section(BaseModel):
@@ -92,14 +103,44 @@ class SamplerSection(Section):
         return sampler.eta if sampler is not None else 0.0  # an unknown sampler has an error of its own already
 
 
+class ReconstructionSection(Section):
+    """Learned rounding; used where `rounding` is not `nearest`."""
+
+    samples: int = Field(default=256, ge=1, description="states, drawn across the timesteps, that a layer or block is fitted to")
+    iterations: int = Field(default=500, ge=1, description="optimizer steps for each layer or block")
+    batch_size: int = Field(default=16, ge=1, description="states in one optimizer step")
+    activation_scales: bool = Field(default=True, description="learn the scales of the activations too")
+    memory_gib: float = Field(
+        default=4.0, gt=0, description="most memory for the stored inputs and outputs of a block; what does not fit lies in files"
+    )
+
+
 class QuantizationSection(Section):
-    """How scales are found, and what is left alone."""
+    """How scales and integers are found, and what is left alone."""
 
     weight_scale: Literal["mse", "max"] = Field(
         default="mse", description="scale of a weight channel: least squared error, or the largest value"
     )
     activation_scale: Literal["mse", "max"] = Field(
         default="mse", description="scale of an activation: least squared error, or the largest value"
+    )
+    rounding: Literal["nearest", "layer", "block"] = Field(
+        default="nearest",
+        description="nearest; or learned, so that the outputs of each layer (AdaRound) or of each block (BRECQ) change least",
+    )
+    reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="how learned rounding is learned")
+    split_concatenations: bool = Field(
+        default=True, description="quantize the parts of a concatenated input apart (skip connections of a U-Net)"
+    )
+    channel_scaling: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null does not",
+    )
+    activation_steps: Literal["all", "used"] = Field(
+        default="all",
+        description="fit a precision's activation ranges on the states of all steps, or of those that a fixed policy gives it",
     )
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns (as in fnmatch) of layer names kept in float"
@@ -117,6 +158,10 @@ class CalibrationSection(Section):
         default="quantized",
         description="whose states are visited: the corrected quantized sampler's, or full precision's (the reference code's way)",
     )
+    device: Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": DEVICE})] = Field(
+        default="cpu", description="where PyTorch observes and reconstructs: cpu, cuda or cuda:0"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of PyTorch's network while it observes and reconstructs")
 
 
 class CorrectionSection(Section):
@@ -125,20 +170,36 @@ class CorrectionSection(Section):
     mode: Literal["none", "ptqd", "signed", "mmse"] = Field(
         default="signed", description="correction of the network output: ptqd is the paper's"
     )
-    variance: Literal["schedule", "none"] = Field(
-        default="schedule", description="take what quantization added out of the sampler's noise, or do not"
+    parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(_all_different), UNIQUE] = Field(
+        default=("gain", "offset"), description="parts of the correction of the output; fewer than both are for ablations"
+    )
+    variance: Literal["schedule", "shift", "none"] = Field(
+        default="schedule",
+        description="take what quantization added out of the sampler's noise; shift: and treat the rest as a higher noise level; or do not",
     )
 
 
 class StepsSection(Section):
     """Which precision runs at which step."""
 
-    policy: Literal["snr", "fixed"] = Field(
-        default="snr", description="snr: chosen from measured noise (the paper); fixed: the plan lists them"
+    policy: Literal["snr", "budget", "fixed"] = Field(
+        default="snr",
+        description="snr: chosen from measured noise (the paper); budget: least predicted error at a cost; fixed: the plan lists them",
     )
     precisions: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None, description='for policy fixed: one name for all steps, or one for each; names from the plan\'s precisions, or "fp32"'
     )
+
+    cost: Literal["bit_operations", "time"] = Field(
+        default="bit_operations", description="for policy budget: what is counted, bit operations or measured milliseconds"
+    )
+    budget: float | None = Field(default=None, gt=0, description="for policy budget: cost of the chain as a share of full precision's")
+
+    @model_validator(mode="after")
+    def _budget_where_asked(self) -> Self:
+        if (self.policy == "budget") != (self.budget is not None):
+            raise expectation('"budget" beside the policy "budget", and only there')
+        return self
 
     @model_validator(mode="after")
     def _listed_where_fixed(self) -> Self:
@@ -165,7 +226,8 @@ class Plan(Section):
     sampler: SamplerSection = Field(description="the walk from noise to sample")
     precisions: Annotated[
         tuple[PrecisionName, ...],
-        Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
+        Field(strict=False, min_length=1),
+        UNIQUE,
         AfterValidator(_all_different),
     ] = Field(description=f"precisions to build, each {GRAMMAR}")
     quantization: QuantizationSection = Field(default=QuantizationSection(), description="how scales are found, and what is left alone")
@@ -174,6 +236,12 @@ class Plan(Section):
     steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
     target: TargetSection = Field(description="where the engines run")
     output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
+
+    @model_validator(mode="after")
+    def _steps_known_where_used(self) -> Self:
+        if self.quantization.activation_steps == "used" and self.steps.policy != "fixed":
+            raise expectation('the policy "fixed" beside quantization.activation_steps "used": the steps must be known first')
+        return self
 
     @field_validator("steps")
     @classmethod

@@ -29,6 +29,7 @@ _EXPECTED = {
     "string_too_short": "a string that is not empty",
     "greater_than_equal": "{ge} or more",
     "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt}",
     "literal_error": "{expected}",
     "expectation": "{expected}",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,9 +114,7 @@ def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) ->
 def _torch_outputs(
     model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
 ) -> NDArray[np.floating]:
-    adapter = copy.copy(model.adapter)
-    adapter._modules = dict(adapter._modules)  # a shallow copy shares the dict of children
-    adapter.network = fake_quantized(model.adapter.network, layers, dtype)
+    adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
     inputs = [torch.from_numpy(value) for value in _feeds(model, states).values()]
     with torch.no_grad():
         out: torch.Tensor = adapter(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))

@@ -25,6 +25,7 @@ CLASSES = 3
 HIDDEN = 4
 STEPS = 4
 PRECISIONS = {"fp32": (32, 32), "w4a8": (4, 8), "w8a8": (8, 8)}
+NOISE_SCHEDULE = NoiseSchedule(clip_sample=False)
 CHOSEN = ("w4a8", "w4a8", "w8a8", "fp32")
 
 Array = NDArray[Any]
@@ -146,7 +147,7 @@ def build_tiny_bundle(folder: Path, *, channels: int = 1, conditional: bool = Tr
     (folder / "schedules").mkdir()
     for name, network in networks.items():
         onnx.save(network.graph(conditional=conditional), folder / _graph(name))
-    table = compile_sampler("ddim", STEPS, 1.0, NoiseSchedule(clip_sample=False))
+    table = compile_sampler("ddim", STEPS, 1.0, NOISE_SCHEDULE)
     (folder / "schedules/default.json").write_text(_schedule(table, channels, guidance).model_dump_json())
     (folder / "manifest.json").write_text(_manifest(folder, channels, guidance, conditional=conditional).model_dump_json())
     return TinyBundle(folder, networks)
@@ -203,7 +204,9 @@ def _manifest(folder: Path, channels: int, guidance: float, *, conditional: bool
     conditioning = ConditioningRecord(inputs=(labels,), rows=CLASSES, null_class=CLASSES) if conditional else None
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return Manifest(
-        model=ModelRecord(family="tiny", parameters=100, sample_shape=(channels, SIZE, SIZE), conditioning=conditioning),
+        model=ModelRecord(
+            family="tiny", parameters=100, sample_shape=(channels, SIZE, SIZE), conditioning=conditioning, noise_schedule=NOISE_SCHEDULE
+        ),
         parameterization="epsilon",
         target="onnxruntime",
         placement="onnxruntime",

@@ -39,7 +39,7 @@ from ptqd_export.plan import Plan, Section
 from ptqd_export.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
-DOCS = ("docs/method.md", "docs/bundle.md", "docs/plan.md", "docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCS = ("docs/method.md", "docs/bundle.md", "docs/plan.md", "docs/evaluation.md", "docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [page for page in (*DOCS, "README.md") if page in DOCS or (ROOT / page).exists()]
 COMMAND_LINES: Mapping[str, click.Group] = {"ptqd-export": ptqd_export.cli.main, "ptqd-run": engines.cli.main}
 STEP = 12
@@ -83,7 +83,7 @@ def _code(page: str) -> Iterator[str]:
         yield from block.splitlines()
 
 
-TABLES = {name: rows for page in ("docs/plan.md", "docs/bundle.md") for name, rows in _field_tables(page).items()}
+TABLES = {name: rows for page in ("docs/plan.md", "docs/bundle.md", "docs/evaluation.md") for name, rows in _field_tables(page).items()}
 CLASSES = [name for name in TABLES if "." in name]
 
 

@@ -55,7 +55,7 @@ class OnnxRuntimeEngine(Engine):
         threads = threads or cores()
         self._shards = min(batch, threads)
         config = _AS_WRITTEN if mode == "exact" else _fast_config()
-        self._session = _session(path, config, threads // self._shards, optimized)
+        self._session = open_session(path, config, threads // self._shards, optimized)
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         (output,) = (_spec(value) for value in self._session.get_outputs())
         super().__init__(f"{path.stem} on ONNX Runtime", inputs, output)
@@ -83,7 +83,7 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
-def _session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None) -> Any:
+def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None) -> Any:
     ort = _import()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -110,7 +110,7 @@ def saturates(config: Mapping[str, str]) -> bool:
 
     See `tools/make_saturation_probe.py`: with inputs of one, the probe's result is 64, and about 32 where pairs of products saturate.
     """
-    (out,) = _session(_PROBE, config).run(None, {"x": np.ones((1, 64), dtype=np.float32)})
+    (out,) = open_session(_PROBE, config).run(None, {"x": np.ones((1, 64), dtype=np.float32)})
     return bool(np.abs(out - 64).max() > 0.5)
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from calib.policy import FixedPolicy
+from calib.precision import Precision
 from engines.files import writable_folder
-from ptqd_export.build.activations import make_observations, make_states
+from ptqd_export.build.activations import make_observations
 from ptqd_export.build.assemble import assemble
+from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
-from ptqd_export.build.quantization import make_quantized_graph
+from ptqd_export.build.quantization import make_learned_rounding, make_quantized_graph
 from ptqd_export.build.stages import StageCache
-from ptqd_export.build.statistics import make_statistics
+from ptqd_export.build.states import make_states
+from ptqd_export.build.statistics import first_policy, make_statistics
 from ptqd_export.build.summary import print_summary
-from ptqd_export.build.timing import time_engines
+from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.plan import PlanFile
 
@@ -33,22 +41,78 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
     context.check()
     output = writable_folder(plan_file.output_path)
     plan = context.plan
-    walked = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
+    sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
         cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
         traced = cache.run("trace", {"model": context.fingerprint, "placement": context.placement.name}, partial(make_trace, context))
-        drawn = {"traced": traced.name, **walked, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
+        drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
         states = cache.run("states", drawn, partial(make_states, context, traced))
-        seen = cache.run("observe", {"states": states.name}, partial(make_observations, context, traced, states))
-        graphs = {FULL_PRECISION: traced}
-        for precision in context.quantized_precisions:
-            settings = {"seen": seen.name, "quantization": plan.quantization.model_dump()}
-            make = partial(make_quantized_graph, context, precision, traced, states, seen)
-            graphs[precision.name] = cache.run(f"quantize-{precision.name}", settings, make)
-        names = {name: folder.name for name, folder in graphs.items()}
-        wanted = plan.model_dump(include={"sampler", "precisions", "calibration", "correction", "steps"})
-        statistics = cache.run("statistics", {"graphs": names, **wanted}, partial(make_statistics, context, graphs))
-        assemble(context, output, graphs, statistics)
-        times = time_engines(context, output, graphs, progress)
+        prepared = _prepared(context, cache, traced, states)
+        seen = _observed(context, cache, prepared, states)
+        quantized = {
+            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name])
+            for precision in context.quantized_precisions
+        }
+        graphs = {FULL_PRECISION: traced, **quantized}
+        walked, chosen = _walked(context, cache, graphs)
+        assemble(context, output, graphs, walked, chosen)
+        times = time_engines(context, graphs, progress) if chosen is None else chosen.times
+        write_times(context, output, times)
+        if chosen is not None:
+            write_time_frontier(context, output, chosen)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
+
+
+def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
+    """The network that is quantized: the traced one itself where the plan asks for no preparation."""
+    wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "keep_float"})
+    if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
+        return traced
+    inputs = {"states": states.name, **wanted, **_device(context)}
+    return cache.run("prepare", inputs, partial(make_preparation, context, traced, states))
+
+
+def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
+    """By precision, what was observed for it: one stage for all of them, or one each on the steps that use it."""
+    inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
+    if context.plan.quantization.activation_steps == "all":
+        everywhere = range(context.table.steps)
+        seen = cache.run("observe", inputs, partial(make_observations, context, prepared, states, everywhere))
+        return {precision.name: seen for precision in context.quantized_precisions}
+    used = {precision.name: context.steps_of(precision) for precision in context.quantized_precisions}
+    return {
+        name: cache.run(f"observe-{name}", {**inputs, "steps": steps}, partial(make_observations, context, prepared, states, steps))
+        for name, steps in used.items()
+    }
+
+
+def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
+    """The folder with the graph of a precision."""
+    settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
+    learned = None
+    if context.plan.quantization.rounding != "nearest":
+        learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
+        inputs = {**settings, "states": states.name, **_device(context)}
+        learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)
+        settings["learned"] = learned.name
+    make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
+    return cache.run(f"quantize-{precision.name}", settings, make)
+
+
+def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
+    """The walk of the default schedule, and what a budget was spent on: a budget is spent on what a first walk has measured."""
+    plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
+    wanted = {"graphs": names, **plan.model_dump(include={"sampler", "precisions", "calibration", "correction"})}
+    spends = plan.steps.policy == "budget"
+    steps = "snr" if spends else plan.steps.model_dump()
+    first = cache.run("statistics", {**wanted, "steps": steps}, partial(make_statistics, context, graphs, first_policy(context)))
+    if not spends:
+        return first, None
+    chosen = choose_precisions(context, cache, graphs, first)
+    make = partial(make_statistics, context, graphs, FixedPolicy(chosen.precisions))
+    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make), chosen
+
+
+def _device(context: BuildContext) -> dict[str, str]:
+    return context.plan.calibration.model_dump(include={"device", "dtype"})

@@ -15,6 +15,7 @@ from calib.precision import Precision
 from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
+from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.graph_files import graph_files
@@ -25,8 +26,16 @@ PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path) -> None:
-    """Write the portable part of the bundle, and remove what an earlier build left of it."""
+def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None) -> None:
+    """Write the portable part of the bundle, and remove what an earlier build left of it.
+
+    Args:
+        context: of the build.
+        output: the bundle's folder.
+        graphs: folders of the stages that made the graphs, by precision.
+        walked: folder of the walk of the default schedule.
+        chosen: what a budget was spent on, or None.
+    """
     (output / MANIFEST).unlink(missing_ok=True)
     writer = _Writer(output)
     writer.text("plan.json", context.plan.resolved_json())
@@ -40,6 +49,8 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
         steps = json.loads((walked / f"{name}.json").read_text())
         content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
         writer.text(f"statistics/{placement}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    if chosen is not None:
+        writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)
     manifest = _manifest(context, records, conditions, writer.files)
     writer.remove_others()
@@ -98,7 +109,13 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
         parsed = Precision.parse(name)
         precisions[name] = _precision(placement, name, parsed.weight_bits, parsed.activation_bits, record["bit_operations"])
     return Manifest(
-        model=ModelRecord(family=model.family, parameters=model.parameters, sample_shape=model.sample_shape, conditioning=conditioning),
+        model=ModelRecord(
+            family=model.family,
+            parameters=model.parameters,
+            sample_shape=model.sample_shape,
+            conditioning=conditioning,
+            noise_schedule=context.noise_schedule,
+        ),
         parameterization=context.noise_schedule.prediction_type,
         target=context.plan.target.name,
         placement=placement,

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from calib.placement import PLACEMENTS, Placement
 from calib.precision import Precision
+from calib.shift import check_shift
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.errors import UsageError
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from ptqd_export.calibration_device import CalibrationDevice
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
-
-CALIBRATION_SEEDS = 2**63
-"""Calibration draws from the upper half of the seeds, so that nobody samples what was calibrated on by accident."""
+from ptqd_export.schedules.calibration_noise import calibration_noise
 
 
 class BuildContext:
@@ -58,17 +58,31 @@ class BuildContext:
     def guided(self) -> bool:
         return self.plan.sampler.guidance != 1.0
 
+    @property
+    def calibration_device(self) -> CalibrationDevice:
+        return CalibrationDevice(self.plan.calibration.device, self.plan.calibration.dtype)
+
+    def steps_of(self, precision: Precision) -> list[int]:
+        """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""
+        listed = self.plan.steps.precisions or ()
+        everywhere = listed * self.table.steps if len(listed) == 1 else listed
+        return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
+
     def check(self) -> None:
         """What a plan can be wrong about once its model is known; called before anything is written.
 
         Raises:
             UsageError: it does not fit.
+            MissingBackendError: there is no such device to calibrate on.
         """
+        self.calibration_device.check()
         if any(precision.name == "fp16" for precision in self.precisions):
             raise UsageError(
                 f"Target {self.placement.name} has no fp16 engines.", found="precision fp16", expected="fp32 or integer precisions"
             )
         _ = self.table
+        if self.plan.correction.variance == "shift":
+            check_shift(self.table, self.plan.calibration.trajectory)
         conditioning = self.model.conditioning
         if self.guided and (conditioning is None or conditioning.null is None):
             raise UsageError(
@@ -85,7 +99,7 @@ class BuildContext:
         return EngineDenoiser(engine, self.model.conditioning, self.guided)
 
     def noise(self) -> NoiseSource:
-        return NoiseSource(CALIBRATION_SEEDS + self.plan.calibration.seed, self.model.sample_shape)
+        return calibration_noise(self.plan.calibration.seed, self.model.sample_shape)
 
 
 def graph_path(folders: Mapping[str, Path], precision: str) -> Path:

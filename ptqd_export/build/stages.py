@@ -26,7 +26,7 @@ class Reporter(Protocol):
 
 
 StageMaker = Callable[[Path, Reporter], None]
-"""Writes a stage's files into the empty folder that it is given."""
+"""Writes a stage's files into the folder that it is given: empty, or with what an interrupted run of a resumable stage left."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,21 @@ class StageCache:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker) -> Path:
+    def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, resumable: bool = False) -> Path:
         """The folder of a stage; made by `make` unless an earlier run made it from the same inputs.
 
         Args:
             name: of the stage, once a build.
             inputs: JSON values that, with the source code, determine the result. Name the folders of earlier stages here.
             make: when it raises, nothing is kept.
+            resumable: keep what it wrote, and give it the same folder again in the next run: `make` tells whole files from others.
         """
         folder = self._folder / f"{name}-{self._key(name, inputs)}"
         begin = time.monotonic()
         reused = folder.is_dir()
         if not reused:
             self._reporter.start(name)
-            self._make(folder, make)
+            self._make(folder, make, resumable=resumable)
         self._used.add(folder)
         self.finished.append(Finished(name, time.monotonic() - begin, reused))
         self._reporter.finish(name, self.finished[-1].seconds, reused=reused)
@@ -80,15 +81,17 @@ class StageCache:
             if folder not in self._used:
                 shutil.rmtree(folder)
 
-    def _make(self, folder: Path, make: StageMaker) -> None:
+    def _make(self, folder: Path, make: StageMaker, *, resumable: bool) -> None:
         unfinished = folder.with_name(f".unfinished-{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        if not resumable:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True, exist_ok=resumable)
         try:
             make(unfinished, self._reporter)
             unfinished.rename(folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if not resumable:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def _key(self, name: str, inputs: Mapping[str, Any]) -> str:
         content = json.dumps([name, self._sources, inputs], sort_keys=True)

@@ -16,10 +16,11 @@ from ptqd_export.build.context import BuildContext, graph_path
 from ptqd_export.build.stages import Reporter
 
 ROUNDS = 15
+TIMES = "times.json"
 
 
-def time_engines(context: BuildContext, output: Path, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
-    """Median milliseconds of a step (guidance included) by precision; also written to `local/<machine>/times.json`."""
+def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
+    """Median milliseconds of a step (guidance included) by precision."""
     reporter.start("time")
     batch = context.plan.target.benchmark_batch
     samples = np.arange(batch, dtype=np.int64)
@@ -27,7 +28,10 @@ def time_engines(context: BuildContext, output: Path, graphs: Mapping[str, Path]
     rows = np.zeros_like(samples)
     timestep = float(context.table.timestep[0])
     runs = {name: partial(context.denoiser(graph_path(graphs, name), batch), x, timestep, rows) for name in graphs}
-    times = {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
-    record = {"processor": processor(), "cores": cores(), "batch": batch, "guided": context.guided, "milliseconds_a_step": times}
-    write_text(output / "local" / machine_name() / "times.json", json.dumps(record, indent=1) + "\n")
-    return times
+    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+
+
+def write_times(context: BuildContext, output: Path, times: Mapping[str, float]) -> None:
+    """Write `local/<machine>/times.json`."""
+    about = {"processor": processor(), "cores": cores(), "batch": context.plan.target.benchmark_batch, "guided": context.guided}
+    write_text(output / "local" / machine_name() / TIMES, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")

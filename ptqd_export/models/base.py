@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,12 @@ class LoadedModel:
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.adapter.parameters())
+
+    def with_network(self, network: nn.Module) -> LoadedModel:
+        """The same model around another network with the same inputs and output."""
+        adapter = copy.copy(self.adapter)
+        adapter._modules = {**adapter._modules, "network": network}  # a shallow copy shares the dict of children
+        return replace(self, adapter=adapter)
 
     def example_inputs(self, batch: int) -> tuple[Tensor, ...]:
         """Random states, timesteps spread over the training range, and rows of the conditioning table; always the same."""

@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from ptqd_export.passes.constants import constant
 
+CHANNELWISE = ".channelwise."
+"""Between the name of a parameter and the rank that a copy of it is shaped for."""
+
 EPSILON = 1e-5
 """What the operator takes where the node does not say."""
 
@@ -48,4 +51,14 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
 def _per_channel(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
     """A [channels] initializer reshaped to broadcast over [batch, channels, ...]."""
     assert value.const_value is not None
-    return constant(graph, f"{value.name}.channelwise.{rank}", value.const_value.numpy().reshape(-1, *[1] * (rank - 2)))
+    return constant(graph, f"{value.name}{CHANNELWISE}{rank}", value.const_value.numpy().reshape(-1, *[1] * (rank - 2)))
+
+
+def normalized_input(node: ir.Node) -> ir.Value | None:
+    """What a rewritten norm normalized, given the Reshape that restores its shape; None for any other node."""
+    if node.op_type != "Reshape":
+        return None
+    normal, shape = (None if value is None else value.producer() for value in node.inputs)
+    if normal is None or shape is None or (normal.op_type, shape.op_type) != ("InstanceNormalization", "Shape"):
+        return None
+    return shape.inputs[0]

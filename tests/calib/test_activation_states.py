@@ -95,3 +95,12 @@ def test_first_states_are_spread_over_the_timesteps(tmp_path: Path, count: int, 
     first = states.first(count)
     assert len(first.rows) == len(first.samples) == len(first.timesteps) == found
     assert len(np.unique(first.timesteps)) == min(found, STEPS)
+
+
+def test_states_of_some_timesteps(tmp_path: Path) -> None:
+    states, _ = _draw(tmp_path, 20)
+    known = np.unique(states.timesteps).astype(np.float64)
+    chosen = states.at(known[[0, 2]])
+    assert set(chosen.timesteps.tolist()) == {known[0], known[2]}
+    np.testing.assert_array_equal(chosen.samples, states.samples[np.isin(states.timesteps, known[[0, 2]])])
+    assert len(chosen.rows) == len(chosen.samples) == 2 * len(states.rows) // STEPS

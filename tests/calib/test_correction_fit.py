@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from calib.correction_fit import Affine, Mode, fit_correction, residual_mean, residual_variance
+from calib.correction_fit import Affine, Mode, Part, fit_correction, residual_mean, residual_variance
 from calib.moments import PLAIN, Moments, observe
 from engines.arrays import Float64
 
@@ -104,14 +104,38 @@ def test_each_mode_is_the_best_at_its_own_aim() -> None:
     assert residual["mmse"] < residual["signed"] < residual["none"]
 
 
-def test_parts_can_be_fitted_alone() -> None:
-    moments = _moments(_values(s2=0.01))
-    both = fit_correction(moments, "signed")
-    gain, offset = fit_correction(moments, "signed", {"gain"}), fit_correction(moments, "signed", {"offset"})
-    np.testing.assert_array_equal(gain.gain, both.gain)
-    assert gain.offset.tolist() == [0.0] * 3
-    assert offset.gain.tolist() == [1.0] * 3
-    np.testing.assert_allclose(offset.offset, -moments.mean_of("d"), rtol=1e-12)
+PLANTED = np.array([-0.1, 0.15, 0.05])
+PLANTED_GAIN = {"none": np.ones(3), "signed": 1 / (1 + PLANTED), "mmse": 1 / (1 + PLANTED)}
+
+
+@pytest.mark.parametrize("parts", [(), ("gain",), ("offset",), ("gain", "offset")])
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_every_part_of_every_mode_recovers_what_was_planted(mode: Mode, parts: tuple[Part, ...]) -> None:
+    values = _values(k=PLANTED)
+    _, e, _ = values
+    deviation = e - e.mean(axis=(0, 2), keepdims=True)
+    pooled = np.sum(_column(PLANTED) * deviation**2) / np.sum(deviation**2)
+    assert pooled > 0.005, "the paper's k+ is a correction too"
+    gain = PLANTED_GAIN[mode] if mode in PLANTED_GAIN else np.full(3, 1 / (1 + pooled))
+    gain = gain if "gain" in parts else np.ones(3)
+    # What gain leaves of `e' - e = (gain (1 + k) - 1) e + gain mu` on average.
+    left = (gain * (1 + PLANTED) - 1) * e.mean(axis=(0, 2)) + gain * MU
+    affine = fit_correction(_moments(values), mode, parts)
+    np.testing.assert_allclose(affine.gain, gain, rtol=1e-9)
+    np.testing.assert_allclose(affine.offset, -left if "offset" in parts and mode != "none" else 0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [16, 64, 256])
+def test_the_offset_needs_no_gate(samples: int) -> None:
+    """Where there is no bias, the mean over n samples adds the n-th part of what the mean of each sample adds to the error anyway."""
+    added = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        e, d = rng.standard_normal((2, samples, 1, PIXELS))
+        d = 0.1 * d + 0.1 * rng.standard_normal((samples, 1, 1))  # pixels of one sample are not independent
+        affine = fit_correction(Moments.of(PLAIN, np.stack([e, e, d]), np.arange(samples) % 4), "signed", {"offset"})
+        added.append(affine.offset[0] ** 2 / np.mean(d**2))
+    assert np.mean(added) < 1 / samples
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))

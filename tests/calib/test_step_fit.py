@@ -68,6 +68,14 @@ def test_the_schedule_can_be_left_as_it_is() -> None:
     assert fit.unabsorbed_variance > 0
 
 
+def test_before_the_rest_is_shifted_the_noise_absorbs_what_it_can() -> None:
+    fits = [
+        fit_step(_moments(), replace(STEP, sigma=0.02, out_coeff=0.4), CorrectionChoice("none", name)) for name in ("schedule", "shift")
+    ]
+    assert fits[0].sigma_corrected == fits[1].sigma_corrected == 0
+    assert fits[0].unabsorbed_variance == fits[1].unabsorbed_variance > 0
+
+
 def test_parts_are_handed_on() -> None:
     fit = fit_step(_moments(), STEP, CorrectionChoice("mmse", parts=frozenset({"offset"})))
     assert fit.affine.gain.tolist() == [1.0, 1.0]

@@ -10,6 +10,7 @@ import pytest
 
 from calib.correction_fit import Affine, Mode, fit_correction, residual_variance
 from calib.moments import PLAIN, Moments
+from calib.step_fit import CorrectionChoice, fit_step
 from calib.variance import (
     STEP_CHANGE,
     calibrate_sigma,
@@ -20,6 +21,8 @@ from calib.variance import (
     step_variance,
 )
 from engines.arrays import Float64
+from engines.samplers import NoiseSchedule, compile_sampler
+from engines.samplers.noise_schedule import PredictionType
 
 A, B = 1.1, -0.3
 
@@ -168,3 +171,34 @@ def test_the_general_form_holds_for_every_correction(fit: Callable[[Moments], Af
 def test_the_short_form_holds_for_an_uncorrelated_residual() -> None:
     ratios = _ratios(_signed_without_gate, _short_form)
     np.testing.assert_allclose(ratios[:17], 1, rtol=1e-12)
+
+
+# The same where the network predicts v or the clean sample: everything acts on the raw output, whose coefficients the table has.
+
+
+def _raw_slope(prediction_type: PredictionType, a: float) -> float:
+    """`c` of the exact raw output `c x`, with `E[x0 | x]` and `E[eps | x]` of the Gaussian."""
+    x0, eps = math.sqrt(a) * S**2 / (a * S**2 + 1 - a), math.sqrt(1 - a) / (a * S**2 + 1 - a)
+    return {"epsilon": eps, "v_prediction": math.sqrt(a) * eps - math.sqrt(1 - a) * x0, "sample": x0}[prediction_type]
+
+
+@pytest.mark.parametrize("mode", ["none", "signed"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_variance_is_exact_whatever_the_network_predicts(prediction_type: PredictionType, mode: Mode) -> None:
+    table = compile_sampler("ddim", 20, 1.0, NoiseSchedule(prediction_type=prediction_type, clip_sample=False))
+    variance = reference = uncorrected = 1.0
+    absorbed = []
+    for i in range(table.steps):
+        row = table.step(i)
+        c = _raw_slope(prediction_type, row.alpha_bar)
+        fit = fit_step(_exact_moments(c, variance), row, CorrectionChoice(mode))
+        gain, A, B = fit.affine.gain[0], row.x_coeff, row.out_coeff
+        variance = (A + B * gain * (1 + K) * c) ** 2 * variance + (B * gain) ** 2 * S2 + fit.sigma_corrected**2
+        uncorrected = (A + B * (1 + K) * c) ** 2 * uncorrected + B**2 * S2 + row.sigma**2
+        reference = (A + B * c) ** 2 * reference + row.sigma**2
+        absorbed.append(0 < fit.sigma_corrected < row.sigma)
+        if not all(absorbed):
+            break
+        assert variance == pytest.approx(reference, rel=1e-12)
+    assert len(absorbed) > (15 if prediction_type == "epsilon" else 2)
+    assert abs(uncorrected / reference - 1) > 0.02

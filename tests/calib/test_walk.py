@@ -302,6 +302,16 @@ def test_a_precision_that_is_the_reference_needs_no_correction(tmp_path: Path) -
     np.testing.assert_array_equal(final, _take(replace(plan, trajectory="fp"), tmp_path)[1])
 
 
+def test_precisions_that_no_step_takes_can_be_left_out(tmp_path: Path) -> None:
+    plan = _plan(policy=_always("high"))
+    alone = replace(plan, quantized={"high": plan.quantized["high"]})
+    (all_results, all_states), (results, states) = _take(plan, tmp_path), _take(alone, tmp_path)
+    assert [list(result.corrections) for result in results] == [["high"]] * STEPS
+    np.testing.assert_array_equal(states, all_states)
+    for one, other in zip(results, all_results, strict=True):
+        np.testing.assert_array_equal(one.moments["high"].scatter, other.moments["high"].scatter)
+
+
 def test_batch_size_does_not_matter_beyond_rounding(tmp_path: Path) -> None:
     plan = _plan(table=_clipped(_ddim(), clip=1.5, history=2), policy=_always("high"))
     (small, small_states), (large, large_states) = (_take(replace(plan, batch_size=size), tmp_path) for size in (7, 48))

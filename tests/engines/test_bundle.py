@@ -29,6 +29,21 @@ MANIFEST: dict[str, Any] = {
             "null_class": 10,
             "file": None,
         },
+        "noise_schedule": {
+            "num_train_timesteps": 500,
+            "beta_start": 0.001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "trained_betas": None,
+            "rescale_betas_zero_snr": False,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+            "steps_offset": 0,
+            "clip_sample": False,
+            "clip_sample_range": 1.0,
+            "set_alpha_to_one": True,
+            "variance_type": "fixed_small",
+        },
     },
     "parameterization": "v_prediction",
     "target": "onnxruntime",
@@ -65,6 +80,11 @@ def test_manifest_reads_as_the_contract_says(tmp_path: Path) -> None:
     assert (read.model.conditioning.rows, read.model.conditioning.null_class, read.model.conditioning.inputs[0].shape) == (10, 10, ())
     assert read.precisions["fp32"].graph == GRAPH
     assert json.loads(read.model_dump_json()) == MANIFEST
+
+
+def test_noise_schedule_is_the_model_s(tmp_path: Path) -> None:
+    schedule = Bundle.open(write(tmp_path, manifest())).manifest.model.noise_schedule
+    assert (schedule.num_train_timesteps, schedule.clip, schedule.prediction_type) == (500, None, "v_prediction")
 
 
 def test_unconditional_model_has_no_conditioning(tmp_path: Path) -> None:

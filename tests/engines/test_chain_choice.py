@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -62,3 +62,35 @@ def test_schedule_that_was_added_is_found_by_name(own_tiny: TinyBundle, started:
     own_tiny.rehash("schedules/second.json")
     assert ChainChoice("second").open(Bundle.open(own_tiny.folder), 4).step_precisions == ("fp32", "fp32", "w8a8", "fp32")
     assert started == ["fp32", "w8a8"]
+
+
+@pytest.fixture
+def shifted_tiny(own_tiny: TinyBundle) -> Bundle:
+    """One whose second step is shifted; all its steps take w8a8."""
+
+    def shift(schedule: dict[str, Any]) -> None:
+        first, second, *_ = schedule["steps"]
+        names = ("input_scale", "x_coeff", "out_coeff", "prediction_coeffs")
+        second["shifted"] = {"timestep": second["timestep"] + 3.5, **{name: first[name] for name in names}}
+        for step in schedule["steps"]:
+            step["precision"] = "w8a8"
+
+    own_tiny.edit_json("schedules/default.json", shift)
+    own_tiny.rehash("schedules/default.json")
+    return Bundle.open(own_tiny.folder)
+
+
+@pytest.mark.parametrize(
+    "choice", [ChainChoice(), ChainChoice(precision="w8a8"), ChainChoice(precision="w4a8", correction="off"), ChainChoice(precision="fp32")]
+)
+def test_a_shifted_chain_takes_its_own_precisions_or_none_that_leaves_noise_or_no_correction(
+    shifted_tiny: Bundle, started: list[str], choice: ChainChoice
+) -> None:
+    chain = choice.open(shifted_tiny, 4)
+    assert started == [chain.step_precisions[0]]
+
+
+def test_a_shifted_chain_takes_no_other_precision(shifted_tiny: Bundle, started: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"(?s)--precision w4a8.*takes w8a8.*ptqd-export schedule.*--correction off"):
+        ChainChoice(precision="w4a8").open(shifted_tiny, 4)
+    assert started == []

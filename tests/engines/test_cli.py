@@ -75,7 +75,7 @@ def test_sampling_imports_nothing_of_build_time(tiny: TinyBundle, tmp_path: Path
     assert names(tmp_path / "out") == ["00000000.png", "00000001.png", "grid.png", "samples.json"]
 
 
-@pytest.mark.parametrize("command", [[], ["sample"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["sample"], ["bench"], ["evaluate"], ["reference"]])
 def test_help_imports_no_library_but_the_command_lines(command: list[str]) -> None:
     done = fresh_interpreter(*command, "--help")
     assert len(done.stdout) > 100
@@ -295,7 +295,8 @@ def test_request_that_does_not_fit_is_told_before_any_engine_starts(
 
 def test_other_guidance_is_sampled_only_where_accepted(tiny: TinyBundle, tmp_path: Path) -> None:
     refused = sample(tiny, tmp_path / "out", "--guidance", 2)
-    assert "rebuild the bundle with that guidance, or give --accept-guidance" in refused.stderr
+    assert "`ptqd-export schedule --guidance`" in refused.stderr
+    assert "--accept-guidance" in refused.stderr
     assert sample(tiny, tmp_path / "out", "--guidance", 1.5).exit_code == 0
     assert sample(tiny, tmp_path / "out", "--guidance", 2, "--accept-guidance").exit_code == 0
 

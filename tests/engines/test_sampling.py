@@ -15,7 +15,7 @@ from engines.bank import EngineBank
 from engines.bundle import Bundle
 from engines.noise import NoiseSource
 from engines.sampling import Chain, batches, rows_of
-from engines.schedule import Schedule
+from engines.schedule import Schedule, StepShift
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -83,6 +83,31 @@ def test_the_choices_that_the_oracle_tells_apart_are_far_apart(tiny: TinyBundle)
     differences = [float(abs(a - b).max()) for n, a in enumerate(results) for b in results[:n]]
     assert len(differences) == 6
     assert min(differences) > 1e-3 * scale
+
+
+def test_a_corrected_chain_of_the_schedules_own_precisions_takes_shifted_steps(schedule: Schedule) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def network(x: Float32, timestep: float, rows: Int64) -> Float32:
+        del rows
+        seen.append((timestep, float(x[0, 0, 0, 0])))
+        return np.zeros((1, *x.shape), dtype=np.float32)
+
+    shift = StepShift(timestep=760.5, input_scale=0.25, x_coeff=3.0, out_coeff=0.0, prediction_coeffs=(1.0, 0.0))
+    first, *others = (step.model_copy(update={"sigma": 0.0}) for step in schedule.steps)
+    chain = Chain(
+        schedule.model_copy(update={"steps": (first.model_copy(update={"shifted": shift}), *others)}),
+        {"fp32": network, "w4a8": network},
+        "w4a8",
+    )
+    chain.sample(NOISE, SAMPLES, ROWS)
+    replace(chain, corrected=False).sample(NOISE, SAMPLES, ROWS)
+    replace(chain, precision="fp32").sample(NOISE, SAMPLES, ROWS)
+    x, z = (float(noise[0, 0, 0, 0]) for noise in (NOISE.start(SAMPLES), NOISE.step(0, SAMPLES)))
+    shifted = 3.0 * x + first.corrections["w4a8"].sigma_corrected * z
+    assert [timestep for timestep, _ in seen[:2] + seen[4:6]] == [760.5, 500.0, 750.0, 500.0]
+    assert [value for _, value in seen[:2] + seen[4:6]] == pytest.approx([0.25 * x, shifted, x, first.x_coeff * x])
+    assert seen[8] == seen[4], "another precision left another noise"
 
 
 def test_guidance_can_be_another_than_the_fitted_one(tiny: TinyBundle, schedule: Schedule, bank: EngineBank) -> None:

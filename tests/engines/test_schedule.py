@@ -17,6 +17,9 @@ def correction(gain: float) -> dict[str, Any]:
     return {"gain": [gain], "offset": [0.25], "sigma_corrected": 0.5, "residual_variance": 0.01, "unabsorbed_variance": 0.0}
 
 
+SHIFT = {"timestep": 512.25, "input_scale": 0.5, "x_coeff": 0.625, "out_coeff": -0.75, "prediction_coeffs": [1.0, -1.75]}
+
+
 def step(number: int, precision: str) -> dict[str, Any]:
     return {
         "step": number,
@@ -30,13 +33,14 @@ def step(number: int, precision: str) -> dict[str, Any]:
         "sigma": 0.75,
         "clip": None,
         "corrections": {"fp32": correction(1.0), "w8a8": correction(0.875)},
+        "shifted": None if number == 0 else SHIFT,
     }
 
 
 SCHEDULE: dict[str, Any] = {
     "schema_version": 1,
     "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
-    "correction": {"mode": "signed", "variance": "schedule"},
+    "correction": {"mode": "signed", "parts": ["offset"], "variance": "shift"},
     "policy": "snr",
     "init_sigma": 1.0,
     "steps": [step(0, "w8a8"), step(1, "fp32")],
@@ -54,6 +58,19 @@ def test_file_reads_and_writes_back_as_it_is() -> None:
     assert schedule.steps[0].corrections["w8a8"].gain == (0.875,)
     assert schedule.steps[0].prediction_coeffs == (2.0, -1.5)
     assert json.loads(schedule.model_dump_json()) == SCHEDULE
+
+
+def test_a_corrected_chain_takes_the_shifted_step() -> None:
+    plain, shifted = read(SCHEDULE).steps
+    assert plain.corrected is plain
+    taken = shifted.corrected
+    assert (taken.timestep, taken.input_scale, taken.x_coeff, taken.out_coeff) == (512.25, 0.5, 0.625, -0.75)
+    assert (taken.prediction_coeffs, taken.sigma, taken.corrections) == ((1.0, -1.75), shifted.sigma, shifted.corrections)
+
+
+def test_a_schedule_is_shifted_where_a_step_is() -> None:
+    assert read(SCHEDULE).is_shifted
+    assert not read(SCHEDULE | {"steps": [step(0, "w8a8")]}).is_shifted
 
 
 def test_coefficients_keep_every_bit() -> None:
@@ -95,6 +112,9 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("steps", 0, "prediction_coeffs", value=[1.0]), "required"),
         (_set("steps", 0, "surprise", value=1), "not permitted"),
         (_set("init_sigma", value=0.0), "greater than 0"),
+        (_set("steps", 1, "shifted", value=SHIFT | {"timestep": -1.0}), "greater than or equal to 0"),
+        (_set("steps", 1, "shifted", value=SHIFT | {"sigma": 0.5}), "not permitted"),
+        (_set("correction", "parts", value=["gain", "scale"]), "'gain' or 'offset'"),
         (_set("correction", "mode", value="best"), "'none', 'ptqd', 'signed' or 'mmse'"),
         (_set("steps", 0, "sigma", value="0.75"), "valid number"),
         (_set("sampler", "steps", value=2.0), "valid integer"),

@@ -47,7 +47,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
     return seen
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["init", "--help"], ["schema", "--help"], ["build", "--help"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["init", "--help"], ["schema", "--help"], ["build", "--help"], ["schedule", "--help"], ["schema"]]
+)
 def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
     program = (
         "import sys\n"
@@ -63,9 +65,10 @@ def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
 def test_help_lists_the_commands_with_their_purpose() -> None:
     text = _run("--help").stdout
     for line in (
-        "build   Build the bundle that a plan describes.",
-        "init    Write a starter plan",
-        "schema  Print the JSON Schema",
+        "build     Build the bundle that a plan describes.",
+        "init      Write a starter plan",
+        "schedule  Add a schedule to a bundle, without quantizing again.",
+        "schema    Print the JSON Schema",
         "--debug",
     ):
         assert line in text

@@ -48,6 +48,17 @@ RESOLVED = """\
   "quantization": {
     "weight_scale": "mse",
     "activation_scale": "mse",
+    "rounding": "nearest",
+    "reconstruction": {
+      "samples": 256,
+      "iterations": 500,
+      "batch_size": 16,
+      "activation_scales": true,
+      "memory_gib": 4.0
+    },
+    "split_concatenations": true,
+    "channel_scaling": null,
+    "activation_steps": "all",
     "keep_float": []
   },
   "calibration": {
@@ -55,15 +66,23 @@ RESOLVED = """\
     "batch_size": 64,
     "activation_samples": 256,
     "seed": 0,
-    "trajectory": "quantized"
+    "trajectory": "quantized",
+    "device": "cpu",
+    "dtype": "float32"
   },
   "correction": {
     "mode": "signed",
+    "parts": [
+      "gain",
+      "offset"
+    ],
     "variance": "schedule"
   },
   "steps": {
     "policy": "snr",
-    "precisions": null
+    "precisions": null,
+    "cost": "bit_operations",
+    "budget": null
   },
   "target": {
     "name": "onnxruntime",
@@ -228,7 +247,12 @@ REFUSED = [
     ({"calibration": {"trajectory": "fp32"}}, "calibration.trajectory: found \"fp32\", expected 'quantized' or 'fp'"),
     ({"correction": {"vairance": "schedule"}}, 'correction.vairance: unknown key; did you mean "variance"?'),
     ({"correction": {"mode": "sined"}}, "correction.mode: found \"sined\", expected 'none', 'ptqd', 'signed' or 'mmse'"),
-    ({"steps": {"policy": "budget"}}, "steps.policy: found \"budget\", expected 'snr' or 'fixed'"),
+    ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
+    ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),
+    ({"quantization": {"rounding": "learned"}}, "quantization.rounding: found \"learned\", expected 'nearest', 'layer' or 'block'"),
+    ({"quantization": {"channel_scaling": 2.0}}, "quantization.channel_scaling: found 2.0, expected 1.0 or less"),
+    ({"calibration": {"device": "gpu"}}, 'calibration.device: found "gpu", expected "cpu", "cuda" or "cuda:0"'),
+    ({"correction": {"parts": ["gain", "gain"]}}, 'correction.parts: found ["gain", "gain"], expected names that are all different'),
     ({"target": {}}, "target.name: missing; expected runtime"),
     ({"target": {"name": "tensorrt"}}, "target.name: found \"tensorrt\", expected 'onnxruntime'"),
     ({"target": {"name": "onnxruntime", "provider": "cpu"}}, "target.provider: found \"cpu\", expected 'CPU'"),
@@ -295,6 +319,18 @@ def test_policy_snr_takes_no_precisions(write: Write) -> None:
     ]
 
 
+@pytest.mark.parametrize("steps", [{"policy": "budget"}, {"policy": "snr", "budget": 0.1}], ids=["missing", "alone"])
+def test_policy_budget_and_a_budget_need_each_other(write: Write, steps: dict[str, Any]) -> None:
+    assert _problems(write(steps=steps)) == [
+        f'steps: found {json.dumps(steps)}, expected "budget" beside the policy "budget", and only there'
+    ]
+
+
+def test_used_steps_must_be_known_before_the_ranges(write: Write) -> None:
+    (problem,) = _problems(write(quantization={"activation_steps": "used"}))
+    assert 'expected the policy "fixed" beside quantization.activation_steps "used"' in problem
+
+
 def _fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str | None]]:
     for name, field in model.model_fields.items():
         yield f"{at}{name}", field.description
@@ -339,6 +375,8 @@ def _accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         return len(value) >= schema.get("minItems", 0) and different and all(_accepts(schema["items"], inner, root) for inner in value)
     if isinstance(value, str):
         return len(value) >= schema.get("minLength", 0) and bool(re.search(schema.get("pattern", ""), value))
+    if value is not None and "exclusiveMinimum" in schema:
+        return bool(value > schema["exclusiveMinimum"])
     return value is None or schema.get("minimum", value) <= value <= schema.get("maximum", value)
 
 

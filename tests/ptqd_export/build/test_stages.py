@@ -132,6 +132,50 @@ def test_what_a_killed_run_left_is_replaced(cache: Callable[..., StageCache], tm
     assert _names(tmp_path / "stages") == ["trace"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_resumable_stage_goes_on_with_what_it_wrote_and_never_shows_it_unfinished(
+    cache: Callable[..., StageCache], tmp_path: Path, error: type[BaseException]
+) -> None:
+    def make(folder: Path, _reporter: Reporter) -> None:
+        done = len(list(folder.iterdir()))
+        (folder / f"part-{done}").write_text("whole")
+        if done < 2:
+            raise error("in the middle")
+
+    for parts in (1, 2):
+        with pytest.raises(error, match="in the middle"):
+            cache().run("learn", {"n": 1}, make, resumable=True)
+        (unfinished,) = (tmp_path / "stages").iterdir()
+        assert unfinished.name.startswith(".unfinished-learn-")
+        assert len(list(unfinished.iterdir())) == parts
+    folder = cache().run("learn", {"n": 1}, make, resumable=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["part-0", "part-1", "part-2"]
+    assert list((tmp_path / "stages").iterdir()) == [folder]
+
+
+def test_resumable_stage_of_other_inputs_begins_anew(cache: Callable[..., StageCache]) -> None:
+    def fail(folder: Path, _reporter: Reporter) -> None:
+        (folder / "half").write_text("half a resu")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache().run("learn", {"n": 1}, fail, resumable=True)
+    assert (cache().run("learn", {"n": 2}, Maker(), resumable=True) / "result").is_file()
+
+
+def test_unfinished_resumable_stages_of_earlier_plans_are_pruned(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    def fail(folder: Path, _reporter: Reporter) -> None:
+        (folder / "half").write_text("half a resu")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache().run("learn", {"n": 1}, fail, resumable=True)
+    later = cache()
+    kept = later.run("trace", {}, Maker())
+    later.prune()
+    assert list((tmp_path / "stages").iterdir()) == [kept]
+
+
 def test_stages_of_earlier_plans_are_pruned_when_the_build_is_done(cache: Callable[..., StageCache], tmp_path: Path) -> None:
     old = cache()
     kept = old.run("trace", {}, Maker())

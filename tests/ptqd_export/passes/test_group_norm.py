@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from ptqd_export.passes.group_norm import GroupNormToInstanceNorm
+from ptqd_export.passes.group_norm import GroupNormToInstanceNorm, normalized_input
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array
@@ -96,3 +96,11 @@ def test_graph_without_group_norms_is_left_alone(parse_graph: Parse) -> None:
     model = parse_graph("g (float[N,6] x) => (float[N,6] out) { out = Relu (x) }")
     assert not GroupNormToInstanceNorm()(model).modified
     assert _ops(model) == ["Relu"]
+
+
+def test_rewritten_norm_leads_back_to_what_it_normalizes(parse_graph: Parse) -> None:
+    model = _norm(parse_graph, "6,4,4")
+    GroupNormToInstanceNorm()(model)
+    found = [normalized_input(node) for node in model.graph]
+    assert [value for value in found if value is not None] == [model.graph.inputs[0]]
+    assert [node.op_type for node, value in zip(model.graph, found, strict=True) if value is not None] == ["Reshape"]

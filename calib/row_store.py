@@ -1,0 +1,48 @@
+"""Arrays of one row a sample: in memory as far as they fit, else in memory-mapped files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RowStore:
+    """Gives out arrays until it is closed; then its files are gone.
+
+    Args:
+        folder: for its files; emptied first (a killed run may have left some), and removed when the store is closed.
+        memory_bytes: most memory that the arrays together may take; an array that would exceed it is mapped from a file.
+
+    Attributes:
+        in_memory, in_files: bytes given out so far.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._files = 0
+        self.in_memory = 0
+        self.in_files = 0
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self._folder)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A new array, its values not set."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if self.in_memory + size <= self._memory_bytes:
+            self.in_memory += size
+            return np.empty(shape, dtype)
+        self.in_files += size
+        self._files += 1
+        return np.memmap(self._folder / str(self._files), dtype, "w+", shape=shape)

@@ -1,0 +1,115 @@
+"""Images in an .npz archive, read a few at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from engines.arrays import Float32
+from engines.errors import UsageError
+
+IMAGES = "samples"
+_EXPECTED = "an .npz archive with the images `samples`, or with the statistics `mu` and `sigma`"
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+FARTHEST = 10.0
+"""Raw samples leave [-1, 1] a little; what goes beyond this is in other units."""
+
+
+@dataclass(frozen=True)
+class ImageArchive:
+    """The array `samples` [n, C, H, W] of an archive: floats in [-1, 1], as `ptqd-run sample --format npz` writes them, or uint8.
+
+    Attributes:
+        path: the archive.
+        count: n.
+        shape: [C, H, W].
+        dtype: as stored.
+    """
+
+    path: Path
+    count: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def open(cls, path: Path) -> ImageArchive:
+        """Read the header.
+
+        Raises:
+            UsageError: the array is of another kind.
+        """
+        names = array_names(path)
+        if IMAGES not in names:
+            raise UsageError(
+                "The reference holds neither images nor statistics.", found=f"{path}: {', '.join(sorted(names))}", expected=_EXPECTED
+            )
+        with readable(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
+            shape, fortran_order, dtype = _header(file)
+        if len(shape) != 4 or fortran_order or not (dtype == np.uint8 or dtype.kind == "f"):
+            raise UsageError(
+                "The reference's images are of another kind.",
+                found=f"{path}: {IMAGES} {dtype} {list(shape)}" + (", columns first" if fortran_order else ""),
+                expected=f"{IMAGES} float32 [n, channels, height, width] in [-1, 1], or uint8",
+            )
+        return cls(path, shape[0], shape[1:], dtype)
+
+    def batches(self, size: int) -> Iterator[Float32]:
+        """Consecutive images, at most [size, C, H, W], in [-1, 1].
+
+        Raises:
+            UsageError: the file ends early, or the values are in other units.
+        """
+        with readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as file:
+            _header(file)
+            for begin in range(0, self.count, size):
+                yield self._read(file, min(size, self.count - begin))
+
+    def _read(self, file: IO[bytes], count: int) -> Float32:
+        size = count * int(np.prod(self.shape)) * self.dtype.itemsize
+        data = file.read(size)
+        if len(data) < size:
+            raise UsageError("The reference ends early.", found=self.path, expected=f"{self.count} images", mend="write it again")
+        images = np.frombuffer(data, self.dtype).reshape(count, *self.shape)
+        if self.dtype == np.uint8:
+            return np.asarray(images / np.float32(127.5) - np.float32(1))
+        if not (np.abs(images) <= FARTHEST).all():
+            raise UsageError(
+                "The reference's images are in other units.",
+                found=f"{self.path}: values from {images.min():g} to {images.max():g}",
+                expected="floats in [-1, 1], or uint8",
+            )
+        return images.astype(np.float32)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the archive in this block is the user's to mend."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError("The reference cannot be read.", found=f"{path}: {error}", expected=_EXPECTED) from error
+
+
+def array_names(path: Path) -> set[str]:
+    """Names of the arrays in an archive.
+
+    Raises:
+        UsageError: it is none.
+    """
+    with readable(path), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"array header of version {version}")
+    return _HEADERS[version](file)

@@ -1,0 +1,141 @@
+"""`ptqd-export schedule`: add a schedule to a bundle, without quantizing anything again."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from calib.step_result import StepResult
+from engines.bundle import DEFAULT, Bundle, FileRecord
+from engines.errors import UsageError
+from engines.files import sha256, writable_folder, write_text
+from engines.progress import progress
+from engines.schedule import Schedule
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.schedules.contract import schedule_of
+from ptqd_export.schedules.refit import refit, why_not_refit
+from ptqd_export.schedules.settings import Fit, ScheduleRequest, ScheduleSettings, resolve
+from ptqd_export.schedules.stored_statistics import StoredStatistics, load_statistics, statistics_file
+from ptqd_export.schedules.walked import walk
+from ptqd_export.statistics_file import statistics, step_record
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+@dataclass(frozen=True)
+class AddedSchedule:
+    """What was added, and how long it took."""
+
+    bundle: Path
+    name: str
+    schedule: Schedule
+    fit: Fit
+    seconds: float
+
+    def __str__(self) -> str:
+        taken = Counter(step.precision for step in self.schedule.steps)
+        steps = ", ".join(f"{count} {precision}" for precision, count in taken.items())
+        how = "refitted from the stored moments" if self.fit == "moments" else "fitted on a new walk"
+        return (
+            f"schedule {self.name}: {how} in {self.seconds:.1f} s, steps: {steps}; "
+            f"next: ptqd-run sample {self.bundle} --schedule {self.name} --num 64 --seed 1 --output out"
+        )
+
+
+def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
+    """Add `schedules/<name>.json`, and what a new walk measured.
+
+    Args:
+        folder: of the bundle.
+        name: of the schedule.
+        request: what it is to be.
+        force: replace a schedule of this name.
+
+    Raises:
+        UsageError: the request does not fit the bundle. Nothing is written then.
+        PtqdError: the bundle is damaged, or a network failed. Nothing is written then.
+    """
+    begin, bundle = time.perf_counter(), Bundle.open(folder)
+    _check_name(bundle, name, force=force)
+    layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
+    writable_folder(folder)
+    stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
+    results = _walk(bundle, settings) if stored is None else refit(settings, stored)
+    schedule = schedule_of(settings.sampler, settings.correction, settings.policy, settings.table, results)
+    measured = _statistics(bundle, name, settings, results, layers) if stored is None else {}
+    fit: Fit = "walk" if stored is None else "moments"
+    _store(bundle, name, {_file(name): schedule.model_dump_json(indent=1) + "\n", **measured})
+    return AddedSchedule(folder, name, schedule, fit, time.perf_counter() - begin)
+
+
+def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
+    if not re.fullmatch(NAME, name):
+        raise UsageError(
+            "A schedule cannot have this name.", found=name, expected="letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    if name == DEFAULT:
+        raise UsageError("The default schedule is the build's.", found=f"--name {name}", expected="another name")
+    if _file(name) in bundle.manifest.files and not force:
+        raise UsageError("The bundle has a schedule of this name.", found=name, expected="a new name", mend="give --force to replace it")
+
+
+def _sufficient(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
+    """The stored moments, if they say enough for this schedule."""
+    stored = load_statistics(bundle, request.base)
+    reason = why_not_refit(request, settings, bundle.schedule(request.base), stored)
+    if request.fit == "moments" and reason is not None:
+        raise UsageError("The stored moments do not say enough for this schedule.", found=f"--fit moments; {reason}", expected="--fit walk")
+    return stored if reason is None else None
+
+
+def _walk(bundle: Bundle, settings: ScheduleSettings) -> list[StepResult]:
+    with progress("walking", settings.table.steps) as advance:
+        return walk(bundle, settings, lambda _: advance())
+
+
+def _statistics(
+    bundle: Bundle, name: str, settings: ScheduleSettings, results: Sequence[StepResult], layers: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, str]:
+    """By file: what was measured of each quantized precision that walked."""
+    placement, guidance = bundle.manifest.placement, settings.sampler.guidance
+    contents = {
+        precision: statistics(
+            precision, placement, guidance, [step_record(result, precision, guidance) for result in results], layers[precision]
+        )
+        for precision in results[0].corrections
+        if precision != FULL_PRECISION
+    }
+    return {statistics_file(bundle, name, key): json.dumps(content, allow_nan=False) + "\n" for key, content in contents.items()}
+
+
+def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
+    """Files first and the manifest last. A schedule that is replaced leaves the manifest before its files change, so that there is a sound
+    bundle at every moment.
+    """
+    files = bundle.manifest.files
+    statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"
+    replaced = {file for file in files if file == _file(name) or file.startswith(statistics_folder)}
+    kept = {file: record for file, record in files.items() if file not in replaced}
+    if replaced:
+        _write_manifest(bundle, kept)
+    for file in replaced:
+        (bundle.folder / file).unlink(missing_ok=True)
+    for file, text in texts.items():
+        write_text(bundle.folder / file, text)
+    added = {file: FileRecord(sha256=sha256(bundle.folder / file), bytes=(bundle.folder / file).stat().st_size) for file in texts}
+    _write_manifest(bundle, kept | added)
+
+
+def _write_manifest(bundle: Bundle, files: Mapping[str, FileRecord]) -> None:
+    manifest = bundle.manifest.model_copy(update={"files": dict(files)})
+    write_text(bundle.folder / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+
+
+def _file(name: str) -> str:
+    return f"schedules/{name}.json"

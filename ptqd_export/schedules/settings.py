@@ -1,0 +1,153 @@
+"""Which schedule to add: what the user asks for, on top of one that the bundle has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from calib.correction_fit import Mode, Part
+from calib.policy import FixedPolicy, Policy, SnrPolicy
+from calib.precision import Precision
+from calib.step_fit import CorrectionChoice, Variance
+from engines.bundle import DEFAULT, Bundle
+from engines.errors import BundleError, UsageError
+from engines.samplers import SAMPLERS, SamplerTable, compile_sampler
+from engines.schedule import SamplerRecord, Schedule
+from ptqd_export.plan import CalibrationSection, Plan
+
+Fit = Literal["moments", "walk"]
+
+
+@dataclass(frozen=True)
+class ScheduleRequest:
+    """What to change of a schedule; None keeps what is there. The words are those of the plan.
+
+    Attributes:
+        base: name of the schedule to change.
+        policy: which rule chooses the precisions.
+        precisions: of `fixed`: one for all steps or one for each; of `snr`: what it may choose from.
+        samples: that walk the chain; with `seed` and `trajectory` the plan's where not given.
+        fit: refit from stored moments, or walk the chain anew; None takes the moments where they say enough.
+    """
+
+    base: str = DEFAULT
+    sampler: str | None = None
+    steps: int | None = None
+    eta: float | None = None
+    guidance: float | None = None
+    policy: Literal["snr", "fixed"] | None = None
+    precisions: tuple[str, ...] | None = None
+    mode: Mode | None = None
+    parts: tuple[Part, ...] | None = None
+    variance: Variance | None = None
+    samples: int | None = None
+    seed: int | None = None
+    trajectory: Literal["quantized", "fp"] | None = None
+    fit: Fit | None = None
+
+    @property
+    def walk_changes(self) -> dict[str, object]:
+        """What a walk is to do otherwise than the plan's, by field of the plan."""
+        given = {"samples": self.samples, "seed": self.seed, "trajectory": self.trajectory}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """A schedule to fit, with nothing left open.
+
+    Attributes:
+        sampler: what `table` was compiled from.
+        table: the sampler's coefficients.
+        correction: what to correct.
+        policy: name of the rule that chooses.
+        precisions: of `snr` the candidates, going up in bit operations; else one for each step.
+        calibration: the plan's, for a walk.
+        threads: of an engine, or None for all cores.
+    """
+
+    sampler: SamplerRecord
+    table: SamplerTable
+    correction: CorrectionChoice
+    policy: str
+    precisions: tuple[str, ...]
+    calibration: CalibrationSection
+    threads: int | None
+
+    @property
+    def choose(self) -> Policy:
+        return SnrPolicy(self.precisions) if self.policy == "snr" else FixedPolicy(self.precisions)
+
+
+def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
+    """The schedule that a request describes.
+
+    Raises:
+        UsageError: it does not fit the bundle.
+    """
+    base, plan = bundle.schedule(request.base), _plan(bundle)
+    sampler = _sampler(request, base)
+    table = compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
+    policy = request.policy or base.policy
+    return ScheduleSettings(
+        sampler=sampler,
+        table=table,
+        correction=_correction(request, base),
+        policy="fixed" if policy == "budget" and request.precisions is not None else policy,
+        precisions=_precisions(request, policy, bundle, base, plan, table.steps),
+        calibration=plan.calibration.model_copy(update=request.walk_changes),
+        threads=plan.target.threads,
+    )
+
+
+def _plan(bundle: Bundle) -> Plan:
+    path = bundle.path("plan.json")
+    try:
+        return Plan.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise BundleError(
+            "The bundle's plan is of another version.", found=f"{path}: {error.errors()[0]['msg']}", mend="rebuild the bundle"
+        ) from error
+
+
+def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
+    """Another sampler takes its own eta where none is given, not that of the base's sampler."""
+    was = base.sampler
+    name = request.sampler or was.name
+    eta = was.eta if name == was.name or name not in SAMPLERS else SAMPLERS[name].eta
+    return SamplerRecord(
+        name=name,
+        steps=was.steps if request.steps is None else request.steps,
+        eta=eta if request.eta is None else request.eta,
+        guidance=was.guidance if request.guidance is None else request.guidance,
+    )
+
+
+def _correction(request: ScheduleRequest, base: Schedule) -> CorrectionChoice:
+    was = base.correction
+    parts = was.parts if request.parts is None else request.parts
+    return CorrectionChoice(request.mode or was.mode, request.variance or was.variance, frozenset(parts))
+
+
+def _precisions(request: ScheduleRequest, policy: str, bundle: Bundle, base: Schedule, plan: Plan, steps: int) -> tuple[str, ...]:
+    known = bundle.manifest.precisions
+    for name in request.precisions or ():
+        if name not in known:
+            raise UsageError("The bundle has no engine of this precision.", found=name, expected=" or ".join(known))
+    if policy == "snr":
+        return tuple(sorted(request.precisions or plan.precisions, key=lambda name: Precision.parse(name).cost_key))
+    if request.precisions is None and base.policy == "snr":
+        raise UsageError("The policy fixed needs its precisions.", found="no --precisions", expected="one for all steps, or one for each")
+    return _one_for_each_step(request.precisions or tuple(step.precision for step in base.steps), steps)
+
+
+def _one_for_each_step(listed: tuple[str, ...], steps: int) -> tuple[str, ...]:
+    if len(set(listed)) == 1:
+        listed = listed[:1] * steps
+    if len(listed) != steps:
+        raise UsageError(
+            "The precisions do not fit the steps.", found=f"{len(listed)} precisions", expected=f"1, or {steps}", mend="give --precisions"
+        )
+    return listed

@@ -1,0 +1,101 @@
+"""The rows of the ablation, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from calib.correction_fit import Mode, Part
+from calib.step_fit import Variance
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.schedules.settings import Fit, ScheduleRequest
+
+BOTH: tuple[Part, ...] = ("gain", "offset")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A correction under its name in the table; the words are those of the plan's `correction` section."""
+
+    label: str
+    mode: Mode
+    parts: tuple[Part, ...] = BOTH
+    variance: Variance = "none"
+
+
+WALKED = Contender("signed + variance", "signed", variance="schedule")
+"""The default correction; the others are refitted from the moments of its walk."""
+
+CONTENDERS = (
+    Contender("none", "none"),
+    Contender("+ correlated", "ptqd", ("gain",)),
+    Contender("+ bias", "ptqd"),
+    Contender("+ variance", "ptqd", variance="schedule"),
+    Contender("signed", "signed"),
+    WALKED,
+    Contender("mmse + variance", "mmse", variance="schedule"),
+)
+"""The paper's correction part by part, each row with what the rows above it have; then ours."""
+
+SHIFTED = Contender("signed + shift", "signed", variance="shift")
+"""What takes the place of the variance schedule where there is no fresh noise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One chain.
+
+    Attributes:
+        label: of the correction, or of the policy of a mixed chain.
+        precision: that takes all steps, or None for a mixture.
+        eta: of the sampler.
+        request: its schedule.
+    """
+
+    label: str
+    precision: str | None
+    eta: float
+    request: ScheduleRequest
+
+    @property
+    def name(self) -> str:
+        """Of its schedule and of its file."""
+        words = "-".join(word for word in self.label.replace("+", " plus ").split())
+        return f"{self.precision or 'mixed'}-eta{self.eta:g}-{words}"
+
+
+def full_precision_row(eta: float) -> Row:
+    """What the others are held against."""
+    request = ScheduleRequest(eta=eta, policy="fixed", precisions=(FULL_PRECISION,), mode="none", variance="none", samples=1, fit="walk")
+    return Row("full precision", FULL_PRECISION, eta, request)
+
+
+def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
+    """One precision throughout under every correction: one walk, and what follows from its moments."""
+    walked = Row("signed + variance", precision, eta, _request(precision, eta, WALKED, fit="walk"))
+    yield walked
+    for contender in CONTENDERS:
+        if contender == WALKED or (eta == 0 and contender.variance == "schedule"):
+            continue  # without fresh noise a chain is the same with and without a calibrated variance
+        yield Row(contender.label, precision, eta, replace(_request(precision, eta, contender, fit="moments"), base=walked.name))
+    if eta == 0:
+        yield Row(SHIFTED.label, precision, eta, _request(precision, eta, SHIFTED, fit="walk"))
+
+
+def mixed_rows(chains: Mapping[str, tuple[str, ...]], eta: float) -> Iterator[Row]:
+    """Mixtures of precisions by name, each corrected on its own walk."""
+    for name, choice in chains.items():
+        request = ScheduleRequest(eta=eta, policy="fixed", precisions=choice, mode="signed", variance="schedule", fit="walk")
+        yield Row(name, None, eta, request)
+
+
+def _request(precision: str, eta: float, contender: Contender, fit: Fit) -> ScheduleRequest:
+    return ScheduleRequest(
+        eta=eta,
+        policy="fixed",
+        precisions=(precision,),
+        mode=contender.mode,
+        parts=contender.parts,
+        variance=contender.variance,
+        fit=fit,
+    )

@@ -1,0 +1,112 @@
+"""Train a denoiser for a wall-clock time on a CPU, and look at what it samples: what the bundled models have in common.
+
+Epsilon prediction, bfloat16 autocast, AdamW, and an exponential moving average of the weights, which is the model that is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor | None]]
+"""From a count to as many clean images, float32 [count, C, H, W], and their class numbers [count], or None without classes."""
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From states [N, C, H, W] and a timestep to the predicted noise."""
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From the predicted noise's error [N, C, H, W] and the states' cumulative alphas [N] to a scalar."""
+
+PEAK = 1e-3
+LONGEST_DECAY = 0.999
+
+
+def linear_betas() -> DDPMScheduler:
+    """1000 linear betas from 1e-4 to 0.02 (Ho et al. 2020)."""
+    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
+
+
+def learning_rate(progress: float, peak: float = PEAK, warm_up: float = 0.02) -> float:
+    """Linear warm-up, then a cosine down to 1 % of the peak; `progress` in [0, 1]."""
+    if progress < warm_up:
+        return peak * progress / warm_up
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def squared_error(error: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Mean over everything."""
+    return error.square().mean()
+
+
+def train(
+    model: UNet2DModel, scheduler: DDPMScheduler, draw: Draw, minutes: float, batch: int, loss_of: Loss = squared_error
+) -> tuple[UNet2DModel, list[dict[str, float]]]:
+    """Train for a wall-clock time; returns the averaged model and one log row a minute."""
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-4)
+    log: list[dict[str, float]] = []
+    losses: list[float] = []
+    begin = time.monotonic()
+    step = 0
+    while (elapsed := time.monotonic() - begin) < minutes * 60:
+        loss = loss_of(*_error(model, scheduler, *draw(batch)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(elapsed / (minutes * 60))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _follow(average, model, decay=min(LONGEST_DECAY, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        step += 1
+        if elapsed > 60 * (len(log) + 1):
+            log.append({"minutes": round(elapsed / 60, 1), "step": step, "loss": round(float(np.mean(losses)), 5)})
+            losses.clear()
+            click.echo(json.dumps(log[-1]))
+    return average, log
+
+
+def _error(
+    model: UNet2DModel, scheduler: DDPMScheduler, clean: torch.Tensor, label: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The predicted noise's error at random timesteps, and these timesteps' cumulative alphas."""
+    noise = torch.randn_like(clean)
+    timestep = torch.randint(scheduler.config["num_train_timesteps"], (len(clean),))
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = model(scheduler.add_noise(clean, noise, timestep), timestep, label).sample
+    return predicted.float() - noise, scheduler.alphas_cumprod[timestep]
+
+
+@torch.no_grad()
+def _follow(average: UNet2DModel, model: UNet2DModel, decay: float) -> None:
+    for kept, current in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(current, 1 - decay)
+
+
+@torch.no_grad()
+def sample(predict: Predict, scheduler: DDPMScheduler, shape: tuple[int, ...], steps: int = 20) -> torch.Tensor:
+    """Samples of diffusers' own DDIM (eta 1), float32 of the given shape, in [-1, 1]."""
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(steps)
+    x = torch.randn(shape)
+    for timestep in ddim.timesteps:
+        x = ddim.step(predict(x, timestep), timestep, x, eta=1.0).prev_sample
+    return x.clamp(-1, 1)
+
+
+def write_log(
+    path: Path, model: UNet2DModel, settings: Mapping[str, float], figures: Mapping[str, float], log: list[dict[str, float]]
+) -> None:
+    """Write what a training was and came to as JSON, and show it without the rows of the log."""
+    steps = log[-1]["step"] if log else 0
+    summary = {"parameters": model.num_parameters(), **settings, "steps": steps, **figures}
+    path.write_text(json.dumps(summary | {"log": log}, indent=1) + "\n")
+    click.echo(json.dumps(summary))
