@@ -130,7 +130,7 @@ class QuantizationSection(Section):
     )
     reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="how learned rounding is learned")
     split_concatenations: bool = Field(
-        default=True, description="quantize the parts of a concatenated input apart (skip connections of a U-Net)"
+        default=False, description="quantize the parts of a concatenated input apart (skip connections of a U-Net)"
     )
     channel_scaling: float | None = Field(
         default=None,

@@ -56,7 +56,7 @@ RESOLVED = """\
       "activation_scales": true,
       "memory_gib": 4.0
     },
-    "split_concatenations": true,
+    "split_concatenations": false,
     "channel_scaling": null,
     "activation_steps": "all",
     "keep_float": []
