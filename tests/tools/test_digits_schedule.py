@@ -198,7 +198,7 @@ def slope_error(moments: Fields) -> float:
 
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_correction_follows_from_the_moments(schedule: Fields, statistics: dict[str, list[Fields]], precision: str) -> None:
-    assert schedule["correction"] == {"mode": "signed", "variance": "schedule"}
+    assert schedule["correction"] == {"mode": "signed", "parts": ["gain", "offset"], "variance": "schedule"}
     for step, record in zip(schedule["steps"], statistics[precision], strict=True):
         expected = expected_correction("signed", record["moments"], step["x_coeff"], step["out_coeff"])
         stored = step["corrections"][precision]
