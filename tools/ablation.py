@@ -32,9 +32,9 @@ from engines.noise import NoiseSource
 from engines.sampling import Chain, batches, rows_of
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.add import add_schedule
-from tools.ablation_rows import Row, full_precision_row, mixed_rows, uniform_rows
+from tools.ablation_rows import CONTENDERS, Row, full_precision_row, mixed_rows, uniform_rows
 
-ETAS = (1.0, 0.0)
+ETAS = tuple(CONTENDERS)
 BATCH = 64
 
 Estimates = Mapping[str, Estimate]

@@ -7,109 +7,131 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import click
-import numpy as np
 
 from engines.bundle import Bundle
-from engines.evaluation.confidence import Estimate, Summary, summarize
+from engines.evaluation.confidence import Summary
 from engines.evaluation.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
 from engines.machine import machine_name
 from ptqd_export.plan import FULL_PRECISION
+from tools.ablation_result import Result
+from tools.ablation_rows import CONTENDERS, OURS, SHIFTED
 
-HEADER = (
-    "correction",
-    "FD",
-    "FD less FP's (95 %)",
-    "sFD",
-    "variance / FP's",
-    "mean less FP's",
-    "PSNR to FP, dB",
-)
+HEADER = ("correction", "FD", "FD against FP's (95 %)", "sFD", "variance / FP's", "mean less FP's", "PSNR to FP, dB")
+PAPER = {1.0: "+ variance", 0.0: "+ bias"}
+"""The whole of the paper's correction, by eta."""
+ORDER = {contender.label: place for place, contender in enumerate((*CONTENDERS[1.0], *CONTENDERS[0.0], SHIFTED))}
+WORTH = 1.1
+"""Distances of less than so many times full precision's leave no gap to speak of."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A row as it was stored."""
+class Table:
+    """All results of one eta, and the bundle that they are of."""
 
-    label: str
-    precision: str | None
     eta: float
-    steps: tuple[str, ...]
-    figures: Mapping[str, Sequence[Estimate]]
+    results: Sequence[Result]
+    bundle: Bundle
 
-    @classmethod
-    def load(cls, path: Path) -> Result:
-        stored: dict[str, Any] = json.loads(path.read_text())
-        row = stored["row"]
-        figures = {name: [_estimate(one) for one in of_seeds] for name, of_seeds in stored["figures"].items()}
-        return cls(row["label"], row["precision"], row["eta"], tuple(stored["steps"]), figures)
+    @cached_property
+    def reference(self) -> Result:
+        """Full precision."""
+        (found,) = (result for result in self.results if result.is_full_precision)
+        return found
 
-    def summary(self, name: str) -> Summary:
-        """A figure over the seeds."""
-        return summarize(self.figures[name])
+    @property
+    def precisions(self) -> list[str]:
+        names = dict.fromkeys(result.precision for result in self.results if not result.is_full_precision)
+        return [name for name in names if name is not None]
 
-    def difference(self, other: Result, name: str) -> Summary:
-        """The same less another row's, paired by noise."""
-        return summarize([mine - its for mine, its in zip(self.figures[name], other.figures[name], strict=True)])
+    def rows(self, precision: str | None) -> list[Result]:
+        """In the order of the corrections; mixtures in the order of their making."""
+        return sorted((row for row in self.results if row.precision == precision), key=lambda row: ORDER.get(row.label, 0))
 
-
-def _estimate(stored: Mapping[str, Any]) -> Estimate:
-    return Estimate(stored["value"], np.array(stored["without_block"]))
+    def row(self, precision: str, label: str) -> Result:
+        (found,) = (result for result in self.rows(precision) if result.label == label)
+        return found
 
 
 def page(results: Sequence[Result], bundle: Bundle) -> str:
-    """All tables: one for each precision and eta, and one of the mixtures."""
+    """For each eta an overview, a table for each precision, and one of the mixtures."""
     lines: list[str] = []
     for eta in sorted({result.eta for result in results}, reverse=True):
-        of_eta = [result for result in results if result.eta == eta]
-        (reference,) = (result for result in of_eta if result.precision == FULL_PRECISION)
-        lines += [f"## eta {eta:g}", "", f"Full precision: {_full_precision(reference)}.", ""]
-        for precision in dict.fromkeys(result.precision for result in of_eta if result is not reference):
-            rows = [result for result in of_eta if result.precision == precision]
-            lines += [f"### {_title(precision, bundle)}", "", *_table(rows, reference), ""]
+        table = Table(eta, [result for result in results if result.eta == eta], bundle)
+        lines += [f"## eta {eta:g}", "", _full_precision(table.reference), "", *_overview(table), ""]
+        for precision in table.precisions:
+            lines += [f"### {_title(precision, table)}", "", *_details(table.rows(precision), table), ""]
+        if mixtures := table.rows(None):
+            lines += ["### Mixtures of precisions, signed + variance", "", *_details(mixtures, table), ""]
     return "\n".join(lines)
 
 
 def _full_precision(reference: Result) -> str:
     distance, spatial = (reference.summary(name) for name in (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE))
-    return f"FD {_spread(distance)}, sFD {_spread(spatial)}, variance {reference.summary('variance').mean:.4f}"
+    variance, seeds = reference.summary("variance"), len(distance.values)
+    return (
+        f"Full precision: FD {_spread(distance)}, sFD {_spread(spatial)}, variance {variance.mean:.4f}; "
+        f"{seeds} seeds of {reference.num} samples."
+    )
 
 
-def _title(precision: str | None, bundle: Bundle) -> str:
-    if precision is None:
-        return "Mixtures of precisions, signed + variance"
-    record = bundle.manifest.precisions[precision]
-    times = json.loads((bundle.folder / "local" / machine_name() / "times.json").read_text())["milliseconds_a_step"]
+def _overview(table: Table) -> Iterator[str]:
+    """What is left of the distance to full precision without correction, with the paper's, and with ours."""
+    names = ("none", PAPER[table.eta], OURS[table.eta])
+    yield from _markdown_head(
+        "precision",
+        *(f"FD / FP's, {name}" for name in names),
+        *(f"gap closed, {name}" for name in names[1:]),
+        *(f"PSNR, {name}" for name in names),
+        *(f"mean less FP's, {name}" for name in names),
+    )
+    for precision in table.precisions:
+        rows = [table.row(precision, name) for name in names]
+        none = rows[0]
+        wide = none.ratio(table.reference, FRECHET_DISTANCE) >= WORTH
+        yield _markdown(
+            precision.upper(),
+            *(f"{row.ratio(table.reference, FRECHET_DISTANCE):.3f}" for row in rows),
+            *(f"{row.gap_closed(none, table.reference):.0%}" if wide else "-" for row in rows[1:]),
+            *(f"{row.summary('psnr').mean:.1f} dB" for row in rows),
+            *(f"{row.difference(table.reference, 'mean').mean:+.4f}" for row in rows),
+        )
+
+
+def _title(precision: str, table: Table) -> str:
+    record = table.bundle.manifest.precisions[precision]
+    times = json.loads((table.bundle.folder / "local" / machine_name() / "times.json").read_text())["milliseconds_a_step"]
     saved = f"{record.bit_operations_saved:.1f}x fewer bit operations (quantized layers), {record.bit_operations_saved_all:.1f}x (all)"
     return f"{precision.upper()}: {saved}, {times[precision] / times[FULL_PRECISION]:.2f} of full precision's time"
 
 
-def _table(rows: Iterable[Result], reference: Result) -> Iterator[str]:
-    yield "| " + " | ".join(HEADER) + " |"
-    yield "| --- |" + " ---: |" * (len(HEADER) - 1)
+def _details(rows: Iterable[Result], table: Table) -> Iterator[str]:
+    yield from _markdown_head(*HEADER)
     for row in rows:
-        yield "| " + " | ".join(_cells(row, reference)) + " |"
+        yield _markdown(*_cells(row, table.reference))
 
 
 def _cells(row: Result, reference: Result) -> tuple[str, ...]:
     distance, spatial = (row.summary(name) for name in (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE))
-    less = row.difference(reference, FRECHET_DISTANCE)
-    ratio = fmean(q.value / f.value for q, f in zip(row.figures["variance"], reference.figures["variance"], strict=True))
     return (
         row.label if row.precision is not None else f"{row.label}: {_counts(row.steps)}",
         _spread(distance),
-        f"{less.mean:+.3f} ({less.interval[0]:+.3f} to {less.interval[1]:+.3f})",
+        _share(row.difference(reference, FRECHET_DISTANCE), reference.summary(FRECHET_DISTANCE).mean),
         _spread(spatial),
-        f"{ratio:.3f}",
+        f"{row.ratio(reference, 'variance'):.3f}",
         f"{row.difference(reference, 'mean').mean:+.4f}",
         _spread(row.summary("psnr"), 2),
     )
+
+
+def _share(difference: Summary, whole: float) -> str:
+    low, high = difference.interval
+    return f"{difference.mean / whole:+.1%} ({low / whole:+.1%} to {high / whole:+.1%})"
 
 
 def _counts(steps: Sequence[str]) -> str:
@@ -119,6 +141,15 @@ def _counts(steps: Sequence[str]) -> str:
 def _spread(summary: Summary, digits: int = 3) -> str:
     deviation = "" if summary.deviation is None else f" ± {summary.deviation:.{digits}f}"
     return f"{summary.mean:.{digits}f}{deviation}"
+
+
+def _markdown_head(*cells: str) -> Iterator[str]:
+    yield _markdown(*cells)
+    yield "| --- |" + " ---: |" * (len(cells) - 1)
+
+
+def _markdown(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 @click.command()

@@ -23,19 +23,29 @@ class Contender:
     variance: Variance = "none"
 
 
-WALKED = Contender("signed + variance", "signed", variance="schedule")
-"""The default correction; the others are refitted from the moments of its walk."""
+CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
+    1.0: (
+        Contender("none", "none"),
+        Contender("+ correlated", "ptqd", ("gain",)),
+        Contender("+ bias", "ptqd"),
+        Contender("+ variance", "ptqd", variance="schedule"),
+        Contender("signed", "signed"),
+        Contender("signed + variance", "signed", variance="schedule"),
+        Contender("mmse + variance", "mmse", variance="schedule"),
+    ),
+    0.0: (
+        Contender("none", "none"),
+        Contender("+ correlated", "ptqd", ("gain",)),
+        Contender("+ bias", "ptqd"),
+        Contender("signed", "signed"),
+        Contender("mmse", "mmse"),
+    ),
+}
+"""By eta: the paper's correction part by part, each row with what the rows above it have, then ours. Without fresh noise there is no
+variance to calibrate."""
 
-CONTENDERS = (
-    Contender("none", "none"),
-    Contender("+ correlated", "ptqd", ("gain",)),
-    Contender("+ bias", "ptqd"),
-    Contender("+ variance", "ptqd", variance="schedule"),
-    Contender("signed", "signed"),
-    WALKED,
-    Contender("mmse + variance", "mmse", variance="schedule"),
-)
-"""The paper's correction part by part, each row with what the rows above it have; then ours."""
+OURS: Mapping[float, str] = {1.0: "signed + variance", 0.0: "signed"}
+"""The default correction, by eta. It is walked, and the others are refitted from the moments of its walk."""
 
 SHIFTED = Contender("signed + shift", "signed", variance="shift")
 """What takes the place of the variance schedule where there is no fresh noise."""
@@ -72,11 +82,12 @@ def full_precision_row(eta: float) -> Row:
 
 def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
     """One precision throughout under every correction: one walk, and what follows from its moments."""
-    walked = Row("signed + variance", precision, eta, _request(precision, eta, WALKED, fit="walk"))
+    (ours,) = (contender for contender in CONTENDERS[eta] if contender.label == OURS[eta])
+    walked = Row(ours.label, precision, eta, _request(precision, eta, ours, fit="walk"))
     yield walked
-    for contender in CONTENDERS:
-        if contender == WALKED or (eta == 0 and contender.variance == "schedule"):
-            continue  # without fresh noise a chain is the same with and without a calibrated variance
+    for contender in CONTENDERS[eta]:
+        if contender is ours:
+            continue
         yield Row(contender.label, precision, eta, replace(_request(precision, eta, contender, fit="moments"), base=walked.name))
     if eta == 0:
         yield Row(SHIFTED.label, precision, eta, _request(precision, eta, SHIFTED, fit="walk"))

@@ -50,6 +50,7 @@ def train(
     model: UNet2DModel, scheduler: DDPMScheduler, draw: Draw, minutes: float, batch: int, loss_of: Loss = squared_error
 ) -> tuple[UNet2DModel, list[dict[str, float]]]:
     """Train for a wall-clock time; returns the averaged model and one log row a minute."""
+    model = model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-4)
     log: list[dict[str, float]] = []
@@ -78,6 +79,7 @@ def _error(
     model: UNet2DModel, scheduler: DDPMScheduler, clean: torch.Tensor, label: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted noise's error at random timesteps, and these timesteps' cumulative alphas."""
+    clean = clean.contiguous(memory_format=torch.channels_last)
     noise = torch.randn_like(clean)
     timestep = torch.randint(scheduler.config["num_train_timesteps"], (len(clean),))
     with torch.autocast("cpu", torch.bfloat16):

@@ -24,7 +24,7 @@ from ptqd_export.bit_operations import bit_operations
 from ptqd_export.build.activations import load_observations
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.preparation import prepared_model
-from ptqd_export.build.reconstruction import load_reconstruction, make_reconstruction
+from ptqd_export.build.reconstruction import SUMMARY, load_reconstruction, make_reconstruction
 from ptqd_export.build.stages import Reporter
 from ptqd_export.build.states import load_states
 from ptqd_export.build.tracing import Network
@@ -47,7 +47,7 @@ def make_quantized_graph(
     folder: Path,
     _reporter: Reporter,
 ) -> None:
-    """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured).
+    """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured, what learned rounding took).
 
     `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
     """
@@ -58,7 +58,13 @@ def make_quantized_graph(
     _write_graph(context, prepared, layers, path)
     found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES))
     kernels = check_integer_kernels(path, layers)
-    record = {"integer_kernels": kernels, "verification": asdict(found), **_record(context, precision, network, layers)}
+    took = None if learned is None else json.loads((learned / SUMMARY).read_text())
+    record = {
+        "reconstruction": took,
+        "integer_kernels": kernels,
+        "verification": asdict(found),
+        **_record(context, precision, network, layers),
+    }
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 
 

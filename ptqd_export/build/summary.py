@@ -44,9 +44,19 @@ def print_summary(
     console.print(
         f"time a step: batch {context.plan.target.benchmark_batch}, median on this machine; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels change in the SNR\n"
+        f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"built in {sum(stage.seconds for stage in finished):.0f} s; next: ptqd-run sample {shown} --num 64 --seed 1 --output out",
         highlight=False,
     )
+
+
+def _learned(name: str, folder: Path) -> str:
+    """A line on what learning the rounding of a precision took; none where it was not learned."""
+    if name == FULL_PRECISION or (took := json.loads((folder / "precision.json").read_text())["reconstruction"]) is None:
+        return ""
+    kept = sum(block["kept"] for block in took["blocks"])
+    cost = f"{took['minutes']:.1f} minutes, {took['peak_memory_gib']:.1f} GiB at most"
+    return f"{name}: rounding learned by {took['unit']} in {cost}; kept for {kept} of {len(took['blocks'])}\n"
 
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float]) -> list[str]:

@@ -1,6 +1,6 @@
 """Train the unconditional U-Net on coloured digits, on a CPU, and write a diffusers folder.
 
-    python -m tools.coloured.train --minutes 42
+    python -m tools.coloured.train --minutes 50
 
 Ends by sampling with diffusers' own DDIM and comparing the samples with real images by the classifier's confidence and features; the
 figures go to `training_log.json`.
@@ -74,7 +74,7 @@ def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generato
 
 
 @click.command()
-@click.option("--minutes", default=42.0, show_default=True, help="Training time by the clock.")
+@click.option("--minutes", default=50.0, show_default=True, help="Training time by the clock.")
 @click.option("--batch", default=96, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:
