@@ -25,8 +25,10 @@ import engines.cli
 import engines.schedule
 import ptqd_export.cli
 import ptqd_export.plan
+from calib.budget import Menu
 from calib.moments import PLAIN, Moments
 from calib.noise_fit import fit_noise
+from calib.sensitivity import Probes
 from calib.step_fit import CorrectionChoice, fit_step
 from calib.walk import StepResult
 from engines.command_line import INTERRUPTED
@@ -35,6 +37,7 @@ from engines.errors import BundleError, MissingBackendError, PtqdError, UsageErr
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.schedule import Step, Strict
 from engines.update import update
+from ptqd_export.frontier import Frontier
 from ptqd_export.plan import Plan, Section
 from ptqd_export.statistics_file import statistics, step_record
 
@@ -156,6 +159,13 @@ def test_the_fields_of_a_statistics_file_are_documented() -> None:
     assert _names(TABLES["a statistics file"]) == list(statistics("w8a8", "onnxruntime", 1.0, [record], []))
     assert _names(TABLES["a step's record"]) == list(record)
     assert _names(TABLES["its moments"]) == list(record["moments"])
+
+
+def test_the_fields_of_a_frontier_file_are_documented() -> None:
+    probes = Probes(("w8a8",), np.ones((1, 1, 1, 1, 1)))
+    record = Frontier("time", Menu.of(probes, {"w8a8": 0.5}), probes, [("uniform", ("w8a8",))]).record()
+    assert _names(TABLES["a frontier file"]) == list(record)
+    assert _names(TABLES["a frontier's chain"]) == list(record["chains"][0])
 
 
 def _constant(path: str, name: str) -> object:

@@ -132,12 +132,15 @@ def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:
 
 
 def mixtures(bundle: Bundle) -> dict[str, tuple[str, ...]]:
-    """The chains that the policies chose, where the bundle was built with the policy `budget`."""
+    """The paper's choice and the least predicted error at no higher cost, where the bundle was built with the policy `budget`."""
     name = f"statistics/{bundle.manifest.placement}/frontier.json"
     if name not in bundle.manifest.files:
         return {}
     chains = json.loads(bundle.path(name).read_text())["chains"]
-    return {chain["kind"]: tuple(chain["precisions"]) for chain in chains if chain["kind"] in ("snr", "budget")}
+    (snr,) = (chain for chain in chains if chain["kind"] == "snr")
+    affordable = (chain for chain in chains if chain["kind"] in ("budget", "frontier") and chain["cost"] <= snr["cost"])
+    budget = min(affordable, key=lambda chain: float(chain["predicted_error"]))
+    return {"snr": tuple(snr["precisions"]), "budget": tuple(budget["precisions"])}
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:

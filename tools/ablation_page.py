@@ -25,7 +25,6 @@ from tools.ablation_rows import CONTENDERS, OURS, SHIFTED
 HEADER = ("correction", "FD", "FD against FP's (95 %)", "sFD", "variance / FP's", "mean less FP's", "PSNR to FP, dB")
 PAPER = {1.0: "+ variance", 0.0: "+ bias"}
 """The whole of the paper's correction, by eta."""
-ORDER = {contender.label: place for place, contender in enumerate((*CONTENDERS[1.0], *CONTENDERS[0.0], SHIFTED))}
 WORTH = 1.1
 """Distances of less than so many times full precision's leave no gap to speak of."""
 
@@ -51,7 +50,9 @@ class Table:
 
     def rows(self, precision: str | None) -> list[Result]:
         """In the order of the corrections; mixtures in the order of their making."""
-        return sorted((row for row in self.results if row.precision == precision), key=lambda row: ORDER.get(row.label, 0))
+        labels = [*(contender.label for contender in CONTENDERS[self.eta]), SHIFTED.label]
+        rows = [result for result in self.results if result.precision == precision]
+        return rows if precision is None else sorted(rows, key=lambda row: labels.index(row.label))
 
     def row(self, precision: str, label: str) -> Result:
         (found,) = (result for result in self.rows(precision) if result.label == label)
