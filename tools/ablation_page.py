@@ -1,6 +1,6 @@
-"""The ablation's results as Markdown tables.
+"""The ablation's results as a Markdown page.
 
-python -m tools.ablation_page build/ablation/digits build/digits-ablation > table.md
+python -m tools.ablation_page build/ablation/digits build/digits-ablation --title "Ablation: digits" > docs/ablation-digits.md
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Table:
         return found
 
 
-def page(results: Sequence[Result], bundle: Bundle) -> str:
+def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
     """For each eta an overview, a table for each precision, and one of the mixtures."""
-    lines: list[str] = []
+    lines = [f"# {title}", "", "Written by `python -m tools.ablation_page`; [ablation.md](ablation.md) says what it shows.", ""]
     for eta in sorted({result.eta for result in results}, reverse=True):
         table = Table(eta, [result for result in results if result.eta == eta], bundle)
         lines += [f"## eta {eta:g}", "", _full_precision(table.reference), "", *_overview(table), ""]
@@ -69,7 +69,7 @@ def page(results: Sequence[Result], bundle: Bundle) -> str:
             lines += [f"### {_title(precision, table)}", "", *_details(table.rows(precision), table), ""]
         if mixtures := table.rows(None):
             lines += ["### Mixtures of precisions, signed + variance", "", *_details(mixtures, table), ""]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def _full_precision(reference: Result) -> str:
@@ -156,9 +156,10 @@ def _markdown(*cells: str) -> str:
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.argument("bundle", type=click.Path(path_type=Path))
-def main(results: Path, bundle: Path) -> None:
+@click.option("--title", required=True)
+def main(results: Path, bundle: Path, title: str) -> None:
     files = sorted(results.glob("*.json"), key=lambda file: file.stat().st_mtime)
-    click.echo(page([Result.load(file) for file in files], Bundle.open(bundle)))
+    click.echo(page(title, [Result.load(file) for file in files], Bundle.open(bundle)))
 
 
 if __name__ == "__main__":
