@@ -74,8 +74,8 @@ def test_training_log_holds_the_figures_of_the_training(training_log: dict[str, 
     assert losses[-1] < 0.2 * losses[0]
     assert training_log["steps"] == training_log["log"][-1]["step"]
     assert training_log["samples"] == 1000
-    assert 0.6 * training_log["confidence_in_real_images"] < training_log["confidence"] < training_log["confidence_in_real_images"]
-    assert 0 < training_log["frechet_distance"] < 5
+    assert 0.65 * training_log["confidence_in_real_images"] < training_log["confidence"] < training_log["confidence_in_real_images"]
+    assert 0 < training_log["frechet_distance"] < 4
 
 
 def test_plan_is_of_this_model_without_guidance() -> None:
@@ -90,7 +90,7 @@ def test_samples_look_like_coloured_digits(pipeline: DDPMPipeline, held_out: Col
     torch.manual_seed(0)
     unet, real = pipeline.unet.eval(), held_out.images.numpy()
     samples = sample(lambda x, timestep: unet(x, timestep).sample, pipeline.scheduler, (96, 3, 32, 32)).numpy()
-    assert recognised(samples)[0] > 0.55 * recognised(real)[0]
+    assert recognised(samples)[0] > 0.6 * recognised(real)[0]
     of_samples, of_real = mean_colours(samples), mean_colours(real)
     five_errors = 5 * of_real.std(axis=0) / np.sqrt(len(samples))
     assert (np.abs(of_samples.mean(axis=0) - of_real.mean(axis=0)) < five_errors).all()
