@@ -144,7 +144,8 @@ def _take(plan: ProbePlan, step: Step, rows: Int64, z: Float32 | None, precision
     out, sigma = guide(network(scaled, step.timestep, rows), plan.schedule.sampler.guidance), step.sigma
     if precision is not None:
         correction = step.corrections[precision]
-        out, sigma = correct(out, correction.gain, correction.offset), correction.sigma_corrected
+        out = correct(out, path.x, correction.gain, correction.offset, correction.state_gain)
+        sigma = correction.sigma_corrected
     x, history = update(path.x, out, step, path.history)
     return _Path(x if z is None else x + np.float32(sigma) * z, history)
 

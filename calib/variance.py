@@ -81,8 +81,8 @@ def _reference_weights(moments: Moments, A: float, B: float) -> Float64:
 
 
 def _corrected_weights(affine: Affine, A: float, B: float) -> Float64:
-    """[C, 3] weights of `x, e, d` in `A x + B gain (e + d)`."""
-    return np.stack([np.full_like(affine.gain, A), B * affine.gain, B * affine.gain], axis=1)
+    """[C, 3] weights of `x, e, d` in `A x + B (gain (e + d) + state_gain x)`."""
+    return np.stack([A + B * affine.state_gain, B * affine.gain, B * affine.gain], axis=1)
 
 
 def _mean_covariance(moments: Moments, one: Float64, other: Float64) -> float:

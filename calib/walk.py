@@ -156,7 +156,7 @@ class Walk:
         for batch in self._batches():
             x, history = np.array(self.states[batch]), self._store.history(batch, i)
             mean, _ = update(x, self._store.reference[batch], step, history)
-            corrected, _ = update(x, affine.apply(self._store.outputs[name][batch]), step, history)
+            corrected, _ = update(x, affine.apply(self._store.outputs[name][batch], x), step, history)
             values = np.stack([mean, corrected], dtype=np.float64)
             values[1] -= values[0]
             moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
@@ -168,7 +168,7 @@ class Walk:
         sigma = correction.sigma_corrected if on_policy else step.sigma
         for batch in self._batches():
             x, history = np.array(self.states[batch]), self._store.history(batch, i)
-            out = correction.affine.apply(self._store.outputs[result.chosen][batch]) if on_policy else self._store.reference[batch]
+            out = correction.affine.apply(self._store.outputs[result.chosen][batch], x) if on_policy else self._store.reference[batch]
             x, predictions = update(x, out, step, history)
             if sigma > 0:
                 x += np.float32(sigma) * self._plan.noise.step(i, _samples(batch))

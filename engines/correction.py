@@ -8,9 +8,20 @@ import numpy as np
 
 from engines.arrays import Float32, Float64
 
+PerChannel = Sequence[float] | Float64
 
-def correct(out: Float32, gain: Sequence[float] | Float64, offset: Sequence[float] | Float64) -> Float32:
-    """`e' = gain_c q + offset_c` for guided outputs [batch, channels, ...], in float32; gain and offset are [channels]."""
+
+def correct(out: Float32, x: Float32, gain: PerChannel, offset: PerChannel, state_gain: PerChannel) -> Float32:
+    """`e' = gain_c q + offset_c + state_gain_c x`, in float32.
+
+    Args:
+        out: `q` [batch, channels, ...], guided.
+        x: the state that it was predicted from, same shape, not scaled for the network.
+        gain, offset, state_gain: [channels].
+    """
     per_channel = (-1, *(1,) * (out.ndim - 2))
-    scale, shift = (np.asarray(part, dtype=np.float32).reshape(per_channel) for part in (gain, offset))
-    return np.asarray(scale * out + shift)
+    scale, shift, of_state = (np.asarray(part, dtype=np.float32).reshape(per_channel) for part in (gain, offset, state_gain))
+    corrected = np.asarray(scale * out + shift)
+    if of_state.any():
+        corrected += of_state * x
+    return corrected

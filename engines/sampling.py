@@ -60,7 +60,7 @@ class Chain:
         history: list[Float32] = []
         for scheduled in self.schedule.steps:
             step = scheduled.corrected if self.corrected and self.precision in (None, scheduled.precision) else scheduled
-            out, sigma = self._corrected(step, self._out(step, x, rows))
+            out, sigma = self._corrected(step, x, self._out(step, x, rows))
             x, history = update(x, out, step, history)
             if sigma > 0:
                 x += np.float32(sigma) * noise.step(step.step, samples)
@@ -73,11 +73,11 @@ class Chain:
         guidance = self.schedule.sampler.guidance if self.guidance is None else self.guidance
         return guide(denoiser(scaled, step.timestep, rows), guidance)
 
-    def _corrected(self, step: Step, out: Float32) -> tuple[Float32, float]:
+    def _corrected(self, step: Step, x: Float32, out: Float32) -> tuple[Float32, float]:
         if not self.corrected:
             return out, step.sigma
         correction = step.corrections[self.precision or step.precision]
-        return correct(out, correction.gain, correction.offset), correction.sigma_corrected
+        return correct(out, x, correction.gain, correction.offset, correction.state_gain), correction.sigma_corrected
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:

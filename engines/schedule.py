@@ -18,7 +18,7 @@ class Strict(BaseModel):
 
 
 class Correction(Strict):
-    """Affine correction `e' = gain_c q + offset_c` of one precision at one step, and the calibrated noise that goes with it.
+    """Correction `e' = gain_c q + offset_c + state_gain_c x` of one precision at one step, and the calibrated noise that goes with it.
 
     `residual_variance` is the variance of `e' - e` about its mean; `unabsorbed_variance` is what the fresh noise of the step could
     not give up (all of it at eta = 0).
@@ -26,14 +26,16 @@ class Correction(Strict):
 
     gain: tuple[FiniteFloat, ...]
     offset: tuple[FiniteFloat, ...]
+    state_gain: tuple[FiniteFloat, ...]
     sigma_corrected: Variance
     residual_variance: Variance
     unabsorbed_variance: Variance
 
     @model_validator(mode="after")
-    def _one_pair_a_channel(self) -> Correction:
-        if len(self.gain) != len(self.offset) or not self.gain:
-            raise ValueError(f"gain has {len(self.gain)} channels and offset {len(self.offset)}")
+    def _one_of_each_a_channel(self) -> Correction:
+        channels = [len(self.gain), len(self.offset), len(self.state_gain)]
+        if len(set(channels)) > 1 or not self.gain:
+            raise ValueError("gain, offset and state_gain have {} channels, {} and {}".format(*channels))
         return self
 
 
@@ -91,7 +93,7 @@ class SamplerRecord(Strict):
 class CorrectionRecord(Strict):
     """What was fitted."""
 
-    mode: Literal["none", "ptqd", "signed", "mmse"]
+    mode: Literal["none", "ptqd", "signed", "joint", "mmse"]
     parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
     variance: Literal["schedule", "shift", "none"]
 

@@ -82,7 +82,7 @@ def build(path: Path, output: Path | None, fresh: bool) -> None:
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale.")
 @click.option("--policy", type=click.Choice(["snr", "fixed"]), help="How the precision of a step is chosen.")
 @click.option("--precisions", callback=_names, help="Such as w4a8,w8a8. With fixed one for all steps or for each, with snr the candidates.")
-@click.option("--mode", type=click.Choice(["none", "ptqd", "signed", "mmse"]), help="Correction of the output.")
+@click.option("--mode", type=click.Choice(["none", "ptqd", "signed", "joint", "mmse"]), help="Correction of the output.")
 @click.option("--parts", callback=_parts, help="Parts of it: gain, offset, or gain,offset.")
 @click.option("--variance", type=click.Choice(["schedule", "shift", "none"]), help="What is done about the variance that is added.")
 @click.option("--samples", type=COUNT, help="Samples that walk the chain.")

@@ -167,7 +167,7 @@ class CalibrationSection(Section):
 class CorrectionSection(Section):
     """What is done on the host about the quantization noise."""
 
-    mode: Literal["none", "ptqd", "signed", "mmse"] = Field(
+    mode: Literal["none", "ptqd", "signed", "joint", "mmse"] = Field(
         default="signed", description="correction of the network output: ptqd is the paper's"
     )
     parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(_all_different), UNIQUE] = Field(

@@ -186,6 +186,7 @@ def _step(table: SamplerTable, i: int, channels: int) -> Step:
         name: Correction(
             gain=tuple(1 + 0.02 * (place + i + c) for c in range(channels)),
             offset=tuple(0.03 * place - 0.01 * c for c in range(channels)),
+            state_gain=tuple(0.01 * place * (c + i) for c in range(channels)),
             sigma_corrected=row.sigma * (1 - 0.1 * place),
             residual_variance=0.01 * place,
             unabsorbed_variance=0.0,

@@ -246,7 +246,7 @@ def test_the_step_by_hand_is_what_the_run_time_computes() -> None:
     step = Step.model_validate(by_hand.step, strict=False)
     correction = step.corrections[step.precision]
     x, q = (np.full((1, 1, 1, 1), value, dtype=np.float32) for value in (by_hand.x, by_hand.q))
-    mean, history = update(x, correct(q, correction.gain, correction.offset), step, [])
+    mean, history = update(x, correct(q, x, correction.gain, correction.offset, correction.state_gain), step, [])
     assert history == []
     assert float(mean.item() + correction.sigma_corrected * by_hand.z) == pytest.approx(by_hand.next_x, abs=1e-6)
 

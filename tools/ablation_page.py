@@ -61,7 +61,7 @@ class Table:
 
 def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
     """For each eta an overview, a table for each precision, and one of the mixtures."""
-    lines = [f"# {title}", "", "Written by `python -m tools.ablation_page`; [ablation.md](ablation.md) says what it shows.", ""]
+    lines = [f"# {title}", "", "Written by `python -m tools.ablation_page`.", ""]
     for eta in sorted({result.eta for result in results}, reverse=True):
         table = Table(eta, [result for result in results if result.eta == eta], bundle)
         lines += [f"## eta {eta:g}", "", _full_precision(table.reference), "", *_overview(table), ""]

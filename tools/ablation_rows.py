@@ -31,6 +31,8 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
         Contender("+ variance", "ptqd", variance="schedule"),
         Contender("signed", "signed"),
         Contender("signed + variance", "signed", variance="schedule"),
+        Contender("joint", "joint"),
+        Contender("joint + variance", "joint", variance="schedule"),
         Contender("mmse + variance", "mmse", variance="schedule"),
     ),
     0.0: (
@@ -38,6 +40,7 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
         Contender("+ correlated", "ptqd", ("gain",)),
         Contender("+ bias", "ptqd"),
         Contender("signed", "signed"),
+        Contender("joint", "joint"),
         Contender("mmse", "mmse"),
     ),
 }

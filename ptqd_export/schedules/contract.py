@@ -69,6 +69,7 @@ def _correction(fitted: StepCorrection) -> Correction:
     return Correction(
         gain=tuple(fitted.affine.gain.tolist()),
         offset=tuple(fitted.affine.offset.tolist()),
+        state_gain=tuple(fitted.affine.state_gain.tolist()),
         sigma_corrected=fitted.sigma_corrected,
         residual_variance=fitted.residual_variance,
         unabsorbed_variance=fitted.unabsorbed_variance,

@@ -32,7 +32,9 @@ NETWORKS = {"w4a8": Constant(1.0), "w8a8": Constant(0.125), "fp32": Constant(0.0
 
 def _schedule() -> Schedule:
     corrections = {
-        name: Correction(gain=(1.0,), offset=(offset,), sigma_corrected=0.1, residual_variance=0.0, unabsorbed_variance=0.0)
+        name: Correction(
+            gain=(1.0,), offset=(offset,), state_gain=(0.0,), sigma_corrected=0.1, residual_variance=0.0, unabsorbed_variance=0.0
+        )
         for name, offset in OFFSETS.items()
     }
     steps = tuple(

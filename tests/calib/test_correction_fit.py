@@ -36,7 +36,7 @@ def test_none_leaves_the_output_alone() -> None:
     assert (affine.gain.tolist(), affine.offset.tolist()) == ([1.0] * 3, [0.0] * 3)
 
 
-@pytest.mark.parametrize("mode", ["signed", "mmse"])
+@pytest.mark.parametrize("mode", ["signed", "joint", "mmse"])
 def test_a_purely_affine_error_is_undone(mode: Mode) -> None:
     affine = fit_correction(_moments(_values(s2=0.0)), mode)
     np.testing.assert_allclose(affine.gain, 1 / (1 + K), rtol=1e-9)
@@ -90,8 +90,8 @@ def test_the_residual_is_that_of_whatever_was_applied(mode: Mode) -> None:
     values = _values(s2=0.09)
     moments = _moments(values)
     affine = fit_correction(moments, mode)
-    _, e, d = values
-    residual = _column(affine.gain) * (e + d) + _column(affine.offset) - e
+    x, e, d = values
+    residual = _column(affine.gain) * (e + d) + _column(affine.offset) + _column(affine.state_gain) * x - e
     assert residual_variance(moments, affine) == pytest.approx(residual.var(axis=(0, 2)).mean(), rel=1e-10)
     np.testing.assert_allclose(residual_mean(moments, affine), residual.mean(axis=(0, 2)), rtol=1e-9, atol=1e-12)
     if mode != "none":
@@ -105,7 +105,7 @@ def test_each_mode_is_the_best_at_its_own_aim() -> None:
 
 
 PLANTED = np.array([-0.1, 0.15, 0.05])
-PLANTED_GAIN = {"none": np.ones(3), "signed": 1 / (1 + PLANTED), "mmse": 1 / (1 + PLANTED)}
+PLANTED_GAIN = {"none": np.ones(3)} | dict.fromkeys(("signed", "joint", "mmse"), 1 / (1 + PLANTED))
 
 
 @pytest.mark.parametrize("parts", [(), ("gain",), ("offset",), ("gain", "offset")])
@@ -154,14 +154,14 @@ def test_nothing_quantized_needs_no_correction(mode: Mode) -> None:
 def test_one_sample_of_one_channel_is_enough(mode: Mode) -> None:
     values = _values(s2=0.01)[:, :1, :1]
     affine = fit_correction(Moments.of(PLAIN, values, np.zeros(1, np.int64)), mode)
-    assert affine.gain.shape == affine.offset.shape == (1,)
+    assert affine.gain.shape == affine.offset.shape == affine.state_gain.shape == (1,)
     assert np.isfinite(affine.gain).all()
     assert np.isfinite(affine.offset).all()
 
 
 def test_applying_works_by_channel_in_float32() -> None:
     out = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
-    corrected = Affine(np.array([2.0, -1.0]), np.array([0.5, 0.25])).apply(out)
+    corrected = Affine(np.array([2.0, -1.0]), np.array([0.5, 0.25]), np.array([0.0, 3.0])).apply(out, np.ones_like(out))
     assert corrected.dtype == np.float32
     np.testing.assert_array_equal(corrected[0, 0], 2 * out[0, 0] + 0.5)
-    np.testing.assert_array_equal(corrected[0, 1], 0.25 - out[0, 1])
+    np.testing.assert_array_equal(corrected[0, 1], 0.25 - out[0, 1] + 3)

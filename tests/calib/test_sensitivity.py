@@ -77,7 +77,8 @@ def schedule(guidance: float = 1.0, history: tuple[float, ...] = (), clip: float
 def _step(i: int, history: tuple[float, ...], clip: float | None, offset: float) -> Step:
     corrections = {
         name: Correction(
-            gain=(1.0, 1.0), offset=(0.0 if name == "fp32" else offset,) * 2, sigma_corrected=kept * SIGMA[i], residual_variance=0.0,
+            gain=(1.0, 1.0), offset=(0.0 if name == "fp32" else offset,) * 2, state_gain=(0.0, 0.0),
+            sigma_corrected=kept * SIGMA[i], residual_variance=0.0,
             unabsorbed_variance=0.0,
         )
         for name, kept in REMOVED.items()

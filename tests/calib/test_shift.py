@@ -204,7 +204,12 @@ def _schedule(plan: WalkPlan, results: list[StepResult]) -> Schedule:
     for result in results:
         row, fitted = plan.table.step(result.step), result.corrections["q"]
         correction = Correction(
-            gain=(1.0,), offset=(0.0,), sigma_corrected=fitted.sigma_corrected, residual_variance=0.0, unabsorbed_variance=0.0
+            gain=(1.0,),
+            offset=(0.0,),
+            state_gain=(0.0,),
+            sigma_corrected=fitted.sigma_corrected,
+            residual_variance=0.0,
+            unabsorbed_variance=0.0,
         )
         names = ("timestep", "input_scale", "x_coeff", "out_coeff", "prediction_coeffs")
         steps.append(

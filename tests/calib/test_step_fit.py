@@ -32,8 +32,9 @@ def _moments() -> Moments:
 
 
 def _corrected(affine: Affine) -> Float64:
-    _, e, d = _values()
-    corrected: Float64 = affine.gain.reshape(1, -1, 1) * (e + d) + affine.offset.reshape(1, -1, 1)
+    x, e, d = _values()
+    gain, offset, state_gain = (part.reshape(1, -1, 1) for part in (affine.gain, affine.offset, affine.state_gain))
+    corrected: Float64 = gain * (e + d) + offset + state_gain * x
     return corrected
 
 

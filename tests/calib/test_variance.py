@@ -43,13 +43,14 @@ def _variance(step: Float64) -> float:
     return float(step.var(axis=(0, 2)).mean())
 
 
-AFFINE = Affine(np.array([0.9, 1.2]), np.array([3.0, -1.0]))
+AFFINE = Affine(np.array([0.9, 1.2]), np.array([3.0, -1.0]), np.array([0.0, 0.15]))
 
 
 def _steps() -> tuple[Float64, Float64]:
     """`A x + B e` and `A x + B e'`."""
     x, e, d = _values()
-    corrected = AFFINE.gain.reshape(1, -1, 1) * (e + d) + AFFINE.offset.reshape(1, -1, 1)
+    gain, offset, state_gain = (part.reshape(1, -1, 1) for part in (AFFINE.gain, AFFINE.offset, AFFINE.state_gain))
+    corrected = gain * (e + d) + offset + state_gain * x
     return A * x + B * e, A * x + B * corrected
 
 
@@ -128,7 +129,7 @@ def _short_form(moments: Moments, affine: Affine, x_coeff: float, out_coeff: flo
 
 def _signed_without_gate(moments: Moments) -> Affine:
     del moments
-    return Affine(np.array([1 / (1 + K)]), np.zeros(1))
+    return Affine(np.array([1 / (1 + K)]), np.zeros(1), np.zeros(1))
 
 
 def _mode(mode: Mode) -> Callable[[Moments], Affine]:

@@ -174,7 +174,7 @@ VALUES = POPULATION * math.prod(SHAPE)
 BOUND = 5 * math.sqrt(2 / VALUES)
 
 
-@pytest.mark.parametrize("mode", ["signed", "mmse"])
+@pytest.mark.parametrize("mode", ["signed", "joint", "mmse"])
 def test_the_corrected_chain_keeps_the_variance_and_the_mean_of_full_precision(mode: Mode, tmp_path: Path) -> None:
     results, variances, means = _variances(mode, tmp_path, variance=True)
     unabsorbed = np.array([result.corrections["high"].unabsorbed_variance for result in results])
@@ -343,7 +343,8 @@ def _schedule(plan: WalkPlan, results: list[StepResult]) -> Schedule:
         row = plan.table.step(result.step)
         corrections = {
             name: Correction(
-                gain=tuple(fit.affine.gain.tolist()), offset=tuple(fit.affine.offset.tolist()), sigma_corrected=fit.sigma_corrected,
+                gain=tuple(fit.affine.gain.tolist()), offset=tuple(fit.affine.offset.tolist()),
+                state_gain=tuple(fit.affine.state_gain.tolist()), sigma_corrected=fit.sigma_corrected,
                 residual_variance=fit.residual_variance, unabsorbed_variance=fit.unabsorbed_variance,
             )
             for name, fit in result.corrections.items()

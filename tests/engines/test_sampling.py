@@ -40,7 +40,8 @@ def ddim(tiny: TinyBundle, precisions: list[str], *, corrected: bool, guidance: 
         sigma = fresh = np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
         if corrected:
             correction = corrections[i][precisions[i]]
-            eps, fresh = correction["gain"][0] * eps + correction["offset"][0], correction["sigma_corrected"]
+            eps = correction["gain"][0] * eps + correction["offset"][0] + correction["state_gain"][0] * x
+            fresh = correction["sigma_corrected"]
         x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
         x = np.sqrt(a_prev) * x0 + np.sqrt(1 - a_prev - sigma**2) * eps + fresh * NOISE.step(i, SAMPLES)
     return x

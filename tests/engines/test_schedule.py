@@ -14,7 +14,14 @@ from engines.schedule import Schedule
 
 
 def correction(gain: float) -> dict[str, Any]:
-    return {"gain": [gain], "offset": [0.25], "sigma_corrected": 0.5, "residual_variance": 0.01, "unabsorbed_variance": 0.0}
+    return {
+        "gain": [gain],
+        "offset": [0.25],
+        "state_gain": [0.125],
+        "sigma_corrected": 0.5,
+        "residual_variance": 0.01,
+        "unabsorbed_variance": 0.0,
+    }
 
 
 SHIFT = {"timestep": 512.25, "input_scale": 0.5, "x_coeff": 0.625, "out_coeff": -0.75, "prediction_coeffs": [1.0, -1.75]}
@@ -100,8 +107,8 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("steps", value=[step(1, "fp32"), step(0, "fp32")]), "not numbered 0, 1, 2"),
         (_set("steps", value=[]), "at least 1 item"),
         (_set("steps", 0, "corrections", value={"w8a8": correction(1.0)}), "a correction for the same precisions"),
-        (_set(*OF_W8A8, "offset", value=[0.0, 0.0]), "gain has 1 channels and offset 2"),
-        (_set(*OF_W8A8, value=correction(1.0) | {"gain": [], "offset": []}), "gain has 0 channels"),
+        (_set(*OF_W8A8, "offset", value=[0.0, 0.0]), "gain, offset and state_gain have 1 channels, 2 and 1"),
+        (_set(*OF_W8A8, value=correction(1.0) | {"gain": [], "offset": [], "state_gain": []}), "have 0 channels"),
         (_set(*OF_W8A8, "gain", value=[float("nan")]), "finite"),
         (_set(*OF_W8A8, "sigma_corrected", value=-0.1), "greater than or equal to 0"),
         (_set(*OF_W8A8, "residual_variance", value=float("inf")), "finite"),
@@ -115,7 +122,7 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("steps", 1, "shifted", value=SHIFT | {"timestep": -1.0}), "greater than or equal to 0"),
         (_set("steps", 1, "shifted", value=SHIFT | {"sigma": 0.5}), "not permitted"),
         (_set("correction", "parts", value=["gain", "scale"]), "'gain' or 'offset'"),
-        (_set("correction", "mode", value="best"), "'none', 'ptqd', 'signed' or 'mmse'"),
+        (_set("correction", "mode", value="best"), "'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
         (_set("steps", 0, "sigma", value="0.75"), "valid number"),
         (_set("sampler", "steps", value=2.0), "valid integer"),
         (_set("schema_version", value=2), "should be 1"),

@@ -117,6 +117,8 @@ def gain_of(mode: Mode, moments: Fields) -> float:
             return 1 / (1 + max(pooled.k, 0.0))
         case "signed":
             return signed_gain(moments)
+        case "joint":
+            raise AssertionError("it has two gains: tests/calib/test_joint_gain.py")
         case "mmse":
             return pooled.weighted([0, 1, 0], [0, 1, 1]) / pooled.weighted([0, 1, 1], [0, 1, 1])
 
@@ -227,6 +229,7 @@ def test_full_precision_is_left_alone(schedule: Fields) -> None:
         assert step["corrections"]["fp32"] == {
             "gain": [1.0],
             "offset": [0.0],
+            "state_gain": [0.0],
             "sigma_corrected": step["sigma"],
             "residual_variance": 0.0,
             "unabsorbed_variance": 0.0,

@@ -1,0 +1,72 @@
+"""The gains of the `joint` correction: the quantization noise follows the state as well as the output.
+
+With `d = k_c e + m_c x + r` in every channel, `e' = (q - m_c x - mu_c) / (1 + k_c)`. Rounded weights and clipped activations attenuate the
+image in the state and the noise in it by different amounts, and a slope on the output alone, which mostly is noise, knows nothing of that.
+It is the split that is inverted, not a regression of `e` on what is known: such a regression shrinks the image towards its mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.moments import Moments
+from calib.noise_fit import ratio
+from calib.signed_gain import LEAST_SIGNAL, MARGIN, signed_gain
+from engines.arrays import Float64
+
+X, E, D = 0, 1, 2
+"""Columns of `PLAIN` moments."""
+
+
+def joint_gains(moments: Moments) -> tuple[Float64, Float64]:
+    """[C] gain and [C] gain of the state; that of `signed` and 0 where folds held out do not bear the state out."""
+    gain, state_gain = _inverted(joint_slopes(moments))
+    helps = _state_helps(moments)
+    return np.where(helps, gain, signed_gain(moments)), np.where(helps, state_gain, 0.0)
+
+
+def joint_slopes(moments: Moments) -> Float64:
+    """[C, 2] slopes `m_c, k_c` of `d` on `x` and `e`, by least squares within each channel; of least norm where the two are one."""
+    covariance = moments.covariance_matrix()
+    gram, target = covariance[:, :D, :D], covariance[:, :D, D]
+    slopes: Float64 = (np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ target[:, :, None])[:, :, 0]
+    return slopes
+
+
+def _inverted(slopes: Float64) -> tuple[Float64, Float64]:
+    m, k = slopes.T
+    gain = np.divide(1.0, 1 + k, out=np.ones_like(k), where=1 + k > LEAST_SIGNAL)
+    return gain, np.where(1 + k > LEAST_SIGNAL, -m * gain, 0.0)
+
+
+def _state_helps(moments: Moments) -> NDArray[np.bool_]:
+    """[C] whether the state explains more of the `d` of folds left out of the fit than the output alone, by `MARGIN` standard errors.
+
+    That `e'` comes nearer to `e` is not asked for: undoing an attenuation also amplifies the residual, and at the end of the chain the
+    attenuation costs more.
+    """
+    folds = np.flatnonzero(moments.count)
+    if len(folds) < 2:
+        return np.zeros(moments.channels, bool)
+    explained = np.stack([_held_out_fall(moments, int(fold)) for fold in folds])
+    deviation = explained - explained.mean(axis=0)
+    standard_error = np.sqrt(len(folds) / (len(folds) - 1) * (deviation**2).sum(axis=0))
+    helps: NDArray[np.bool_] = explained.sum(axis=0) > MARGIN * standard_error
+    return helps
+
+
+def _held_out_fall(moments: Moments, fold: int) -> Float64:
+    """[C] fall of the sum of `(d - m x - k e - mu)^2` on a fold when slopes of the other folds on both replace that on `e` alone."""
+    rest, held = moments.leave_out(fold), moments.only(fold)
+    k = ratio(rest.covariance("d", "e"), rest.variance("e"))
+    alone = np.stack([np.zeros_like(k), k], axis=1)
+    return held.count * (_held_out_square(rest, held, alone) - _held_out_square(rest, held, joint_slopes(rest)))
+
+
+def _held_out_square(rest: Moments, held: Moments, slopes: Float64) -> Float64:
+    """[C] mean of `(d - m x - k e - mu)^2` on `held`, for the `mu` of `rest`."""
+    weights = np.concatenate([-slopes, np.ones((len(slopes), 1))], axis=1)
+    shift = np.stack([held.mean_of(variable) - rest.mean_of(variable) for variable in held.variables], axis=1)
+    square: Float64 = (weights * shift).sum(axis=1) ** 2 + np.einsum("ci,cij,cj->c", weights, held.covariance_matrix(), weights)
+    return square
