@@ -168,7 +168,7 @@ class CorrectionSection(Section):
     """What is done on the host about the quantization noise."""
 
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"] = Field(
-        default="signed", description="correction of the network output: ptqd is the paper's"
+        default="joint", description="correction of the network output: ptqd is the paper's"
     )
     parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(_all_different), UNIQUE] = Field(
         default=("gain", "offset"), description="parts of the correction of the output; fewer than both are for ablations"

@@ -68,7 +68,7 @@ def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
         for precision in table.precisions:
             lines += [f"### {_title(precision, table)}", "", *_details(table.rows(precision), table), ""]
         if mixtures := table.rows(None):
-            lines += ["### Mixtures of precisions, signed + variance", "", *_details(mixtures, table), ""]
+            lines += ["### Mixtures of precisions, joint + variance", "", *_details(mixtures, table), ""]
     return "\n".join(lines).rstrip()
 
 

@@ -47,10 +47,10 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
 """By eta: the paper's correction part by part, each row with what the rows above it have, then ours. Without fresh noise there is no
 variance to calibrate."""
 
-OURS: Mapping[float, str] = {1.0: "signed + variance", 0.0: "signed"}
+OURS: Mapping[float, str] = {1.0: "joint + variance", 0.0: "joint"}
 """The default correction, by eta. It is walked, and the others are refitted from the moments of its walk."""
 
-SHIFTED = Contender("signed + shift", "signed", variance="shift")
+SHIFTED = Contender("joint + shift", "joint", variance="shift")
 """What takes the place of the variance schedule where there is no fresh noise."""
 
 
@@ -99,7 +99,7 @@ def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
 def mixed_rows(chains: Mapping[str, tuple[str, ...]], eta: float) -> Iterator[Row]:
     """Mixtures of precisions by name, each corrected on its own walk."""
     for name, choice in chains.items():
-        request = ScheduleRequest(eta=eta, policy="fixed", precisions=choice, mode="signed", variance="schedule", fit="walk")
+        request = ScheduleRequest(eta=eta, policy="fixed", precisions=choice, mode="joint", variance="schedule", fit="walk")
         yield Row(name, None, eta, request)
 
 

@@ -19,7 +19,7 @@ SHORTEST = {
     "model": {"path": "tools/digits/model"},
     "sampler": {"name": "ddim", "steps": 20, "eta": 1.0, "guidance": 1.5},
     "precisions": ["w8a8", "w4a8"],
-    "correction": {"mode": "signed", "variance": "schedule"},
+    "correction": {"mode": "joint", "variance": "schedule"},
     "steps": {"policy": "snr"},
     "target": {"name": "onnxruntime"},
     "output": "build/digits",
@@ -71,7 +71,7 @@ RESOLVED = """\
     "dtype": "float32"
   },
   "correction": {
-    "mode": "signed",
+    "mode": "joint",
     "parts": [
       "gain",
       "offset"
@@ -246,7 +246,7 @@ REFUSED = [
     ({"calibration": {"batch_size": 2.5}}, "calibration.batch_size: found 2.5, expected a whole number"),
     ({"calibration": {"trajectory": "fp32"}}, "calibration.trajectory: found \"fp32\", expected 'quantized' or 'fp'"),
     ({"correction": {"vairance": "schedule"}}, 'correction.vairance: unknown key; did you mean "variance"?'),
-    ({"correction": {"mode": "sined"}}, "correction.mode: found \"sined\", expected 'none', 'ptqd', 'signed' or 'mmse'"),
+    ({"correction": {"mode": "sined"}}, "correction.mode: found \"sined\", expected 'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
     ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),
     ({"quantization": {"rounding": "learned"}}, "quantization.rounding: found \"learned\", expected 'nearest', 'layer' or 'block'"),

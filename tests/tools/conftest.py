@@ -19,6 +19,8 @@ from ptqd_export.plan import Plan, PlanFile, load_plan
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
+CORRECTION = {"mode": "signed", "variance": "schedule"}
+"""The one whose arithmetic the tests write out."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Digits:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     written = load_plan(ROOT / "tools" / "digits" / "plan.json")
-    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION})
+    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION, "correction": CORRECTION})
     folder = tmp_path_factory.mktemp("digits") / "bundle"
     run_build(PlanFile(plan, written.folder, folder))
     return Digits(folder)

@@ -49,7 +49,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def rows(eta: float = 1.0) -> list[Result]:
     """Uncorrected 4 and 4.4, corrected by the paper 3.5 and 3.8, by ours 2.5 and 2.7."""
-    ours = {"signed + variance", "signed"}
+    ours = {"joint + variance", "joint"}
     known: dict[str, tuple[float, float]] = {"none": (4.0, 4.4)} | dict.fromkeys(ours, (2.5, 2.7))
     labels = [*(contender.label for contender in reversed(CONTENDERS[eta])), *([SHIFTED.label] if eta == 0 else [])]
     return [result("full precision", "fp32", FP, eta)] + [result(label, "w4a8", known.get(label, (3.5, 3.8)), eta) for label in labels]
