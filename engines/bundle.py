@@ -65,7 +65,7 @@ class PrecisionRecord(Strict):
 
 
 class ProfileRecord(Strict):
-    """Rows of a network call that engines are built for: guidance makes two of a sample, so that opt and max hold twice the plan's samples."""
+    """Rows of a network call that engines are built for; guidance makes two of a sample, so that opt and max are twice the plan's."""
 
     min: PositiveInt
     opt: PositiveInt

@@ -99,7 +99,7 @@ class BuildContext:
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
         """The network of a graph as it will run on batches of this many samples."""
         branches = 2 if self.guided else 1
-        engine = OnnxRuntimeEngine(graph, threads=self.plan.target.threads, batch=branches * batch)
+        engine = OnnxRuntimeEngine(graph, mode=self.target.mode, threads=self.plan.target.threads, batch=branches * batch)
         return EngineDenoiser(engine, self.model.conditioning, self.guided)
 
     def noise(self) -> NoiseSource:

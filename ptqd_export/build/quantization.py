@@ -55,7 +55,7 @@ def make_quantized_graph(
     path = folder / f"{precision.name}.onnx"
     float32 = _write_graphs(context, prepared, layers, path)
     check_graph(context.placement, path, layers)
-    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), float32)
+    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), mode=context.target.mode, float32=float32)
     record = {"verification": asdict(found), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 

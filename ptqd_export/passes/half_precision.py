@@ -29,7 +29,7 @@ class ToHalfPrecision(ir.passes.InPlacePass):
     3. everything else computes in float16: weights, biases, norms (which sum in float32 by themselves, as `stash_type` says), scales of
        QuantizeLinear and DequantizeLinear, whose types decide on those of their results.
 
-    Requires: float32, topological order, quantizers already inserted. Ensures: the same inputs and outputs.
+    Requires: float32, topological order, quantizers already inserted, types of what rule 2 keeps. Ensures: the same inputs and outputs.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -66,11 +66,12 @@ class _Writer:
 
     def convert(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
+            assert value is None or value.dtype is not None or value.producer() not in self._kept, value.name
             if value is not None and value.dtype == ir.DataType.FLOAT and index not in FLOAT32_INPUTS.get(node.op_type, ()):
                 node.replace_input_with(index, self._converted(value))
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.dtype = HALF
+                output.type = ir.TensorType(HALF)  # values may share one type: none is changed in place
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", HALF)
         if node.op_type == "ConstantOfShape" and "value" in node.attributes:

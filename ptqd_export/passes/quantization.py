@@ -126,15 +126,15 @@ class _Writer:
         zero = constant(self._graph, f"zero_point.{kind.__name__}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))
         if quantizer.bits < CONTAINER_BITS:  # rule 3
             low, high = (np.float32(end - quantizer.zero_point) * np.float32(quantizer.scale) for end in (quantizer.low, quantizer.high))
-            x = tape.op("Clip", [x, *(constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high))])
-        return tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
+            bounds = [constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high)]
+            x = _like(x, tape.op("Clip", [x, *bounds]))
+        return _like(x, tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero]))
 
     def _output(self, node: ir.Node, quantizer: ActivationQuantizer) -> None:  # rule 4
         (out,) = node.outputs
         users = list(out.uses())
         tape = ir.tape.Tape()
         pair = self._pair(tape, out, quantizer)
-        pair.shape, pair.type = out.shape, out.type
         for use in users:
             use.node.replace_input_with(use.idx, pair)
         self._graph.insert_after(node, tape.nodes)
@@ -147,6 +147,11 @@ class _Writer:
         out = tape.op("DequantizeLinear", [integers, scale], attributes={"axis": 0})
         self._graph.insert_before(node, tape.nodes)
         return out
+
+
+def _like(x: ir.Value, out: ir.Value) -> ir.Value:
+    out.shape, out.type = x.shape, x.type
+    return out
 
 
 def _stored(integers: NDArray[np.int8], *, packed: bool) -> ir.TensorProtocol:
