@@ -285,6 +285,11 @@ class TargetSection(Section):
         return gib
 
 
+def _having(precision: str) -> str:
+    """The targets with engines of a float precision."""
+    return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
+
+
 class Plan(Section):
     """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
 
@@ -309,21 +314,20 @@ class Plan(Section):
             raise expectation('the policy "fixed" beside quantization.activation_steps "used": the steps must be known first')
         return self
 
-    @model_validator(mode="after")
-    def _time_measured_where_spent(self) -> Self:
-        if self.steps.policy == "budget" and self.steps.cost == "time" and TARGETS[self.target.name].stand_in:
-            raise expectation(
-                f'steps.cost "bit_operations" beside the target {self.target.name}: the build runs its graphs on ONNX Runtime, '
-                "whose times are not those of the target's engines"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _float_engines_exist(self) -> Self:
-        known = TARGETS[self.target.name].placement.high_precisions
-        if missing := sorted(set(self.precisions) & set(FLOAT_WIDTHS) - set(known)):
-            raise expectation(f"no precision {missing[0]} beside the target {self.target.name}, which has no engines of it")
-        return self
+    @field_validator("target")
+    @classmethod
+    def _target_has_what_is_asked_of_it(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
+        steps, precisions, found = info.data.get("steps"), info.data.get("precisions") or (), TARGETS[target.name]
+        problems: list[Problem] = [
+            (("name",), target.name, f"a target with {name} engines beside the precision {name}: {_having(name)}")
+            for name in precisions
+            if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
+        ]
+        if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
+            problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
+        if problems:
+            raise expectations(problems)
+        return target
 
     @field_validator("steps")
     @classmethod
