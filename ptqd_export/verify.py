@@ -29,8 +29,6 @@ TOLERANCE_DB = 1.0
 FLOAT_MATCH_DB = 80.0
 """An agreement that needs no explanation: two runs in float32, with no value rounded to another integer."""
 
-VERIFIED_STATES = 64
-
 LEAST_FLOAT_DB = 40.0
 """What half precision keeps of a network at least; 60 to 80 dB are usual."""
 

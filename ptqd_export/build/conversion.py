@@ -13,12 +13,13 @@ from calib.precision import Precision
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.graph_checks import check_graph
 from ptqd_export.build.layer_records import precision_record
+from ptqd_export.build.quantization import VERIFIED_STATES
 from ptqd_export.build.stages import Reporter
 from ptqd_export.build.states import load_states
 from ptqd_export.build.tracing import Network
 from ptqd_export.graph_files import save_graph
 from ptqd_export.passes.half_precision import ToHalfPrecision
-from ptqd_export.verify import VERIFIED_STATES, verify_float
+from ptqd_export.verify import verify_float
 
 
 def make_converted_graph(

@@ -17,8 +17,8 @@ from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
 CONVOLUTION = """
     g (float[N,4,8,8] x{inputs}) => (float[N,4,8,8] y)
-    <{kind}[4,4,1,1] w = {{{weights}}}, float[4] s = {{0.1, 0.2, 0.3, 0.4}}, float sx = {{{scale}}}, {zero_kind} z = {{{zero}}}, float[4] b = {{1, 2, 3, 4}},
-     int32[4] c = {{1, 2, 3, 4}}>
+    <{kind}[4,4,1,1] w = {{{weights}}}, float[4] s = {{0.1, 0.2, 0.3, 0.4}}, float sx = {{{scale}}}, {zero_kind} z = {{{zero}}},
+     float[4] b = {{1, 2, 3, 4}}, int32[4] c = {{1, 2, 3, 4}}>
     {{ {q} {d} {conv} }}"""
 
 FORM = {

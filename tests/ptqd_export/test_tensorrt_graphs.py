@@ -121,7 +121,8 @@ def _parse(path: Path) -> Parsed:
 
 def _add(parsed: Parsed, layer: Any, source: Any) -> None:
     parsed.float_types.add(layer.get_output(0).dtype)
-    x, weight = (source(layer.get_input(i)) if i < layer.num_inputs else None for i in (0, 1))
+    sources: list[Any] = [source(layer.get_input(i)) if i < layer.num_inputs else None for i in (0, 1)]
+    x, weight = sources
     pair = x is not None and x.type == trt.LayerType.DEQUANTIZE
     stored = source(weight.get_input(0)) if weight is not None and weight.type == trt.LayerType.DEQUANTIZE else None
     if stored is None or stored.type != trt.LayerType.CONSTANT:
