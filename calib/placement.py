@@ -50,7 +50,7 @@ class Placement:
             loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
             takes integers nowhere but behind `dequantize`.
         group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
-            kernels than the operator, which has none. TensorRT has one, that sums in float32 whatever the type of the rest.
+            kernels than the operator, which has none. TensorRT has the operator.
         high_precisions: types that the float part of a graph can be written in; the first is the default.
     """
 

@@ -64,7 +64,7 @@ class _Writer:
         self._kept = kept
         self._casts: dict[ir.Value, ir.Value] = {}
 
-    def convert(self, node: ir.Node) -> None:
+    def convert(self, node: ir.Node) -> None:  # rule 3
         for index, value in enumerate(node.inputs):
             assert value is None or value.dtype is not None or value.producer() not in self._kept, value.name
             if value is not None and value.dtype == ir.DataType.FLOAT and index not in FLOAT32_INPUTS.get(node.op_type, ()):
@@ -72,12 +72,7 @@ class _Writer:
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
                 output.type = ir.TensorType(HALF)  # values may share one type: none is changed in place
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", HALF)
-        if node.op_type == "ConstantOfShape" and "value" in node.attributes:
-            filled = node.attributes["value"].as_tensor()
-            if filled.dtype == ir.DataType.FLOAT:
-                node.attributes["value"] = ir.AttrTensor("value", _narrowed(filled))
+        _convert_attributes(node)
 
     def _converted(self, value: ir.Value) -> ir.Value:
         if value.is_initializer():
@@ -108,6 +103,16 @@ class _Writer:
                 out.shape, out.type, out.name, value.name = value.shape, ir.TensorType(ir.DataType.FLOAT), value.name, f"{value.name}.half"
                 self._graph.append(node)
                 self._graph.outputs[index] = out
+
+
+def _convert_attributes(node: ir.Node) -> None:
+    """The types that a node names itself."""
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", HALF)
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes["value"].as_tensor() if "value" in node.attributes else ir.tensor(np.zeros(1, np.float32))
+        if filled.dtype == ir.DataType.FLOAT:
+            node.attributes["value"] = ir.AttrTensor("value", _narrowed(filled))
 
 
 def _narrowed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
