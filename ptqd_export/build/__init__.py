@@ -90,12 +90,7 @@ def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: 
 
 def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
     """The folder with the graph of a precision."""
-    settings: dict[str, Any] = {
-        "prepared": prepared.name,
-        "seen": seen.name,
-        "quantization": context.plan.quantization.model_dump(),
-        "high_precision": context.high_precision,
-    }
+    settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
     learned = None
     if context.plan.quantization.rounding != "nearest":
         learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
@@ -103,7 +98,7 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, p
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)
         settings["learned"] = learned.name
     make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
-    return cache.run(f"quantize-{precision.name}", settings, make)
+    return cache.run(f"quantize-{precision.name}", {**settings, "high_precision": context.high_precision}, make)
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
