@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
 from engines.bundle import Bundle, ConditioningRecord
 from engines.conditioning import Conditioning, class_labels, load_table
 from engines.errors import UsageError
@@ -58,7 +58,8 @@ class EngineBank:
         if weights in self._bundle.manifest.files:
             self._bundle.path(weights)  # the runtime reads it by itself, so that it must be verified first
         branches = 2 if self.guided else 1
-        engine = OnnxRuntimeEngine(self._bundle.path(record.graph), threads=self._threads, batch=branches * self._batch)
+        mode: Mode = "fast" if self._bundle.manifest.target.name == "onnxruntime" else "exact"  # its kernels are for its own graphs
+        engine = OnnxRuntimeEngine(self._bundle.path(record.graph), mode=mode, threads=self._threads, batch=branches * self._batch)
         return EngineDenoiser(engine, self.conditioning, self.guided)
 
 

@@ -64,14 +64,32 @@ class PrecisionRecord(Strict):
     bit_operations_saved_all: float
 
 
+class ProfileRecord(Strict):
+    """Rows of a network call that engines are built for; guidance makes two of a sample, so that opt and max are twice the plan's."""
+
+    min: PositiveInt
+    opt: PositiveInt
+    max: PositiveInt
+
+
+class TargetRecord(Strict):
+    """The runtime that the graphs are for, and what its engines are built with."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    high_precision: Literal["fp32", "fp16"]
+    profile: ProfileRecord | None
+    workspace_gib: Annotated[float, Field(gt=0)] | None
+
+
 class Manifest(Strict):
     """Everything that the run time must know before it opens another file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelRecord
     parameterization: Literal["epsilon", "v_prediction", "sample"]
-    target: str
+    target: TargetRecord
     placement: str
+    measured_on: str
     precisions: dict[str, PrecisionRecord]
     guidance: Annotated[float, Field(ge=0)]
     files: dict[str, FileRecord]
