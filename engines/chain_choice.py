@@ -42,7 +42,7 @@ class ChainChoice:
         schedule = bundle.schedule(self.schedule)
         self._check_precision(schedule)
         guidance = self._guidance(schedule)
-        bank = EngineBank(bundle, guidance, batch=batch)
+        bank = EngineBank(bundle, guidance, backend_of(bundle), batch=batch)
         precision = None if self.precision == AUTO else self.precision
         chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance)
         bank.open(chain.step_precisions)
