@@ -124,9 +124,10 @@ class OnnxRuntimeBackend:
 
     threads: int | None = None
     provider: Provider = "CPU"
+    mode: Mode = "fast"
 
     def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(graph, threads=self.threads, batch=rows, provider=self.provider)
+        return OnnxRuntimeEngine(graph, mode=self.mode, threads=self.threads, batch=rows, provider=self.provider)
 
 
 @functools.cache
@@ -139,9 +140,7 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
-def open_session(
-    path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU"
-) -> Any:
+def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU") -> Any:
     ort = _import()
     wanted = f"{provider}ExecutionProvider"
     if wanted not in ort.get_available_providers():
