@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from engines.errors import PtqdError
 
@@ -28,7 +29,7 @@ class Residency:
 
     def __init__(self, free_bytes: Callable[[], int]) -> None:
         self._free_bytes = free_bytes
-        self._resident: list[Weights] = []
+        self._resident: WeakKeyDictionary[Weights, None] = WeakKeyDictionary()  # those needed longest ago first
 
     def require(self, weights: Weights) -> None:
         """Have these weights on the device.
@@ -37,15 +38,17 @@ class Residency:
             PtqdError: they do not fit even alone.
         """
         if weights in self._resident:
-            self._resident.remove(weights)
+            del self._resident[weights]
         else:
             self._make_room(weights)
             weights.load_weights()
-        self._resident.append(weights)
+        self._resident[weights] = None
 
     def _make_room(self, weights: Weights) -> None:
         while self._resident and self._free_bytes() < weights.weights_bytes:
-            self._resident.pop(0).unload_weights()
+            oldest = next(iter(self._resident))
+            del self._resident[oldest]
+            oldest.unload_weights()
         missing = weights.weights_bytes - self._free_bytes()
         if missing > 0:
             raise does_not_fit(weights.label, weights.weights_bytes, missing)
