@@ -59,6 +59,7 @@ def _build(spec: BuildSpec, emit: Emit, timing_cache: Path | None) -> bytes:
     config = builder.create_builder_config()
     monitor = _monitor(trt, emit)  # the builder keeps no reference
     config.progress_monitor = monitor
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector would not tell the types of the kernels
     _set_limits(trt, config, spec)
     _add_profile(builder, config, network, spec)
     if timing_cache is not None:

@@ -48,7 +48,7 @@ def test_bundle_for_onnxruntime_has_no_engines(tiny: TinyBundle) -> None:
 
 
 def test_device_that_is_missing_is_told_and_nothing_runs_in_its_place(own_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(cuda: Any) -> None:
+    def absent(_: Any) -> None:
         raise MissingBackendError("There is no CUDA device.")
 
     monkeypatch.setattr("engines.tensorrt.cuda.Cuda.__init__", absent)

@@ -1,5 +1,7 @@
 """CUDA's driver and run-time compiler on host memory: the kernels' own source, compiled for the host, run thread by thread."""
 
+# ruff: noqa: N802  # the names are CUDA's and TensorRT's own
+
 from __future__ import annotations
 
 import ctypes
@@ -48,19 +50,19 @@ class HostDriver(HostModule):
         super().__init__(real)
         self.library = library
 
-    def on_cuModuleLoadData(self, image: bytes) -> tuple[int]:  # noqa: N802  # CUDA's own names, here and below
+    def on_cuModuleLoadData(self, image: bytes) -> tuple[int]:
         assert image == b"PTX"
         return (5,)
 
-    def on_cuModuleUnload(self, module: int) -> tuple[()]:  # noqa: N802
+    def on_cuModuleUnload(self, module: int) -> tuple[()]:
         assert module == 5
         return ()
 
-    def on_cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any]:  # noqa: N802
+    def on_cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any]:
         assert module == 5
         return (self.library[name.decode()],)
 
-    def on_cuLaunchKernel(self, function: Any, *launch: Any) -> tuple[()]:  # noqa: N802
+    def on_cuLaunchKernel(self, function: Any, *launch: Any) -> tuple[()]:
         blocks, one_block, one_more, threads, one_thread, one_other, shared, stream, (values, types), extra = launch
         assert (one_block, one_more, one_thread, one_other, shared, stream, extra) == (1, 1, 1, 1, 0, 7, 0)
         arguments = [kind(value) for kind, value in zip(types, values, strict=True)]
@@ -77,30 +79,30 @@ class HostNvrtc(HostModule):
         super().__init__(real)
         self.options: list[bytes] = []
 
-    def on_nvrtcVersion(self) -> tuple[int, int]:  # noqa: N802
+    def on_nvrtcVersion(self) -> tuple[int, int]:
         return (13, 0)
 
-    def on_nvrtcCreateProgram(self, source: bytes, name: bytes, count: int, *headers: list[bytes]) -> tuple[str]:  # noqa: N802
+    def on_nvrtcCreateProgram(self, source: bytes, name: bytes, count: int, *headers: list[bytes]) -> tuple[str]:
         assert isinstance(source, bytes)
         assert isinstance(name, bytes)
         assert (count, headers) == (0, ([], []))
         return ("program",)
 
-    def on_nvrtcCompileProgram(self, program: str, count: int, options: list[bytes]) -> tuple[()]:  # noqa: N802
+    def on_nvrtcCompileProgram(self, program: str, count: int, options: list[bytes]) -> tuple[()]:
         assert program == "program"
         assert count == len(options)
         self.options = options
         return ()
 
-    def on_nvrtcGetPTXSize(self, program: str) -> tuple[int]:  # noqa: N802
+    def on_nvrtcGetPTXSize(self, program: str) -> tuple[int]:
         del program
         return (3,)
 
-    def on_nvrtcGetPTX(self, program: str, target: bytes) -> tuple[()]:  # noqa: N802
+    def on_nvrtcGetPTX(self, program: str, target: bytes) -> tuple[()]:
         del program
-        ctypes.memmove(target, b"PTX", len(target))  # as the real one: into the bytes that it is given
+        ctypes.memmove(ctypes.c_char_p(target), b"PTX", len(target))  # as the real one: into the bytes that it is given
         return ()
 
-    def on_nvrtcDestroyProgram(self, program: str) -> tuple[()]:  # noqa: N802
+    def on_nvrtcDestroyProgram(self, program: str) -> tuple[()]:
         del program
         return ()

@@ -1,5 +1,7 @@
 """TensorRT-RTX on host memory: its run-time classes, with the names and argument counts of the installed package; networks are numpy."""
 
+# ruff: noqa: N802  # the names are CUDA's and TensorRT's own
+
 from __future__ import annotations
 
 import ctypes
@@ -39,7 +41,7 @@ class HostTensorRt:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def Runtime(self, logger: Any) -> HostRuntime:  # noqa: N802  # TensorRT's own name
+    def Runtime(self, logger: Any) -> HostRuntime:
         assert isinstance(logger, self.real.ILogger)
         return HostRuntime(self)
 
@@ -95,7 +97,7 @@ class HostEngine(Specced):
     def on_load_weights(self, plan: bytes) -> bool:
         self.weights_loaded = plan == self.plan
         self.trt.cuda.free -= self.trt.weights_bytes
-        return self.weights_loaded
+        return bool(self.weights_loaded)
 
     def on_unload_weights(self) -> bool:
         self.weights_loaded = False
@@ -138,7 +140,8 @@ class HostContext(Specced):
 
     def __init__(self, engine: HostEngine) -> None:
         super().__init__(engine.trt.real.IExecutionContext)
-        for name, value in {"engine_": engine, "rows": None, "addresses": {}, "memory": (0, 0)}.items():
+        own: dict[str, Any] = {"engine_": engine, "rows": None, "addresses": {}, "memory": (0, 0)}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
 
     def on_set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:

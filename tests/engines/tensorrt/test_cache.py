@@ -89,7 +89,7 @@ def test_graph_moved_elsewhere_is_the_same_graph(cache: EngineCache, graph: Path
 
 
 def test_failed_build_leaves_nothing_and_the_next_succeeds(cache: EngineCache, make_graph: Callable[..., Path]) -> None:
-    killed = []
+    killed: list[int] = []
 
     def kill(progress: Any) -> None:
         if not killed:
@@ -113,7 +113,7 @@ def test_timing_cache_is_given_to_the_flavour_that_has_one(cache: EngineCache, g
         output.write_bytes(b"engine")
 
     key = replace(EngineKey.of(rtx(graph)), version="10.9", device=DeviceIdentity("8.9", "13000"))
-    monkeypatch.setattr(EngineKey, "of", classmethod(lambda cls, spec: replace(key, flavour=spec.flavour)))
+    monkeypatch.setattr(EngineKey, "of", lambda spec: replace(key, flavour=spec.flavour))
     for flavour in FLAVOURS:
         cache.get(replace(rtx(graph), flavour=flavour), build=build)
     assert seen == [cache.folder / "tensorrt-10.9-8.9.timings", None]
