@@ -47,8 +47,8 @@ def test_engine_is_built_and_progress_only_rises(graph: Path, output: Path) -> N
     assert "Building engine" in {progress.phase for progress in seen}
 
 
-def test_compute_capabilities_are_those_that_the_flavour_knows(graph: Path, output: Path) -> None:
-    build_engine(replace(rtx(graph), compute_capabilities=("SM89", "SM120")), output)
+def test_options_reach_the_builder_and_compute_capabilities_are_those_that_the_flavour_knows(graph: Path, output: Path) -> None:
+    build_engine(replace(rtx(graph), workspace_gib=0.5, compute_capabilities=("SM89", "SM120")), output)
     assert output.stat().st_size > 10_000
     with pytest.raises(PtqdError, match=r"(?s)SM35.*expected: SM75 or"):
         build_engine(replace(rtx(graph), compute_capabilities=("SM35",)), output)

@@ -1,4 +1,4 @@
-"""The state on the device takes the host's very steps: the kernels' own source, compiled for the host, against `HostStepper`, bit by bit."""
+"""The state on the device takes the host's very steps: the kernels' source, compiled for the host, against `HostStepper`, bit by bit."""
 
 from __future__ import annotations
 
