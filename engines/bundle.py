@@ -142,6 +142,21 @@ class Bundle:
             self._verified.add(name)
         return path
 
+    def verified_graph(self, precision: str) -> Path:
+        """The graph of a precision; weights beside it, which runtimes read by themselves, are verified too.
+
+        Raises:
+            UsageError: the bundle has no such precision.
+        """
+        record = self.manifest.precisions.get(precision)
+        if record is None:
+            known = " or ".join(self.manifest.precisions)
+            raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
+        weights = f"{record.graph}.data"
+        if weights in self.manifest.files:
+            self.path(weights)
+        return self.path(record.graph)
+
     def _verify(self, path: Path, record: FileRecord) -> None:
         if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):
             raise BundleError("A file of the bundle is missing.", found=f"no {path}", mend="copy the whole bundle again, or rebuild it")
