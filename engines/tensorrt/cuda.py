@@ -19,14 +19,16 @@ class Cuda:
     """The CUDA runtime on the current device.
 
     Raises:
-        MissingBackendError: cuda-python is not installed, or there is no device.
+        MissingBackendError: cuda-bindings is not installed, or there is no device.
     """
 
     def __init__(self) -> None:
         try:
             self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise MissingBackendError("cuda-python is not installed.", found=str(error), mend="pip install 'ptqd-export[gpu]'") from error
+            raise MissingBackendError(
+                "cuda-bindings is not installed.", found=str(error), mend="pip install 'ptqd-export[gpu]' or 'ptqd-export[rtx]'"
+            ) from error
         status, count = self._runtime.cudaGetDeviceCount()
         if status != 0 or not count:
             raise MissingBackendError(
@@ -44,7 +46,7 @@ class Cuda:
             raise PtqdError(
                 "CUDA reports an error.",
                 found=f"{function}: {_name(status)}",
-                mend="see whether another process uses the device, and whether the driver fits cuda-python's version",
+                mend="see whether another process uses the device, and whether the driver fits the version of cuda-bindings",
             )
         return tuple(results) if len(results) > 1 else next(iter(results), None)
 

@@ -156,7 +156,7 @@ def _nvrtc() -> Any:
         raise MissingBackendError(
             "CUDA's run-time compiler is not installed.",
             found=str(error),
-            mend="install NVRTC (`pip install 'cuda-python[all]'`), or update on the host",
+            mend="install NVRTC (`pip install 'cuda-bindings[all]'`), or update on the host",
         ) from error
     return nvrtc
 

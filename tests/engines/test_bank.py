@@ -77,7 +77,7 @@ def test_graphs_of_another_runtime_run_as_they_are_written(
         modes.append(mode)
         return OnnxRuntimeEngine(path, mode=mode, **options)
 
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", start)
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", start)
     bundle = Bundle.open(tiny.folder)
     record = TargetRecord(name=target, high_precision="fp32", profile=None, workspace_gib=None)
     bundle.manifest = bundle.manifest.model_copy(update={"target": record})

@@ -70,8 +70,8 @@ def make_graph(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    """In place of cuda-python's runtime."""
-    fake = HostCuda(pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed"))
+    """In place of `cuda.bindings.runtime`."""
+    fake = HostCuda(pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
     return fake
 
@@ -121,7 +121,7 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def kernels(host_cuda: HostCuda, kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> UpdateKernels:
     """In place of CUDA's driver and run-time compiler."""
     del host_cuda
-    driver, nvrtc = (pytest.importorskip(f"cuda.bindings.{name}") for name in ("driver", "nvrtc"))
+    driver, nvrtc = (pytest.importorskip(f"cuda.bindings.{name}", reason="cuda-bindings is not installed") for name in ("driver", "nvrtc"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library))
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", HostNvrtc(nvrtc))
     return UpdateKernels(Cuda())

@@ -1,4 +1,4 @@
-"""CUDA on host memory: the functions of cuda-python's runtime, with its names and argument counts, in order and at once."""
+"""CUDA on host memory: the functions of `cuda.bindings.runtime`, with its names and argument counts, in order and at once."""
 
 # ruff: noqa: N802, N815  # the names are CUDA's and TensorRT's own
 

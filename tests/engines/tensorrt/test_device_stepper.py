@@ -98,7 +98,7 @@ def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
 
 
 def test_compiler_that_is_missing_is_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
     def absent() -> None:
         raise RuntimeError("Failed to dlopen libnvrtc")
