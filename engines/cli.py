@@ -28,6 +28,11 @@ def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value!r} is neither 'all' nor class numbers such as 3,7,7") from error
 
 
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names set apart by commas."""
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
 @click.group(cls=CommandLine)
 def main() -> None:
     """Sample from a bundle that ptqd-export built, and measure it."""
@@ -122,6 +127,33 @@ def evaluate(
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--schedule", default="default", show_default=True, help="Schedule whose states and corrections are taken.")
+@click.option("--num", type=COUNT, default=16, show_default=True, help="Samples, from number 0.")
+@click.option("--steps", type=COUNT, help="Compare at only so many steps, spread evenly over the chain.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--precisions", callback=_names, help="Such as w8a8,w4a8. Left out: every engine but full precision.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--min-snr-db", type=float, help="Exit with 1 where a step of a precision is below.")
+@click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Folder for inputs and outputs, for `polygraphy run`.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
+def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
+    """Hold every engine against full precision, step by step."""
+    from engines.compare.command import CompareRequest, compare_bundle
+    from engines.compare.report import print_report, write_report
+    from engines.files import writable_folder
+
+    if json_file is not None:
+        writable_folder(json_file.absolute().parent)
+    result = compare_bundle(CompareRequest(bundle, **request))
+    if json_file is not None:
+        write_report(result, json_file)
+    print_report(result)
+    if min_snr_db is not None:
+        result.check(min_snr_db)
 
 
 @main.command()
