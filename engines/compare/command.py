@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.arrays import Float32, Int64
+from engines.backends.choice import Runtime, open_backend
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.agreement import Agreement
@@ -44,6 +45,7 @@ class CompareRequest:
         seed: of the noise.
         precisions: None takes all but full precision.
         batch_size: samples that go through the networks at a time.
+        runtime: of the engines; full precision runs on ONNX Runtime.
         save: folder for inputs and outputs in Polygraphy's format.
     """
 
@@ -54,6 +56,7 @@ class CompareRequest:
     seed: int = 0
     precisions: tuple[str, ...] | None = None
     batch_size: int = 16
+    runtime: Runtime = "target"
     save: Path | None = None
 
 
@@ -62,7 +65,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
 
     Raises:
         UsageError: the request does not fit the bundle, or the folder to save to is not empty. Nothing is written then.
-        MissingBackendError: Polygraphy is not installed.
+        MissingBackendError: Polygraphy is not installed, or the runtime or its device is missing.
         PtqdError: the bundle is damaged, or a network failed.
     """
     run_engines = _polygraphy()
@@ -71,8 +74,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     reference = full_precision(bundle, schedule)
     names = _compared(request, bundle, schedule, reference)
     steps = spread_steps(schedule, request.steps)
-    bank = EngineBank(bundle, schedule.sampler.guidance, batch=min(request.batch_size, request.num))
-    networks = {name: bank[name] for name in (reference, *names)}
+    networks = _networks(request, bundle, schedule, (reference, *names))
     save = None if request.save is None else _empty_folder(request.save)
     noise, rows = _samples(request, bundle)
     chain = Chain(schedule, networks, reference, corrected=False)
@@ -114,6 +116,13 @@ def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, refer
         if name not in known:
             raise UsageError("There is no such engine to compare.", found=name, expected=" or ".join(known))
     return tuple(dict.fromkeys(request.precisions or known))
+
+
+def _networks(request: CompareRequest, bundle: Bundle, schedule: Schedule, names: Sequence[str]) -> dict[str, EngineDenoiser]:
+    """By name, the first of them, full precision, on ONNX Runtime, and the others on what they are built for."""
+    guidance, batch, (reference, *engines) = schedule.sampler.guidance, min(request.batch_size, request.num), names
+    bank = EngineBank(bundle, guidance, batch=batch, backend=open_backend(bundle, request.runtime))
+    return {reference: EngineBank(bundle, guidance, batch=batch)[reference], **{name: bank[name] for name in engines}}
 
 
 def _empty_folder(path: Path) -> Path:
