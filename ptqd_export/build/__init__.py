@@ -14,6 +14,7 @@ from ptqd_export.build.activations import make_observations
 from ptqd_export.build.assemble import assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.engine_check import check_walked
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
 from ptqd_export.build.quantization import make_learned_rounding, make_quantized_graph
@@ -55,6 +56,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         }
         graphs = {FULL_PRECISION: traced, **quantized}
         walked, chosen = _walked(context, cache, graphs)
+        check_walked(context, graphs, walked, progress)
         assemble(context, output, graphs, walked, chosen)
         times = time_engines(context, graphs, progress) if chosen is None else chosen.times
         write_times(context, output, times)
