@@ -64,8 +64,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         threads = threads or cores()
         self._shards = min(batch, threads) if provider == "CPU" else 1
-        config = _AS_WRITTEN if mode == "exact" else _fast_config()
-        self._session = open_session(path, config, threads // self._shards, optimized, provider)
+        self._session = open_session(path, _config(mode), threads // self._shards, optimized, provider)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         (output,) = (_spec(value) for value in self._session.get_outputs())
@@ -168,6 +167,17 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
         found=", ".join(found),
         mend="pip install 'ptqd-export[gpu]' in an environment without the CPU package, on a machine with an NVIDIA GPU",
     )
+
+
+def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast") -> dict[str, NDArray[Any]]:
+    """Every output of a graph by name, for graphs that have more than an engine's one."""
+    session = open_session(path, _config(mode), cores())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def _config(mode: Mode) -> Mapping[str, str]:
+    return _AS_WRITTEN if mode == "exact" else _fast_config()
 
 
 @functools.cache

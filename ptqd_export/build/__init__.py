@@ -15,6 +15,7 @@ from ptqd_export.build.assemble import assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
+from ptqd_export.build.engine_check import check_walked
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
 from ptqd_export.build.quantization import make_learned_rounding, make_quantized_graph
@@ -56,6 +57,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         }
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
+        check_walked(context, graphs, walked, progress)
         assemble(context, output, graphs, walked, chosen)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
