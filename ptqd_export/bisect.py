@@ -28,6 +28,7 @@ from engines.schedule import Schedule
 from ptqd_export.graph_files import save_graph
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.targets import TARGETS, Target
 
 Against = Literal["oracle", "fp32"]
 RunGraph = Callable[[Path, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -106,12 +107,12 @@ class BisectResult:
     schema_version: Literal[1] = 1
 
 
-def bisect_bundle(request: BisectRequest, run: RunGraph = run_outputs) -> BisectResult:
+def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> BisectResult:
     """Compare layer by layer on states of the full-precision chain.
 
     Args:
         request: what to look into.
-        run: the engine's runtime.
+        run: the engine's runtime; None is ONNX Runtime, as it ran the graphs in the build.
 
     Raises:
         UsageError: the request does not fit the bundle.
@@ -120,6 +121,7 @@ def bisect_bundle(request: BisectRequest, run: RunGraph = run_outputs) -> Bisect
     bundle = Bundle.open(request.bundle)
     schedule = bundle.schedule(request.schedule)
     _check(request, bundle, schedule)
+    run = run or _on_onnxruntime(request, TARGETS[bundle.manifest.target.name])
     bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num)
     visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
@@ -140,6 +142,22 @@ def bisect_bundle(request: BisectRequest, run: RunGraph = run_outputs) -> Bisect
         layers=layers,
         only_here=only_here,
     )
+
+
+def _on_onnxruntime(request: BisectRequest, target: Target) -> RunGraph:
+    """The runtime that ran the graphs in the build.
+
+    Raises:
+        UsageError: it runs them as written, so that nothing could depart from the same graph as written.
+    """
+    if target.mode == "exact" and request.against == "oracle":
+        raise UsageError(
+            "ONNX Runtime runs this bundle's graphs as they are written: there is no other engine to look into.",
+            found=f"target {target.name}, against the oracle",
+            expected="--against fp32",
+            mend="hold whole engines against full precision with `ptqd-run compare`",
+        )
+    return partial(run_outputs, mode=target.mode)
 
 
 def compare_layers(
