@@ -95,7 +95,8 @@ REPORT = f"print(sorted({set(FRAMEWORKS | RUNTIMES)!r} & sys.modules.keys()), fi
 
 
 def test_importing_all_of_the_run_time_loads_no_framework() -> None:
-    names = [path.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path, _ in _modules("engines")]
+    names = {path.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path, _ in _modules("engines")}
+    names.remove("engines.compare.polygraphy_run")  # a class of it is derived from one of Polygraphy's; its command imports it when it runs
     done = _run(f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n{REPORT}")
     assert (done.returncode, done.stderr) == (0, "[]\n")
 

@@ -41,14 +41,18 @@ def print_summary(
     for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
         table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
     console.print(table)
-    time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
+    time, following = (
+        f"batch {context.plan.target.benchmark_batch}, median on this machine",
+        f"ptqd-run sample {shown} --num 64 --seed 1 --output out",
+    )
     if context.target.stand_in:
-        time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}, whose engines `ptqd-export engines` builds"
+        time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
+        following = f"ptqd-export engines {shown}"
     console.print(
         f"time a step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels, or float16, change in the SNR\n"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
-        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: ptqd-run sample {shown} --num 64 --seed 1 --output out",
+        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: {following}",
         highlight=False,
     )
 

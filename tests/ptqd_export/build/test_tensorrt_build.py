@@ -97,6 +97,7 @@ def test_no_time_is_told_that_the_target_did_not_take(name: str, built: Built, t
     out = " ".join(capsys.readouterr().out.split())
     assert " ms " not in out
     assert f"not measured: ONNX Runtime ran the graphs in place of {built.plan_file.plan.target.name}" in out
+    assert "next: ptqd-export engines" in out
     assert all(f" {precision} " in out for precision in ("fp32", *PRECISIONS[name]))
 
 
