@@ -41,10 +41,8 @@ def print_summary(
     for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
         table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
     console.print(table)
-    time, following = (
-        f"batch {context.plan.target.benchmark_batch}, median on this machine",
-        f"ptqd-run sample {shown} --num 64 --seed 1 --output out",
-    )
+    time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
+    following = f"ptqd-run sample {shown} --num 64 --seed 1 --output out"
     if context.target.stand_in:
         time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
         following = f"ptqd-export engines {shown}"
