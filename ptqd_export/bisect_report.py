@@ -22,7 +22,7 @@ def write_report(result: BisectResult, path: Path) -> None:
 
 
 def print_report(result: BisectResult, worst: int) -> None:
-    """Print the worst layers to standard output, in the order of the graph, and which is the first that departs."""
+    """Print the worst layers and the first that departs to standard output, in the order of the graph."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -38,7 +38,7 @@ def _table(result: BisectResult, worst: int) -> Table:
     for column in ("SNR", "largest error"):
         table.add_column(column, justify="right")
     ranked = sorted(range(len(result.layers)), key=lambda place: infinite(result.layers[place].snr_db))
-    for place in sorted(ranked[:worst]):
+    for place in sorted({*ranked[:worst], *(place for place, layer in enumerate(result.layers) if layer.layer == result.first)}):
         layer = result.layers[place]
         snr = "same" if layer.snr_db is None else f"{layer.snr_db:.2f} dB"
         style = "bold" if layer.layer == result.first else None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
-from polygraphy.comparator import Comparator
+from polygraphy.comparator import Comparator, RunResults
 from polygraphy.logger import G_LOGGER
 
 from engines.arrays import Float32
@@ -21,7 +21,9 @@ from engines.compare.visits import Visit
 from engines.network import EngineDenoiser
 
 INPUTS, OUTPUTS = "inputs", "outputs"
-"""Folders of saved iterations, as `polygraphy run` takes them for --load-inputs and --load-outputs."""
+"""Folders of saved iterations: `polygraphy run` takes the first for --load-inputs, and of the second the folder of one network for
+--load-outputs.
+"""
 
 
 class EngineRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy is untyped
@@ -66,11 +68,22 @@ def run_engines(
             yield shaping.feeds(visit.x, visit.timestep, visit.rows)
 
     runners = [EngineRunner(name, network.engine) for name, network in networks.items()]
-    folders = {f"save_{kind}_path": None if save is None else str(save / kind) for kind in (INPUTS, OUTPUTS)}
     with G_LOGGER.verbosity(G_LOGGER.ERROR):
-        for results in Comparator.run(runners, feeds(), streaming=True, **folders):
+        inputs = None if save is None else str(save / INPUTS)
+        for index, results in enumerate(Comparator.run(runners, feeds(), save_inputs_path=inputs, streaming=True)):
+            if save is not None:
+                _save_outputs(results, save / OUTPUTS, index)
             visit = waiting.popleft()
             yield visit, {name: _branches(results[name][0], visit) for name in networks}
+
+
+def _save_outputs(results: RunResults, folder: Path, index: int) -> None:
+    """One folder a network: of a file with several, `polygraphy run` compares each with the next, and none with full precision."""
+    for name, iterations in results:
+        alone = RunResults()
+        alone.append((name, iterations))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        alone.save(str(folder / name / f"{index:010d}.json"))
 
 
 def _branches(outputs: Mapping[str, Any], visit: Visit) -> Float32:

@@ -72,12 +72,13 @@ def _whole(node: ir.Node, name: str) -> ir.Value:  # rule 2
 def _show(graph: ir.Graph, name: str, value: ir.Value) -> None:
     kernel = _quantized_at_once(value)
     if kernel is None:
-        node, element = ir.node("Identity", [value]), value.dtype
+        last, node, element = value.producer(), ir.node("Identity", [value]), value.dtype
     else:  # rule 1
-        node, element = ir.node("DequantizeLinear", [kernel.outputs[0], *kernel.inputs[1:]]), kernel.inputs[1].dtype
-    producer = value.producer() if kernel is None else kernel
-    assert producer is not None
-    graph.insert_after(producer, node)
+        scale = kernel.inputs[1]
+        assert scale is not None
+        last, node, element = kernel, ir.node("DequantizeLinear", [kernel.outputs[0], *kernel.inputs[1:]]), scale.dtype
+    assert last is not None
+    graph.insert_after(last, node)
     (out,) = node.outputs
     out.name, out.shape, out.type = f"{SHOWN}{name}", value.shape, ir.TensorType(element or ir.DataType.FLOAT)
     graph.outputs.append(out)

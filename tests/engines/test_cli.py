@@ -75,7 +75,7 @@ def test_sampling_imports_nothing_of_build_time(tiny: TinyBundle, tmp_path: Path
     assert names(tmp_path / "out") == ["00000000.png", "00000001.png", "grid.png", "samples.json"]
 
 
-@pytest.mark.parametrize("command", [[], ["sample"], ["bench"], ["evaluate"], ["reference"]])
+@pytest.mark.parametrize("command", [[], ["sample"], ["bench"], ["evaluate"], ["compare"], ["reference"]])
 def test_help_imports_no_library_but_the_command_lines(command: list[str]) -> None:
     done = fresh_interpreter(*command, "--help")
     assert len(done.stdout) > 100
