@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
@@ -54,3 +55,8 @@ def split_layers(network: nn.Module, parts: Mapping[str, Sequence[int]]) -> None
 def part_name(name: str, index: int) -> str:
     """Name of one part of a split layer."""
     return f"{name}.parts.{index}"
+
+
+def whole_name(name: str) -> str:
+    """Name of the layer that a part belongs to; of any other layer its own."""
+    return re.sub(r"\.parts\.\d+$", "", name)

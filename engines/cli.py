@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from engines.command_line import CommandLine
 
+if TYPE_CHECKING:
+    from engines.backends.choice import Runtime
+
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
+UPDATES = click.Choice(["host", "device"])
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
@@ -21,6 +26,11 @@ def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         return tuple(int(number) for number in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is neither 'all' nor class numbers such as 3,7,7") from error
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names set apart by commas."""
+    return None if value is None else tuple(name.strip() for name in value.split(","))
 
 
 @click.group(cls=CommandLine)
@@ -40,6 +50,8 @@ def main() -> None:
 @click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
 @click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
 @click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@click.option("--update", type=UPDATES, default="host", show_default=True, help="Where the steps are computed; device is for TensorRT.")
 @click.option("--output", type=PATH, required=True, help="Folder to write to.")
 @click.option("--format", "kind", type=click.Choice(["png", "npz"]), default="png", show_default=True, help="Pictures, or raw states.")
 def sample(
@@ -58,8 +70,9 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="Chains of each contestant; the median counts.")
 @click.option("--steps", type=COUNT, help="Take only so many steps, spread evenly over the chain.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_file: Path | None) -> None:
+def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
     """Time whole chains, one precision against the other."""
     from engines.bench import BenchRequest, bench_bundle
     from engines.bench_report import print_report, write_report
@@ -67,7 +80,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_fi
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps))
+    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps, runtime))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
@@ -87,6 +100,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_fi
 @click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
 @click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
 @click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def evaluate(
     bundle: Path,
@@ -113,6 +127,34 @@ def evaluate(
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--schedule", default="default", show_default=True, help="Schedule whose states and corrections are taken.")
+@click.option("--num", type=COUNT, default=16, show_default=True, help="Samples, from number 0.")
+@click.option("--steps", type=COUNT, help="Compare at only so many steps, spread evenly over the chain.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--precisions", callback=_names, help="Such as w8a8,w4a8. Left out: every engine but full precision.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the engines, if not the bundle's target.")
+@click.option("--min-snr-db", type=float, help="Exit with 1 where a step of a precision is below.")
+@click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Folder for inputs and outputs, for `polygraphy run`.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
+def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
+    """Hold every engine against full precision, step by step."""
+    from engines.compare.command import CompareRequest, compare_bundle
+    from engines.compare.report import print_report, write_report
+    from engines.files import writable_folder
+
+    if json_file is not None:
+        writable_folder(json_file.absolute().parent)
+    result = compare_bundle(CompareRequest(bundle, **request))
+    if json_file is not None:
+        write_report(result, json_file)
+    print_report(result)
+    if min_snr_db is not None:
+        result.check(min_snr_db)
 
 
 @main.command()

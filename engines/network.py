@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
@@ -29,8 +31,16 @@ class EngineDenoiser:
     guided: bool
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
-        branches = 2 if self.guided else 1
+        return self.engine.run(self.feeds(x, timestep, rows)).reshape(self.branches, *x.shape)
+
+    @property
+    def branches(self) -> int:
+        """Rows that the engine is given of one sample."""
+        return 2 if self.guided else 1
+
+    def feeds(self, x: Float32, timestep: float, rows: Int64) -> dict[str, NDArray[Any]]:
+        """What the engine is given, [branches * batch, ...] of every input."""
         feeds = {} if self.conditioning is None else self.conditioning.feeds(rows, guided=self.guided)
-        feeds[STATE] = np.concatenate([x] * branches) if self.guided else x
-        feeds[TIMESTEP] = np.full(branches * len(x), timestep, dtype=np.float32)
-        return self.engine.run(feeds).reshape(branches, *x.shape)
+        feeds[STATE] = np.concatenate([x] * self.branches) if self.guided else x
+        feeds[TIMESTEP] = np.full(self.branches * len(x), timestep, dtype=np.float32)
+        return feeds

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from engines.tensorrt.flavour import FlavourName
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -99,3 +102,44 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
     from ptqd_export.schedules.settings import ScheduleRequest
 
     click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force))
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT, if not the bundle's own.")
+def engines(bundle: Path, target: FlavourName | None) -> None:
+    """Build the engines of a bundle for this machine, from its graphs."""
+    from ptqd_export.engines_command import build_engines, print_engines
+
+    print_engines(build_engines(bundle, target))
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--precision", required=True, help="Of the engine to look into, such as w8a8.")
+@click.option("--step", type=click.IntRange(min=0), default=0, show_default=True, help="Step of the schedule whose states go in.")
+@click.option(
+    "--against",
+    type=click.Choice(["oracle", "fp32"]),
+    default="oracle",
+    show_default=True,
+    help="The same graph as written, for faults of the runtime; or full precision, for badly quantized layers.",
+)
+@click.option("--min-snr-db", type=float, help="A layer below departs.  [default: 25 against oracle, 10 against fp32]")
+@click.option("--schedule", default="default", show_default=True, help="Schedule whose full-precision chain gives the states.")
+@click.option("--num", type=COUNT, default=4, show_default=True, help="Samples.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of their noise.")
+@click.option("--worst", type=COUNT, default=10, show_default=True, help="Layers to show.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write every layer's figures to this file.")
+def bisect(bundle: Path, worst: int, json_file: Path | None, **request: Any) -> None:
+    """Find the first layer where an engine departs."""
+    from engines.files import writable_folder
+    from ptqd_export.bisect import BisectRequest, bisect_bundle
+    from ptqd_export.bisect_report import print_report, write_report
+
+    if json_file is not None:
+        writable_folder(json_file.absolute().parent)
+    result = bisect_bundle(BisectRequest(bundle, **request))
+    if json_file is not None:
+        write_report(result, json_file)
+    print_report(result, worst)

@@ -42,7 +42,11 @@ from ptqd_export.plan import Plan, Section
 from ptqd_export.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
-DOCS = ("docs/method.md", "docs/bundle.md", "docs/plan.md", "docs/evaluation.md", "docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCS = (
+    *(f"docs/{name}.md" for name in ("method", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 PAGES = [page for page in (*DOCS, "README.md") if page in DOCS or (ROOT / page).exists()]
 COMMAND_LINES: Mapping[str, click.Group] = {"ptqd-export": ptqd_export.cli.main, "ptqd-run": engines.cli.main}
 STEP = 12
@@ -86,7 +90,11 @@ def _code(page: str) -> Iterator[str]:
         yield from block.splitlines()
 
 
-TABLES = {name: rows for page in ("docs/plan.md", "docs/bundle.md", "docs/evaluation.md") for name, rows in _field_tables(page).items()}
+TABLES = {
+    name: rows
+    for page in ("docs/plan.md", "docs/bundle.md", "docs/evaluation.md", "docs/compare.md")
+    for name, rows in _field_tables(page).items()
+}
 CLASSES = [name for name in TABLES if "." in name]
 
 
@@ -281,7 +289,9 @@ def test_the_pages_show_commands() -> None:
     assert {("ptqd-export", "build"), ("ptqd-export", "init"), ("ptqd-export", "schema"), ("ptqd-run", "sample")} <= shown
 
 
-@pytest.mark.parametrize("page", ["docs/method.md", "docs/bundle.md", "docs/plan.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/method.md", "docs/bundle.md", "docs/plan.md", "docs/tensorrt.md", "docs/compare.md", "CHANGELOG.md"]
+)
 def test_options_named_alone_are_those_of_some_command(page: str) -> None:
     known = {option for group in COMMAND_LINES.values() for command in (group, *group.commands.values()) for option in _options(command)}
     alone = {code.split()[0] for code in _code(page) if code.startswith("--")}

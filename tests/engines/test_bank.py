@@ -10,7 +10,7 @@ import pytest
 
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.bank import EngineBank, load_conditioning
-from engines.bundle import Bundle
+from engines.bundle import Bundle, TargetRecord
 from engines.errors import BundleError, PtqdError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(path.stem)
         return OnnxRuntimeEngine(path, **options)
 
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", start)
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", start)
     return seen
 
 
@@ -65,6 +65,24 @@ def test_engines_open_when_asked_for_and_once(tiny: TinyBundle, opened: list[str
     assert opened == ["w8a8"]
     bank.open(["w8a8", "fp32", "fp32"])
     assert opened == ["w8a8", "fp32"]
+
+
+@pytest.mark.parametrize(("target", "mode"), [("onnxruntime", "fast"), ("tensorrt", "exact"), ("tensorrt-rtx", "exact")])
+def test_graphs_of_another_runtime_run_as_they_are_written(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, target: Any, mode: str
+) -> None:
+    modes: list[str] = []
+
+    def start(path: Any, *, mode: Any, **options: Any) -> OnnxRuntimeEngine:
+        modes.append(mode)
+        return OnnxRuntimeEngine(path, mode=mode, **options)
+
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", start)
+    bundle = Bundle.open(tiny.folder)
+    record = TargetRecord(name=target, high_precision="fp32", profile=None, workspace_gib=None)
+    bundle.manifest = bundle.manifest.model_copy(update={"target": record})
+    assert np.isfinite(EngineBank(bundle, 1.5)["w4a8"](X, 250.0, ROWS)).all()
+    assert modes == [mode]
 
 
 def test_unknown_precision_is_an_error_of_usage_that_names_the_known_ones(tiny: TinyBundle) -> None:

@@ -33,6 +33,13 @@ def test_float_layers_and_attention_count_in_the_whole_and_not_in_the_layers() -
     assert found.all_saved == pytest.approx(135 * 1024 / cost)
 
 
+def test_float_part_counts_at_the_bits_of_its_type() -> None:
+    found = bit_operations([(_layer(100), INTEGER_48), (_layer(10), WEIGHTS_ONLY), (_layer(5), FLOAT)], macs=135, float_bits=16)
+    assert found.layers_saved == pytest.approx(32)
+    assert found.all_saved == pytest.approx(135 * 1024 / (100 * 4 * 8 + 10 * 8 * 16 + (5 + 20) * 16 * 16))
+    assert bit_operations([(_layer(5), FLOAT)], macs=5, float_bits=16) == BitOperations(1.0, 4.0)
+
+
 def test_layers_are_weighted_by_their_macs() -> None:
     found = bit_operations([(_layer(300), INTEGER_48), (_layer(100), INTEGER_44)], macs=400)
     assert found.layers_saved == pytest.approx(400 * 1024 / (300 * 32 + 100 * 16))

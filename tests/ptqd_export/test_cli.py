@@ -48,7 +48,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["init", "--help"], ["schema", "--help"], ["build", "--help"], ["schedule", "--help"], ["schema"]]
+    "arguments",
+    [["--help"], ["init", "--help"], ["schema", "--help"], ["build", "--help"], ["schedule", "--help"], ["bisect", "--help"], ["schema"]],
 )
 def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
     program = (
@@ -65,6 +66,7 @@ def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
 def test_help_lists_the_commands_with_their_purpose() -> None:
     text = _run("--help").stdout
     for line in (
+        "bisect    Find the first layer where an engine departs.",
         "build     Build the bundle that a plan describes.",
         "init      Write a starter plan",
         "schedule  Add a schedule to a bundle, without quantizing again.",

@@ -181,7 +181,7 @@ def test_embeddings_that_do_not_fit_the_model(build: Callable[..., Result], arra
 
 
 def test_half_precision_on_a_runtime_without_it(build: Callable[..., Result]) -> None:
-    _refused(build(precisions=["w8a8", "fp16"]), 2, "onnxruntime has no fp16 engines", "fp32 or integer precisions")
+    _refused(build(precisions=["w8a8", "fp16"]), 2, "a target with fp16 engines", '"tensorrt" or "tensorrt-rtx"')
 
 
 def test_output_below_a_file(build: Callable[..., Result]) -> None:

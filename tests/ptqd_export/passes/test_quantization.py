@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from calib.observers import observing
 from calib.oracle import fake_quantized
-from calib.placement import PLACEMENTS
+from calib.placement import PLACEMENTS, Placement
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     GraphOf = Callable[[str, nn.Module], ir.Model]
     Run = Callable[..., Array]
 
-ORT = PLACEMENTS["onnxruntime"]
+ORT, TRT = PLACEMENTS["onnxruntime"], PLACEMENTS["tensorrt"]
 DEFAULT = QuantizationSettings()
 
 
@@ -105,11 +106,66 @@ class Repeated(nn.Module):
         }"""
 
 
+class Wide(nn.Module):
+    """The middle layer reads three blocks of 32 channels; of the last but one's 20 channels no block is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 96)
+        self.middle = nn.Linear(96, 20, bias=False)
+        self.narrow = nn.Linear(20, 8)
+        self.last = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.narrow(torch.tanh(self.middle(torch.tanh(self.first(x)))))))
+        return out
+
+    text = """
+        g (float[N,7,6] sample, float[6,96] first_weight_T, float[96] first_bias, float[96,20] middle_weight_T,
+           float[20,8] narrow_weight_T, float[8] narrow_bias, float[8,6] last_weight_T, float[6] last_bias) => (float[N,7,6] out)
+        {
+            a = MatMul (sample, first_weight_T) b = Add (a, first_bias) c = Tanh (b)
+            m = MatMul (c, middle_weight_T) n = Tanh (m)
+            r = MatMul (n, narrow_weight_T) s = Add (r, narrow_bias) t = Tanh (s)
+            o = MatMul (t, last_weight_T) out = Add (o, last_bias)
+        }"""
+
+
+class Flat(nn.Module):
+    """Linear layers of vectors that depend on the state: Gemm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 32)
+        self.middle = nn.Linear(32, 20)
+        self.last = nn.Linear(20, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+        return out
+
+    text = """
+        g (float[N,6] sample, float[32,6] first_weight, float[32] first_bias, float[20,32] middle_weight, float[20] middle_bias,
+           float[6,20] last_weight, float[6] last_bias) => (float[N,6] out)
+        {
+            a = Gemm <transB = 1> (sample, first_weight, first_bias) b = Tanh (a)
+            m = Gemm <transB = 1> (b, middle_weight, middle_bias) n = Tanh (m)
+            out = Gemm <transB = 1> (n, last_weight, last_bias)
+        }"""
+
+
+Kind = type[Convolutions | Attention | Repeated | Wide | Flat]
+SHAPES: dict[Kind, tuple[int, ...]] = {
+    Convolutions: (2, 6, 6), Attention: (7, 6), Repeated: (2, 6, 6), Wide: (7, 6), Flat: (6,),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, its graph, an input, and the layers to quantize."""
 
-    network: Convolutions | Attention | Repeated
+    placement: Placement
+    network: Convolutions | Attention | Repeated | Wide | Flat
     model: ir.Model
     x: Tensor
     layers: Sequence[QuantizedLayer]
@@ -119,7 +175,7 @@ class Case:
         return found
 
     def insert(self) -> ir.Model:
-        assert InsertQuantization(self.layers, ORT)(self.model).modified
+        assert InsertQuantization(self.layers, self.placement)(self.model).modified
         ir.passes.common.RemoveUnusedNodesPass()(self.model)
         return self.model
 
@@ -131,20 +187,17 @@ class Case:
 
 @pytest.fixture
 def case(graph_of: GraphOf) -> Callable[..., Case]:
-    def make(
-        kind: type[Convolutions | Attention | Repeated], precision: str, change: Callable[[nn.Module], object] = nn.Module.eval
-    ) -> Case:
+    def make(kind: Kind, precision: str, change: Callable[[nn.Module], object] = nn.Module.eval, placement: Placement = ORT) -> Case:
         torch.manual_seed(0)
         network = kind().eval().requires_grad_(False)
         change(network)
-        shape = (7, 6) if kind is Attention else (2, 6, 6)
-        x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(16, *SHAPES[kind], generator=torch.Generator().manual_seed(1))
         model = graph_of(kind.text, network)
         layers = find_layers(model.graph, dict.fromkeys(dict(network.named_modules()), 1))
         with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen:
             network(x)
-        quantizer = Quantizer(network, layers, seen, ORT, DEFAULT)
-        return Case(network, model, x, quantizer.quantize(Precision.parse(precision)))
+        quantizer = Quantizer(network, layers, seen, placement, DEFAULT)
+        return Case(placement, network, model, x, quantizer.quantize(Precision.parse(precision)))
 
     return make
 
@@ -291,20 +344,55 @@ def test_nothing_to_quantize_changes_nothing(graph_of: GraphOf) -> None:
 
 
 def test_quantized_graphs_are_valid_onnx(case: Callable[..., Case], tmp_path: Path) -> None:
-    for kind in (Convolutions, Attention, Repeated):
-        ir.save(case(kind, "w4a4").insert(), tmp_path / "m.onnx")
+    for kind, precision, placement in itertools.product(SHAPES, ("w4a4", "w4a16"), PLACEMENTS.values()):
+        ir.save(case(kind, precision, placement=placement).insert(), tmp_path / "m.onnx")
         onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+
+
+# TensorRT's forms
+
+
+def test_tensorrt_finds_pairs_on_inputs_and_weights_and_nowhere_else(case: Callable[..., Case]) -> None:
+    model = case(Convolutions, "w4a8", placement=TRT).insert()
+    first, middle, last = (node for node in model.graph if node.op_type == "Conv")
+    assert [_producers(middle, index) for index in range(3)] == [["DequantizeLinear", "QuantizeLinear"], ["DequantizeLinear"], []]
+    for node in (first, last):
+        assert [_producers(node, index) for index in range(3)] == [[], ["DequantizeLinear"], []]
+    assert _ops(model).count("QuantizeLinear") == 1
+    assert _stored(model, "middle.weight.int").dtype == ir.DataType.INT8
+    points = [_stored(model, name) for name in model.graph.initializers if "zero_point" in name]
+    assert len(points) == 4
+    assert all(point.dtype == ir.DataType.INT8 and not point.numpy().any() for point in points)
+
+
+def test_four_bit_linear_weights_alone_are_packed_in_blocks_with_the_scales_of_their_channels(case: Callable[..., Case]) -> None:
+    for kind, axis, size in ((Wide, 0, 32), (Flat, 1, 32)):
+        quantized = case(kind, "w4a16", placement=TRT)
+        model, layer = quantized.insert(), quantized.layer("middle")
+        (dequantize,) = (use.node for use in model.graph.initializers["middle.weight.int"].uses())
+        assert (dequantize.attributes["axis"].as_int(), dequantize.attributes["block_size"].as_int()) == (axis, size)
+        stored, scales = _stored(model, "middle.weight.int"), _stored(model, "middle.weight.scale").numpy()
+        assert stored.dtype == ir.DataType.INT4
+        in_torchs_order = scales.T if axis == 0 else scales
+        np.testing.assert_array_equal(in_torchs_order, np.tile(layer.weight.scale.numpy()[:, None], layer.layer.shape[1] // size))
+
+
+def test_four_bit_weights_beside_integer_activations_or_without_blocks_are_int8(case: Callable[..., Case]) -> None:
+    assert _stored(case(Wide, "w4a8", placement=TRT).insert(), "middle.weight.int").dtype == ir.DataType.INT8
+    assert _stored(case(Wide, "w4a16", placement=TRT).insert(), "narrow.weight.int").dtype == ir.DataType.INT8
+    assert _stored(case(Convolutions, "w4a16", placement=TRT).insert(), "middle.weight.int").dtype == ir.DataType.INT8
 
 
 # What the graphs compute
 
 
 @pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w2a8", "w4a4", "w8a5", "w5a6", "w4a16"])
-@pytest.mark.parametrize("kind", [Convolutions, Attention, Repeated])
+@pytest.mark.parametrize("kind", [Convolutions, Attention, Repeated, Wide, Flat])
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
 def test_graph_computes_what_the_oracle_computes(
-    case: Callable[..., Case], run_graph: Run, kind: type[Convolutions | Attention | Repeated], precision: str
+    case: Callable[..., Case], run_graph: Run, placement: Placement, kind: Kind, precision: str
 ) -> None:
-    quantized = case(kind, precision)
+    quantized = case(kind, precision, placement=placement)
     expected, full = quantized.oracle(), quantized.network(quantized.x).numpy()
     noise = np.abs(expected - full).mean()
     found = run_graph(quantized.insert(), {"sample": quantized.x.numpy()})

@@ -1,0 +1,1 @@
+"""How far engines are from full precision, at the states of a chain."""
