@@ -55,7 +55,8 @@ def activation_scale(
         bits: of the integers.
         signed: int8 range, else uint8.
         symmetric: zero point 0.
-        criterion: `mse` searches the clipping of both ends by coordinate descent on a grid, `max` keeps the whole range.
+        criterion: `mse` searches the clipping of both ends by coordinate descent on a grid, for the least squared error with what is
+            clipped weighted by `clipping_weight`; `max` keeps the whole range.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
@@ -76,8 +77,23 @@ def activation_scale(
     return _quantizer(low * ends[0], high * ends[1], bits, signed, symmetric)
 
 
+def clipping_weight(bits: int) -> float:
+    """How much more a squared clipping error counts than a squared rounding error, `2^(bits / 2)`.
+
+    What is clipped at one step is clipped at the next too, so that clipping errors add up along a chain, where rounding errors average
+    out. The finer the steps are, the nearer rounding is to noise, and the less a wider range costs.
+    """
+    return 2.0 ** (bits / 2)
+
+
 def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
-    return sum(float((quantizer.fake(part) - part).square().sum()) for part in values.split(_CHUNK_VALUES))
+    """Sum of squared errors, what is clipped counted as `clipping_weight` says."""
+    low, high = ((end - quantizer.zero_point) * quantizer.scale for end in (quantizer.low, quantizer.high))
+    extra = clipping_weight(quantizer.bits) - 1
+    error = 0.0
+    for part in values.split(_CHUNK_VALUES):
+        error += float((quantizer.fake(part) - part).square().sum()) + extra * float((part - part.clamp(low, high)).square().sum())
+    return error
 
 
 def _quantizer(low: float, high: float, bits: int, signed: bool, symmetric: bool) -> ActivationQuantizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,11 @@ def _weight_errors(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
 
 
 def _activation_error(values: Tensor, quantizer: ActivationQuantizer) -> float:
-    return float((quantizer.fake(values) - values).square().mean())
+    """Mean squared error, of values beyond either end times the square root of the number of integers."""
+    error, ends = (quantizer.fake(values) - values).square(), torch.tensor([quantizer.low, quantizer.high], dtype=torch.float64)
+    low, high = ((ends - quantizer.zero_point) * quantizer.scale).tolist()
+    clipped = torch.relu(values.double() - high) + torch.relu(low - values.double())
+    return float(error.double().mean() + (math.sqrt(2**quantizer.bits) - 1) * clipped.square().mean())
 
 
 def _activation(
