@@ -146,6 +146,21 @@ def test_wrong_requests_are_errors_of_usage(class_build: Built, options: list[ob
     assert message in result.stderr
 
 
+def test_graphs_of_another_runtime_are_held_against_full_precision_alone(class_trt_build: Built) -> None:
+    refused = bisect(class_trt_build.folder, "--precision", "w8a8")
+    assert refused.exit_code == 2
+    assert "runs this bundle's graphs as they are written" in refused.stderr
+    found = find(class_trt_build.folder, against="fp32", min_snr_db=0.0)
+    assert found.first is None
+    assert all(layer.snr_db is not None and layer.snr_db > 20 for layer in found.layers)
+
+
+def test_half_precision_graphs_show_their_layers_too(cross_trt_build: Built) -> None:
+    found = find(cross_trt_build.folder, against="fp32", min_snr_db=0.0)
+    assert {"conv_in", "conv_out"} <= {layer.layer for layer in found.layers}
+    assert found.only_here == ()
+
+
 def test_damaged_file_is_told(class_build: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(class_build.folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("local")))
     plant(folder / GRAPH, folder / GRAPH)

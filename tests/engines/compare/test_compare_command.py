@@ -14,13 +14,17 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from polygraphy.json import load_json
 
+from engines.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
+from engines.bundle import Bundle
 from engines.cli import main
+from engines.compare import command
 from engines.compare.command import CompareRequest, compare_bundle
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
+
+load_json = pytest.importorskip("polygraphy.json", reason="Polygraphy is not installed").load_json
 
 Array = NDArray[Any]
 GUIDANCE = 1.5
@@ -128,6 +132,29 @@ def test_tables_show_precisions_and_steps(tiny: TinyBundle) -> None:
     assert "against fp32 on ONNX Runtime: 2 samples, schedule default" in out
     for word in ("w4a8", "w8a8", "worst SNR", "mean corrected SNR", "1 of 2", "guidance 1.5, seed 0"):
         assert word in out
+
+
+def test_runtime_is_for_the_engines_and_full_precision_stays_on_the_cpu(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str]] = []
+
+    class Recorded(OnnxRuntimeBackend):
+        def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
+            opened.append((graph.stem, "engines"))
+            return super().open(graph, rows)
+
+    def backend(_bundle: Bundle, runtime: str) -> OnnxRuntimeBackend:
+        opened.append(("backend", runtime))
+        return Recorded()
+
+    monkeypatch.setattr(command, "open_backend", backend)
+    assert compare(tiny, "--num", 2, "--steps", 2, "--runtime", "tensorrt-rtx").exit_code == 0
+    assert opened == [("backend", "tensorrt-rtx"), ("w4a8", "engines"), ("w8a8", "engines")]
+
+
+def test_bundle_for_another_runtime_is_told(tiny: TinyBundle) -> None:
+    result = compare(tiny, "--runtime", "tensorrt")
+    assert result.exit_code == 2
+    assert "The bundle's graphs are not for TensorRT." in result.stderr
 
 
 def test_unconditional_models_are_compared_too(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def double(graph: Path, layer: str) -> None:
 
 
 def stages(built: Built) -> dict[str, Path]:
-    names = [precision.name for precision in built.context.quantized_precisions]
-    return {FULL_PRECISION: built.stage("trace"), **{name: built.stage(f"quantize-{name}") for name in names}}
+    kinds = {precision.name: "convert" if precision.weight_bits is None else "quantize" for precision in built.context.engine_precisions}
+    return {FULL_PRECISION: built.stage("trace"), **{name: built.stage(f"{kind}-{name}") for name, kind in kinds.items()}}
 
 
-@pytest.mark.parametrize("name", ["class_build", "cross_build"])
+@pytest.mark.parametrize("name", ["class_build", "cross_build", "class_trt_build", "cross_trt_build"])
 def test_engines_of_a_build_measure_as_before(name: str, request: pytest.FixtureRequest) -> None:
     built: Built = request.getfixturevalue(name)
     assert check_engines(_check(built.context, stages(built), built.stage("statistics"))) < 0.1
