@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def clipping_weight(bits: int) -> float:
     What is clipped at one step is clipped at the next too, so that clipping errors add up along a chain, where rounding errors average
     out. The finer the steps are, the nearer rounding is to noise, and the less a wider range costs.
     """
-    return 2.0 ** (bits / 2)
+    return math.sqrt(2**bits)
 
 
 def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
