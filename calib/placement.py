@@ -14,6 +14,10 @@ from calib.precision import Precision
 CONTAINER_BITS = 8
 """Activations are carried in 8-bit integers, whatever their bits: no runtime computes with fewer today."""
 
+HighPrecision = Literal["fp32", "fp16"]
+"""Type of what is not quantized. bfloat16 is none of them: convolutions of ONNX take it from opset 22 only, and no runtime without a GPU
+runs them, so that nothing could hold such a graph against its oracle."""
+
 
 @dataclass(frozen=True)
 class OpPlacement:
@@ -22,10 +26,13 @@ class OpPlacement:
     Attributes:
         quantize_output: put Q/DQ behind it too (ONNX Runtime makes a convolution an integer kernel only then).
         bias: type of the stored bias.
+        int4: where weights of at most 4 bits are stored packed, two a byte (ONNX INT4): beside any activations, beside float ones only,
+            or nowhere; elsewhere they are INT8.
     """
 
     quantize_output: bool
     bias: Literal["int32", "float"]
+    int4: Literal["always", "weight_only", "never"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,24 @@ class Placement:
         signed: activations in int8, else uint8.
         symmetric: zero points must be 0.
         ops: which operators are quantized, and how.
-        packed_bits: weights of at most this many bits are stored packed, two a byte (ONNX INT4); others as INT8.
+        int4_form: how packed weights are unpacked: `cast` to INT8 before DequantizeLinear, which ONNX Runtime folds when it loads the
+            graph; or by DequantizeLinear itself, `blocks` of input channels at a time, which is all that TensorRT has kernels for.
         weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
-            loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise.
+            loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
+            takes integers nowhere but behind `dequantize`.
         group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
-            kernels than the operator, which has none.
+            kernels than the operator, which has none. TensorRT has one, that sums in float32 whatever the type of the rest.
+        high_precisions: types that the float part of a graph can be written in; the first is the default.
     """
 
     name: str
     signed: bool
     symmetric: bool
     ops: Mapping[Op, OpPlacement]
-    packed_bits: int
+    int4_form: Literal["cast", "blocks"]
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
+    high_precisions: tuple[HighPrecision, ...]
 
 
 PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
@@ -59,14 +70,31 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             name="onnxruntime",
             signed=False,
             symmetric=False,
-            packed_bits=4,
+            int4_form="cast",
             weight_only="multiply",
             group_norm="instance",
+            high_precisions=("fp32",),
             ops=MappingProxyType(
                 {
-                    "Conv": OpPlacement(quantize_output=True, bias="int32"),
-                    "Gemm": OpPlacement(quantize_output=True, bias="int32"),
-                    "MatMul": OpPlacement(quantize_output=False, bias="float"),
+                    "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always"),
+                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always"),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always"),
+                }
+            ),
+        ),
+        "tensorrt": Placement(
+            name="tensorrt",
+            signed=True,
+            symmetric=True,
+            int4_form="blocks",
+            weight_only="dequantize",
+            group_norm="operator",
+            high_precisions=("fp16", "fp32"),
+            ops=MappingProxyType(
+                {
+                    "Conv": OpPlacement(quantize_output=False, bias="float", int4="never"),
+                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
                 }
             ),
         ),

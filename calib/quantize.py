@@ -61,7 +61,7 @@ class Quantizer:
         assert rule.weight_bits is not None
         source = self._activation(f"{layer.source}.input", rule.activation_bits)
         quantizer = weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
-        if source is not None and bias is not None:
+        if source is not None and bias is not None and rule.bias == "int32":
             quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
         return QuantizedLayer(
             layer=layer,

@@ -64,7 +64,7 @@ def activation_scale(
         return _quantizer(low, high, bits, signed, symmetric)
     ends = [1.0, 1.0]
     for radius in (0.8, 0.2, 0.05):
-        for end in (0, 1):
+        for end in (0,) if symmetric else (0, 1):
             grid = [min(1.0, max(0.02, ends[end] + radius * (step / 10 - 1))) for step in range(21)]
             tried = [[*ends] for _ in grid]
             for pair, ratio in zip(tried, grid, strict=True):

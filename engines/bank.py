@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.base import Backend
+from engines.backends.choice import on_onnxruntime
 from engines.bundle import Bundle, ConditioningRecord
 from engines.conditioning import Conditioning, class_labels, load_table
 from engines.errors import UsageError
@@ -17,17 +18,20 @@ class EngineBank:
     Args:
         bundle: where the graphs come from.
         guidance: scale of classifier-free guidance; 1 evaluates the conditional branch alone.
-        batch: samples of the chains to come; see `OnnxRuntimeEngine`.
-        threads: see there too.
+        batch: samples of the chains to come.
+        threads: see `OnnxRuntimeEngine`.
+        backend: what opens the graphs; None is ONNX Runtime on the CPU, whatever target they are for.
 
     Raises:
         UsageError: the model cannot be guided.
     """
 
-    def __init__(self, bundle: Bundle, guidance: float, *, batch: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, guidance: float, *, batch: int = 1, threads: int | None = None, backend: Backend | None = None
+    ) -> None:
         self._bundle = bundle
         self._batch = batch
-        self._threads = threads
+        self._backend = backend or on_onnxruntime(bundle, threads)
         self._opened: dict[str, EngineDenoiser] = {}
         self.conditioning = load_conditioning(bundle)
         self.guided = guidance != 1.0
@@ -49,16 +53,8 @@ class EngineBank:
         return self._opened[precision]
 
     def _open(self, precision: str) -> EngineDenoiser:
-        record = self._bundle.manifest.precisions.get(precision)
-        if record is None:
-            raise UsageError(
-                "The bundle has no engine of this precision.", found=precision, expected=" or ".join(self._bundle.manifest.precisions)
-            )
-        weights = f"{record.graph}.data"
-        if weights in self._bundle.manifest.files:
-            self._bundle.path(weights)  # the runtime reads it by itself, so that it must be verified first
         branches = 2 if self.guided else 1
-        engine = OnnxRuntimeEngine(self._bundle.path(record.graph), threads=self._threads, batch=branches * self._batch)
+        engine = self._backend.open(self._bundle.verified_graph(precision), branches * self._batch)
         return EngineDenoiser(engine, self.conditioning, self.guided)
 
 

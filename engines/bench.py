@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.arrays import Int64
+from engines.backends.choice import Runtime, open_backend
 from engines.bank import EngineBank
 from engines.bench_result import BenchResult, ChainTime, swap_milliseconds
 from engines.bundle import Bundle
@@ -40,12 +41,14 @@ class BenchRequest:
         batch_size: samples in a chain.
         rounds: chains of each contestant that count.
         steps: take only so many of the schedule's steps; None takes all.
+        runtime: what runs the networks.
     """
 
     bundle: Path
     batch_size: int = 8
     rounds: int = 5
     steps: int | None = None
+    runtime: Runtime = "target"
 
 
 def bench_bundle(request: BenchRequest) -> BenchResult:
@@ -61,7 +64,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
     precisions = _costliest_first(bundle, schedule)
     loads = {name: partial(_load, request, schedule.sampler.guidance, name) for name in precisions}
     load_seconds = interleaved_medians(loads, rounds=1)
-    contestants = _contestants(bundle, schedule, precisions, request.batch_size)
+    contestants = _contestants(request, bundle, schedule, precisions)
     chains = _time(contestants, request.rounds, baseline=precisions[0])
     return BenchResult(
         processor=processor(),
@@ -102,7 +105,11 @@ def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
 
 
 def _load(request: BenchRequest, guidance: float, precision: str) -> EngineDenoiser:
-    return EngineBank(Bundle.open(request.bundle), guidance, batch=request.batch_size)[precision]
+    return _bank(request, Bundle.open(request.bundle), guidance)[precision]
+
+
+def _bank(request: BenchRequest, bundle: Bundle, guidance: float) -> EngineBank:
+    return EngineBank(bundle, guidance, batch=request.batch_size, backend=open_backend(bundle, request.runtime))
 
 
 @dataclass
@@ -122,11 +129,11 @@ class _Contestant:
         self.outside_engines.append(1 - (self.watch.seconds - in_engines) / elapsed)
 
 
-def _contestants(bundle: Bundle, schedule: Schedule, precisions: list[str], batch_size: int) -> dict[str, _Contestant]:
-    bank, watch = EngineBank(bundle, schedule.sampler.guidance, batch=batch_size), Stopwatch()
+def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, precisions: list[str]) -> dict[str, _Contestant]:
+    bank, watch = _bank(request, bundle, schedule.sampler.guidance), Stopwatch()
     engines = {name: timed(bank[name], watch) for name in precisions}
     noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
-    samples = np.arange(batch_size, dtype=np.int64)
+    samples = np.arange(request.batch_size, dtype=np.int64)
     rows = np.zeros_like(samples) if bank.conditioning is None else rows_of(samples, noise, bank.conditioning.rows, None)
     chains = {name: Chain(schedule, engines, name) for name in precisions} | {AUTO: Chain(schedule, engines)}
     return {name: _Contestant(chain, watch, noise, rows) for name, chain in chains.items()}

@@ -64,14 +64,32 @@ class PrecisionRecord(Strict):
     bit_operations_saved_all: float
 
 
+class ProfileRecord(Strict):
+    """Rows of a network call that engines are built for; guidance makes two of a sample, so that opt and max are twice the plan's."""
+
+    min: PositiveInt
+    opt: PositiveInt
+    max: PositiveInt
+
+
+class TargetRecord(Strict):
+    """The runtime that the graphs are for, and what its engines are built with."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    high_precision: Literal["fp32", "fp16"]
+    profile: ProfileRecord | None
+    workspace_gib: Annotated[float, Field(gt=0)] | None
+
+
 class Manifest(Strict):
     """Everything that the run time must know before it opens another file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelRecord
     parameterization: Literal["epsilon", "v_prediction", "sample"]
-    target: str
+    target: TargetRecord
     placement: str
+    measured_on: str
     precisions: dict[str, PrecisionRecord]
     guidance: Annotated[float, Field(ge=0)]
     files: dict[str, FileRecord]
@@ -123,6 +141,21 @@ class Bundle:
             self._verify(path, record)
             self._verified.add(name)
         return path
+
+    def verified_graph(self, precision: str) -> Path:
+        """The graph of a precision; weights beside it, which runtimes read by themselves, are verified too.
+
+        Raises:
+            UsageError: the bundle has no such precision.
+        """
+        record = self.manifest.precisions.get(precision)
+        if record is None:
+            known = " or ".join(self.manifest.precisions)
+            raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
+        weights = f"{record.graph}.data"
+        if weights in self.manifest.files:
+            self.path(weights)
+        return self.path(record.graph)
 
     def _verify(self, path: Path, record: FileRecord) -> None:
         if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):

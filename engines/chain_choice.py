@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from engines.backends.base import Backend
+from engines.backends.choice import Runtime, open_backend
 from engines.bank import EngineBank
 from engines.bundle import Bundle
+from engines.denoiser import Denoisers
 from engines.errors import UsageError
 from engines.sampling import Chain
 from engines.schedule import Schedule
+from engines.stepping import HostStepper, Stepper
+from engines.tensorrt.backend import TensorRtBackend
 
 AUTO = "auto"
 
@@ -24,6 +30,8 @@ class ChainChoice:
         correction: off is the plain quantized sampler.
         guidance: scale w, or None for the one that the schedule was fitted at.
         accept_guidance: sample at a scale that the corrections were not fitted at.
+        runtime: what runs the networks.
+        update: where the steps are computed: on the host, or on the device that the engines are on.
     """
 
     schedule: str = "default"
@@ -31,22 +39,34 @@ class ChainChoice:
     correction: Literal["on", "off"] = "on"
     guidance: float | None = None
     accept_guidance: bool = False
+    runtime: Runtime = "target"
+    update: Literal["host", "device"] = "host"
 
     def open(self, bundle: Bundle, batch: int) -> Chain:
         """The chain, its engines opened for batches of so many samples.
 
         Raises:
             UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
+            MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         schedule = bundle.schedule(self.schedule)
         self._check_precision(schedule)
         guidance = self._guidance(schedule)
-        bank = EngineBank(bundle, guidance, batch=batch)
+        backend = open_backend(bundle, self.runtime)
+        stepper = self._stepper(backend)
+        bank = EngineBank(bundle, guidance, batch=batch, backend=backend)
         precision = None if self.precision == AUTO else self.precision
-        chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance)
+        chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance, stepper=stepper)
         bank.open(chain.step_precisions)
         return chain
+
+    def _stepper(self, backend: Backend) -> Callable[[Denoisers], Stepper]:
+        if self.update == "host":
+            return HostStepper
+        if not isinstance(backend, TensorRtBackend):
+            raise UsageError("Steps are computed on the device for TensorRT alone.", found="--update device", expected="--update host")
+        return backend.device_stepper
 
     def _check_precision(self, schedule: Schedule) -> None:
         known = (AUTO, *schedule.precisions)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from engines.command_line import CommandLine
 
+if TYPE_CHECKING:
+    from engines.backends.choice import Runtime
+
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
+UPDATES = click.Choice(["host", "device"])
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
@@ -45,6 +50,8 @@ def main() -> None:
 @click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
 @click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
 @click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@click.option("--update", type=UPDATES, default="host", show_default=True, help="Where the steps are computed; device is for TensorRT.")
 @click.option("--output", type=PATH, required=True, help="Folder to write to.")
 @click.option("--format", "kind", type=click.Choice(["png", "npz"]), default="png", show_default=True, help="Pictures, or raw states.")
 def sample(
@@ -63,8 +70,9 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="Chains of each contestant; the median counts.")
 @click.option("--steps", type=COUNT, help="Take only so many steps, spread evenly over the chain.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_file: Path | None) -> None:
+def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
     """Time whole chains, one precision against the other."""
     from engines.bench import BenchRequest, bench_bundle
     from engines.bench_report import print_report, write_report
@@ -72,7 +80,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_fi
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps))
+    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps, runtime))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
@@ -92,6 +100,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, json_fi
 @click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
 @click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
 @click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def evaluate(
     bundle: Path,

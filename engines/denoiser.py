@@ -20,6 +20,12 @@ class Denoiser(Protocol):
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32: ...
 
 
+class Denoisers(Protocol):
+    """Anything that gives a denoiser by the name of its precision: a bank, or a dict."""
+
+    def __getitem__(self, precision: str) -> Denoiser: ...
+
+
 def guide(branches: Float32, guidance: float) -> Float32:
     """Classifier-free guidance, `u + w (c - u)` (Ho and Salimans 2022): [branches, batch, ...] to [batch, ...]."""
     if len(branches) == 1:

@@ -20,3 +20,18 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextlib.contextmanager
+def fraction_bar(description: str) -> Iterator[Callable[[float, str], None]]:
+    """Shows a bar likewise; yields what to call with the fraction that is done and a word on what is being done."""
+    if not sys.stderr.isatty():
+        yield lambda _fraction, _doing: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[doing]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=1.0, doing="")
+        yield lambda fraction, doing: bar.update(task, completed=fraction, doing=doing)

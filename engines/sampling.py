@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from engines.arrays import Float32, Int64
-from engines.correction import correct
-from engines.denoiser import Denoiser, guide
+from engines.denoiser import Denoisers
 from engines.noise import NoiseSource
 from engines.schedule import Schedule, Step
-from engines.update import update
-
-
-class Denoisers(Protocol):
-    """Anything that gives a denoiser by the name of its precision: a bank, or a dict."""
-
-    def __getitem__(self, precision: str) -> Denoiser: ...
+from engines.stepping import HostStepper, Move, Stepper
 
 
 @dataclass(frozen=True)
@@ -32,6 +24,7 @@ class Chain:
         precision: one precision for every step, or None for the schedule's choice; see `Schedule.corrects` for where others are corrected.
         corrected: apply the correction, the calibrated sigma and the shift; False is the plain quantized sampler.
         guidance: scale w, or None for the one that the corrections were fitted at.
+        stepper: what computes the steps, and keeps the state.
     """
 
     schedule: Schedule
@@ -39,6 +32,7 @@ class Chain:
     precision: str | None = None
     corrected: bool = True
     guidance: float | None = None
+    stepper: Callable[[Denoisers], Stepper] = HostStepper
 
     @property
     def step_precisions(self) -> tuple[str, ...]:
@@ -56,28 +50,22 @@ class Chain:
             rows: the conditioning row of each sample.
             on_step: called after every step.
         """
-        x = np.float32(self.schedule.init_sigma) * noise.start(samples)
-        history: list[Float32] = []
+        stepper = self.stepper(self.denoisers)
+        stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
         for scheduled in self.schedule.steps:
-            step = scheduled.corrected if self.corrected and self.precision in (None, scheduled.precision) else scheduled
-            out, sigma = self._corrected(step, self._out(step, x, rows))
-            x, history = update(x, out, step, history)
-            if sigma > 0:
-                x += np.float32(sigma) * noise.step(step.step, samples)
+            move = self._move(scheduled)
+            stepper.take(move, noise.step(scheduled.step, samples) if move.sigma > 0 else None)
             on_step()
-        return x
+        return stepper.state()
 
-    def _out(self, step: Step, x: Float32, rows: Int64) -> Float32:
-        denoiser = self.denoisers[self.precision or step.precision]
-        scaled = np.asarray(np.float32(step.input_scale) * x)
+    def _move(self, scheduled: Step) -> Move:
+        precision = self.precision or scheduled.precision
         guidance = self.schedule.sampler.guidance if self.guidance is None else self.guidance
-        return guide(denoiser(scaled, step.timestep, rows), guidance)
-
-    def _corrected(self, step: Step, out: Float32) -> tuple[Float32, float]:
         if not self.corrected:
-            return out, step.sigma
-        correction = step.corrections[self.precision or step.precision]
-        return correct(out, correction.gain, correction.offset), correction.sigma_corrected
+            return Move(scheduled, precision, guidance, (1.0,), (0.0,), scheduled.sigma)
+        step = scheduled.corrected if self.precision in (None, scheduled.precision) else scheduled
+        correction = step.corrections[precision]
+        return Move(step, precision, guidance, correction.gain, correction.offset, correction.sigma_corrected)
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from engines.tensorrt.flavour import FlavourName
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -99,6 +102,16 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
     from ptqd_export.schedules.settings import ScheduleRequest
 
     click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force))
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT, if not the bundle's own.")
+def engines(bundle: Path, target: FlavourName | None) -> None:
+    """Build the engines of a bundle for this machine, from its graphs."""
+    from ptqd_export.engines_command import build_engines, print_engines
+
+    print_engines(build_engines(bundle, target))
 
 
 @main.command()

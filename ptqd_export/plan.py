@@ -11,12 +11,14 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from calib.precision import GRAMMAR, PATTERN, Precision, nearest_name
+from calib.placement import HighPrecision
+from calib.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Precision, nearest_name
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
 from ptqd_export.json_object import read_json_object
 from ptqd_export.plan_errors import Problem, expectation, expectations, plan_error
+from ptqd_export.targets import TARGETS
 
 FULL_PRECISION = "fp32"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
@@ -210,13 +212,77 @@ class StepsSection(Section):
         return self
 
 
+class BatchSection(Section):
+    """Samples that a chain may walk at once."""
+
+    min: int = Field(default=1, ge=1, description="fewest samples in one network call")
+    opt: int = Field(default=8, ge=1, description="samples that the engines are tuned for")
+    max: int = Field(default=64, ge=1, description="most samples in one network call; memory grows with it")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise expectation("min, opt and max in this order")
+        return self
+
+
 class TargetSection(Section):
     """Where the engines run."""
 
-    name: Literal["onnxruntime"] = Field(description="runtime")
-    provider: Literal["CPU"] = Field(default="CPU", description="device within the runtime")
-    threads: int | None = Field(default=None, ge=1, description="threads of one engine; null: all cores that this process may use")
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="runtime")
+    provider: Literal["CPU"] = Field(default="CPU", description="device of ONNX Runtime")
+    threads: int | None = Field(
+        default=None, ge=1, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
+    )
     benchmark_batch: int = Field(default=8, ge=1, description="batch size at which engines are timed")
+    high_precision: HighPrecision = Field(
+        default=None,
+        validate_default=True,
+        description="type of what is not quantized, written into the graphs; null takes the target's own: fp16 on TensorRT, else fp32",
+    )
+    batch: BatchSection | None = Field(
+        default=None,
+        validate_default=True,
+        description="for TensorRT: batch sizes that its engines take; null for the target that takes any, else every default",
+    )
+    workspace_gib: float | None = Field(
+        default=None, gt=0, description="for TensorRT: most memory that its builder may plan with, in GiB; null: all of the device's"
+    )
+
+    @field_validator("high_precision", mode="before")
+    @classmethod
+    def _own_high_precision(cls, chosen: object, info: ValidationInfo) -> object:
+        target = TARGETS.get(info.data.get("name", ""))
+        if chosen is None:
+            return "fp32" if target is None else target.placement.high_precisions[0]  # an unknown target has an error of its own already
+        return chosen
+
+    @field_validator("high_precision")
+    @classmethod
+    def _fits_the_target(cls, chosen: HighPrecision, info: ValidationInfo) -> HighPrecision:
+        target = TARGETS.get(info.data.get("name", ""))
+        if target is not None and chosen not in target.placement.high_precisions:
+            known = " or ".join(f'"{name}"' for name in target.placement.high_precisions)
+            raise expectation(f"{known} beside the target {target.name}")
+        return chosen
+
+    @field_validator("batch")
+    @classmethod
+    def _profile_where_engines_have_one(cls, batch: BatchSection | None, info: ValidationInfo) -> BatchSection | None:
+        target = TARGETS.get(info.data.get("name", ""))
+        if target is None or target.profiled:
+            return batch or (None if target is None else BatchSection())
+        if batch is not None:
+            raise expectation(f"nothing beside the target {target.name}, whose engines take any batch")
+        return None
+
+    @field_validator("workspace_gib")
+    @classmethod
+    def _workspace_where_engines_are_built(cls, gib: float | None, info: ValidationInfo) -> float | None:
+        target = TARGETS.get(info.data.get("name", ""))
+        if gib is not None and target is not None and not target.profiled:
+            raise expectation(f"nothing beside the target {target.name}, which builds no engines ahead of time")
+        return gib
 
 
 class Plan(Section):
@@ -241,6 +307,22 @@ class Plan(Section):
     def _steps_known_where_used(self) -> Self:
         if self.quantization.activation_steps == "used" and self.steps.policy != "fixed":
             raise expectation('the policy "fixed" beside quantization.activation_steps "used": the steps must be known first')
+        return self
+
+    @model_validator(mode="after")
+    def _time_measured_where_spent(self) -> Self:
+        if self.steps.policy == "budget" and self.steps.cost == "time" and TARGETS[self.target.name].stand_in:
+            raise expectation(
+                f'steps.cost "bit_operations" beside the target {self.target.name}: the build runs its graphs on ONNX Runtime, '
+                "whose times are not those of the target's engines"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _float_engines_exist(self) -> Self:
+        known = TARGETS[self.target.name].placement.high_precisions
+        if missing := sorted(set(self.precisions) & set(FLOAT_WIDTHS) - set(known)):
+            raise expectation(f"no precision {missing[0]} beside the target {self.target.name}, which has no engines of it")
         return self
 
     @field_validator("steps")

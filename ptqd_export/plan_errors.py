@@ -6,7 +6,8 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from types import NoneType
+from typing import TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -90,11 +91,16 @@ def _section(location: Location, plan_type: type[BaseModel]) -> type[BaseModel]:
     """The model that holds the key at the end of the location."""
     section = plan_type
     for key in location[:-1]:
-        annotation = section.model_fields[str(key)].annotation
+        annotation, *_ = [kind for kind in _members(section.model_fields[str(key)].annotation) if kind is not NoneType]
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel), f"{key} is not a section"
         section = annotation
     return section
+
+
+def _members(annotation: object) -> tuple[object, ...]:
+    """The types of a union, or the one type."""
+    return get_args(annotation) or (annotation,)
 
 
 def _expected(details: ErrorDetails) -> str:

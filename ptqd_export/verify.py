@@ -29,6 +29,11 @@ TOLERANCE_DB = 1.0
 FLOAT_MATCH_DB = 80.0
 """An agreement that needs no explanation: two runs in float32, with no value rounded to another integer."""
 
+VERIFIED_STATES = 64
+
+LEAST_FLOAT_DB = 40.0
+"""What half precision keeps of a network at least; 60 to 80 dB are usual."""
+
 CHANCE = 1e-4
 """Probability at which a right graph is refused, at worst."""
 
@@ -55,8 +60,18 @@ class Verification:
     fast_match: float
 
 
-def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], states: States) -> Verification:
+def verify(
+    model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], states: States, *, mode: Mode = "fast", float32: Path | None = None
+) -> Verification:
     """Compare a quantized graph with its oracle on conditional outputs at the given states.
+
+    Args:
+        model: whose network was quantized.
+        graph: as it runs.
+        layers: its quantized layers.
+        states: where to compare.
+        mode: how the runtime runs it.
+        float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
 
     Raises:
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
@@ -64,7 +79,7 @@ def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], st
     """
     reference = _torch_outputs(model, states, ())
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
-    exact, fast = _graph_outputs(model, graph, states, "exact"), _graph_outputs(model, graph, states, "fast")
+    exact, fast = _graph_outputs(model, float32 or graph, states, "exact"), _graph_outputs(model, graph, states, mode)
     found = Verification(
         noise=snr_db(reference, fast),
         exact_noise=snr_db(reference, exact),
@@ -74,6 +89,26 @@ def verify(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], st
     )
     _no_further_than_rounding(graph, found, double, single, exact)
     _same_statistics(graph, *(_noise(states, reference, q) for q in (single.astype(np.float32), fast)))
+    return found
+
+
+def verify_float(model: LoadedModel, graph: Path, states: States) -> Verification:
+    """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
+
+    Raises:
+        PtqdError: it costs more than rounding can.
+    """
+    single, double = _torch_outputs(model, states, ()), _torch_outputs(model, states, (), torch.float64)
+    out = _graph_outputs(model, graph, states, "exact")
+    noise, match = snr_db(single, out), snr_db(double, out)
+    found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
+    if match < LEAST_FLOAT_DB:
+        raise PtqdError(
+            f"The network does not fit the float type of {graph.name}.",
+            found=f"full precision's output over the difference is {match:.1f} dB",
+            expected=f"at least {LEAST_FLOAT_DB:.0f} dB",
+            mend='values overflow: leave this precision out, and set target.high_precision to "fp32"',
+        )
     return found
 
 

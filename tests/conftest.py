@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bundle import ConditioningRecord, FileRecord, InputRecord, Manifest, ModelRecord, PrecisionRecord
+from engines.bundle import ConditioningRecord, FileRecord, InputRecord, Manifest, ModelRecord, PrecisionRecord, TargetRecord
 from engines.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
@@ -208,8 +208,9 @@ def _manifest(folder: Path, channels: int, guidance: float, *, conditional: bool
             family="tiny", parameters=100, sample_shape=(channels, SIZE, SIZE), conditioning=conditioning, noise_schedule=NOISE_SCHEDULE
         ),
         parameterization="epsilon",
-        target="onnxruntime",
+        target=TargetRecord(name="onnxruntime", high_precision="fp32", profile=None, workspace_gib=None),
         placement="onnxruntime",
+        measured_on="onnxruntime",
         precisions={
             name: PrecisionRecord(
                 graph=_graph(name), weight_bits=bits[0], activation_bits=bits[1], bit_operations_saved=1.0, bit_operations_saved_all=1.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy"})
-RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx"})
+RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"})
 RUN_TIME_PACKAGES = frozenset({"engines", "numpy", "pydantic", "click", "rich", "PIL"})
 
 
@@ -70,7 +70,13 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
     modules = dict(_modules("engines"))
     assert len(modules) > 30
     beyond = {path: imported - allowed for path, imported in modules.items() if imported - allowed}
-    assert beyond == {"engines/backends/onnxruntime.py": {"onnxruntime"}, "engines/compare/polygraphy_run.py": {"polygraphy"}}
+    assert beyond == {
+        "engines/backends/onnxruntime.py": {"onnxruntime"},
+        "engines/compare/polygraphy_run.py": {"polygraphy"},
+        "engines/tensorrt/cuda.py": {"cuda"},
+        "engines/tensorrt/flavour.py": {"tensorrt", "tensorrt_rtx"},
+        "engines/tensorrt/update_kernel.py": {"cuda"},
+    }
 
 
 def test_the_calibrator_knows_no_graphs() -> None:

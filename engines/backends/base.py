@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,3 +70,15 @@ class Engine(abc.ABC):
                     found=f"{value.dtype} {value.shape}",
                     expected=f"{spec.dtype} {(batch, *spec.shape)}",
                 )
+
+
+class Backend(Protocol):
+    """Opens the graphs of a bundle on one runtime."""
+
+    def open(self, graph: Path, rows: int) -> Engine:
+        """An engine of a graph, ready for calls of so many rows.
+
+        Raises:
+            MissingBackendError: the runtime or its device is missing.
+            PtqdError: the runtime refuses the graph.
+        """

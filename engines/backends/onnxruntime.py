@@ -1,11 +1,12 @@
-"""ONNX Runtime on the CPU: the embedded default."""
+"""ONNX Runtime: on the CPU, the embedded default, or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from engines.errors import MissingBackendError, PtqdError
 from engines.machine import cores
 
 Mode = Literal["fast", "exact"]
+Provider = Literal["CPU", "CUDA"]
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
@@ -43,23 +45,34 @@ class OnnxRuntimeEngine(Engine):
         threads: that one call may use; None takes every core that the process may use.
         batch: samples of the calls to come, which decides on the shards.
         optimized: where to write the graph as the runtime optimized it, for inspection.
+        provider: on the GPU a call is one batch, through buffers that stay there.
 
     Raises:
-        MissingBackendError: onnxruntime is not installed.
+        MissingBackendError: onnxruntime is not installed, or not with this provider.
         PtqdError: the runtime refuses the graph.
     """
 
     def __init__(
-        self, path: Path, *, mode: Mode = "fast", threads: int | None = None, batch: int = 1, optimized: Path | None = None
+        self,
+        path: Path,
+        *,
+        mode: Mode = "fast",
+        threads: int | None = None,
+        batch: int = 1,
+        optimized: Path | None = None,
+        provider: Provider = "CPU",
     ) -> None:
         threads = threads or cores()
-        self._shards = min(batch, threads)
-        self._session = open_session(path, _config(mode), threads // self._shards, optimized)
+        self._shards = min(batch, threads) if provider == "CPU" else 1
+        self._session = open_session(path, _config(mode), threads // self._shards, optimized, provider)
+        self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         (output,) = (_spec(value) for value in self._session.get_outputs())
         super().__init__(f"{path.stem} on ONNX Runtime", inputs, output)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        if self._bound is not None:
+            return self._bound.run(feeds)
         if self._shards == 1:
             return self._infer(feeds)
         batch = len(next(iter(feeds.values())))
@@ -72,6 +85,50 @@ class OnnxRuntimeEngine(Engine):
         return np.asarray(out, dtype=np.float32)
 
 
+class BoundSession:
+    """A session whose inputs and output lie in buffers of the device, kept from call to call as long as the batch stays.
+
+    Args:
+        session: with one output.
+        device: `cuda`, or `cpu` where buffers are all that is wanted.
+    """
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+        self._values: dict[str, Any] = {}
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        ort, binding = _import(), self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, self._upload(ort, name, value))
+        (output,) = self._session.get_outputs()
+        binding.bind_output(output.name, self._device)
+        self._session.run_with_iobinding(binding)
+        (out,) = binding.copy_outputs_to_cpu()
+        return np.asarray(out, dtype=np.float32)
+
+    def _upload(self, ort: Any, name: str, value: NDArray[Any]) -> Any:
+        held = self._values.get(name)
+        if held is None or tuple(held.shape()) != value.shape:
+            held = self._values[name] = ort.OrtValue.ortvalue_from_numpy(value, self._device, 0)
+        else:
+            held.update_inplace(np.ascontiguousarray(value))
+        return held
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeBackend:
+    """See `engines.backends.base.Backend`; the attributes are those of `OnnxRuntimeEngine`."""
+
+    threads: int | None = None
+    provider: Provider = "CPU"
+    mode: Mode = "fast"
+
+    def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(graph, mode=self.mode, threads=self.threads, batch=rows, provider=self.provider)
+
+
 @functools.cache
 def _workers(count: int) -> ThreadPoolExecutor:
     """The threads that run shards, the same for every engine of the process: engines take turns."""
@@ -82,8 +139,11 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
-def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None) -> Any:
+def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU") -> Any:
     ort = _import()
+    wanted = f"{provider}ExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        raise _missing_provider(wanted, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
@@ -93,9 +153,20 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend="rebuild the bundle") from error
+    if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
+        raise _missing_provider(wanted, session.get_providers())
+    return session
+
+
+def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
+    return MissingBackendError(
+        f"ONNX Runtime has no {wanted} here.",
+        found=", ".join(found),
+        mend="pip install 'ptqd-export[gpu]' in an environment without the CPU package, on a machine with an NVIDIA GPU",
+    )
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast") -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from ptqd_export.build.activations import make_observations
 from ptqd_export.build.assemble import assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.conversion import make_converted_graph
 from ptqd_export.build.engine_check import check_walked
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
@@ -54,14 +55,14 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
             precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name])
             for precision in context.quantized_precisions
         }
-        graphs = {FULL_PRECISION: traced, **quantized}
+        graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
         assemble(context, output, graphs, walked, chosen)
-        times = time_engines(context, graphs, progress) if chosen is None else chosen.times
+        times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
-        if chosen is not None:
-            write_time_frontier(context, output, chosen)
+        if chosen is not None and chosen.times is not None:
+            write_time_frontier(context, output, chosen, chosen.times)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
 
@@ -91,7 +92,12 @@ def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: 
 
 def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
     """The folder with the graph of a precision."""
-    settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
+    settings: dict[str, Any] = {
+        "prepared": prepared.name,
+        "seen": seen.name,
+        "quantization": context.plan.quantization.model_dump(),
+        "high_precision": context.high_precision,
+    }
     learned = None
     if context.plan.quantization.rounding != "nearest":
         learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
@@ -100,6 +106,21 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, p
         settings["learned"] = learned.name
     make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
     return cache.run(f"quantize-{precision.name}", settings, make)
+
+
+def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
+    """Folders of the precisions that are full precision in another float type."""
+    inputs = {"traced": traced.name, "states": states.name}
+    floats = [precision for precision in context.engine_precisions if precision.weight_bits is None]
+    return {
+        precision.name: cache.run(f"convert-{precision.name}", inputs, partial(make_converted_graph, context, precision, traced, states))
+        for precision in floats
+    }
+
+
+def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
+    """Milliseconds a step by precision; those that a budget was spent by stay as they are."""
+    return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
 
 
 def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from calib.precision import Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord
+from calib.precision import FLOAT_WIDTHS, Precision
+from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
@@ -23,6 +23,9 @@ from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
 PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
+MEASURED_ON = "onnxruntime"
+"""What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
+
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -106,8 +109,9 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, {"layers_saved": 1.0, "all_saved": 1.0})}
     for name, record in records.items():
-        parsed = Precision.parse(name)
-        precisions[name] = _precision(placement, name, parsed.weight_bits, parsed.activation_bits, record["bit_operations"])
+        parsed, width = Precision.parse(name), FLOAT_WIDTHS.get(name)
+        bits = (parsed.weight_bits or width, parsed.activation_bits or width)
+        precisions[name] = _precision(placement, name, *bits, record["bit_operations"])
     return Manifest(
         model=ModelRecord(
             family=model.family,
@@ -117,12 +121,24 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
             noise_schedule=context.noise_schedule,
         ),
         parameterization=context.noise_schedule.prediction_type,
-        target=context.plan.target.name,
+        target=_target(context),
         placement=placement,
+        measured_on=MEASURED_ON,
         precisions=precisions,
         guidance=context.plan.sampler.guidance,
         files=files,
         versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def _target(context: BuildContext) -> TargetRecord:
+    section, branches = context.plan.target, 2 if context.guided else 1
+    batch = section.batch
+    return TargetRecord(
+        name=section.name,
+        high_precision=section.high_precision,
+        profile=None if batch is None else ProfileRecord(min=batch.min, opt=branches * batch.opt, max=branches * batch.max),
+        workspace_gib=section.workspace_gib,
     )
 
 

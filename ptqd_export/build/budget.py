@@ -51,14 +51,14 @@ class Chosen:
         walked: folder of the walk before it.
         probes: folder of the stage `probes`.
         folder: of the stage `choice`, with `frontier.json`.
-        times: milliseconds a step by precision, measured on this machine.
+        times: milliseconds a step by precision, measured on this machine; None where the target's engines do not run here.
     """
 
     precisions: Choice
     walked: Path
     probes: Path
     folder: Path
-    times: Mapping[str, float]
+    times: Mapping[str, float] | None
 
 
 def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Chosen:
@@ -74,16 +74,21 @@ def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[
         UsageError: no chain is as cheap as the budget.
     """
     steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
-    timed = {"graphs": names, "target": context.plan.target.model_dump(), "machine": machine_name()}
-    measured = cache.run("times", timed, partial(make_times, context, graphs))
-    times: dict[str, float] = json.loads((measured / TIMES).read_text())
-    costs = time_costs(context, times) if steps.cost == "time" else bit_operation_costs(context, graphs)
+    times = None if context.target.stand_in else _times(context, cache, graphs)
+    costs = time_costs(context, times) if steps.cost == "time" and times is not None else bit_operation_costs(context, graphs)
     assert steps.budget is not None
     check_budget(costs, steps.budget)
     probes = cache.run("probes", {"walked": walked.name, "graphs": names}, partial(make_probes, context, graphs, walked))
     wanted = {"probes": probes.name, "budget": steps.budget, "costs": costs}
     folder = cache.run("choice", wanted, partial(make_choice, context, graphs, walked, probes, costs))
     return Chosen(tuple(json.loads((folder / CHOICE).read_text())), walked, probes, folder, times)
+
+
+def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> dict[str, float]:
+    names = {name: folder.name for name, folder in graphs.items()}
+    timed = {"graphs": names, "target": context.plan.target.model_dump(), "machine": machine_name()}
+    times: dict[str, float] = json.loads((cache.run("times", timed, partial(make_times, context, graphs)) / TIMES).read_text())
+    return times
 
 
 def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
@@ -132,10 +137,10 @@ def make_choice(
     (folder / FRONTIER).write_text(found.to_json())
 
 
-def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen) -> None:
+def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, times: Mapping[str, float]) -> None:
     """Writes `local/<machine>/frontier.json`: against milliseconds that were measured on this machine."""
     probes = Probes.load(chosen.probes / PROBES)
-    menu = Menu.of(probes, time_costs(context, chosen.times))
+    menu = Menu.of(probes, time_costs(context, times))
     measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
     chains = list(_chains(menu, _own(_schedule(chosen.walked)), chosen.precisions))
     found = Frontier("time", menu, probes, chains, measured, samples)

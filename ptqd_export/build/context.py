@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from calib.placement import PLACEMENTS, Placement
+from calib.placement import HighPrecision, Placement
 from calib.precision import Precision
 from calib.shift import check_shift
 from engines.backends.onnxruntime import OnnxRuntimeEngine
@@ -19,6 +19,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.schedules.calibration_noise import calibration_noise
+from ptqd_export.targets import TARGETS, Target
 
 
 class BuildContext:
@@ -27,7 +28,9 @@ class BuildContext:
     def __init__(self, plan_file: PlanFile) -> None:
         self.plan_file = plan_file
         self.plan: Plan = plan_file.plan
-        self.placement: Placement = PLACEMENTS[self.plan.target.name]
+        self.target: Target = TARGETS[self.plan.target.name]
+        self.placement: Placement = self.target.placement
+        self.high_precision: HighPrecision = self.plan.target.high_precision
         self.precisions = sorted((Precision.parse(name) for name in self.plan.precisions), key=lambda precision: precision.cost_key)
 
     @cached_property
@@ -55,6 +58,11 @@ class BuildContext:
         return [precision for precision in self.precisions if precision.weight_bits is not None]
 
     @property
+    def engine_precisions(self) -> list[Precision]:
+        """Those that differ from full precision, going up in bit operations."""
+        return [precision for precision in self.precisions if precision.name != FULL_PRECISION]
+
+    @property
     def guided(self) -> bool:
         return self.plan.sampler.guidance != 1.0
 
@@ -76,10 +84,6 @@ class BuildContext:
             MissingBackendError: there is no such device to calibrate on.
         """
         self.calibration_device.check()
-        if any(precision.name == "fp16" for precision in self.precisions):
-            raise UsageError(
-                f"Target {self.placement.name} has no fp16 engines.", found="precision fp16", expected="fp32 or integer precisions"
-            )
         _ = self.table
         if self.plan.correction.variance == "shift":
             check_shift(self.table, self.plan.calibration.trajectory)
@@ -95,7 +99,7 @@ class BuildContext:
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
         """The network of a graph as it will run on batches of this many samples."""
         branches = 2 if self.guided else 1
-        engine = OnnxRuntimeEngine(graph, threads=self.plan.target.threads, batch=branches * batch)
+        engine = OnnxRuntimeEngine(graph, mode=self.target.mode, threads=self.plan.target.threads, batch=branches * batch)
         return EngineDenoiser(engine, self.model.conditioning, self.guided)
 
     def noise(self) -> NoiseSource:

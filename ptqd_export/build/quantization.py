@@ -8,33 +8,30 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from calib.observers import Observed
-from calib.placement import Rule, rule
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
-from calib.quantizers import ActivationQuantizer
+from calib.scale_type import with_scales_in
 from engines.errors import UsageError
-from ptqd_export.bit_operations import bit_operations
 from ptqd_export.build.activations import load_observations
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.graph_checks import check_graph
+from ptqd_export.build.layer_records import precision_record
 from ptqd_export.build.preparation import prepared_model
 from ptqd_export.build.reconstruction import load_reconstruction, make_reconstruction
 from ptqd_export.build.stages import Reporter
 from ptqd_export.build.states import load_states
 from ptqd_export.build.tracing import Network
 from ptqd_export.graph_files import save_graph
-from ptqd_export.integer_kernels import check_integer_kernels
 from ptqd_export.models.base import LoadedModel
+from ptqd_export.passes.half_precision import ToHalfPrecision
 from ptqd_export.passes.quantization import InsertQuantization
-from ptqd_export.verify import verify
-
-VERIFIED_STATES = 64
+from ptqd_export.verify import VERIFIED_STATES, verify
 
 
 def make_quantized_graph(
@@ -54,11 +51,12 @@ def make_quantized_graph(
     network, model = Network.load(prepared), prepared_model(context, prepared)
     nearest = _resolved(context, precision, network, model, load_observations(seen))
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
+    layers = with_scales_in(context.high_precision, layers)
     path = folder / f"{precision.name}.onnx"
-    _write_graph(context, prepared, layers, path)
-    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES))
-    kernels = check_integer_kernels(path, layers)
-    record = {"integer_kernels": kernels, "verification": asdict(found), **_record(context, precision, network, layers)}
+    float32 = _write_graphs(context, prepared, layers, path)
+    check_graph(context.placement, path, layers)
+    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), mode=context.target.mode, float32=float32)
+    record = {"verification": asdict(found), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 
 
@@ -83,21 +81,18 @@ def _resolved(
     return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen).quantize(precision)
 
 
-def _write_graph(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> None:
+def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
+    """The quantized graph in the plan's high precision, and where the same graph in float32 lies."""
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
+    if context.high_precision == FULL_PRECISION:
+        save_graph(graph, path)
+        return path
+    float32 = path.with_name(f"{path.stem}-{FULL_PRECISION}.onnx")
+    save_graph(graph, float32)
+    ir.passes.Sequential(ToHalfPrecision(), common.RemoveUnusedNodesPass())(graph)
     save_graph(graph, path)
-
-
-def _record(context: BuildContext, precision: Precision, network: Network, layers: Sequence[QuantizedLayer]) -> dict[str, Any]:
-    """Bit operations, and what every layer of the network got."""
-    keep_float = context.plan.quantization.keep_float
-    rules = [(layer, rule(layer, precision, context.placement, keep_float)) for layer in network.layers]
-    by_name = {layer.layer.name: layer for layer in layers}
-    return {
-        "bit_operations": asdict(bit_operations(rules, network.macs)),
-        "layers": [_layer_record(layer.name, layer.op, layer.role, rule, by_name.get(layer.name)) for layer, rule in rules],
-    }
+    return float32
 
 
 def _check_patterns(keep_float: Sequence[str], names: Sequence[str]) -> None:
@@ -117,22 +112,3 @@ def _check_patterns(keep_float: Sequence[str], names: Sequence[str]) -> None:
             )
     if len(set().union(*kept.values())) == len(names):
         raise UsageError("The plan keeps every layer in float.", found="quantization.keep_float", mend="build precision fp32 instead")
-
-
-def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:
-    """Bits and scales of a layer; the scales of its weight are in the graph, one a channel."""
-    record: dict[str, Any] = {
-        "name": name,
-        "op": op,
-        "role": role,
-        "weight_bits": rule.weight_bits,
-        "activation_bits": rule.activation_bits,
-        "reason": rule.reason,
-    }
-    if quantized is not None:
-        record |= {"input": _scale(quantized.input), "output": _scale(quantized.output)}
-    return record
-
-
-def _scale(quantizer: ActivationQuantizer | None) -> dict[str, float] | None:
-    return None if quantizer is None else {"scale": quantizer.scale, "zero_point": quantizer.zero_point}

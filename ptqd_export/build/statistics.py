@@ -21,10 +21,10 @@ SCHEDULE = "schedule.json"
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], choose: Policy, folder: Path, reporter: Reporter) -> None:
-    """Writes `schedule.json` and, for every quantized precision, `<precision>.json` with the records of all steps."""
+    """Writes `schedule.json` and, for every precision but full, `<precision>.json` with the records of all steps."""
     plan, table = context.plan, context.table
     results = take_walk(_walk_plan(context, graphs, choose), folder, lambda taken: reporter.advance(taken, table.steps))
-    for precision in context.quantized_precisions:
+    for precision in context.engine_precisions:
         records = [step_record(result, precision.name, plan.sampler.guidance) for result in results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))
     sampler = SamplerRecord(name=table.name, steps=table.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance)

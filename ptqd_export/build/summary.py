@@ -18,7 +18,7 @@ from ptqd_export.build.stages import Finished
 
 
 def print_summary(
-    context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float], finished: Iterable[Finished]
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float] | None, finished: Iterable[Finished]
 ) -> None:
     """Print what was built: size, bit operations, measured time, noise."""
     bundle = Bundle.open(output)
@@ -38,9 +38,13 @@ def print_summary(
     ):
         table.add_column(column, justify="left" if column == "precision" else "right")
     chosen = Counter(step.precision for step in bundle.schedule().steps)
-    for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.quantized_precisions))]:
+    for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
         table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
     console.print(table)
+    if context.target.stand_in:
+        console.print(
+            f"measured on ONNX Runtime, which runs the same graphs; engines and times: ptqd-export engines {shown}", highlight=False
+        )
     console.print(
         f"time a step: batch {context.plan.target.benchmark_batch}, median on this machine; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels change in the SNR\n"
@@ -49,12 +53,12 @@ def print_summary(
     )
 
 
-def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float]) -> list[str]:
+def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:
     record = bundle.manifest.precisions[name]
     sizes = {precision: _size(bundle, precision) for precision in (name, FULL_PRECISION)}
     saved = f"{record.bit_operations_saved:.1f}x / {record.bit_operations_saved_all:.1f}x"
     size = f"{sizes[name] / 1e6:.2f} MB ({sizes[name] / sizes[FULL_PRECISION]:.2f}x)"
-    speed = f"{times[name]:.1f} ms ({times[FULL_PRECISION] / times[name]:.2f}x)"
+    speed = "-" if times is None else f"{times[name]:.1f} ms ({times[FULL_PRECISION] / times[name]:.2f}x)"
     return [size, saved, speed, *_noise(bundle, name, graphs)]
 
 

@@ -31,7 +31,11 @@ def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Re
     return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
 
 
-def write_times(context: BuildContext, output: Path, times: Mapping[str, float]) -> None:
-    """Write `local/<machine>/times.json`."""
+def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:
+    """Write `local/<machine>/times.json`; without times, remove what an earlier build measured."""
+    path = output / "local" / machine_name() / TIMES
+    if times is None:
+        path.unlink(missing_ok=True)
+        return
     about = {"processor": processor(), "cores": cores(), "batch": context.plan.target.benchmark_batch, "guided": context.guided}
-    write_text(output / "local" / machine_name() / TIMES, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")
+    write_text(path, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")

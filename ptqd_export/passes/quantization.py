@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -14,13 +15,18 @@ from calib.quantizers import ActivationQuantizer
 from ptqd_export.graph_layers import weighted_nodes
 from ptqd_export.passes.constants import constant
 
+INT4_BITS = 4
+INT4_BLOCKS = (128, 64, 32, 16)
+"""Input channels that share a scale, the best first: TensorRT has kernels for these."""
+
 
 class InsertQuantization(ir.passes.InPlacePass):
     """Put Q/DQ around the given layers, by these rules:
 
     1. the weight becomes an integer initializer behind DequantizeLinear, one scale an output channel; weights of few bits are stored packed
-       as INT4 where the placement packs them, behind a Cast to INT8 that the runtime folds when it loads the graph; the weight of a float
-       layer may be written as Cast and Mul instead, where the placement says so;
+       as INT4 where the placement packs them, in its form: behind a Cast to INT8 that the runtime folds when it loads the graph, or in
+       blocks of input channels, each with the scale of its output channel; the weight of a float layer may be written as Cast and Mul
+       instead, where the placement says so;
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
     3. an activation of fewer bits than its container is clipped to its range first;
     4. an output with a quantizer gets a pair of its own;
@@ -62,17 +68,15 @@ class _Writer:
             self._output(node, layer.output)
 
     def _weight(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 1
-        transposed = node.op_type == "MatMul"
-        integers = layer.integers.numpy()
-        name = f"{layer.layer.name}.weight"
-        stored = constant(self._graph, f"{name}.int", self._stored(integers.T if transposed else integers, layer.weight.bits))
+        axis = 1 if node.op_type == "MatMul" else 0
+        name, integers, form = f"{layer.layer.name}.weight", layer.integers.numpy(), self._form(layer)
+        stored = constant(self._graph, f"{name}.int", _stored(integers.T if axis else integers, packed=form != "int8"))
         tape = ir.tape.Tape()
-        wide = stored if stored.dtype == ir.DataType.INT8 else tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8})
-        axis = 1 if transposed else 0
+        wide = tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8}) if form == "cast" else stored
         if layer.input is None and self._placement.weight_only == "multiply":
-            shape = [-1 if dimension == axis else 1 for dimension in range(integers.ndim)]
-            along = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy().reshape(shape))
-            out = tape.op("Mul", [tape.op("Cast", [wide], attributes={"to": ir.DataType.FLOAT}), along])
+            out = self._multiplied(tape, wide, layer, axis)
+        elif form == "blocks":
+            out = self._blocks(tape, wide, layer, axis)
         else:
             scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
             zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), np.int8))
@@ -80,10 +84,26 @@ class _Writer:
         self._graph.insert_before(node, tape.nodes)
         return out
 
-    def _stored(self, integers: NDArray[np.int8], bits: int) -> ir.TensorProtocol:
-        if bits > self._placement.packed_bits:
-            return ir.tensor(np.ascontiguousarray(integers))
-        return ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=ir.Shape(integers.shape))
+    def _form(self, layer: QuantizedLayer) -> Literal["int8", "cast", "blocks"]:
+        """How the integers of a weight are stored; packed ones that do not divide into blocks are stored as INT8."""
+        where = self._placement.ops[layer.layer.op].int4
+        packed = where == "always" or (where == "weight_only" and layer.input is None)
+        if layer.weight.bits > INT4_BITS or not packed:
+            return "int8"
+        return "int8" if self._placement.int4_form == "blocks" and _block_size(layer) is None else self._placement.int4_form
+
+    def _multiplied(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
+        shape = [-1 if dimension == axis else 1 for dimension in range(layer.integers.ndim)]
+        along = constant(self._graph, f"{layer.layer.name}.weight.scale", layer.weight.scale.numpy().reshape(shape))
+        return tape.op("Mul", [tape.op("Cast", [integers], attributes={"to": ir.DataType.FLOAT}), along])
+
+    def _blocks(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
+        """The scale of an output channel, once for each block of its input channels."""
+        size = _block_size(layer)
+        assert size is not None
+        scales = np.expand_dims(layer.weight.scale.numpy(), 1 - axis).repeat(layer.layer.shape[1] // size, axis=1 - axis)
+        scale = constant(self._graph, f"{layer.layer.name}.weight.scale", scales)
+        return tape.op("DequantizeLinear", [integers, scale], attributes={"axis": 1 - axis, "block_size": size})
 
     def _input(self, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:  # rule 2
         if (x, quantizer) not in self._pairs:
@@ -106,15 +126,15 @@ class _Writer:
         zero = constant(self._graph, f"zero_point.{kind.__name__}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))
         if quantizer.bits < CONTAINER_BITS:  # rule 3
             low, high = (np.float32(end - quantizer.zero_point) * np.float32(quantizer.scale) for end in (quantizer.low, quantizer.high))
-            x = tape.op("Clip", [x, *(constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high))])
-        return tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
+            bounds = [constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high)]
+            x = _like(x, tape.op("Clip", [x, *bounds]))
+        return _like(x, tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero]))
 
     def _output(self, node: ir.Node, quantizer: ActivationQuantizer) -> None:  # rule 4
         (out,) = node.outputs
         users = list(out.uses())
         tape = ir.tape.Tape()
         pair = self._pair(tape, out, quantizer)
-        pair.shape, pair.type = out.shape, out.type
         for use in users:
             use.node.replace_input_with(use.idx, pair)
         self._graph.insert_after(node, tape.nodes)
@@ -127,6 +147,22 @@ class _Writer:
         out = tape.op("DequantizeLinear", [integers, scale], attributes={"axis": 0})
         self._graph.insert_before(node, tape.nodes)
         return out
+
+
+def _like(x: ir.Value, out: ir.Value) -> ir.Value:
+    out.shape, out.type = x.shape, x.type
+    return out
+
+
+def _stored(integers: NDArray[np.int8], *, packed: bool) -> ir.TensorProtocol:
+    if not packed:
+        return ir.tensor(np.ascontiguousarray(integers))
+    return ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=ir.Shape(integers.shape))
+
+
+def _block_size(layer: QuantizedLayer) -> int | None:
+    """The largest block that a linear layer's input channels divide into; None where there is none."""
+    return next((size for size in INT4_BLOCKS if layer.layer.shape[1] % size == 0), None)
 
 
 def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from calib.layers import Layer, Op, Role
 from calib.placement import PLACEMENTS, Rule, rule
 from calib.precision import Precision
 
-ORT = PLACEMENTS["onnxruntime"]
+ORT, TRT = PLACEMENTS["onnxruntime"], PLACEMENTS["tensorrt"]
 
 
 def _layer(op: Op = "Conv", role: Role = "inner", name: str = "block.conv") -> Layer:
@@ -27,6 +27,16 @@ def test_placements_are_named_after_themselves() -> None:
 def test_onnx_runtime_fuses_convolutions_only_with_a_quantized_output(op: Op, output_bits: int | None, bias: str) -> None:
     found = rule(_layer(op), Precision.parse("w4a8"), ORT)
     assert (found.weight_bits, found.activation_bits, found.output_bits, found.bias, found.reason) == (4, 8, output_bits, bias, None)
+
+
+@pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
+@pytest.mark.parametrize(("name", "weight_bits", "activation_bits"), [("w8a8", 8, 8), ("w4a4", 4, 4), ("w4a6", 4, 6)])
+def test_tensorrt_quantizes_inputs_alone_and_adds_float_biases(op: Op, name: str, weight_bits: int, activation_bits: int) -> None:
+    assert rule(_layer(op), Precision.parse(name), TRT) == Rule(weight_bits, activation_bits, None, "float")
+
+
+def test_tensorrt_has_no_zero_points() -> None:
+    assert (TRT.signed, TRT.symmetric, ORT.symmetric) == (True, True, False)
 
 
 @pytest.mark.parametrize(("name", "weight_bits", "activation_bits"), [("w8a8", 8, 8), ("w3a6", 3, 6), ("w4a4", 4, 4)])

@@ -33,7 +33,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(path.stem)
         return OnnxRuntimeEngine(path, **options)
 
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", start)
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", start)
     return seen
 
 

@@ -46,8 +46,9 @@ MANIFEST: dict[str, Any] = {
         },
     },
     "parameterization": "v_prediction",
-    "target": "onnxruntime",
+    "target": {"name": "onnxruntime", "high_precision": "fp32", "profile": None, "workspace_gib": None},
     "placement": "onnxruntime",
+    "measured_on": "onnxruntime",
     "precisions": {
         "fp32": {"graph": GRAPH, "weight_bits": 32, "activation_bits": 32, "bit_operations_saved": 1.0, "bit_operations_saved_all": 1.0}
     },

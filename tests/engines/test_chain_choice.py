@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Precisions whose engines were started, without starting them."""
     seen: list[str] = []
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", lambda path, **_: seen.append(path.stem))
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda path, **_: seen.append(path.stem))
     return seen
 
 
@@ -42,7 +42,7 @@ def test_engines_are_told_how_many_samples_come_at_a_time(
     tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, guidance: float, batch: int
 ) -> None:
     batches: list[int] = []
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", lambda _path, **options: batches.append(options["batch"]))
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda _path, **options: batches.append(options["batch"]))
     ChainChoice(precision="fp32", guidance=guidance, accept_guidance=True).open(Bundle.open(tiny.folder), 4)
     assert batches == [batch]
 

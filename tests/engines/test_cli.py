@@ -285,7 +285,7 @@ def test_damaged_bundle_is_one_message_and_leaves_nothing(
 def test_request_that_does_not_fit_is_told_before_any_engine_starts(
     tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], message: str
 ) -> None:
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started"))
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started"))
     result = sample(tiny, tmp_path / "out", *options, num=3)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {message}")

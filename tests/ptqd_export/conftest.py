@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
+from calib.scale_type import with_scales_in
 from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
 from engines.samplers import NoiseSchedule
 from ptqd_export.build import run_build
@@ -61,7 +62,7 @@ class Built:
         return folder
 
     def graph(self, precision: str) -> Path:
-        return self.folder / "graphs" / "onnxruntime" / f"{precision}.onnx"
+        return self.folder / "graphs" / self.context.placement.name / f"{precision}.onnx"
 
     def json(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.folder / name).read_text())
@@ -72,7 +73,7 @@ class Built:
         if precision not in self.quantized:
             network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
             quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
-            self.quantized[precision] = quantizer.quantize(Precision.parse(precision))
+            self.quantized[precision] = with_scales_in(self.context.high_precision, quantizer.quantize(Precision.parse(precision)))
         return self.quantized[precision]
 
     def portable(self) -> dict[str, bytes]:
@@ -140,6 +141,31 @@ def cross_build(cross_model: Path) -> Built:
         sampler={"name": "ddpm", "steps": 3, "eta": 1.0, "guidance": 2.0},
         precisions=["fp32", "w8a8", "w4a8", "w4a16"],
         correction={"mode": "ptqd", "variance": "schedule"},
+    )
+
+
+@pytest.fixture(scope="session")
+def class_trt_build(class_model: Path) -> Built:
+    """For TensorRT-RTX with the float part in float32; not to be changed."""
+    return _build(
+        class_model.parent,
+        sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
+        precisions=["w8a8", "w4a8", "w4a4"],
+        target={"name": "tensorrt-rtx", "high_precision": "fp32", "threads": 2, "batch": {"opt": 2, "max": 3}, "workspace_gib": 1.0},
+        output="tensorrt",
+    )
+
+
+@pytest.fixture(scope="session")
+def cross_trt_build(cross_model: Path) -> Built:
+    """For TensorRT with the float part in float16, full precision in float16 among the precisions; not to be changed."""
+    return _build(
+        cross_model.parent,
+        model={"path": "model", "conditions": "conditions.npz"},
+        sampler={"name": "ddpm", "steps": 2, "eta": 1.0, "guidance": 2.0},
+        precisions=["fp16", "w8a8", "w4a4", "w4a16"],
+        target={"name": "tensorrt", "threads": 2},
+        output="tensorrt",
     )
 
 

@@ -88,7 +88,10 @@ RESOLVED = """\
     "name": "onnxruntime",
     "provider": "CPU",
     "threads": null,
-    "benchmark_batch": 8
+    "benchmark_batch": 8,
+    "high_precision": "fp32",
+    "batch": null,
+    "workspace_gib": null
   },
   "output": "build/digits"
 }
@@ -254,7 +257,10 @@ REFUSED = [
     ({"calibration": {"device": "gpu"}}, 'calibration.device: found "gpu", expected "cpu", "cuda" or "cuda:0"'),
     ({"correction": {"parts": ["gain", "gain"]}}, 'correction.parts: found ["gain", "gain"], expected names that are all different'),
     ({"target": {}}, "target.name: missing; expected runtime"),
-    ({"target": {"name": "tensorrt"}}, "target.name: found \"tensorrt\", expected 'onnxruntime'"),
+    ({"target": {"name": "TensorRT"}}, "target.name: found \"TensorRT\", expected 'onnxruntime', 'tensorrt' or 'tensorrt-rtx'"),
+    ({"target": {"name": "tensorrt", "high_precision": "bf16"}}, "target.high_precision: found \"bf16\", expected 'fp32' or 'fp16'"),
+    ({"target": {"name": "tensorrt", "workspace_gib": 0}}, "target.workspace_gib: found 0, expected more than 0.0"),
+    ({"target": {"name": "tensorrt", "batch": {"most": 2}}}, "target.batch.most: unknown key; known keys: min, opt, max"),
     ({"target": {"name": "onnxruntime", "provider": "cpu"}}, "target.provider: found \"cpu\", expected 'CPU'"),
     ({"target": {"name": "onnxruntime", "threads": 0}}, "target.threads: found 0, expected 1 or more"),
     ({"output": None}, "output: found null, expected a string"),
@@ -278,7 +284,7 @@ def test_all_problems_are_listed_in_one_message(write: Write) -> None:
         "sampler.steps: found 0, expected 1 or more",
         "precisions: found [], expected at least 1 item",
         'steps.polcy: unknown key; did you mean "policy"?',
-        "target.name: found \"tpu\", expected 'onnxruntime'",
+        "target.name: found \"tpu\", expected 'onnxruntime', 'tensorrt' or 'tensorrt-rtx'",
     ]
 
 
@@ -324,6 +330,51 @@ def test_policy_budget_and_a_budget_need_each_other(write: Write, steps: dict[st
     assert _problems(write(steps=steps)) == [
         f'steps: found {json.dumps(steps)}, expected "budget" beside the policy "budget", and only there'
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (
+            {"name": "onnxruntime", "high_precision": "fp16"},
+            'target.high_precision: found "fp16", expected "fp32" beside the target onnxruntime',
+        ),
+        (
+            {"name": "onnxruntime", "batch": {}},
+            "target.batch: found {}, expected nothing beside the target onnxruntime, whose engines take any batch",
+        ),
+        (
+            {"name": "onnxruntime", "workspace_gib": 1.0},
+            "target.workspace_gib: found 1.0, expected nothing beside the target onnxruntime, which builds no engines ahead of time",
+        ),
+        (
+            {"name": "tensorrt", "batch": {"min": 2, "opt": 1}},
+            'target.batch: found {"min": 2, "opt": 1}, expected min, opt and max in this order',
+        ),
+    ],
+)
+def test_target_takes_what_its_engines_are_built_with(write: Write, target: dict[str, Any], problem: str) -> None:
+    assert _problems(write(target=target)) == [problem]
+
+
+@pytest.mark.parametrize(("name", "high_precision", "batch"), [("tensorrt", "fp16", (1, 8, 64)), ("onnxruntime", "fp32", None)])
+def test_target_brings_its_own_defaults(write: Write, name: str, high_precision: str, batch: tuple[int, ...] | None) -> None:
+    target = load_plan(write(target={"name": name})).plan.target
+    assert target.high_precision == high_precision
+    assert batch == (None if target.batch is None else (target.batch.min, target.batch.opt, target.batch.max))
+
+
+def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -> None:
+    assert load_plan(write(precisions=["fp16", "w8a8"], target={"name": "tensorrt-rtx"})).plan.precisions == ("fp16", "w8a8")
+    (problem,) = _problems(write(precisions=["fp16", "w8a8"]))
+    assert problem.endswith("expected no precision fp16 beside the target onnxruntime, which has no engines of it")
+
+
+def test_time_is_no_cost_where_it_is_not_measured(write: Write) -> None:
+    steps = {"policy": "budget", "cost": "time", "budget": 0.5}
+    assert load_plan(write(steps=steps)).plan.steps.cost == "time"
+    (problem,) = _problems(write(steps=steps, target={"name": "tensorrt"}))
+    assert 'expected steps.cost "bit_operations" beside the target tensorrt: the build runs its graphs on ONNX Runtime' in problem
 
 
 def test_used_steps_must_be_known_before_the_ranges(write: Write) -> None:

@@ -133,5 +133,16 @@ def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
-    message = _error(_pipeline(tmp_path / "digits"), target="tensorrt")
-    assert message == "unknown target\n  found:    tensorrt\n  expected: onnxruntime\n  mend:     correct --target"
+    message = _error(_pipeline(tmp_path / "digits"), target="openvino")
+    assert message == (
+        "unknown target\n  found:    openvino\n  expected: onnxruntime or tensorrt or tensorrt-rtx\n  mend:     correct --target"
+    )
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_plan_for_tensorrt_shows_what_its_engines_are_built_with(tmp_path: Path, target: str) -> None:
+    write_starter_plan(_pipeline(tmp_path / "flowers"), target, tmp_path / "plan.json", force=False)
+    section = json.loads((tmp_path / "plan.json").read_text())["target"]
+    assert (section["name"], section["high_precision"], section["workspace_gib"]) == (target, "fp16", None)
+    assert section["batch"] == {"min": 1, "opt": 8, "max": 64}
+    assert load_plan(tmp_path / "plan.json").plan.target.name == target

@@ -153,7 +153,7 @@ def test_time_is_spent_where_time_is_counted(class_build: Built, monkeypatch: py
     monkeypatch.setattr(module, "time_engines", lambda *_: times)
     run = _run(class_build, tmp_path, 0.15, cost="time")
     assert run.chosen.precisions == ("w8a8",) * STEPS
-    write_time_frontier(run.context, tmp_path, run.chosen)
+    write_time_frontier(run.context, tmp_path, run.chosen, times)
     record = json.loads((tmp_path / "local" / machine_name() / "frontier.json").read_text())
     assert record["cost"] == "time"
     assert record["cost_a_step"] == {"w3a8": 0.2, "w4a4": 0.2, "w4a8": 0.2, "w8a8": 0.1}

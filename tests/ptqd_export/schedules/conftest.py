@@ -81,4 +81,4 @@ def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Callable[..., object]:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr("engines.bank.OnnxRuntimeEngine", refuse)
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", refuse)

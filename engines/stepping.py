@@ -1,0 +1,71 @@
+"""One step of a chain, wherever the state lives: the sampling loop decides, a stepper computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from engines.arrays import Float32, Int64
+from engines.correction import correct
+from engines.denoiser import Denoisers, guide
+from engines.schedule import Step
+from engines.update import update
+
+
+@dataclass(frozen=True)
+class Move:
+    """What the loop has decided for one step.
+
+    Attributes:
+        step: its timestep and coefficients.
+        precision: of the network that takes it.
+        guidance: scale w.
+        gain: of the correction, [channels], or one for all of them.
+        offset: likewise.
+        sigma: standard deviation of the fresh noise.
+    """
+
+    step: Step
+    precision: str
+    guidance: float
+    gain: Sequence[float]
+    offset: Sequence[float]
+    sigma: float
+
+
+class Stepper(Protocol):
+    """Owns the state of the chains of one batch. `start` comes first, then a `take` for each step, then `state`."""
+
+    def start(self, x: Float32, rows: Int64) -> None:
+        """Begin at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
+
+    def take(self, move: Move, z: Float32 | None) -> None:
+        """Take a step, with fresh noise `z` [batch, *shape], or None where the step has none."""
+
+    def state(self) -> Float32:
+        """The states as they are now, [batch, *shape]."""
+
+
+class HostStepper:
+    """The state is an array on the host."""
+
+    def __init__(self, denoisers: Denoisers) -> None:
+        self._denoisers = denoisers
+
+    def start(self, x: Float32, rows: Int64) -> None:
+        self._x, self._rows = x, rows
+        self._history: list[Float32] = []
+
+    def take(self, move: Move, z: Float32 | None) -> None:
+        scaled = np.asarray(np.float32(move.step.input_scale) * self._x)
+        branches = self._denoisers[move.precision](scaled, move.step.timestep, self._rows)
+        out = correct(guide(branches, move.guidance), move.gain, move.offset)
+        self._x, self._history = update(self._x, out, move.step, self._history)
+        if z is not None:
+            self._x += np.float32(move.sigma) * z
+
+    def state(self) -> Float32:
+        return self._x

@@ -1,0 +1,1 @@
+"""TensorRT in two flavours: engines built in a child process, cached, and run from shared device buffers."""

@@ -1,0 +1,96 @@
+"""The engines of a bundle on TensorRT, from the folder that `ptqd-export engines` filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from engines.denoiser import Denoisers
+from engines.machine import machine_name
+from engines.stepping import Stepper
+from engines.tensorrt.arena import Arena
+from engines.tensorrt.build_spec import BatchProfile, BuildSpec
+from engines.tensorrt.cache import EngineCache
+from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_stepper import DeviceStepper
+from engines.tensorrt.engine import OpenOptions, TensorRtEngine
+from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.tensorrt.update_kernel import UpdateKernels
+
+ANY_MACHINE = "any-machine"
+
+
+class Profile(Protocol):
+    """Rows of a network call; see `BatchProfile`."""
+
+    @property
+    def min(self) -> int: ...
+    @property
+    def opt(self) -> int: ...
+    @property
+    def max(self) -> int: ...
+
+
+class TensorRtBackend:
+    """See `engines.backends.base.Backend`. All engines that one backend opens share one arena.
+
+    Args:
+        settings: how the engines were built.
+        folder: of the bundle.
+        cuda_graphs: see `OpenOptions`.
+
+    Raises:
+        MissingBackendError: there is no device.
+    """
+
+    def __init__(self, settings: EngineSettings, folder: Path, *, cuda_graphs: bool = True) -> None:
+        self._settings = settings
+        self._cache = engine_cache(folder, settings.flavour)
+        runtime_cache = folder / "local" / machine_name() / f"{settings.flavour}.kernels"
+        self._options = OpenOptions(cuda_graphs, runtime_cache)
+        self.arena = Arena(Cuda())
+
+    def open(self, graph: Path, rows: int) -> TensorRtEngine:
+        path = self._cache.find(self._settings.spec(graph))
+        engine = TensorRtEngine(path, FLAVOURS[self._settings.flavour], self.arena, self._options)
+        engine.prepare(rows)
+        return engine
+
+    def device_stepper(self, denoisers: Denoisers) -> Stepper:
+        """For `Chain.stepper`: the state stays on the device."""
+        return DeviceStepper(denoisers, self._kernels)
+
+    @cached_property
+    def _kernels(self) -> UpdateKernels:
+        return UpdateKernels(self.arena.cuda)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engines of a bundle are built: the same when they are built and when they are looked for.
+
+    Attributes:
+        flavour: of TensorRT.
+        profile: see `BuildSpec`.
+        workspace_gib: see there.
+    """
+
+    flavour: FlavourName
+    profile: BatchProfile
+    workspace_gib: float | None = None
+
+    @classmethod
+    def of(cls, flavour: FlavourName, profile: Profile, workspace_gib: float | None) -> EngineSettings:
+        """From what a manifest says of its target."""
+        return cls(flavour, BatchProfile(profile.min, profile.opt, profile.max), workspace_gib)
+
+    def spec(self, graph: Path) -> BuildSpec:
+        return BuildSpec(graph, self.flavour, self.profile, self.workspace_gib)
+
+
+def engine_cache(folder: Path, flavour: FlavourName) -> EngineCache:
+    """Engines of a bundle: portable ones travel with its folder, others belong to this machine."""
+    place = ANY_MACHINE if FLAVOURS[flavour].portable else machine_name()
+    return EngineCache(folder / "local" / place / "engines")

@@ -1,0 +1,126 @@
+"""Engines on disk, named by everything that they depend on; built once, whoever asks for them at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engines.errors import UsageError
+from engines.files import replacing, sha256, write_text
+from engines.tensorrt.build_spec import BuildSpec
+from engines.tensorrt.builder import OnProgress, build_engine
+from engines.tensorrt.device_identity import DeviceIdentity, device_identity
+from engines.tensorrt.locks import locked
+
+DIGEST_LETTERS = 16
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine depends on.
+
+    Attributes:
+        graph: sha256 of the graph and of the weights beside it.
+        flavour: of TensorRT.
+        version: of that flavour.
+        device: compute capability and driver.
+        options: everything else that it was built with.
+    """
+
+    graph: tuple[str, ...]
+    flavour: str
+    version: str
+    device: DeviceIdentity
+    options: dict[str, object]
+
+    @classmethod
+    def of(cls, spec: BuildSpec) -> EngineKey:
+        """The key of an engine on this machine.
+
+        Raises:
+            MissingBackendError: the flavour is not installed, or builds for a device that is not there.
+        """
+        version = spec.traits.load().__version__
+        return cls(_graph_hashes(spec.graph), spec.flavour, version, device_identity(spec.traits), spec.options)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, indent=1)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGEST_LETTERS]
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """An engine file.
+
+    Attributes:
+        path: of the serialized engine.
+        seconds: that it took to build just now, or that it took to wait for whoever built it.
+        from_cache: somebody built it before.
+    """
+
+    path: Path
+    seconds: float
+    from_cache: bool
+
+
+class EngineCache:
+    """A folder of engines. Two processes that ask for the same engine at once build it once: the second waits.
+
+    Args:
+        folder: is made when the first engine is built.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, spec: BuildSpec) -> Path:
+        """The engine, which must have been built.
+
+        Raises:
+            UsageError: it was not, or not for this graph, flavour, version, device and options.
+        """
+        path = self._path(spec, EngineKey.of(spec))
+        if not path.exists():
+            raise UsageError(
+                "There is no engine of this graph for this machine.",
+                found=f"no {path}",
+                expected=f"an engine of {spec.graph.name} for {spec.flavour}",
+                mend="run `ptqd-export engines BUNDLE`",
+            )
+        return path
+
+    def get(self, spec: BuildSpec, on_progress: OnProgress = lambda _: None, build: Callable[..., None] = build_engine) -> CachedEngine:
+        """The engine, built where it is not there yet.
+
+        Raises:
+            PtqdError: it cannot be built; nothing is left of the attempt.
+        """
+        key, begin = EngineKey.of(spec), time.perf_counter()
+        path = self._path(spec, key)
+        with locked(path):
+            from_cache = path.exists()
+            if not from_cache:
+                self._build(spec, key, path, on_progress, build)
+        return CachedEngine(path, time.perf_counter() - begin, from_cache)
+
+    def _build(self, spec: BuildSpec, key: EngineKey, path: Path, on_progress: OnProgress, build: Callable[..., None]) -> None:
+        timings = self.folder / f"{spec.flavour}-{key.version}-{key.device.compute_capability}.timings"
+        with replacing(path) as temporary:
+            build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
+            write_text(path.with_suffix(".json"), key.to_json() + "\n")
+
+    def _path(self, spec: BuildSpec, key: EngineKey) -> Path:
+        return self.folder / f"{spec.graph.stem}-{key.digest}.engine"
+
+
+def _graph_hashes(graph: Path) -> tuple[str, ...]:
+    """Of the graph, and of the file beside it that holds the weights of a large one."""
+    weights = graph.with_name(f"{graph.name}.data")
+    return (sha256(graph), sha256(weights)) if weights.exists() else (sha256(graph),)

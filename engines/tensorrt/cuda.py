@@ -1,0 +1,163 @@
+"""CUDA as far as sampling needs it: memory, a stream, events, graphs. An error code becomes a PtqdError; memory belongs to its object."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.errors import MissingBackendError, PtqdError
+
+
+class Cuda:
+    """The CUDA runtime on the current device.
+
+    Raises:
+        MissingBackendError: cuda-python is not installed, or there is no device.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise MissingBackendError("cuda-python is not installed.", found=str(error), mend="pip install 'ptqd-export[gpu]'") from error
+        status, count = self._runtime.cudaGetDeviceCount()
+        if status != 0 or not count:
+            raise MissingBackendError(
+                "There is no CUDA device.", found=_name(status) if status != 0 else "0 devices", mend="run on a machine with an NVIDIA GPU"
+            )
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the runtime; returns its one result, several as a tuple, or None.
+
+        Raises:
+            PtqdError: it reports an error.
+        """
+        status, *results = getattr(self._runtime, function)(*arguments)
+        if status != 0:
+            raise PtqdError(
+                "CUDA reports an error.",
+                found=f"{function}: {_name(status)}",
+                mend="see whether another process uses the device, and whether the driver fits cuda-python's version",
+            )
+        return tuple(results) if len(results) > 1 else next(iter(results), None)
+
+    def compute_capability(self) -> str:
+        """Such as `8.9`."""
+        device = self.call("cudaGetDevice")
+        attribute = self._runtime.cudaDeviceAttr
+        major, minor = (
+            self.call("cudaDeviceGetAttribute", which, device)
+            for which in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor)
+        )
+        return f"{major}.{minor}"
+
+    def driver_version(self) -> str:
+        """The newest CUDA version that the driver supports, such as `13000`."""
+        return str(self.call("cudaDriverGetVersion"))
+
+    def device_name(self) -> str:
+        name: bytes = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice")).name
+        return name.split(b"\0")[0].decode()
+
+    def free_bytes(self) -> int:
+        """Memory of the device that nobody uses."""
+        free: int = self.call("cudaMemGetInfo")[0]
+        return free
+
+    def device_memory(self, nbytes: int) -> DeviceMemory:
+        return DeviceMemory(self, nbytes)
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array in memory that copies to and from the device need no detour for; freed with its last view."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        address = int(self.call("cudaMallocHost", max(size, 1)))
+        block = (ctypes.c_byte * size).from_address(address)
+        weakref.finalize(block, self.call, "cudaFreeHost", address)
+        array: NDArray[Any] = np.ctypeslib.as_array(block).view(dtype).reshape(shape)
+        return array
+
+    def stream(self) -> Stream:
+        return Stream(self)
+
+
+class DeviceMemory:
+    """Bytes on the device, freed with this object."""
+
+    def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = int(cuda.call("cudaMalloc", max(nbytes, 1)))
+        weakref.finalize(self, cuda.call, "cudaFree", self.address)
+
+
+class Stream:
+    """Work of the device in order."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        kinds = cuda._runtime.cudaMemcpyKind
+        self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
+        self._capture_mode = cuda._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._stream = cuda.call("cudaStreamCreateWithFlags", cuda._runtime.cudaStreamNonBlocking)
+        self.handle = int(self._stream)
+        weakref.finalize(self, cuda.call, "cudaStreamDestroy", self._stream)
+
+    def upload(self, source: NDArray[Any], address: int) -> None:
+        """Copy a contiguous array to the device; it must stay as it is until `synchronize`."""
+        self._cuda.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, self._to_device, self._stream)
+
+    def download(self, address: int, target: NDArray[Any]) -> None:
+        """Copy into a contiguous array, which is whole after `synchronize`."""
+        self._cuda.call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, self._to_host, self._stream)
+
+    def synchronize(self) -> None:
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[list[Graph]]:
+        """What is enqueued in the block is not run, but becomes a graph, which the list that this yields then holds."""
+        captured: list[Graph] = []
+        self._cuda.call("cudaStreamBeginCapture", self._stream, self._capture_mode)
+        try:
+            yield captured
+        finally:
+            graph = self._cuda.call("cudaStreamEndCapture", self._stream)
+        captured.append(Graph(self._cuda, graph))
+
+    def launch(self, graph: Graph) -> None:
+        self._cuda.call("cudaGraphLaunch", graph.executable, self._stream)
+
+    def event(self) -> Any:
+        """Mark this point of the stream; see `milliseconds`."""
+        event = self._cuda.call("cudaEventCreate")
+        self._cuda.call("cudaEventRecord", event, self._stream)
+        return event
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        """Time of the device between two events, which end with this."""
+        self._cuda.call("cudaEventSynchronize", end)
+        elapsed: float = self._cuda.call("cudaEventElapsedTime", begin, end)
+        for event in (begin, end):
+            self._cuda.call("cudaEventDestroy", event)
+        return elapsed
+
+
+class Graph:
+    """Captured work, ready to launch; destroyed with this object."""
+
+    def __init__(self, cuda: Cuda, graph: Any) -> None:
+        self.executable = cuda.call("cudaGraphInstantiate", graph, 0)
+        cuda.call("cudaGraphDestroy", graph)
+        weakref.finalize(self, cuda.call, "cudaGraphExecDestroy", self.executable)
+
+
+def _name(status: Any) -> str:
+    """Such as `cudaErrorMemoryAllocation (2)`."""
+    return f"{status.name} ({int(status)})"

@@ -1,0 +1,151 @@
+"""Steps whose state stays on the device: only noise and a few numbers go there, and only the last state comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32, Int64
+from engines.denoiser import Denoiser, Denoisers
+from engines.errors import PtqdError
+from engines.network import STATE, TIMESTEP, EngineDenoiser
+from engines.stepping import Move
+from engines.tensorrt.arena import Arena
+from engines.tensorrt.engine import TensorRtEngine
+from engines.tensorrt.update_kernel import HISTORY, UpdateArguments, UpdateKernels
+
+X, Z, GAIN, OFFSET, NOT_FINITE = "step x", "step z", "step gain", "step offset", "step not finite"
+PREDICTIONS = tuple(f"step prediction {index}" for index in range(HISTORY + 1))
+"""Blocks of the arena; no network input is called so."""
+
+
+class DeviceStepper:
+    """See `engines.stepping.Stepper`. Every denoiser runs on a TensorRT engine of one arena.
+
+    Args:
+        denoisers: by precision.
+        kernels: of the device that the engines are on.
+    """
+
+    def __init__(self, denoisers: Denoisers, kernels: UpdateKernels) -> None:
+        self._denoisers = denoisers
+        self._kernels = kernels
+        self._pinned: dict[str, NDArray[Any]] = {}
+        self._arena: Arena | None = None
+
+    def start(self, x: Float32, rows: Int64) -> None:
+        self._x, self._rows = x, rows
+        self._arena = None
+        self._newest = self._known = 0
+
+    def take(self, move: Move, z: Float32 | None) -> None:
+        denoiser = _on_tensorrt(self._denoisers[move.precision])
+        engine = denoiser.engine
+        assert isinstance(engine, TensorRtEngine)
+        branches = 2 if denoiser.guided else 1
+        network_rows = branches * len(self._rows)
+        engine.prepare(network_rows)
+        arena = self._begin(engine.arena)
+        arena.stream.synchronize()  # the copies of the step before have left the pinned arrays
+        self._send_numbers(arena, move, z)
+        feeds = {} if denoiser.conditioning is None else denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
+        feeds[TIMESTEP] = np.full(network_rows, move.step.timestep, dtype=np.float32)
+        engine.upload(feeds, network_rows)
+        scale = float(move.step.input_scale)
+        self._kernels.place(arena.stream.handle, arena.address(X), scale, self._x.size, branches, arena.address(STATE))
+        engine.enqueue(network_rows)
+        self._kernels.update(arena.stream.handle, self._arguments(arena, move, branches, engine.output.name))
+
+    def state(self) -> Float32:
+        if self._arena is None:
+            return self._x
+        arena = self._arena
+        arena.stream.download(arena.address(X), self._pinned[X])
+        arena.stream.download(arena.address(NOT_FINITE), self._pinned[NOT_FINITE])
+        arena.stream.synchronize()
+        if self._pinned[NOT_FINITE][0]:
+            raise PtqdError(
+                "The network's output is not finite.",
+                found="NaN or infinity in some step",
+                mend="sample with the update on the host, which names the engine, or see whether float32 samples well (--precision fp32)",
+            )
+        return self._pinned[X].copy()
+
+    def _begin(self, arena: Arena) -> Arena:
+        """The arena, the state in it."""
+        if self._arena is None:
+            self._arena = arena
+            channels, z_bytes = self._x.shape[1], self._x.nbytes
+            for name in (X, Z, *PREDICTIONS):
+                arena.reserve(name, z_bytes)
+            for name in (GAIN, OFFSET):
+                arena.reserve(name, 4 * channels)
+            arena.reserve(NOT_FINITE, 4)
+            for name, shape in {X: self._x.shape, Z: self._x.shape, GAIN: (channels,), OFFSET: (channels,)}.items():
+                self._pin(name, shape, np.float32)
+            self._pin(NOT_FINITE, (1,), np.int32)
+            self._pinned[X][:], self._pinned[NOT_FINITE][:] = self._x, 0
+            for name in (X, NOT_FINITE):
+                arena.stream.upload(self._pinned[name], arena.address(name))
+        return self._arena
+
+    def _pin(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        assert self._arena is not None
+        if name not in self._pinned or self._pinned[name].shape != shape:
+            self._pinned[name] = self._arena.cuda.pinned(shape, dtype)
+
+    def _send_numbers(self, arena: Arena, move: Move, z: Float32 | None) -> None:
+        sent: dict[str, Any] = {GAIN: move.gain, OFFSET: move.offset} | ({} if z is None else {Z: z})
+        for name, value in sent.items():
+            self._pinned[name][:] = value
+            arena.stream.upload(self._pinned[name], arena.address(name))
+
+    def _arguments(self, arena: Arena, move: Move, branches: int, output: str) -> UpdateArguments:
+        """Of the kernel; the buffers of the predictions take turns, the oldest one is written."""
+        step = move.step
+        wanted = len(step.history_coeffs)
+        assert wanted <= len(PREDICTIONS), "a sampler of higher order than the kernel knows"
+        terms = min(wanted, self._known + 1)
+        H = (*step.history_coeffs, *(0.0,) * (HISTORY + 1))[: HISTORY + 1]
+        target = (self._newest + 1) % len(PREDICTIONS)
+        earlier = [arena.address(PREDICTIONS[(target - age) % len(PREDICTIONS)]) for age in (1, 2, 3)]
+        if wanted:
+            self._newest, self._known = target, min(self._known + 1, wanted)
+        else:
+            self._known = 0
+        P, Q = step.prediction_coeffs
+        return UpdateArguments(
+            x=arena.address(X),
+            out=arena.address(output),
+            gain=arena.address(GAIN),
+            offset=arena.address(OFFSET),
+            z=arena.address(Z),
+            h1=earlier[0],
+            h2=earlier[1],
+            h3=earlier[2],
+            prediction=arena.address(PREDICTIONS[target]),
+            not_finite=arena.address(NOT_FINITE),
+            n=self._x.size,
+            inner=int(np.prod(self._x.shape[2:])),
+            channels=self._x.shape[1],
+            branches=branches,
+            terms=terms,
+            guidance=move.guidance,
+            A=step.x_coeff,
+            B=step.out_coeff,
+            P=P,
+            Q=Q,
+            clip=0.0 if step.clip is None else step.clip,
+            H0=H[0],
+            H1=H[1],
+            H2=H[2],
+            H3=H[3],
+            sigma=move.sigma,
+        )
+
+
+def _on_tensorrt(denoiser: Denoiser) -> EngineDenoiser:
+    assert isinstance(denoiser, EngineDenoiser), "a bank of TensorRT engines"
+    return denoiser

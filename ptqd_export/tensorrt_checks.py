@@ -1,0 +1,146 @@
+"""Refuse, by the name of its node, what TensorRT's parser or builder refuses, crashes on, or takes for something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from engines.errors import PtqdError
+
+INT4_TYPES = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
+STORED_TYPES = frozenset({ir.DataType.INT8}) | INT4_TYPES
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that TensorRT does not take.
+
+    Attributes:
+        wrong: what it is, for people.
+        expected: what it takes instead.
+        found: what a node holds of it; None where it does not.
+    """
+
+    wrong: str
+    expected: str
+    found: Callable[[ir.Node], str | None]
+
+
+def check_tensorrt_graph(path: Path) -> None:
+    """Hold a graph against what TensorRT takes, without TensorRT: its own errors name other nodes, or are the end of the process.
+
+    Raises:
+        PtqdError: there is such a node.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(ir.load(path).graph):
+        for check in CHECKS:
+            found = check.found(node)
+            if found is not None:
+                raise PtqdError(
+                    f"TensorRT does not take {path.name}: {check.wrong}.",
+                    found=f"{found}, node {node.name or node.outputs[0].name} ({node.op_type})",
+                    expected=check.expected,
+                    mend='build the graph for a TensorRT target: "tensorrt" or "tensorrt-rtx" as target.name',
+                )
+
+
+def _is_quantizer(node: ir.Node) -> bool:
+    return node.op_type in ("QuantizeLinear", "DequantizeLinear")
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """What a value holds where the graph says so: an initializer's, or a Constant node's."""
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+        return producer.attributes["value"].as_tensor()
+    return None if value is None or not value.is_initializer() else value.const_value
+
+
+def _run_time_scale(node: ir.Node) -> str | None:
+    scale = _input(node, 1) if _is_quantizer(node) else None
+    return f"{scale.name} is not stored in the graph" if scale is not None and _constant(scale) is None else None
+
+
+def _scale_not_positive(node: ir.Node) -> str | None:
+    scale = _constant(_input(node, 1)) if _is_quantizer(node) else None
+    if scale is None or bool((scale.numpy() > 0).all()):
+        return None
+    return f"a scale of {float(scale.numpy().min()):g}"
+
+
+def _zero_point(node: ir.Node) -> str | None:
+    value = _input(node, 2) if _is_quantizer(node) else None
+    stored = _constant(value)
+    if value is not None and stored is None:
+        return f"zero point {value.name} is not stored in the graph"
+    points = np.zeros(0) if stored is None else stored.numpy()
+    return f"zero point {points[points != 0].flat[0]}" if points.any() else None
+
+
+def _quantized_type(node: ir.Node) -> ir.DataType | None:
+    """The integers of a QuantizeLinear."""
+    if node.op_type != "QuantizeLinear":
+        return None
+    zero_point = _input(node, 2)
+    written = node.attributes.get_int("output_dtype", 0)
+    if zero_point is None:
+        return ir.DataType(written) if written else ir.DataType.UINT8  # ONNX's default
+    return zero_point.dtype
+
+
+def _unsigned(node: ir.Node) -> str | None:
+    return "uint8 integers" if _quantized_type(node) == ir.DataType.UINT8 else None
+
+
+def _four_bit_activations(node: ir.Node) -> str | None:
+    kind = _quantized_type(node)
+    return f"{kind.name} integers" if kind in INT4_TYPES and kind is not None else None
+
+
+def _wide_integers(node: ir.Node) -> str | None:
+    x = _input(node, 0) if node.op_type == "DequantizeLinear" else None
+    return f"{x.dtype.name} {x.name}" if x is not None and x.dtype in (ir.DataType.INT32, ir.DataType.INT16) else None
+
+
+def _four_bit_convolution(node: ir.Node) -> str | None:
+    weight = _input(node, 1) if node.op_type in CONVOLUTIONS else None
+    dequantize = None if weight is None else weight.producer()
+    stored = _input(dequantize, 0) if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
+    return f"weight {stored.name} in {stored.dtype.name}" if stored is not None and stored.dtype in INT4_TYPES else None
+
+
+def _integers_elsewhere(node: ir.Node) -> str | None:
+    if _is_quantizer(node):
+        return None
+    stored = (value for value in node.inputs if value is not None and value.is_initializer())
+    return next((f"{value.name} in {value.dtype.name}" for value in stored if value.dtype in STORED_TYPES), None)
+
+
+def _casts_of_few_bits(node: ir.Node) -> str | None:
+    if node.op_type != "Cast":
+        return None
+    ends = [_input(node, 0), *node.outputs]
+    kinds = [value.dtype for value in ends if value is not None] + [ir.DataType(node.attributes["to"].as_int())]
+    return next((f"a Cast of {kind.name}" for kind in kinds if kind in INT4_TYPES), None)
+
+
+CHECKS = (
+    Check("a scale that is only known at run time ends its builder", "scales stored in the graph", _run_time_scale),
+    Check("a scale is not positive", "scales above 0", _scale_not_positive),
+    Check("its quantizers are symmetric", "zero points of 0", _zero_point),
+    Check("it takes unsigned integers for signed ones", "int8 integers, the type of the zero point", _unsigned),
+    Check("it has no 4-bit activations", "a Clip to the 4-bit range, and int8 integers", _four_bit_activations),
+    Check("its biases are floats", "a float bias; DequantizeLinear of int8 or int4 alone", _wide_integers),
+    Check("its convolutions have no 4-bit weights", "the integers in an int8 weight", _four_bit_convolution),
+    Check("it has no Cast of 4-bit integers", "DequantizeLinear of the 4-bit integers themselves", _casts_of_few_bits),
+    Check("it takes stored integers behind DequantizeLinear alone", "DequantizeLinear", _integers_elsewhere),
+)

@@ -1,0 +1,63 @@
+"""`ptqd-export engines` with the real TensorRT-RTX builder, which needs no GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from engines.errors import UsageError
+from ptqd_export.cli import main
+from ptqd_export.engines_command import build_engines
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+TARGET = {"name": "tensorrt-rtx", "high_precision": "fp32", "profile": {"min": 1, "opt": 2, "max": 4}, "workspace_gib": None}
+
+
+@pytest.fixture
+def bundle(own_tiny: TinyBundle) -> TinyBundle:
+    """With graphs that TensorRT takes, as it takes any float graph."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["target"] = TARGET
+        del manifest["precisions"]["w4a8"]
+
+    own_tiny.edit_json("manifest.json", change)
+    return own_tiny
+
+
+def test_every_precision_is_built_and_found_the_second_time(bundle: TinyBundle) -> None:
+    done = CliRunner().invoke(main, ["engines", str(bundle.folder)])
+    assert done.exit_code == 0, done.output
+    built = build_engines(bundle.folder)
+    assert [engine.precision for engine in built] == ["fp32", "w8a8"]
+    assert all(engine.engine.from_cache for engine in built)
+    folder = bundle.folder / "local/any-machine/engines"
+    assert sorted(engine.engine.path for engine in built) == sorted(folder.glob("*.engine"))
+    for engine in built:
+        assert engine.engine.path.name in done.output
+        assert engine.engine.path.stat().st_size > 10_000
+
+
+def test_flavour_can_be_another_than_the_bundles(bundle: TinyBundle) -> None:
+    done = CliRunner().invoke(main, ["engines", str(bundle.folder), "--target", "tensorrt"])
+    assert done.exit_code == 3, done.output
+    assert "pip install 'ptqd-export[gpu]'" in done.output
+
+
+def test_bundle_for_another_runtime_has_no_engines(tiny: TinyBundle) -> None:
+    with pytest.raises(UsageError, match="builds no engines"):
+        build_engines(tiny.folder)
+    with pytest.raises(UsageError, match="not for TensorRT"):
+        build_engines(tiny.folder, "tensorrt-rtx")
+
+
+def test_damaged_graph_is_told_before_the_builder_sees_it(bundle: TinyBundle) -> None:
+    bundle.edit("graphs/onnxruntime/w8a8.onnx", lambda content: content[:-1])
+    done = CliRunner().invoke(main, ["engines", str(bundle.folder)])
+    assert done.exit_code == 1
+    assert "changed or damaged" in done.output

@@ -1,0 +1,244 @@
+"""The graphs for TensorRT before its real parser and builder, which need no GPU; the builder runs in a child process, as it can crash."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_ir.passes import common
+from torch import Tensor
+
+from calib.observers import observing
+from calib.placement import PLACEMENTS, HighPrecision
+from calib.precision import Precision
+from calib.quantize import QuantizationSettings, Quantizer
+from calib.quantized_layer import QuantizedLayer
+from calib.scale_type import with_scales_in
+from engines.conditioning import class_labels
+from engines.samplers import NoiseSchedule
+from ptqd_export.graph_files import save_graph
+from ptqd_export.graph_layers import find_layers
+from ptqd_export.macs import count_macs
+from ptqd_export.models.base import Adapter, LoadedModel
+from ptqd_export.passes.half_precision import ToHalfPrecision
+from ptqd_export.passes.quantization import InsertQuantization
+from ptqd_export.tensorrt_checks import check_tensorrt_graph
+from ptqd_export.trace import check_parity, lower, trace
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Built
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+TRT = PLACEMENTS["tensorrt"]
+
+BUILDER = """
+import sys
+import tensorrt_rtx as trt
+
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+for path in sys.argv[1:]:
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(path), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        rest = tuple(network.get_input(i).shape)[1:]
+        profile.set_shape(network.get_input(i).name, *((batch, *rest) for batch in (1, 2, 4)))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    print(path, 0 if engine is None else engine.nbytes)
+"""
+
+
+def _built_sizes(paths: Iterable[Path]) -> list[int]:
+    """Bytes of the engine of every graph, 0 where the builder refuses it."""
+    done = subprocess.run([sys.executable, "-c", BUILDER, *map(str, paths)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [int(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
+
+
+# What the parser understood
+
+
+@dataclass
+class Parsed:
+    """A parsed network: for every layer with stored weights, by the name of its weight, what its inputs come from.
+
+    Attributes:
+        pairs: layers with an int8 pair on the input and a dequantized weight.
+        weights: layers with a dequantized weight alone.
+        quantizers: QUANTIZE layers that a layer of `pairs` reads, and all of them.
+        float_types: types that convolutions and matrix products compute in.
+    """
+
+    pairs: set[str] = field(default_factory=set)
+    weights: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
+    quantizers: set[str] = field(default_factory=set)
+    dequantizers: set[str] = field(default_factory=set)
+    float_types: set[Any] = field(default_factory=set)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+
+
+VIEWS = {trt.LayerType.SHUFFLE, trt.LayerType.UNSQUEEZE, trt.LayerType.IDENTITY}
+"""What the parser puts between a weight and a matrix product to make their ranks equal."""
+
+
+def _parse(path: Path) -> Parsed:
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    producer = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+
+    def source(tensor: Any) -> Any:
+        layer = producer.get(tensor.name)
+        return source(layer.get_input(0)) if layer is not None and layer.type in VIEWS else layer
+
+    parsed = Parsed(inputs={network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)})
+    parsed.output = network.get_output(0).dtype
+    for layer in layers:
+        if layer.type == trt.LayerType.QUANTIZE:
+            assert layer.get_output(0).dtype == trt.int8
+            parsed.quantizers.add(layer.name)
+        if layer.type == trt.LayerType.DEQUANTIZE:
+            parsed.dequantizers.add(layer.name)
+        if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
+            _add(parsed, layer, source)
+    return parsed
+
+
+def _add(parsed: Parsed, layer: Any, source: Any) -> None:
+    parsed.float_types.add(layer.get_output(0).dtype)
+    x, weight = (source(layer.get_input(i)) if i < layer.num_inputs else None for i in (0, 1))
+    pair = x is not None and x.type == trt.LayerType.DEQUANTIZE
+    stored = source(weight.get_input(0)) if weight is not None and weight.type == trt.LayerType.DEQUANTIZE else None
+    if stored is None or stored.type != trt.LayerType.CONSTANT:
+        assert not pair, f"{layer.name}: an int8 input and a float weight"
+        return
+    parsed.dequantizers.discard(weight.name)
+    name = stored.get_output(0).name.partition(".weight.int")[0]
+    (parsed.pairs if pair else parsed.weights).add(name)
+    if pair:
+        quantize = source(x.get_input(0))
+        assert quantize.type == trt.LayerType.QUANTIZE
+        parsed.read.add(quantize.name)
+        parsed.dequantizers.discard(x.name)
+
+
+def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -> Parsed:
+    parsed = _parse(path)
+    assert parsed.pairs == {layer.layer.name for layer in layers if layer.input is not None}
+    assert parsed.weights == {layer.layer.name for layer in layers if layer.input is None}
+    assert parsed.quantizers == parsed.read
+    assert not parsed.dequantizers
+    assert parsed.float_types == {float_type}
+    assert set(parsed.inputs.values()) <= {trt.float32, trt.int64}
+    assert parsed.output == trt.float32
+    return parsed
+
+
+BUILDS = [("class_trt_build", "float32", ["w8a8", "w4a8", "w4a4"]), ("cross_trt_build", "float16", ["w8a8", "w4a4", "w4a16"])]
+
+
+@pytest.mark.parametrize(("name", "float_type", "precisions"), BUILDS, ids=["class", "cross"])
+def test_every_layer_that_the_plan_quantizes_has_its_pairs_and_no_other_has(
+    request: pytest.FixtureRequest, name: str, float_type: str, precisions: list[str]
+) -> None:
+    built: Built = request.getfixturevalue(name)
+    for precision in precisions:
+        layers = built.quantize(precision)
+        parsed = _holds_the_plan(built.graph(precision), layers, getattr(trt, float_type))
+        assert len(parsed.pairs) > (10 if precision != "w4a16" else -1)
+        assert len(parsed.weights) > 5
+
+
+@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build"])
+def test_every_precision_builds(request: pytest.FixtureRequest, name: str) -> None:
+    built: Built = request.getfixturevalue(name)
+    graphs = sorted((built.folder / "graphs" / "tensorrt").glob("*.onnx"))
+    assert {graph.stem for graph in graphs} == {"fp32", *built.context.plan.precisions}
+    sizes = _built_sizes(graphs)
+    assert len(sizes) == len(graphs)
+    assert all(sizes)
+
+
+def test_half_precision_network_computes_in_float16_alone(cross_trt_build: Built) -> None:
+    parsed = _parse(cross_trt_build.graph("fp16"))
+    assert (parsed.float_types, parsed.quantizers, parsed.output) == ({trt.float16}, set(), trt.float32)
+    assert _parse(cross_trt_build.graph("fp32")).float_types == {trt.float32}
+
+
+# A transformer, without a loader
+
+
+class ClassAdapter(Adapter):
+    """Calls a DiT with its labels."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        out: Tensor = self.network(sample, timestep=timestep, class_labels=conditions[0], return_dict=False)[0]
+        return out
+
+
+@pytest.fixture(scope="module")
+def transformer() -> LoadedModel:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(2)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=2, out_channels=2, num_layers=2, sample_size=8, patch_size=2,
+        num_embeds_ada_norm=4, norm_num_groups=1,
+    )  # fmt: skip
+    torch.nn.init.normal_(network.proj_out_2.weight, std=0.1)
+    labels = class_labels(4, None, "class_labels")
+    return LoadedModel("DiT", ClassAdapter(network, ("class_labels",)), (2, 8, 8), labels, None, NoiseSchedule(clip_sample=False))
+
+
+@pytest.fixture(scope="module")
+def traced(transformer: LoadedModel) -> ir.Model:
+    graph = trace(transformer)
+    lower(graph, TRT)
+    return graph
+
+
+def _quantized(
+    model: LoadedModel, traced: ir.Model, precision: str, high: HighPrecision, folder: Path
+) -> tuple[Path, list[QuantizedLayer]]:
+    layers = find_layers(traced.graph, count_macs(model))
+    with observing(model.adapter.network, sorted({layer.source for layer in layers}), [], 1) as seen, torch.no_grad():
+        model.adapter(*model.example_inputs(16))
+    found = Quantizer(model.adapter.network, layers, seen, TRT, QuantizationSettings()).quantize(Precision.parse(precision))
+    found = with_scales_in(high, found)
+    graph = traced.clone()
+    ir.passes.Sequential(InsertQuantization(found, TRT), *([ToHalfPrecision()] if high == "fp16" else []), common.RemoveUnusedNodesPass())(
+        graph
+    )
+    path = folder / f"{precision}-{high}.onnx"
+    save_graph(graph, path)
+    return path, found
+
+
+def test_transformer_keeps_the_plan_in_both_types_and_builds(transformer: LoadedModel, traced: ir.Model, tmp_path: Path) -> None:
+    save_graph(traced, tmp_path / "fp32.onnx")
+    check_parity(transformer, tmp_path / "fp32.onnx")
+    paths = []
+    types: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16}
+    for precision in ("w8a8", "w4a16"):
+        for high, float_type in types.items():
+            path, layers = _quantized(transformer, traced, precision, high, tmp_path)
+            check_tensorrt_graph(path)
+            parsed = _holds_the_plan(path, layers, float_type)
+            assert len(parsed.pairs) == (12 if precision == "w8a8" else 0)
+            paths.append(path)
+    assert all(_built_sizes(paths))

@@ -1,0 +1,202 @@
+"""Everything that TensorRT on this machine's GPU is asked to do, run once and measured: `python -m tools.gpu_check --bundle DIR`.
+
+The bundle is one that was built for a TensorRT target; engines are built where they are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from engines.arrays import Float32
+from engines.backends.choice import engine_settings, on_onnxruntime
+from engines.bank import EngineBank
+from engines.bundle import Bundle
+from engines.command_line import CommandLine
+from engines.files import write_text
+from engines.network import EngineDenoiser
+from engines.noise import NoiseSource
+from engines.sampling import Chain
+from engines.schedule import Schedule
+from engines.tensorrt.backend import EngineSettings, TensorRtBackend
+from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.engine import TensorRtEngine, integer_layers
+from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.timing import interleaved_medians
+from ptqd_export.engines_command import BuiltEngine, build_engines
+
+ROUNDS = 30
+SEED = 0
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One precision; times are medians of a network call, guidance included, copies to and from the device too."""
+
+    precision: str
+    megabytes: float
+    build_seconds: float
+    parity_db: float
+    graph_milliseconds: float
+    no_graph_milliseconds: float
+    integer_layers: int
+
+
+@dataclass(frozen=True)
+class GpuCheck:
+    """All figures of a machine.
+
+    Attributes:
+        swap_milliseconds: what a call costs more where engines take turns than where one runs again and again.
+        host_update_milliseconds: of a step of the schedule's chain, the update on the host.
+        device_update_milliseconds: the same with the state on the device.
+        update_difference: largest difference of the two chains' samples.
+        shared_bytes: the buffers of all engines together.
+    """
+
+    device: str
+    compute_capability: str
+    driver: str
+    flavour: str
+    version: str
+    batch: int
+    precisions: list[PrecisionRow]
+    swap_milliseconds: float
+    host_update_milliseconds: float
+    device_update_milliseconds: float
+    update_difference: float
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One bundle on the device, ready to be measured."""
+
+    bundle: Bundle
+    settings: EngineSettings
+    schedule: Schedule
+    batch: int
+
+    def bank(self, backend: TensorRtBackend) -> EngineBank:
+        return EngineBank(self.bundle, self.schedule.sampler.guidance, batch=self.batch, backend=backend)
+
+    def call(self, denoiser: EngineDenoiser) -> Float32:
+        samples = np.arange(self.batch, dtype=np.int64)
+        x = NoiseSource(SEED, self.bundle.manifest.model.sample_shape).start(samples)
+        return denoiser(x, self.schedule.steps[0].timestep, np.zeros_like(samples))
+
+
+def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
+    """Run everything.
+
+    Raises:
+        MissingBackendError: the flavour or a device is missing.
+    """
+    cuda, bundle = Cuda(), Bundle.open(folder)
+    built = build_engines(folder, flavour)
+    study = _Study(bundle, engine_settings(bundle, flavour), bundle.schedule(), batch)
+    backend = TensorRtBackend(study.settings, folder)
+    bank, plain = study.bank(backend), study.bank(TensorRtBackend(study.settings, folder, cuda_graphs=False))
+    rows = [_precision(study, engine, bank, plain) for engine in built]
+    host, device, difference = _updates(study, backend, bank)
+    return GpuCheck(
+        device=cuda.device_name(),
+        compute_capability=cuda.compute_capability(),
+        driver=cuda.driver_version(),
+        flavour=flavour,
+        version=FLAVOURS[flavour].load().__version__,
+        batch=batch,
+        precisions=rows,
+        swap_milliseconds=_swap(study, bank, [row.precision for row in rows]),
+        host_update_milliseconds=host,
+        device_update_milliseconds=device,
+        update_difference=difference,
+        shared_bytes=backend.arena.total_bytes,
+    )
+
+
+def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: EngineBank) -> PrecisionRow:
+    name = built.precision
+    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=on_onnxruntime(study.bundle))[name]
+    expected, found = study.call(reference), study.call(bank[name])
+    runs = {"graph": partial(study.call, bank[name]), "no graph": partial(study.call, plain[name])}
+    seconds = interleaved_medians(runs, ROUNDS, warm_up=3)
+    engine = bank[name].engine
+    assert isinstance(engine, TensorRtEngine)
+    return PrecisionRow(
+        precision=name,
+        megabytes=built.engine.path.stat().st_size / 1e6,
+        build_seconds=0.0 if built.engine.from_cache else built.engine.seconds,
+        parity_db=float(10 * np.log10(np.mean(expected.astype(np.float64) ** 2) / max(np.mean((expected - found) ** 2), 1e-30))),
+        graph_milliseconds=1000 * seconds["graph"],
+        no_graph_milliseconds=1000 * seconds["no graph"],
+        integer_layers=len(list(integer_layers(engine.layer_information()))),
+    )
+
+
+def _swap(study: _Study, bank: EngineBank, names: list[str]) -> float:
+    """Engines in turn, against each by itself, a call."""
+    in_turn = interleaved_medians({name: partial(study.call, bank[name]) for name in names}, ROUNDS, warm_up=3)
+    alone = {name: interleaved_medians({name: partial(study.call, bank[name])}, ROUNDS, warm_up=3)[name] for name in names}
+    return 1000 * float(np.mean([in_turn[name] - alone[name] for name in names]))
+
+
+def _updates(study: _Study, backend: TensorRtBackend, bank: EngineBank) -> tuple[float, float, float]:
+    """Milliseconds a step on the host and on the device, and how far apart the samples are."""
+    on_host = Chain(study.schedule, bank)
+    on_device = Chain(study.schedule, bank, stepper=backend.device_stepper)
+    noise, samples = NoiseSource(SEED, study.bundle.manifest.model.sample_shape), np.arange(study.batch, dtype=np.int64)
+    runs = {
+        name: partial(chain.sample, noise, samples, np.zeros_like(samples)) for name, chain in (("host", on_host), ("device", on_device))
+    }
+    seconds = interleaved_medians(runs, 5)
+    steps = len(study.schedule.steps)
+    difference = float(abs(runs["host"]() - runs["device"]()).max())
+    return 1000 * seconds["host"] / steps, 1000 * seconds["device"] / steps, difference
+
+
+def print_check(result: GpuCheck) -> None:
+    """Print the one table."""
+    table = Table(title=f"{result.device} ({result.compute_capability}), {result.flavour} {result.version}, batch {result.batch}")
+    for column in ("precision", "size", "build", "parity", "with CUDA graph", "without", "int8 layers"):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    for row in result.precisions:
+        table.add_row(
+            row.precision,
+            f"{row.megabytes:.2f} MB",
+            f"{row.build_seconds:.1f} s",
+            f"{row.parity_db:.1f} dB",
+            f"{row.graph_milliseconds:.3f} ms",
+            f"{row.no_graph_milliseconds:.3f} ms",
+            str(row.integer_layers),
+        )
+    table.caption = (
+        f"swap {result.swap_milliseconds:+.3f} ms; a step with the update on the host {result.host_update_milliseconds:.3f} ms, "
+        f"on the device {result.device_update_milliseconds:.3f} ms (samples differ by {result.update_difference:.1e}); "
+        f"shared buffers {result.shared_bytes / 1e6:.1f} MB"
+    )
+    Console().print(table)
+
+
+@click.group(cls=CommandLine, invoke_without_command=True)
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Built for a TensorRT target.")
+@click.option("--flavour", type=click.Choice(list(FLAVOURS)), default="tensorrt", show_default=True, help="Of TensorRT.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples in a call.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
+def main(bundle: Path, flavour: FlavourName, batch: int, json_file: Path | None) -> None:
+    """Check TensorRT on this machine's GPU."""
+    result = check(bundle, flavour, batch)
+    if json_file is not None:
+        write_text(json_file, json.dumps(asdict(result), indent=1) + "\n")
+    print_check(result)
+
+
+if __name__ == "__main__":
+    main()
