@@ -137,6 +137,7 @@ def evaluate(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--precisions", callback=_names, help="Such as w8a8,w4a8. Left out: every engine but full precision.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the engines, if not the bundle's target.")
 @click.option("--min-snr-db", type=float, help="Exit with 1 where a step of a precision is below.")
 @click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Folder for inputs and outputs, for `polygraphy run`.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")

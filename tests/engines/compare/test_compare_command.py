@@ -16,7 +16,9 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from polygraphy.json import load_json
 
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.cli import main
+from engines.compare import command
 from engines.compare.command import CompareRequest, compare_bundle
 
 if TYPE_CHECKING:
@@ -90,10 +92,10 @@ def test_figures_are_those_of_the_saved_inputs(tiny: TinyBundle, tmp_path: Path)
 def test_saved_outputs_are_what_each_engine_gave(tiny: TinyBundle, tmp_path: Path) -> None:
     figures(tiny, tmp_path, "--num", 2, "--steps", 2, "--save", tmp_path / "saved")
     inputs = iterations(tmp_path / "saved/inputs")
-    for precision in ("fp32", "w4a8", "w8a8"):
-        for result, expected in zip(iterations(tmp_path / "saved/outputs" / precision), rerun(tiny, precision, inputs), strict=True):
+    for network, precision in {"reference": "fp32", "w4a8": "w4a8", "w8a8": "w8a8"}.items():
+        for result, expected in zip(iterations(tmp_path / "saved/outputs" / network), rerun(tiny, precision, inputs), strict=True):
             ((name, (outputs,)),) = list(result)
-            assert name == precision
+            assert name == network
             np.testing.assert_allclose(outputs["out"], expected, atol=1e-5)
 
 
@@ -127,6 +129,17 @@ def test_tables_show_precisions_and_steps(tiny: TinyBundle) -> None:
     assert "against fp32 on ONNX Runtime: 2 samples, schedule default" in out
     for word in ("w4a8", "w8a8", "worst SNR", "mean corrected SNR", "1 of 2", "guidance 1.5, seed 0"):
         assert word in out
+
+
+def test_full_precision_of_another_backend_is_compared_too(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "open_backend", lambda *_: OnnxRuntimeBackend(mode="exact"))
+    result = compare_bundle(CompareRequest(tiny.folder, num=2, runtime="onnxruntime"))
+    assert list(result.precisions) == ["fp32", "w4a8", "w8a8"]
+    assert all(step.snr_db is None or step.snr_db > 100 for step in result.precisions["fp32"].steps)
+
+
+def test_missing_runtime_exits_3(tiny: TinyBundle) -> None:
+    assert compare(tiny, "--runtime", "onnxruntime-cuda").exit_code == 3
 
 
 def test_unconditional_models_are_compared_too(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:
