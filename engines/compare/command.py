@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.arrays import Float32, Int64
-from engines.backends.choice import Runtime, open_backend
+from engines.backends.choice import Runtime, on_onnxruntime, open_backend
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.agreement import Agreement
@@ -26,6 +26,9 @@ from engines.progress import progress
 from engines.sample_command import chosen_rows
 from engines.sampling import Chain
 from engines.schedule import Schedule
+
+REFERENCE = "reference"
+"""Name of the network that the others are held against, also where they are saved."""
 
 Runs = Iterable[tuple[Visit, Mapping[str, Float32]]]
 """Of every visit, by network the outputs [branches, batch, *shape]."""
@@ -45,8 +48,8 @@ class CompareRequest:
         seed: of the noise.
         precisions: None takes all but full precision.
         batch_size: samples that go through the networks at a time.
-        runtime: of the engines; full precision runs on ONNX Runtime.
         save: folder for inputs and outputs in Polygraphy's format.
+        runtime: of the engines; the reference is full precision on ONNX Runtime and the CPU, whatever they run on.
     """
 
     bundle: Path
@@ -56,8 +59,8 @@ class CompareRequest:
     seed: int = 0
     precisions: tuple[str, ...] | None = None
     batch_size: int = 16
-    runtime: Runtime = "target"
     save: Path | None = None
+    runtime: Runtime = "target"
 
 
 def compare_bundle(request: CompareRequest) -> CompareResult:
@@ -65,27 +68,31 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
 
     Raises:
         UsageError: the request does not fit the bundle, or the folder to save to is not empty. Nothing is written then.
-        MissingBackendError: Polygraphy is not installed, or the runtime or its device is missing.
+        MissingBackendError: Polygraphy is not installed.
         PtqdError: the bundle is damaged, or a network failed.
     """
     run_engines = _polygraphy()
     bundle = Bundle.open(request.bundle)
     schedule = bundle.schedule(request.schedule)
-    reference = full_precision(bundle, schedule)
-    names = _compared(request, bundle, schedule, reference)
+    guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
+    backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle)
+    full = full_precision(bundle, schedule)
+    names = _compared(request, bundle, schedule, full if backend == plain else None)
     steps = spread_steps(schedule, request.steps)
-    networks = _networks(request, bundle, schedule, (reference, *names))
+    reference = EngineBank(bundle, guidance, batch=batch, backend=plain)[full]
+    bank = EngineBank(bundle, guidance, batch=batch, backend=backend)
+    networks = {REFERENCE: reference, **{name: bank[name] for name in names}}
     save = None if request.save is None else _empty_folder(request.save)
     noise, rows = _samples(request, bundle)
-    chain = Chain(schedule, networks, reference, corrected=False)
-    figures = Figures(schedule, reference, names)
+    chain = Chain(schedule, {full: reference}, full, corrected=False)
+    figures = Figures(schedule, names)
     with progress("comparing", (steps[-1] + 1) * math.ceil(request.num / request.batch_size)) as advance:
         visited = visits(chain, steps, noise, rows, request.batch_size, advance)
         figures.add(run_engines(visited, networks, save))
     return CompareResult(
         schedule=request.schedule,
-        reference=networks[reference].engine.label,
-        guidance=schedule.sampler.guidance,
+        reference=reference.engine.label,
+        guidance=guidance,
         num=request.num,
         seed=request.seed,
         precisions={name: PrecisionFigures.of(networks[name].engine.label, figures.of(name)) for name in names},
@@ -107,22 +114,15 @@ def _polygraphy() -> RunEngines:
     return run_engines
 
 
-def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, reference: str) -> tuple[str, ...]:
-    """The precisions asked for; the reference is no other engine than itself."""
-    known = tuple(name for name in schedule.precisions if name in bundle.manifest.precisions and name != reference)
+def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, itself: str | None) -> tuple[str, ...]:
+    """The precisions asked for, without the one whose engine is the reference itself."""
+    known = tuple(name for name in schedule.precisions if name in bundle.manifest.precisions and name != itself)
     if not known:
-        raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} knows {reference} alone")
+        raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} knows {itself} alone")
     for name in request.precisions or ():
         if name not in known:
             raise UsageError("There is no such engine to compare.", found=name, expected=" or ".join(known))
     return tuple(dict.fromkeys(request.precisions or known))
-
-
-def _networks(request: CompareRequest, bundle: Bundle, schedule: Schedule, names: Sequence[str]) -> dict[str, EngineDenoiser]:
-    """By name, the first of them, full precision, on ONNX Runtime, and the others on what they are built for."""
-    guidance, batch, (reference, *engines) = schedule.sampler.guidance, min(request.batch_size, request.num), names
-    bank = EngineBank(bundle, guidance, batch=batch, backend=open_backend(bundle, request.runtime))
-    return {reference: EngineBank(bundle, guidance, batch=batch)[reference], **{name: bank[name] for name in engines}}
 
 
 def _empty_folder(path: Path) -> Path:
@@ -153,20 +153,18 @@ class Figures:
 
     Args:
         schedule: with the corrections.
-        reference: name of the network that the others are held against.
-        names: of the others.
+        names: of the engines.
     """
 
-    def __init__(self, schedule: Schedule, reference: str, names: Sequence[str]) -> None:
+    def __init__(self, schedule: Schedule, names: Sequence[str]) -> None:
         self._schedule = schedule
-        self._reference = reference
         self._found: dict[str, dict[int, _StepAgreement]] = {name: {} for name in names}
 
     def add(self, runs: Runs) -> None:
         """Add what networks gave, one visit after the other."""
         guidance = self._schedule.sampler.guidance
         for visit, outputs in runs:
-            step, e = self._schedule.steps[visit.step], guide(outputs[self._reference], guidance)
+            step, e = self._schedule.steps[visit.step], guide(outputs[REFERENCE], guidance)
             for name, by_step in self._found.items():
                 found = by_step.setdefault(visit.step, _StepAgreement(visit.timestep))
                 q, correction = guide(outputs[name], guidance), step.corrections[name]

@@ -15,8 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
-from engines.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
-from engines.bundle import Bundle
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.cli import main
 from engines.compare import command
 from engines.compare.command import CompareRequest, compare_bundle
@@ -95,10 +94,10 @@ def test_figures_are_those_of_the_saved_inputs(tiny: TinyBundle, tmp_path: Path)
 def test_saved_outputs_are_what_each_engine_gave(tiny: TinyBundle, tmp_path: Path) -> None:
     figures(tiny, tmp_path, "--num", 2, "--steps", 2, "--save", tmp_path / "saved")
     inputs = iterations(tmp_path / "saved/inputs")
-    for precision in ("fp32", "w4a8", "w8a8"):
-        for result, expected in zip(iterations(tmp_path / "saved/outputs" / precision), rerun(tiny, precision, inputs), strict=True):
+    for network, precision in {"reference": "fp32", "w4a8": "w4a8", "w8a8": "w8a8"}.items():
+        for result, expected in zip(iterations(tmp_path / "saved/outputs" / network), rerun(tiny, precision, inputs), strict=True):
             ((name, (outputs,)),) = list(result)
-            assert name == precision
+            assert name == network
             np.testing.assert_allclose(outputs["out"], expected, atol=1e-5)
 
 
@@ -134,27 +133,22 @@ def test_tables_show_precisions_and_steps(tiny: TinyBundle) -> None:
         assert word in out
 
 
-def test_runtime_is_for_the_engines_and_full_precision_stays_on_the_cpu(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[str, str]] = []
-
-    class Recorded(OnnxRuntimeBackend):
-        def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
-            opened.append((graph.stem, "engines"))
-            return super().open(graph, rows)
-
-    def backend(_bundle: Bundle, runtime: str) -> OnnxRuntimeBackend:
-        opened.append(("backend", runtime))
-        return Recorded()
-
-    monkeypatch.setattr(command, "open_backend", backend)
-    assert compare(tiny, "--num", 2, "--steps", 2, "--runtime", "tensorrt-rtx").exit_code == 0
-    assert opened == [("backend", "tensorrt-rtx"), ("w4a8", "engines"), ("w8a8", "engines")]
-
-
 def test_bundle_for_another_runtime_is_told(tiny: TinyBundle) -> None:
     result = compare(tiny, "--runtime", "tensorrt")
     assert result.exit_code == 2
     assert "The bundle's graphs are not for TensorRT." in result.stderr
+
+
+def test_full_precision_of_another_backend_is_compared_too(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "open_backend", lambda *_: OnnxRuntimeBackend(mode="exact"))
+    result = compare_bundle(CompareRequest(tiny.folder, num=2, runtime="onnxruntime"))
+    assert list(result.precisions) == ["fp32", "w4a8", "w8a8"]
+    assert all(step.snr_db is None or step.snr_db > 100 for step in result.precisions["fp32"].steps)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime runs on a GPU")
+def test_missing_runtime_exits_3(tiny: TinyBundle) -> None:
+    assert compare(tiny, "--runtime", "onnxruntime-cuda").exit_code == 3
 
 
 def test_unconditional_models_are_compared_too(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:
