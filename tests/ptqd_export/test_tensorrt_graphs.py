@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,10 +207,11 @@ def transformer() -> LoadedModel:
     return LoadedModel("DiT", ClassAdapter(network, ("class_labels",)), (2, 8, 8), labels, None, NoiseSchedule(clip_sample=False))
 
 
-@pytest.fixture(scope="module")
-def traced(transformer: LoadedModel) -> ir.Model:
-    graph = trace(transformer)
+def _traced(model: LoadedModel, folder: Path) -> ir.Model:
+    graph = trace(model)
     lower(graph, TRT)
+    save_graph(graph, folder / "fp32.onnx")
+    check_parity(model, folder / "fp32.onnx")
     return graph
 
 
@@ -230,16 +232,39 @@ def _quantized(
     return path, found
 
 
-def test_transformer_keeps_the_plan_in_both_types_and_builds(transformer: LoadedModel, traced: ir.Model, tmp_path: Path) -> None:
-    save_graph(traced, tmp_path / "fp32.onnx")
-    check_parity(transformer, tmp_path / "fp32.onnx")
+FLOAT_TYPES: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16}
+
+
+@pytest.mark.parametrize("name", ["transformer", "cross attention"])
+def test_network_keeps_the_plan_in_both_types_and_builds(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    model: LoadedModel = (
+        request.getfixturevalue("transformer") if name == "transformer" else request.getfixturevalue("cross_trt_build").context.model
+    )
+    traced = _traced(model, tmp_path)
     paths = []
-    types: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16}
-    for precision in ("w8a8", "w4a16"):
-        for high, float_type in types.items():
-            path, layers = _quantized(transformer, traced, precision, high, tmp_path)
+    for precision in ("w8a8", "w4a8", "w4a16"):
+        for high, float_type in FLOAT_TYPES.items():
+            path, layers = _quantized(model, traced, precision, high, tmp_path)
             check_tensorrt_graph(path)
             parsed = _holds_the_plan(path, layers, float_type)
-            assert len(parsed.pairs) == (12 if precision == "w8a8" else 0)
+            assert len(parsed.pairs) == sum(layer.layer.role == "inner" for layer in layers if precision != "w4a16")
             paths.append(path)
+    assert len(_parse(paths[0]).pairs) >= 12
     assert all(_built_sizes(paths))
+
+
+# The size of a real model
+
+
+@pytest.mark.slow
+def test_a_36_million_parameter_u_net_builds_in_4_gigabytes_and_3_minutes(tmp_path: Path) -> None:
+    """Traced, quantized and built here, in processes of their own: peak memory of the larger, and time of both."""
+    script = Path(__file__).with_name("large_tensorrt_build.py")
+    begin = time.monotonic()
+    for stage in ("export", "build"):
+        done = subprocess.run([sys.executable, str(script), stage, str(tmp_path)], capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peak = float(done.stdout.splitlines()[-1])
+        print(f"{stage}: {peak:.2f} GB, {time.monotonic() - begin:.0f} s so far")  # noqa: T201
+        assert peak < 4
+    assert time.monotonic() - begin < 180

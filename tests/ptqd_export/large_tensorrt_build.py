@@ -1,0 +1,70 @@
+"""One half of the 36 M proof in a process of its own, which prints its peak memory in GB: `export` writes w8a8.onnx, `build` builds it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+
+def export(folder: Path) -> None:
+    """Trace and quantize a DDPM U-Net of 36 million random weights, scales of the whole range, float16 around the integers."""
+    import onnx_ir as ir
+    import torch
+    from diffusers import UNet2DModel
+    from onnx_ir.passes import common
+
+    from calib.observers import observing
+    from calib.placement import PLACEMENTS
+    from calib.precision import Precision
+    from calib.quantize import QuantizationSettings, Quantizer
+    from calib.scale_type import with_scales_in
+    from engines.samplers import NoiseSchedule
+    from ptqd_export.graph_files import save_graph
+    from ptqd_export.graph_layers import find_layers, weighted_nodes
+    from ptqd_export.models.base import LoadedModel
+    from ptqd_export.models.diffusers_unet import DiffusersAdapter
+    from ptqd_export.passes.half_precision import ToHalfPrecision
+    from ptqd_export.passes.quantization import InsertQuantization
+    from ptqd_export.trace import lower, trace
+
+    placement = PLACEMENTS["tensorrt"]
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    model = LoadedModel("DDPM", DiffusersAdapter(network, ()), (3, 32, 32), None, None, NoiseSchedule())
+    assert 35e6 < model.parameters < 37e6
+    graph = trace(model)
+    lower(graph, placement)
+    layers = find_layers(graph.graph, dict.fromkeys(weighted_nodes(graph.graph), 1))
+    with observing(network, [layer.source for layer in layers], [], 1) as seen, torch.no_grad():
+        model.adapter(*model.example_inputs(2))
+    found = Quantizer(network, layers, seen, placement, QuantizationSettings("max", "max")).quantize(Precision.parse("w8a8"))
+    passes = (InsertQuantization(with_scales_in("fp16", found), placement), ToHalfPrecision(), common.RemoveUnusedNodesPass())
+    ir.passes.Sequential(*passes)(graph)
+    save_graph(graph, folder / "w8a8.onnx")
+
+
+def build(folder: Path) -> None:
+    """Check the graph and have the real builder build it."""
+    from engines.tensorrt.build_spec import BatchProfile, BuildSpec
+    from engines.tensorrt.builder import build_engine
+    from ptqd_export.tensorrt_checks import check_tensorrt_graph
+
+    check_tensorrt_graph(folder / "w8a8.onnx")
+    build_engine(BuildSpec(folder / "w8a8.onnx", "tensorrt-rtx", BatchProfile(1, 2, 8)), folder / "w8a8.engine")
+    assert (folder / "w8a8.engine").stat().st_size > 30e6
+
+
+def peak_gigabytes() -> float:
+    """Of this process or of a child that has ended, whichever held more."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    {"export": export, "build": build}[sys.argv[1]](Path(sys.argv[2]))
+    sys.stdout.write(f"{peak_gigabytes()}\n")
