@@ -170,6 +170,19 @@ def cross_trt_build(cross_model: Path) -> Built:
 
 
 @pytest.fixture(scope="session")
+def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The demo's model for TensorRT-RTX, everything but calibration at its defaults; not to be changed."""
+    return _build(
+        tmp_path_factory.mktemp("digits"),
+        model={"path": str(Path(__file__).parents[2] / "tools" / "digits" / "model")},
+        sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
+        precisions=["w8a8", "w4a8", "w4a4"],
+        target={"name": "tensorrt-rtx"},
+        output="tensorrt",
+    )
+
+
+@pytest.fixture(scope="session")
 def as_model() -> Callable[[nn.Module, tuple[int, ...]], LoadedModel]:
     """Any module of one argument, as an unconditional model whose time has no influence."""
 

@@ -151,10 +151,14 @@ def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -
     return parsed
 
 
-BUILDS = [("class_trt_build", "float32", ["w8a8", "w4a8", "w4a4"]), ("cross_trt_build", "float16", ["w8a8", "w4a4", "w4a16"])]
+BUILDS = [
+    ("class_trt_build", "float32", ["w8a8", "w4a8", "w4a4"]),
+    ("cross_trt_build", "float16", ["w8a8", "w4a4", "w4a16"]),
+    ("digits_trt_build", "float16", ["w8a8", "w4a8", "w4a4"]),
+]
 
 
-@pytest.mark.parametrize(("name", "float_type", "precisions"), BUILDS, ids=["class", "cross"])
+@pytest.mark.parametrize(("name", "float_type", "precisions"), BUILDS, ids=["class", "cross", "digits"])
 def test_every_layer_that_the_plan_quantizes_has_its_pairs_and_no_other_has(
     request: pytest.FixtureRequest, name: str, float_type: str, precisions: list[str]
 ) -> None:
@@ -166,7 +170,7 @@ def test_every_layer_that_the_plan_quantizes_has_its_pairs_and_no_other_has(
         assert len(parsed.weights) > 5
 
 
-@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build"])
+@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build", "digits_trt_build"])
 def test_every_precision_builds(request: pytest.FixtureRequest, name: str) -> None:
     built: Built = request.getfixturevalue(name)
     graphs = sorted((built.folder / "graphs" / "tensorrt").glob("*.onnx"))
