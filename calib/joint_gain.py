@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.held_out import borne_out, held_out_square
 from calib.moments import Moments
 from calib.noise_fit import ratio
-from calib.signed_gain import LEAST_SIGNAL, MARGIN, signed_gain
+from calib.signed_gain import LEAST_SIGNAL, signed_gain
 from engines.arrays import Float64
 
-X, E, D = 0, 1, 2
-"""Columns of `PLAIN` moments."""
+D = 2
+"""Column of `d` in `PLAIN` moments, behind `x` and `e`."""
 
 
 def joint_gains(moments: Moments) -> tuple[Float64, Float64]:
@@ -49,11 +50,7 @@ def _state_helps(moments: Moments) -> NDArray[np.bool_]:
     folds = np.flatnonzero(moments.count)
     if len(folds) < 2:
         return np.zeros(moments.channels, bool)
-    explained = np.stack([_held_out_fall(moments, int(fold)) for fold in folds])
-    deviation = explained - explained.mean(axis=0)
-    standard_error = np.sqrt(len(folds) / (len(folds) - 1) * (deviation**2).sum(axis=0))
-    helps: NDArray[np.bool_] = explained.sum(axis=0) > MARGIN * standard_error
-    return helps
+    return borne_out(np.stack([_held_out_fall(moments, int(fold)) for fold in folds]))
 
 
 def _held_out_fall(moments: Moments, fold: int) -> Float64:
@@ -61,12 +58,9 @@ def _held_out_fall(moments: Moments, fold: int) -> Float64:
     rest, held = moments.leave_out(fold), moments.only(fold)
     k = ratio(rest.covariance("d", "e"), rest.variance("e"))
     alone = np.stack([np.zeros_like(k), k], axis=1)
-    return held.count * (_held_out_square(rest, held, alone) - _held_out_square(rest, held, joint_slopes(rest)))
+    return held.count * (held_out_square(rest, held, _residual(alone)) - held_out_square(rest, held, _residual(joint_slopes(rest))))
 
 
-def _held_out_square(rest: Moments, held: Moments, slopes: Float64) -> Float64:
-    """[C] mean of `(d - m x - k e - mu)^2` on `held`, for the `mu` of `rest`."""
-    weights = np.concatenate([-slopes, np.ones((len(slopes), 1))], axis=1)
-    shift = np.stack([held.mean_of(variable) - rest.mean_of(variable) for variable in held.variables], axis=1)
-    square: Float64 = (weights * shift).sum(axis=1) ** 2 + np.einsum("ci,cij,cj->c", weights, held.covariance_matrix(), weights)
-    return square
+def _residual(slopes: Float64) -> Float64:
+    """[C, 3] weights of `x, e, d` in `d - m x - k e`."""
+    return np.concatenate([-slopes, np.ones((len(slopes), 1))], axis=1)

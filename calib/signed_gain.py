@@ -9,13 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.held_out import borne_out, held_out_square
 from calib.moments import Moments
 from calib.noise_fit import fold_sums, pooled_slope, ratio, slope_variance
 from engines.arrays import Float64
-
-# What the slope explains of held-out folds must exceed this many of its standard errors. Without correlation a bare "more than nothing"
-# passes one channel in five, two standard errors one in fifty; a true slope too small for the margin is too small to matter.
-MARGIN = 2.0
 
 # Below this 1 + k the output hardly depends on e any more, and its inverse is decided by rounding.
 LEAST_SIGNAL = 1e-3
@@ -59,9 +56,7 @@ def _gain_helps(moments: Moments) -> NDArray[np.bool_]:
         return np.zeros(moments.channels, bool)
     improvements = [_held_out_improvements(moments, int(fold)) for fold in folds]
     explained, corrected = (np.stack(of_folds) for of_folds in zip(*improvements, strict=True))
-    deviation = explained - explained.mean(axis=0)
-    standard_error = np.sqrt(len(folds) / (len(folds) - 1) * (deviation**2).sum(axis=0))
-    helps: NDArray[np.bool_] = (explained.sum(axis=0) > MARGIN * standard_error) & (corrected.sum(axis=0) > 0)
+    helps: NDArray[np.bool_] = borne_out(explained) & (corrected.sum(axis=0) > 0)
     return helps
 
 
@@ -70,19 +65,16 @@ def _held_out_improvements(moments: Moments, fold: int) -> tuple[Float64, Float6
     rest, held = moments.leave_out(fold), moments.only(fold)
     k = shrunken_slopes(rest)
     gain = _inverse(k)
-    without = _held_out_square(rest, held, np.zeros_like(k), np.ones_like(k))
-    explained, corrected = (
-        without - _held_out_square(rest, held, -k, np.ones_like(k)),
-        without - _held_out_square(rest, held, gain - 1, gain),
-    )
+    one = np.ones_like(k)
+    without = held_out_square(rest, held, _weights(0 * one, one))
+    explained = without - held_out_square(rest, held, _weights(-k, one))
+    corrected = without - held_out_square(rest, held, _weights(gain - 1, gain))
     return held.count * explained, held.count * corrected
 
 
-def _held_out_square(rest: Moments, held: Moments, weight_e: Float64, weight_d: Float64) -> Float64:
-    """[C] mean of `(weight_e e + weight_d d + o)^2` on `held`, for the offset `o` that leaves no mean on `rest`."""
-    mean = weight_e * (held.mean_of("e") - rest.mean_of("e")) + weight_d * (held.mean_of("d") - rest.mean_of("d"))
-    cross = weight_e * weight_d * held.covariance("e", "d")
-    return mean**2 + weight_e**2 * held.variance("e") + 2 * cross + weight_d**2 * held.variance("d")
+def _weights(of_e: Float64, of_d: Float64) -> Float64:
+    """[C, 3] weights of `x, e, d`."""
+    return np.stack([np.zeros_like(of_e), of_e, of_d], axis=1)
 
 
 def _inverse(slopes: Float64) -> Float64:
