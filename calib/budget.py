@@ -66,7 +66,7 @@ def check_budget(costs: Mapping[str, float], budget: float) -> None:
     if budget < costs[name] * (1 - _ROUNDING):
         raise UsageError(
             "No chain is as cheap as the budget.",
-            found=f"steps.budget {budget:g}",
+            found=f"budget {budget:g}",
             expected=f"at least {costs[name]:.4g}, the cost of {name} at every step",
             mend="raise the budget, or add a precision that costs less",
         )

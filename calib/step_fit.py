@@ -25,7 +25,7 @@ class CorrectionChoice:
         parts: of the affine correction; fewer than both are for ablations.
     """
 
-    mode: Mode = "signed"
+    mode: Mode = "joint"
     variance: Variance = "schedule"
     parts: frozenset[Part] = BOTH_PARTS
 

@@ -54,6 +54,9 @@ WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
 PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
 
 
+Cost: TypeAlias = Literal["bit_operations", "time"]
+"""What a budget is counted in."""
+
 UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 
 
@@ -192,9 +195,7 @@ class StepsSection(Section):
         default=None, description='for policy fixed: one name for all steps, or one for each; names from the plan\'s precisions, or "fp32"'
     )
 
-    cost: Literal["bit_operations", "time"] = Field(
-        default="bit_operations", description="for policy budget: what is counted, bit operations or measured milliseconds"
-    )
+    cost: Cost = Field(default="bit_operations", description="for policy budget: what is counted, bit operations or measured milliseconds")
     budget: float | None = Field(default=None, gt=0, description="for policy budget: cost of the chain as a share of full precision's")
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        assemble(context, output, graphs, walked, chosen)
+        assemble(context, output, graphs, prepared, walked, chosen)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:

@@ -17,6 +17,7 @@ from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.graph_files import graph_files
 from ptqd_export.statistics_file import statistics
@@ -29,13 +30,16 @@ MEASURED_ON = "onnxruntime"
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None) -> None:
+def assemble(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], prepared: Path, walked: Path, chosen: Chosen | None
+) -> None:
     """Write the portable part of the bundle, and remove what an earlier build left of it.
 
     Args:
         context: of the build.
         output: the bundle's folder.
         graphs: folders of the stages that made the graphs, by precision.
+        prepared: folder of the stage that prepared the network; or of the one that traced it.
         walked: folder of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
     """
@@ -52,6 +56,8 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
         steps = json.loads((walked / f"{name}.json").read_text())
         content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
         writer.text(f"statistics/{placement}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    if (prepared / PREPARATION).exists():
+        writer.copy(f"statistics/{placement}/{PREPARATION}", prepared / PREPARATION)
     if chosen is not None:
         writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)

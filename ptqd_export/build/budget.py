@@ -16,8 +16,7 @@ import numpy as np
 
 from calib.budget import Menu, check_budget, choose, frontier
 from calib.chain_error import ChainErrors
-from calib.sensitivity import ProbePlan, Probes, probe
-from engines.arrays import Int64
+from calib.sensitivity import Probes, probe
 from engines.files import write_text
 from engines.machine import machine_name
 from engines.network import EngineDenoiser
@@ -25,11 +24,12 @@ from engines.schedule import Schedule
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.stages import Reporter, StageCache
 from ptqd_export.build.statistics import SCHEDULE
-from ptqd_export.build.timing import TIMES, time_engines
+from ptqd_export.build.timing import time_engines
 from ptqd_export.frontier import Choice, Frontier, Kind, MeasuredError, measured_of
 from ptqd_export.schedules.calibration_noise import calibration_rows
+from ptqd_export.schedules.probing import PROBED_SAMPLES, probe_plan
+from ptqd_export.times_file import TIMES
 
-PROBED_SAMPLES = 16
 CHECKED_SAMPLES = 32
 """Real chains of these, which are not those that were probed."""
 
@@ -94,15 +94,7 @@ def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path])
 def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
     """Writes `probes.npz`."""
     schedule, networks = _schedule(walked), _networks(context, graphs, PROBED_SAMPLES)
-    plan = ProbePlan(
-        schedule=schedule,
-        reference=networks[FULL_PRECISION],
-        quantized={name: network for name, network in networks.items() if name != FULL_PRECISION},
-        noise=context.noise(),
-        samples=np.arange(PROBED_SAMPLES, dtype=np.int64),
-        rows=_rows(context, PROBED_SAMPLES),
-        batch_size=PROBED_SAMPLES,
-    )
+    plan = probe_plan(schedule, networks, context.noise(), _table_rows(context), PROBED_SAMPLES)
     taken = partial(next, count(1))
     probe(plan, lambda: reporter.advance(taken(), len(schedule.steps))).save(folder / PROBES)
 
@@ -203,7 +195,7 @@ def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: S
         networks=_networks(context, graphs, CHECKED_SAMPLES),
         reference=FULL_PRECISION,
         noise=context.noise(),
-        rows=_rows(context, PROBED_SAMPLES + CHECKED_SAMPLES),
+        rows=calibration_rows(context.noise(), PROBED_SAMPLES + CHECKED_SAMPLES, _table_rows(context)),
         samples=np.arange(PROBED_SAMPLES, PROBED_SAMPLES + CHECKED_SAMPLES, dtype=np.int64),
         batch_size=CHECKED_SAMPLES,
     )
@@ -213,6 +205,6 @@ def _networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> 
     return {name: context.denoiser(graph_path(graphs, name), batch) for name in graphs}
 
 
-def _rows(context: BuildContext, samples: int) -> Int64:
+def _table_rows(context: BuildContext) -> int | None:
     conditioning = context.model.conditioning
-    return calibration_rows(context.noise(), samples, None if conditioning is None else conditioning.rows)
+    return None if conditioning is None else conditioning.rows

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from engines.files import write_text
-from engines.machine import cores, machine_name, processor
+from engines.machine import cores, processor
 from engines.timing import interleaved_medians
 from ptqd_export.build.context import BuildContext, graph_path
 from ptqd_export.build.stages import Reporter
+from ptqd_export.times_file import times_file
 
 ROUNDS = 15
-TIMES = "times.json"
 
 
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
@@ -33,7 +33,7 @@ def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Re
 
 def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:
     """Write `local/<machine>/times.json`; without times, remove what an earlier build measured."""
-    path = output / "local" / machine_name() / TIMES
+    path = times_file(output)
     if times is None:
         path.unlink(missing_ok=True)
         return

@@ -66,8 +66,10 @@ def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bo
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
     writable_folder(folder)
     stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
-    results = _walk(bundle, settings) if stored is None else refit(settings, stored)
-    schedule = schedule_of(settings.sampler, settings.correction, settings.policy, settings.table, results)
+    if settings.budget is not None:
+        settings = _spent(bundle, settings, _fitted(bundle, settings, stored))
+    results = _fitted(bundle, settings, stored)
+    schedule = _schedule(settings, results)
     measured = _statistics(bundle, name, settings, results, layers) if stored is None else {}
     fit: Fit = "walk" if stored is None else "moments"
     _store(bundle, name, {_file(name): schedule.model_dump_json(indent=1) + "\n", **measured})
@@ -92,6 +94,22 @@ def _sufficient(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bu
     if request.fit == "moments" and reason is not None:
         raise UsageError("The stored moments do not say enough for this schedule.", found=f"--fit moments; {reason}", expected="--fit walk")
     return stored if reason is None else None
+
+
+def _fitted(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | None) -> list[StepResult]:
+    return _walk(bundle, settings) if stored is None else refit(settings, stored)
+
+
+def _schedule(settings: ScheduleSettings, results: Sequence[StepResult]) -> Schedule:
+    return schedule_of(settings.sampler, settings.correction, settings.policy, settings.table, results)
+
+
+def _spent(bundle: Bundle, settings: ScheduleSettings, first: Sequence[StepResult]) -> ScheduleSettings:
+    """With the chain that the budget buys, by what was fitted first."""
+    from ptqd_export.schedules.spending import spend  # SciPy: a second that other schedules need not wait for
+
+    with progress("probing", settings.table.steps) as advance:
+        return settings.spent(spend(bundle, settings, _schedule(settings, first), advance))
 
 
 def _walk(bundle: Bundle, settings: ScheduleSettings) -> list[StepResult]:

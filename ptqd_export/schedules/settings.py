@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from engines.bundle import DEFAULT, Bundle
 from engines.errors import BundleError, UsageError
 from engines.samplers import SAMPLERS, SamplerTable, compile_sampler
 from engines.schedule import SamplerRecord, Schedule
-from ptqd_export.plan import CalibrationSection, Plan
+from ptqd_export.plan import CalibrationSection, Cost, Plan
 
 Fit = Literal["moments", "walk"]
 
@@ -27,7 +27,8 @@ class ScheduleRequest:
     Attributes:
         base: name of the schedule to change.
         policy: which rule chooses the precisions.
-        precisions: of `fixed`: one for all steps or one for each; of `snr`: what it may choose from.
+        precisions: of `fixed`: one for all steps or one for each; of `snr` and `budget`: what they may choose from.
+        budget, cost: of the policy `budget`.
         samples: that walk the chain; with `seed` and `trajectory` the plan's where not given.
         fit: refit from stored moments, or walk the chain anew; None takes the moments where they say enough.
     """
@@ -37,8 +38,10 @@ class ScheduleRequest:
     steps: int | None = None
     eta: float | None = None
     guidance: float | None = None
-    policy: Literal["snr", "fixed"] | None = None
+    policy: Literal["snr", "budget", "fixed"] | None = None
     precisions: tuple[str, ...] | None = None
+    budget: float | None = None
+    cost: Cost | None = None
     mode: Mode | None = None
     parts: tuple[Part, ...] | None = None
     variance: Variance | None = None
@@ -55,6 +58,14 @@ class ScheduleRequest:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a chain may cost, as a share of full precision's."""
+
+    share: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class ScheduleSettings:
     """A schedule to fit, with nothing left open.
 
@@ -63,9 +74,10 @@ class ScheduleSettings:
         table: the sampler's coefficients.
         correction: what to correct.
         policy: name of the rule that chooses.
-        precisions: of `snr` the candidates, going up in bit operations; else one for each step.
+        precisions: the candidates, going up in bit operations, of `snr` and of a budget that is not spent yet; else one for each step.
         calibration: the plan's, for a walk.
         threads: of an engine, or None for all cores.
+        budget: still to be spent, on what a first walk with the policy `snr` finds.
     """
 
     sampler: SamplerRecord
@@ -75,10 +87,16 @@ class ScheduleSettings:
     precisions: tuple[str, ...]
     calibration: CalibrationSection
     threads: int | None
+    budget: Budget | None = None
 
     @property
     def choose(self) -> Policy:
-        return SnrPolicy(self.precisions) if self.policy == "snr" else FixedPolicy(self.precisions)
+        open_choice = self.policy == "snr" or self.budget is not None
+        return SnrPolicy(self.precisions) if open_choice else FixedPolicy(self.precisions)
+
+    def spent(self, precisions: tuple[str, ...]) -> ScheduleSettings:
+        """With the chain that the budget bought."""
+        return replace(self, precisions=precisions, budget=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
@@ -95,10 +113,11 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         sampler=sampler,
         table=table,
         correction=_correction(request, base),
-        policy="fixed" if policy == "budget" and request.precisions is not None else policy,
+        policy="fixed" if request.policy is None and base.policy == "budget" and request.precisions is not None else policy,
         precisions=_precisions(request, policy, bundle, base, plan, table.steps),
         calibration=plan.calibration.model_copy(update=request.walk_changes),
         threads=plan.target.threads,
+        budget=_budget(request),
     )
 
 
@@ -131,12 +150,24 @@ def _correction(request: ScheduleRequest, base: Schedule) -> CorrectionChoice:
     return CorrectionChoice(request.mode or was.mode, request.variance or was.variance, frozenset(parts))
 
 
+def _budget(request: ScheduleRequest) -> Budget | None:
+    if (request.policy == "budget") != (request.budget is not None):
+        raise UsageError(
+            "A budget and its policy go together.",
+            found=f"--policy {request.policy}" if request.budget is None else f"--budget {request.budget:g}",
+            expected="--policy budget with --budget SHARE",
+        )
+    if request.cost is not None and request.budget is None:
+        raise UsageError("Only a budget has a cost.", found=f"--cost {request.cost}", expected="--policy budget with --budget SHARE")
+    return None if request.budget is None else Budget(request.budget, request.cost or "bit_operations")
+
+
 def _precisions(request: ScheduleRequest, policy: str, bundle: Bundle, base: Schedule, plan: Plan, steps: int) -> tuple[str, ...]:
     known = bundle.manifest.precisions
     for name in request.precisions or ():
         if name not in known:
             raise UsageError("The bundle has no engine of this precision.", found=name, expected=" or ".join(known))
-    if policy == "snr":
+    if policy == "snr" or request.policy == "budget":
         return tuple(sorted(request.precisions or plan.precisions, key=lambda name: Precision.parse(name).cost_key))
     if request.precisions is None and base.policy == "snr":
         raise UsageError("The policy fixed needs its precisions.", found="no --precisions", expected="one for all steps, or one for each")

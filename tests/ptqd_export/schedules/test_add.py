@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import engines.cli
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import UsageError
+from engines.machine import machine_name
 from engines.schedule import Schedule
 from ptqd_export.cli import main
 from ptqd_export.schedules.add import AddedSchedule, add_schedule
@@ -148,6 +151,37 @@ def test_a_deterministic_chain_can_be_shifted_and_sampled(built_tiny: TinyBundle
     assert (done.exit_code, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("share", "taken"),
+    [(1 / 32, {"w4a8": 4}), (1 / 16, {"w8a8": 4}), ((3 / 32 + 1 / 16) / 4, {"w4a8": 3, "w8a8": 1})],
+    ids=["the cheapest", "the dearest", "one step of it"],
+)
+def test_a_budget_is_spent_where_it_counts(built_tiny: TinyBundle, share: float, taken: dict[str, int]) -> None:
+    for name, saved in (("w4a8", 32.0), ("w8a8", 16.0)):
+        built_tiny.edit_json("manifest.json", partial(_save_bit_operations, name, saved))
+    added = _add(built_tiny, policy="budget", budget=share)
+    assert (added.schedule.policy, added.fit) == ("budget", "moments")
+    assert Counter(step.precision for step in added.schedule.steps) == taken
+    walked = add_schedule(built_tiny.folder, "walked", ScheduleRequest(policy="budget", budget=share, fit="walk"))
+    assert [step.precision for step in walked.schedule.steps] == [step.precision for step in added.schedule.steps]
+    _assert_sound(built_tiny)
+
+
+def _save_bit_operations(precision: str, saved: float, manifest: dict[str, Any]) -> None:
+    manifest["precisions"][precision]["bit_operations_saved_all"] = saved
+
+
+def test_a_budget_of_time_is_what_this_machine_measured(built_tiny: TinyBundle) -> None:
+    request = ScheduleRequest(policy="budget", budget=0.5, cost="time")
+    with pytest.raises(UsageError, match="not timed on this machine"):
+        add_schedule(built_tiny.folder, "other", request)
+    times = built_tiny.folder / "local" / machine_name() / "times.json"
+    times.parent.mkdir(parents=True)
+    times.write_text(json.dumps({"milliseconds_a_step": {"fp32": 8.0, "w8a8": 4.5, "w4a8": 4.0}}))
+    added = add_schedule(built_tiny.folder, "other", request)
+    assert {step.precision for step in added.schedule.steps} == {"w4a8"}
+
+
 def test_the_chain_is_opened_at_its_own_guidance(built_tiny: TinyBundle) -> None:
     _add(built_tiny, guidance=1.0, policy="fixed", precisions=("w4a8",))
     assert ChainChoice("other").open(Bundle.open(built_tiny.folder), 2).guidance == 1.0
@@ -201,6 +235,10 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--name", "a/b"], "cannot have this name"),
         (["--name", "../b"], "cannot have this name"),
         (["--name", "default"], "the build's"),
+        (["--policy", "budget"], "go together"),
+        (["--budget", "0.1"], "go together"),
+        (["--cost", "time"], "Only a budget has a cost"),
+        (["--policy", "budget", "--budget", "0.0001"], "as cheap as the budget"),
         (["--sampler", "plms"], "unknown sampler"),
         (["--steps", "1001"], "num_train_timesteps = 1000"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
