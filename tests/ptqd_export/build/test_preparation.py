@@ -24,6 +24,7 @@ from engines.conditioning import class_labels
 from engines.samplers import NoiseSchedule
 from ptqd_export.build import run_build
 from ptqd_export.build.activations import load_observations, make_observations
+from ptqd_export.build.assemble import assemble
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.preparation import Preparation, make_preparation, prepared_model
 from ptqd_export.build.quantization import make_quantized_graph
@@ -178,6 +179,13 @@ def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tm
     prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["up_blocks.*"])
     assert prepared.record == {"split": {}, "scaled": []}
     assert prepared.layers == {layer.name for layer in class_build.network.layers}
+
+
+def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
+    graphs = {name: prepared.built.stage(f"quantize-{name}") for name in ("w4a8", "w8a8")} | {"fp32": prepared.built.stage("trace")}
+    assemble(prepared.context, prepared.context.plan_file.output_path, graphs, prepared.folder, prepared.built.stage("statistics"), None)
+    bundle = Bundle.open(prepared.context.plan_file.output_path)
+    assert bundle.path("statistics/onnxruntime/preparation.json").read_bytes() == (prepared.folder / "preparation.json").read_bytes()
 
 
 def test_network_of_the_trace_is_the_models_own(class_build: Built) -> None:
