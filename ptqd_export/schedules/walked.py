@@ -22,7 +22,7 @@ def walk(bundle: Bundle, settings: ScheduleSettings, on_step: Callable[[int], No
     Raises:
         UsageError: the model cannot be guided, or the steps of the sampler cannot be shifted.
     """
-    return take_walk(_plan(bundle, settings), bundle.folder / "local", on_step)
+    return take_walk(walk_plan(bundle, settings), bundle.folder / "local", on_step)
 
 
 def take_walk(plan: WalkPlan, folder: Path, on_step: Callable[[int], None]) -> list[StepResult]:
@@ -53,7 +53,8 @@ def level_shift(variance: str, table: SamplerTable, trajectory: str, noise_sched
     return LevelShift.of(noise_schedule)
 
 
-def _plan(bundle: Bundle, settings: ScheduleSettings) -> WalkPlan:
+def walk_plan(bundle: Bundle, settings: ScheduleSettings) -> WalkPlan:
+    """What to walk, on the bundle's own engines."""
     model, calibration, guidance = bundle.manifest.model, settings.calibration, settings.sampler.guidance
     noise = calibration_noise(calibration.seed, model.sample_shape)
     shift = level_shift(settings.correction.variance, settings.table, calibration.trajectory, model.noise_schedule)
