@@ -10,7 +10,16 @@ import diffusers.pipelines.dit.pipeline_dit
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
@@ -178,23 +187,32 @@ def test_dit_tells_a_model_without_its_null_label(tiny_latent: TinyBundle, decod
         pipe(class_labels=[1, 2], guidance_scale=1.5, num_inference_steps=4)
 
 
+class EmbeddingBackend:
+    """A network that takes embeddings: the sample, and the mean of the embeddings on top. It keeps what it was fed."""
+
+    def __init__(self, **inputs: tuple[int, ...]) -> None:
+        self.inputs = {name: ("float32", shape) for name, shape in inputs.items()}
+        self.seen: list[Mapping[str, NDArray[Any]]] = []
+
+    def denoiser(self, tiny: TinyBundle) -> PtqdDenoiser:
+        """It in place of a tiny bundle's network."""
+        records = [{"name": name, "dtype": dtype, "shape": shape} for name, (dtype, shape) in self.inputs.items()]
+        conditioning = {"inputs": records, "rows": 1, "null_class": None, "file": None}
+        tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(conditioning=conditioning))
+        bundle = Bundle.open(tiny.folder)
+        return PtqdDenoiser(bundle, bundle.schedule(), None, self)
+
+    def open(self, _graph: Path, _rows: int) -> Engine:
+        return StandIn(self.inputs, (4, 8, 8), self._run)
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        self.seen.append(feeds)
+        return np.asarray(feeds["sample"] + feeds["encoder_hidden_states"].mean((1, 2))[:, None, None, None])
+
+
 def test_sdxl_gives_its_added_conditions(tiny_latent: TinyBundle, quiet: Quiet) -> None:
-    inputs = {"encoder_hidden_states": ("float32", (5, 12)), "text_embeds": ("float32", (7,)), "time_ids": ("float32", (6,))}
-    records = [{"name": name, "dtype": dtype, "shape": shape} for name, (dtype, shape) in inputs.items()]
-    conditioning = {"inputs": records, "rows": 1, "null_class": None, "file": None}
-    tiny_latent.edit_json("manifest.json", lambda manifest: manifest["model"].update(conditioning=conditioning))
-    seen: list[Mapping[str, NDArray[Any]]] = []
-
-    def run(feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        seen.append(feeds)
-        return feeds["sample"] * np.linspace(0.5, 1, len(feeds["sample"]), dtype=np.float32)[:, None, None, None]
-
-    class Backend:
-        def open(self, _graph: Path, _rows: int) -> Engine:
-            return StandIn(inputs, (4, 8, 8), run)
-
-    bundle = Bundle.open(tiny_latent.folder)
-    denoiser = PtqdDenoiser(bundle, bundle.schedule(), None, Backend())
+    backend = EmbeddingBackend(encoder_hidden_states=(5, 12), text_embeds=(7,), time_ids=(6,))
+    denoiser = backend.denoiser(tiny_latent)
     scheduler = PtqdScheduler.from_bundle(tiny_latent.folder, watched=denoiser)
     pipe = quiet(StableDiffusionXLPipeline(None, None, None, None, None, denoiser, scheduler, add_watermarker=False))
     embedded, pooled = torch.randn(2, 1, 5, 12), torch.randn(2, 1, 7)
@@ -203,6 +221,27 @@ def test_sdxl_gives_its_added_conditions(tiny_latent: TinyBundle, quiet: Quiet) 
         negative_pooled_prompt_embeds=pooled[1], num_inference_steps=4, guidance_scale=1.5, eta=1.0, output_type="latent",
     ).images  # fmt: skip
     assert latents.shape == (1, 4, 8, 8)
-    assert len(seen) == 4
-    np.testing.assert_array_equal(seen[0]["text_embeds"], pooled.flip(0)[:, 0])
-    np.testing.assert_array_equal(seen[0]["time_ids"], [[64, 64, 0, 0, 64, 64]] * 2)
+    assert len(backend.seen) == 4
+    np.testing.assert_array_equal(backend.seen[0]["text_embeds"], pooled.flip(0)[:, 0])
+    np.testing.assert_array_equal(backend.seen[0]["time_ids"], [[64, 64, 0, 0, 64, 64]] * 2)
+
+
+def test_a_chain_from_an_image_is_that_of_diffusers(tiny_latent: TinyBundle, quiet: Quiet) -> None:
+    """From step 2 of 4, uncorrected, beside DDIMScheduler of the same timesteps."""
+    backend = EmbeddingBackend(encoder_hidden_states=(5, 12))
+    denoiser = backend.denoiser(tiny_latent)
+    scheduler = PtqdScheduler.from_bundle(tiny_latent.folder, correction="off")
+    pipe = quiet(StableDiffusionImg2ImgPipeline(None, None, None, denoiser, None, None, None, requires_safety_checker=False))
+    image, embedded = torch.randn(3, 4, 8, 8), torch.randn(2, 3, 5, 12)
+
+    def drawn(of: Any) -> torch.Tensor:
+        pipe.scheduler = of
+        latents: torch.Tensor = pipe(
+            prompt_embeds=embedded[0], negative_prompt_embeds=embedded[1], image=image, strength=0.5, num_inference_steps=4,
+            guidance_scale=2.5, eta=1.0, output_type="latent", generator=torch.Generator().manual_seed(2),
+        ).images  # fmt: skip
+        return latents
+
+    expected = drawn(DDIMScheduler(clip_sample=False))
+    assert len(backend.seen) == 2
+    torch.testing.assert_close(drawn(scheduler), expected, rtol=0, atol=1e-4)
