@@ -35,6 +35,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     `dtype` and `device` are where outputs go, as `to` sets them; the engines run where their runtime runs them.
 
     Attributes:
+        precision: the one that takes every step, or `auto`.
         last_output: the tensor that the last call returned, for `PtqdScheduler` to see what the pipeline made of it.
     """
 
@@ -46,6 +47,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self._model = bundle.manifest.model
         self._schedule = schedule
+        self.precision = precision or AUTO
         self._precisions = precisions_by_timestep(schedule, precision)
         self._graphs = {taken: bundle.verified_graph(taken) for taken in set(self._precisions.values())}
         self._backend = backend

@@ -82,12 +82,13 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             watched: see the class.
 
         Raises:
-            UsageError: no such bundle, schedule or precision, or corrections that do not hold for the precision.
+            UsageError: no such bundle, schedule or precision, or corrections that do not hold for the precision, or for the denoiser's.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
         _check_precision(chosen, precision, corrected=correction == "on")
+        _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
         moves = tuple(chain.move(step) for step in chosen.steps)
         return cls(bundle.manifest.model.noise_schedule, chosen, moves, watched if correction == "on" else None)
@@ -259,6 +260,15 @@ def _check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> 
             found=f'precision="{precision}"',
             expected=f'precision="{AUTO}", which takes {", ".join(own)}',
             mend='add a schedule for that precision with `ptqd-export schedule`, or give correction="off"',
+        )
+
+
+def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:
+    if watched is not None and watched.precision != precision:
+        raise UsageError(
+            "The corrections would be those of another precision than the denoiser's.",
+            found=f'precision="{precision}" beside a denoiser of precision="{watched.precision}"',
+            expected="the same for both",
         )
 
 

@@ -232,6 +232,13 @@ def test_precisions_that_the_corrections_do_not_hold_for_are_refused(
         PtqdScheduler.from_bundle(own_tiny.folder, precision="w2a2")
 
 
+def test_the_watched_denoiser_has_the_same_precision(own_tiny: TinyBundle) -> None:
+    denoiser = PtqdDenoiser.from_bundle(own_tiny.folder, precision="w8a8")
+    with pytest.raises(UsageError, match='precision="auto" beside a denoiser of precision="w8a8"'):
+        PtqdScheduler.from_bundle(own_tiny.folder, watched=denoiser)
+    PtqdScheduler.from_bundle(own_tiny.folder, precision="w8a8", watched=denoiser)
+
+
 def test_it_is_not_saved_as_if_it_were_a_scheduler(with_steps: Callable[..., PtqdScheduler]) -> None:
     with pytest.raises(UsageError, match="cannot be saved"):
         with_steps().save_pretrained("anywhere")
