@@ -53,12 +53,13 @@ class Chain:
         stepper = self.stepper(self.denoisers)
         stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
         for scheduled in self.schedule.steps:
-            move = self._move(scheduled)
+            move = self.move(scheduled)
             stepper.take(move, noise.step(scheduled.step, samples) if move.sigma > 0 else None)
             on_step()
         return stepper.state()
 
-    def _move(self, scheduled: Step) -> Move:
+    def move(self, scheduled: Step) -> Move:
+        """What is done at a step of the schedule."""
         precision = self.precision or scheduled.precision
         guidance = self.schedule.sampler.guidance if self.guidance is None else self.guidance
         if not self.corrected:

@@ -1,0 +1,69 @@
+"""One call that puts a bundle into a pipeline."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from engines.backends.choice import Runtime
+from engines.bundle import DEFAULT
+from engines.chain_choice import AUTO
+from engines.errors import UsageError
+from ptqd_export.diffusers.denoiser import PtqdDenoiser
+from ptqd_export.diffusers.scheduler import PtqdScheduler
+
+NETWORKS = ("unet", "transformer")
+"""What pipelines call the network that denoises."""
+
+Pipeline = TypeVar("Pipeline")
+
+
+def use_bundle(
+    pipe: Pipeline,
+    path: str | PathLike[str],
+    *,
+    schedule: str = DEFAULT,
+    precision: str = AUTO,
+    correction: Literal["on", "off"] = "on",
+    accept_guidance: bool = False,
+    runtime: Runtime = "target",
+) -> Pipeline:
+    """Put the engines and the corrected schedule of a bundle into a pipeline, and return the pipeline.
+
+    Args:
+        pipe: a pipeline of diffusers with a `unet` or a `transformer`, and a `scheduler`; both are replaced.
+        path: folder of the bundle.
+        schedule: its name.
+        precision: one for every step, or `auto` for the schedule's choice.
+        correction: off is the plain quantized sampler.
+        accept_guidance: sample at a guidance that the corrections were not fitted at.
+        runtime: what runs the engines; `target` is the one that the bundle was built for.
+
+    Raises:
+        UsageError: no such bundle, schedule or precision, or a pipeline without a network that denoises. The pipeline is left as it was.
+        MissingBackendError: the runtime or its device is missing.
+        PtqdError: a file of the bundle is damaged.
+    """
+    name = _network_name(pipe)
+    denoiser = PtqdDenoiser.from_bundle(path, schedule=schedule, precision=precision, runtime=runtime)
+    watched = None if accept_guidance else denoiser
+    scheduler = PtqdScheduler.from_bundle(path, schedule=schedule, precision=precision, correction=correction, watched=watched)
+    replaced: Any = getattr(pipe, name)
+    if replaced is not None:
+        nn.Module.to(denoiser, replaced.device, replaced.dtype)  # that of diffusers warns at every cast
+    setattr(pipe, name, denoiser)
+    pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    return pipe
+
+
+def _network_name(pipe: object) -> str:
+    for name in NETWORKS:
+        if hasattr(pipe, name) and hasattr(pipe, "scheduler"):
+            return name
+    raise UsageError(
+        "The pipeline has no network that a bundle could replace.",
+        found=type(pipe).__name__,
+        expected="a pipeline with a scheduler, and a " + " or a ".join(NETWORKS),
+    )

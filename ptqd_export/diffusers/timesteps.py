@@ -1,0 +1,62 @@
+"""From a pipeline's timestep to the step of a schedule: a timestep is all that a pipeline says of where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.errors import UsageError
+from engines.schedule import Schedule
+
+AS_MANY = (
+    "give the pipeline num_inference_steps={steps} and take its scheduler from the bundle too (`use_bundle`), "
+    "or add a schedule of another length with `ptqd-export schedule BUNDLE --name NAME --steps N` and name it"
+)
+
+
+def timestep_value(timestep: Tensor | float) -> float:
+    """The one timestep of a call, as schedules compare it: in float32.
+
+    Raises:
+        UsageError: the samples of the batch are at different timesteps.
+    """
+    values = torch.as_tensor(timestep).detach().to("cpu", torch.float32).reshape(-1)
+    if bool((values != values[0]).any()):
+        raise UsageError(
+            "The samples of a batch are at different timesteps.",
+            found=", ".join(f"{value:g}" for value in values.tolist()),
+            expected="one timestep for all: the schedule picks one engine for a step",
+        )
+    return float(values[0])
+
+
+def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[float, str]:
+    """Which precision runs at a timestep: that of the schedule, or the one that is given. Shifted timesteps count as their step's.
+
+    Raises:
+        UsageError: the schedule visits a timestep twice, each time with another precision.
+    """
+    found: dict[float, str] = {}
+    for step in schedule.steps:
+        taken = precision or step.precision
+        for timestep in (float(np.float32(step.timestep)), float(np.float32(step.corrected.timestep))):
+            if found.setdefault(timestep, taken) != taken:
+                raise UsageError(
+                    "The schedule visits a timestep twice, and each time with another precision.",
+                    found=f"timestep {timestep:g}: {found[timestep]}, then {taken}",
+                    expected="one precision for a timestep: a pipeline does not say which visit it is",
+                    mend=f'take one precision for all steps, such as precision="{taken}"',
+                )
+    return found
+
+
+def unknown_timestep(timestep: float, schedule: Schedule) -> UsageError:
+    """The error for a timestep that is none of the schedule's."""
+    visited = ", ".join(f"{step.timestep:g}" for step in schedule.steps)
+    return UsageError(
+        "The bundle's schedule does not visit this timestep.",
+        found=f"timestep {timestep:g}",
+        expected=f"one of {visited}",
+        mend=AS_MANY.format(steps=schedule.sampler.steps),
+    )

@@ -1,0 +1,69 @@
+"""Which guidance was applied, on outputs that were combined by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from engines.errors import UsageError
+from ptqd_export.diffusers.guidance import check_guidance
+
+W = 3.0
+
+
+def halves(dtype: torch.dtype, difference: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    unconditional, noise = torch.randn(2, 2, 4, 16, 16, generator=generator)
+    return unconditional.to(dtype), (unconditional + difference * noise).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("difference", [1.0, 0.05])
+def test_the_fitted_guidance_passes_and_another_does_not(dtype: torch.dtype, difference: float) -> None:
+    u, c = halves(dtype, difference)
+    output = torch.cat([u, c])
+    check_guidance(output, u + W * (c - u), W)
+    with pytest.raises(UsageError, match=r"found: +guidance 3\n"):
+        check_guidance(output, u + W * (c - u), 7.5)
+
+
+def test_the_conditional_half_may_come_first_and_the_result_twice() -> None:
+    u, c = halves(torch.float32)
+    guided = u + W * (c - u)
+    check_guidance(torch.cat([c, u]), guided, W)
+    check_guidance(torch.cat([c, u]), torch.cat([guided, guided]), W)
+    with pytest.raises(UsageError, match=r"found: +guidance 3\n"):
+        check_guidance(torch.cat([c, u]), guided, 1.5)
+
+
+def test_no_guidance_is_one() -> None:
+    u, _ = halves(torch.float32)
+    check_guidance(u, u.clone(), 1.0)
+    check_guidance(u[:1], u[:1].clone(), 1.0)
+    with pytest.raises(UsageError, match=r"found: +guidance 1\n"):
+        check_guidance(u, u.clone(), W)
+
+
+def test_branches_that_agree_within_rounding_tell_nothing_and_pass() -> None:
+    u, _ = halves(torch.float16)
+    c = u.clone()
+    c[0, 0, 0, 0] += 0.001
+    check_guidance(torch.cat([u, c]), u + W * (c - u), 7.5)
+
+
+@pytest.mark.parametrize("changed", [lambda g: g * 0.7, lambda g: g[:1], lambda g: g + torch.linspace(0, 1, 16)])
+def test_anything_else_is_refused(changed: object) -> None:
+    u, c = halves(torch.float32)
+    assert callable(changed)
+    with pytest.raises(UsageError, match="something else than the guided output"):
+        check_guidance(torch.cat([u, c]), changed(u + W * (c - u)), W)
+
+
+def test_two_calls_a_step_are_refused() -> None:
+    """The last call has seen one branch alone."""
+    u, c = halves(torch.float32)
+    with pytest.raises(UsageError, match="one call of the network a step"):
+        check_guidance(c, u + W * (c - u), W)
+    with pytest.raises(UsageError, match="one call of the network a step"):
+        check_guidance(c[:1], (u + W * (c - u))[:1], W)
