@@ -5,26 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from engines.arrays import Float64
-from engines.errors import UsageError
-from engines.samplers.first_order import first_order_table
+from engines.samplers.build_table import build_table
 from engines.samplers.noise_schedule import NoiseSchedule, VarianceType
 from engines.samplers.table import SamplerTable
 from engines.samplers.timesteps import timesteps
 
 
-def compile_ddpm(steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
-    """The posterior mean of the next state, plus noise of the schedule's fixed variance.
-
-    Raises:
-        UsageError: `eta` is not 1; DDPM is the fully ancestral sampler, and only DDIM has less noise to offer.
-    """
-    if eta != 1:
-        raise UsageError(
-            "the sampler ddpm always adds its full noise",
-            found=f"eta = {eta}",
-            expected="eta = 1",
-            mend="set eta to 1, or take the sampler ddim",
-        )
+def compile_ddpm(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
+    """The posterior mean of the next state, plus noise of the schedule's fixed variance; `eta` is 1."""
     t = timesteps(schedule, steps)
     a = alphas[t]
     a_prev = np.append(a[1:], 1.0)
@@ -32,7 +20,7 @@ def compile_ddpm(steps: int, eta: float, schedule: NoiseSchedule, alphas: Float6
     C = np.sqrt(a_prev) * beta / (1 - a)
     D = np.sqrt(a / a_prev) * (1 - a_prev) / (1 - a)
     sigma = np.sqrt(_variance(schedule.variance_type, a, a_prev, beta))
-    return first_order_table("ddpm", schedule, t, a, C=C, D=D, E=np.zeros(steps), sigma=sigma)
+    return build_table(name, schedule, t, a, C=C, D=D, E=np.zeros(steps), sigma=sigma, clip=schedule.clip)
 
 
 def _variance(variance_type: VarianceType, a: Float64, a_prev: Float64, beta: Float64) -> Float64:
