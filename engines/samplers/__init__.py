@@ -10,6 +10,7 @@ from typing import TypeAlias
 from engines.arrays import Float64
 from engines.errors import UsageError
 from engines.samplers.alphas import alpha_bar
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import compile_ddim
 from engines.samplers.ddpm import compile_ddpm
 from engines.samplers.dpm_solver import compile_dpm_1, compile_dpm_2m
@@ -21,8 +22,7 @@ from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["SAMPLERS", "NoiseSchedule", "Sampler", "SamplerTable", "TableStep", "compile_sampler"]
 
-# (name, steps, eta, schedule, cumulative alphas [T]) to the table.
-Compiler: TypeAlias = Callable[[str, int, float, NoiseSchedule, Float64], SamplerTable]
+Compiler: TypeAlias = Callable[[ChainSpec], SamplerTable]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
         raise UsageError("wrong shape of alphas", found=alphas.shape, expected=(schedule.num_train_timesteps,))
-    return sampler.compile(name, steps, eta, schedule, alphas)
+    return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas))
 
 
 def _check_eta(name: str, sampler: Sampler, eta: float) -> None:

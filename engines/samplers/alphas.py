@@ -34,7 +34,7 @@ def _betas(schedule: NoiseSchedule) -> Float64:
             return (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))) + start
         case "squaredcos_cap_v2" | "laplace" | "exp":
             f = np.array([_CUMULATIVE[schedule.beta_schedule](u) for u in np.arange(T + 1) / T])
-            return np.minimum(1 - f[1:] / f[:-1], _LARGEST_BETA)
+            return np.asarray(np.minimum(1 - f[1:] / f[:-1], _LARGEST_BETA))
 
 
 def _cosine(u: float) -> float:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from engines.arrays import Float64
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.arrays import Float64, Int64
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.parameterization import epsilon_coeffs, prediction_coeffs
 from engines.samplers.table import SamplerTable
 
 
 def build_table(
-    name: str,
-    schedule: NoiseSchedule,
-    timesteps: Float64,
+    spec: ChainSpec,
+    timesteps: Float64 | Int64,
     alpha_bar: Float64,
     *,
     C: Float64,
@@ -31,8 +30,7 @@ def build_table(
     prediction.
 
     Args:
-        name: of the sampler.
-        schedule: says what the network predicts.
+        spec: its name, and what the network predicts.
         timesteps: given to the network.
         alpha_bar: of each step's state.
         C: [S], or [S, J] of the predictions `m_i, m_{i-1}, ...`.
@@ -48,18 +46,18 @@ def build_table(
     scale = np.ones(len(C)) if scale is None else scale
     # Of the state as it is, not as the network takes it.
     in_state = np.stack([scale, np.ones(len(C))], axis=1)
-    predictions = prediction_coeffs(schedule.prediction_type, alpha_bar) * in_state
+    predictions = prediction_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state
     P, Q = predictions.T
     folded = np.zeros(len(C)) if clip is not None else C[:, 0]
     history = np.column_stack([C[:, 0] - folded, C[:, 1:]])
     return SamplerTable(
-        name=name,
+        name=spec.name,
         timestep=timesteps.astype(np.float64),
         alpha_bar=alpha_bar,
         x_coeff=D + folded * P,
         out_coeff=E + folded * Q,
         prediction_coeffs=predictions,
-        epsilon_coeffs=epsilon_coeffs(schedule.prediction_type, alpha_bar) * in_state,
+        epsilon_coeffs=epsilon_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state,
         history_coeffs=history if clip is not None or history.shape[1] > 1 else np.empty((len(C), 0)),
         sigma=sigma,
         input_scale=scale,

@@ -6,25 +6,27 @@ import numpy as np
 
 from engines.arrays import Float64, Int64
 from engines.samplers.build_table import build_table
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.noise_schedule import NoiseSchedule
 from engines.samplers.parameterization import epsilon_coeffs
 from engines.samplers.table import SamplerTable
 from engines.samplers.timesteps import timesteps
 
 
-def compile_ddim(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
+def compile_ddim(spec: ChainSpec) -> SamplerTable:
     """`x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - sigma^2) eps + sigma z`, deterministic at eta 0, ancestral at eta 1.
 
     With clipping the direction keeps the network's own `eps`, not the one of the clipped `x0`, as diffusers does unless asked
     for `use_clipped_model_output`.
     """
-    t = timesteps(schedule, steps)
-    a, a_prev = alphas[t], alpha_bar_at(t - stride(schedule, steps), schedule, alphas)
-    sigma = eta * np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
+    schedule = spec.schedule
+    t = timesteps(schedule, spec.steps)
+    a, a_prev = spec.alphas[t], alpha_bar_at(t - stride(schedule, spec.steps), spec)
+    sigma = spec.eta * np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
     # At eta 1 and a = 0 the difference is zero in exact arithmetic, and may round below it.
     direction = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0))
     R, T = epsilon_coeffs(schedule.prediction_type, a).T
-    return build_table(name, schedule, t, a, C=np.sqrt(a_prev), D=direction * R, E=direction * T, sigma=sigma, clip=schedule.clip)
+    return build_table(spec, t, a, C=np.sqrt(a_prev), D=direction * R, E=direction * T, sigma=sigma, clip=schedule.clip)
 
 
 def stride(schedule: NoiseSchedule, steps: int) -> int:
@@ -35,7 +37,7 @@ def stride(schedule: NoiseSchedule, steps: int) -> int:
     return schedule.num_train_timesteps // steps
 
 
-def alpha_bar_at(t: Int64, schedule: NoiseSchedule, alphas: Float64) -> Float64:
+def alpha_bar_at(t: Int64, spec: ChainSpec) -> Float64:
     """Cumulative alphas [S] of timesteps of which the last may lie below 0, at the end of the chain."""
-    final = 1.0 if schedule.set_alpha_to_one else alphas[0]
-    return np.where(t >= 0, alphas[t.clip(0)], final)
+    final = 1.0 if spec.schedule.set_alpha_to_one else spec.alphas[0]
+    return np.where(t >= 0, spec.alphas[t.clip(0)], final)

@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
 from engines.samplers.noise_schedule import NoiseSchedule, SolverType
 from engines.samplers.table import SamplerTable
@@ -22,42 +23,42 @@ _FEW_STEPS = 15
 """Below this many, `lower_order_final` counts."""
 
 
-def compile_dpm_1(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
+def compile_dpm_1(spec: ChainSpec) -> SamplerTable:
     """The first order: DDIM over noise levels, deterministic at eta 0 and ancestral at eta 1."""
-    return _compile(name, steps, eta, schedule, alphas, order=1)
+    return _compile(spec, order=1)
 
 
-def compile_dpm_2m(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
+def compile_dpm_2m(spec: ChainSpec) -> SamplerTable:
     """The multistep second order: the ODE at eta 0, the SDE at eta 1."""
-    return _compile(name, steps, eta, schedule, alphas, order=2)
+    return _compile(spec, order=2)
 
 
-def _compile(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64, order: int) -> SamplerTable:
-    levels = noise_levels(alphas)
-    t, level = _walk(schedule, steps, levels)
-    level, level_next = level, np.append(level[1:], final_level(schedule, levels))
+def _compile(spec: ChainSpec, order: int) -> SamplerTable:
+    schedule, levels = spec.schedule, noise_levels(spec.alphas)
+    t, level = _walk(schedule, spec.steps, levels)
+    level_next = np.append(level[1:], final_level(schedule, levels))
     a, a_next = alpha_bar_of(level), alpha_bar_of(level_next)
-    k = 1 + eta
+    k = 1 + spec.eta
     decay = (level_next / level) ** k  # e^(-k h)
     D = np.sqrt(a_next / a) * decay
-    C = np.zeros((steps, order))
+    C = np.zeros((spec.steps, order))
     C[:, 0] = np.sqrt(a_next) * (1 - decay)
     if order == 2:
         slope = _slope(schedule, level, level_next, k)
         C += np.stack([slope, -slope], axis=1)
-    sigma = eta * level_next * np.sqrt(a_next) * np.sqrt(1 - decay)
-    return build_table(name, schedule, t, a, C=C, D=D, E=np.zeros(steps), sigma=sigma)
+    sigma = spec.eta * level_next * np.sqrt(a_next) * np.sqrt(1 - decay)
+    return build_table(spec, t, a, C=C, D=D, E=np.zeros(spec.steps), sigma=sigma)
 
 
 def _walk(schedule: NoiseSchedule, steps: int, levels: Float64) -> tuple[Float64, Float64]:
     """Timesteps [S] and noise levels [S]."""
-    if not schedule.use_karras_sigmas:
-        t = timesteps_above_the_end(schedule, steps, _noisiest(schedule, levels))
-        return t.astype(np.float64), levels[t]
-    level = karras_levels(levels[-1], levels[0], steps)
-    t = timesteps_of(level, levels)
-    # Diffusers rounds, but for the cosine schedule, and then takes whole timesteps of all.
-    return np.trunc(t if schedule.beta_schedule == "squaredcos_cap_v2" else t.round()), level
+    if schedule.use_karras_sigmas:
+        level = karras_levels(levels[-1], levels[0], steps)
+        between = timesteps_of(level, levels)
+        # Diffusers rounds, but for the cosine schedule, and then takes whole timesteps of all.
+        return np.trunc(between if schedule.beta_schedule == "squaredcos_cap_v2" else between.round()), level
+    t = timesteps_above_the_end(schedule, steps, _noisiest(schedule, levels))
+    return t.astype(np.float64), levels[t]
 
 
 def _noisiest(schedule: NoiseSchedule, levels: Float64) -> int:
@@ -70,9 +71,9 @@ def _noisiest(schedule: NoiseSchedule, levels: Float64) -> int:
 def _slope(schedule: NoiseSchedule, level: Float64, level_next: Float64, k: float) -> Float64:
     """`G h / h_before` [S]; 0 at the first step, and at the last where the schedule wants it of first order."""
     slope = np.zeros(len(level))
-    second = np.arange(1, len(level) - _ends_with_first_order(schedule, len(level)))
+    second = slice(1, len(level) - _ends_with_first_order(schedule, len(level)))
     h = np.log(level[second] / level_next[second])
-    h_before = np.log(level[second - 1] / level[second])
+    h_before = np.log(level[:-1] / level[1:])[: len(h)]
     slope[second] = np.sqrt(alpha_bar_of(level_next[second])) * _share(schedule.solver_type, k * h) * h / h_before
     return slope
 

@@ -11,21 +11,22 @@ import numpy as np
 
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.noise_schedule import NoiseSchedule
 from engines.samplers.table import SamplerTable
 
 
-def compile_flow_euler(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
-    """`x <- x + (sigma_next - sigma) out`; `eta` is 0, and flows have no use for `alphas`."""
-    sigma = _shares(schedule, steps)
+def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
+    """`x <- x + (sigma_next - sigma) out`."""
+    sigma = _shares(spec.schedule, spec.steps)
     change = np.diff(sigma, append=0.0)
     norm = np.hypot(1 - sigma, sigma)
-    none = np.zeros(steps)
+    none = np.zeros(spec.steps)
     table = build_table(
-        name, schedule, sigma * schedule.num_train_timesteps, ((1 - sigma) / norm) ** 2, C=none, D=none + 1, E=change,
+        spec, sigma * spec.schedule.num_train_timesteps, ((1 - sigma) / norm) ** 2, C=none, D=none + 1, E=change,
         sigma=none, scale=1 / norm,
     )  # fmt: skip
-    return replace(table, input_scale=np.ones(steps))
+    return replace(table, input_scale=np.ones(spec.steps))
 
 
 def _shares(schedule: NoiseSchedule, steps: int) -> Float64:

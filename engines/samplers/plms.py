@@ -14,6 +14,7 @@ import numpy as np
 
 from engines.arrays import Float64, Int64
 from engines.errors import UsageError
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import alpha_bar_at, stride
 from engines.samplers.noise_schedule import NoiseSchedule
 from engines.samplers.parameterization import epsilon_coeffs, prediction_coeffs
@@ -36,17 +37,18 @@ def rows_of_plms(steps: int) -> int:
     return steps + 1 if steps > 1 else 1
 
 
-def compile_plms(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
-    """PNDM without its Runge-Kutta steps; `eta` is 0.
+def compile_plms(spec: ChainSpec) -> SamplerTable:
+    """PNDM without its Runge-Kutta steps.
 
     Raises:
         UsageError: the model's scheduler asks for the Runge-Kutta steps.
     """
+    schedule, alphas = spec.schedule, spec.alphas
     _refuse_runge_kutta(schedule)
-    t = timesteps(schedule, steps)
+    t = timesteps(schedule, spec.steps)
     visited = np.concatenate([t[:2], t[1:]])
-    begin, end = _legs(t, stride(schedule, steps))
-    A, B = _ddim_coeffs(schedule, alphas[begin], alpha_bar_at(end, schedule, alphas))
+    begin, end = _legs(t, stride(schedule, spec.steps))
+    A, B = _ddim_coeffs(schedule, alphas[begin], alpha_bar_at(end, spec))
     weights = np.stack([_WEIGHTS[min(row, len(_WEIGHTS) - 1)] for row in range(len(visited))])[:, : len(visited)]
     history = B[:, None] * weights
     if len(visited) > 1:
@@ -55,7 +57,7 @@ def compile_plms(name: str, steps: int, eta: float, schedule: NoiseSchedule, alp
     out_coeff = history[:, 0].copy()
     history[:, 0] = 0
     return SamplerTable(
-        name=name,
+        name=spec.name,
         timestep=visited.astype(np.float64),
         alpha_bar=alphas[visited],
         x_coeff=A,

@@ -7,8 +7,8 @@ With the raw network output `out` at state `x` of step `i`:
 
 `m` is what a sampler remembers of its steps, which PLMS alone wants otherwise: there it is the output itself.
 
-The state is whatever the sampler walks, and the coefficients are of that state. `alpha_bar` is that of the state at unit variance: for a state
-`alpha x0 + sigma eps` it is `alpha^2 / (alpha^2 + sigma^2)`, which for variance-preserving diffusion is the cumulative alpha itself.
+The state is whatever the sampler walks, and the coefficients are of that state. `alpha_bar` is that of the state at unit variance:
+`alpha^2 / (alpha^2 + sigma^2)` for a state `alpha x0 + sigma eps`, which for variance-preserving diffusion is the cumulative alpha itself.
 """
 
 from __future__ import annotations

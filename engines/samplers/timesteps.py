@@ -48,7 +48,7 @@ def timesteps_above_the_end(schedule: NoiseSchedule, steps: int, noisiest: int) 
     """
     T = schedule.num_train_timesteps
     if schedule.timestep_spacing == "trailing":
-        _require_steps(steps, len(_trailing(steps, T, noisiest)), T)
+        _require_steps(steps, min(T, len(_trailing(steps, T, noisiest))), T)
         return _trailing(steps, T, noisiest)
     _require_steps(steps, noisiest - 1, T)
     if schedule.timestep_spacing == "linspace":
