@@ -269,7 +269,7 @@ def test_with_clipping_or_history_the_variance_of_the_whole_step_is_measured(cli
     results, _ = _take(plan, tmp_path, check)
     assert len(results) == STEPS
     changed = [abs(result.corrections["high"].sigma_corrected - table.sigma[result.step]) > 1e-3 for result in results]
-    assert sum(changed) > 2, "the noise gives something up at some steps"
+    assert sum(changed) >= 2, "the noise gives something up at some steps"
 
 
 # The walk itself.
