@@ -201,7 +201,7 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--name", "a/b"], "cannot have this name"),
         (["--name", "../b"], "cannot have this name"),
         (["--name", "default"], "the build's"),
-        (["--sampler", "plms"], "unknown sampler"),
+        (["--sampler", "heun"], "unknown sampler"),
         (["--steps", "1001"], "num_train_timesteps = 1000"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
         (["--precisions", "w4a8,w5a8"], "w5a8"),
