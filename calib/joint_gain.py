@@ -28,11 +28,17 @@ def joint_gains(moments: Moments) -> tuple[Float64, Float64]:
 
 
 def joint_slopes(moments: Moments) -> Float64:
-    """[C, 2] slopes `m_c, k_c` of `d` on `x` and `e`, by least squares within each channel; of least norm where the two are one."""
+    """[C, 2] slopes `m_c, k_c` of `d` on `x` and `e`, by least squares within each channel; of least norm where the two are one.
+
+    Both are taken in units of their own deviation: the state of a sampler may have a variance of thousands.
+    """
     covariance = moments.covariance_matrix()
     gram, target = covariance[:, :D, :D], covariance[:, :D, D]
-    slopes: Float64 = (np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ target[:, :, None])[:, :, 0]
-    return slopes
+    unit = np.sqrt(gram.diagonal(axis1=1, axis2=2))
+    unit = np.where(unit > 0, unit, 1.0)
+    correlation = gram / (unit[:, :, None] * unit[:, None, :])
+    slopes: Float64 = (np.linalg.pinv(correlation, rcond=1e-12, hermitian=True) @ (target / unit)[:, :, None])[:, :, 0]
+    return slopes / unit
 
 
 def _inverted(slopes: Float64) -> tuple[Float64, Float64]:

@@ -8,6 +8,8 @@ independent noise of variance `u` on top is, divided by `sqrt(1 + u)`, a proper 
 So the network is asked at the timestep of `a'`, where it finds the noise that is really there, and the step is taken from `a'` to where it
 was to go anyway. If the network is right at `a'`, the next state is a proper one: nothing of `u` remains but what the step adds anew.
 
+Where the state is not variance-preserving but `x / s`, as Euler's, whose `s` is the scale of the network's input, `u` is that of `s x`.
+
 A first-order step goes to `alpha x0 + beta eps + sigma z`, whatever level it comes from: `alpha` and `beta` follow from its coefficients,
 so that any such sampler is shifted without knowing it.
 """
@@ -42,13 +44,21 @@ class LevelShift:
 
     @classmethod
     def of(cls, schedule: NoiseSchedule) -> LevelShift:
+        """Raises UsageError for a flow, whose levels are not those of betas."""
+        if schedule.prediction_type == "flow":
+            raise UsageError(
+                "The steps of a flow cannot be taken from another noise level.",
+                found='variance "shift" with prediction_type "flow"',
+                expected='variance "schedule" or "none"',
+            )
         return cls(alpha_bar(schedule), schedule.prediction_type)
 
     def __call__(self, step: TableStep, u: float) -> TableStep:
         """The step from a state with variance `u` on top of its level, in coefficients of the state as it is; `step` itself at u = 0."""
         if u == 0:
             return step
-        a, scale = step.alpha_bar / (1 + u), 1 / math.sqrt(1 + u)
+        s = step.input_scale
+        a, scale = step.alpha_bar / (1 + s**2 * u), s / math.sqrt(1 + s**2 * u)
         alpha, beta = _target(step)
         ((P, Q),) = prediction_coeffs(self.prediction_type, np.array([a])).tolist()
         ((R, T),) = epsilon_coeffs(self.prediction_type, np.array([a])).tolist()
@@ -77,10 +87,10 @@ def check_shift(table: SamplerTable, trajectory: str) -> None:
             found='variance "shift" with trajectory "fp"',
             expected='trajectory "quantized", or variance "schedule"',
         )
-    if table.clip is not None or not all(is_linear(table.step(i)) and table.input_scale[i] == 1 for i in range(table.steps)):
+    if table.clip is not None or not all(is_linear(table.step(i)) for i in range(table.steps)):
         raise UsageError(
             "The steps of this sampler cannot be taken from another noise level.",
-            found=f"{table.name} with " + ("clipping" if table.clip is not None else "a history of predictions or scaled states"),
+            found=f"{table.name} with " + ("clipping" if table.clip is not None else "a history of predictions"),
             expected='a first-order sampler without clipping, or variance "schedule"',
             mend="set sampler.clip_sample to false, if the model samples well without it" if table.clip is not None else None,
         )

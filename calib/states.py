@@ -29,6 +29,7 @@ class StateStore:
         self.reference = self._map("reference")
         self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
         self._history = [self._map(f"history-{j}") for j in range(history_length)]
+        self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
 
     def __enter__(self) -> StateStore:
         return self
@@ -43,11 +44,16 @@ class StateStore:
         """The predictions `m_{i-1}, m_{i-2}, ...` that exist at a step; copies, since `advance` writes over them."""
         return [np.array(predictions[batch]) for predictions in self._history[:step]]
 
-    def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32]) -> None:
-        """Stores the next states, and the predictions `m_i, m_{i-1}, ...` as their history."""
+    def exact_history(self, batch: slice, step: int) -> list[Float32]:
+        """What full precision would have predicted at the same states."""
+        return [np.array(predictions[batch]) for predictions in self._exact_history[:step]]
+
+    def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32], exact: Sequence[Float32]) -> None:
+        """Stores the next states, and the predictions `m_i, m_{i-1}, ...` and those of full precision as their history."""
         self.states[batch] = states
-        for kept, prediction in zip(self._history, predictions, strict=False):
-            kept[batch] = prediction
+        for files, newest_first in ((self._history, predictions), (self._exact_history, exact)):
+            for kept, prediction in zip(files, newest_first, strict=False):
+                kept[batch] = prediction
 
     def _map(self, name: str) -> Float32:
         return np.memmap(Path(self._folder.name) / name, np.float32, "w+", shape=self._shape)

@@ -151,12 +151,17 @@ class Walk:
         return moments
 
     def _measure_excess(self, i: int, step: TableStep, name: str, affine: Affine) -> float:
-        """Variance that a precision adds to the whole step, from the stored outputs."""
+        """Variance that a precision adds to the whole step, from the stored outputs.
+
+        Full precision looks back on what it would have predicted itself. The errors of earlier predictions are in the state already, which
+        has the right variance with them; where a step uses these predictions again, the two go together, and often against each other.
+        """
         moments = Moments.empty(STEP_CHANGE, channels=len(affine.gain))
         for batch in self._batches():
-            x, history = np.array(self.states[batch]), self._store.history(batch, i)
-            mean, _ = update(x, self._store.reference[batch], step, history)
-            corrected, _ = update(x, affine.apply(self._store.outputs[name][batch], x), step, history)
+            x = np.array(self.states[batch])
+            mean, _ = update(x, self._store.reference[batch], step, self._store.exact_history(batch, i))
+            out = affine.apply(self._store.outputs[name][batch], x)
+            corrected, _ = update(x, out, step, self._store.history(batch, i))
             values = np.stack([mean, corrected], dtype=np.float64)
             values[1] -= values[0]
             moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
@@ -167,12 +172,13 @@ class Walk:
         on_policy = self._plan.trajectory == "quantized"
         sigma = correction.sigma_corrected if on_policy else step.sigma
         for batch in self._batches():
-            x, history = np.array(self.states[batch]), self._store.history(batch, i)
-            out = correction.affine.apply(self._store.outputs[result.chosen][batch], x) if on_policy else self._store.reference[batch]
-            x, predictions = update(x, out, step, history)
+            x, reference = np.array(self.states[batch]), self._store.reference[batch]
+            out = correction.affine.apply(self._store.outputs[result.chosen][batch], x) if on_policy else reference
+            _, exact = update(x, reference, step, self._store.exact_history(batch, i))
+            x, predictions = update(x, out, step, self._store.history(batch, i))
             if sigma > 0:
                 x += np.float32(sigma) * self._plan.noise.step(i, _samples(batch))
-            self._store.advance(batch, x, predictions)
+            self._store.advance(batch, x, predictions, exact)
 
     def _batches(self) -> Iterator[slice]:
         N, size = len(self._plan.rows), self._plan.batch_size

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from engines.errors import BundleError, UsageError
 from engines.files import sha256
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.noise_schedule import NoiseSchedule, PredictionType
 from engines.schedule import Schedule, Strict
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -86,7 +86,7 @@ class Manifest(Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelRecord
-    parameterization: Literal["epsilon", "v_prediction", "sample"]
+    parameterization: PredictionType
     target: TargetRecord
     placement: str
     measured_on: str

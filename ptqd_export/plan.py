@@ -50,6 +50,12 @@ def _device(name: str) -> str:
     return name
 
 
+_READERS = {
+    "clip_sample": [name for name, sampler in SAMPLERS.items() if sampler.clips],
+    "use_karras_sigmas": [name for name, sampler in SAMPLERS.items() if sampler.karras],
+}
+"""The samplers to which a field says something."""
+
 WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
 PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
 
@@ -83,7 +89,7 @@ class ModelSection(Section):
 class SamplerSection(Section):
     """The walk from noise to sample."""
 
-    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim or ddpm")
+    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim, dpm++2m or euler-ancestral")
     steps: int = Field(ge=1, description="number of denoising steps")
     eta: float = Field(
         default=None,
@@ -98,6 +104,13 @@ class SamplerSection(Section):
     timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
     clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
     prediction_type: PredictionType | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    use_karras_sigmas: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """What is to be otherwise than the model's scheduler says, by field of its `NoiseSchedule`."""
+        fields = {"timestep_spacing", "clip_sample", "prediction_type", "use_karras_sigmas"}
+        return self.model_dump(include=fields, exclude_none=True)
 
     @field_validator("eta", mode="before")
     @classmethod
@@ -106,6 +119,22 @@ class SamplerSection(Section):
             return eta
         sampler = SAMPLERS.get(info.data.get("name", ""))
         return sampler.eta if sampler is not None else 0.0  # an unknown sampler has an error of its own already
+
+    @field_validator("eta")
+    @classmethod
+    def _eta_that_the_sampler_has(cls, eta: float, info: ValidationInfo) -> float:
+        sampler = SAMPLERS.get(info.data.get("name", ""))
+        if sampler is not None and not sampler.any_eta and eta != sampler.eta:
+            raise expectation(f"{sampler.eta:g} or null beside the sampler {info.data['name']}")
+        return eta
+
+    @field_validator("clip_sample", "use_karras_sigmas")
+    @classmethod
+    def _only_where_it_says_something(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+        name, readers = info.data.get("name", ""), _READERS[str(info.field_name)]
+        if wanted and name in SAMPLERS and name not in readers:
+            raise expectation(f"false or null beside the sampler {name}; true is for {', '.join(readers)}")
+        return wanted
 
 
 class ReconstructionSection(Section):
@@ -336,13 +365,13 @@ class Plan(Section):
         sampler, precisions = info.data.get("sampler"), info.data.get("precisions")
         if steps.precisions is None or sampler is None or precisions is None:
             return steps  # nothing to compare, or what to compare with has its own error already
-        count = len(steps.precisions)
+        count, rows = len(steps.precisions), SAMPLERS[sampler.name].rows(sampler.steps)
         known = dict.fromkeys((*precisions, FULL_PRECISION))
         problems: list[Problem] = [
             (("precisions", index), name, f"one of {', '.join(known)}") for index, name in enumerate(steps.precisions) if name not in known
         ]
-        if count not in (1, sampler.steps):
-            problems.append((("precisions",), steps.precisions, f"1 name, or {sampler.steps} (one for each step), not {count}"))
+        if count not in (1, rows):
+            problems.append((("precisions",), steps.precisions, f"1 name, or {rows} (one for each step), not {count}"))
         if problems:
             raise expectations(problems)
         return steps

@@ -8,7 +8,8 @@ from typing import get_args
 
 from engines.errors import UsageError
 from engines.files import write_text
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers import SAMPLERS, NoiseSchedule
+from engines.samplers.of_scheduler import sampler_of
 from ptqd_export.json_object import read_json_object
 from ptqd_export.plan import ModelSection, Plan, SamplerSection, TargetSection
 
@@ -33,13 +34,14 @@ def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> 
 
 def starter_plan(model: Path, target: str, folder: Path) -> Plan:
     """The plan to start from, with paths relative to the folder where it will lie."""
-    config, schedule = _configurations(model)
+    config, scheduler = _configurations(model)
+    schedule, sampler = NoiseSchedule.from_scheduler_config(scheduler), sampler_of(scheduler)
     return Plan(
         model=ModelSection(path=Path(os.path.relpath(model, folder)).as_posix()),
         sampler=SamplerSection(
-            name="ddim",
+            name=sampler,
             steps=min(STEPS, schedule.num_train_timesteps),
-            eta=1.0,
+            eta=1.0 if SAMPLERS[sampler].any_eta else SAMPLERS[sampler].eta,
             guidance=GUIDANCE if config.get("num_class_embeds") else 1.0,
         ),
         precisions=("w8a8", "w4a8"),
@@ -55,8 +57,8 @@ def _target(name: str) -> TargetSection:
     return TargetSection.model_validate({"name": name})
 
 
-def _configurations(model: Path) -> tuple[dict[str, object], NoiseSchedule]:
-    """The denoiser's configuration and the noise schedule, from a pipeline folder or from a single model's."""
+def _configurations(model: Path) -> tuple[dict[str, object], dict[str, object]]:
+    """Those of the denoiser and the scheduler, from a pipeline folder or from a single model's."""
     if (model / "model_index.json").is_file():
         denoiser, scheduler = model / _denoiser(model / "model_index.json"), model / "scheduler"
     elif (model / "config.json").is_file():
@@ -68,8 +70,7 @@ def _configurations(model: Path) -> tuple[dict[str, object], NoiseSchedule]:
             expected="a folder that a diffusers pipeline or model wrote with save_pretrained",
             mend="correct --model; for other models write the plan by hand: `ptqd-export schema` describes it",
         )
-    config = read_json_object(denoiser / "config.json")
-    return config, NoiseSchedule.from_scheduler_config(read_json_object(scheduler / "scheduler_config.json"))
+    return read_json_object(denoiser / "config.json"), read_json_object(scheduler / "scheduler_config.json")
 
 
 def _denoiser(index: Path) -> str:

@@ -43,7 +43,7 @@ from ptqd_export.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = (
-    *(f"docs/{name}.md" for name in ("method", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
+    *(f"docs/{name}.md" for name in ("method", "samplers", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
@@ -156,6 +156,16 @@ def test_documented_values_are_those_that_the_plan_takes(path: str) -> None:
             literals = set(SAMPLERS)
         for value in literals:
             assert f"`{json.dumps(value)}`" in row["values"], f"{name}: {value}"
+
+
+def test_the_page_of_the_samplers_has_a_row_for_each() -> None:
+    lines = [line for line in _text("docs/samplers.md").splitlines() if line.startswith("| `")]
+    named = [_cells(line)[0].strip("`") for line in lines]
+    assert named[: len(SAMPLERS)] == list(SAMPLERS)
+    for name, line in zip(SAMPLERS, lines, strict=False):
+        assert (
+            "none" if SAMPLERS[name].eta == 0 and not SAMPLERS[name].any_eta else "full" if SAMPLERS[name].eta == 1 else "`eta`"
+        ) in _cells(line)[3]
 
 
 def test_the_fields_of_a_statistics_file_are_documented() -> None:

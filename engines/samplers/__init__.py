@@ -1,4 +1,4 @@
-"""Samplers by name. Each is one file whose `compile_NAME` turns a noise schedule into a `SamplerTable`; a new one is a line here."""
+"""Samplers by name. Each is a function that turns a noise schedule into a `SamplerTable`; a new one is an entry here."""
 
 from __future__ import annotations
 
@@ -10,26 +10,56 @@ from typing import TypeAlias
 from engines.arrays import Float64
 from engines.errors import UsageError
 from engines.samplers.alphas import alpha_bar
+from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import compile_ddim
 from engines.samplers.ddpm import compile_ddpm
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.dpm_solver import compile_dpm_1, compile_dpm_2m
+from engines.samplers.euler import compile_euler, compile_euler_ancestral
+from engines.samplers.flow_euler import compile_flow_euler
+from engines.samplers.noise_schedule import NoiseSchedule, PredictionType
+from engines.samplers.plms import compile_plms, rows_of_plms
 from engines.samplers.table import SamplerTable, TableStep
 
-__all__ = ["SAMPLERS", "NoiseSchedule", "SamplerTable", "TableStep", "compile_sampler"]
+__all__ = ["SAMPLERS", "NoiseSchedule", "Sampler", "SamplerTable", "TableStep", "compile_sampler"]
 
-# (steps, eta, schedule, cumulative alphas [T]) to the table; raises UsageError for an eta that the sampler does not have.
-Compiler: TypeAlias = Callable[[int, float, NoiseSchedule, Float64], SamplerTable]
+Compiler: TypeAlias = Callable[[ChainSpec], SamplerTable]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler that plans can name; `eta` is what it takes where a plan does not say."""
+    """A sampler that plans can name.
+
+    Attributes:
+        compile: makes its table.
+        eta: share of the ancestral noise where a plan does not say; the only one, unless `any_eta`.
+        any_eta: whether it has every share from 0 to 1.
+        clips: whether it reads `clip_sample`.
+        karras: whether it reads `use_karras_sigmas`.
+        predictions: what a network may predict.
+        rows: length of the table for so many steps.
+    """
 
     compile: Compiler
     eta: float
+    any_eta: bool = False
+    clips: bool = False
+    karras: bool = False
+    predictions: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+    rows: Callable[[int], int] = int
 
 
-SAMPLERS: Mapping[str, Sampler] = {"ddim": Sampler(compile_ddim, eta=0.0), "ddpm": Sampler(compile_ddpm, eta=1.0)}
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler(compile_ddim, eta=0.0, any_eta=True, clips=True),
+    "ddpm": Sampler(compile_ddpm, eta=1.0, clips=True),
+    "plms": Sampler(compile_plms, eta=0.0, predictions=("epsilon", "v_prediction"), rows=rows_of_plms),
+    "dpm++1": Sampler(compile_dpm_1, eta=0.0, karras=True),
+    "dpm++1-sde": Sampler(compile_dpm_1, eta=1.0, karras=True),
+    "dpm++2m": Sampler(compile_dpm_2m, eta=0.0, karras=True),
+    "dpm++2m-sde": Sampler(compile_dpm_2m, eta=1.0, karras=True),
+    "euler": Sampler(compile_euler, eta=0.0, karras=True),
+    "euler-ancestral": Sampler(compile_euler_ancestral, eta=1.0),
+    "flow-euler": Sampler(compile_flow_euler, eta=0.0, predictions=("flow",)),
+}
 
 
 def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64 | None = None) -> SamplerTable:
@@ -37,22 +67,45 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
 
     Args:
         name: a key of `SAMPLERS`.
-        steps: length of the chain, 1..T.
+        steps: length of the chain, as diffusers' `num_inference_steps`; the table may have a row more, see `Sampler.rows`.
         eta: share of the ancestral noise, 0..1.
         schedule: what the model was trained with.
         alphas: cumulative alphas [T] to use instead of `alpha_bar(schedule)`, such as another library's float32 ones.
 
     Raises:
-        UsageError: unknown sampler, or steps, eta or alphas that do not fit.
+        UsageError: unknown sampler, or steps, eta, alphas or a model that do not fit.
     """
     sampler = SAMPLERS.get(name)
     if sampler is None:
-        (nearest,) = get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0)
+        nearest = get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0)[0]
         raise UsageError("unknown sampler", found=name, expected=" or ".join(SAMPLERS), mend=f'did you mean "{nearest}"?')
-    if not 0 <= eta <= 1:
-        raise UsageError("eta is a share of the ancestral noise", found=f"eta = {eta}", expected="0 to 1")
+    _check_eta(name, sampler, eta)
+    _check_prediction(name, sampler, schedule)
     if alphas is None:
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
         raise UsageError("wrong shape of alphas", found=alphas.shape, expected=(schedule.num_train_timesteps,))
-    return sampler.compile(steps, eta, schedule, alphas)
+    return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas))
+
+
+def _check_eta(name: str, sampler: Sampler, eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise UsageError("eta is a share of the ancestral noise", found=f"eta = {eta}", expected="0 to 1")
+    if not sampler.any_eta and eta != sampler.eta:
+        raise UsageError(
+            f"the sampler {name} " + ("always adds its full noise" if sampler.eta == 1 else "adds no noise"),
+            found=f"eta = {eta}",
+            expected=f"eta = {sampler.eta:g}",
+            mend=f"set eta to {sampler.eta:g}, or take the sampler ddim",
+        )
+
+
+def _check_prediction(name: str, sampler: Sampler, schedule: NoiseSchedule) -> None:
+    if schedule.prediction_type not in sampler.predictions:
+        fitting = [other for other, candidate in SAMPLERS.items() if schedule.prediction_type in candidate.predictions]
+        raise UsageError(
+            f"the sampler {name} does not go with what the model predicts",
+            found=f"prediction_type = {schedule.prediction_type}",
+            expected=" or ".join(sampler.predictions),
+            mend=f"take the sampler {' or '.join(fitting)}",
+        )

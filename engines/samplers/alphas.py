@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from engines.arrays import Float64
 from engines.samplers.noise_schedule import NoiseSchedule
 
-_MAX_COSINE_BETA = 0.999
+_LARGEST_BETA = 0.999
+"""Of the schedules that are given by their cumulative alpha."""
 
 
 def alpha_bar(schedule: NoiseSchedule) -> Float64:
@@ -26,16 +30,30 @@ def _betas(schedule: NoiseSchedule) -> Float64:
             return np.linspace(start, end, T)
         case "scaled_linear":
             return np.linspace(start**0.5, end**0.5, T) ** 2
-        case "squaredcos_cap_v2":
-            return _cosine_betas(T)
         case "sigmoid":
             return (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))) + start
+        case "squaredcos_cap_v2" | "laplace" | "exp":
+            f = np.array([_CUMULATIVE[schedule.beta_schedule](u) for u in np.arange(T + 1) / T])
+            return np.asarray(np.minimum(1 - f[1:] / f[:-1], _LARGEST_BETA))
 
 
-def _cosine_betas(T: int) -> Float64:
+def _cosine(u: float) -> float:
     """Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17."""
-    f: Float64 = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - f[1:] / f[:-1], _MAX_COSINE_BETA)
+    return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace(u: float) -> float:
+    """The log-SNR falls as the quantiles of a Laplace distribution (Hang et al. 2024, arXiv 2407.03297); the roots are diffusers'."""
+    snr = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6))
+    return math.sqrt(snr / (1 + snr))
+
+
+def _exponential(u: float) -> float:
+    return math.exp(-12 * u)
+
+
+_CUMULATIVE: Mapping[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine, "laplace": _laplace, "exp": _exponential}
+"""Cumulative alpha at a share `u` of the training timesteps, but for a factor."""
 
 
 def _rescale_zero_terminal_snr(alpha_bar: Float64) -> Float64:

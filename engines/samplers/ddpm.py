@@ -5,34 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from engines.arrays import Float64
-from engines.errors import UsageError
-from engines.samplers.first_order import first_order_table
-from engines.samplers.noise_schedule import NoiseSchedule, VarianceType
+from engines.samplers.build_table import build_table
+from engines.samplers.chain_spec import ChainSpec
+from engines.samplers.noise_schedule import VarianceType
 from engines.samplers.table import SamplerTable
 from engines.samplers.timesteps import timesteps
 
 
-def compile_ddpm(steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64) -> SamplerTable:
-    """The posterior mean of the next state, plus noise of the schedule's fixed variance.
-
-    Raises:
-        UsageError: `eta` is not 1; DDPM is the fully ancestral sampler, and only DDIM has less noise to offer.
-    """
-    if eta != 1:
-        raise UsageError(
-            "the sampler ddpm always adds its full noise",
-            found=f"eta = {eta}",
-            expected="eta = 1",
-            mend="set eta to 1, or take the sampler ddim",
-        )
-    t = timesteps(schedule, steps)
-    a = alphas[t]
+def compile_ddpm(spec: ChainSpec) -> SamplerTable:
+    """The posterior mean of the next state, plus noise of the schedule's fixed variance."""
+    t = timesteps(spec.schedule, spec.steps)
+    a = spec.alphas[t]
     a_prev = np.append(a[1:], 1.0)
     beta = 1 - a / a_prev
     C = np.sqrt(a_prev) * beta / (1 - a)
     D = np.sqrt(a / a_prev) * (1 - a_prev) / (1 - a)
-    sigma = np.sqrt(_variance(schedule.variance_type, a, a_prev, beta))
-    return first_order_table("ddpm", schedule, t, a, C=C, D=D, E=np.zeros(steps), sigma=sigma)
+    sigma = np.sqrt(_variance(spec.schedule.variance_type, a, a_prev, beta))
+    return build_table(spec, t, a, C=C, D=D, E=np.zeros(spec.steps), sigma=sigma, clip=spec.schedule.clip)
 
 
 def _variance(variance_type: VarianceType, a: Float64, a_prev: Float64, beta: Float64) -> Float64:

@@ -2,30 +2,79 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from engines.errors import UsageError
 
-BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
-PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
+BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
+PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSpacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 VarianceType: TypeAlias = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"]
+FinalSigmas: TypeAlias = Literal["zero", "sigma_min"]
+SolverType: TypeAlias = Literal["midpoint", "heun"]
 
 # A beta of exactly 1 is a terminal signal-to-noise ratio of zero.
 Beta: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
+_NO_CLIP = {"clip_sample": False}
+_CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "DDIMScheduler": {},
+    "DDPMScheduler": {},
+    "PNDMScheduler": _NO_CLIP | {"set_alpha_to_one": False, "skip_prk_steps": False},
+    "DPMSolverMultistepScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
+    "EulerDiscreteScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
+    "EulerAncestralDiscreteScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
+    "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
+}
+"""What a class takes where its configuration is silent, as far as it differs from the defaults of `NoiseSchedule`."""
+
 _LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}
 _SCHEDULES_WITHOUT_BETAS = ("FlowMatch", "EDM")
+
+_PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "shift_terminal": (None,),
+    "invert_sigmas": (False, None),
+    "stochastic_sampling": (False, None),
+}
+"""Settings that change the noise levels or timesteps of a chain in a way that no sampler here has, with the values that do not."""
+
+_MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) of the size of the images"}
 
 
 class NoiseSchedule(BaseModel):
     """Everything of a diffusers scheduler that decides a `SamplerTable`, under diffusers' names.
 
-    The defaults are those of `DDIMScheduler` and `DDPMScheduler`, which agree in every field that both have. Only DDPM has
-    `variance_type` and the `sigmoid` betas; only DDIM has `set_alpha_to_one`, and DDPM behaves as if it were true.
+    The defaults are those of `DDIMScheduler` and `DDPMScheduler`, which agree in every field that both have; `from_scheduler_config`
+    knows where other classes differ. No class has all fields. A sampler reads those that the scheduler of its name has, so that, as in
+    diffusers, a model's `clip_sample` says nothing to DPM-Solver++, and its `use_karras_sigmas` nothing to DDIM.
+
+    Attributes:
+        lambda_min_clipped: DPM-Solver++ starts no noisier than this half log-SNR; None where it may.
+        shift: of flow matching: more of the chain at high noise above 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +92,20 @@ class NoiseSchedule(BaseModel):
     clip_sample_range: PositiveFloat = 1.0
     set_alpha_to_one: bool = True
     variance_type: VarianceType = "fixed_small"
+    skip_prk_steps: bool = True
+    use_karras_sigmas: bool = False
+    final_sigmas_type: FinalSigmas = "zero"
+    lambda_min_clipped: float | None = None
+    solver_type: SolverType = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    shift: PositiveFloat = 1.0
+
+    @field_validator("lambda_min_clipped")
+    @classmethod
+    def _no_bound_is_none(cls, bound: float | None) -> float | None:
+        """Diffusers writes a bound of minus infinity, which strict JSON has not."""
+        return None if bound == -float("inf") else bound
 
     @model_validator(mode="after")
     def _one_beta_per_timestep(self) -> Self:
@@ -64,13 +127,16 @@ class NoiseSchedule(BaseModel):
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self:
         """The schedule in a diffusers `scheduler_config.json`; keys that only steer another sampler's walk are left aside.
 
+        What the file does not say is as its class has it. A class that is unknown here counts as one that does not clip.
+
         Raises:
             UsageError: a value is unknown, or the sampler it asks for is no table of coefficients (dynamic thresholding,
-                a learned variance) or has no betas (flow matching, EDM).
+                a learned variance), walks other noise levels than those here, or was not trained on betas or a flow (EDM).
         """
         _refuse_what_is_no_table(config)
+        said = {key: value for key, value in config.items() if key in cls.model_fields and value is not None}
         try:
-            return cls(**{key: value for key, value in config.items() if key in cls.model_fields})
+            return cls(**{**_CLASS_DEFAULTS.get(str(config.get("_class_name", "")), _NO_CLIP), **said})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -84,12 +150,20 @@ class NoiseSchedule(BaseModel):
 
 def _refuse_what_is_no_table(config: Mapping[str, Any]) -> None:
     scheduler = str(config.get("_class_name", ""))
-    if scheduler.startswith(_SCHEDULES_WITHOUT_BETAS):
+    if scheduler.startswith(_SCHEDULES_WITHOUT_BETAS) and scheduler not in _CLASS_DEFAULTS:
         raise UsageError(
-            "the model was not trained on a schedule of betas",
+            "the model was trained on no schedule that is known here",
             found=scheduler,
-            expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's",
+            expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's, or FlowMatchEulerDiscreteScheduler's",
         )
+    for key, plain in _PLAIN_VALUES.items():
+        if config.get(key, plain[0]) not in plain:
+            raise UsageError(
+                f"no sampler here has the {key} of the scheduler configuration",
+                found=f"{key} = {json.dumps(config[key])}",
+                expected=f"{key} = {json.dumps(plain[0])}",
+                mend=_MEND.get(key, f"set {key} to {json.dumps(plain[0])} in scheduler_config.json, if the model samples well so"),
+            )
     if config.get("thresholding"):
         raise UsageError(
             "dynamic thresholding depends on the sample, so no table of coefficients can hold it",

@@ -5,6 +5,7 @@ With `x = sqrt(a) x0 + sqrt(1 - a) eps` and `a` the cumulative alpha, the networ
     epsilon:       eps                                 (Ho et al. 2020, arXiv 2006.11239)
     v_prediction:  sqrt(a) eps - sqrt(1 - a) x0        (Salimans and Ho 2022, arXiv 2202.00512)
     sample:        x0
+    flow:          eps - x0                            (Lipman et al. 2022, arXiv 2210.02747, the optimal-transport path)
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def prediction_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Fl
             return np.stack([signal, -noise], axis=1)
         case "sample":
             return np.stack([np.zeros_like(signal), np.ones_like(signal)], axis=1)
+        case "flow":
+            return np.stack([1 / (signal + noise), -noise / (signal + noise)], axis=1)
 
 
 def epsilon_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Float64:
@@ -43,6 +46,8 @@ def epsilon_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Float
             return np.stack([noise, signal], axis=1)
         case "sample":
             return np.stack([1 / noise, -signal / noise], axis=1)
+        case "flow":
+            return np.stack([1 / (signal + noise), signal / (signal + noise)], axis=1)
 
 
 def _require_signal(alpha_bar: Float64) -> None:

@@ -4,6 +4,11 @@ With the raw network output `out` at state `x` of step `i`:
 
     m_i = P x + Q out                                    (the predicted clean sample, clipped to [-clip, clip] where clip is set)
     x  <- A x + B out + sum_j H_j m_{i-j} + sigma z
+
+`m` is what a sampler remembers of its steps, which PLMS alone wants otherwise: there it is the output itself.
+
+The state is whatever the sampler walks, and the coefficients are of that state. `alpha_bar` is that of the state at unit variance:
+`alpha^2 / (alpha^2 + sigma^2)` for a state `alpha x0 + sigma eps`, which for variance-preserving diffusion is the cumulative alpha itself.
 """
 
 from __future__ import annotations
@@ -35,12 +40,13 @@ class SamplerTable:
 
     Attributes:
         timestep: [S] training timestep given to the network at each step (a float: some samplers use fractions).
-        alpha_bar: [S] cumulative alpha at each step's timestep.
+        alpha_bar: [S] share of the clean sample's variance in each step's state; the cumulative alpha at its timestep.
         x_coeff: [S] `A`.
         out_coeff: [S] `B`.
         prediction_coeffs: [S, 2] `(P, Q)`.
         epsilon_coeffs: [S, 2] `(R, T)` with `epsilon = R x + T out`: turns the raw output into the noise prediction.
-        history_coeffs: [S, J] `H_j`, j = 0 is the current step's `m_i`; J = 0 where the sampler needs no prediction.
+        history_coeffs: [S, J] `H_j`, j = 0 is the current step's `m_i`; J = 0 where the sampler needs no prediction. An earlier row than
+            the J-th has fewer predictions to look back on, and zeros for the rest.
         sigma: [S] standard deviation of the fresh noise.
         input_scale: [S] factor on `x` before the network.
         init_sigma: standard deviation of the first state.

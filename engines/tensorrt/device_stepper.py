@@ -111,7 +111,7 @@ class DeviceStepper:
         terms = min(wanted, self._known + 1)
         H = (*step.history_coeffs, *(0.0,) * (HISTORY + 1))[: HISTORY + 1]
         target = (self._newest + 1) % len(PREDICTIONS)
-        earlier = [arena.address(PREDICTIONS[(target - age) % len(PREDICTIONS)]) for age in (1, 2, 3)]
+        earlier = [arena.address(PREDICTIONS[(target - age) % len(PREDICTIONS)]) for age in range(1, HISTORY + 1)]
         if wanted:
             self._newest, self._known = target, min(self._known + 1, wanted)
         else:
@@ -127,6 +127,7 @@ class DeviceStepper:
             h1=earlier[0],
             h2=earlier[1],
             h3=earlier[2],
+            h4=earlier[3],
             prediction=arena.address(PREDICTIONS[target]),
             not_finite=arena.address(NOT_FINITE),
             n=self._x.size,
@@ -144,6 +145,7 @@ class DeviceStepper:
             H1=H[1],
             H2=H[2],
             H3=H[3],
+            H4=H[4],
             sigma=move.sigma,
         )
 

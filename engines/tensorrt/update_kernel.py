@@ -16,8 +16,8 @@ from engines.tensorrt.cuda import Cuda
 
 THREADS = 256
 
-HISTORY = 3
-"""Earlier predictions that the kernel takes: samplers have fewer."""
+HISTORY = 4
+"""Earlier predictions that the kernel takes: as many as PLMS, the sampler with the longest memory."""
 
 SOURCE = r"""
 extern "C" __global__ void place(const float* x, float input_scale, int n, int branches, float* input) {
@@ -29,9 +29,9 @@ extern "C" __global__ void place(const float* x, float input_scale, int n, int b
 
 extern "C" __global__ void update(
     float* x, const float* out, const float* gain, const float* offset, const float* state_gain, const float* z,
-    const float* h1, const float* h2, const float* h3, float* prediction, int* not_finite,
+    const float* h1, const float* h2, const float* h3, const float* h4, float* prediction, int* not_finite,
     int n, int inner, int channels, int branches, int terms,
-    float guidance, float A, float B, float P, float Q, float clip, float H0, float H1, float H2, float H3, float sigma) {
+    float guidance, float A, float B, float P, float Q, float clip, float H0, float H1, float H2, float H3, float H4, float sigma) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float e = out[i];
@@ -48,6 +48,7 @@ extern "C" __global__ void update(
         if (terms > 1) next += H1 * h1[i];
         if (terms > 2) next += H2 * h2[i];
         if (terms > 3) next += H3 * h3[i];
+        if (terms > 4) next += H4 * h4[i];
         prediction[i] = m;
     }
     if (sigma > 0.0f) next += sigma * z[i];
@@ -72,6 +73,7 @@ class UpdateArguments:
     h1: int
     h2: int
     h3: int
+    h4: int
     prediction: int
     not_finite: int
     n: int
@@ -89,6 +91,7 @@ class UpdateArguments:
     H1: float
     H2: float
     H3: float
+    H4: float
     sigma: float
 
     @property
@@ -96,7 +99,7 @@ class UpdateArguments:
         return tuple(vars(self).values())
 
 
-UPDATE_TYPES = (*[ctypes.c_void_p] * 11, *[ctypes.c_int] * 5, *[ctypes.c_float] * 11)
+UPDATE_TYPES = (*[ctypes.c_void_p] * 12, *[ctypes.c_int] * 5, *[ctypes.c_float] * 12)
 PLACE_TYPES = (ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
 
 

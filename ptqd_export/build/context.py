@@ -44,8 +44,7 @@ class BuildContext:
     @property
     def noise_schedule(self) -> NoiseSchedule:
         """The model's, with the plan's overrides."""
-        overrides = self.plan.sampler.model_dump(include={"timestep_spacing", "clip_sample", "prediction_type"}, exclude_none=True)
-        return self.model.noise_schedule.model_copy(update=overrides)
+        return self.model.noise_schedule.model_copy(update=self.plan.sampler.overrides)
 
     @cached_property
     def table(self) -> SamplerTable:

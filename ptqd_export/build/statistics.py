@@ -27,7 +27,7 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], choose: P
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, plan.sampler.guidance) for result in results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))
-    sampler = SamplerRecord(name=table.name, steps=table.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance)
+    sampler = SamplerRecord(name=table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance)
     schedule = schedule_of(sampler, _correction(context), plan.steps.policy, table, results)
     (folder / SCHEDULE).write_text(schedule.model_dump_json(indent=1) + "\n")
 

@@ -86,3 +86,16 @@ def test_one_fold_is_never_believed() -> None:
     gain, state_gain = joint_gains(moments)
     assert state_gain.tolist() == [0.0, 0.0]
     np.testing.assert_array_equal(gain, signed_gain(moments))
+
+
+@pytest.mark.parametrize("scale", [157.0, 20_000.0])
+def test_the_scale_of_the_state_does_not_matter(scale: float) -> None:
+    """Euler's state has a variance of up to thousands, and is next to nothing but noise there."""
+    n = np.random.default_rng(4).standard_normal((2, SAMPLES, 2, PIXELS))
+    x = n[0] + 1e-3 * n[1]
+    values = np.stack([x, n[0], _column(K) * n[0] + _column(M) * x])
+    scaled = values * np.array([scale, 1, 1]).reshape(3, 1, 1, 1)
+    (gain, state_gain), (same_gain, scaled_gain) = joint_gains(_moments(values)), joint_gains(_moments(scaled))
+    np.testing.assert_allclose(same_gain, gain, rtol=1e-6)
+    np.testing.assert_allclose(scale * scaled_gain, state_gain, rtol=1e-6)
+    assert state_gain.all()

@@ -19,7 +19,7 @@ from engines.arrays import Float32, Float64, Int64
 from engines.denoiser import Denoiser
 from engines.errors import UsageError
 from engines.noise import NoiseSource
-from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
 from engines.samplers.noise_schedule import PredictionType
 from engines.sampling import Chain
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step, StepShift
@@ -94,8 +94,8 @@ def test_beyond_the_noisiest_level_of_the_training_the_last_timestep_is_given() 
     ("table", "trajectory", "named"),
     [
         (compile_sampler("ddim", 4, 0.0, NoiseSchedule(clip_sample=True)), "quantized", "clipping"),
-        (replace(compile_sampler("ddim", 4, 0.0, SCHEDULE), history_coeffs=np.ones((4, 2))), "quantized", "history"),
-        (replace(compile_sampler("ddim", 4, 0.0, SCHEDULE), input_scale=np.full(4, 0.5)), "quantized", "scaled states"),
+        (compile_sampler("dpm++2m", 4, 0.0, SCHEDULE), "quantized", "history"),
+        (compile_sampler("plms", 4, 0.0, SCHEDULE), "quantized", "history"),
         (compile_sampler("ddim", 4, 0.0, SCHEDULE), "fp", "trajectory"),
     ],
 )
@@ -105,8 +105,26 @@ def test_chains_that_cannot_be_shifted_are_refused(table: SamplerTable, trajecto
 
 
 def test_others_are_not() -> None:
-    for sampler in ("ddim", "ddpm"):
-        check_shift(compile_sampler(sampler, 4, 1.0, SCHEDULE), "quantized")
+    for sampler in ("ddim", "ddpm", "dpm++1", "dpm++1-sde", "euler", "euler-ancestral"):
+        check_shift(compile_sampler(sampler, 4, SAMPLERS[sampler].eta, SCHEDULE), "quantized")
+
+
+def test_a_flow_has_no_levels_of_betas_to_shift_to() -> None:
+    with pytest.raises(UsageError, match=r"(?s)flow.*variance"):
+        LevelShift.of(NoiseSchedule(prediction_type="flow"))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler-ancestral"])
+def test_in_euler_s_state_the_excess_adds_to_the_level(sampler: str) -> None:
+    """`x0 + sigma eps` and noise of variance `u` on top is `x0 + sqrt(sigma^2 + u) eps`."""
+    step, u = compile_sampler(sampler, STEPS, SAMPLERS[sampler].eta, SCHEDULE).step(8), 0.4
+    shifted, level = SHIFT(step, u), math.sqrt(1 / step.alpha_bar - 1)
+    noisier = math.sqrt(level**2 + u)
+    goal = level + step.out_coeff  # of a step `x + (goal - level) eps`
+    assert (shifted.x_coeff, shifted.out_coeff) == pytest.approx((1, goal - noisier), rel=1e-9)
+    assert (shifted.alpha_bar, shifted.input_scale) == pytest.approx((1 / (1 + noisier**2), 1 / math.sqrt(1 + noisier**2)), rel=1e-9)
+    assert shifted.prediction_coeffs == pytest.approx((1, -noisier), rel=1e-9)
+    assert shifted.sigma == step.sigma
 
 
 # Chains without sampling error: x0 ~ N(0, S^2), q = eps + sqrt(s2) n with white n.

@@ -20,7 +20,7 @@ def test_arrays_are_files_in_a_folder_of_their_own(tmp_path: Path) -> None:
         assert list(store.outputs) == ["w8a8", "w4a8"]
         assert all(isinstance(array, np.memmap) and array.shape == (6, 2, 3) and array.dtype == np.float32 for array in arrays)
         files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
-        assert [path.stat().st_size for path in files] == [6 * 2 * 3 * 4] * 5
+        assert [path.stat().st_size for path in files] == [6 * 2 * 3 * 4] * 6
 
 
 def test_the_folder_goes_also_after_an_error(tmp_path: Path) -> None:
@@ -41,7 +41,9 @@ def test_history_shifts_by_one_a_step(tmp_path: Path) -> None:
         for step in range(4):
             for batch in batches:
                 history = store.history(batch, step)
+                exact = store.exact_history(batch, step)
                 assert [float(kept.flat[0]) for kept in history] == [float(step - 1 - j) for j in range(min(step, 2))]
+                assert [float(kept.flat[0]) for kept in exact] == [float(step - 1 - j + 50) for j in range(min(step, 2))]
                 prediction = np.full_like(store.states[batch], step)
-                store.advance(batch, prediction + 100, [prediction, *history])
+                store.advance(batch, prediction + 100, [prediction, *history], [prediction + 50, *exact])
             assert np.all(store.states == step + 100)

@@ -39,7 +39,8 @@ RESOLVED = """\
     "guidance": 1.5,
     "timestep_spacing": null,
     "clip_sample": null,
-    "prediction_type": null
+    "prediction_type": null,
+    "use_karras_sigmas": null
   },
   "precisions": [
     "w8a8",
@@ -233,7 +234,7 @@ REFUSED = [
     ({"sampler": {"name": "ddim", "steps": 9, "clip_sample": 1}}, "sampler.clip_sample: found 1, expected true or false"),
     (
         {"sampler": {"name": "ddim", "steps": 9, "prediction_type": "v"}},
-        "sampler.prediction_type: found \"v\", expected 'epsilon', 'v_prediction' or 'sample'",
+        "sampler.prediction_type: found \"v\", expected 'epsilon', 'v_prediction', 'sample' or 'flow'",
     ),
     ({"precisions": []}, "precisions: found [], expected at least 1 item"),
     ({"precisions": ["w8a8", "w8a8"]}, 'precisions: found ["w8a8", "w8a8"], expected names that are all different'),
@@ -276,7 +277,7 @@ def test_wrong_plan_is_refused_with_place_found_and_expected(write: Write, secti
 def test_unknown_sampler_lists_the_registered_ones(write: Write) -> None:
     (problem,) = _problems(write(sampler={"name": "dimm", "steps": 20}))
     assert problem.startswith('sampler.name: found "dimm", expected ')
-    assert re.findall(r'"(\w+)"', problem.split("expected")[1]) == list(SAMPLERS)
+    assert re.findall(r'"([^"]+)"', problem.split("expected")[1]) == list(SAMPLERS)
 
 
 def test_all_problems_are_listed_in_one_message(write: Write) -> None:
@@ -445,11 +446,45 @@ def test_schema_refuses_what_the_reader_refuses(sections: dict[str, Any], proble
     assert not _accepts(schema, SHORTEST | sections, schema), problem
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddpm", 1.0)])
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddpm", 1.0), ("dpm++2m", 0.0), ("dpm++2m-sde", 1.0), ("euler-ancestral", 1.0)])
 def test_eta_defaults_to_the_samplers_own(write: Write, name: str, eta: float) -> None:
     plan = load_plan(write(sampler={"name": name, "steps": 20})).plan
     assert plan.sampler.eta == eta
     assert f'"eta": {eta}' in plan.resolved_json()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "problem"),
+    [
+        ({"name": "ddpm", "eta": 0.5}, "sampler.eta: found 0.5, expected 1 or null beside the sampler ddpm"),
+        ({"name": "dpm++2m", "eta": 1.0}, "sampler.eta: found 1.0, expected 0 or null beside the sampler dpm++2m"),
+        (
+            {"name": "euler", "clip_sample": True},
+            "sampler.clip_sample: found true, expected false or null beside the sampler euler; true is for ddim, ddpm",
+        ),
+        (
+            {"name": "ddim", "use_karras_sigmas": True},
+            "sampler.use_karras_sigmas: found true, expected false or null beside the sampler ddim; "
+            "true is for dpm++1, dpm++1-sde, dpm++2m, dpm++2m-sde, euler",
+        ),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_what_a_sampler_does_not_have_is_refused(write: Write, sampler: dict[str, Any], problem: str) -> None:
+    assert _problems(write(sampler=sampler | {"steps": 20})) == [problem]
+
+
+def test_what_a_sampler_has_overrides_the_model(write: Write) -> None:
+    sampler = load_plan(write(sampler={"name": "dpm++2m", "steps": 20, "use_karras_sigmas": True, "clip_sample": False})).plan.sampler
+    assert sampler.overrides == {"use_karras_sigmas": True, "clip_sample": False}
+
+
+def test_plms_has_a_row_more_than_steps_for_the_fixed_policy(write: Write) -> None:
+    sampler = {"name": "plms", "steps": 3}
+    assert load_plan(write(sampler=sampler, steps={"policy": "fixed", "precisions": ["w8a8"] * 4})).plan.steps.precisions is not None
+    assert _problems(write(sampler=sampler, steps={"policy": "fixed", "precisions": ["w8a8"] * 3})) == [
+        'steps.precisions: found ["w8a8", "w8a8", "w8a8"], expected 1 name, or 4 (one for each step), not 3'
+    ]
 
 
 def test_a_wrong_item_is_not_also_a_list_that_is_too_short(write: Write) -> None:

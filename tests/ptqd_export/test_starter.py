@@ -36,7 +36,7 @@ def _error(model: Path, target: str = "onnxruntime") -> str:
 
 def test_unconditional_pipeline_gets_no_guidance(tmp_path: Path) -> None:
     plan = starter_plan(_pipeline(tmp_path / "flowers"), "onnxruntime", tmp_path)
-    assert (plan.sampler.name, plan.sampler.steps, plan.sampler.eta, plan.sampler.guidance) == ("ddim", 20, 1.0, 1.0)
+    assert (plan.sampler.name, plan.sampler.steps, plan.sampler.eta, plan.sampler.guidance) == ("ddpm", 20, 1.0, 1.0)
     assert plan.precisions == ("w8a8", "w4a8")
     assert plan.target.name == "onnxruntime"
     assert (plan.model.path, plan.output) == ("flowers", "build/flowers")
@@ -125,10 +125,25 @@ def test_incomplete_folder_names_the_missing_file(tmp_path: Path, file: str) -> 
     assert _error(model).startswith(f"{model / file} cannot be read\n  found:    No such file or directory")
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "name", "eta"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "ddim", 1.0),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "plms", 0.0),
+        ({"_class_name": "EulerDiscreteScheduler"}, "euler", 0.0),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler-ancestral", 1.0),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-euler", 0.0),
+    ],
+)
+def test_the_sampler_is_the_models_own(tmp_path: Path, scheduler: dict[str, object], name: str, eta: float) -> None:
+    sampler = starter_plan(_pipeline(tmp_path / "model", scheduler=scheduler), "onnxruntime", tmp_path).sampler
+    assert (sampler.name, sampler.eta) == (name, eta)
+
+
 def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
-    model = _pipeline(tmp_path / "flow", scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    model = _pipeline(tmp_path / "edm", scheduler={"_class_name": "EDMEulerScheduler"})
     message = _error(model)
-    assert "found:    FlowMatchEulerDiscreteScheduler" in message
+    assert "found:    EDMEulerScheduler" in message
     assert "expected:" in message
 
 

@@ -1,31 +1,72 @@
-"""Whole chains of a table, walked by `update`, against diffusers' scheduler of the same name: same network, same noise."""
+"""Whole chains of a table, walked by `update`, against diffusers' scheduler of the same name: same network, same noise.
+
+Diffusers computes in float32 here and there: betas, noise levels, fractional timesteps, states. For the comparison in float64 its modules
+are given a `torch` and a `numpy` whose float32 is float64, so that its own code runs from beginning to end in float64.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import product
+from types import ModuleType
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from numpy.typing import NDArray
 
-from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
+from engines.samplers.alphas import alpha_bar
 from engines.update import update
 
+# Diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SHAPE = (2, 3, 4)
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "steps_offset": 1,
+TOLERANCE = 1e-9
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpm++1": ("DPMSolverMultistepScheduler", {"solver_order": 1}),
+    "dpm++1-sde": ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
+OF_BETAS = [name for name in SCHEDULERS if name != "flow-euler"]
+DPM = [name for name in SCHEDULERS if name.startswith("dpm")]
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 
 Array = NDArray[Any]
+
+
+class InFloat64:
+    """A module whose float32 is float64."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, "float64" if name == "float32" else name)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for scheduler in {getattr(diffusers, scheduler) for scheduler, _ in SCHEDULERS.values()}:
+        module = sys.modules[scheduler.__module__]
+        monkeypatch.setattr(module, "np", InFloat64(np))
+        monkeypatch.setattr(module, "torch", InFloat64(torch))
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def network(x: Array, t: float) -> Array:
@@ -34,52 +75,46 @@ def network(x: Array, t: float) -> Array:
     return out
 
 
-def noise_of(steps: int, dtype: Any) -> Array:
-    """`x_T`, then the noise of every step."""
-    return np.random.default_rng(3).standard_normal((steps + 1, *SHAPE)).astype(dtype)
+def noise_of(rows: int, dtype: Any) -> Array:
+    """Of `x_T`, then of every step."""
+    return np.random.default_rng(3).standard_normal((rows + 1, *SHAPE)).astype(dtype)
 
 
 def walk_table(table: SamplerTable, noise: Array) -> Iterator[Array]:
-    x: Array = noise[0]
+    x: Array = noise[0] * table.init_sigma
     history: list[Array] = []
     for i in range(table.steps):
         step = table.step(i)
-        x, history = update(x, network(x, step.timestep), step, history)
+        x, history = update(x, network(step.input_scale * x, step.timestep), step, history)
         x = x + step.sigma * noise[i + 1]
         yield x
 
 
-def walk_diffusers(scheduler: Any, noise: Array, eta: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[Array]:
+def walk_diffusers(scheduler: Any, noise: Array, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Array]:
     fresh = iter(torch.from_numpy(noise[1:]))
-    for name in ("ddim", "ddpm"):
-        monkeypatch.setattr(f"diffusers.schedulers.scheduling_{name}.randn_tensor", lambda *_, **__: next(fresh))
-    options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
-    x = noise[0]
+    monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", lambda *_, **__: next(fresh), raising=False)
+    x = noise[0] * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps.tolist():
-        out = network(x, t)
-        x = scheduler.step(torch.from_numpy(out), t, torch.from_numpy(x), **options).prev_sample.numpy()
+        scaled = scheduler.scale_model_input(torch.from_numpy(x), t).numpy() if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(torch.from_numpy(network(scaled, t)), t, torch.from_numpy(x), **options).prev_sample.numpy()
         yield x
 
 
-def in_float64(scheduler: Any) -> Any:
-    for tensor in ("alphas_cumprod", "final_alpha_cumprod", "one"):
-        if hasattr(scheduler, tensor):
-            setattr(scheduler, tensor, getattr(scheduler, tensor).double())
-    return scheduler
-
-
-def differences(name: str, steps: int, eta: float, config: dict[str, Any], dtype: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def differences(
+    name: str, steps: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, eta: float | None = None, dtype: Any = np.float64
+) -> list[float]:
     """Largest difference between the two chains after each step, relative to max(1, |x|)."""
-    scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[name](**config)
+    kind, always = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind)(**always | config)
     scheduler.set_timesteps(steps)
-    alphas = scheduler.alphas_cumprod.double().numpy()
-    table = compile_sampler(name, steps, eta, NoiseSchedule.from_scheduler_config(scheduler.config), alphas)
-    if dtype == np.float64:
-        scheduler = in_float64(scheduler)
-    noise = noise_of(steps, dtype)
+    schedule = NoiseSchedule.from_scheduler_config({"_class_name": kind, **scheduler.config})
+    alphas = scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None
+    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas)
+    assert table.steps == SAMPLERS[name].rows(steps) == len(scheduler.timesteps)
+    np.testing.assert_allclose(table.timestep, scheduler.timesteps, rtol=1e-12 if dtype == np.float64 else 1e-6, atol=1e-12)
+    noise = noise_of(table.steps, dtype)
     ours = list(walk_table(table, noise))
-    theirs = list(walk_diffusers(scheduler, noise, eta, monkeypatch))
-    assert len(ours) == len(theirs) == steps
+    theirs = list(walk_diffusers(scheduler, noise, {} if eta is None else {"eta": eta}, monkeypatch))
     assert ours[-1].dtype == theirs[-1].dtype == dtype
     assert np.isfinite(theirs).all()
     assert np.abs(theirs[-1] - noise[0]).max() > 0.1
@@ -91,67 +126,150 @@ def configs(**choices: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
 
-EVERY_CONFIG = configs(
-    prediction_type=["epsilon", "v_prediction", "sample"], timestep_spacing=["leading", "trailing", "linspace"], clip_sample=[False, True]
-)
+SPACINGS = ["leading", "trailing", "linspace"]
+PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
+EVERY_CONFIG = configs(prediction_type=PREDICTION_TYPES, timestep_spacing=SPACINGS, clip_sample=[False, True])
 # At a step per training timestep the three spacings are one and the same.
-LONG_CONFIGS = configs(prediction_type=["epsilon", "v_prediction", "sample"], clip_sample=[False, True])
+LONG_CONFIGS = configs(prediction_type=PREDICTION_TYPES, clip_sample=[False, True])
+# Diffusers' PNDM and ancestral Euler take no model that predicts the sample.
+UNCLIPPED = [
+    (name, config)
+    for name in OF_BETAS[2:]
+    for config in configs(prediction_type=PREDICTION_TYPES, timestep_spacing=SPACINGS)
+    if config["prediction_type"] != "sample" or name not in ("plms", "euler-ancestral")
+]
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [10, 50])
-@pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
-def test_ddim_in_float64(config: dict[str, Any], steps: int, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddim", steps, eta, config, np.float64, monkeypatch)) <= 1e-9
+@pytest.mark.usefixtures("in_float64")
+class TestInFloat64:
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("steps", [10, 50])
+    @pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
+    def test_ddim(self, config: dict[str, Any], steps: int, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddim", steps, config, monkeypatch, eta)) <= TOLERANCE
 
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("config", LONG_CONFIGS, ids=str)
+    def test_ddim_over_every_timestep(self, config: dict[str, Any], eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddim", 1000, config, monkeypatch, eta)) <= TOLERANCE
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("config", LONG_CONFIGS, ids=str)
-def test_ddim_in_float64_over_every_timestep(config: dict[str, Any], eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddim", 1000, eta, config, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("steps", [7, 30, 600])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            STABLE_DIFFUSION | {"clip_sample": False, "set_alpha_to_one": False},
+            ZERO_SNR,
+            {"clip_sample_range": 0.5},
+            {"timestep_spacing": "linspace"},
+        ],
+        ids=str,
+    )
+    def test_ddim_of_other_schedules_and_counts(self, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddim", steps, config, monkeypatch, 0.7)) <= TOLERANCE
 
+    @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log"])
+    @pytest.mark.parametrize("steps", [10, 50])
+    @pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
+    def test_ddpm(self, config: dict[str, Any], steps: int, variance_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddpm", steps, config | {"variance_type": variance_type}, monkeypatch)) <= TOLERANCE
 
-@pytest.mark.parametrize("steps", [7, 30, 600])
-@pytest.mark.parametrize(
-    "config",
-    [STABLE_DIFFUSION | {"set_alpha_to_one": False}, ZERO_SNR, {"clip_sample_range": 0.5}, {"timestep_spacing": "linspace"}],
-    ids=str,
-)
-def test_ddim_in_float64_of_other_schedules_and_counts(config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddim", steps, 0.7, config, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("steps", [7, 10, 50, 1000])
+    @pytest.mark.parametrize("spacing", ["leading", "linspace"])
+    def test_ddpm_with_the_large_variance(self, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"variance_type": "fixed_large", "timestep_spacing": spacing}
+        assert max(differences("ddpm", steps, config, monkeypatch)) <= TOLERANCE
 
+    @pytest.mark.parametrize("config", LONG_CONFIGS, ids=str)
+    def test_ddpm_over_every_timestep(self, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddpm", 1000, config, monkeypatch)) <= TOLERANCE
 
-@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log"])
-@pytest.mark.parametrize("steps", [10, 50])
-@pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
-def test_ddpm_in_float64(config: dict[str, Any], steps: int, variance_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddpm", steps, 1.0, config | {"variance_type": variance_type}, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("steps", [7, 30, 600])
+    @pytest.mark.parametrize("config", [STABLE_DIFFUSION | {"clip_sample": True}, ZERO_SNR], ids=str)
+    def test_ddpm_of_other_schedules_and_counts(self, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("ddpm", steps, config, monkeypatch)) <= TOLERANCE
 
+    @pytest.mark.parametrize("steps", [2, 3, 10, 50])
+    @pytest.mark.parametrize(("name", "config"), UNCLIPPED, ids=str)
+    def test_samplers_that_do_not_clip(self, name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, steps, config, monkeypatch)) <= TOLERANCE
 
-@pytest.mark.parametrize("steps", [7, 10, 50, 1000])
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_ddpm_in_float64_with_the_large_variance(spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"variance_type": "fixed_large", "timestep_spacing": spacing}
-    assert max(differences("ddpm", steps, 1.0, config, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("steps", [4, 30, 499])
+    @pytest.mark.parametrize("schedule", [STABLE_DIFFUSION, COSINE | {"prediction_type": "v_prediction"}], ids=str)
+    @pytest.mark.parametrize("name", OF_BETAS[2:])
+    def test_them_of_other_schedules_and_counts(
+        self, name: str, schedule: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert max(differences(name, steps, schedule, monkeypatch)) <= TOLERANCE
 
+    @pytest.mark.parametrize("name", [*DPM, "euler", "euler-ancestral"])
+    def test_zero_terminal_snr(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, 20, ZERO_SNR, monkeypatch)) <= TOLERANCE
 
-@pytest.mark.parametrize("config", LONG_CONFIGS, ids=str)
-def test_ddpm_in_float64_over_every_timestep(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddpm", 1000, 1.0, config, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("name", OF_BETAS[2:])
+    def test_a_single_step(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, 1, {"timestep_spacing": "trailing"}, monkeypatch)) <= TOLERANCE
 
+    @pytest.mark.parametrize("set_alpha_to_one", [False, True])
+    def test_where_plms_ends(self, set_alpha_to_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = STABLE_DIFFUSION | {"set_alpha_to_one": set_alpha_to_one}
+        assert max(differences("plms", 12, config, monkeypatch)) <= TOLERANCE
 
-@pytest.mark.parametrize("steps", [7, 30, 600])
-@pytest.mark.parametrize("config", [STABLE_DIFFUSION | {"clip_sample": True}, ZERO_SNR], ids=str)
-def test_ddpm_in_float64_of_other_schedules_and_counts(config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(differences("ddpm", steps, 1.0, config, np.float64, monkeypatch)) <= 1e-9
+    @pytest.mark.parametrize("steps", [5, 14, 15, 30])
+    @pytest.mark.parametrize(
+        "config",
+        configs(
+            solver_type=["midpoint", "heun"],
+            final_sigmas_type=["zero", "sigma_min"],
+            lower_order_final=[False, True],
+            euler_at_final=[False, True],
+        ),
+        ids=str,
+    )
+    @pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-sde"])
+    def test_dpm_solver_in_every_form(self, name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, steps, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("spacing", ["leading", "linspace"])
+    @pytest.mark.parametrize("name", DPM)
+    def test_dpm_solver_from_a_bounded_level(self, name: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "timestep_spacing": spacing}
+        assert max(differences(name, 12, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("steps", [5, 30])
+    @pytest.mark.parametrize("config", [STABLE_DIFFUSION, COSINE], ids=str)
+    @pytest.mark.parametrize("name", [*DPM, "euler"])
+    def test_karras_levels(self, name: str, config: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, steps, config | {"use_karras_sigmas": True}, monkeypatch)) <= TOLERANCE
+
+    def test_euler_to_the_least_level(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("euler", 12, {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("steps", [1, 4, 28, 1000])
+    @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+    def test_flow(self, shift: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("flow-euler", steps, {"shift": shift}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+    def test_the_alphas_themselves(self, schedule: str) -> None:
+        theirs = diffusers.DDPMScheduler(beta_schedule=schedule).alphas_cumprod
+        assert theirs.dtype == torch.float64
+        np.testing.assert_allclose(alpha_bar(NoiseSchedule(beta_schedule=schedule)), theirs, rtol=1e-11)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [10, 50, 1000])
-@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 1.0)])
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", None)])
 @pytest.mark.parametrize("config", LONG_CONFIGS, ids=str)
-def test_the_finished_sample_in_float32(config: dict[str, Any], name: str, eta: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finished_sample_in_float32(
+    config: dict[str, Any], name: str, eta: float | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # In mid-chain diffusers' own float32 coefficients are up to 9e-5 away from its float64 ones (DDPM, 1000 steps).
-    assert differences(name, steps, eta, config, np.float32, monkeypatch)[-1] <= 5e-5
+    assert differences(name, steps, config, monkeypatch, eta, np.float32)[-1] <= 5e-5
+
+
+@pytest.mark.parametrize("name", [*OF_BETAS[2:], "flow-euler"])
+def test_the_finished_sample_of_the_others_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {} if name == "flow-euler" else STABLE_DIFFUSION
+    assert differences(name, 25, config, monkeypatch, None, np.float32)[-1] <= 5e-5
 
 
 def test_clipping_changes_the_chain() -> None:

@@ -51,7 +51,9 @@ def with_history(schedule: Schedule, *coefficients: float, clip: float | None = 
 
 
 @pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("history", [(), (0.5,), (0.4, -0.2), (0.3, -0.2, 0.1), (0.3, -0.2, 0.1, 0.05)], ids=len)
+@pytest.mark.parametrize(
+    "history", [(), (0.5,), (0.4, -0.2), (0.3, -0.2, 0.1), (0.3, -0.2, 0.1, 0.05), (0.3, -0.2, 0.1, 0.0, 0.05)], ids=len
+)
 @pytest.mark.parametrize("clip", [None, 1.5])
 def test_steps_on_the_device_are_those_of_the_host_bit_by_bit(
     denoisers: Any, schedule: Schedule, kernels: UpdateKernels, history: tuple[float, ...], clip: float | None, corrected: bool

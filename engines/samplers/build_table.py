@@ -1,0 +1,66 @@
+"""Tables of samplers that are written in predictions of the clean sample: `x <- sum_j C_j m_{i-j} + D x + E out + sigma z`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.arrays import Float64, Int64
+from engines.samplers.chain_spec import ChainSpec
+from engines.samplers.parameterization import epsilon_coeffs, prediction_coeffs
+from engines.samplers.table import SamplerTable
+
+
+def build_table(
+    spec: ChainSpec,
+    timesteps: Float64 | Int64,
+    alpha_bar: Float64,
+    *,
+    C: Float64,
+    D: Float64,
+    E: Float64,
+    sigma: Float64,
+    scale: Float64 | None = None,
+    init_sigma: float = 1.0,
+    clip: float | None = None,
+) -> SamplerTable:
+    """The table of a sampler given by [S] arrays.
+
+    A clipped prediction is not linear in `x` and `out`, so `C_0` then becomes the coefficient `H_0` of `m_i`. Without clipping it
+    is folded into `A = D + C_0 P` and `B = E + C_0 Q`; earlier predictions keep theirs, and where there are none the sampler needs no
+    prediction.
+
+    Args:
+        spec: its name, and what the network predicts.
+        timesteps: given to the network.
+        alpha_bar: of each step's state.
+        C: [S], or [S, J] of the predictions `m_i, m_{i-1}, ...`.
+        D: of the state.
+        E: of the output.
+        sigma: of the fresh noise.
+        scale: what makes a state that of variance-preserving diffusion, `sqrt(a) x0 + sqrt(1 - a) eps`, as networks take it; None where
+            it is so already.
+        init_sigma: of the first state.
+        clip: bound of the predictions.
+    """
+    C = C.reshape(len(C), -1)
+    scale = np.ones(len(C)) if scale is None else scale
+    # Of the state as it is, not as the network takes it.
+    in_state = np.stack([scale, np.ones(len(C))], axis=1)
+    predictions = prediction_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state
+    P, Q = predictions.T
+    folded = np.zeros(len(C)) if clip is not None else C[:, 0]
+    history = np.column_stack([C[:, 0] - folded, C[:, 1:]])
+    return SamplerTable(
+        name=spec.name,
+        timestep=timesteps.astype(np.float64),
+        alpha_bar=alpha_bar,
+        x_coeff=D + folded * P,
+        out_coeff=E + folded * Q,
+        prediction_coeffs=predictions,
+        epsilon_coeffs=epsilon_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state,
+        history_coeffs=history if clip is not None or history.shape[1] > 1 else np.empty((len(C), 0)),
+        sigma=sigma,
+        input_scale=scale,
+        init_sigma=init_sigma,
+        clip=clip,
+    )

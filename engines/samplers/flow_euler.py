@@ -1,0 +1,39 @@
+"""Euler's method on a flow: Lipman et al. 2022, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 5.3.2, for the shift.
+
+The state is `(1 - sigma) x0 + sigma eps` and networks take it as it is, with the timestep `sigma T`. They predict `eps - x0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from engines.arrays import Float64
+from engines.samplers.build_table import build_table
+from engines.samplers.chain_spec import ChainSpec
+from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.table import SamplerTable
+
+
+def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
+    """`x <- x + (sigma_next - sigma) out`."""
+    sigma = _shares(spec.schedule, spec.steps)
+    change = np.diff(sigma, append=0.0)
+    norm = np.hypot(1 - sigma, sigma)
+    none = np.zeros(spec.steps)
+    table = build_table(
+        spec, sigma * spec.schedule.num_train_timesteps, ((1 - sigma) / norm) ** 2, C=none, D=none + 1, E=change,
+        sigma=none, scale=1 / norm,
+    )  # fmt: skip
+    return replace(table, input_scale=np.ones(spec.steps))
+
+
+def _shares(schedule: NoiseSchedule, steps: int) -> Float64:
+    """Shares of noise [S], falling from 1. The least one is shifted twice, as in diffusers, which spaces between shifted bounds."""
+    least = _shifted(1 / schedule.num_train_timesteps, schedule.shift)
+    return np.asarray(_shifted(np.linspace(1.0, least, steps), schedule.shift))
+
+
+def _shifted(sigma: Float64 | float, shift: float) -> Float64 | float:
+    return shift * sigma / (1 + (shift - 1) * sigma)
