@@ -44,6 +44,29 @@ class ConditioningRecord(Strict):
     file: str | None = None
 
 
+class DecoderRecord(Strict):
+    """The first stage of a latent model: its graph takes states, at most `batch` at a time, and gives images of `image_shape`."""
+
+    file: str
+    image_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)]
+    batch: PositiveInt
+
+
+class TextEncoderRecord(Strict):
+    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it gives."""
+
+    graph: str
+    tokenizer: str
+    tokens: PositiveInt
+    inputs: tuple[str, ...]
+
+
+class TextRecord(Strict):
+    """How prompts become conditions."""
+
+    encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
+
+
 class ModelRecord(Strict):
     """The network behind every graph."""
 
@@ -52,6 +75,13 @@ class ModelRecord(Strict):
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
     conditioning: ConditioningRecord | None
     noise_schedule: NoiseSchedule
+    decoder: DecoderRecord | None = None
+    text: TextRecord | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what people look at: the decoder's images, or the states themselves."""
+        return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
 
 class PrecisionRecord(Strict):
