@@ -37,7 +37,7 @@ def test_tiles_beyond_the_grid_are_not_kept(tmp_path: Path) -> None:
 def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None:
     class Halved(Decoder):
         def __call__(self, states: Float32) -> Float32:
-            return states / 2
+            return np.asarray(states / 2, dtype=np.float32)
 
     output = NpzOutput(tmp_path, None, Halved())
     output.add(NUMBERS[:2], STATES[:2])

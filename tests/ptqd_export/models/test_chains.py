@@ -37,7 +37,8 @@ def _predict(built: Built, x: Tensor, t: Tensor, guidance: float) -> Tensor:
         null = {"encoder_hidden_states": torch.from_numpy(empty).expand(NUM, -1, -1)}
     with torch.no_grad():
         c, u = (network(x, t, **inputs).sample for inputs in (conditional, null))
-    return u + guidance * (c - u)
+    guided: Tensor = u + guidance * (c - u)
+    return guided
 
 
 def _walk(built: Built, noise: NoiseSource, numbers: np.ndarray) -> Tensor:
