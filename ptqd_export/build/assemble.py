@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,58 +13,77 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
+from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.decoding import DECODER, decoder_record
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.graph_files import graph_files
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*")
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(
-    context: BuildContext, output: Path, graphs: Mapping[str, Path], prepared: Path, walked: Path, chosen: Chosen | None
-) -> None:
-    """Write the portable part of the bundle, and remove what an earlier build left of it.
+@dataclass(frozen=True)
+class Parts:
+    """Folders of the stages that a bundle is put together from.
 
-    Args:
-        context: of the build.
-        output: the bundle's folder.
-        graphs: folders of the stages that made the graphs, by precision.
-        prepared: folder of the stage that prepared the network; or of the one that traced it.
-        walked: folder of the walk of the default schedule.
+    Attributes:
+        graphs: by precision.
+        prepared: of the stage that prepared the network; or of the one that traced it.
+        decoder: of the first stage's graph, or None.
+        walked: of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
     """
+
+    graphs: Mapping[str, Path]
+    prepared: Path
+    decoder: Path | None
+    walked: Path
+    chosen: Chosen | None
+
+
+def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
+    """Write the portable part of the bundle, and remove what an earlier build left of it."""
     (output / MANIFEST).unlink(missing_ok=True)
     writer = _Writer(output)
     writer.text("plan.json", context.plan.resolved_json())
-    writer.text("schedules/default.json", (walked / SCHEDULE).read_text())
+    writer.text("schedules/default.json", (parts.walked / SCHEDULE).read_text())
     placement = context.placement.name
-    for name in graphs:
-        for file in graph_files(graph_path(graphs, name)):
+    for name in parts.graphs:
+        for file in graph_files(graph_path(parts.graphs, name)):
             writer.copy(f"graphs/{placement}/{file.name}", file)
-    records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in graphs.items() if name != FULL_PRECISION}
-    for name, record in records.items():
-        steps = json.loads((walked / f"{name}.json").read_text())
-        content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
-        writer.text(f"statistics/{placement}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
-    if (prepared / PREPARATION).exists():
-        writer.copy(f"statistics/{placement}/{PREPARATION}", prepared / PREPARATION)
-    if chosen is not None:
-        writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
+    if parts.decoder is not None:
+        for file in graph_files(parts.decoder / DECODER):
+            writer.copy(file.name, file)
+    records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
+    _write_statistics(context, parts, records, writer)
     conditions = _conditions_file(context, writer)
-    manifest = _manifest(context, records, conditions, writer.files)
+    manifest = _manifest(context, records, decoder_record(parts.decoder), conditions, writer.files)
     writer.remove_others()
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
+    """What was measured of each precision; what was done to the network before; what a budget was spent on."""
+    placement = context.placement.name
+    folder = f"statistics/{placement}"
+    for name, record in records.items():
+        steps = json.loads((parts.walked / f"{name}.json").read_text())
+        content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
+        writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    if (parts.prepared / PREPARATION).exists():
+        writer.copy(f"{folder}/{PREPARATION}", parts.prepared / PREPARATION)
+    if parts.chosen is not None:
+        writer.text(f"{folder}/{FRONTIER}", (parts.chosen.folder / FRONTIER).read_text())
 
 
 class _Writer:
@@ -88,9 +108,9 @@ class _Writer:
         self._record(name)
 
     def remove_others(self) -> None:
-        """Remove files of the portable folders that are not part of this bundle."""
-        for folder in PORTABLE_FOLDERS:
-            for path in (self._output / folder).rglob("*"):
+        """Remove portable files that are not part of this bundle."""
+        for pattern in PORTABLE:
+            for path in sorted(self._output.glob(pattern)):
                 if path.is_file() and path.relative_to(self._output).as_posix() not in self.files:
                     path.unlink()
 
@@ -110,7 +130,13 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
     return name
 
 
-def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str | None, files: dict[str, FileRecord]) -> Manifest:
+def _manifest(
+    context: BuildContext,
+    records: Mapping[str, Any],
+    decoder: DecoderRecord | None,
+    conditions: str | None,
+    files: dict[str, FileRecord],
+) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, {"layers_saved": 1.0, "all_saved": 1.0})}
@@ -125,6 +151,7 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
             sample_shape=model.sample_shape,
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
+            decoder=decoder,
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),

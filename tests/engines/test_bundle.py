@@ -52,6 +52,8 @@ MANIFEST: dict[str, Any] = {
             "euler_at_final": False,
             "shift": 1.0,
         },
+        "decoder": None,
+        "text": None,
     },
     "parameterization": "v_prediction",
     "target": {"name": "onnxruntime", "high_precision": "fp32", "profile": None, "workspace_gib": None},

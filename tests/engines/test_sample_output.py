@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.arrays import Float32
+from engines.decoder import Decoder
 from engines.sample_output import NpzOutput, PngOutput
 
 STATES = np.linspace(-1, 1, 5 * 4, dtype=np.float32).reshape(5, 1, 2, 2)
@@ -15,7 +17,7 @@ NUMBERS = np.array([8, 9, 10, 123456789, 123456790])
 
 
 def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, ["class 1"] * 64)
+    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
     output.add(NUMBERS[:2], STATES[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000008.png", "00000009.png"]
     output.add(NUMBERS[2:], STATES[2:])
@@ -26,10 +28,25 @@ def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: 
 
 
 def test_tiles_beyond_the_grid_are_not_kept(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, ["class 1"] * 64)
+    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
     for first in range(0, 100, 5):
         output.add(np.arange(first, first + 5), STATES)
     assert len(output._tiles) == 64
+
+
+def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None:
+    class Halved(Decoder):
+        def __call__(self, states: Float32) -> Float32:
+            return np.asarray(states / 2, dtype=np.float32)
+
+    output = NpzOutput(tmp_path, None, Halved())
+    output.add(NUMBERS[:2], STATES[:2])
+    output.add(NUMBERS[2:], STATES[2:])
+    output.finish()
+    with np.load(tmp_path / "samples.npz") as archive:
+        np.testing.assert_array_equal(archive["samples"], STATES)
+        assert archive["images"].dtype == np.uint8
+        assert archive["images"][[0, -1]].ravel().tolist() == [64, 70, 77, 84, 171, 178, 185, 191]
 
 
 @pytest.mark.parametrize("rows", [None, np.array([2, 2, 0, 1, 0])])

@@ -24,7 +24,7 @@ from engines.conditioning import class_labels
 from engines.samplers import NoiseSchedule
 from ptqd_export.build import run_build
 from ptqd_export.build.activations import load_observations, make_observations
-from ptqd_export.build.assemble import assemble
+from ptqd_export.build.assemble import Parts, assemble
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.preparation import Preparation, make_preparation, prepared_model
 from ptqd_export.build.quantization import make_quantized_graph
@@ -183,7 +183,8 @@ def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tm
 
 def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
     graphs = {name: prepared.built.stage(f"quantize-{name}") for name in ("w4a8", "w8a8")} | {"fp32": prepared.built.stage("trace")}
-    assemble(prepared.context, prepared.context.plan_file.output_path, graphs, prepared.folder, prepared.built.stage("statistics"), None)
+    parts = Parts(graphs, prepared.folder, decoder=None, walked=prepared.built.stage("statistics"), chosen=None)
+    assemble(prepared.context, prepared.context.plan_file.output_path, parts)
     bundle = Bundle.open(prepared.context.plan_file.output_path)
     assert bundle.path("statistics/onnxruntime/preparation.json").read_bytes() == (prepared.folder / "preparation.json").read_bytes()
 
