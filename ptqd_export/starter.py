@@ -9,6 +9,7 @@ from typing import get_args
 
 from engines.errors import UsageError
 from engines.files import write_text
+from engines.samplers import SAMPLERS
 from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
 
 STEPS = 20
@@ -45,9 +46,9 @@ def starter_plan(model: Path, target: str, folder: Path) -> Plan:
     return Plan(
         model=section,
         sampler=SamplerSection(
-            name="ddim",
+            name=declared.sampler,
             steps=min(STEPS, declared.noise_schedule.num_train_timesteps),
-            eta=1.0,
+            eta=1.0 if SAMPLERS[declared.sampler].any_eta else SAMPLERS[declared.sampler].eta,
             guidance=GUIDANCE if declared.null_class is not None else 1.0,
         ),
         precisions=("w8a8", "w4a8"),

@@ -54,12 +54,14 @@ class Declaration:
         sample_shape: of one state, [channels, ...].
         inputs: what it is conditioned on, in the order of the adapter's conditions.
         noise_schedule: from the model's scheduler configuration.
+        sampler: that this scheduler is, a key of `engines.samplers.SAMPLERS`.
     """
 
     family: str
     sample_shape: tuple[int, ...]
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
+    sampler: str = "ddim"
 
     @property
     def null_class(self) -> int | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engines.samplers.of_scheduler import sampler_of
 from ptqd_export.models.base import Adapter, Declaration, Networks
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_decoder import load_decoder
@@ -31,7 +32,8 @@ def declare(path: Path) -> Declaration:
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *image_size(config)),
         inputs=(class_input(config["num_embeds_ada_norm"] + 1),),
-        noise_schedule=folder.noise_schedule(),
+        noise_schedule=folder.noise_schedule,
+        sampler=sampler_of(folder.scheduler),
     )
 
 

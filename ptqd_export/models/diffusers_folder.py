@@ -74,9 +74,14 @@ class DiffusersFolder:
     def config(self, part: str) -> Config:
         return read_config(self.path / part / "config.json")
 
-    def noise_schedule(self) -> NoiseSchedule:
+    @cached_property
+    def scheduler(self) -> Config:
         folder = self.path / "scheduler" if self.denoiser else self.path
-        return NoiseSchedule.from_scheduler_config(read_config(folder / "scheduler_config.json"))
+        return read_config(folder / "scheduler_config.json")
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.from_scheduler_config(self.scheduler)
 
     def load(self, part: str) -> nn.Module:
         """The module of a part, in float32."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import UsageError
+from engines.samplers.of_scheduler import sampler_of
 from ptqd_export.models.base import Adapter, Declaration, Networks
 from ptqd_export.models.conditions import IMAGE, ConditionInput, class_input, image_input
 from ptqd_export.models.diffusers_decoder import load_decoder
@@ -40,7 +41,8 @@ def declare(path: Path) -> Declaration:
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *size),
         inputs=(*_inputs(folder.kind, config), *images),
-        noise_schedule=folder.noise_schedule(),
+        noise_schedule=folder.noise_schedule,
+        sampler=sampler_of(folder.scheduler),
     )
 
 
