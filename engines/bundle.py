@@ -62,9 +62,11 @@ class TextEncoderRecord(Strict):
 
 
 class TextRecord(Strict):
-    """How prompts become conditions."""
+    """How prompts become conditions: what several encoders give for one input is concatenated, and `fixed` inputs are the same for all."""
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
+    fixed: dict[str, tuple[float, ...]]
+    zero_without_negative: bool
 
 
 class ModelRecord(Strict):
@@ -182,10 +184,14 @@ class Bundle:
         if record is None:
             known = " or ".join(self.manifest.precisions)
             raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
-        weights = f"{record.graph}.data"
+        return self.graph(record.graph)
+
+    def graph(self, name: str) -> Path:
+        """A graph by its name in the bundle, verified with the weights beside it."""
+        weights = f"{name}.data"
         if weights in self.manifest.files:
             self.path(weights)
-        return self.path(record.graph)
+        return self.path(name)
 
     def _verify(self, path: Path, record: FileRecord) -> None:
         if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):

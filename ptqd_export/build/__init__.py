@@ -23,6 +23,7 @@ from ptqd_export.build.stages import StageCache
 from ptqd_export.build.states import make_states
 from ptqd_export.build.statistics import first_policy, make_statistics
 from ptqd_export.build.summary import print_summary
+from ptqd_export.build.text import make_text
 from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.plan import PlanFile
@@ -58,13 +59,19 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        assemble(context, output, graphs, walked, chosen)
+        assemble(context, output, graphs, walked, chosen, _text(context, cache))
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
             write_time_frontier(context, output, chosen, chosen.times)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
+
+
+def _text(context: BuildContext, cache: StageCache) -> Path | None:
+    """The text encoders for the run time, where the model takes prompts."""
+    prompts = context.model.prompts
+    return None if prompts is None else cache.run("text", {"model": context.fingerprint}, partial(make_text, prompts))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

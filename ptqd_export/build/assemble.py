@@ -12,24 +12,28 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
+from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.statistics import SCHEDULE
+from ptqd_export.build.text import load_record
 from ptqd_export.graph_files import graph_files
+from ptqd_export.models.prompts import TEXT
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
+PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning", TEXT)
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None) -> None:
+def assemble(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None, text: Path | None
+) -> None:
     """Write the portable part of the bundle, and remove what an earlier build left of it.
 
     Args:
@@ -38,6 +42,7 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
         graphs: folders of the stages that made the graphs, by precision.
         walked: folder of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
+        text: folder of the stage `text`, or None where the model takes no prompts.
     """
     (output / MANIFEST).unlink(missing_ok=True)
     writer = _Writer(output)
@@ -55,7 +60,11 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
     if chosen is not None:
         writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)
-    manifest = _manifest(context, records, conditions, writer.files)
+    if text is not None:
+        for file in sorted((text / TEXT).iterdir()):
+            writer.copy(f"{TEXT}/{file.name}", file)
+    record = None if text is None else load_record(text)
+    manifest = _manifest(context, records, conditions, record, writer.files)
     writer.remove_others()
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
@@ -96,7 +105,7 @@ class _Writer:
 def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
     """Embeddings travel with the bundle; class labels need no file."""
     conditioning: Conditioning | None = context.model.conditioning
-    if conditioning is None or context.plan.model.conditions is None:
+    if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
         return None
     name = "conditioning/default.npz"
     null = {f"{NULL_PREFIX}{key}": value for key, value in (conditioning.null or {}).items()}
@@ -104,7 +113,9 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
     return name
 
 
-def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str | None, files: dict[str, FileRecord]) -> Manifest:
+def _manifest(
+    context: BuildContext, records: Mapping[str, Any], conditions: str | None, text: TextRecord | None, files: dict[str, FileRecord]
+) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, {"layers_saved": 1.0, "all_saved": 1.0})}
@@ -119,6 +130,7 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
             sample_shape=model.sample_shape,
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
+            text=text,
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),

@@ -6,13 +6,19 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from engines.conditioning import Conditioning
 from engines.errors import UsageError
 from engines.files import sha256
 from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
-from ptqd_export.models.conditions import conditioning_of
+from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.lora import Lora, load_lora
+from ptqd_export.models.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.plan import PlanFile
+
+DENOISER = "unet"
+"""What LoRA files call the denoiser."""
 
 DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
@@ -32,8 +38,15 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     path = plan_file.model_path
     family = find_family(path)
     declared = family.declare(path)
-    conditioning, null_class = conditioning_of(declared.inputs, plan_file.plan.model.null_class, plan_file.conditions_path)
+    lora = _lora(plan_file)
+    prompts = _prompts(plan_file, declared, lora)
+    if prompts is None:
+        conditioning, null_class = conditioning_of(declared.inputs, plan_file.plan.model.null_class, plan_file.conditions_path)
+    else:
+        conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
     networks = family.load(path, declared)
+    if lora is not None:
+        lora.fuse(DENOISER, networks.adapter.network)
     return LoadedModel(
         family=declared.family,
         adapter=networks.adapter,
@@ -42,7 +55,33 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         null_class=null_class,
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
+        prompts=prompts,
     )
+
+
+def _lora(plan_file: PlanFile) -> Lora | None:
+    section = plan_file.plan.model.lora
+    return None if section is None else load_lora(plan_file.folder / section.path, section.scale)
+
+
+def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
+    """The text side of the model, where the plan gives it prompts."""
+    if plan_file.prompts is None:
+        return None
+    prompts = find_prompts(plan_file.model_path, declared.inputs, lora)
+    if lora is not None:
+        lora.check_parts((DENOISER, *(one.name for one in prompts.folders)))
+    return prompts
+
+
+def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder) -> Conditioning:
+    """The conditions of the plan's prompts."""
+    assert plan_file.prompts is not None
+    if plan_file.plan.model.null_class is not None:
+        raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
+    texts = calibration_prompts(plan_file.prompts)
+    conditioning = prompts.load().condition(texts, plan_file.plan.model.negative_prompt)
+    return fitted(declared.inputs, conditioning, "model.prompts")
 
 
 def declare_model(path: Path) -> Declaration:
@@ -77,6 +116,7 @@ def existing(path: Path) -> Path:
 def fingerprint(plan_file: PlanFile) -> str:
     """Hash of everything that `load_model` reads."""
     files = sorted(path for path in existing(plan_file.model_path).rglob("*") if path.is_file())
-    if plan_file.conditions_path is not None and plan_file.conditions_path.is_file():
-        files.append(plan_file.conditions_path)
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+    named = (plan_file.conditions_path, plan_file.lora_path, plan_file.prompts)
+    files += [path for path in named if isinstance(path, Path) and path.is_file()]
+    written = plan_file.plan.model.model_dump_json(include={"prompts", "negative_prompt", "lora"})
+    return hashlib.sha256((written + "".join(f"{path.name} {sha256(path)}\n" for path in files)).encode()).hexdigest()
