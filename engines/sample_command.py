@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from engines.arrays import Int64
-from engines.bundle import Bundle, ConditioningRecord
+from engines.bundle import Bundle, ConditioningRecord, ModelRecord
 from engines.chain_choice import ChainChoice
+from engines.decoder import Decoder, open_decoder
 from engines.errors import UsageError
 from engines.files import writable_folder, write_text
 from engines.images import check_drawable
@@ -39,10 +40,10 @@ class SampleRequest:
         first: number of the first sample.
         batch_size: samples that go through the networks at a time.
         classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
+        format: pictures, or one archive of raw states, of latent models with their images.
+        chain: how to sample.
         prompts: of text models, to cycle through by sample number in place of the bundle's own rows; or None.
         negative_prompt: what guidance leads away from, beside prompts; None is the model's own choice.
-        format: pictures, or one archive of raw states.
-        chain: how to sample.
     """
 
     bundle: Path
@@ -91,16 +92,17 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     bundle = Bundle.open(request.bundle)
     model = bundle.manifest.model
     if request.format == "png":
-        check_drawable(model.sample_shape)
+        check_drawable(model.image_shape)
     noise = NoiseSource(request.seed, model.sample_shape)
     samples = _numbers(request)
     text = _text(request, bundle)
     rows = chosen_rows(request.classes, samples, noise, model.conditioning) if request.prompts is None else samples % len(request.prompts)
     conditioning = None if text is None else text.condition(request.prompts or (), request.negative_prompt)
     chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
+    decoder = open_decoder(bundle, request.chain.runtime)
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
-    output = _output(request, folder, rows, model.conditioning)
+    output = _output(request, folder, decoder, rows, model)
     begin = time.perf_counter()
     _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
     record = _record(request, chain, rows, output.finish())
@@ -112,9 +114,7 @@ def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
     """The bundle's text encoders, where prompts are asked for."""
     if request.prompts is None:
         if request.negative_prompt is not None:
-            raise UsageError(
-                "A negative prompt goes with prompts.", found="--negative-prompt alone", expected="prompts too"
-            )
+            raise UsageError("A negative prompt goes with prompts.", found="--negative-prompt alone", expected="prompts too")
         return None
     if request.classes is not None:
         raise UsageError("Prompts take the place of classes.", found="prompts and --classes", expected="one of them")
@@ -143,10 +143,10 @@ def chosen_rows(
     return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
 
 
-def _output(request: SampleRequest, folder: Path, rows: Int64 | None, conditioning: ConditioningRecord | None) -> SampleOutput:
+def _output(request: SampleRequest, folder: Path, decoder: Decoder, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
     if request.format == "npz":
-        return NpzOutput(folder, rows)
-    return PngOutput(folder, _labels(request.prompts, rows, conditioning))
+        return NpzOutput(folder, rows, None if model.decoder is None else decoder)
+    return PngOutput(folder, decoder, _labels(request.prompts, rows, model.conditioning))
 
 
 def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: ConditioningRecord | None) -> list[str]:

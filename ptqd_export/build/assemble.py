@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
+from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.decoding import DECODER, decoder_record
 from ptqd_export.build.statistics import SCHEDULE
-from ptqd_export.build.text import load_record
+from ptqd_export.build.text import text_record
 from ptqd_export.graph_files import graph_files
 from ptqd_export.models.prompts import TEXT
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning", TEXT)
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*", f"{TEXT}/*")
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
@@ -32,7 +33,13 @@ PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscrip
 
 
 def assemble(
-    context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None, text: Path | None
+    context: BuildContext,
+    output: Path,
+    graphs: Mapping[str, Path],
+    decoder: Path | None,
+    text: Path | None,
+    walked: Path,
+    chosen: Chosen | None,
 ) -> None:
     """Write the portable part of the bundle, and remove what an earlier build left of it.
 
@@ -40,9 +47,10 @@ def assemble(
         context: of the build.
         output: the bundle's folder.
         graphs: folders of the stages that made the graphs, by precision.
+        decoder: folder of the stage that made the first stage's graph, or None.
+        text: folder of the stage that made the text encoders' graphs, or None.
         walked: folder of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
-        text: folder of the stage `text`, or None where the model takes no prompts.
     """
     (output / MANIFEST).unlink(missing_ok=True)
     writer = _Writer(output)
@@ -52,6 +60,12 @@ def assemble(
     for name in graphs:
         for file in graph_files(graph_path(graphs, name)):
             writer.copy(f"graphs/{placement}/{file.name}", file)
+    if decoder is not None:
+        for file in graph_files(decoder / DECODER):
+            writer.copy(file.name, file)
+    if text is not None:
+        for file in sorted((text / TEXT).iterdir()):
+            writer.copy(f"{TEXT}/{file.name}", file)
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in graphs.items() if name != FULL_PRECISION}
     for name, record in records.items():
         steps = json.loads((walked / f"{name}.json").read_text())
@@ -60,11 +74,7 @@ def assemble(
     if chosen is not None:
         writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)
-    if text is not None:
-        for file in sorted((text / TEXT).iterdir()):
-            writer.copy(f"{TEXT}/{file.name}", file)
-    record = None if text is None else load_record(text)
-    manifest = _manifest(context, records, conditions, record, writer.files)
+    manifest = _manifest(context, records, decoder_record(decoder), text_record(text), conditions, writer.files)
     writer.remove_others()
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
@@ -91,9 +101,9 @@ class _Writer:
         self._record(name)
 
     def remove_others(self) -> None:
-        """Remove files of the portable folders that are not part of this bundle."""
-        for folder in PORTABLE_FOLDERS:
-            for path in (self._output / folder).rglob("*"):
+        """Remove portable files that are not part of this bundle."""
+        for pattern in PORTABLE:
+            for path in sorted(self._output.glob(pattern)):
                 if path.is_file() and path.relative_to(self._output).as_posix() not in self.files:
                     path.unlink()
 
@@ -114,7 +124,12 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
 
 
 def _manifest(
-    context: BuildContext, records: Mapping[str, Any], conditions: str | None, text: TextRecord | None, files: dict[str, FileRecord]
+    context: BuildContext,
+    records: Mapping[str, Any],
+    decoder: DecoderRecord | None,
+    text: TextRecord | None,
+    conditions: str | None,
+    files: dict[str, FileRecord],
 ) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
@@ -130,6 +145,7 @@ def _manifest(
             sample_shape=model.sample_shape,
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
+            decoder=decoder,
             text=text,
         ),
         parameterization=context.noise_schedule.prediction_type,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engines.arrays import Int64
 from engines.backends.onnxruntime import run_outputs
 from engines.bundle import TextRecord
 from engines.errors import PtqdError
@@ -34,17 +35,17 @@ def make_text(prompts: PromptEncoder, folder: Path, reporter: Reporter) -> None:
         (folder / one.graph).parent.mkdir(exist_ok=True)
         tokenizer.save(str(folder / one.tokenizer))
         ids = np.array([encoding.ids for encoding in tokenizer.encode_batch(list(PROOF))], dtype=np.int64)
-        save_graph(trace_module(module, (torch.from_numpy(ids[:2]),), (TOKEN_IDS,), one.inputs), folder / one.graph)
+        save_graph(trace_module(module, {TOKEN_IDS: torch.from_numpy(ids[:2])}, "network.", one.inputs), folder / one.graph)
         _check(module, folder / one.graph, ids)
     (folder / RECORD).write_text(record.model_dump_json())
 
 
-def load_record(folder: Path) -> TextRecord:
-    """What `make_text` wrote."""
-    return TextRecord.model_validate_json((folder / RECORD).read_text())
+def text_record(folder: Path | None) -> TextRecord | None:
+    """What `make_text` recorded."""
+    return None if folder is None else TextRecord.model_validate_json((folder / RECORD).read_text())
 
 
-def _check(module: TextEncoder, graph: Path, ids: np.ndarray) -> None:
+def _check(module: TextEncoder, graph: Path, ids: Int64) -> None:
     found, expected = run_outputs(graph, {TOKEN_IDS: ids}), module.encode(ids)
     for name, value in expected.items():
         difference = float(np.abs(found[name] - value).max() / np.abs(value).max())

@@ -36,6 +36,18 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
 
+class Decoder(nn.Module):
+    """A first stage behind one convention: `forward` takes the states that a chain ends with, [B, *sample_shape], the scaling of latents
+    not yet undone, and returns images [B, 1 or 3, H, W] in [-1, 1]."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
+        """States of this shape to trace and compare with; always the same."""
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a model's configuration says, before any weight is read.
@@ -59,11 +71,11 @@ class Networks:
 
     Attributes:
         adapter: the denoiser.
-        decoder: from states [B, *sample_shape] to images [B, 1 or 3, H, W] in [-1, 1]; None where the states are images.
+        decoder: from states to images; None where the states are images.
     """
 
     adapter: Adapter
-    decoder: nn.Module | None = None
+    decoder: Decoder | None = None
 
 
 class Family(Protocol):
@@ -89,7 +101,7 @@ class LoadedModel:
         conditioning: its table, or None.
         null_class: the class label that means "no class", where conditioning is by class.
         noise_schedule: from the model's scheduler configuration.
-        decoder: from states to images, see `Networks`.
+        decoder: from states to images; None where the states are images.
         prompts: what turns prompts into conditions, where the plan asks for it.
     """
 
@@ -99,7 +111,7 @@ class LoadedModel:
     conditioning: Conditioning | None
     null_class: int | None
     noise_schedule: NoiseSchedule
-    decoder: nn.Module | None = None
+    decoder: Decoder | None = None
     prompts: PromptEncoder | None = None
 
     @property

@@ -60,6 +60,12 @@ class DiffusersFolder:
         configs = {path.parent.name: path for path in sorted(self.path.glob("*/config.json"))}
         return {name: str(read_config(path).get("_class_name")) for name, path in configs.items() if listed is None or name in listed}
 
+    @cached_property
+    def pipeline(self) -> str | None:
+        """Class of the pipeline, where the folder says."""
+        index = self.path / INDEX
+        return read_config(index).get("_class_name") if index.is_file() else None
+
     @property
     def kind(self) -> str:
         """Class of the denoiser."""

@@ -82,7 +82,7 @@ def write_sd1(folder: Path, *, variant: str | None = None) -> Path:
 
 def write_sd2(folder: Path) -> Path:
     """Prediction of v; linear projections, heads of one size, zeros behind the words."""
-    unet = {"use_linear_projection": True, "attention_head_dim": (2, 4), "upcast_attention": True}
+    unet = {"use_linear_projection": True, "attention_head_dim": (2,), "upcast_attention": True}
     return _write_sd(folder, unet, {"prediction_type": "v_prediction"}, {"hidden_act": "gelu"}, None, pad="!")
 
 
@@ -141,7 +141,7 @@ def _text_encoder(kind: str, width: int, settings: Mapping[str, Any]) -> Any:
 
     vocab = vocabulary()
     config = transformers.CLIPTextConfig(
-        vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=LENGTH, bos_token_id=vocab[START], eos_token_id=vocab[END], pad_token_id=1, **settings,
     )  # fmt: skip
     network = getattr(transformers, kind)(config).eval()
@@ -154,8 +154,8 @@ def _unet(cross_attention_dim: int, **settings: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
         cross_attention_dim=cross_attention_dim, **{"attention_head_dim": 2, **settings},
     ).eval()  # fmt: skip
 
@@ -164,8 +164,8 @@ def _vae() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, layers_per_block=1, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, layers_per_block=1, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, mid_block_add_attention=False,
     ).eval()  # fmt: skip
 
 
