@@ -29,7 +29,7 @@ BATCH = 16
 class TextEncoder(Protocol):
     """Whatever runs a text encoder: values [batch, ...] of the conditioning inputs that it gives, for token ids [batch, tokens]."""
 
-    def __call__(self, ids: Int64) -> dict[str, Float32]: ...
+    def __call__(self, ids: Int64, /) -> dict[str, Float32]: ...
 
 
 @dataclass(frozen=True)
