@@ -13,10 +13,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
 from engines.bundle import Bundle
+from engines.cli import main
 from engines.decoder import open_decoder
 from engines.prompts import open_text
 from ptqd_export.build import run_build
@@ -25,7 +27,6 @@ from ptqd_export.plan import PlanFile
 from tests.ptqd_export.models import tiny_text
 from tests.ptqd_export.models.pipelines import GUIDANCE, NEGATIVE, PROMPTS, SEED, STEPS, of_pipeline, pipeline, plan_of, start
 
-Array = np.ndarray[Any, Any]
 OTHERS = ("the dog of caf\u00e9, \u732b!", "word " * 100, "")
 """Prompts that nothing was calibrated with."""
 
@@ -36,15 +37,10 @@ def built(plan: PlanFile) -> PlanFile:
 
 
 def sample(bundle: Path, output: Path, *arguments: str) -> dict[str, Any]:
-    """Sample in an interpreter of its own, which may not load a framework; the record."""
-    program = (
-        "import sys\nfrom engines.cli import main\nmain(sys.argv[1:], standalone_mode=False)\n"
-        "print(sorted({'torch', 'onnx', 'diffusers', 'transformers', 'scipy', 'tokenizers'} & sys.modules.keys()), file=sys.stderr)"
-    )
-    command = ["sample", str(bundle), "--seed", str(SEED), "--output", str(output), *arguments]
-    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "['tokenizers']\n"), done.stderr
-    record: dict[str, Any] = {**json.loads((output / "samples.json").read_text()), "printed": done.stdout}
+    """Sample; the record, and what was printed."""
+    done = CliRunner().invoke(main, ["sample", str(bundle), "--seed", str(SEED), "--output", str(output), *arguments])
+    assert done.exit_code == 0, done.output
+    record: dict[str, Any] = {**json.loads((output / "samples.json").read_text()), "printed": done.output}
     return record
 
 
@@ -145,6 +141,18 @@ def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_
 def test_a_prompt_that_is_too_long_is_named(sdxl_plan: PlanFile, tmp_path: Path) -> None:
     record = sample(sdxl_plan.output_path, tmp_path / "out", "--num", "1", "--prompt", "a cat", "--prompt", "word " * 100)
     assert "too long, their end is left out: prompts 1;" in record["printed"]
+
+
+def test_sampling_of_prompts_loads_no_framework(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom engines.cli import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'torch', 'onnx', 'diffusers', 'transformers', 'scipy', 'tokenizers'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    options = ["--num", "1", "--seed", "1", "--output", str(tmp_path / "out"), "--prompt", "a cat"]
+    command = [sys.executable, "-c", program, "sample", str(sdxl_plan.output_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "['tokenizers']\n")
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["prompts"] == ["a cat"]
 
 
 def test_samples_depend_on_prompt_and_negative_prompt(sdxl_plan: PlanFile, tmp_path: Path) -> None:
