@@ -48,7 +48,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
         cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
-        traced = cache.run("trace", _source(context), partial(make_trace, context))
+        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context))
         decoder = _decoder(context, cache)
         drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
         states = cache.run("states", drawn, partial(make_states, context, traced))
@@ -85,7 +85,9 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
 def _text(context: BuildContext, cache: StageCache) -> Path | None:
     """The folder with text encoders and tokenizers; None where the plan gives no prompts."""
     prompts = context.model.prompts
-    return None if prompts is None else cache.run("text", {"model": context.fingerprint}, partial(make_text, prompts))
+    if prompts is None:
+        return None
+    return cache.run("text", {"model": context.fingerprint, **context.model_settings}, partial(make_text, prompts))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

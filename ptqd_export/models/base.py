@@ -64,6 +64,12 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
 
+    @property
+    def null_class(self) -> int | None:
+        """The label that means "no class" unless a plan says otherwise: the last. None where other things than a class condition it."""
+        labels = [one.labels for one in self.inputs]
+        return labels[0] - 1 if len(labels) == 1 and labels[0] is not None else None
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -103,6 +109,7 @@ class LoadedModel:
         noise_schedule: from the model's scheduler configuration.
         decoder: from states to images; None where the states are images.
         prompts: what turns prompts into conditions, where the plan asks for it.
+        files: everything that it was read from.
     """
 
     family: str
@@ -113,6 +120,7 @@ class LoadedModel:
     noise_schedule: NoiseSchedule
     decoder: Decoder | None = None
     prompts: PromptEncoder | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int:

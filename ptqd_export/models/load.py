@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import Lora, load_lora
 from ptqd_export.models.prompts import PromptEncoder, calibration_prompts, find_prompts
-from ptqd_export.plan import PlanFile
+from ptqd_export.plan import FACTORY, PlanFile
 
 DENOISER = "unet"
 """What LoRA files call the denoiser."""
@@ -35,13 +37,16 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         UsageError: no such model, its kind is not supported, or the plan's conditions do not fit it.
         PtqdError: its weights cannot be read.
     """
+    section, conditions = plan_file.plan.model, plan_file.conditions_path
+    if section.factory is not None:
+        return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
     path = plan_file.model_path
     family = find_family(path)
     declared = family.declare(path)
     lora = _lora(plan_file)
     prompts = _prompts(plan_file, declared, lora)
     if prompts is None:
-        conditioning, null_class = conditioning_of(declared.inputs, plan_file.plan.model.null_class, plan_file.conditions_path)
+        conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
     else:
         conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
     networks = family.load(path, declared)
@@ -56,6 +61,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
         prompts=prompts,
+        files=(*model_files(path), *(file for file in (plan_file.lora_path, plan_file.prompts) if isinstance(file, Path))),
     )
 
 
@@ -84,13 +90,19 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
     return fitted(declared.inputs, conditioning, "model.prompts")
 
 
-def declare_model(path: Path) -> Declaration:
-    """What the model at a path is, without its weights.
+def declare_model(source: str, folder: Path) -> Declaration:
+    """What a model is, from its configuration alone where it has one.
+
+    Args:
+        source: path, or `package.module:function`.
+        folder: that the module may lie in.
 
     Raises:
         UsageError: no such model, or its kind is not supported.
     """
-    return find_family(path).declare(path)
+    if re.fullmatch(FACTORY, source):
+        return declare_factory(source, folder)
+    return find_family(Path(source)).declare(Path(source))
 
 
 def find_family(path: Path) -> Family:
@@ -107,16 +119,18 @@ def existing(path: Path) -> Path:
         raise UsageError(
             "The model folder is missing.",
             found=f"no folder {path}",
-            expected="a diffusers pipeline folder",
-            mend="correct model.path; it is relative to the plan",
+            expected="a folder that a diffusers pipeline or model wrote with `save_pretrained`",
+            mend="correct model.path, which is relative to the plan, or --model",
         )
     return path
 
 
-def fingerprint(plan_file: PlanFile) -> str:
-    """Hash of everything that `load_model` reads."""
-    files = sorted(path for path in existing(plan_file.model_path).rglob("*") if path.is_file())
-    named = (plan_file.conditions_path, plan_file.lora_path, plan_file.prompts)
-    files += [path for path in named if isinstance(path, Path) and path.is_file()]
-    written = plan_file.plan.model.model_dump_json(include={"prompts", "negative_prompt", "lora"})
-    return hashlib.sha256((written + "".join(f"{path.name} {sha256(path)}\n" for path in files)).encode()).hexdigest()
+def model_files(path: Path) -> tuple[Path, ...]:
+    """Every file of the model at `path`."""
+    return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+
+
+def fingerprint(model: LoadedModel, conditions: Path | None) -> str:
+    """Hash of everything that `load_model` read."""
+    files = model.files if conditions is None else (*model.files, conditions)
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engines.errors import UsageError
-from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.build.context import BuildContext
+from ptqd_export.models.load import load_model
+from ptqd_export.plan import PlanFile
 from tests.ptqd_export.models import tiny_text
 from tests.ptqd_export.models.pipelines import NEGATIVE, PROMPTS, of_modules, of_pipeline, pipeline, plan_of, start
 
@@ -159,7 +161,13 @@ def test_a_lora_of_an_encoder_that_the_model_lacks_is_refused(tmp_path: Path, sd
 # What a plan can be wrong about
 
 
-def test_the_fingerprint_knows_prompts_and_lora(tmp_path: Path, sd1: Path) -> None:
+def identity(plan: PlanFile) -> tuple[str, str]:
+    """What the stages of a build know of a model."""
+    context = BuildContext(plan)
+    return context.fingerprint, json.dumps(context.model_settings)
+
+
+def test_stages_know_prompts_and_lora(tmp_path: Path, sd1: Path) -> None:
     folder = own_copy(sd1, tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     write_lora(tmp_path)
@@ -167,10 +175,11 @@ def test_the_fingerprint_knows_prompts_and_lora(tmp_path: Path, sd1: Path) -> No
         {}, {"prompts": ["a"]}, {"negative_prompt": "a"}, {"prompts": "prompts.txt"},
         {"lora": {"path": "lora.safetensors"}}, {"lora": {"path": "lora.safetensors", "scale": 0.5}},
     ]  # fmt: skip
-    found = [fingerprint(plan_of(folder, **one)) for one in settings]
+    found = [identity(plan_of(folder, **one)) for one in settings]
     (tmp_path / "prompts.txt").write_text("a dog\n")
-    found.append(fingerprint(plan_of(folder, prompts="prompts.txt")))
+    found.append(identity(plan_of(folder, prompts="prompts.txt")))
     assert len(set(found)) == len(found)
+    assert identity(plan_of(folder)) == found[0]
 
 
 def test_prompts_are_read_from_a_file(tmp_path: Path, sd1: Path) -> None:
