@@ -167,8 +167,8 @@ def identity(plan: PlanFile) -> tuple[str, str]:
     return context.fingerprint, json.dumps(context.model_settings)
 
 
-def test_stages_know_prompts_and_lora(tmp_path: Path, sd1: Path) -> None:
-    folder = own_copy(sd1, tmp_path)
+def test_stages_know_prompts_and_lora(tmp_path: Path, sdxl: Path) -> None:
+    folder = own_copy(sdxl, tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     write_lora(tmp_path)
     settings: list[dict[str, Any]] = [
