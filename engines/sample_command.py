@@ -96,9 +96,12 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     noise = NoiseSource(request.seed, model.sample_shape)
     samples = _numbers(request)
     text = _text(request, bundle)
-    rows = chosen_rows(request.classes, samples, noise, model.conditioning) if request.prompts is None else samples % len(request.prompts)
-    conditioning = None if text is None else text.condition(request.prompts or (), request.negative_prompt)
+    prompts = request.prompts or ()
+    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
+    conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
     chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
+    if request.negative_prompt is not None and chain.guidance == 1:
+        raise UsageError("A negative prompt needs guidance.", found="guidance 1", expected="another --guidance, or no --negative-prompt")
     decoder = open_decoder(bundle, request.chain.runtime)
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
@@ -107,7 +110,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
     record = _record(request, chain, rows, output.finish())
     write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(request.prompts or ()))
+    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts))
 
 
 def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:

@@ -5,7 +5,7 @@ A file holds for a layer the factors `down` [rank, in, ...] and `up` [out, rank,
     W + scale * (alpha / rank) * up @ down
 
 Trainers name the same layer in different ways (`down_blocks.0.attentions.0`, `down_blocks_0_attentions_0`, `attn1.processor.to_q_lora`);
-with dots, underscores and the word `processor` taken out, all of them agree with the names in the network.
+with underscores for dots, and the word `processor` taken out, all of them agree with the names in the network.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ SGM_BLOCK = re.compile(r"^(?P<side>input_blocks|middle_block|output_blocks)_(?P<
 SGM_LAYERS = 2
 """Layers of a block of SDXL, whose original code numbers the layers of all blocks in one row."""
 
+TEXT_MODEL = "text_model_"
+"""Begin of a layer's name in text encoders: transformers 5 has it in one of the two kinds alone."""
+
 METADATA = "lora_adapter_metadata"
 """Where diffusers writes down what it trained with."""
 
-OLD_NAMES: Mapping[str, str] = {"toout": "toout0"}
-OLD_TEXT_NAMES: Mapping[str, str] = {"toq": "qproj", "tok": "kproj", "tov": "vproj", "toout": "outproj"}
-"""Ends of layer names that older versions of diffusers wrote, without dots and underscores."""
+OLD_NAMES: Mapping[str, str] = {"to_out": "to_out_0"}
+OLD_TEXT_NAMES: Mapping[str, str] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+"""Ends of layer names that older versions of diffusers wrote."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class LowRank:
     down: Tensor
     up: Tensor
     alpha: float
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether it can be a change of this weight."""
+        rank, out = self.down.shape[0], self.up.shape[0]
+        return self.up[0].numel() == rank and out == weight.shape[0] and self.down[0].numel() == weight[0].numel()
 
     def delta(self, shape: torch.Size) -> Tensor:
         """`(alpha / rank) up @ down`, shaped like the weight; a convolution's kernel lies in `down`."""
@@ -64,7 +72,7 @@ class Lora:
     Attributes:
         path: where it was read.
         scale: weight of the change; 0 is none, 1 is the trained one.
-        layers: by part of the pipeline, then by the layer's name without dots and underscores.
+        layers: by part of the pipeline, then by the layer's name, with underscores for dots.
     """
 
     path: Path
@@ -90,7 +98,7 @@ class Lora:
         known = {_plain(name): module for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
         for name, change in self.layers.get(part, {}).items():
             module = _find(known, name, part)
-            if module is None or module.weight.numel() != change.up.shape[0] * change.down[0].numel():
+            if module is None or not change.fits(module.weight):
                 raise UsageError(
                     "The LoRA does not fit the model.",
                     found=f"{self.path}: {part} {name}, {tuple(change.up.shape)} times {tuple(change.down.shape)}",
@@ -176,7 +184,7 @@ def _diffusers_block(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"processor|[._]", "", name)
+    return name.replace(".", "_").replace("processor_", "")
 
 
 def _find(known: Mapping[str, nn.Linear | nn.Conv2d], name: str, part: str) -> nn.Linear | nn.Conv2d | None:
@@ -191,5 +199,5 @@ def _spellings(name: str, part: str) -> Iterator[str]:
             spelling = name.removesuffix(end) + now
             yield spelling
             if text:
-                yield spelling.removeprefix("textmodel")
-                yield f"textmodel{spelling}"
+                yield spelling.removeprefix(TEXT_MODEL)
+                yield f"{TEXT_MODEL}{spelling}"

@@ -143,6 +143,8 @@ PAIR = {"unet.proj.lora_A.weight": torch.zeros(2, 6), "unet.proj.lora_B.weight":
             None,
             r"change of a weight \(4, 6\)",
         ),
+        ({**PAIR, "unet.proj.lora_B.weight": torch.zeros(4, 3)}, None, "change of a weight"),
+        ({**PAIR, "unet.proj.lora_A.weight": torch.zeros(2, 4), "unet.proj.lora_B.weight": torch.zeros(6, 2)}, None, "change of a weight"),
         ({"unet.proj.lora_A.weight": torch.zeros(2, 6)}, None, "has down"),
         ({**PAIR, "lora_unet_proj.hada_w1_a": torch.zeros(1)}, None, "lora_unet_proj.hada_w1_a"),
         ({**PAIR, "unet.proj.lora_magnitude_vector": torch.zeros(4)}, None, "lora_magnitude_vector"),

@@ -155,6 +155,13 @@ def test_sampling_of_prompts_loads_no_framework(sdxl_plan: PlanFile, tmp_path: P
     assert json.loads((tmp_path / "out" / "samples.json").read_text())["prompts"] == ["a cat"]
 
 
+def test_a_negative_prompt_without_guidance_is_refused(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    options = ("--prompt", "cat", "--negative-prompt", "dog", "--guidance", "1", "--accept-guidance", "--num", "1", "--seed", "1")
+    done = CliRunner().invoke(main, ["sample", str(sdxl_plan.output_path), "--output", str(tmp_path / "out"), *options])
+    assert (done.exit_code, "A negative prompt needs guidance" in done.output) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_samples_depend_on_prompt_and_negative_prompt(sdxl_plan: PlanFile, tmp_path: Path) -> None:
     states = []
     for number, options in enumerate((("--prompt", "cat"), ("--prompt", "dog"), ("--prompt", "cat", "--negative-prompt", "dog"))):

@@ -161,6 +161,21 @@ def test_a_lora_of_an_encoder_that_the_model_lacks_is_refused(tmp_path: Path, sd
 # What a plan can be wrong about
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"prompts": []}, "model.prompts"),
+        ({"prompts": ["a"], "conditions": "conditions.npz"}, '"prompts" or "conditions", not both'),
+        ({"prompts": None, "negative_prompt": "a"}, '"prompts" beside "negative_prompt"'),
+        ({"path": None, "factory": "package.module:function"}, 'a "path" beside "prompts" and "lora"'),
+        ({"lora": {"scale": 1.0}}, "model.lora.path"),
+    ],
+)
+def test_plans_that_contradict_themselves_are_refused(tmp_path: Path, model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_of(tmp_path / "model", **model)
+
+
 def identity(plan: PlanFile) -> tuple[str, str]:
     """What the stages of a build know of a model."""
     context = BuildContext(plan)
