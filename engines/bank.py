@@ -21,19 +21,27 @@ class EngineBank:
         batch: samples of the chains to come.
         threads: see `OnnxRuntimeEngine`.
         backend: what opens the graphs; None is ONNX Runtime on the CPU, whatever target they are for.
+        conditioning: rows in place of the bundle's own, or None.
 
     Raises:
         UsageError: the model cannot be guided.
     """
 
     def __init__(
-        self, bundle: Bundle, guidance: float, *, batch: int = 1, threads: int | None = None, backend: Backend | None = None
+        self,
+        bundle: Bundle,
+        guidance: float,
+        *,
+        batch: int = 1,
+        threads: int | None = None,
+        backend: Backend | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         self._bundle = bundle
         self._batch = batch
         self._backend = backend or on_onnxruntime(bundle, threads)
         self._opened: dict[str, EngineDenoiser] = {}
-        self.conditioning = load_conditioning(bundle)
+        self.conditioning = conditioning or load_conditioning(bundle)
         self.guided = guidance != 1.0
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(

@@ -62,9 +62,11 @@ class TextEncoderRecord(Strict):
 
 
 class TextRecord(Strict):
-    """How prompts become conditions."""
+    """How prompts become conditions: what several encoders give for one input is concatenated, and `fixed` inputs are the same for all."""
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
+    fixed: dict[str, tuple[float, ...]]
+    zero_without_negative: bool
 
 
 class ModelRecord(Strict):
@@ -185,7 +187,7 @@ class Bundle:
         return self.graph(record.graph)
 
     def graph(self, name: str) -> Path:
-        """A graph by its file name, verified with the weights beside it."""
+        """A graph by its name in the bundle, verified with the weights beside it."""
         weights = f"{name}.data"
         if weights in self.manifest.files:
             self.path(weights)

@@ -10,6 +10,7 @@ from engines.backends.base import Backend
 from engines.backends.choice import Runtime, open_backend
 from engines.bank import EngineBank
 from engines.bundle import Bundle
+from engines.conditioning import Conditioning
 from engines.denoiser import Denoisers
 from engines.errors import UsageError
 from engines.sampling import Chain
@@ -42,8 +43,13 @@ class ChainChoice:
     runtime: Runtime = "target"
     update: Literal["host", "device"] = "host"
 
-    def open(self, bundle: Bundle, batch: int) -> Chain:
+    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None) -> Chain:
         """The chain, its engines opened for batches of so many samples.
+
+        Args:
+            bundle: where the engines come from.
+            batch: samples that go through the networks at a time.
+            conditioning: rows in place of the bundle's own, or None.
 
         Raises:
             UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
@@ -55,7 +61,7 @@ class ChainChoice:
         guidance = self._guidance(schedule)
         backend = open_backend(bundle, self.runtime)
         stepper = self._stepper(backend)
-        bank = EngineBank(bundle, guidance, batch=batch, backend=backend)
+        bank = EngineBank(bundle, guidance, batch=batch, backend=backend, conditioning=conditioning)
         precision = None if self.precision == AUTO else self.precision
         chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance, stepper=stepper)
         bank.open(chain.step_precisions)

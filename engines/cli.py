@@ -45,6 +45,9 @@ def main() -> None:
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first sample.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
 @click.option("--classes", callback=_classes, help="Such as 3,7,7 or all: cycled through by sample number. Left out: drawn from the seed.")
+@click.option("--prompt", "prompts", multiple=True, help="Of text models, again and again for more: cycled through by sample number.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with one prompt a line, in place of --prompt.")
+@click.option("--negative-prompt", help="What guidance leads away from, beside prompts.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
 @click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
 @click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
@@ -62,13 +65,27 @@ def main() -> None:
     help="Pictures, or raw states, of latent models with their images.",
 )
 def sample(
-    bundle: Path, output: Path, num: int, seed: int, first: int, batch_size: int, classes: Any, kind: Literal["png", "npz"], **chain: Any
+    bundle: Path,
+    output: Path,
+    num: int,
+    seed: int,
+    first: int,
+    batch_size: int,
+    classes: Any,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    negative_prompt: str | None,
+    kind: Literal["png", "npz"],
+    **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
     from engines.chain_choice import ChainChoice
+    from engines.prompts import chosen_prompts
     from engines.sample_command import SampleRequest, sample_bundle
 
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, ChainChoice(**chain))
+    texts = chosen_prompts(prompts, prompt_file)
+    choice = ChainChoice(**chain)
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt)
     click.echo(sample_bundle(request))
 
 

@@ -20,6 +20,7 @@ from engines.files import writable_folder, write_text
 from engines.images import check_drawable
 from engines.noise import NoiseSource
 from engines.progress import progress
+from engines.prompts import TextModel, open_text, shortened
 from engines.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
 from engines.samples_record import SamplesRecord
 from engines.sampling import Chain, batches, rows_of
@@ -41,6 +42,8 @@ class SampleRequest:
         classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
         format: pictures, or one archive of raw states, of latent models with their images.
         chain: how to sample.
+        prompts: of text models, to cycle through by sample number in place of the bundle's own rows; or None.
+        negative_prompt: what guidance leads away from, beside prompts; None is the model's own choice.
     """
 
     bundle: Path
@@ -52,20 +55,31 @@ class SampleRequest:
     classes: tuple[int, ...] | Literal["all"] | None = None
     format: Literal["png", "npz"] = "png"
     chain: ChainChoice = field(default_factory=ChainChoice)
+    prompts: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What was sampled, and how long it took without loading engines."""
+    """What was sampled, and how long it took without loading engines.
+
+    Attributes:
+        record: what `samples.json` holds.
+        output: its folder.
+        seconds: of sampling and writing.
+        cut: numbers of the prompts that were too long for the text encoder.
+    """
 
     record: SamplesRecord
     output: Path
     seconds: float
+    cut: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         steps = ", ".join(f"{count} {precision}" for precision, count in self.record.precision_steps.items())
         rate = self.record.num / self.seconds
-        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}; see {self.output}"
+        cut = f"; too long, their end is left out: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
+        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}{cut}; see {self.output}"
 
 
 def sample_bundle(request: SampleRequest) -> SampleResult:
@@ -81,17 +95,33 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         check_drawable(model.image_shape)
     noise = NoiseSource(request.seed, model.sample_shape)
     samples = _numbers(request)
-    rows = chosen_rows(request.classes, samples, noise, model.conditioning)
-    chain = request.chain.open(bundle, min(request.batch_size, request.num))
+    text = _text(request, bundle)
+    prompts = request.prompts or ()
+    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
+    conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
+    chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
+    if request.negative_prompt is not None and chain.guidance == 1:
+        raise UsageError("A negative prompt needs guidance.", found="guidance 1", expected="another --guidance, or no --negative-prompt")
     decoder = open_decoder(bundle, request.chain.runtime)
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
-    output = _output(request.format, folder, decoder, rows, model)
+    output = _output(request, folder, decoder, rows, model)
     begin = time.perf_counter()
     _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
     record = _record(request, chain, rows, output.finish())
     write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    return SampleResult(record, folder, time.perf_counter() - begin)
+    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts))
+
+
+def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
+    """The bundle's text encoders, where prompts are asked for."""
+    if request.prompts is None:
+        if request.negative_prompt is not None:
+            raise UsageError("A negative prompt goes with prompts.", found="--negative-prompt alone", expected="prompts too")
+        return None
+    if request.classes is not None:
+        raise UsageError("Prompts take the place of classes.", found="prompts and --classes", expected="one of them")
+    return open_text(bundle)
 
 
 def _numbers(request: SampleRequest) -> Int64:
@@ -116,13 +146,20 @@ def chosen_rows(
     return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
 
 
-def _output(kind: Literal["png", "npz"], folder: Path, decoder: Decoder, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
-    if kind == "npz":
+def _output(request: SampleRequest, folder: Path, decoder: Decoder, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
+    if request.format == "npz":
         return NpzOutput(folder, rows, None if model.decoder is None else decoder)
-    if rows is None or model.conditioning is None:
-        return PngOutput(folder, decoder, [""] * GRID_TILES)
-    word = "class" if model.conditioning.file is None else "row"
-    return PngOutput(folder, decoder, [f"{word} {row}" for row in rows[:GRID_TILES]])
+    return PngOutput(folder, decoder, _labels(request.prompts, rows, model.conditioning))
+
+
+def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: ConditioningRecord | None) -> list[str]:
+    """What the first samples are of."""
+    if rows is None or conditioning is None:
+        return [""] * GRID_TILES
+    if prompts is not None:
+        return [shortened(prompts[row]) for row in rows[:GRID_TILES]]
+    word = "class" if conditioning.file is None else "row"
+    return [f"{word} {row}" for row in rows[:GRID_TILES]]
 
 
 def _sample(chain: Chain, noise: NoiseSource, samples: Int64, rows: Int64, batch_size: int, output: SampleOutput) -> None:
@@ -143,5 +180,7 @@ def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tup
         correction=request.chain.correction,
         guidance=chain.schedule.sampler.guidance if chain.guidance is None else chain.guidance,
         rows=None if rows is None else tuple(rows.tolist()),
+        prompts=request.prompts,
+        negative_prompt=request.negative_prompt,
         files=files,
     )

@@ -24,6 +24,8 @@ class SamplesRecord(Strict):
         correction: whether outputs were corrected.
         guidance: scale of classifier-free guidance.
         rows: class or conditioning row of each sample, in the order of their numbers; null for an unconditional model.
+        prompts: the prompts that the rows are numbers of; null where the rows are the bundle's own.
+        negative_prompt: what guidance led away from; null is the model's own choice.
         files: one picture a sample in the same order, or the one archive that holds them all.
     """
 
@@ -37,4 +39,6 @@ class SamplesRecord(Strict):
     correction: Literal["on", "off"]
     guidance: float
     rows: tuple[NonNegativeInt, ...] | None
+    prompts: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
     files: tuple[str, ...]

@@ -82,6 +82,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class LoraSection(Section):
+    """Low-rank changes of the weights, fused into the networks before anything else."""
+
+    path: WrittenPath = Field(description="a safetensors file, relative to the plan")
+    scale: float = Field(default=1.0, description="weight of the change; 1 is the trained one")
+
+
 def _given(one: str, other: str) -> JsonDict:
     """Of two keys, this one has a value and the other none, in the terms of JSON Schema."""
     return {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
@@ -106,6 +113,24 @@ class ModelSection(Section):
         description="an .npz, relative to the plan, with one array [rows, ...] for each conditioning input, such as encoder_hidden_states "
         "[rows, tokens, dim], and an array null.<input> for guidance",
     )
+    prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | WrittenPath | None = Field(
+        default=None,
+        description="for text models: prompts to calibrate with, or a file with one a line; the bundle then takes prompts too",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="for text models: what guidance leads away from; null is the pipeline's own, the empty prompt or zeros"
+    )
+    lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
+
+    @model_validator(mode="after")
+    def _conditions_or_prompts(self) -> Self:
+        if self.prompts is not None and self.conditions is not None:
+            raise expectation('"prompts" or "conditions", not both')
+        if self.negative_prompt is not None and self.prompts is None:
+            raise expectation('"prompts" beside "negative_prompt"')
+        if self.factory is not None and (self.prompts is not None or self.lora is not None):
+            raise expectation('a "path" beside "prompts" and "lora"')
+        return self
 
     @model_validator(mode="after")
     def _path_or_factory(self) -> Self:
@@ -432,6 +457,16 @@ class PlanFile:
     @property
     def conditions_path(self) -> Path | None:
         return None if self.plan.model.conditions is None else self.folder / self.plan.model.conditions
+
+    @property
+    def prompts(self) -> tuple[str, ...] | Path | None:
+        """The plan's prompts, or the file that holds them."""
+        written = self.plan.model.prompts
+        return self.folder / written if isinstance(written, str) else written
+
+    @property
+    def lora_path(self) -> Path | None:
+        return None if self.plan.model.lora is None else self.folder / self.plan.model.lora.path
 
     @property
     def output_path(self) -> Path:

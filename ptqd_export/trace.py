@@ -47,13 +47,14 @@ def trace_decoder(decoder: Decoder, sample_shape: tuple[int, ...]) -> ir.Model:
     return trace_module(decoder, {STATE: decoder.example_states(2, sample_shape)})
 
 
-def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "") -> ir.Model:
-    """A module of one output as a graph.
+def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,)) -> ir.Model:
+    """A module as a graph.
 
     Args:
         module: in evaluation mode.
         inputs: by the name that they get, in the order of `forward`; the batch comes first in all of them, and is free.
         prefix: of the names of parameters that they lose in the graph.
+        outputs: their names.
     """
     batch = torch.export.Dim("batch", min=1, max=MOST_TRACED)
     free = [{0: batch} for _ in inputs]
@@ -62,7 +63,7 @@ def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = 
             module,
             tuple(inputs.values()),
             input_names=list(inputs),
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=_as_passed(module, free),

@@ -73,6 +73,7 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
     assert beyond == {
         "engines/backends/onnxruntime.py": {"onnxruntime"},
         "engines/compare/polygraphy_run.py": {"polygraphy"},
+        "engines/prompts.py": {"tokenizers"},
         "engines/tensorrt/cuda.py": {"cuda"},
         "engines/tensorrt/flavour.py": {"tensorrt", "tensorrt_rtx"},
         "engines/tensorrt/update_kernel.py": {"cuda"},

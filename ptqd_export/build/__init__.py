@@ -24,6 +24,7 @@ from ptqd_export.build.stages import StageCache
 from ptqd_export.build.states import make_states
 from ptqd_export.build.statistics import first_policy, make_statistics
 from ptqd_export.build.summary import print_summary
+from ptqd_export.build.text import make_text
 from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.plan import PlanFile
@@ -47,7 +48,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
         cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
-        traced = cache.run("trace", _source(context), partial(make_trace, context))
+        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context))
         decoder = _decoder(context, cache)
         drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
         states = cache.run("states", drawn, partial(make_states, context, traced))
@@ -60,7 +61,8 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        assemble(context, output, Parts(graphs, prepared, decoder, walked, chosen))
+        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen)
+        assemble(context, output, parts)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
@@ -79,6 +81,14 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
     if context.model.decoder is None:
         return None
     return cache.run("decoder", _source(context), partial(make_decoder, context))
+
+
+def _text(context: BuildContext, cache: StageCache) -> Path | None:
+    """The folder with text encoders and tokenizers; None where the plan gives no prompts."""
+    prompts = context.model.prompts
+    if prompts is None:
+        return None
+    return cache.run("text", {"model": context.fingerprint, **context.model_settings}, partial(make_text, prompts))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
+from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
@@ -21,11 +21,13 @@ from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
+from ptqd_export.build.text import text_record
 from ptqd_export.graph_files import graph_files
+from ptqd_export.models.prompts import TEXT
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*")
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*", f"{TEXT}/*")
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
@@ -40,6 +42,7 @@ class Parts:
         graphs: by precision.
         prepared: of the stage that prepared the network; or of the one that traced it.
         decoder: of the first stage's graph, or None.
+        text: of the text encoders' graphs, or None.
         walked: of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
     """
@@ -47,6 +50,7 @@ class Parts:
     graphs: Mapping[str, Path]
     prepared: Path
     decoder: Path | None
+    text: Path | None
     walked: Path
     chosen: Chosen | None
 
@@ -64,10 +68,13 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
     if parts.decoder is not None:
         for file in graph_files(parts.decoder / DECODER):
             writer.copy(file.name, file)
+    if parts.text is not None:
+        for file in sorted((parts.text / TEXT).iterdir()):
+            writer.copy(f"{TEXT}/{file.name}", file)
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
     _write_statistics(context, parts, records, writer)
     conditions = _conditions_file(context, writer)
-    manifest = _manifest(context, records, decoder_record(parts.decoder), conditions, writer.files)
+    manifest = _manifest(context, records, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
     writer.remove_others()
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
@@ -122,7 +129,7 @@ class _Writer:
 def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
     """Embeddings travel with the bundle; class labels need no file."""
     conditioning: Conditioning | None = context.model.conditioning
-    if conditioning is None or context.plan.model.conditions is None:
+    if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
         return None
     name = "conditioning/default.npz"
     null = {f"{NULL_PREFIX}{key}": value for key, value in (conditioning.null or {}).items()}
@@ -134,6 +141,7 @@ def _manifest(
     context: BuildContext,
     records: Mapping[str, Any],
     decoder: DecoderRecord | None,
+    text: TextRecord | None,
     conditions: str | None,
     files: dict[str, FileRecord],
 ) -> Manifest:
@@ -152,6 +160,7 @@ def _manifest(
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
             decoder=decoder,
+            text=text,
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from calib.placement import HighPrecision, Placement
 from calib.precision import Precision
@@ -40,6 +41,11 @@ class BuildContext:
     @cached_property
     def model(self) -> LoadedModel:
         return load_model(self.plan_file)
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the plan asks to be done with the model's files."""
+        return self.plan.model.model_dump(include={"prompts", "negative_prompt", "lora"})
 
     @property
     def noise_schedule(self) -> NoiseSchedule:

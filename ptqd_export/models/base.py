@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from engines.conditioning import Conditioning
 from engines.samplers.noise_schedule import NoiseSchedule
 from ptqd_export.models.conditions import ConditionInput
+
+if TYPE_CHECKING:
+    from ptqd_export.models.prompts import PromptEncoder
 
 
 class Adapter(nn.Module):
@@ -107,6 +110,7 @@ class LoadedModel:
         null_class: the class label that means "no class", where conditioning is by class.
         noise_schedule: from the model's scheduler configuration.
         decoder: from states to images; None where the states are images.
+        prompts: what turns prompts into conditions, where the plan asks for it.
         files: everything that it was read from.
     """
 
@@ -117,6 +121,7 @@ class LoadedModel:
     null_class: int | None
     noise_schedule: NoiseSchedule
     decoder: Decoder | None = None
+    prompts: PromptEncoder | None = None
     files: tuple[Path, ...] = ()
 
     @property

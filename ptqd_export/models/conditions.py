@@ -96,14 +96,30 @@ def _classes(name: str, labels: int, null_class: int | None) -> tuple[Conditioni
 
 
 def _of_table(inputs: tuple[ConditionInput, ...], table: Path | None) -> Conditioning:
-    expected = f"an .npz with {', '.join(map(str, inputs))}"
     if table is None:
-        raise UsageError("The model takes embeddings, and the plan names none.", found="no model.conditions", expected=expected)
-    conditioning = load_table(table)
+        raise UsageError(
+            "The model takes embeddings, and the plan names none.",
+            found="no model.conditions",
+            expected=_expected(inputs),
+            mend="name a file of embeddings as model.conditions, or list prompts as model.prompts where the pipeline has text encoders",
+        )
+    return fitted(inputs, load_table(table), str(table))
+
+
+def fitted(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, source: str) -> Conditioning:
+    """The table with its inputs in the order in which the adapter takes them.
+
+    Raises:
+        UsageError: it does not hold what the network takes.
+    """
     if conditioning.tables.keys() != {one.name for one in inputs} or not all(one.takes(conditioning.tables[one.name]) for one in inputs):
         shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())
-        raise UsageError("The conditioning file does not fit the model.", found=f"{table}: {shapes}", expected=expected)
+        raise UsageError("The conditioning does not fit the model.", found=f"{source}: {shapes}", expected=_expected(inputs))
     return Conditioning(_in_order(inputs, conditioning.tables), None if conditioning.null is None else _in_order(inputs, conditioning.null))
+
+
+def _expected(inputs: tuple[ConditionInput, ...]) -> str:
+    return f"an .npz with {', '.join(map(str, inputs))}"
 
 
 def _in_order(inputs: tuple[ConditionInput, ...], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -142,7 +142,7 @@ def load_weights(folder: Path, kind: str) -> nn.Module:
     except Exception as error:  # diffusers wraps safetensors' errors in several types
         raise PtqdError(
             "The model's weights cannot be read.",
-            found=f"{folder}: {_first_cause(error)}",
+            found=f"{folder}: {first_cause(error)}",
             expected="whole safetensors files that fit the configuration",
             mend="copy the model again",
         ) from error
@@ -161,7 +161,7 @@ def _variant(folder: Path) -> str | None:
     )
 
 
-def _first_cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """What went wrong first: diffusers reports that it could not load, and safetensors why."""
     while error.__context__ is not None:
         error = error.__context__

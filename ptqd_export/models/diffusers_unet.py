@@ -18,6 +18,17 @@ from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_shapes import image_size, state_channels
 
 EMBEDDINGS = "encoder_hidden_states"
+POOLED = "text_embeds"
+TIME_IDS = "time_ids"
+ADDED = (POOLED, TIME_IDS)
+"""Conditions that SDXL adds to the embedding of the timestep."""
+
+SIZES = 6
+"""Numbers in `time_ids`: heights and widths of the original and of the target image, and the corner that it was cut at."""
+
+TEXT_TIME = "text_time"
+OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
+"""What else a configuration can condition the network on."""
 
 
 class DiffusersAdapter(Adapter):
@@ -26,8 +37,10 @@ class DiffusersAdapter(Adapter):
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         named = dict(zip(self.conditions, conditions, strict=True))
         image = named.pop(IMAGE, None)
+        added = {name: named.pop(name) for name in ADDED if name in named}
         state = sample if image is None else torch.cat([sample, image], dim=1)
-        out: Tensor = self.network(state, timestep, return_dict=False, **named)[0]
+        nested = {"added_cond_kwargs": added} if added else {}  # UNet2DModel has no such argument
+        out: Tensor = self.network(state, timestep, return_dict=False, **named, **nested)[0]
         return out[:, : sample.shape[1]]
 
 
@@ -57,6 +70,15 @@ def _inputs(kind: str, config: Mapping[str, Any]) -> tuple[ConditionInput, ...]:
     if kind == "UNet2DModel":
         labels = config.get("num_class_embeds")
         return (class_input(labels),) if labels else ()
-    if config.get("class_embed_type") or config.get("addition_embed_type") or config.get("num_class_embeds"):
-        raise UsageError("Added conditions of this network are not supported.", found=f"class or addition embedding in {kind}")
-    return (ConditionInput(EMBEDDINGS, "float32", ("tokens", config["cross_attention_dim"])),)
+    others = {name: config[name] for name in OTHER_CONDITIONS if config.get(name)}
+    added = config.get("addition_embed_type")
+    if others or added not in (None, TEXT_TIME):
+        found = ", ".join(f"{name} = {value}" for name, value in {**others, "addition_embed_type": added}.items())
+        raise UsageError(
+            "Added conditions of this network are not supported.", found=found, expected=f"addition_embed_type = {TEXT_TIME}, or none"
+        )
+    embeddings = ConditionInput(EMBEDDINGS, "float32", ("tokens", config["cross_attention_dim"]))
+    if added is None:
+        return (embeddings,)
+    pooled = config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
+    return embeddings, ConditionInput(POOLED, "float32", (pooled,)), ConditionInput(TIME_IDS, "float32", (SIZES,))

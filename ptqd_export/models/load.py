@@ -7,14 +7,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from engines.conditioning import Conditioning
 from engines.errors import UsageError
 from engines.files import sha256
 from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
-from ptqd_export.models.conditions import conditioning_of
+from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.factory import declare_factory, load_factory
+from ptqd_export.models.lora import Lora, load_lora
+from ptqd_export.models.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.plan import FACTORY, PlanFile
+
+DENOISER = "unet"
+"""What LoRA files call the denoiser."""
 
 DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
@@ -37,8 +43,15 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     path = plan_file.model_path
     family = find_family(path)
     declared = family.declare(path)
-    conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
+    lora = _lora(plan_file)
+    prompts = _prompts(plan_file, declared, lora)
+    if prompts is None:
+        conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
+    else:
+        conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
     networks = family.load(path, declared)
+    if lora is not None:
+        lora.fuse(DENOISER, networks.adapter.network)
     return LoadedModel(
         family=declared.family,
         adapter=networks.adapter,
@@ -47,8 +60,34 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         null_class=null_class,
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
-        files=model_files(path),
+        prompts=prompts,
+        files=(*model_files(path), *(file for file in (plan_file.lora_path, plan_file.prompts) if isinstance(file, Path))),
     )
+
+
+def _lora(plan_file: PlanFile) -> Lora | None:
+    section = plan_file.plan.model.lora
+    return None if section is None else load_lora(plan_file.folder / section.path, section.scale)
+
+
+def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
+    """The text side of the model, where the plan gives it prompts."""
+    if plan_file.prompts is None:
+        return None
+    prompts = find_prompts(plan_file.model_path, declared.inputs, lora)
+    if lora is not None:
+        lora.check_parts((DENOISER, *(one.name for one in prompts.folders)))
+    return prompts
+
+
+def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder) -> Conditioning:
+    """The conditions of the plan's prompts."""
+    assert plan_file.prompts is not None
+    if plan_file.plan.model.null_class is not None:
+        raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
+    texts = calibration_prompts(plan_file.prompts)
+    conditioning = prompts.load().condition(texts, plan_file.plan.model.negative_prompt)
+    return fitted(declared.inputs, conditioning, "model.prompts")
 
 
 def declare_model(source: str, folder: Path) -> Declaration:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ptqd_export.models import tiny_text
+
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
@@ -98,3 +100,18 @@ def family_build(family: str, family_model: Path, build_in: Callable[..., Built]
         precisions=["w8a8"],
         calibration={"samples": 8, "batch_size": 8, "activation_samples": 24},
     )
+
+
+@pytest.fixture(scope="session")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text.write_sd1(tmp_path_factory.mktemp("sd1") / "model")
+
+
+@pytest.fixture(scope="session")
+def sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text.write_sd2(tmp_path_factory.mktemp("sd2") / "model")
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text.write_sdxl(tmp_path_factory.mktemp("sdxl") / "model")
