@@ -10,6 +10,7 @@ from engines.errors import UsageError
 from engines.files import sha256
 from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
+from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.plan import PlanFile
@@ -20,6 +21,9 @@ DENOISERS: Mapping[str, Family] = {
     "DiTTransformer2DModel": diffusers_dit,
 }
 """Families of diffusers folders, by the class of the denoiser."""
+
+CHECKPOINTS = (".ckpt", ".safetensors")
+"""Files that hold a whole CompVis model, beside its YAML."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
@@ -56,6 +60,8 @@ def declare_model(path: Path) -> Declaration:
 
 def find_family(path: Path) -> Family:
     """The family that reads what is at `path`."""
+    if path.suffix in CHECKPOINTS:
+        return latent_diffusion
     folder = DiffusersFolder(existing(path))
     family = DENOISERS.get(folder.kind)
     if family is None:
@@ -68,7 +74,7 @@ def existing(path: Path) -> Path:
         raise UsageError(
             "The model folder is missing.",
             found=f"no folder {path}",
-            expected="a diffusers pipeline folder",
+            expected=f"a diffusers pipeline folder, or a file {' or '.join(CHECKPOINTS)} beside its YAML",
             mend="correct model.path; it is relative to the plan",
         )
     return path
@@ -76,7 +82,13 @@ def existing(path: Path) -> Path:
 
 def fingerprint(plan_file: PlanFile) -> str:
     """Hash of everything that `load_model` reads."""
-    files = sorted(path for path in existing(plan_file.model_path).rglob("*") if path.is_file())
+    files = _files(plan_file.model_path)
     if plan_file.conditions_path is not None and plan_file.conditions_path.is_file():
         files.append(plan_file.conditions_path)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.suffix in CHECKPOINTS:
+        return [latent_diffusion.existing(path), latent_diffusion.find_config(path)]
+    return sorted(file for file in existing(path).rglob("*") if file.is_file())
