@@ -182,10 +182,14 @@ class Bundle:
         if record is None:
             known = " or ".join(self.manifest.precisions)
             raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
-        weights = f"{record.graph}.data"
+        return self.graph(record.graph)
+
+    def graph(self, name: str) -> Path:
+        """A graph by its file name, verified with the weights beside it."""
+        weights = f"{name}.data"
         if weights in self.manifest.files:
             self.path(weights)
-        return self.path(record.graph)
+        return self.path(name)
 
     def _verify(self, path: Path, record: FileRecord) -> None:
         if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):

@@ -33,6 +33,18 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
 
+class Decoder(nn.Module):
+    """A first stage behind one convention: `forward` takes the states that a chain ends with, [B, *sample_shape], the scaling of latents
+    not yet undone, and returns images [B, 1 or 3, H, W] in [-1, 1]."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
+        """States of this shape to trace and compare with; always the same."""
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a model's configuration says, before any weight is read.
@@ -49,6 +61,12 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
 
+    @property
+    def null_class(self) -> int | None:
+        """The label that means "no class" unless a plan says otherwise: the last. None where other things than a class condition it."""
+        labels = [one.labels for one in self.inputs]
+        return labels[0] - 1 if len(labels) == 1 and labels[0] is not None else None
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -56,11 +74,11 @@ class Networks:
 
     Attributes:
         adapter: the denoiser.
-        decoder: from states [B, *sample_shape] to images [B, 1 or 3, H, W] in [-1, 1]; None where the states are images.
+        decoder: from states to images; None where the states are images.
     """
 
     adapter: Adapter
-    decoder: nn.Module | None = None
+    decoder: Decoder | None = None
 
 
 class Family(Protocol):
@@ -86,7 +104,8 @@ class LoadedModel:
         conditioning: its table, or None.
         null_class: the class label that means "no class", where conditioning is by class.
         noise_schedule: from the model's scheduler configuration.
-        decoder: from states to images, see `Networks`.
+        decoder: from states to images; None where the states are images.
+        files: everything that it was read from.
     """
 
     family: str
@@ -95,7 +114,8 @@ class LoadedModel:
     conditioning: Conditioning | None
     null_class: int | None
     noise_schedule: NoiseSchedule
-    decoder: nn.Module | None = None
+    decoder: Decoder | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int:

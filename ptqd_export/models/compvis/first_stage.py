@@ -13,13 +13,8 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 _HALF = {"conv_in": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_out"}
 
 
-def empty_first_stage(config: FirstStageConfig, scale: float) -> nn.Module:
-    """The first stage without values, on the meta device.
-
-    Args:
-        config: of the YAML.
-        scale: what latents were multiplied with before the U-Net saw them.
-    """
+def empty_first_stage(config: FirstStageConfig) -> nn.Module:
+    """The first stage without values, on the meta device."""
     from diffusers import AutoencoderKL, VQModel
 
     inner = config.params.ddconfig
@@ -33,7 +28,6 @@ def empty_first_stage(config: FirstStageConfig, scale: float) -> nn.Module:
         "layers_per_block": inner.num_res_blocks,
         "latent_channels": inner.z_channels,
         "sample_size": inner.resolution,
-        "scaling_factor": scale,
     }
     network: nn.Module
     with torch.device("meta"):

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.alphas import alpha_bar
-from ptqd_export.models.base import Adapter, Declaration, Networks
+from ptqd_export.models.base import Adapter, Declaration, Decoder, Networks
 from ptqd_export.models.compvis.checkpoint import read_tensors
-from ptqd_export.models.compvis.config import DiffusionConfig, read_config
+from ptqd_export.models.compvis.config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.first_stage import empty_first_stage, first_stage_links
 from ptqd_export.models.compvis.links import fill, link, refuse_missing, refuse_unused, tensor_names
 from ptqd_export.models.compvis.unet import empty_unet, unet_links
 from ptqd_export.models.conditions import class_input
-from ptqd_export.models.diffusers_decoder import FirstStageDecoder
+from ptqd_export.models.diffusers_decoder import KlDecoder, VqDecoder
 from ptqd_export.models.diffusers_unet import DiffusersAdapter
 
 UNET = "model.diffusion_model."
@@ -102,16 +102,16 @@ def load(path: Path, declared: Declaration) -> Networks:
     tensors = read_tensors(path)
     _check_schedule(declared, tensors)
     unet, used_by_unet = _unet(config, tensors)
-    first_stage, used_by_first_stage = _first_stage(config, tensors)
+    decoder, used_by_decoder = _decoder(config, tensors)
     names = tuple(one.name for one in declared.inputs)
     adapter: Adapter = DiffusersAdapter(unet, names)
-    used = used_by_unet | used_by_first_stage | _SCHEDULE | {SCALE}
+    used = used_by_unet | used_by_decoder | _SCHEDULE | {SCALE}
     if config.classes is not None:
         embedder = ClassEmbedder(config.classes.n_classes, config.classes.embed_dim)
         used |= fill(embedder, [link("embedding", "embedding")], tensors, CLASSES.__add__)
         adapter = ClassAdapter(ClassConditionalUNet(unet, embedder), names)
     refuse_unused({name for name in tensors.keys() - used if not name.startswith(_TRAINING)})
-    return Networks(adapter, FirstStageDecoder(first_stage))
+    return Networks(adapter, decoder)
 
 
 def existing(path: Path) -> Path:
@@ -157,9 +157,11 @@ def averaged_key(name: str) -> str:
     return AVERAGED + f"{UNET.removeprefix('model.')}{name}".replace(".", "")
 
 
-def _first_stage(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, set[str]]:
-    network = empty_first_stage(config.first_stage_config, _scale(config, tensors))
-    return network, fill(network, first_stage_links(config.first_stage_config, network), tensors, FIRST_STAGE.__add__)
+def _decoder(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[Decoder, set[str]]:
+    first_stage = empty_first_stage(config.first_stage_config)
+    used = fill(first_stage, first_stage_links(config.first_stage_config, first_stage), tensors, FIRST_STAGE.__add__)
+    kind = VqDecoder if isinstance(config.first_stage_config, VqConfig) else KlDecoder
+    return kind(first_stage, _scale(config, tensors)), used
 
 
 def _scale(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> float:

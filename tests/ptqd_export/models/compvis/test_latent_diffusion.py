@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
-from engines.samplers import compile_sampler
-from ptqd_export.models.base import Networks
+from engines.samplers import NoiseSchedule, compile_sampler
+from ptqd_export.models.base import Adapter, LoadedModel, Networks
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.compvis.checkpoint import read_tensors
-from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.models.load import fingerprint, load_model, model_files
 from ptqd_export.plan import Plan, PlanFile
 from tests.ptqd_export.models.compvis.published import (
     LAYOUT,
@@ -64,7 +64,7 @@ def _shapes_alone(name: str) -> dict[str, Tensor]:
 
 
 def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(value.numel() for value in module.state_dict().values())
 
 
 def _run(networks: Networks, channels: int, classes: bool) -> tuple[Tensor, Tensor]:
@@ -233,16 +233,21 @@ def test_unconditional_models_take_no_classes(checkpoints: dict[str, Path]) -> N
         load_model(_plan_file(checkpoints["lsun-churches"], null_class=3))
 
 
+def _fingerprint(checkpoint: Path) -> str:
+    model = LoadedModel("test", Adapter(nn.Identity(), ()), (1,), None, None, NoiseSchedule(), files=model_files(checkpoint))
+    return fingerprint(model, None)
+
+
 def test_the_fingerprint_is_of_the_checkpoint_and_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"weights")
     (tmp_path / "model.yaml").write_text("a: 1")
-    seen = {fingerprint(_plan_file(tmp_path / "model.ckpt"))}
+    seen = {_fingerprint(tmp_path / "model.ckpt")}
     (tmp_path / "model.yaml").write_text("a: 2")
-    seen.add(fingerprint(_plan_file(tmp_path / "model.ckpt")))
+    seen.add(_fingerprint(tmp_path / "model.ckpt"))
     (tmp_path / "model.ckpt").write_bytes(b"others")
-    seen.add(fingerprint(_plan_file(tmp_path / "model.ckpt")))
+    seen.add(_fingerprint(tmp_path / "model.ckpt"))
     (tmp_path / "stranger.txt").touch()
-    seen.add(fingerprint(_plan_file(tmp_path / "model.ckpt")))
+    seen.add(_fingerprint(tmp_path / "model.ckpt"))
     assert len(seen) == 3
 
 
