@@ -41,14 +41,13 @@ def empty_first_stage(config: FirstStageConfig) -> nn.Module:
 def first_stage_links(config: FirstStageConfig, network: nn.Module) -> list[Link]:
     """Every module of the first stage with weights, and where they go. The encoder has a place too: its tensors are accounted for."""
     inner = config.params.ddconfig
-    modules = dict(network.named_modules())
     links = [link("quant_conv", "quant_conv"), link("post_quant_conv", "post_quant_conv")]
     links += [link("quantize.embedding", "quantize.embedding")] if isinstance(config, VqConfig) else []
     for half in ("encoder", "decoder"):
         links += below(half, half, _HALF)
         links += below(f"{half}.mid.attn_1", f"{half}.mid_block.attentions.0", _ATTENTION)
         for source, target in _resnets(inner, half):
-            shortcut = {"nin_shortcut": "conv_shortcut"} if modules[target].conv_shortcut is not None else {}
+            shortcut = {"nin_shortcut": "conv_shortcut"} if network.get_submodule(target).conv_shortcut is not None else {}
             links += below(source, target, _RESNET | shortcut)
     for source, target in _attentions(inner):
         links += below(source, target, _ATTENTION)

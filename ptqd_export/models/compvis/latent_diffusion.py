@@ -105,7 +105,7 @@ def load(path: Path, declared: Declaration) -> Networks:
     decoder, used_by_decoder = _decoder(config, tensors)
     names = tuple(one.name for one in declared.inputs)
     adapter: Adapter = DiffusersAdapter(unet, names)
-    used = used_by_unet | used_by_decoder | _SCHEDULE | {SCALE}
+    used = used_by_unet | used_by_decoder | _SCHEDULE
     if config.classes is not None:
         embedder = ClassEmbedder(config.classes.n_classes, config.classes.embed_dim)
         used |= fill(embedder, [link("embedding", "embedding")], tensors, CLASSES.__add__)
@@ -114,15 +114,12 @@ def load(path: Path, declared: Declaration) -> Networks:
     return Networks(adapter, decoder)
 
 
-def existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UsageError("The checkpoint is missing.", found=f"no file {path}", mend="correct model.path; it is relative to the plan")
-    return path
-
-
 def find_config(checkpoint: Path) -> Path:
     """The YAML beside a checkpoint: of the same name, else the only one in the folder."""
-    existing(checkpoint)
+    if not checkpoint.is_file():
+        raise UsageError(
+            "The checkpoint is missing.", found=f"no file {checkpoint}", mend="correct model.path, relative to the plan, or --model"
+        )
     same = checkpoint.with_suffix(".yaml")
     if same.is_file():
         return same
@@ -161,15 +158,10 @@ def _decoder(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[De
     first_stage = empty_first_stage(config.first_stage_config)
     used = fill(first_stage, first_stage_links(config.first_stage_config, first_stage), tensors, FIRST_STAGE.__add__)
     kind = VqDecoder if isinstance(config.first_stage_config, VqConfig) else KlDecoder
-    return kind(first_stage, _scale(config, tensors)), used
-
-
-def _scale(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> float:
-    """What latents were multiplied with: measured at the start of the training, or the configuration's."""
     if not config.scale_by_std:
-        return config.scale_factor
+        return kind(first_stage, config.scale_factor), used
     refuse_missing([SCALE], tensors)
-    return float(tensors[SCALE])
+    return kind(first_stage, float(tensors[SCALE])), used | {SCALE}
 
 
 def _check_schedule(declared: Declaration, tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -28,9 +28,8 @@ _RESNET = {
     "out_layers.0": "norm2",
     "out_layers.3": "conv2",
 }
-_CONV = {"input": "op", "output": "conv"}
-"""The convolution inside of a module that halves or doubles the resolution."""
-
+_MIDDLE_RESNETS = (("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"))
+_MIDDLE_ATTENTION = ("middle_block.1", "mid_block.attentions.0")
 _TRANSFORMER = ("norm", "proj_in", "proj_out")
 _TRANSFORMER_BLOCK = (
     *(f"attn{number}.{part}" for number in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -93,24 +92,24 @@ def _cross_attention_unet(config: UNetConfig) -> nn.Module:
 
 def unet_links(config: UNetConfig, network: nn.Module) -> list[Link]:
     """Every module of `UNetModel` with weights, and where they go."""
-    modules = dict(network.named_modules())
+    down, up = _down(config), _up(config)
+    resnets = [*_MIDDLE_RESNETS, *down.resnets, *up.resnets]
     links = [link(source, target) for source, target in _ENDS.items()]
-    resnets, attentions, resamplers = _places(config)
     if config.resblock_updown:
-        resnets += resamplers
+        resnets += [*down.resamplers, *up.resamplers]
     else:
-        links += [link(f"{source}.{_CONV[source.split('_')[0]]}", f"{target}.conv") for source, target in resamplers]
+        links += [link(f"{source}.op", f"{target}.conv") for source, target in down.resamplers]
+        links += [link(f"{source}.conv", f"{target}.conv") for source, target in up.resamplers]
     for source, target in resnets:
-        shortcut = {"skip_connection": "conv_shortcut"} if modules[target].conv_shortcut is not None else {}
+        shortcut = {"skip_connection": "conv_shortcut"} if network.get_submodule(target).conv_shortcut is not None else {}
         links += below(source, target, _RESNET | shortcut)
-    for source, target in attentions:
-        links += (
-            _transformer(config, source, target) if config.use_spatial_transformer else _attention(config, source, target, modules[target])
-        )
+    attention = _transformer if config.use_spatial_transformer else _attention
+    for source, target in (_MIDDLE_ATTENTION, *down.attentions, *up.attentions):
+        links += attention(config, source, target, network.get_submodule(target))
     return links
 
 
-def _transformer(config: UNetConfig, source: str, target: str) -> list[Link]:
+def _transformer(config: UNetConfig, source: str, target: str, _: nn.Module) -> list[Link]:
     blocks = [f"transformer_blocks.{number}.{part}" for number in range(config.transformer_depth) for part in _TRANSFORMER_BLOCK]
     return below(source, target, {name: name for name in (*_TRANSFORMER, *blocks)})
 
@@ -121,29 +120,40 @@ def _attention(config: UNetConfig, source: str, target: str, module: nn.Module) 
     return [link(f"{source}.qkv", *projections, heads=heads), *below(source, target, {"norm": "group_norm", "proj_out": "to_out.0"})]
 
 
-def _places(config: UNetConfig) -> tuple[list[Place], list[Place], list[Place]]:
-    """Residual blocks, attentions, and what changes the resolution. The original numbers the blocks of all levels through, and a
-    change of resolution is a block of its own on the way down, the last layer of a level's last block on the way up."""
-    levels = range(len(config.widths))
-    last = levels[-1]
-    resnets = [("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1")]
-    attentions = [("middle_block.1", "mid_block.attentions.0")]
-    resamplers = []
-    numbers = count(1)
-    for level in levels:
+class _Places(NamedTuple):
+    """Where the original has the modules of one half of the network, and where diffusers has them."""
+
+    resnets: list[Place]
+    attentions: list[Place]
+    resamplers: list[Place]
+
+
+def _down(config: UNetConfig) -> _Places:
+    """The original numbers the blocks of all levels through; what halves the resolution is a block of its own."""
+    places, numbers, last = _Places([], [], []), count(1), len(config.widths) - 1
+    for level in range(last + 1):
+        target = f"down_blocks.{level}"
         for number in range(config.num_res_blocks):
-            block, target = f"input_blocks.{next(numbers)}", f"down_blocks.{level}"
-            resnets.append((f"{block}.0", f"{target}.resnets.{number}"))
-            attentions += [(f"{block}.1", f"{target}.attentions.{number}")] if config.attends(level) else []
-        if level != last:
-            resamplers.append((f"input_blocks.{next(numbers)}.0", f"down_blocks.{level}.downsamplers.0"))
-    numbers = count()
-    for level in reversed(levels):
+            _add_layer(places, config, level, f"input_blocks.{next(numbers)}", target, number)
+        if level < last:
+            places.resamplers.append((f"input_blocks.{next(numbers)}.0", f"{target}.downsamplers.0"))
+    return places
+
+
+def _up(config: UNetConfig) -> _Places:
+    """Likewise; what doubles the resolution is the last module of the last block of a level."""
+    places, numbers, last = _Places([], [], []), count(), len(config.widths) - 1
+    for level in range(last, -1, -1):
         target = f"up_blocks.{last - level}"
         for number in range(config.num_res_blocks + 1):
             block = f"output_blocks.{next(numbers)}"
-            resnets.append((f"{block}.0", f"{target}.resnets.{number}"))
-            attentions += [(f"{block}.1", f"{target}.attentions.{number}")] if config.attends(level) else []
-        if level:
-            resamplers.append((f"{block}.{1 + config.attends(level)}", f"{target}.upsamplers.0"))
-    return resnets, attentions, resamplers
+            _add_layer(places, config, level, block, target, number)
+        if level > 0:
+            places.resamplers.append((f"{block}.{1 + config.attends(level)}", f"{target}.upsamplers.0"))
+    return places
+
+
+def _add_layer(places: _Places, config: UNetConfig, level: int, source: str, target: str, number: int) -> None:
+    places.resnets.append((f"{source}.0", f"{target}.resnets.{number}"))
+    if config.attends(level):
+        places.attentions.append((f"{source}.1", f"{target}.attentions.{number}"))

@@ -121,7 +121,9 @@ def test_a_missing_tensor_is_named(name: str, key: str, tmp_path: Path, monkeypa
         _load_tensors(tensors, small(name), tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("key", ["model.diffusion_model.input_blocks.99.0.weight", "model_ema.more", "first_stage_model.other", "strange"])
+@pytest.mark.parametrize(
+    "key", ["scale_factor", "model.diffusion_model.input_blocks.99.0.weight", "model_ema.more", "first_stage_model.other", "strange"]
+)
 def test_an_unused_tensor_is_named(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = _shapes_alone("small-lsun-bedrooms") | {key: torch.zeros(1)}
     with pytest.raises(PtqdError, match=rf"no place for(.|\n)*{key}\n"):
