@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -90,6 +91,7 @@ class StageCache:
             make(unfinished, self._reporter)
             unfinished.rename(folder)
         finally:
+            gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
 

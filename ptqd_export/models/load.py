@@ -12,6 +12,7 @@ from engines.errors import UsageError
 from engines.files import sha256
 from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
+from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.factory import declare_factory, load_factory
@@ -28,6 +29,9 @@ DENOISERS: Mapping[str, Family] = {
     "DiTTransformer2DModel": diffusers_dit,
 }
 """Families of diffusers folders, by the class of the denoiser."""
+
+CHECKPOINTS = (".ckpt", ".safetensors")
+"""Files that hold a whole CompVis model, beside its YAML."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
@@ -107,6 +111,8 @@ def declare_model(source: str, folder: Path) -> Declaration:
 
 def find_family(path: Path) -> Family:
     """The family that reads what is at `path`."""
+    if path.suffix in CHECKPOINTS:
+        return latent_diffusion
     folder = DiffusersFolder(existing(path))
     family = DENOISERS.get(folder.kind)
     if family is None:
@@ -119,7 +125,8 @@ def existing(path: Path) -> Path:
         raise UsageError(
             "The model folder is missing.",
             found=f"no folder {path}",
-            expected="a folder that a diffusers pipeline or model wrote with `save_pretrained`",
+            expected="a folder that a diffusers pipeline or model wrote with `save_pretrained`, "
+            f"or a file {' or '.join(CHECKPOINTS)} beside its YAML",
             mend="correct model.path, which is relative to the plan, or --model",
         )
     return path
@@ -127,6 +134,8 @@ def existing(path: Path) -> Path:
 
 def model_files(path: Path) -> tuple[Path, ...]:
     """Every file of the model at `path`."""
+    if path.suffix in CHECKPOINTS:
+        return path, latent_diffusion.find_config(path)
     return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +105,23 @@ def test_source_code_of_every_package_counts(cache: Callable[..., StageCache], m
         monkeypatch.setattr(stages, "PACKAGES", packages)
         hashes.add(cache()._sources)
     assert len(hashes) == 4
+
+
+def test_what_a_stage_left_in_cycles_is_gone_before_the_next(cache: Callable[..., StageCache]) -> None:
+    left: list[weakref.ref[Recorder]] = []
+
+    def leave(_folder: Path, _reporter: Reporter) -> None:
+        one, other = Recorder(), Recorder()
+        one.told.append((other,))
+        other.told.append((one,))
+        left.append(weakref.ref(one))
+
+    gc.disable()
+    try:
+        cache().run("trace", {}, leave)
+        assert left[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

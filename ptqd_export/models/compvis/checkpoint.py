@@ -1,0 +1,98 @@
+"""The tensors of a `.ckpt` or `.safetensors` file by name, mapped from the file: what is not used is never read."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.errors import PtqdError
+from ptqd_export.models.compvis.inert_pickle import StoredTensor, read_pickle
+
+_LOCAL_HEADER = 30
+"""Bytes of a zip entry before its name."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint. Optimizer states and whatever else a training run left beside it stay on disk.
+
+    Raises:
+        PtqdError: it cannot be read, or reading it would run code.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise PtqdError("The checkpoint cannot be read.", found=f"{path}: {error}", mend="copy it again") from error
+    return tensors
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """What `torch.save` writes since version 1.6: a zip file of a pickle and, uncompressed, the values of each storage."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(pickled) as file:
+                content = read_pickle(file)
+            records = _Records(path, archive, pickled.removesuffix("data.pkl"))
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise PtqdError(
+            "The checkpoint cannot be read.",
+            found=f"{path}: {error}",
+            expected="a file written by torch.save of version 1.6 or later",
+            mend="copy it again; or convert its state_dict to .safetensors",
+        ) from error
+    return {name: records.tensor(stored) for name, stored in _state_dict(content, path).items()}
+
+
+def _state_dict(content: Any, path: Path) -> Mapping[str, StoredTensor]:
+    """Lightning keeps it under `state_dict`, beside the rest; other files hold nothing else."""
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise PtqdError("The checkpoint holds no state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
+    strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, StoredTensor))]
+    if strange:
+        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {strange[0]!r}")
+    return state
+
+
+class _Records:
+    """The storages of an archive, mapped copy-on-write: pages are read when they are touched."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
+        self._bytes: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="c")
+        self._entries = {info.filename.removeprefix(f"{prefix}data/"): info for info in archive.infolist()}
+
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        storage = stored.storage
+        values = torch.from_numpy(self._record(storage.key)).view(storage.dtype)
+        if storage.elements > len(values):
+            raise PtqdError("The checkpoint is damaged.", found=f"{len(values)} values in {storage.key}", expected=f"{storage.elements}")
+        try:
+            return values.as_strided(stored.shape, stored.stride, stored.offset)
+        except RuntimeError as error:
+            raise PtqdError("A tensor of the checkpoint reaches beyond its storage.", found=str(error).splitlines()[0]) from error
+
+    def _record(self, key: str) -> NDArray[np.uint8]:
+        entry = self._entries.get(key)
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+            raise PtqdError("The checkpoint is damaged.", found=f"no plain record {key}", mend="copy it again")
+        header = self._bytes[entry.header_offset : entry.header_offset + _LOCAL_HEADER]
+        name, extra = (int.from_bytes(header[at : at + 2].tobytes(), "little") for at in (26, 28))
+        first = entry.header_offset + _LOCAL_HEADER + name + extra
+        found = self._bytes[first : first + entry.file_size]
+        if len(found) < entry.file_size:
+            raise PtqdError("The checkpoint is damaged.", found=f"record {key} is cut off", mend="copy it again")
+        return found

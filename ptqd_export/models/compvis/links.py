@@ -1,0 +1,124 @@
+"""Which tensor of a checkpoint becomes which parameter: every one is accounted for, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import PtqdError
+
+KINDS = ("weight", "bias")
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Link:
+    """A module of the checkpoint, and those of the network that its weight and bias fill.
+
+    Attributes:
+        source: its name in the checkpoint.
+        targets: names in the network. Several share the output channels of the source in equal parts.
+        heads: where a source holds query, key and value of each head in turn, how many heads; else 1.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    heads: int = 1
+
+    def parts(self, tensor: Tensor) -> Iterable[Tensor]:
+        """The tensor [targets * channels, ...] of a source for each of its targets, [channels, ...].
+
+        Heads are outermost in the source: [heads, targets, channels of a head, ...].
+        """
+        if len(self.targets) == 1:
+            return (tensor,)
+        by_head = tensor.unflatten(0, (self.heads, len(self.targets), -1))
+        return (by_head[:, part].flatten(0, 1) for part in range(len(self.targets)))
+
+
+def link(source: str, *targets: str, heads: int = 1) -> Link:
+    return Link(source, targets, heads)
+
+
+def below(source: str, target: str, table: Mapping[str, str]) -> list[Link]:
+    """The links of a table, below a module of either side."""
+    return [link(f"{source}.{old}", f"{target}.{new}") for old, new in table.items()]
+
+
+def tensor_names(network: nn.Module, links: Iterable[Link]) -> list[str]:
+    """Names, in the checkpoint, of the tensors that fill the network."""
+    wanted = network.state_dict().keys()
+    return [f"{one.source}.{kind}" for one in links for kind in KINDS if f"{one.targets[0]}.{kind}" in wanted]
+
+
+def fill(network: nn.Module, links: Collection[Link], tensors: Mapping[str, Tensor], key: Callable[[str], str] = str) -> set[str]:
+    """Give every parameter of the network, which may be on the meta device, the tensor that is linked to it.
+
+    Args:
+        network: filled in place; float32 tensors are taken over as they are, without a copy.
+        links: all modules of the network with parameters.
+        tensors: of the checkpoint.
+        key: from a link's name of a tensor to the checkpoint's.
+
+    Returns:
+        the keys that were used.
+
+    Raises:
+        PtqdError: a tensor is missing or has another shape; the message names it.
+    """
+    used = {key(name) for name in tensor_names(network, links)}
+    refuse_missing(sorted(used), tensors)
+    wanted = network.state_dict()
+    named = ((one, kind) for one in links for kind in KINDS if key(f"{one.source}.{kind}") in used)
+    pairs = (_pairs(one, kind, key(f"{one.source}.{kind}"), tensors, wanted) for one, kind in named)
+    network.load_state_dict(dict(chain.from_iterable(pairs)), assign=True)
+    return used
+
+
+def refuse_missing(names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise PtqdError(
+            "The checkpoint lacks tensors of the model that its configuration describes.",
+            found=f"no {_listed(missing)}",
+            mend="use the configuration that the checkpoint was trained with",
+        )
+
+
+def refuse_unused(unused: Collection[str]) -> None:
+    if unused:
+        raise PtqdError(
+            "The checkpoint holds tensors that the model of its configuration has no place for.",
+            found=_listed(sorted(unused)),
+            mend="use the configuration that the checkpoint was trained with",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _pairs(one: Link, kind: str, key: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    shapes = [wanted[f"{target}.{kind}"].shape for target in one.targets]
+    expected = (len(shapes) * shapes[0][0], *_without_window(shapes[0]))
+    tensor = tensors[key]
+    if (*tensor.shape[:1], *_without_window(tensor.shape)) != expected:
+        raise PtqdError(
+            "A tensor of the checkpoint has another shape than its configuration says.",
+            found=f"{key} {tuple(tensor.shape)}",
+            expected=f"{expected}",
+            mend="use the configuration that the checkpoint was trained with",
+        )
+    for target, shape, part in zip(one.targets, shapes, one.parts(tensor), strict=True):
+        yield f"{target}.{kind}", part.reshape(shape).to(torch.float32)
+
+
+def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What follows the output channels, less a window of one value: a 1 x 1 convolution is a linear layer."""
+    return shape[1:] if any(size > 1 for size in shape[2:]) else shape[1:2]

@@ -1,0 +1,46 @@
+"""One half of the full-size proof in a process of its own: `write FOLDER` a checkpoint of the published layout with random weights,
+`build FOLDER` it into a bundle; `build` prints its peak memory in GB, and on standard error the seconds of every stage."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+MODEL = "cin256-v2"
+PLAN = {
+    "model": {"path": "model.ckpt"},
+    "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.0},
+    "precisions": ["w8a8", "w4a8"],
+    "calibration": {"samples": 2, "batch_size": 1, "activation_samples": 2},
+    "correction": {"mode": "ptqd"},
+    "target": {"name": "onnxruntime", "threads": 2, "benchmark_batch": 1},
+    "output": "bundle",
+}
+"""The least that goes through every stage: what it proves is structure and memory, and neither grows with samples."""
+
+
+def write(folder: Path) -> None:
+    import torch
+
+    from tests.ptqd_export.models.compvis.published import config, layout, random_tensors, write_yaml
+
+    write_yaml(config(MODEL), folder / "config.yaml")
+    torch.save({"state_dict": dict(random_tensors(layout(MODEL), config(MODEL)))}, folder / "model.ckpt")
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+
+
+def build(folder: Path) -> None:
+    import torch
+
+    from ptqd_export.build import run_build
+    from ptqd_export.plan import load_plan
+
+    torch.set_num_threads(2)
+    run_build(load_plan(folder / "plan.json"))
+    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}\n")
+
+
+if __name__ == "__main__":
+    {"write": write, "build": build}[sys.argv[1]](Path(sys.argv[2]))
