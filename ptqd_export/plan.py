@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from calib.placement import HighPrecision
 from calib.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Precision, nearest_name
+from engines.backends.onnxruntime import Provider
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
@@ -230,7 +231,7 @@ class TargetSection(Section):
     """Where the engines run."""
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="runtime")
-    provider: Literal["CPU"] = Field(default="CPU", description="device of ONNX Runtime")
+    provider: Provider = Field(default="CPU", description="device of ONNX Runtime: CPU, or CUDA for an NVIDIA GPU")
     threads: int | None = Field(
         default=None, ge=1, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
     )
@@ -248,6 +249,14 @@ class TargetSection(Section):
     workspace_gib: float | None = Field(
         default=None, gt=0, description="for TensorRT: most memory that its builder may plan with, in GiB; null: all of the device's"
     )
+
+    @field_validator("provider")
+    @classmethod
+    def _provider_of_onnxruntime(cls, provider: Provider, info: ValidationInfo) -> Provider:
+        target = TARGETS.get(info.data.get("name", ""))
+        if provider != "CPU" and target is not None and target.profiled:
+            raise expectation(f'"CPU" beside the target {target.name}, whose engines run on the GPU anyway')
+        return provider
 
     @field_validator("high_precision", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from calib.noise_fit import NoiseFit, fit_noise
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
 from engines.arrays import Float32, Float64
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
 from ptqd_export.models.base import LoadedModel
@@ -58,8 +58,17 @@ class Verification:
     fast_match: float
 
 
+FUSED, EXACT = OnnxRuntimeBackend(), OnnxRuntimeBackend(mode="exact")
+
+
 def verify(
-    model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], states: States, *, mode: Mode = "fast", float32: Path | None = None
+    model: LoadedModel,
+    graph: Path,
+    layers: Sequence[QuantizedLayer],
+    states: States,
+    *,
+    backend: OnnxRuntimeBackend = FUSED,
+    float32: Path | None = None,
 ) -> Verification:
     """Compare a quantized graph with its oracle on conditional outputs at the given states.
 
@@ -68,7 +77,7 @@ def verify(
         graph: as it runs.
         layers: its quantized layers.
         states: where to compare.
-        mode: how the runtime runs it.
+        backend: what runs it.
         float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
 
     Raises:
@@ -77,7 +86,7 @@ def verify(
     """
     reference = _torch_outputs(model, states, ())
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
-    exact, fast = _graph_outputs(model, float32 or graph, states, "exact"), _graph_outputs(model, graph, states, mode)
+    exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
     found = Verification(
         noise=snr_db(reference, fast),
         exact_noise=snr_db(reference, exact),
@@ -90,14 +99,14 @@ def verify(
     return found
 
 
-def verify_float(model: LoadedModel, graph: Path, states: States) -> Verification:
+def verify_float(model: LoadedModel, graph: Path, states: States, backend: OnnxRuntimeBackend = EXACT) -> Verification:
     """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
 
     Raises:
         PtqdError: it costs more than rounding can.
     """
     single, double = _torch_outputs(model, states, ()), _torch_outputs(model, states, (), torch.float64)
-    out = _graph_outputs(model, graph, states, "exact")
+    out = _graph_outputs(model, graph, states, backend)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
     if match < LEAST_FLOAT_DB:
@@ -154,8 +163,8 @@ def _torch_outputs(
     return out.numpy()
 
 
-def _graph_outputs(model: LoadedModel, graph: Path, states: States, mode: Mode) -> Float32:
-    return OnnxRuntimeEngine(graph, mode=mode).run(_feeds(model, states))
+def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: OnnxRuntimeBackend) -> Float32:
+    return backend.open(graph, 1).run(_feeds(model, states))
 
 
 def _feeds(model: LoadedModel, states: States) -> dict[str, NDArray[Any]]:

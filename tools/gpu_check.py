@@ -124,7 +124,9 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
 
 def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: EngineBank) -> PrecisionRow:
     name = built.precision
-    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=on_onnxruntime(study.bundle))[name]
+    reference = EngineBank(
+        study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=on_onnxruntime(study.bundle, provider="CPU")
+    )[name]
     expected, found = study.call(reference), study.call(bank[name])
     runs = {"graph": partial(study.call, bank[name]), "no graph": partial(study.call, plain[name])}
     seconds = interleaved_medians(runs, ROUNDS, warm_up=3)

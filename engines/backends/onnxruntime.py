@@ -139,6 +139,15 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
+def check_provider(provider: Provider) -> None:
+    """Open a small graph, to learn early what is missing.
+
+    Raises:
+        MissingBackendError: ONNX Runtime, the provider or its device is not there.
+    """
+    open_session(_PROBE, {}, provider=provider)
+
+
 def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU") -> Any:
     ort = _import()
     wanted = f"{provider}ExecutionProvider"
@@ -169,9 +178,9 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
     )
 
 
-def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast") -> dict[str, NDArray[Any]]:
+def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:
     """Every output of a graph by name, for graphs that have more than an engine's one."""
-    session = open_session(path, _config(mode), cores())
+    session = open_session(path, _config(mode), cores(), provider=provider)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 

@@ -36,7 +36,7 @@ class OpenOptions:
 
 
 class TensorRtEngine(Engine):
-    """One serialized engine on the device.
+    """One serialized engine on the device. The network's own output is the first of its outputs, and mostly the only one.
 
     Args:
         path: of the serialized engine.
@@ -60,8 +60,8 @@ class TensorRtEngine(Engine):
         label = f"{path.stem} on {flavour.name}"
         self._engine = self._open(label)
         inputs, outputs = self._specs(self._trt.TensorIOMode.INPUT), self._specs(self._trt.TensorIOMode.OUTPUT)
-        (output,) = outputs
-        super().__init__(label, inputs, output)
+        self.outputs = outputs
+        super().__init__(label, inputs, outputs[0])
         self.weights_bytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: dict[int, _Bound] = {}
@@ -152,7 +152,8 @@ class TensorRtEngine(Engine):
                 mend="sample with another --batch-size, or build the bundle with another target.batch",
             )
         self._bound[rows] = _Bound(self, rows)
-        self._staging[rows] = {spec.name: self.arena.cuda.pinned((rows, *spec.shape), spec.dtype) for spec in (*self.inputs, self.output)}
+        shapes = self._bound[rows].shapes
+        self._staging[rows] = {spec.name: self.arena.cuda.pinned(shapes[spec.name], spec.dtype) for spec in (*self.inputs, *self.outputs)}
 
     def create_context(self) -> Any:
         if self._config is not None:
@@ -171,14 +172,24 @@ class TensorRtEngine(Engine):
         self._bound[rows].enqueue()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        return self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)
+
+    def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name, as new arrays of the shapes and types that the network gives them; see `run` for the feeds."""
+        self._check(feeds)
+        return {name: value.copy() for name, value in self._outputs(feeds, self.outputs).items()}
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]], wanted: tuple[TensorSpec, ...]) -> dict[str, NDArray[Any]]:
+        """These outputs, in arrays that the next run writes again."""
         rows = len(next(iter(feeds.values())))
         self.prepare(rows)
         self.upload(feeds, rows)
         self.enqueue(rows)
-        out = self._staging[rows][self.output.name]
-        self.arena.stream.download(self.arena.address(self.output.name), out)
+        found = {spec.name: self._staging[rows][spec.name] for spec in wanted}
+        for name, out in found.items():
+            self.arena.stream.download(self.arena.address(name), out)
         self.arena.stream.synchronize()
-        return out.astype(np.float32)
+        return found
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -192,7 +203,11 @@ class TensorRtEngine(Engine):
 
 
 class _Bound:
-    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched."""
+    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched.
+
+    Attributes:
+        shapes: of all inputs and outputs; outputs other than the network's own need not begin with the batch.
+    """
 
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
         self._engine = engine
@@ -204,8 +219,9 @@ class _Bound:
             self._must(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"shape of {spec.name}")
         self._activations = int(self._context.update_device_memory_size_for_shapes())
         engine.arena.reserve(ACTIVATIONS, self._activations)
-        for spec in (*engine.inputs, engine.output):
-            engine.arena.reserve(spec.name, rows * int(np.prod(spec.shape)) * spec.dtype.itemsize)
+        self.shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*engine.inputs, *engine.outputs)}
+        for spec in (*engine.inputs, *engine.outputs):
+            engine.arena.reserve(spec.name, int(np.prod(self.shapes[spec.name])) * spec.dtype.itemsize)
 
     def enqueue(self) -> None:
         """Launch the graph. The first run has none: it is the one that TensorRT prepares itself in, and the second is captured."""
@@ -230,7 +246,7 @@ class _Bound:
             return
         self.forget_graph()
         self._context.set_device_memory(arena.address(ACTIVATIONS), arena.nbytes(ACTIVATIONS))
-        for spec in (*self._engine.inputs, self._engine.output):
+        for spec in (*self._engine.inputs, *self._engine.outputs):
             self._must(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"address of {spec.name}")
         self._generation = arena.generation
 

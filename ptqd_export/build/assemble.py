@@ -23,9 +23,6 @@ from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
 PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
-MEASURED_ON = "onnxruntime"
-"""What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
-
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -123,7 +120,7 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),
         placement=placement,
-        measured_on=MEASURED_ON,
+        measured_on="onnxruntime-cuda" if context.plan.target.provider == "CUDA" else "onnxruntime",
         precisions=precisions,
         guidance=context.plan.sampler.guidance,
         files=files,
@@ -136,6 +133,7 @@ def _target(context: BuildContext) -> TargetRecord:
     batch = section.batch
     return TargetRecord(
         name=section.name,
+        provider=section.provider,
         high_precision=section.high_precision,
         profile=None if batch is None else ProfileRecord(min=batch.min, opt=branches * batch.opt, max=branches * batch.max),
         workspace_gib=section.workspace_gib,

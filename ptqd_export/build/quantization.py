@@ -57,7 +57,7 @@ def make_quantized_graph(
     path = folder / f"{precision.name}.onnx"
     float32 = _write_graphs(context, prepared, layers, path)
     check_graph(context.placement, path, layers)
-    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), mode=context.target.mode, float32=float32)
+    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

@@ -15,7 +15,7 @@ from engines.tensorrt.arena import ACTIVATIONS, Arena
 from engines.tensorrt.cuda import Cuda
 from engines.tensorrt.engine import TensorRtEngine, integer_layers
 from tests.engines.tensorrt.host_cuda import HostCuda
-from tests.engines.tensorrt.host_tensorrt import HostTensorRt
+from tests.engines.tensorrt.host_tensorrt import INSIDE, HostTensorRt
 
 Open = Callable[..., TensorRtEngine]
 RNG = np.random.default_rng(3)
@@ -81,6 +81,24 @@ def test_engines_share_buffers_and_swaps_allocate_nothing(open_engine: Open, are
         np.testing.assert_allclose(one.run(inputs), double(inputs), rtol=1e-6)
         np.testing.assert_allclose(two.run(inputs), double(inputs) - 3 * inputs["sample"], rtol=1e-5, atol=1e-6)
     assert (host_cuda.calls.count("cudaMalloc"), host_cuda.calls.count("cudaMallocHost")) == (blocks, pinned)
+
+
+def test_every_output_comes_in_its_own_shape_and_type(open_engine: Open) -> None:
+    engine = open_engine("shown")
+    assert (engine.output.name, [spec.name for spec in engine.outputs]) == ("out", ["out", INSIDE])
+    for rows in (2, 2, 2, 8, 2):
+        inputs = feeds(rows)
+        found = engine.run_outputs(inputs)
+        np.testing.assert_allclose(found["out"], double(inputs), rtol=1e-6)
+        np.testing.assert_array_equal(found[INSIDE], inputs["sample"].reshape(2 * rows, -1)[:, :4].astype(np.float16))
+        np.testing.assert_allclose(engine.run(inputs), double(inputs), rtol=1e-6)
+
+
+def test_outputs_are_not_written_again_by_the_next_run(open_engine: Open) -> None:
+    engine, inputs = open_engine("shown"), feeds(2)
+    found = engine.run_outputs(inputs)
+    engine.run_outputs(feeds(2))
+    np.testing.assert_allclose(found["out"], double(inputs), rtol=1e-6)
 
 
 def test_buffers_that_moved_are_bound_again_and_stale_graphs_dropped(open_engine: Open, arena: Arena, host_cuda: HostCuda) -> None:
