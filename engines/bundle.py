@@ -77,7 +77,7 @@ class TargetRecord(Strict):
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     provider: Literal["CPU", "CUDA"] = "CPU"
-    high_precision: Literal["fp32", "fp16"]
+    high_precision: Literal["fp32", "fp16", "bf16"]
     profile: ProfileRecord | None
     workspace_gib: Annotated[float, Field(gt=0)] | None
 

@@ -32,6 +32,7 @@ from engines.tensorrt.backend import EngineSettings
 from ptqd_export.graph_files import save_graph
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.stand_in import measuring_backend, runnable
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
 Against = Literal["oracle", "fp32"]
@@ -129,13 +130,13 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
     schedule = bundle.schedule(request.schedule)
     _check(request, bundle, schedule)
     run = run or _runtime(request, bundle)
-    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num)
+    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle))
     visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files
     graphs = {name: bundle.path(bundle.manifest.precisions[name].graph) for name in (request.precision, FULL_PRECISION)}
     reference = graphs[request.precision if request.against == "oracle" else FULL_PRECISION]
-    layers, only_here = compare_layers(graphs[request.precision], run, reference, partial(onnxruntime.run_outputs, mode="exact"), feeds)
+    layers, only_here = compare_layers(graphs[request.precision], run, reference, _as_written, feeds)
     least = MIN_SNR_DB[request.against] if request.min_snr_db is None else request.min_snr_db
     return BisectResult(
         precision=request.precision,
@@ -169,6 +170,12 @@ def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
             expected=f"--runtime {target}, or --against fp32",
         )
     return partial(onnxruntime.run_outputs, mode=mode, provider=provider)
+
+
+def _as_written(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The reference: on the CPU, node by node."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnxruntime.run_outputs(runnable(graph, Path(folder)), feeds, mode="exact")
 
 
 def _on_tensorrt(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: EngineSettings) -> Mapping[str, NDArray[Any]]:

@@ -16,6 +16,8 @@ from engines.errors import MissingBackendError, UsageError
 from engines.progress import fraction_bar
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.tensorrt.cache import CachedEngine, EngineCache
+from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from ptqd_export.engines_check import check_on
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
@@ -43,7 +45,9 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
     """
     bundle, settings = _opened(folder, target)
     cache = engine_cache(folder, settings.flavour)
-    return [BuiltEngine(name, _build(bundle, name, settings, cache)) for name in bundle.manifest.precisions]
+    names = bundle.manifest.precisions
+    labels = {name: f"{name} for {settings.flavour} ({place} of {len(names)})" for place, name in enumerate(names, start=1)}
+    return [BuiltEngine(name, _build(bundle, name, label, settings, cache)) for name, label in labels.items()]
 
 
 def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName | None = None) -> str:
@@ -85,10 +89,12 @@ def _own_flavour(bundle: Bundle) -> FlavourName:
     return name
 
 
-def _build(bundle: Bundle, precision: str, settings: EngineSettings, cache: EngineCache) -> CachedEngine:
+def _build(bundle: Bundle, precision: str, label: str, settings: EngineSettings, cache: EngineCache) -> CachedEngine:
     graph = bundle.verified_graph(precision)
     check_tensorrt_graph(graph)
-    with fraction_bar(f"{precision} for {settings.flavour}") as show:
+    if not settings.traits.portable:
+        check_precision(precision, Cuda())
+    with fraction_bar(label) as show:
         return cache.get(settings.spec(graph), lambda progress: show(progress.fraction, progress.phase))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from calib.placement import HighPrecision
-from calib.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Precision, nearest_name
+from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
 from engines.backends.onnxruntime import Provider
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
@@ -299,6 +299,11 @@ def _having(precision: str) -> str:
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
 
 
+def _storing(form: Form) -> str:
+    """The targets whose quantized values can be of a form."""
+    return " or ".join(f'"{name}"' for name, target in TARGETS.items() if form in target.placement.forms)
+
+
 class Plan(Section):
     """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
 
@@ -332,6 +337,8 @@ class Plan(Section):
             for name in precisions
             if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
         ]
+        if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
+            problems.append((("name",), target.name, f"a target that runs 8-bit floats beside the precision {FLOAT8}: {_storing('e4m3')}"))
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
         if problems:

@@ -18,6 +18,7 @@ from calib.noise_fit import NoiseFit, fit_noise
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
 from engines.arrays import Float32, Float64
+from engines.backends.base import Backend
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
@@ -67,8 +68,9 @@ def verify(
     layers: Sequence[QuantizedLayer],
     states: States,
     *,
-    backend: OnnxRuntimeBackend = FUSED,
+    backend: Backend = FUSED,
     float32: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Verification:
     """Compare a quantized graph with its oracle on conditional outputs at the given states.
 
@@ -79,6 +81,7 @@ def verify(
         states: where to compare.
         backend: what runs it.
         float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
+        dtype: that the oracle computes in where the noise statistics are compared: bfloat16 adds noise of its own, float16 does not.
 
     Raises:
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
@@ -95,11 +98,12 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _no_further_than_rounding(graph, found, double, single, exact)
-    _same_statistics(graph, *(_noise(states, reference, q) for q in (single.astype(np.float32), fast)))
+    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
+    _same_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
     return found
 
 
-def verify_float(model: LoadedModel, graph: Path, states: States, backend: OnnxRuntimeBackend = EXACT) -> Verification:
+def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
     """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
 
     Raises:
@@ -157,13 +161,14 @@ def _torch_outputs(
     model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
 ) -> NDArray[np.floating]:
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
-    inputs = [torch.from_numpy(value) for value in _feeds(model, states).values()]
+    feeds = {name: torch.from_numpy(value) for name, value in _feeds(model, states).items()}
+    types = dict.fromkeys(feeds, dtype) | {TIMESTEP: torch.promote_types(dtype, torch.float32)}  # no half precision holds 999
     with torch.no_grad():
-        out: torch.Tensor = adapter(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
-    return out.numpy()
+        out: torch.Tensor = adapter(*(value.to(types[name]) if value.is_floating_point() else value for name, value in feeds.items()))
+    return out.to(torch.promote_types(dtype, torch.float32)).numpy()
 
 
-def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: OnnxRuntimeBackend) -> Float32:
+def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend) -> Float32:
     return backend.open(graph, 1).run(_feeds(model, states))
 
 

@@ -14,6 +14,7 @@ from engines.tensorrt.arena import Arena
 from engines.tensorrt.build_spec import BatchProfile, BuildSpec
 from engines.tensorrt.cache import EngineCache
 from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.device_stepper import DeviceStepper
 from engines.tensorrt.engine import OpenOptions, TensorRtEngine
 from engines.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
@@ -42,7 +43,7 @@ class TensorRtBackend:
         cuda_graphs: see `OpenOptions`.
 
     Raises:
-        MissingBackendError: there is no device.
+        MissingBackendError: there is no device; or, when a graph is opened, it is too old for its precision.
     """
 
     def __init__(self, settings: EngineSettings, folder: Path, *, cuda_graphs: bool = True) -> None:
@@ -53,6 +54,7 @@ class TensorRtBackend:
         self.arena = Arena(Cuda())
 
     def open(self, graph: Path, rows: int) -> TensorRtEngine:
+        check_precision(graph.stem, self.arena.cuda)
         path = self._cache.find(self._settings.spec(graph))
         engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
         engine.prepare(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,10 @@ class TensorRtEngine(Engine):
         inputs, outputs = self._specs(self._trt.TensorIOMode.INPUT), self._specs(self._trt.TensorIOMode.OUTPUT)
         self.outputs = outputs
         super().__init__(label, inputs, outputs[0])
-        self.weights_bytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: dict[int, _Bound] = {}
         self._staging: dict[int, dict[str, NDArray[Any]]] = {}
-        if not flavour.deferred_weights:
-            self._plan = b""  # the device holds them for good
+        self._plan = self._plan if flavour.deferred_weights else b""  # the device holds the weights for good
 
     def _open(self, label: str) -> Any:
         if self._flavour.deferred_weights:
@@ -115,10 +114,16 @@ class TensorRtEngine(Engine):
         with locked(path), replacing(path) as temporary:
             temporary.write_bytes(bytes(self._cache.serialize()))
 
-    # Weights, as `Residency` brings and takes them
+    # Weights that can leave, as `Residency` brings and takes them
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """On the device."""
+        nbytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
+        return nbytes
 
     def load_weights(self) -> None:
-        if self._flavour.deferred_weights and not self._engine.load_weights(self._plan):
+        if not self._engine.load_weights(self._plan):
             raise PtqdError(f"TensorRT cannot bring the weights of {self.label} to the device.", mend="end other processes that use it")
 
     def unload_weights(self) -> None:
@@ -168,7 +173,8 @@ class TensorRtEngine(Engine):
 
     def enqueue(self, rows: int) -> None:
         """Run on what lies in the buffers of the inputs; `prepare` comes first."""
-        self.arena.residency.require(self)
+        if self._flavour.deferred_weights:
+            self.arena.residency.require(self)
         self._bound[rows].enqueue()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:

@@ -94,7 +94,7 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, p
     """The folder with the graph of a precision."""
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
     learned = None
-    if context.plan.quantization.rounding != "nearest":
+    if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
         learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
         inputs = {**settings, "states": states.name, **_device(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)

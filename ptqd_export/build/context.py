@@ -9,6 +9,7 @@ from pathlib import Path
 from calib.placement import HighPrecision, Placement
 from calib.precision import Precision
 from calib.shift import check_shift
+from engines.backends.base import Backend
 from engines.backends.choice import mode_of
 from engines.backends.onnxruntime import OnnxRuntimeBackend, check_provider
 from engines.errors import UsageError
@@ -20,6 +21,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.schedules.calibration_noise import calibration_noise
+from ptqd_export.stand_in import standing_in
 from ptqd_export.targets import TARGETS, Target
 
 
@@ -72,10 +74,10 @@ class BuildContext:
         return CalibrationDevice(self.plan.calibration.device, self.plan.calibration.dtype)
 
     @property
-    def backend(self) -> OnnxRuntimeBackend:
+    def backend(self) -> Backend:
         """What runs the graphs in the build."""
         target = self.plan.target
-        return OnnxRuntimeBackend(target.threads, target.provider, mode_of(target.name, target.provider))
+        return standing_in(OnnxRuntimeBackend(target.threads, target.provider, mode_of(target.name, target.provider)), self.high_precision)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.tensorrt.arena import ACTIVATIONS, Arena
 from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.engine import TensorRtEngine, integer_layers
+from engines.tensorrt.flavour import FLAVOURS
 from tests.engines.tensorrt.host_cuda import HostCuda
 from tests.engines.tensorrt.host_tensorrt import INSIDE, HostTensorRt
 
@@ -129,6 +132,23 @@ def test_weights_that_do_not_fit_take_turns(open_engine: Open, host_tensorrt: Ho
         assert [engine.weights_loaded for engine in host_tensorrt.engines] == [False, True]
 
 
+def test_flavour_whose_weights_stay_takes_no_calls_that_only_the_other_has(
+    host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path, host_cuda: HostCuda
+) -> None:
+    path = tmp_path / "double.engine"
+    path.write_bytes(b"double")
+    classic = replace(FLAVOURS["tensorrt"], import_module=lambda: host_tensorrt)
+    engine, inputs = TensorRtEngine(path, classic, arena), feeds(2)
+    host_cuda.free = 0  # whatever is left, the weights are there
+    for _ in range(3):
+        np.testing.assert_allclose(engine.run(inputs), double(inputs), rtol=1e-6)
+    called = {name for name, _ in host_tensorrt.engines[0].calls}
+    assert not called & {"get_engine_stat", "load_weights", "create_runtime_config"}
+    host_cuda.free = 2
+    with pytest.raises(PtqdError, match=r"(?s)do not fit on the device.*4 bytes missing.*6 bytes free"):
+        TensorRtEngine(path, classic, arena)
+
+
 def test_weights_too_large_even_alone_are_an_error_that_says_how_much_is_missing(
     open_engine: Open, host_tensorrt: HostTensorRt, host_cuda: HostCuda
 ) -> None:
@@ -187,3 +207,14 @@ def test_integer_layers_are_those_with_int8_inputs() -> None:
         ' {"Name": "add", "Inputs": [{"Format/Datatype": "Half"}]}, "reformat"]}'
     )
     assert list(integer_layers(information)) == ["conv"]
+
+
+def test_device_that_is_too_old_for_a_precision_is_told(host_cuda: HostCuda) -> None:
+    cuda = Cuda()
+    check_precision("fp8", cuda)
+    host_cuda.capability = (8, 6)
+    check_precision("w8a8", cuda)
+    with pytest.raises(MissingBackendError, match=r"(?s)cannot run fp8.*compute capability 8\.6.*8\.9 or newer.*such as w8a8"):
+        check_precision("fp8", cuda)
+    host_cuda.capability = (10, 0)
+    check_precision("fp8", cuda)
