@@ -58,10 +58,8 @@ def make_quantized_graph(
     path = folder / f"{precision.name}.onnx"
     float32 = _write_graphs(context, prepared, layers, path)
     check_graph(context.placement, path, layers)
-    rounding = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-    found = verify(
-        model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=rounding
-    )
+    dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
+    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
