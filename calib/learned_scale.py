@@ -23,7 +23,7 @@ class LearnedScale(nn.Module):
         self.a = nn.Parameter(torch.zeros((), device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        fake: Tensor = _LearnedStep.apply(x.float(), self._scale(), self._start)  # type: ignore[no-untyped-call]
+        fake: Tensor = _LearnedStep.apply(x.float(), self._scale(), self._start)  # type: ignore[no-untyped-call]  # torch does not type `apply`
         return fake.to(x.dtype)
 
     def quantizer(self) -> ActivationQuantizer:

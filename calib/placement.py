@@ -9,14 +9,15 @@ from types import MappingProxyType
 from typing import Literal
 
 from calib.layers import Layer, Op, Role
-from calib.precision import Precision
+from calib.precision import Form, Precision
 
 CONTAINER_BITS = 8
 """Activations are carried in 8-bit integers, whatever their bits: no runtime computes with fewer today."""
 
-HighPrecision = Literal["fp32", "fp16"]
-"""Type of what is not quantized. bfloat16 is none of them: convolutions of ONNX take it from opset 22 only, and no runtime without a GPU
-runs them, so that nothing could hold such a graph against its oracle."""
+HighPrecision = Literal["fp32", "fp16", "bf16"]
+"""Type of what is not quantized."""
+
+HIGH_PRECISION_BITS: Mapping[HighPrecision, int] = MappingProxyType({"fp32": 32, "fp16": 16, "bf16": 16})
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Placement:
         group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
             kernels than the operator, which has none. TensorRT has the operator.
         high_precisions: types that the float part of a graph can be written in; the first is the default.
+        forms: what quantized values can be stored as.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Placement:
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
     high_precisions: tuple[HighPrecision, ...]
+    forms: tuple[Form, ...]
 
 
 PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
@@ -74,6 +77,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             weight_only="multiply",
             group_norm="instance",
             high_precisions=("fp32",),
+            forms=("integer",),
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always"),
@@ -89,7 +93,8 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             int4_form="blocks",
             weight_only="dequantize",
             group_norm="operator",
-            high_precisions=("fp16", "fp32"),
+            high_precisions=("fp16", "bf16", "fp32"),
+            forms=("integer", "e4m3"),
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=False, bias="float", int4="never"),
@@ -104,13 +109,16 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Rule:
-    """What one layer gets at one precision; bits are None where it stays in float, and `reason` says why."""
+    """What one layer gets at one precision; bits are None where it stays in float, and `reason` says why. `form` is that of weight and
+    activations.
+    """
 
     weight_bits: int | None
     activation_bits: int | None
     output_bits: int | None
     bias: Literal["int32", "float"]
     reason: str | None = None
+    form: Form = "integer"
 
 
 _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
@@ -141,4 +149,6 @@ def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: S
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(precision.weight_bits, None, None, "float", f"precision {precision.name}: weights only")
     op = placement.ops[layer.op]
-    return Rule(precision.weight_bits, precision.activation_bits, CONTAINER_BITS if op.quantize_output else None, op.bias)
+    return Rule(
+        precision.weight_bits, precision.activation_bits, CONTAINER_BITS if op.quantize_output else None, op.bias, form=precision.form
+    )

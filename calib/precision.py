@@ -1,4 +1,6 @@
-"""Precisions by name: `w4a8` is 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp32` all float."""
+"""Precisions by name: `w4a8` is 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp8` 8-bit floats for
+both (E4M3), `fp32` all float.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 from engines.errors import UsageError
 
@@ -14,26 +17,36 @@ WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
 FLOAT_WIDTHS: Mapping[str, int] = MappingProxyType({"fp16": 16, "fp32": 32})
 
-PATTERN = r"^(w[2-8]a([4-8]|16)|fp16|fp32)$"
+FLOAT8 = "fp8"
+
+Form: TypeAlias = Literal["integer", "e4m3"]
+"""What quantized values are stored as: integers, or floats of 4 exponent and 3 mantissa bits (Micikevicius et al., arXiv 2209.05433)."""
+
+PATTERN = r"^(w[2-8]a([4-8]|16)|fp8|fp16|fp32)$"
 """The grammar as a regular expression, for the JSON Schema of the plan."""
 
-GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp16 or fp32"
+GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp8, fp16 or fp32"
 """The grammar in words, for error messages."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A pair of bit widths, both None in the float precisions; 16 activation bits are float ones, so only the weights are quantized."""
+    """A pair of bit widths, both None in the float precisions; 16 activation bits are float ones, so only the weights are quantized. `fp8`
+    is quantized: its values have scales as integers have.
+    """
 
     name: str
     weight_bits: int | None
     activation_bits: int | None
+    form: Form = "integer"
 
     @classmethod
     def parse(cls, name: str) -> Precision:
         """The precision of that name. Raises UsageError where the grammar does not know it."""
         if name in FLOAT_WIDTHS:
             return cls(name, None, None)
+        if name == FLOAT8:
+            return cls(name, 8, 8, "e4m3")
         if not re.fullmatch(PATTERN, name):
             raise UsageError(f'unknown precision "{name}"', found=name, expected=GRAMMAR, mend=f'did you mean "{nearest_name(name)}"?')
         weight_bits, activation_bits = (int(bits) for bits in name[1:].split("a"))
@@ -45,9 +58,9 @@ class Precision:
         return self._weight_width * (self.activation_bits or self._weight_width)
 
     @property
-    def cost_key(self) -> tuple[int, int]:
+    def cost_key(self) -> tuple[int, int, str]:
         """Sorts precisions going up in bit operations; among equals the lighter weights come first."""
-        return self.bit_operations_per_mac, self._weight_width
+        return self.bit_operations_per_mac, self._weight_width, self.name
 
     @property
     def _weight_width(self) -> int:
@@ -67,4 +80,4 @@ def nearest_name(name: str) -> str:
 def all_names() -> tuple[str, ...]:
     """Every name of the grammar."""
     pairs = (f"w{weight}a{activation}" for weight in WEIGHT_BITS for activation in ACTIVATION_BITS)
-    return (*pairs, *FLOAT_WIDTHS)
+    return (*pairs, FLOAT8, *FLOAT_WIDTHS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from calib.layers import Layer
 from calib.observers import Observed
 from calib.placement import Placement, Rule, rule
-from calib.precision import Precision
+from calib.precision import Form, Precision
 from calib.quantized_layer import QuantizedLayer
-from calib.quantizers import ActivationQuantizer
+from calib.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.scale_search import Criterion, activation_scale, weight_scale
 
 
@@ -47,7 +47,7 @@ class Quantizer:
         self._seen = seen
         self._placement = placement
         self._settings = settings
-        self._activations: dict[tuple[str, int], ActivationQuantizer] = {}
+        self._activations: dict[tuple[str, int, Form], ActivationQuantizer] = {}
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
@@ -58,9 +58,8 @@ class Quantizer:
         module = self._network.get_submodule(layer.name)
         weight = module.get_parameter("weight").detach()
         bias = module._parameters.get("bias")
-        assert rule.weight_bits is not None
-        source = self._activation(f"{layer.source}.input", rule.activation_bits)
-        quantizer = weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
+        source = self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
+        quantizer = self._weight(weight, rule)
         if source is not None and bias is not None and rule.bias == "int32":
             quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
         return QuantizedLayer(
@@ -69,19 +68,27 @@ class Quantizer:
             integers=quantizer.integers(weight.float()),
             weight=quantizer,
             input=source,
-            output=self._activation(f"{layer.name}.output", rule.output_bits),
+            output=self._activation(f"{layer.name}.output", rule.output_bits, rule.form),
             bias=None if bias is None else bias.detach().float(),
         )
 
-    def _activation(self, tensor: str, bits: int | None) -> ActivationQuantizer | None:
+    def _weight(self, weight: Tensor, rule: Rule) -> WeightQuantizer:
+        assert rule.weight_bits is not None
+        if rule.form == "e4m3":
+            return Float8WeightQuantizer.of(weight)
+        return weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
+
+    def _activation(self, tensor: str, bits: int | None, form: Form) -> ActivationQuantizer | None:
         if bits is None:
             return None
-        if (tensor, bits) not in self._activations:
-            self._activations[tensor, bits] = self._search(tensor, bits)
-        return self._activations[tensor, bits]
+        if (tensor, bits, form) not in self._activations:
+            self._activations[tensor, bits, form] = self._search(tensor, bits, form)
+        return self._activations[tensor, bits, form]
 
-    def _search(self, tensor: str, bits: int) -> ActivationQuantizer:
+    def _search(self, tensor: str, bits: int, form: Form) -> ActivationQuantizer:
         seen = self._seen[tensor]
+        if form == "e4m3":
+            return Float8ActivationQuantizer.of(max(-seen.low, seen.high))
         return activation_scale(
             seen.values,
             seen.low,

@@ -20,7 +20,7 @@ class QuantizedLayer:
 
     Attributes:
         layer, rule: what it is and what it gets.
-        integers: int8 weight in torch's order, [channels, ...].
+        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn where the rule's form is that.
         weight: its quantizer.
         input, output: activation quantizers, None where that side stays in float.
         bias: the layer's own float bias, or None.

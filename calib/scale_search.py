@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calib.quantizers import ActivationQuantizer, WeightQuantizer, weight_range
+from calib.quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_range
 
 Criterion = Literal["mse", "max"]
 
-_SMALLEST_SCALE = 1e-12
 _CHUNK_VALUES = 2**15
 """Values searched at a time: they stay in cache, and torch computes so few on one thread. Its team of threads would meet after each of
 the many small operations, and stand still whenever another process holds one of its cores."""
@@ -31,7 +30,7 @@ def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candid
 
 def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int) -> Tensor:
     low, high = weight_range(bits)
-    largest = (flat.abs().amax(dim=1) / high).clamp_min(_SMALLEST_SCALE)
+    largest = (flat.abs().amax(dim=1) / high).clamp_min(SMALLEST_SCALE)
     if criterion == "max":
         return largest
     best = torch.full_like(largest, torch.inf)
@@ -101,9 +100,9 @@ def _quantizer(low: float, high: float, bits: int, signed: bool, symmetric: bool
     levels = 2**bits - 1
     lowest = -(2 ** (bits - 1)) if signed else 0
     if symmetric:
-        scale = _float32(max(high / (2 ** (bits - 1) - 1), _SMALLEST_SCALE))
+        scale = _float32(max(high / (2 ** (bits - 1) - 1), SMALLEST_SCALE))
         return ActivationQuantizer(bits, signed, scale, 0 if signed else 2 ** (bits - 1))
-    scale = _float32(max((high - low) / levels, _SMALLEST_SCALE))
+    scale = _float32(max((high - low) / levels, SMALLEST_SCALE))
     zero_point = max(lowest, min(lowest + levels, round(lowest - low / scale)))
     return ActivationQuantizer(bits, signed, scale, zero_point)
 

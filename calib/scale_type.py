@@ -13,14 +13,15 @@ from calib.placement import HighPrecision
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer
 
-_DTYPES: Mapping[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+_DTYPES: Mapping[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def with_scales_in(precision: HighPrecision, layers: Iterable[QuantizedLayer]) -> list[QuantizedLayer]:
     """The same integers with the nearest scales that the type has, so that oracle and graph scale alike.
 
-    In float16 a scale moves by 2^-11 of itself at most, far less than half a step of the integers. Below 6e-5, where float16 loses
-    digits, a channel's weights are too small to matter; no scale becomes zero.
+    In float16 a scale moves by 2^-11 of itself at most, far less than half a step of the integers; in bfloat16 by 2^-9, a quarter of a step
+    of the largest 8-bit integers. In float16, below 6e-5, where it loses digits, a channel's integer weights are too small to matter; 8-bit
+    floats, whose scales are smaller, lose 2^-7 of a weight at most where a channel's largest is above 0.002. No scale becomes zero.
     """
     dtype = _DTYPES[precision]
     return [

@@ -20,7 +20,7 @@ class EngineBank:
         guidance: scale of classifier-free guidance; 1 evaluates the conditional branch alone.
         batch: samples of the chains to come.
         threads: see `OnnxRuntimeEngine`.
-        backend: what opens the graphs; None is ONNX Runtime on the CPU, whatever target they are for.
+        backend: what opens the graphs; None is ONNX Runtime, as the statistics were measured on it, whatever target they are for.
         conditioning: rows in place of the bundle's own, or None.
 
     Raises:

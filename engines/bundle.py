@@ -108,7 +108,8 @@ class TargetRecord(Strict):
     """The runtime that the graphs are for, and what its engines are built with."""
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
-    high_precision: Literal["fp32", "fp16"]
+    provider: Literal["CPU", "CUDA"] = "CPU"
+    high_precision: Literal["fp32", "fp16", "bf16"]
     profile: ProfileRecord | None
     workspace_gib: Annotated[float, Field(gt=0)] | None
 

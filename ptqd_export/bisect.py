@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from engines.backends.onnxruntime import run_outputs
+from engines.backends import onnxruntime
+from engines.backends.choice import Runtime, engine_settings, mode_of, runtime_name
+from engines.backends.onnxruntime import Provider
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.agreement import Agreement
@@ -25,14 +27,17 @@ from engines.noise import NoiseSource
 from engines.sample_command import chosen_rows
 from engines.sampling import Chain
 from engines.schedule import Schedule
+from engines.tensorrt import layer_run
+from engines.tensorrt.backend import EngineSettings
 from ptqd_export.graph_files import save_graph
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
 from ptqd_export.plan import FULL_PRECISION
-from ptqd_export.targets import TARGETS, Target
+from ptqd_export.stand_in import measuring_backend, runnable
+from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
 Against = Literal["oracle", "fp32"]
 RunGraph = Callable[[Path, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-"""Runs the graph of a file and returns all of its outputs: the slot for another runtime, which builds an engine of it first."""
+"""Runs the graph of a file and returns all of its outputs."""
 
 MIN_SNR_DB: Mapping[Against, float] = {"oracle": 25.0, "fp32": 10.0}
 
@@ -50,6 +55,7 @@ class BisectRequest:
         schedule: its name.
         num: samples, all in one batch.
         seed: of their noise.
+        runtime: of the engine; the reference runs as written on ONNX Runtime and the CPU, whatever the engine runs on.
     """
 
     bundle: Path
@@ -60,6 +66,7 @@ class BisectRequest:
     schedule: str = DEFAULT
     num: int = 4
     seed: int = 0
+    runtime: Runtime = "target"
 
 
 @dataclass(frozen=True)
@@ -112,23 +119,24 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
 
     Args:
         request: what to look into.
-        run: the engine's runtime; None is ONNX Runtime, as it ran the graphs in the build.
+        run: the engine's runtime; None is the request's.
 
     Raises:
         UsageError: the request does not fit the bundle.
+        MissingBackendError: the runtime or its device is missing.
         PtqdError: the bundle is damaged, or a runtime refuses a graph.
     """
     bundle = Bundle.open(request.bundle)
     schedule = bundle.schedule(request.schedule)
     _check(request, bundle, schedule)
-    run = run or _on_onnxruntime(request, TARGETS[bundle.manifest.target.name])
-    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num)
+    run = run or _runtime(request, bundle)
+    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle))
     visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files
     graphs = {name: bundle.path(bundle.manifest.precisions[name].graph) for name in (request.precision, FULL_PRECISION)}
     reference = graphs[request.precision if request.against == "oracle" else FULL_PRECISION]
-    layers, only_here = compare_layers(graphs[request.precision], run, reference, partial(run_outputs, mode="exact"), feeds)
+    layers, only_here = compare_layers(graphs[request.precision], run, reference, _as_written, feeds)
     least = MIN_SNR_DB[request.against] if request.min_snr_db is None else request.min_snr_db
     return BisectResult(
         precision=request.precision,
@@ -144,20 +152,35 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
     )
 
 
-def _on_onnxruntime(request: BisectRequest, target: Target) -> RunGraph:
-    """The runtime that ran the graphs in the build.
+def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
+    """The runtime that was asked for, and no other.
 
     Raises:
-        UsageError: it runs them as written, so that nothing could depart from the same graph as written.
+        UsageError: it runs the graphs as written on the CPU, so that nothing could depart from the same graph as written.
     """
-    if target.mode == "exact" and request.against == "oracle":
+    name, target = runtime_name(bundle, request.runtime), bundle.manifest.target.name
+    if name == "tensorrt" or name == "tensorrt-rtx":
+        return partial(_on_tensorrt, settings=engine_settings(bundle, name))
+    provider: Provider = "CUDA" if name == "onnxruntime-cuda" else "CPU"
+    mode = mode_of(target, provider)
+    if (mode, provider, request.against) == ("exact", "CPU", "oracle"):
         raise UsageError(
             "ONNX Runtime runs this bundle's graphs as they are written: there is no other engine to look into.",
-            found=f"target {target.name}, against the oracle",
-            expected="--against fp32",
-            mend="hold whole engines against full precision with `ptqd-run compare`",
+            found=f"a bundle for {target} on ONNX Runtime, against the oracle",
+            expected=f"--runtime {target}, or --against fp32",
         )
-    return partial(run_outputs, mode=target.mode)
+    return partial(onnxruntime.run_outputs, mode=mode, provider=provider)
+
+
+def _as_written(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The reference: on the CPU, node by node."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnxruntime.run_outputs(runnable(graph, Path(folder)), feeds, mode="exact")
+
+
+def _on_tensorrt(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: EngineSettings) -> Mapping[str, NDArray[Any]]:
+    check_tensorrt_graph(graph)
+    return layer_run.run_outputs(graph, feeds, settings)
 
 
 def compare_layers(
@@ -165,18 +188,19 @@ def compare_layers(
 ) -> tuple[tuple[LayerFigures, ...], tuple[str, ...]]:
     """The figures of every layer in the order of `graph`, the network's output last; and the layers that `reference` does not have."""
     with tempfile.TemporaryDirectory() as folder:
-        found = run(_shown(graph, Path(folder) / "engine.onnx"), feeds)
-        expected = run_reference(_shown(reference, Path(folder) / "reference.onnx"), feeds)
-    (out, *names) = found
+        paths = [Path(folder) / "engine.onnx", Path(folder) / "reference.onnx"]
+        (out, *names), _ = (_show_layers(source, path) for source, path in zip((graph, reference), paths, strict=True))
+        found, expected = run(paths[0], feeds), run_reference(paths[1], feeds)
     layers = tuple(_figures(name, expected[name], found[name]) for name in (*names, out) if name in expected)
     return layers, tuple(name.removeprefix(SHOWN) for name in names if name not in expected)
 
 
-def _shown(graph: Path, path: Path) -> Path:
+def _show_layers(graph: Path, path: Path) -> list[str]:
+    """Write a graph that shows its layers; returns the names of its outputs, the network's own first."""
     model = ir.load(graph)
     ShowLayerOutputs()(model)
     save_graph(model, path)
-    return path
+    return [str(output.name) for output in model.graph.outputs]
 
 
 def _figures(name: str, expected: NDArray[Any], found: NDArray[Any]) -> LayerFigures:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -110,10 +111,12 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT, if not the bundle's own.")
 def engines(bundle: Path, target: FlavourName | None) -> None:
-    """Build the engines of a bundle for this machine, from its graphs."""
-    from ptqd_export.engines_command import build_engines, print_engines
+    """Build the engines of a bundle for this machine, from its graphs, and check them where there is a device."""
+    from ptqd_export.engines_command import build_engines, check_built, print_engines
 
-    print_engines(build_engines(bundle, target))
+    built = build_engines(bundle, target)
+    print_engines(built)
+    click.echo(check_built(bundle, built, target))
 
 
 @main.command()
@@ -131,6 +134,7 @@ def engines(bundle: Path, target: FlavourName | None) -> None:
 @click.option("--schedule", default="default", show_default=True, help="Schedule whose full-precision chain gives the states.")
 @click.option("--num", type=COUNT, default=4, show_default=True, help="Samples.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of their noise.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the engine, if not the bundle's target.")
 @click.option("--worst", type=COUNT, default=10, show_default=True, help="Layers to show.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write every layer's figures to this file.")
 def bisect(bundle: Path, worst: int, json_file: Path | None, **request: Any) -> None:

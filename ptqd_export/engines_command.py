@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,16 @@ from rich.table import Table
 
 from engines.backends.choice import engine_settings
 from engines.bundle import Bundle
+from engines.compare.engine_check import DepartureError
 from engines.decoder import decoder_settings
-from engines.errors import UsageError
+from engines.errors import MissingBackendError, UsageError
 from engines.progress import fraction_bar
-from engines.tensorrt.backend import EngineSettings, engine_cache
+from engines.tensorrt.backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.tensorrt.cache import CachedEngine, EngineCache
+from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from ptqd_export.engines_check import check_on
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
 DECODER = "decoder"
@@ -41,15 +46,47 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
         MissingBackendError: the flavour is not installed, or needs a device that is not there.
         PtqdError: TensorRT does not take a graph.
     """
-    bundle = Bundle.open(folder)
-    settings = engine_settings(bundle, target or _own_flavour(bundle))
+    bundle, settings = _opened(folder, target)
     cache = engine_cache(folder, settings.flavour)
-    built = [BuiltEngine(name, _build(name, bundle.verified_graph(name), settings, cache)) for name in bundle.manifest.precisions]
+    if not settings.traits.portable:
+        for name in bundle.manifest.precisions:
+            check_precision(name, Cuda())
+    wanted = [(name, bundle.verified_graph(name), settings) for name in bundle.manifest.precisions]
     decoder = bundle.manifest.model.decoder
     if decoder is not None:
-        settings = decoder_settings(settings, decoder.batch)
-        built.append(BuiltEngine(DECODER, _build(DECODER, bundle.graph(decoder.file), settings, cache)))
+        wanted.append((DECODER, bundle.graph(decoder.file), decoder_settings(settings, decoder.batch)))
+    built = []
+    for place, (name, graph, own) in enumerate(wanted, start=1):
+        label = f"{name} for {settings.flavour} ({place} of {len(wanted)})"
+        built.append(BuiltEngine(name, _build(graph, label, own, cache)))
     return built
+
+
+def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName | None = None) -> str:
+    """Hold the engines against the bundle's statistics, where there is a device to run them on; returns what came of it.
+
+    Raises:
+        DepartureError: an engine has other noise than the statistics; its file is removed, so that nothing samples with it.
+    """
+    bundle, settings = _opened(folder, target)
+    try:
+        backend = TensorRtBackend(settings, folder)
+    except MissingBackendError as error:
+        reason = str(error).splitlines()[0]
+        return f"not checked against the statistics: {reason} Run this again, or `ptqd-run compare`, on the machine that samples."
+    try:
+        departure = check_on(bundle, backend)
+    except DepartureError as error:
+        for engine in built:
+            if engine.name == error.precision:
+                engine.engine.path.unlink(missing_ok=True)
+        raise
+    return f"checked against the statistics: no SNR departs by more than {departure:.2f} dB"
+
+
+def _opened(folder: Path, target: FlavourName | None) -> tuple[Bundle, EngineSettings]:
+    bundle = Bundle.open(folder)
+    return bundle, engine_settings(bundle, target or _own_flavour(bundle))
 
 
 def _own_flavour(bundle: Bundle) -> FlavourName:
@@ -64,9 +101,9 @@ def _own_flavour(bundle: Bundle) -> FlavourName:
     return name
 
 
-def _build(name: str, graph: Path, settings: EngineSettings, cache: EngineCache) -> CachedEngine:
+def _build(graph: Path, label: str, settings: EngineSettings, cache: EngineCache) -> CachedEngine:
     check_tensorrt_graph(graph)
-    with fraction_bar(f"{name} for {settings.flavour}") as show:
+    with fraction_bar(label) as show:
         return cache.get(settings.spec(graph), lambda progress: show(progress.fraction, progress.phase))
 
 

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.config import JsonDict
 
 from calib.placement import HighPrecision
-from calib.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Precision, nearest_name
+from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
+from engines.backends.onnxruntime import Provider
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
@@ -313,7 +314,7 @@ class TargetSection(Section):
     """Where the engines run."""
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="runtime")
-    provider: Literal["CPU"] = Field(default="CPU", description="device of ONNX Runtime")
+    provider: Provider = Field(default="CPU", description="device of ONNX Runtime: CPU, or CUDA for an NVIDIA GPU")
     threads: int | None = Field(
         default=None, ge=1, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
     )
@@ -331,6 +332,14 @@ class TargetSection(Section):
     workspace_gib: float | None = Field(
         default=None, gt=0, description="for TensorRT: most memory that its builder may plan with, in GiB; null: all of the device's"
     )
+
+    @field_validator("provider")
+    @classmethod
+    def _provider_of_onnxruntime(cls, provider: Provider, info: ValidationInfo) -> Provider:
+        target = TARGETS.get(info.data.get("name", ""))
+        if provider != "CPU" and target is not None and target.profiled:
+            raise expectation(f'"CPU" beside the target {target.name}, whose engines run on the GPU anyway')
+        return provider
 
     @field_validator("high_precision", mode="before")
     @classmethod
@@ -373,6 +382,11 @@ def _having(precision: str) -> str:
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
 
 
+def _storing(form: Form) -> str:
+    """The targets whose quantized values can be of a form."""
+    return " or ".join(f'"{name}"' for name, target in TARGETS.items() if form in target.placement.forms)
+
+
 class Plan(Section):
     """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
 
@@ -406,6 +420,8 @@ class Plan(Section):
             for name in precisions
             if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
         ]
+        if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
+            problems.append((("name",), target.name, f"a target that runs 8-bit floats beside the precision {FLOAT8}: {_storing('e4m3')}"))
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
         if problems:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from calib.placement import PLACEMENTS, Placement
-from engines.backends.onnxruntime import Mode
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,6 @@ class Target:
     placement: Placement
     stand_in: bool
     profiled: bool
-
-    @property
-    def mode(self) -> Mode:
-        """How ONNX Runtime runs the graphs. Its fused kernels are for those of its own placement: another's run faster as written (the W8A8
-        U-Net of the digits model: 29 ms against 43), because the weights are unpacked once, and closer to what was quantized.
-        """
-        return "exact" if self.stand_in else "fast"
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(

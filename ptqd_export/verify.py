@@ -18,7 +18,8 @@ from calib.noise_fit import NoiseFit, fit_noise
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
 from engines.arrays import Float32, Float64
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.base import Backend
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
 from ptqd_export.models.base import LoadedModel
@@ -61,8 +62,18 @@ class Verification:
     fast_match: float
 
 
+FUSED, EXACT = OnnxRuntimeBackend(), OnnxRuntimeBackend(mode="exact")
+
+
 def verify(
-    model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], states: States, *, mode: Mode = "fast", float32: Path | None = None
+    model: LoadedModel,
+    graph: Path,
+    layers: Sequence[QuantizedLayer],
+    states: States,
+    *,
+    backend: Backend = FUSED,
+    float32: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Verification:
     """Compare a quantized graph with its oracle on conditional outputs at the given states.
 
@@ -71,8 +82,9 @@ def verify(
         graph: as it runs.
         layers: its quantized layers.
         states: where to compare.
-        mode: how the runtime runs it.
+        backend: what runs it.
         float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
+        dtype: that the oracle computes in where the noise statistics are compared: bfloat16 adds noise of its own, float16 does not.
 
     Raises:
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
@@ -80,7 +92,7 @@ def verify(
     """
     reference = _torch_outputs(model, states, ())
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
-    exact, fast = _graph_outputs(model, float32 or graph, states, "exact"), _graph_outputs(model, graph, states, mode)
+    exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
     found = Verification(
         noise=snr_db(reference, fast),
         exact_noise=snr_db(reference, exact),
@@ -89,18 +101,19 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _no_further_than_rounding(graph, found, double, single, exact)
-    _same_statistics(graph, *(_noise(states, reference, q) for q in (single.astype(np.float32), fast)))
+    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
+    _same_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
     return found
 
 
-def verify_float(model: LoadedModel, graph: Path, states: States) -> Verification:
+def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
     """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
 
     Raises:
         PtqdError: it costs more than rounding can.
     """
     single, double = _torch_outputs(model, states, ()), _torch_outputs(model, states, (), torch.float64)
-    out = _graph_outputs(model, graph, states, "exact")
+    out = _graph_outputs(model, graph, states, backend)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
     if match < LEAST_FLOAT_DB:
@@ -151,18 +164,22 @@ def _torch_outputs(
     model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
 ) -> NDArray[np.floating]:
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
+    wide = torch.promote_types(dtype, torch.float32)
+    types = {TIMESTEP: wide}  # no half precision holds 999
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
-        inputs = [torch.from_numpy(value) for value in feeds.values()]
-        out: torch.Tensor = adapter(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
-        return out.numpy()
+        inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        out: torch.Tensor = adapter(
+            *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
+        )
+        return out.to(wide).numpy()
 
     with torch.no_grad():
         return np.concatenate([run(feeds) for feeds in _batches(model, states)])
 
 
-def _graph_outputs(model: LoadedModel, graph: Path, states: States, mode: Mode) -> Float32:
-    engine = OnnxRuntimeEngine(graph, mode=mode)
+def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend) -> Float32:
+    engine = backend.open(graph, 1)
     return np.concatenate([engine.run(feeds) for feeds in _batches(model, states)])
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.arrays import Float32
-from engines.backends.choice import engine_settings, on_onnxruntime
+from engines.backends.choice import engine_settings
 from engines.bank import EngineBank
 from engines.bundle import Bundle
 from engines.command_line import CommandLine
@@ -31,6 +31,7 @@ from engines.tensorrt.engine import TensorRtEngine, integer_layers
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.timing import interleaved_medians
 from ptqd_export.engines_command import BuiltEngine, build_engines
+from ptqd_export.stand_in import measuring_backend
 
 ROUNDS = 30
 SEED = 0
@@ -59,6 +60,8 @@ class GpuCheck:
         device_update_milliseconds: the same with the state on the device.
         update_difference: largest difference of the two chains' samples.
         shared_bytes: the buffers of all engines together.
+        device_bytes: what the device lacks while all engines are open: weights, buffers, contexts, graphs and compiled kernels, once with
+            CUDA graphs and once without.
     """
 
     device: str
@@ -73,6 +76,7 @@ class GpuCheck:
     device_update_milliseconds: float
     update_difference: float
     shared_bytes: int
+    device_bytes: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
     """
     cuda, bundle = Cuda(), Bundle.open(folder)
     built = build_engines(folder, flavour)
+    free = cuda.free_bytes()
     study = _Study(bundle, engine_settings(bundle, flavour), bundle.schedule(), batch)
     backend = TensorRtBackend(study.settings, folder)
     bank, plain = study.bank(backend), study.bank(TensorRtBackend(study.settings, folder, cuda_graphs=False))
@@ -119,12 +124,13 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
         device_update_milliseconds=device,
         update_difference=difference,
         shared_bytes=backend.arena.total_bytes,
+        device_bytes=free - cuda.free_bytes(),
     )
 
 
 def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: EngineBank) -> PrecisionRow:
     name = built.name
-    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=on_onnxruntime(study.bundle))[name]
+    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=measuring_backend(study.bundle))[name]
     expected, found = study.call(reference), study.call(bank[name])
     runs = {"graph": partial(study.call, bank[name]), "no graph": partial(study.call, plain[name])}
     seconds = interleaved_medians(runs, ROUNDS, warm_up=3)
@@ -180,7 +186,7 @@ def print_check(result: GpuCheck) -> None:
     table.caption = (
         f"swap {result.swap_milliseconds:+.3f} ms; a step with the update on the host {result.host_update_milliseconds:.3f} ms, "
         f"on the device {result.device_update_milliseconds:.3f} ms (samples differ by {result.update_difference:.1e}); "
-        f"shared buffers {result.shared_bytes / 1e6:.1f} MB"
+        f"shared buffers {result.shared_bytes / 1e6:.1f} MB; all engines, with and without graphs, {result.device_bytes / 1e6:.1f} MB"
     )
     Console().print(table)
 

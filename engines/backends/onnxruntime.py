@@ -31,6 +31,11 @@ _EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
 _AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 """Q/DQ nodes run as written, in float32: the reference that graphs are held against the torch oracle in."""
 
+_NOT_AS_WRITTEN = ("ReluQuantRewrite",)
+"""Optimizers that would change such graphs: this one drops a Relu in front of a QuantizeLinear whose zero is its lowest value, and takes
+8-bit floats for such.
+"""
+
 
 class OnnxRuntimeEngine(Engine):
     """One graph in an `onnxruntime.InferenceSession`.
@@ -139,6 +144,15 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
+def check_provider(provider: Provider) -> None:
+    """Open a small graph, to learn early what is missing.
+
+    Raises:
+        MissingBackendError: ONNX Runtime, the provider or its device is not there.
+    """
+    open_session(_PROBE, {}, provider=provider)
+
+
 def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU") -> Any:
     ort = _import()
     wanted = f"{provider}ExecutionProvider"
@@ -153,9 +167,12 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        session = ort.InferenceSession(path, options, providers=[wanted])
+        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else ()
+        session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend="rebuild the bundle") from error
+        lacking = "NOT_IMPLEMENTED" in str(error)
+        mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
+        raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend=mend) from error
     if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
@@ -169,9 +186,9 @@ def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
     )
 
 
-def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast") -> dict[str, NDArray[Any]]:
+def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:
     """Every output of a graph by name, for graphs that have more than an engine's one."""
-    session = open_session(path, _config(mode), cores())
+    session = open_session(path, _config(mode), cores(), provider=provider)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 

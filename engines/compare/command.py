@@ -75,7 +75,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     bundle = Bundle.open(request.bundle)
     schedule = bundle.schedule(request.schedule)
     guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
-    backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle)
+    backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle, provider="CPU")
     full = full_precision(bundle, schedule)
     names = _compared(request, bundle, schedule, full if backend == plain else None)
     steps = spread_steps(schedule, request.steps)

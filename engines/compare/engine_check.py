@@ -36,6 +36,23 @@ sets of 4, 8, 16 and 32 of the same 256 samples.
 """
 
 
+class DepartureError(PtqdError):
+    """An engine has other noise than its statistics say.
+
+    Attributes:
+        precision: of the engine.
+    """
+
+    def __init__(self, precision: str, *, found: str, expected: str) -> None:
+        super().__init__(
+            f"The engine of {precision} is not the one that the statistics were measured on.",
+            found=found,
+            expected=expected,
+            mend="an engine or its runtime has changed since: build again with --fresh, or look for the layer with `ptqd-export bisect`",
+        )
+        self.precision = precision
+
+
 @dataclass(frozen=True)
 class EngineCheck:
     """What to check.
@@ -50,6 +67,7 @@ class EngineCheck:
         trajectory: whose states the statistics are of.
         batch_size: samples that a network is given at a time.
         runtime_db: see `RUNTIME_DB`; more for another runtime than the statistics'.
+        rounding_db: an SNR above is of float rounding, which every runtime does in its own way: it need only stay above.
     """
 
     schedule: Schedule
@@ -61,6 +79,7 @@ class EngineCheck:
     trajectory: Literal["quantized", "fp"] = "quantized"
     batch_size: int = WALKED_SAMPLES
     runtime_db: float = RUNTIME_DB
+    rounding_db: float = math.inf
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -87,7 +106,7 @@ def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None
     Step 0 is judged first: no engine has touched its states, so that a wrong one is named there and not another that it leads astray.
 
     Raises:
-        PtqdError: an SNR is not the one that was measured before.
+        DepartureError: an SNR is not the one that was measured before.
     """
     observer = _Observer(check)
     for numbers, count in check.pieces:
@@ -115,15 +134,17 @@ class _Observer:
 def _departure(check: EngineCheck, name: str, step: int, found: float) -> float:
     measured = check.expected[name][step]
     expected, allowed = math.inf if measured is None else measured, _tolerance(check, step)
-    departure = 0.0 if found == expected else abs(found - expected)
+    shown, known = (min(snr_db, check.rounding_db) for snr_db in (found, expected))
+    departure = 0.0 if shown == known else abs(shown - known)
     if departure > allowed:
-        raise PtqdError(
-            f"The engine of {name} is not the one that the statistics were measured on.",
-            found=f"SNR {found:.2f} dB at step {step}",
-            expected=f"{expected:.2f} dB, within {allowed:.2f} dB",
-            mend="an engine or its runtime has changed since: build again with --fresh, or look for the layer with `ptqd-export bisect`",
+        raise DepartureError(
+            name, found=f"SNR {found:.2f} dB at step {step}", expected=f"{known:.2f} dB{_or_more(known, check)}, within {allowed:.2f} dB"
         )
     return departure
+
+
+def _or_more(snr_db: float, check: EngineCheck) -> str:
+    return " or more" if snr_db == check.rounding_db < math.inf else ""
 
 
 def _tolerance(check: EngineCheck, step: int) -> float:

@@ -14,9 +14,10 @@ from engines.tensorrt.arena import Arena
 from engines.tensorrt.build_spec import BatchProfile, BuildSpec
 from engines.tensorrt.cache import EngineCache
 from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.device_stepper import DeviceStepper
 from engines.tensorrt.engine import OpenOptions, TensorRtEngine
-from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
 from engines.tensorrt.update_kernel import UpdateKernels
 
 ANY_MACHINE = "any-machine"
@@ -42,7 +43,7 @@ class TensorRtBackend:
         cuda_graphs: see `OpenOptions`.
 
     Raises:
-        MissingBackendError: there is no device.
+        MissingBackendError: there is no device; or, when a graph is opened, it is too old for its precision.
     """
 
     def __init__(self, settings: EngineSettings, folder: Path, *, cuda_graphs: bool = True) -> None:
@@ -53,8 +54,9 @@ class TensorRtBackend:
         self.arena = Arena(Cuda())
 
     def open(self, graph: Path, rows: int) -> TensorRtEngine:
+        check_precision(graph.stem, self.arena.cuda)
         path = self._cache.find(self._settings.spec(graph))
-        engine = TensorRtEngine(path, FLAVOURS[self._settings.flavour], self.arena, self._options)
+        engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
         engine.prepare(rows)
         return engine
 
@@ -85,6 +87,10 @@ class EngineSettings:
     def of(cls, flavour: FlavourName, profile: Profile, workspace_gib: float | None) -> EngineSettings:
         """From what a manifest says of its target."""
         return cls(flavour, BatchProfile(profile.min, profile.opt, profile.max), workspace_gib)
+
+    @property
+    def traits(self) -> Flavour:
+        return FLAVOURS[self.flavour]
 
     def spec(self, graph: Path) -> BuildSpec:
         return BuildSpec(graph, self.flavour, self.profile, self.workspace_gib)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engines.errors import MissingBackendError
 from engines.tensorrt.cuda import Cuda
 from engines.tensorrt.flavour import Flavour
 
@@ -16,6 +18,30 @@ class DeviceIdentity:
 
     compute_capability: str
     driver: str
+
+
+LEAST_COMPUTE_CAPABILITY: Mapping[str, str] = {"fp8": "8.9"}
+"""By precision, where not every device that TensorRT takes has its products: NVIDIA's GPUs multiply 8-bit floats from Ada on."""
+
+
+def check_precision(precision: str, cuda: Cuda) -> None:
+    """Whether the device has the products of a precision.
+
+    Raises:
+        MissingBackendError: it is too old.
+    """
+    least, found = LEAST_COMPUTE_CAPABILITY.get(precision, "0.0"), cuda.compute_capability()
+    if _order(found) < _order(least):
+        raise MissingBackendError(
+            f"This device cannot run {precision}.",
+            found=f"{cuda.device_name()}, compute capability {found}",
+            expected=f"compute capability {least} or newer",
+            mend="sample with another precision of the bundle, such as w8a8, or on another device",
+        )
+
+
+def _order(compute_capability: str) -> tuple[int, ...]:
+    return tuple(map(int, compute_capability.split(".")))
 
 
 def device_identity(flavour: Flavour) -> DeviceIdentity:

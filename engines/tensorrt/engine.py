@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class OpenOptions:
 
 
 class TensorRtEngine(Engine):
-    """One serialized engine on the device.
+    """One serialized engine on the device. The network's own output is the first of its outputs, and mostly the only one.
 
     Args:
         path: of the serialized engine.
@@ -60,14 +61,12 @@ class TensorRtEngine(Engine):
         label = f"{path.stem} on {flavour.name}"
         self._engine = self._open(label)
         inputs, outputs = self._specs(self._trt.TensorIOMode.INPUT), self._specs(self._trt.TensorIOMode.OUTPUT)
-        (output,) = outputs
-        super().__init__(label, inputs, output)
-        self.weights_bytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
+        self.outputs = outputs
+        super().__init__(label, inputs, outputs[0])
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: dict[int, _Bound] = {}
         self._staging: dict[int, dict[str, NDArray[Any]]] = {}
-        if not flavour.deferred_weights:
-            self._plan = b""  # the device holds them for good
+        self._plan = self._plan if flavour.deferred_weights else b""  # the device holds the weights for good
 
     def _open(self, label: str) -> Any:
         if self._flavour.deferred_weights:
@@ -115,10 +114,16 @@ class TensorRtEngine(Engine):
         with locked(path), replacing(path) as temporary:
             temporary.write_bytes(bytes(self._cache.serialize()))
 
-    # Weights, as `Residency` brings and takes them
+    # Weights that can leave, as `Residency` brings and takes them
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """On the device."""
+        nbytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
+        return nbytes
 
     def load_weights(self) -> None:
-        if self._flavour.deferred_weights and not self._engine.load_weights(self._plan):
+        if not self._engine.load_weights(self._plan):
             raise PtqdError(f"TensorRT cannot bring the weights of {self.label} to the device.", mend="end other processes that use it")
 
     def unload_weights(self) -> None:
@@ -152,7 +157,8 @@ class TensorRtEngine(Engine):
                 mend="sample with another --batch-size, or build the bundle with another target.batch",
             )
         self._bound[rows] = _Bound(self, rows)
-        self._staging[rows] = {spec.name: self.arena.cuda.pinned((rows, *spec.shape), spec.dtype) for spec in (*self.inputs, self.output)}
+        shapes = self._bound[rows].shapes
+        self._staging[rows] = {spec.name: self.arena.cuda.pinned(shapes[spec.name], spec.dtype) for spec in (*self.inputs, *self.outputs)}
 
     def create_context(self) -> Any:
         if self._config is not None:
@@ -167,18 +173,29 @@ class TensorRtEngine(Engine):
 
     def enqueue(self, rows: int) -> None:
         """Run on what lies in the buffers of the inputs; `prepare` comes first."""
-        self.arena.residency.require(self)
+        if self._flavour.deferred_weights:
+            self.arena.residency.require(self)
         self._bound[rows].enqueue()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        return self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)
+
+    def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name, as new arrays of the shapes and types that the network gives them; see `run` for the feeds."""
+        self._check(feeds)
+        return {name: value.copy() for name, value in self._outputs(feeds, self.outputs).items()}
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]], wanted: tuple[TensorSpec, ...]) -> dict[str, NDArray[Any]]:
+        """These outputs, in arrays that the next run writes again."""
         rows = len(next(iter(feeds.values())))
         self.prepare(rows)
         self.upload(feeds, rows)
         self.enqueue(rows)
-        out = self._staging[rows][self.output.name]
-        self.arena.stream.download(self.arena.address(self.output.name), out)
+        found = {spec.name: self._staging[rows][spec.name] for spec in wanted}
+        for name, out in found.items():
+            self.arena.stream.download(self.arena.address(name), out)
         self.arena.stream.synchronize()
-        return out.astype(np.float32)
+        return found
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -192,7 +209,11 @@ class TensorRtEngine(Engine):
 
 
 class _Bound:
-    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched."""
+    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched.
+
+    Attributes:
+        shapes: of all inputs and outputs; outputs other than the network's own need not begin with the batch.
+    """
 
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
         self._engine = engine
@@ -204,8 +225,9 @@ class _Bound:
             self._must(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"shape of {spec.name}")
         self._activations = int(self._context.update_device_memory_size_for_shapes())
         engine.arena.reserve(ACTIVATIONS, self._activations)
-        for spec in (*engine.inputs, engine.output):
-            engine.arena.reserve(spec.name, rows * int(np.prod(spec.shape)) * spec.dtype.itemsize)
+        self.shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*engine.inputs, *engine.outputs)}
+        for spec in (*engine.inputs, *engine.outputs):
+            engine.arena.reserve(spec.name, int(np.prod(self.shapes[spec.name])) * spec.dtype.itemsize)
 
     def enqueue(self) -> None:
         """Launch the graph. The first run has none: it is the one that TensorRT prepares itself in, and the second is captured."""
@@ -230,7 +252,7 @@ class _Bound:
             return
         self.forget_graph()
         self._context.set_device_memory(arena.address(ACTIVATIONS), arena.nbytes(ACTIVATIONS))
-        for spec in (*self._engine.inputs, self._engine.output):
+        for spec in (*self._engine.inputs, *self._engine.outputs):
             self._must(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"address of {spec.name}")
         self._generation = arena.generation
 

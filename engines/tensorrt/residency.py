@@ -13,7 +13,9 @@ class Weights(Protocol):
     """Weights of one engine, which can be brought to the device and taken from it."""
 
     label: str
-    weights_bytes: int
+
+    @property
+    def weights_bytes(self) -> int: ...
 
     def load_weights(self) -> None: ...
 

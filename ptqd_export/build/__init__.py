@@ -118,18 +118,20 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, p
     """The folder with the graph of a precision."""
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
     learned = None
-    if context.plan.quantization.rounding != "nearest":
+    if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
         learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
         inputs = {**settings, "states": states.name, **_device(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)
         settings["learned"] = learned.name
     make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
-    return cache.run(f"quantize-{precision.name}", {**settings, "high_precision": context.high_precision}, make)
+    return cache.run(
+        f"quantize-{precision.name}", {**settings, **context.plan.target.model_dump(include={"provider", "high_precision"})}, make
+    )
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
     """Folders of the precisions that are full precision in another float type."""
-    inputs = {"traced": traced.name, "states": states.name}
+    inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
     floats = [precision for precision in context.engine_precisions if precision.weight_bits is None]
     return {
         precision.name: cache.run(f"convert-{precision.name}", inputs, partial(make_converted_graph, context, precision, traced, states))
@@ -145,7 +147,11 @@ def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | N
 def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
     """The walk of the default schedule, and what a budget was spent on: a budget is spent on what a first walk has measured."""
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
-    wanted = {"graphs": names, **plan.model_dump(include={"sampler", "precisions", "calibration", "correction"})}
+    wanted = {
+        "graphs": names,
+        "provider": plan.target.provider,
+        **plan.model_dump(include={"sampler", "precisions", "calibration", "correction"}),
+    }
     spends = plan.steps.policy == "budget"
     steps = "snr" if spends else plan.steps.model_dump()
     first = cache.run("statistics", {**wanted, "steps": steps}, partial(make_statistics, context, graphs, first_policy(context)))

@@ -28,9 +28,6 @@ from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
 PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*", f"{TEXT}/*")
-MEASURED_ON = "onnxruntime"
-"""What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
-
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -165,7 +162,7 @@ def _manifest(
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),
         placement=placement,
-        measured_on=MEASURED_ON,
+        measured_on="onnxruntime-cuda" if context.plan.target.provider == "CUDA" else "onnxruntime",
         precisions=precisions,
         guidance=context.plan.sampler.guidance,
         files=files,
@@ -178,6 +175,7 @@ def _target(context: BuildContext) -> TargetRecord:
     batch = section.batch
     return TargetRecord(
         name=section.name,
+        provider=section.provider,
         high_precision=section.high_precision,
         profile=None if batch is None else ProfileRecord(min=batch.min, opt=branches * batch.opt, max=branches * batch.max),
         workspace_gib=section.workspace_gib,

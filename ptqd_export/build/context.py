@@ -10,7 +10,9 @@ from typing import Any
 from calib.placement import HighPrecision, Placement
 from calib.precision import Precision
 from calib.shift import check_shift
-from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.base import Backend
+from engines.backends.choice import mode_of
+from engines.backends.onnxruntime import OnnxRuntimeBackend, check_provider
 from engines.errors import UsageError
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
@@ -20,6 +22,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.schedules.calibration_noise import calibration_noise
+from ptqd_export.stand_in import standing_in
 from ptqd_export.targets import TARGETS, Target
 
 
@@ -75,6 +78,12 @@ class BuildContext:
     def calibration_device(self) -> CalibrationDevice:
         return CalibrationDevice(self.plan.calibration.device, self.plan.calibration.dtype)
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs in the build."""
+        target = self.plan.target
+        return standing_in(OnnxRuntimeBackend(target.threads, target.provider, mode_of(target.name, target.provider)), self.high_precision)
+
     def steps_of(self, precision: Precision) -> list[int]:
         """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""
         listed = self.plan.steps.precisions or ()
@@ -86,9 +95,10 @@ class BuildContext:
 
         Raises:
             UsageError: it does not fit.
-            MissingBackendError: there is no such device to calibrate on.
+            MissingBackendError: there is no such device to calibrate or to run on.
         """
         self.calibration_device.check()
+        check_provider(self.plan.target.provider)
         _ = self.table
         if self.plan.correction.variance == "shift":
             check_shift(self.table, self.plan.calibration.trajectory)
@@ -104,8 +114,7 @@ class BuildContext:
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
         """The network of a graph as it will run on batches of this many samples."""
         branches = 2 if self.guided else 1
-        engine = OnnxRuntimeEngine(graph, mode=self.target.mode, threads=self.plan.target.threads, batch=branches * batch)
-        return EngineDenoiser(engine, self.model.conditioning, self.guided)
+        return EngineDenoiser(self.backend.open(graph, branches * batch), self.model.conditioning, self.guided)
 
     def noise(self) -> NoiseSource:
         return calibration_noise(self.plan.calibration.seed, self.model.sample_shape)

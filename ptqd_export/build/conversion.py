@@ -31,6 +31,6 @@ def make_converted_graph(
     path = folder / f"{precision.name}.onnx"
     save_graph(graph, path)
     check_graph(context.placement, path, ())
-    found = verify_float(context.model, path, load_states(states).first(VERIFIED_STATES))
+    found = verify_float(context.model, path, load_states(states).first(VERIFIED_STATES), context.backend)
     record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, Network.load(traced), ())}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

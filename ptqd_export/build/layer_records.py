@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from calib.placement import Rule, rule
+from calib.placement import HIGH_PRECISION_BITS, Rule, rule
 from calib.precision import FLOAT_WIDTHS, Precision
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer
@@ -18,11 +18,11 @@ from ptqd_export.build.tracing import Network
 def precision_record(context: BuildContext, precision: Precision, network: Network, layers: Sequence[QuantizedLayer]) -> dict[str, Any]:
     """Bit operations, and what every layer of the network got."""
     keep_float = context.plan.quantization.keep_float
-    float_type = precision.name if precision.name in FLOAT_WIDTHS else context.high_precision
+    float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
     rules = [(layer, rule(layer, precision, context.placement, keep_float)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
-        "bit_operations": asdict(bit_operations(rules, network.macs, FLOAT_WIDTHS[float_type])),
+        "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),
         "layers": [_layer_record(layer.name, layer.op, layer.role, rule, by_name.get(layer.name)) for layer, rule in rules],
     }
 

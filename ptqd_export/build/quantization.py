@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common
 
 from calib.observers import Observed
@@ -57,7 +58,8 @@ def make_quantized_graph(
     path = folder / f"{precision.name}.onnx"
     float32 = _write_graphs(context, prepared, layers, path)
     check_graph(context.placement, path, layers)
-    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), mode=context.target.mode, float32=float32)
+    dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
+    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
@@ -93,7 +95,7 @@ def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[Quanti
         return path
     float32 = path.with_name(f"{path.stem}-{FULL_PRECISION}.onnx")
     save_graph(graph, float32)
-    ir.passes.Sequential(ToHalfPrecision(), common.RemoveUnusedNodesPass())(graph)
+    ir.passes.Sequential(ToHalfPrecision(context.high_precision), common.RemoveUnusedNodesPass())(graph)
     save_graph(graph, path)
     return float32
 

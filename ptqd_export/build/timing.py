@@ -37,5 +37,12 @@ def write_times(context: BuildContext, output: Path, times: Mapping[str, float] 
     if times is None:
         path.unlink(missing_ok=True)
         return
-    about = {"processor": processor(), "cores": cores(), "batch": context.plan.target.benchmark_batch, "guided": context.guided}
+    target = context.plan.target
+    about = {
+        "processor": processor(),
+        "cores": cores(),
+        "provider": target.provider,
+        "batch": target.benchmark_batch,
+        "guided": context.guided,
+    }
     write_text(path, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")

@@ -26,7 +26,8 @@ class ShowLayerOutputs(ir.passes.InPlacePass):
     1. a layer whose output is quantized at once shows what its integer kernel gives, through a DequantizeLinear of its own: an output in
        between would keep the runtime from fusing the layer, and the fault might be gone;
     2. of a layer that was split into parts the sum of the parts is shown;
-    3. of a layer that is called twice the first call.
+    3. of a layer that is called twice the first call;
+    4. in float32, whatever the layer computes in.
 
     Requires: initializers named by `ParameterNames`, as they are or as `InsertQuantization` leaves them. Ensures: the graph's own outputs
     come first; the others follow in the order of the layers.
@@ -71,16 +72,14 @@ def _whole(node: ir.Node, name: str) -> ir.Value:  # rule 2
 
 def _show(graph: ir.Graph, name: str, value: ir.Value) -> None:
     kernel = _quantized_at_once(value)
-    if kernel is None:
-        last, node, element = value.producer(), ir.node("Identity", [value]), value.dtype
-    else:  # rule 1
-        scale = kernel.inputs[1]
-        assert scale is not None
-        last, node, element = kernel, ir.node("DequantizeLinear", [kernel.outputs[0], *kernel.inputs[1:]]), scale.dtype
+    last, seen, tape = kernel or value.producer(), value, ir.tape.Tape()
     assert last is not None
-    graph.insert_after(last, node)
-    (out,) = node.outputs
-    out.name, out.shape, out.type = f"{SHOWN}{name}", value.shape, ir.TensorType(element or ir.DataType.FLOAT)
+    if kernel is not None:  # rule 1
+        seen = tape.op("DequantizeLinear", [kernel.outputs[0], *kernel.inputs[1:]])
+        seen.shape, seen.type = value.shape, value.type
+    out = tape.op("Cast", [seen], attributes={"to": ir.DataType.FLOAT})  # rule 4
+    out.name, out.shape, out.type = f"{SHOWN}{name}", value.shape, ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(last, tape.nodes)
     graph.outputs.append(out)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calib.placement import CONTAINER_BITS, Placement
 from calib.quantized_layer import QuantizedLayer
-from calib.quantizers import ActivationQuantizer
+from calib.quantizers import ActivationQuantizer, Float8ActivationQuantizer
 from ptqd_export.graph_layers import weighted_nodes
 from ptqd_export.passes.constants import constant
 
+FLOAT8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
 INT4_BITS = 4
 INT4_BLOCKS = (128, 64, 32, 16)
 """Input channels that share a scale, the best first: TensorRT has kernels for these."""
@@ -30,7 +34,8 @@ class InsertQuantization(ir.passes.InPlacePass):
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
     3. an activation of fewer bits than its container is clipped to its range first;
     4. an output with a quantizer gets a pair of its own;
-    5. the bias of an integer kernel becomes int32 behind DequantizeLinear, its scale the product of input and weight scale.
+    5. 8-bit floats stand where the integers are, in weight and activations, where the precision says so;
+    6. the bias of an integer kernel becomes int32 behind DequantizeLinear, its scale the product of input and weight scale.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
     `calib.oracle.fake_quantized` computes, up to the order of float32 sums.
@@ -69,7 +74,7 @@ class _Writer:
 
     def _weight(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 1
         axis = 1 if node.op_type == "MatMul" else 0
-        name, integers, form = f"{layer.layer.name}.weight", layer.integers.numpy(), self._form(layer)
+        name, integers, form = f"{layer.layer.name}.weight", _as_array(layer.integers), self._form(layer)
         stored = constant(self._graph, f"{name}.int", _stored(integers.T if axis else integers, packed=form != "int8"))
         tape = ir.tape.Tape()
         wide = tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8}) if form == "cast" else stored
@@ -79,7 +84,7 @@ class _Writer:
             out = self._blocks(tape, wide, layer, axis)
         else:
             scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
-            zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), np.int8))
+            zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), integers.dtype))
             out = tape.op("DequantizeLinear", [wide, scale, zeros], attributes={"axis": axis})
         self._graph.insert_before(node, tape.nodes)
         return out
@@ -121,9 +126,9 @@ class _Writer:
             self._graph.insert_after(producer, tape.nodes)
 
     def _pair(self, tape: ir.tape.Tape, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:
-        kind = np.int8 if quantizer.signed else np.uint8
+        kind = _container(quantizer)
         scale = constant(self._graph, f"scale.{quantizer.scale!r}", np.asarray(quantizer.scale, np.float32))
-        zero = constant(self._graph, f"zero_point.{kind.__name__}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))
+        zero = constant(self._graph, f"zero_point.{kind}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))
         if quantizer.bits < CONTAINER_BITS:  # rule 3
             low, high = (np.float32(end - quantizer.zero_point) * np.float32(quantizer.scale) for end in (quantizer.low, quantizer.high))
             bounds = [constant(self._graph, f"bound.{float(end)!r}", np.asarray(end)) for end in (low, high)]
@@ -139,7 +144,7 @@ class _Writer:
             use.node.replace_input_with(use.idx, pair)
         self._graph.insert_after(node, tape.nodes)
 
-    def _bias(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 5
+    def _bias(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 6
         name = f"{layer.layer.name}.bias"
         integers = constant(self._graph, f"{name}.int", layer.bias_integers().numpy())
         scale = constant(self._graph, f"{name}.scale", layer.bias_scale.numpy())
@@ -154,7 +159,19 @@ def _like(x: ir.Value, out: ir.Value) -> ir.Value:
     return out
 
 
-def _stored(integers: NDArray[np.int8], *, packed: bool) -> ir.TensorProtocol:
+def _container(quantizer: ActivationQuantizer) -> np.dtype[Any]:
+    """What activations are carried in."""
+    if isinstance(quantizer, Float8ActivationQuantizer):
+        return FLOAT8
+    return np.dtype(np.int8 if quantizer.signed else np.uint8)
+
+
+def _as_array(stored: Tensor) -> NDArray[Any]:
+    """numpy's own types hold no 8-bit floats."""
+    return stored.view(torch.uint8).numpy().view(FLOAT8) if stored.dtype == torch.float8_e4m3fn else stored.numpy()
+
+
+def _stored(integers: NDArray[Any], *, packed: bool) -> ir.TensorProtocol:
     if not packed:
         return ir.tensor(np.ascontiguousarray(integers))
     return ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=ir.Shape(integers.shape))

@@ -105,7 +105,7 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
     Raises:
         UsageError: it does not fit the bundle.
     """
-    base, plan = bundle.schedule(request.base), _plan(bundle)
+    base, plan = bundle.schedule(request.base), stored_plan(bundle)
     sampler = _sampler(request, base)
     table = compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
     policy = request.policy or base.policy
@@ -121,7 +121,8 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
     )
 
 
-def _plan(bundle: Bundle) -> Plan:
+def stored_plan(bundle: Bundle) -> Plan:
+    """The plan that a bundle was built from."""
     path = bundle.path("plan.json")
     try:
         return Plan.model_validate_json(path.read_text())

@@ -14,6 +14,7 @@ from engines.samplers import NoiseSchedule, SamplerTable
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.calibration_noise import calibration_noise, calibration_rows
 from ptqd_export.schedules.settings import ScheduleSettings
+from ptqd_export.stand_in import measuring_backend
 
 
 def walk(bundle: Bundle, settings: ScheduleSettings, on_step: Callable[[int], None]) -> list[StepResult]:
@@ -58,7 +59,7 @@ def walk_plan(bundle: Bundle, settings: ScheduleSettings) -> WalkPlan:
     model, calibration, guidance = bundle.manifest.model, settings.calibration, settings.sampler.guidance
     noise = calibration_noise(calibration.seed, model.sample_shape)
     shift = level_shift(settings.correction.variance, settings.table, calibration.trajectory, model.noise_schedule)
-    bank = EngineBank(bundle, guidance, batch=calibration.batch_size, threads=settings.threads)
+    bank = EngineBank(bundle, guidance, batch=calibration.batch_size, backend=measuring_backend(bundle, settings.threads))
     return WalkPlan(
         table=settings.table,
         reference=bank[FULL_PRECISION],

@@ -19,13 +19,14 @@ from engines.errors import UsageError
         ("w2a4", 2, 4, 8),
         ("w3a7", 3, 7, 21),
         ("w4a16", 4, 16, 64),
+        ("fp8", 8, 8, 64),
         ("fp16", None, None, 256),
         ("fp32", None, None, 1024),
     ],
 )
 def test_name_gives_bits_and_cost(name: str, weight_bits: int | None, activation_bits: int | None, bit_operations: int) -> None:
     precision = Precision.parse(name)
-    assert precision == Precision(name, weight_bits, activation_bits)
+    assert precision == Precision(name, weight_bits, activation_bits, "e4m3" if name == "fp8" else "integer")
     assert precision.bit_operations_per_mac == bit_operations
 
 
@@ -36,21 +37,32 @@ def test_saving_against_full_precision_is_the_papers() -> None:
 
 
 def test_grammar_has_exactly_these_names() -> None:
-    expected = {f"w{w}a{a}" for w in range(2, 9) for a in (4, 5, 6, 7, 8, 16)} | {"fp16", "fp32"}
+    expected = {f"w{w}a{a}" for w in range(2, 9) for a in (4, 5, 6, 7, 8, 16)} | {"fp8", "fp16", "fp32"}
     assert set(all_names()) == expected
     assert len(all_names()) == len(expected)
     assert {Precision.parse(name).name for name in all_names()} == expected
 
 
 def test_pattern_of_the_schema_agrees_with_the_names() -> None:
-    candidates = {f"w{w}a{a}" for w in range(12) for a in range(20)} | {"fp8", "fp16", "fp32", "fp64", "w8", "a8", "", "xw8a8", "w8a8x"}
+    candidates = {f"w{w}a{a}" for w in range(12) for a in range(20)} | {
+        "fp4",
+        "fp8",
+        "fp16",
+        "fp32",
+        "fp64",
+        "w8",
+        "a8",
+        "",
+        "xw8a8",
+        "w8a8x",
+    }
     assert {name for name in candidates if re.search(PATTERN, name)} == set(all_names())
 
 
 def test_cost_goes_up_in_bit_operations_and_breaks_ties_by_weights() -> None:
-    shuffled = ["fp32", "w8a8", "w8a4", "w4a16", "fp16", "w4a4", "w8a16", "w4a8"]
+    shuffled = ["fp32", "w8a8", "fp8", "w8a4", "w4a16", "fp16", "w4a4", "w8a16", "w4a8"]
     ordered = sorted(map(Precision.parse, shuffled), key=lambda precision: precision.cost_key)
-    assert [precision.name for precision in ordered] == ["w4a4", "w4a8", "w8a4", "w4a16", "w8a8", "w8a16", "fp16", "fp32"]
+    assert [precision.name for precision in ordered] == ["w4a4", "w4a8", "w8a4", "w4a16", "fp8", "w8a8", "w8a16", "fp16", "fp32"]
 
 
 def test_no_two_precisions_share_a_place_in_the_order() -> None:

@@ -122,7 +122,7 @@ def test_criteria_of_the_plan_are_used(network: Attention, seen: Mapping[str, Ob
 def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: Mapping[str, Observed]) -> None:
     with torch.no_grad():
         network.out.weight[1] = 0
-        network.out.bias[1] = -2000.0  # type: ignore[index]
+        network.out.bias[1] = -2000.0  # type: ignore[index]  # a tensor, as the layer has a bias
     layer = _quantize(network, seen, "w8a8")["out"]
     found = layer.dequantized_bias(torch.float64)
     assert found is not None

@@ -93,7 +93,7 @@ def plan(**changes: object) -> ProbePlan:
     quantized = {name: NETWORKS[name] for name in LEVELS}
     samples = np.arange(3, 3 + SAMPLES, dtype=np.int64)
     made = ProbePlan(schedule(), NETWORKS["fp32"], quantized, NoiseSource(1, SHAPE), samples, samples, batch_size=4)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)  # type: ignore[arg-type]  # callers name fields
 
 
 def closed_form(offset: float) -> Float64:

@@ -163,7 +163,7 @@ def cross_trt_build(cross_model: Path) -> Built:
         cross_model.parent,
         model={"path": "model", "conditions": "conditions.npz"},
         sampler={"name": "ddpm", "steps": 2, "eta": 1.0, "guidance": 2.0},
-        precisions=["fp16", "w8a8", "w4a4", "w4a16"],
+        precisions=["fp16", "fp8", "w8a8", "w4a4", "w4a16"],
         target={"name": "tensorrt", "threads": 2},
         output="tensorrt",
     )

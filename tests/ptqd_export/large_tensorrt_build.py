@@ -11,7 +11,6 @@ def export(folder: Path) -> None:
     """Trace and quantize a DDPM U-Net of 36 million random weights, scales of the whole range, float16 around the integers."""
     import onnx_ir as ir
     import torch
-    from diffusers import UNet2DModel
     from onnx_ir.passes import common
 
     from calib.observers import observing
@@ -19,24 +18,15 @@ def export(folder: Path) -> None:
     from calib.precision import Precision
     from calib.quantize import QuantizationSettings, Quantizer
     from calib.scale_type import with_scales_in
-    from engines.samplers import NoiseSchedule
     from ptqd_export.graph_files import save_graph
     from ptqd_export.graph_layers import find_layers, weighted_nodes
-    from ptqd_export.models.base import LoadedModel
-    from ptqd_export.models.diffusers_unet import DiffusersAdapter
     from ptqd_export.passes.half_precision import ToHalfPrecision
     from ptqd_export.passes.quantization import InsertQuantization
     from ptqd_export.trace import lower, trace
+    from tests.ptqd_export.large_u_net import large_u_net
 
-    placement = PLACEMENTS["tensorrt"]
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    model = LoadedModel("DDPM", DiffusersAdapter(network, ()), (3, 32, 32), None, None, NoiseSchedule())
-    assert 35e6 < model.parameters < 37e6
+    placement, model = PLACEMENTS["tensorrt"], large_u_net()
+    network = model.adapter.network
     graph = trace(model)
     lower(graph, placement)
     layers = find_layers(graph.graph, dict.fromkeys(weighted_nodes(graph.graph), 1))

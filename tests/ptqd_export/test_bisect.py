@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from engines.backends.onnxruntime import run_outputs
+from engines.errors import MissingBackendError
 from engines.files import sha256
+from engines.tensorrt import layer_run
+from engines.tensorrt.build_spec import BuildSpec
+from engines.tensorrt.builder import build_engine
+from engines.tensorrt.engine import TensorRtEngine
 from ptqd_export.bisect import BisectRequest, BisectResult, bisect_bundle, compare_layers
 from ptqd_export.cli import main
 
@@ -55,11 +64,13 @@ def bisect(bundle: Path, *options: object) -> Result:
     return CliRunner().invoke(main, ["bisect", str(bundle), *map(str, options)])
 
 
-def broken_runtime(layer: str, change: Callable[[Array], Array]) -> Callable[[Path, Feeds], dict[str, Array]]:
+def broken_runtime(
+    layer: str, change: Callable[[Array], Array], right: Callable[[Path, Feeds], dict[str, Array]] = run_outputs
+) -> Callable[[Path, Feeds], dict[str, Array]]:
     """ONNX Runtime whose kernel of one layer has a fault, seen by that layer and all behind it."""
 
     def run(graph: Path, feeds: Feeds) -> dict[str, Array]:
-        found = run_outputs(graph, feeds)
+        found = right(graph, feeds)
         names = list(found)
         behind = [*names[names.index(f"shown.{layer}") :], names[0]]
         return {name: change(value) if name in behind else value for name, value in found.items()}
@@ -104,12 +115,22 @@ def test_threshold_decides_what_departs(class_build: Built) -> None:
     assert (again.first, set(below) <= {"conv_out", "out"}) == (below[0], True)  # the output is that of the last layer
 
 
-def test_figures_are_those_of_the_outputs(class_build: Built) -> None:
-    """By a runtime that adds a known error to zeros and ones."""
+TWO_LAYERS = """
+    g (float[1,1,2,2] x) => (float[1,1,2,2] out)
+    <float[1,1,1,1] a = {2}, float[1,1,1,1] here = {0.5}>
+    { middle = Conv (x, a) last = Conv (middle, here) out = Relu (last) }"""
+
+
+def test_figures_are_those_of_the_outputs_in_the_order_of_the_graph(parse_graph: Callable[[str], ir.Model], tmp_path: Path) -> None:
+    """By a runtime that gives its outputs in another order, with a known error."""
     e = {"out": np.ones(4, np.float32), "shown.a": np.full(4, 2, np.float32), "shown.here": np.ones(1, np.float32)}
     q = {"out": np.full(4, 0.9, np.float32), "shown.a": np.full(4, 2, np.float32), "shown.here": np.ones(1, np.float32)}
     without = {name: value for name, value in e.items() if name != "shown.here"}
-    graph = class_build.graph("fp32")
+    q = dict(reversed(q.items()))
+    model, graph = parse_graph(TWO_LAYERS), tmp_path / "graph.onnx"
+    for layer in ("a", "here"):
+        model.graph.initializers[layer].name = f"{layer}.weight"
+    ir.save(model, graph)
     layers, only_here = compare_layers(graph, lambda *_: q, graph, lambda *_: without, {})
     assert [(layer.layer, layer.snr_db) for layer in layers] == [("a", None), ("out", pytest.approx(20, abs=1e-5))]
     assert layers[1].max_absolute_error == pytest.approx(0.1)
@@ -146,17 +167,65 @@ def test_wrong_requests_are_errors_of_usage(class_build: Built, options: list[ob
     assert message in result.stderr
 
 
-def test_graphs_of_another_runtime_are_held_against_full_precision_alone(class_trt_build: Built) -> None:
-    refused = bisect(class_trt_build.folder, "--precision", "w8a8")
+def test_graphs_of_another_runtime_are_held_against_full_precision_alone_on_the_cpu(class_trt_build: Built) -> None:
+    refused = bisect(class_trt_build.folder, "--precision", "w8a8", "--runtime", "onnxruntime")
     assert refused.exit_code == 2
     assert "runs this bundle's graphs as they are written" in refused.stderr
-    found = find(class_trt_build.folder, against="fp32", min_snr_db=0.0)
+    found = find(class_trt_build.folder, against="fp32", min_snr_db=0.0, runtime="onnxruntime")
     assert found.first is None
     assert all(layer.snr_db is not None and layer.snr_db > 20 for layer in found.layers)
 
 
+class Device:
+    """In place of CUDA and of an opened engine: the engine must have been built, and its graph runs on ONNX Runtime with a fault."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, faulty: str) -> None:
+        self.engines: list[tuple[int, int]] = []
+        self._graph = Path()
+        self._run = broken_runtime(faulty, lambda value: np.clip(value, -0.1, 0.1), partial(run_outputs, mode="exact"))
+        build = build_engine
+
+        def build_and_keep(spec: BuildSpec, output: Path, **options: Any) -> None:
+            self._graph = output.parents[1] / "kept.onnx"
+            build(spec, output, **options)
+            shutil.copy(spec.graph, self._graph)
+            self.engines.append((output.stat().st_size, spec.profile.max))
+
+        for name, fake in {"Cuda": object, "Arena": lambda cuda: cuda, "build_engine": build_and_keep, "TensorRtEngine": self.open}.items():
+            monkeypatch.setattr(layer_run, name, fake)
+
+    def open(self, *arguments: Any) -> Any:
+        inspect.signature(TensorRtEngine).bind(*arguments)
+        engine = create_autospec(TensorRtEngine, instance=True)
+        engine.run_outputs.side_effect = lambda feeds: self._run(self._graph, feeds)
+        return engine
+
+
+def test_engine_of_tensorrt_is_built_with_its_layers_as_outputs_and_the_faulty_one_is_named(
+    class_trt_build: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    device = Device(monkeypatch, FAULTY)
+    found = find(class_trt_build.folder, runtime="tensorrt-rtx")
+    assert found.first == FAULTY
+    assert all(layer.snr_db is None for layer in found.layers[: [layer.layer for layer in found.layers].index(FAULTY)])
+    ((size, rows),) = device.engines
+    assert size > 10_000
+    assert rows == 4 * (2 if class_trt_build.context.guided else 1)
+
+
+def test_engine_of_tensorrt_takes_a_device(class_trt_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: Any) -> None:
+        raise MissingBackendError("There is no CUDA device.")
+
+    monkeypatch.setattr("engines.tensorrt.cuda.Cuda.__init__", absent)
+    result = bisect(class_trt_build.folder, "--precision", "w8a8")
+    assert result.exit_code == 3, result.stderr
+    assert "There is no CUDA device" in result.stderr
+
+
 def test_half_precision_graphs_show_their_layers_too(cross_trt_build: Built) -> None:
-    found = find(cross_trt_build.folder, against="fp32", min_snr_db=0.0)
+    found = find(cross_trt_build.folder, against="fp32", min_snr_db=0.0, runtime="onnxruntime")
     assert {"conv_in", "conv_out"} <= {layer.layer for layer in found.layers}
     assert found.only_here == ()
 

@@ -243,8 +243,8 @@ REFUSED = [
     ({"precisions": ["w8a8", "w8a8"]}, 'precisions: found ["w8a8", "w8a8"], expected names that are all different'),
     (
         {"precisions": ["w8a8", "w4a9"]},
-        'precisions[1]: found "w4a9", expected w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp16 or fp32; '
-        'did you mean "w4a8"?',
+        'precisions[1]: found "w4a9", expected w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; '
+        'or fp8, fp16 or fp32; did you mean "w4a8"?',
     ),
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
@@ -262,10 +262,13 @@ REFUSED = [
     ({"correction": {"parts": ["gain", "gain"]}}, 'correction.parts: found ["gain", "gain"], expected names that are all different'),
     ({"target": {}}, "target.name: missing; expected runtime"),
     ({"target": {"name": "TensorRT"}}, "target.name: found \"TensorRT\", expected 'onnxruntime', 'tensorrt' or 'tensorrt-rtx'"),
-    ({"target": {"name": "tensorrt", "high_precision": "bf16"}}, "target.high_precision: found \"bf16\", expected 'fp32' or 'fp16'"),
+    (
+        {"target": {"name": "tensorrt", "high_precision": "tf32"}},
+        "target.high_precision: found \"tf32\", expected 'fp32', 'fp16' or 'bf16'",
+    ),
     ({"target": {"name": "tensorrt", "workspace_gib": 0}}, "target.workspace_gib: found 0, expected more than 0.0"),
     ({"target": {"name": "tensorrt", "batch": {"most": 2}}}, "target.batch.most: unknown key; known keys: min, opt, max"),
-    ({"target": {"name": "onnxruntime", "provider": "cpu"}}, "target.provider: found \"cpu\", expected 'CPU'"),
+    ({"target": {"name": "onnxruntime", "provider": "cpu"}}, "target.provider: found \"cpu\", expected 'CPU' or 'CUDA'"),
     ({"target": {"name": "onnxruntime", "threads": 0}}, "target.threads: found 0, expected 1 or more"),
     ({"output": None}, "output: found null, expected a string"),
     ({"outputs": "x"}, 'outputs: unknown key; did you mean "output"?'),
@@ -352,6 +355,10 @@ def test_policy_budget_and_a_budget_need_each_other(write: Write, steps: dict[st
             "target.workspace_gib: found 1.0, expected nothing beside the target onnxruntime, which builds no engines ahead of time",
         ),
         (
+            {"name": "tensorrt", "provider": "CUDA"},
+            'target.provider: found "CUDA", expected "CPU" beside the target tensorrt, whose engines run on the GPU anyway',
+        ),
+        (
             {"name": "tensorrt", "batch": {"min": 2, "opt": 1}},
             'target.batch: found {"min": 2, "opt": 1}, expected min, opt and max in this order',
         ),
@@ -359,6 +366,13 @@ def test_policy_budget_and_a_budget_need_each_other(write: Write, steps: dict[st
 )
 def test_target_takes_what_its_engines_are_built_with(write: Write, target: dict[str, Any], problem: str) -> None:
     assert _problems(write(target=target)) == [problem]
+
+
+def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
+    assert _problems(write(precisions=["fp8", "w8a8"])) == [
+        'target.name: found "onnxruntime", expected a target that runs 8-bit floats beside the precision fp8: "tensorrt" or "tensorrt-rtx"'
+    ]
+    assert load_plan(write(precisions=["fp8"], target={"name": "tensorrt"})).plan.precisions == ("fp8",)
 
 
 @pytest.mark.parametrize(("name", "high_precision", "batch"), [("tensorrt", "fp16", (1, 8, 64)), ("onnxruntime", "fp32", None)])

@@ -18,13 +18,12 @@ from calib.observers import observing
 from calib.placement import PLACEMENTS
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
-from engines.samplers import NoiseSchedule
 from ptqd_export.graph_files import save_graph
 from ptqd_export.graph_layers import find_layers, weighted_nodes
 from ptqd_export.models.base import LoadedModel
-from ptqd_export.models.diffusers_unet import DiffusersAdapter
 from ptqd_export.passes.quantization import InsertQuantization
 from ptqd_export.trace import lower, trace
+from tests.ptqd_export.large_u_net import large_u_net
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -88,17 +87,7 @@ def test_files_shrink_with_the_bits(as_model: Callable[[nn.Module, tuple[int, ..
 
 @pytest.mark.slow
 def test_files_of_a_36_million_parameter_u_net_shrink_to_what_is_promised(tmp_path: Path) -> None:
-    from diffusers import UNet2DModel
-
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    model = LoadedModel("test", DiffusersAdapter(network, ()), (3, 32, 32), None, None, NoiseSchedule())
-    assert 35e6 < model.parameters < 37e6
-    sizes = _sizes(model, ("w8a8", "w4a8"), tmp_path)
+    sizes = _sizes(large_u_net(), ("w8a8", "w4a8"), tmp_path)
     assert sizes["w8a8"] / sizes["fp32"] <= 0.28
     assert sizes["w4a8"] / sizes["fp32"] <= 0.17
 

@@ -62,7 +62,7 @@ for path in sys.argv[1:]:
 
 def _built_sizes(paths: Iterable[Path]) -> list[int]:
     """Bytes of the engine of every graph, 0 where the builder refuses it."""
-    done = subprocess.run([sys.executable, "-c", BUILDER, *map(str, paths)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([sys.executable, "-c", BUILDER, *map(str, paths)], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return [int(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
 
@@ -75,10 +75,11 @@ class Parsed:
     """A parsed network: for every layer with stored weights, by the name of its weight, what its inputs come from.
 
     Attributes:
-        pairs: layers with an int8 pair on the input and a dequantized weight.
+        pairs: layers with a pair on the input and a dequantized weight.
         weights: layers with a dequantized weight alone.
         quantizers: QUANTIZE layers that a layer of `pairs` reads, and all of them.
         float_types: types that convolutions and matrix products compute in.
+        quantized_types: those of what QUANTIZE layers give.
     """
 
     pairs: set[str] = field(default_factory=set)
@@ -87,6 +88,7 @@ class Parsed:
     quantizers: set[str] = field(default_factory=set)
     dequantizers: set[str] = field(default_factory=set)
     float_types: set[Any] = field(default_factory=set)
+    quantized_types: set[Any] = field(default_factory=set)
     inputs: dict[str, Any] = field(default_factory=dict)
     output: Any = None
 
@@ -111,7 +113,7 @@ def _parse(path: Path) -> Parsed:
     parsed.output = network.get_output(0).dtype
     for layer in layers:
         if layer.type == trt.LayerType.QUANTIZE:
-            assert layer.get_output(0).dtype == trt.int8
+            parsed.quantized_types.add(layer.get_output(0).dtype)
             parsed.quantizers.add(layer.name)
         if layer.type == trt.LayerType.DEQUANTIZE:
             parsed.dequantizers.add(layer.name)
@@ -145,6 +147,7 @@ def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -
     assert parsed.weights == {layer.layer.name for layer in layers if layer.input is None}
     assert parsed.quantizers == parsed.read
     assert not parsed.dequantizers
+    assert parsed.quantized_types == ({trt.fp8 if path.stem.startswith("fp8") else trt.int8} if parsed.pairs else set())
     assert parsed.float_types == {float_type}
     assert set(parsed.inputs.values()) <= {trt.float32, trt.int64}
     assert parsed.output == trt.float32
@@ -153,7 +156,7 @@ def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -
 
 BUILDS = [
     ("class_trt_build", "float32", ["w8a8", "w4a8", "w4a4"]),
-    ("cross_trt_build", "float16", ["w8a8", "w4a4", "w4a16"]),
+    ("cross_trt_build", "float16", ["fp8", "w8a8", "w4a4", "w4a16"]),
     ("digits_trt_build", "float16", ["w8a8", "w4a8", "w4a4"]),
 ]
 
@@ -228,31 +231,33 @@ def _quantized(
     found = Quantizer(model.adapter.network, layers, seen, TRT, QuantizationSettings()).quantize(Precision.parse(precision))
     found = with_scales_in(high, found)
     graph = traced.clone()
-    ir.passes.Sequential(InsertQuantization(found, TRT), *([ToHalfPrecision()] if high == "fp16" else []), common.RemoveUnusedNodesPass())(
-        graph
-    )
+    ir.passes.Sequential(
+        InsertQuantization(found, TRT), *([] if high == "fp32" else [ToHalfPrecision(high)]), common.RemoveUnusedNodesPass()
+    )(graph)
     path = folder / f"{precision}-{high}.onnx"
     save_graph(graph, path)
     return path, found
 
 
-FLOAT_TYPES: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16}
+FLOAT_TYPES: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}
+INTEGERS: list[tuple[str, HighPrecision]] = [(name, high) for name in ("w8a8", "w4a8", "w4a16") for high in ("fp32", "fp16")]
+PAIRS: list[tuple[str, HighPrecision]] = [*INTEGERS, ("w8a8", "bf16"), ("fp8", "fp16")]
+"""Precisions, and the types around them."""
 
 
 @pytest.mark.parametrize("name", ["transformer", "cross attention"])
-def test_network_keeps_the_plan_in_both_types_and_builds(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+def test_network_keeps_the_plan_in_every_type_and_builds(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
     model: LoadedModel = (
         request.getfixturevalue("transformer") if name == "transformer" else request.getfixturevalue("cross_trt_build").context.model
     )
     traced = _traced(model, tmp_path)
     paths = []
-    for precision in ("w8a8", "w4a8", "w4a16"):
-        for high, float_type in FLOAT_TYPES.items():
-            path, layers = _quantized(model, traced, precision, high, tmp_path)
-            check_tensorrt_graph(path)
-            parsed = _holds_the_plan(path, layers, float_type)
-            assert len(parsed.pairs) == sum(layer.layer.role == "inner" for layer in layers if precision != "w4a16")
-            paths.append(path)
+    for precision, high in PAIRS:
+        path, layers = _quantized(model, traced, precision, high, tmp_path)
+        check_tensorrt_graph(path)
+        parsed = _holds_the_plan(path, layers, FLOAT_TYPES[high])
+        assert len(parsed.pairs) == sum(layer.layer.role == "inner" for layer in layers if precision != "w4a16")
+        paths.append(path)
     assert len(_parse(paths[0]).pairs) >= 12
     assert all(_built_sizes(paths))
 
@@ -263,10 +268,10 @@ def test_network_keeps_the_plan_in_both_types_and_builds(request: pytest.Fixture
 @pytest.mark.slow
 def test_a_36_million_parameter_u_net_builds_in_4_gigabytes_and_3_minutes(tmp_path: Path) -> None:
     """Traced, quantized and built here, in processes of their own: peak memory of the larger, and time of both."""
-    script = Path(__file__).with_name("large_tensorrt_build.py")
     begin = time.monotonic()
     for stage in ("export", "build"):
-        done = subprocess.run([sys.executable, str(script), stage, str(tmp_path)], capture_output=True, text=True, check=False, timeout=600)
+        command = [sys.executable, "-m", "tests.ptqd_export.large_tensorrt_build", stage, str(tmp_path)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         peak = float(done.stdout.splitlines()[-1])
         print(f"{stage}: {peak:.2f} GB, {time.monotonic() - begin:.0f} s so far")  # noqa: T201

@@ -17,9 +17,10 @@ from calib.activation_states import States
 from engines.arrays import Float32
 from engines.errors import PtqdError
 from ptqd_export import verify as module
-from ptqd_export.verify import Verification, snr_db, verify
+from ptqd_export.verify import FUSED, Verification, snr_db, verify
 
 if TYPE_CHECKING:
+    from engines.backends.base import Backend
     from tests.ptqd_export.conftest import Array, Built
 
 
@@ -94,9 +95,9 @@ def test_graph_of_another_precision_is_refused(class_build: Built) -> None:
 def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
 
-    def noisy(model: Any, graph: Path, states: States, mode: Any) -> Float32:
-        out = run(model, graph, states, mode)
-        return out + np.random.default_rng(0).normal(0, 0.3, out.shape).astype(np.float32) if mode == "fast" else out
+    def noisy(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
+        out = run(model, graph, states, backend)
+        return out + np.random.default_rng(0).normal(0, 0.3, out.shape).astype(np.float32) if backend == FUSED else out
 
     monkeypatch.setattr(module, "_graph_outputs", noisy)
     with pytest.raises(PtqdError, match=r"The noise of w8a8\.onnx as it runs is not the oracle's") as error:
@@ -106,6 +107,6 @@ def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, m
 
 def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
-    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[-1] == "fast" else 1))
+    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[-1] == FUSED else 1))
     with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
         _verify(class_build, "w8a8")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engines.backends.choice import engine_settings, on_onnxruntime, open_backend
+from engines.backends.choice import engine_settings, on_onnxruntime, open_backend, runtime_name
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import MissingBackendError, UsageError
@@ -35,6 +36,17 @@ def test_bundle_for_onnxruntime_takes_its_fused_kernels(tiny: TinyBundle) -> Non
 def test_graphs_of_another_target_run_as_written(own_tiny: TinyBundle) -> None:
     assert on_onnxruntime(for_tensorrt(own_tiny)).mode == "exact"
     assert on_onnxruntime(Bundle.open(own_tiny.folder), provider="CUDA").mode == "exact"
+
+
+def test_bundle_for_the_gpu_runs_there_unless_told_otherwise(own_tiny: TinyBundle) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["target"]["provider"] = "CUDA"
+
+    own_tiny.edit_json("manifest.json", change)
+    bundle = Bundle.open(own_tiny.folder)
+    assert runtime_name(bundle, "target") == "onnxruntime-cuda"
+    assert open_backend(bundle, "target") == on_onnxruntime(bundle) == OnnxRuntimeBackend(None, "CUDA", "exact")
+    assert open_backend(bundle, "onnxruntime") == OnnxRuntimeBackend(None, "CPU", "fast")
 
 
 def test_engine_settings_are_the_manifests(own_tiny: TinyBundle) -> None:

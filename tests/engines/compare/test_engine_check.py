@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 
 from engines.arrays import Float32, Int64
 from engines.bundle import Bundle
-from engines.compare.engine_check import RUNTIME_DB, SAMPLING_DB, EngineCheck, check_engines
+from engines.compare.engine_check import RUNTIME_DB, SAMPLING_DB, DepartureError, EngineCheck, check_engines
 from engines.errors import PtqdError
 from engines.noise import NoiseSource
 from engines.schedule import Schedule
@@ -53,8 +53,8 @@ def check(schedule: Schedule, w8a8: Scaled, samples: int = 6) -> EngineCheck:
 
 
 @pytest.mark.parametrize("trajectory", ["quantized", "fp"])
-def test_engines_of_the_statistics_pass(schedule: Schedule, trajectory: str) -> None:
-    assert check_engines(replace(check(schedule, Scaled(0.01, {})), trajectory=trajectory)) < 1e-3  # type: ignore[arg-type]
+def test_engines_of_the_statistics_pass(schedule: Schedule, trajectory: Literal["quantized", "fp"]) -> None:
+    assert check_engines(replace(check(schedule, Scaled(0.01, {})), trajectory=trajectory)) < 1e-3
 
 
 def test_wrong_engine_is_refused_with_both_figures(schedule: Schedule) -> None:
@@ -79,6 +79,17 @@ def test_what_nothing_was_quantized_in_must_stay_so(schedule: Schedule) -> None:
     assert check_engines(same) == 0
     with pytest.raises(PtqdError, match="inf dB"):
         check_engines(replace(same, networks={**same.networks, "w8a8": Scaled(0.01, {})}))
+
+
+def test_snr_of_rounding_need_only_stay_above_it(schedule: Schedule) -> None:
+    """60 dB where the statistics have 90 dB are rounding both; 45 dB are not."""
+    rounded = replace(check(schedule, Scaled(0.001, {})), expected={"w8a8": [90.0] * STEPS}, rounding_db=50.0)
+    assert check_engines(rounded) == 0
+    assert check_engines(replace(rounded, expected={"w8a8": [None] * STEPS})) == 0
+    worse = replace(rounded, networks={**rounded.networks, "w8a8": Scaled(10 ** (-45 / 20), {})})
+    with pytest.raises(DepartureError, match=r"(?s)SNR 45\.00 dB at step 0.*50\.00 dB or more, within") as error:
+        check_engines(worse)
+    assert error.value.precision == "w8a8"
 
 
 def test_every_sample_counts_at_the_first_step_and_some_at_others(schedule: Schedule) -> None:

@@ -61,7 +61,7 @@ def test_scipys_matrix_square_root_gives_the_same(count: int) -> None:
 def test_torchmetrics_gives_the_same() -> None:
     """Its images are the features themselves."""
     identity = torch.nn.Identity()
-    identity.num_features = 16  # type: ignore[assignment]
+    identity.num_features = 16  # type: ignore[assignment]  # modules take numbers too
     metric = FrechetInceptionDistance(feature=identity, normalize=False).set_dtype(torch.float64)
     real, fake = vectors(5), vectors(6, count=300)
     for begin in range(0, 300, 100):

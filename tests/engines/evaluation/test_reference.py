@@ -67,13 +67,13 @@ def test_statistics_that_were_saved_are_the_same_reference(extractor: Extractor,
 
 def test_files_of_other_fid_programs_give_what_they_hold(extractor: Extractor, tmp_path: Path) -> None:
     arrays = {"mu": np.arange(4.0), "sigma": np.eye(4), "arr_0": np.zeros((2, 8, 8, 3), np.uint8), "features": np.zeros(7)}
-    np.savez(tmp_path / "fid.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "fid.npz", **arrays)  # type: ignore[arg-type]  # one could be called allow_pickle
     reference = Reference.load(tmp_path / "fid.npz", extractor, SHAPE)
     assert reference.features.mean.tolist() == [0, 1, 2, 3]
     assert (reference.spatial, reference.manifold, reference.count) == (None, None, None)
     with pytest.raises(ValueError, match="not ours to save"):
         reference.save(tmp_path / "again.npz", extractor)
-    np.savez(tmp_path / "sfid.npz", mu_s=np.zeros(32), sigma_s=2 * np.eye(32), **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "sfid.npz", mu_s=np.zeros(32), sigma_s=2 * np.eye(32), **arrays)  # type: ignore[arg-type]  # one could be called allow_pickle
     spatial = Reference.load(tmp_path / "sfid.npz", extractor, SHAPE).spatial
     assert spatial is not None
     assert np.trace(spatial.covariance) == 64
@@ -96,6 +96,6 @@ def test_files_of_other_fid_programs_give_what_they_hold(extractor: Extractor, t
 def test_reference_that_does_not_fit_is_an_error_of_usage(
     extractor: Extractor, tmp_path: Path, arrays: dict[str, object], message: str
 ) -> None:
-    np.savez(tmp_path / "wrong.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "wrong.npz", **arrays)  # type: ignore[arg-type]  # one could be called allow_pickle
     with pytest.raises(UsageError, match=message):
         Reference.load(tmp_path / "wrong.npz", extractor, SHAPE)

@@ -115,7 +115,7 @@ def test_is_immutable_and_rejects_a_misspelt_field() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         NoiseSchedule().beta_end = 0.5
     with pytest.raises(ValidationError, match="beta_ende"):
-        NoiseSchedule(beta_ende=0.5)  # type: ignore[call-arg]
+        NoiseSchedule(beta_ende=0.5)  # type: ignore[call-arg]  # the mistake that is tested
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,13 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
 
 @pytest.fixture
 def host_tensorrt(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
-    """In place of tensorrt_rtx; its engines are `double` and `negate`."""
+    """In place of tensorrt_rtx; its engines are `double`, `negate` and `shown`."""
 
     def network(factor: float) -> Callable[..., Array]:
         return lambda sample, timestep, labels: np.float32(factor) * sample + (timestep / 1000 + labels)[:, None, None, None]
 
     real = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0)})
+    fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0), b"shown": network(2.0)})
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     return fake
 
@@ -97,7 +97,7 @@ def arena(host_cuda: HostCuda) -> Arena:
 
 @pytest.fixture
 def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Callable[..., TensorRtEngine]:
-    """Opens `double` or `negate`."""
+    """Opens `double`, `negate` or `shown`."""
     del host_tensorrt
 
     def open_(name: str, **options: Any) -> TensorRtEngine:

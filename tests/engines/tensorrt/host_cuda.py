@@ -20,6 +20,7 @@ class HostCuda:
         live: addresses of memory not yet freed, with their sizes.
         calls: names of functions, as they were called.
         free: bytes that the device says are free.
+        capability: for computing, as it says.
         failing: names of functions that report to be out of memory.
     """
 
@@ -28,6 +29,7 @@ class HostCuda:
         self.live: dict[int, Any] = {}
         self.calls: list[str] = []
         self.free = 10**9
+        self.capability = (8, 9)
         self.failing: set[str] = set()
         self.capturing: list[Callable[[], object]] | None = None
 
@@ -66,7 +68,8 @@ class HostCuda:
 
     def on_cudaDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[int]:
         del device
-        return (8 if attribute == self.real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else 9,)
+        major, minor = self.capability
+        return (major if attribute == self.real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor,)
 
     def on_cudaGetDeviceProperties(self, device: int) -> tuple[Any]:
         del device

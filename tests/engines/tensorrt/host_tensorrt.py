@@ -16,8 +16,11 @@ from tests.engines.tensorrt.signatures import Specced
 
 Array = NDArray[Any]
 SHAPES = {"sample": (1, 8, 8), "timestep": (), "class_labels": (), "out": (1, 8, 8)}
-DTYPES = {"sample": "FLOAT", "timestep": "FLOAT", "class_labels": "INT64", "out": "FLOAT"}
-NUMPY = {"FLOAT": np.float32, "INT64": np.int64}
+DTYPES = {"sample": "FLOAT", "timestep": "FLOAT", "class_labels": "INT64", "out": "FLOAT", "shown.inside": "HALF"}
+INSIDE = "shown.inside"
+"""A second output in half precision, [2 * batch, 4]: what is inside a network need not begin with the batch."""
+
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 BATCHES = (1, 4, 8)
 
 
@@ -29,7 +32,9 @@ def at(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 class HostTensorRt:
-    """Stands in for the module: real enumerations, fake classes that do work. `networks` are found by the bytes of a serialized engine."""
+    """Stands in for the module: real enumerations, fake classes that do work. `networks` are found by the bytes of a serialized engine;
+    that of an engine called `shown` has the output `INSIDE` too.
+    """
 
     def __init__(self, real: Any, cuda: HostCuda, networks: dict[bytes, Callable[..., Array]]) -> None:
         self.real = real
@@ -61,21 +66,23 @@ class HostRuntime(Specced):
 
 class HostEngine(Specced):
     def __init__(self, trt: HostTensorRt, network: Callable[..., Array], plan: bytes, *, deferred: bool) -> None:
-        super().__init__(trt.real.ICudaEngine, num_io_tensors=len(SHAPES), weights_loaded=not deferred)
-        for name, value in {"trt": trt, "network": network, "plan": plan, "contexts": []}.items():
+        names = [*SHAPES, *([INSIDE] if plan == b"shown" else [])]
+        super().__init__(trt.real.ICudaEngine, num_io_tensors=len(names), weights_loaded=not deferred)
+        own: dict[str, Any] = {"trt": trt, "network": network, "plan": plan, "contexts": [], "names": names}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
 
     def on_get_tensor_name(self, index: int) -> str:
-        return list(SHAPES)[index]
+        return str(self.names[index])
 
     def on_get_tensor_mode(self, name: str) -> Any:
-        return self.trt.TensorIOMode.OUTPUT if name == "out" else self.trt.TensorIOMode.INPUT
+        return self.trt.TensorIOMode.OUTPUT if name in ("out", INSIDE) else self.trt.TensorIOMode.INPUT
 
     def on_get_tensor_dtype(self, name: str) -> Any:
         return getattr(self.trt.DataType, DTYPES[name])
 
     def on_get_tensor_shape(self, name: str) -> Any:
-        return self.trt.Dims([-1, *SHAPES[name]])
+        return self.trt.Dims([-1, *SHAPES.get(name, (4,))])
 
     def on_get_tensor_profile_shape(self, name: str, profile: int) -> Any:
         assert profile == 0
@@ -91,8 +98,9 @@ class HostEngine(Specced):
     def on_create_execution_context(self, how: Any) -> HostContext:
         strategy = how.strategy if isinstance(how, HostRuntimeConfig) else how
         assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.contexts.append(HostContext(self))
-        return self.contexts[-1]  # type: ignore[no-any-return]
+        context = HostContext(self)
+        self.contexts.append(context)
+        return context
 
     def on_load_weights(self, plan: bytes) -> bool:
         self.weights_loaded = plan == self.plan
@@ -148,6 +156,10 @@ class HostContext(Specced):
         object.__setattr__(self, "rows", shape[0])
         return shape[1:] == SHAPES[name] and BATCHES[0] <= shape[0] <= BATCHES[2]
 
+    def on_get_tensor_shape(self, name: str) -> Any:
+        rows = int(self.rows)
+        return self.engine_.trt.Dims([2 * rows, 4] if name == INSIDE else [rows, *SHAPES[name]])
+
     def on_update_device_memory_size_for_shapes(self) -> int:
         return 100 * int(self.rows)
 
@@ -156,7 +168,7 @@ class HostContext(Specced):
 
     def on_set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return name in SHAPES
+        return name in self.engine_.names
 
     def on_execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
@@ -169,6 +181,8 @@ class HostContext(Specced):
             assert {memory, *addresses.values()} <= live.keys(), "an address that was freed"
             inputs = [at(addresses[name], (rows, *SHAPES[name]), NUMPY[DTYPES[name]]) for name in ("sample", "timestep", "class_labels")]
             at(addresses["out"], (rows, *SHAPES["out"]), np.float32)[:] = self.engine_.network(*inputs)
+            if INSIDE in addresses:
+                at(addresses[INSIDE], (2 * rows, 4), np.float16)[:] = inputs[0].reshape(2 * rows, -1)[:, :4]
 
         self.engine_.trt.cuda.enqueue(work)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.tensorrt.arena import ACTIVATIONS, Arena
 from engines.tensorrt.cuda import Cuda
+from engines.tensorrt.device_identity import check_precision
 from engines.tensorrt.engine import TensorRtEngine, integer_layers
+from engines.tensorrt.flavour import FLAVOURS
 from tests.engines.tensorrt.host_cuda import HostCuda
-from tests.engines.tensorrt.host_tensorrt import HostTensorRt
+from tests.engines.tensorrt.host_tensorrt import INSIDE, HostTensorRt
 
 Open = Callable[..., TensorRtEngine]
 RNG = np.random.default_rng(3)
@@ -83,6 +86,24 @@ def test_engines_share_buffers_and_swaps_allocate_nothing(open_engine: Open, are
     assert (host_cuda.calls.count("cudaMalloc"), host_cuda.calls.count("cudaMallocHost")) == (blocks, pinned)
 
 
+def test_every_output_comes_in_its_own_shape_and_type(open_engine: Open) -> None:
+    engine = open_engine("shown")
+    assert (engine.output.name, [spec.name for spec in engine.outputs]) == ("out", ["out", INSIDE])
+    for rows in (2, 2, 2, 8, 2):
+        inputs = feeds(rows)
+        found = engine.run_outputs(inputs)
+        np.testing.assert_allclose(found["out"], double(inputs), rtol=1e-6)
+        np.testing.assert_array_equal(found[INSIDE], inputs["sample"].reshape(2 * rows, -1)[:, :4].astype(np.float16))
+        np.testing.assert_allclose(engine.run(inputs), double(inputs), rtol=1e-6)
+
+
+def test_outputs_are_not_written_again_by_the_next_run(open_engine: Open) -> None:
+    engine, inputs = open_engine("shown"), feeds(2)
+    found = engine.run_outputs(inputs)
+    engine.run_outputs(feeds(2))
+    np.testing.assert_allclose(found["out"], double(inputs), rtol=1e-6)
+
+
 def test_buffers_that_moved_are_bound_again_and_stale_graphs_dropped(open_engine: Open, arena: Arena, host_cuda: HostCuda) -> None:
     engine = open_engine("double")
     for _ in range(3):
@@ -109,6 +130,23 @@ def test_weights_that_do_not_fit_take_turns(open_engine: Open, host_tensorrt: Ho
         assert [engine.weights_loaded for engine in host_tensorrt.engines] == [True, False]
         two.run(inputs)
         assert [engine.weights_loaded for engine in host_tensorrt.engines] == [False, True]
+
+
+def test_flavour_whose_weights_stay_takes_no_calls_that_only_the_other_has(
+    host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path, host_cuda: HostCuda
+) -> None:
+    path = tmp_path / "double.engine"
+    path.write_bytes(b"double")
+    classic = replace(FLAVOURS["tensorrt"], import_module=lambda: host_tensorrt)
+    engine, inputs = TensorRtEngine(path, classic, arena), feeds(2)
+    host_cuda.free = 0  # whatever is left, the weights are there
+    for _ in range(3):
+        np.testing.assert_allclose(engine.run(inputs), double(inputs), rtol=1e-6)
+    called = {name for name, _ in host_tensorrt.engines[0].calls}
+    assert not called & {"get_engine_stat", "load_weights", "create_runtime_config"}
+    host_cuda.free = 2
+    with pytest.raises(PtqdError, match=r"(?s)do not fit on the device.*4 bytes missing.*6 bytes free"):
+        TensorRtEngine(path, classic, arena)
 
 
 def test_weights_too_large_even_alone_are_an_error_that_says_how_much_is_missing(
@@ -169,3 +207,14 @@ def test_integer_layers_are_those_with_int8_inputs() -> None:
         ' {"Name": "add", "Inputs": [{"Format/Datatype": "Half"}]}, "reformat"]}'
     )
     assert list(integer_layers(information)) == ["conv"]
+
+
+def test_device_that_is_too_old_for_a_precision_is_told(host_cuda: HostCuda) -> None:
+    cuda = Cuda()
+    check_precision("fp8", cuda)
+    host_cuda.capability = (8, 6)
+    check_precision("w8a8", cuda)
+    with pytest.raises(MissingBackendError, match=r"(?s)cannot run fp8.*compute capability 8\.6.*8\.9 or newer.*such as w8a8"):
+        check_precision("fp8", cuda)
+    host_cuda.capability = (10, 0)
+    check_precision("fp8", cuda)

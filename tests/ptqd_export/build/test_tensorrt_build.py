@@ -23,7 +23,7 @@ from ptqd_export.verify import verify_float
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
-PRECISIONS = {"class_trt_build": ("w8a8", "w4a8", "w4a4"), "cross_trt_build": ("fp16", "w8a8", "w4a4", "w4a16")}
+PRECISIONS = {"class_trt_build": ("w8a8", "w4a8", "w4a4"), "cross_trt_build": ("fp16", "fp8", "w8a8", "w4a4", "w4a16")}
 
 
 @pytest.fixture(params=list(PRECISIONS))
@@ -76,7 +76,7 @@ def test_half_precision_network_is_close_to_full_precision(cross_trt_build: Buil
     assert (record.weight_bits, record.activation_bits, record.bit_operations_saved_all) == (16, 16, 4.0)
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "w4a4", "w4a16"])
+@pytest.mark.parametrize("precision", ["fp8", "w8a8", "w4a4", "w4a16"])
 def test_float16_adds_little_to_the_noise_of_quantization(cross_trt_build: Built, precision: str) -> None:
     found = _verification(cross_trt_build, precision)
     assert found["noise"] == pytest.approx(found["exact_noise"], abs=0.5)

@@ -401,6 +401,25 @@ def test_graph_computes_what_the_oracle_computes(
     assert apart.mean() < 0.01 * noise
 
 
+@pytest.mark.parametrize("kind", [Convolutions, Attention, Repeated, Wide, Flat])
+def test_graph_of_8_bit_floats_computes_what_the_oracle_computes(case: Callable[..., Case], run_graph: Run, kind: Kind) -> None:
+    quantized = case(kind, "fp8", placement=TRT)
+    expected, full = quantized.oracle(), quantized.network(quantized.x).numpy()
+    noise = np.abs(expected - full).mean()
+    assert 1e-3 < noise / np.abs(full).mean() < 0.1
+    model = quantized.insert()
+    inner = [layer for layer in quantized.layers if layer.input is not None]
+    assert inner
+    for layer in inner:
+        assert _stored(model, f"{layer.layer.name}.weight.int").dtype == ir.DataType.FLOAT8E4M3FN
+    points = [value.const_value for name, value in model.graph.initializers.items() if name.startswith("zero_point.")]
+    assert {point.dtype for point in points if point is not None} == {ir.DataType.FLOAT8E4M3FN}
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    apart = np.abs(run_graph(model, {"sample": quantized.x.numpy()}) - expected)
+    assert np.mean(apart > 1e-5 * np.abs(full).max()) < 2e-3
+    assert apart.mean() < 0.01 * noise
+
+
 @pytest.mark.parametrize("precision", ["w8a8", "w4a8"])
 def test_fused_kernels_compute_it_too(case: Callable[..., Case], run_graph: Run, precision: str) -> None:
     quantized = case(Convolutions, precision)

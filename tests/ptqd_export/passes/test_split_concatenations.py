@@ -181,7 +181,7 @@ def test_layers_of_one_input_share_its_pieces_and_those_of_a_bare_concatenation_
     (split,) = (node for node in block.graph if node.op_type == "Split")
     for i in range(2):
         assert nodes[f"conv.parts.{i}"].inputs[0] is nodes[f"again.parts.{i}"].inputs[0] is split.outputs[i]
-    assert [str(nodes[f"shortcut.parts.{i}"].inputs[0].name) for i in range(2)] == ["sample", "skip"]  # type: ignore[union-attr]
+    assert [str(nodes[f"shortcut.parts.{i}"].inputs[0].name) for i in range(2)] == ["sample", "skip"]  # type: ignore[union-attr]  # no input is left out
     sources = {layer.name: layer.source for layer in find_layers(block.graph, dict.fromkeys(nodes, 1))}
     assert sources["again.parts.1"] == "conv.parts.1"
 

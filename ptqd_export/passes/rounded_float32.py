@@ -1,0 +1,53 @@
+"""Compute what a bfloat16 graph computes with float32 kernels: for runtimes that have no others."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+NARROW = ir.DataType.BFLOAT16
+WIDE = ir.DataType.FLOAT
+
+
+class ToRoundedFloat32(ir.passes.InPlacePass):
+    """Write a bfloat16 graph in float32, by these rules:
+
+    1. what is stored in bfloat16 is stored in float32, with the same values;
+    2. what a node computes in bfloat16 it computes in float32, and a Cast to bfloat16 and one back round the result. Hardware does the
+       same: its products and norms sum in float32 and round once, at the end; only the order of sums is its own.
+
+    Ensures: the same inputs, outputs and names of layers.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        stored = [value for value in graph.initializers.values() if value.dtype == NARROW]
+        for value in stored:
+            assert value.const_value is not None
+            value.const_value = _widened(value.const_value)
+            value.type = ir.TensorType(WIDE)
+        computed = [node for node in graph if any(out.dtype == NARROW for out in node.outputs)]
+        for node in computed:
+            _compute_wide(graph, node)
+        return ir.passes.PassResult(model, bool(stored or computed))
+
+
+def _compute_wide(graph: ir.Graph, node: ir.Node) -> None:
+    """Rule 2."""
+    if "value" in node.attributes:  # of Constant and ConstantOfShape
+        node.attributes["value"] = ir.AttrTensor("value", _widened(node.attributes["value"].as_tensor()))
+    if node.op_type == "Cast":
+        node.attributes["to"] = ir.AttrInt64("to", WIDE)
+    for out in node.outputs:
+        users = list(out.uses())
+        narrow = ir.node("Cast", [out], attributes={"to": NARROW})
+        wide = ir.node("Cast", [narrow.outputs[0]], attributes={"to": WIDE})
+        for value, kind in ((out, WIDE), (narrow.outputs[0], NARROW), (wide.outputs[0], WIDE)):
+            value.shape, value.type = out.shape, ir.TensorType(kind)
+        for use in users:
+            use.node.replace_input_with(use.idx, wide.outputs[0])
+        graph.insert_after(node, [narrow, wide])
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
