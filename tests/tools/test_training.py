@@ -42,7 +42,7 @@ def test_learning_rate_warms_up_and_follows_a_cosine(progress: float, expected: 
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is looked at every 13 seconds."""
     ticks = itertools.count(0.0, 13.0)
-    monkeypatch.setattr("tools.training.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("tools.training.idle_machine_s", lambda: next(ticks))
 
 
 @pytest.mark.usefixtures("clock")

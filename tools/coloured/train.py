@@ -74,7 +74,7 @@ def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generato
 
 
 @click.command()
-@click.option("--minutes", default=50.0, show_default=True, help="Training time by the clock.")
+@click.option("--minutes", default=50.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=96, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:
