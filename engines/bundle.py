@@ -44,6 +44,29 @@ class ConditioningRecord(Strict):
     file: str | None = None
 
 
+class DecoderRecord(Strict):
+    """The first stage of a latent model: its graph takes states, at most `batch` at a time, and gives images of `image_shape`."""
+
+    file: str
+    image_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)]
+    batch: PositiveInt
+
+
+class TextEncoderRecord(Strict):
+    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it gives."""
+
+    graph: str
+    tokenizer: str
+    tokens: PositiveInt
+    inputs: tuple[str, ...]
+
+
+class TextRecord(Strict):
+    """How prompts become conditions."""
+
+    encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
+
+
 class ModelRecord(Strict):
     """The network behind every graph."""
 
@@ -52,6 +75,13 @@ class ModelRecord(Strict):
     sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
     conditioning: ConditioningRecord | None
     noise_schedule: NoiseSchedule
+    decoder: DecoderRecord | None = None
+    text: TextRecord | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what people look at: the decoder's images, or the states themselves."""
+        return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
 
 class PrecisionRecord(Strict):
@@ -152,10 +182,14 @@ class Bundle:
         if record is None:
             known = " or ".join(self.manifest.precisions)
             raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
-        weights = f"{record.graph}.data"
+        return self.graph(record.graph)
+
+    def graph(self, name: str) -> Path:
+        """A graph by its file name, verified with the weights beside it."""
+        weights = f"{name}.data"
         if weights in self.manifest.files:
             self.path(weights)
-        return self.path(record.graph)
+        return self.path(name)
 
     def _verify(self, path: Path, record: FileRecord) -> None:
         if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):

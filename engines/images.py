@@ -32,8 +32,13 @@ def check_drawable(shape: tuple[int, ...]) -> None:
 
 def to_pixels(states: Float32) -> NDArray[np.uint8]:
     """Pixels [N, H, W] or [N, H, W, 3] of states [N, 1 or 3, H, W]; what lies beyond [-1, 1] is clipped."""
-    pixels = np.rint(255 * (states / 2 + 0.5).clip(0, 1)).astype(np.uint8)
+    pixels = to_levels(states)
     return pixels[:, 0] if pixels.shape[1] == 1 else np.moveaxis(pixels, 1, -1)
+
+
+def to_levels(states: Float32) -> NDArray[np.uint8]:
+    """The 256 levels of a display, in the order of the axes; what lies beyond [-1, 1] is clipped."""
+    return np.asarray(np.rint(255 * (states / 2 + 0.5).clip(0, 1)), dtype=np.uint8)
 
 
 def save_png(image: Image.Image, path: Path) -> None:

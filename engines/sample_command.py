@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from engines.arrays import Int64
-from engines.bundle import Bundle, ConditioningRecord
+from engines.bundle import Bundle, ConditioningRecord, ModelRecord
 from engines.chain_choice import ChainChoice
+from engines.decoder import Decoder, open_decoder
 from engines.errors import UsageError
 from engines.files import writable_folder, write_text
 from engines.images import check_drawable
@@ -38,7 +39,7 @@ class SampleRequest:
         first: number of the first sample.
         batch_size: samples that go through the networks at a time.
         classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
-        format: pictures, or one archive of raw states.
+        format: pictures, or one archive of raw states, of latent models with their images.
         chain: how to sample.
     """
 
@@ -77,14 +78,15 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     bundle = Bundle.open(request.bundle)
     model = bundle.manifest.model
     if request.format == "png":
-        check_drawable(model.sample_shape)
+        check_drawable(model.image_shape)
     noise = NoiseSource(request.seed, model.sample_shape)
     samples = _numbers(request)
     rows = chosen_rows(request.classes, samples, noise, model.conditioning)
     chain = request.chain.open(bundle, min(request.batch_size, request.num))
+    decoder = open_decoder(bundle, request.chain.runtime)
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
-    output = _output(request.format, folder, rows, model.conditioning)
+    output = _output(request.format, folder, decoder, rows, model)
     begin = time.perf_counter()
     _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
     record = _record(request, chain, rows, output.finish())
@@ -114,13 +116,13 @@ def chosen_rows(
     return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
 
 
-def _output(kind: Literal["png", "npz"], folder: Path, rows: Int64 | None, conditioning: ConditioningRecord | None) -> SampleOutput:
+def _output(kind: Literal["png", "npz"], folder: Path, decoder: Decoder, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
     if kind == "npz":
-        return NpzOutput(folder, rows)
-    if rows is None or conditioning is None:
-        return PngOutput(folder, [""] * GRID_TILES)
-    word = "class" if conditioning.file is None else "row"
-    return PngOutput(folder, [f"{word} {row}" for row in rows[:GRID_TILES]])
+        return NpzOutput(folder, rows, None if model.decoder is None else decoder)
+    if rows is None or model.conditioning is None:
+        return PngOutput(folder, decoder, [""] * GRID_TILES)
+    word = "class" if model.conditioning.file is None else "row"
+    return PngOutput(folder, decoder, [f"{word} {row}" for row in rows[:GRID_TILES]])
 
 
 def _sample(chain: Chain, noise: NoiseSource, samples: Int64, rows: Int64, batch_size: int, output: SampleOutput) -> None:

@@ -6,19 +6,20 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from torch import Tensor, nn
 
 from calib.placement import Placement
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
-from ptqd_export.models.base import LoadedModel
+from ptqd_export.models.base import Adapter, Decoder, LoadedModel
 from ptqd_export.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.passes.parameter_names import ParameterNames
 from ptqd_export.passes.transposed_weights import TransposedWeights
@@ -37,26 +38,50 @@ def trace(model: LoadedModel) -> ir.Model:
 
     Initializers carry the network's own parameter names, linear weights `<name>.T` where they were transposed.
     """
-    inputs = model.example_inputs(2)
+    names = (STATE, TIMESTEP, *model.adapter.conditions)
+    return trace_module(model.adapter, dict(zip(names, model.example_inputs(2), strict=True)), prefix="network.")
+
+
+def trace_decoder(decoder: Decoder, sample_shape: tuple[int, ...]) -> ir.Model:
+    """The first stage as a graph: input `sample`, output `out`, free batch, no metadata."""
+    return trace_module(decoder, {STATE: decoder.example_states(2, sample_shape)})
+
+
+def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "") -> ir.Model:
+    """A module of one output as a graph.
+
+    Args:
+        module: in evaluation mode.
+        inputs: by the name that they get, in the order of `forward`; the batch comes first in all of them, and is free.
+        prefix: of the names of parameters that they lose in the graph.
+    """
     batch = torch.export.Dim("batch", min=1, max=MOST_TRACED)
     free = [{0: batch} for _ in inputs]
     with _quiet():
         program = torch.onnx.export(
-            model.adapter,
-            inputs,
-            input_names=[STATE, TIMESTEP, *model.adapter.conditions],
+            module,
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=[OUTPUT],
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=(free[0], free[1], tuple(free[2:])) if free[2:] else (free[0], free[1]),
+            dynamic_shapes=_as_passed(module, free),
             optimize=False,
             verbose=False,
         )
     assert program is not None
     graph: ir.Model = program.model
-    ir.passes.Sequential(ParameterNames("network."), TransposedWeights())(graph)
+    ir.passes.Sequential(ParameterNames(prefix), TransposedWeights())(graph)
     _simplify(graph)
     return graph
+
+
+def _as_passed(module: nn.Module, free: Sequence[object]) -> tuple[object, ...]:
+    """One entry a parameter of `forward`; an adapter takes all of its conditions as one."""
+    if not isinstance(module, Adapter):
+        return tuple(free)
+    state, timestep, *conditions = free
+    return (state, timestep, tuple(conditions)) if conditions else (state, timestep)
 
 
 def _simplify(graph: ir.Model) -> None:
@@ -98,16 +123,20 @@ def check_parity(model: LoadedModel, path: Path) -> float:
     Raises:
         PtqdError: it is more than 1e-4.
     """
-    inputs = model.example_inputs(4)
-    with torch.no_grad():
-        expected = model.adapter(*inputs).numpy()
     names = (STATE, TIMESTEP, *model.adapter.conditions)
-    found = OnnxRuntimeEngine(path).run({name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    return check_module_parity(model.adapter, dict(zip(names, model.example_inputs(4), strict=True)), path)
+
+
+def check_module_parity(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> float:
+    """The same of any module of one output, and its graph."""
+    with torch.no_grad():
+        expected = module(*inputs.values()).numpy()
+    found = OnnxRuntimeEngine(path).run({name: value.numpy() for name, value in inputs.items()})
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= PARITY:
         raise PtqdError(
             "The traced graph does not compute what torch computes.",
-            found=f"a relative difference of {difference:.1e}",
+            found=f"{path.name}: a relative difference of {difference:.1e}",
             expected=f"at most {PARITY:.0e}",
             mend="report this model: tracing it is not supported",
         )

@@ -104,7 +104,7 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
     study = _Study(bundle, engine_settings(bundle, flavour), bundle.schedule(), batch)
     backend = TensorRtBackend(study.settings, folder)
     bank, plain = study.bank(backend), study.bank(TensorRtBackend(study.settings, folder, cuda_graphs=False))
-    rows = [_precision(study, engine, bank, plain) for engine in built]
+    rows = [_precision(study, engine, bank, plain) for engine in built if engine.name in bundle.manifest.precisions]
     host, device, difference = _updates(study, backend, bank)
     return GpuCheck(
         device=cuda.device_name(),
@@ -123,7 +123,7 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
 
 
 def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: EngineBank) -> PrecisionRow:
-    name = built.precision
+    name = built.name
     reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=on_onnxruntime(study.bundle))[name]
     expected, found = study.call(reference), study.call(bank[name])
     runs = {"graph": partial(study.call, bank[name]), "no graph": partial(study.call, plain[name])}

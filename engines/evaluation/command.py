@@ -14,6 +14,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.bundle import Bundle
 from engines.chain_choice import AUTO, ChainChoice
+from engines.decoder import Decoder, open_decoder
 from engines.errors import UsageError
 from engines.evaluation.confidence import Estimate
 from engines.evaluation.extractor import Extractor
@@ -69,11 +70,12 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     """
     _check(request)
     bundle = Bundle.open(request.bundle)
-    shape = bundle.manifest.model.sample_shape
+    shape = bundle.manifest.model.image_shape
     walks = [_walk(request, bundle, request.seed + number) for number in range(request.seeds)]
     extractor = Extractor(request.features)
     extractor.check(shape, "the samples")
     chain = request.chain.open(bundle, min(request.batch_size, request.num))
+    decoder = open_decoder(bundle, request.chain.runtime)
     full_precision = _full_precision(chain, bundle)
     reference = Reference.load(request.reference, extractor, shape)
 
@@ -83,9 +85,9 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     both: list[tuple[Estimates, Estimates]] = []
     for walk in walks:
         with HeldStates(shape) as held:
-            first = _judge_full_precision(full_precision, walk, scores(), held)
+            first = _judge_full_precision(full_precision, walk, decoder, scores(), held)
             tell(str(full_precision.precision), walk.noise.seed, first)
-            second = _judge(chain, walk, scores(), held)
+            second = _judge(chain, walk, decoder, scores(), held)
             tell(request.chain.precision, walk.noise.seed, second)
         both.append((first, second))
     return _result(request, chain, str(full_precision.precision), reference, extractor, both)
@@ -105,12 +107,12 @@ class _Walk:
     rows: Int64
     batch_size: int
 
-    def states(self, chain: Chain, label: str) -> Iterator[Float32]:
-        """The chain's samples, batch by batch, in the order of their numbers."""
+    def images(self, chain: Chain, decoder: Decoder, label: str) -> Iterator[Float32]:
+        """The chain's samples as images, batch by batch, in the order of their numbers."""
         steps = len(chain.schedule.steps) * math.ceil(len(self.samples) / self.batch_size)
         with progress(label, steps) as advance:
             for samples, rows in zip(batches(self.samples, self.batch_size), batches(self.rows, self.batch_size), strict=True):
-                yield chain.sample(self.noise, samples, rows, advance)
+                yield decoder(chain.sample(self.noise, samples, rows, advance))
 
 
 def _walk(request: EvaluateRequest, bundle: Bundle, seed: int) -> _Walk:
@@ -130,17 +132,17 @@ def _full_precision(chain: Chain, bundle: Bundle) -> Chain:
     return replace(chain, precision=precision, corrected=False)
 
 
-def _judge_full_precision(chain: Chain, walk: _Walk, scores: SampleScores, held: HeldStates) -> Estimates:
-    for states in walk.states(chain, f"{chain.precision}, seed {walk.noise.seed}"):
-        held.write(states)
-        scores.add(states)
+def _judge_full_precision(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in walk.images(chain, decoder, f"{chain.precision}, seed {walk.noise.seed}"):
+        held.write(images)
+        scores.add(images)
     held.rewind()
     return scores.estimates()
 
 
-def _judge(chain: Chain, walk: _Walk, scores: SampleScores, held: HeldStates) -> Estimates:
-    for states in walk.states(chain, f"{chain.precision or AUTO}, seed {walk.noise.seed}"):
-        scores.add(states, held.read(len(states)))
+def _judge(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in walk.images(chain, decoder, f"{chain.precision or AUTO}, seed {walk.noise.seed}"):
+        scores.add(images, held.read(len(images)))
     return scores.estimates()
 
 

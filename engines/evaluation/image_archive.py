@@ -15,8 +15,10 @@ import numpy as np
 from engines.arrays import Float32
 from engines.errors import UsageError
 
-IMAGES = "samples"
-_EXPECTED = "an .npz archive with the images `samples`, or with the statistics `mu` and `sigma`"
+IMAGES = ("images", "samples")
+"""Names of the array: `ptqd-run sample --format npz` writes both of latent models, and their `samples` are no images."""
+
+_EXPECTED = "an .npz archive with the images `images` or `samples`, or with the statistics `mu` and `sigma`"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 FARTHEST = 10.0
@@ -25,16 +27,18 @@ FARTHEST = 10.0
 
 @dataclass(frozen=True)
 class ImageArchive:
-    """The array `samples` [n, C, H, W] of an archive: floats in [-1, 1], as `ptqd-run sample --format npz` writes them, or uint8.
+    """The array `images` or `samples` [n, C, H, W] of an archive: floats in [-1, 1] or uint8; `ptqd-run sample --format npz` writes both.
 
     Attributes:
         path: the archive.
+        name: of the array.
         count: n.
         shape: [C, H, W].
         dtype: as stored.
     """
 
     path: Path
+    name: str
     count: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -47,19 +51,20 @@ class ImageArchive:
             UsageError: the array is of another kind.
         """
         names = array_names(path)
-        if IMAGES not in names:
+        name = next((name for name in IMAGES if name in names), None)
+        if name is None:
             raise UsageError(
                 "The reference holds neither images nor statistics.", found=f"{path}: {', '.join(sorted(names))}", expected=_EXPECTED
             )
-        with readable(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
+        with readable(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             shape, fortran_order, dtype = _header(file)
         if len(shape) != 4 or fortran_order or not (dtype == np.uint8 or dtype.kind == "f"):
             raise UsageError(
                 "The reference's images are of another kind.",
-                found=f"{path}: {IMAGES} {dtype} {list(shape)}" + (", columns first" if fortran_order else ""),
-                expected=f"{IMAGES} float32 [n, channels, height, width] in [-1, 1], or uint8",
+                found=f"{path}: {name} {dtype} {list(shape)}" + (", columns first" if fortran_order else ""),
+                expected=f"{name} float32 [n, channels, height, width] in [-1, 1], or uint8",
             )
-        return cls(path, shape[0], shape[1:], dtype)
+        return cls(path, name, shape[0], shape[1:], dtype)
 
     def batches(self, size: int) -> Iterator[Float32]:
         """Consecutive images, at most [size, C, H, W], in [-1, 1].
@@ -67,7 +72,7 @@ class ImageArchive:
         Raises:
             UsageError: the file ends early, or the values are in other units.
         """
-        with readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as file:
+        with readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
             _header(file)
             for begin in range(0, self.count, size):
                 yield self._read(file, min(size, self.count - begin))

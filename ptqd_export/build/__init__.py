@@ -15,6 +15,7 @@ from ptqd_export.build.assemble import assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
+from ptqd_export.build.decoding import make_decoder
 from ptqd_export.build.engine_check import check_walked
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
@@ -46,7 +47,8 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
         cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
-        traced = cache.run("trace", {"model": context.fingerprint, "placement": context.placement.name}, partial(make_trace, context))
+        traced = cache.run("trace", _source(context), partial(make_trace, context))
+        decoder = _decoder(context, cache)
         drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
         states = cache.run("states", drawn, partial(make_states, context, traced))
         prepared = _prepared(context, cache, traced, states)
@@ -58,13 +60,25 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        assemble(context, output, graphs, walked, chosen)
+        assemble(context, output, graphs, decoder, walked, chosen)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
             write_time_frontier(context, output, chosen, chosen.times)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
+
+
+def _source(context: BuildContext) -> dict[str, str]:
+    """What every graph of full precision is made from."""
+    return {"model": context.fingerprint, "placement": context.placement.name}
+
+
+def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
+    """The folder with the graph of the first stage; None where the states are images."""
+    if context.model.decoder is None:
+        return None
+    return cache.run("decoder", _source(context), partial(make_decoder, context))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

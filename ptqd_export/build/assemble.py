@@ -12,30 +12,34 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
+from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.decoding import DECODER, decoder_record
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.graph_files import graph_files
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*")
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None) -> None:
+def assemble(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], decoder: Path | None, walked: Path, chosen: Chosen | None
+) -> None:
     """Write the portable part of the bundle, and remove what an earlier build left of it.
 
     Args:
         context: of the build.
         output: the bundle's folder.
         graphs: folders of the stages that made the graphs, by precision.
+        decoder: folder of the stage that made the first stage's graph, or None.
         walked: folder of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
     """
@@ -47,6 +51,9 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
     for name in graphs:
         for file in graph_files(graph_path(graphs, name)):
             writer.copy(f"graphs/{placement}/{file.name}", file)
+    if decoder is not None:
+        for file in graph_files(decoder / DECODER):
+            writer.copy(file.name, file)
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in graphs.items() if name != FULL_PRECISION}
     for name, record in records.items():
         steps = json.loads((walked / f"{name}.json").read_text())
@@ -55,7 +62,7 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
     if chosen is not None:
         writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)
-    manifest = _manifest(context, records, conditions, writer.files)
+    manifest = _manifest(context, records, decoder_record(decoder), conditions, writer.files)
     writer.remove_others()
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
@@ -82,9 +89,9 @@ class _Writer:
         self._record(name)
 
     def remove_others(self) -> None:
-        """Remove files of the portable folders that are not part of this bundle."""
-        for folder in PORTABLE_FOLDERS:
-            for path in (self._output / folder).rglob("*"):
+        """Remove portable files that are not part of this bundle."""
+        for pattern in PORTABLE:
+            for path in sorted(self._output.glob(pattern)):
                 if path.is_file() and path.relative_to(self._output).as_posix() not in self.files:
                     path.unlink()
 
@@ -104,7 +111,13 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
     return name
 
 
-def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str | None, files: dict[str, FileRecord]) -> Manifest:
+def _manifest(
+    context: BuildContext,
+    records: Mapping[str, Any],
+    decoder: DecoderRecord | None,
+    conditions: str | None,
+    files: dict[str, FileRecord],
+) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, {"layers_saved": 1.0, "all_saved": 1.0})}
@@ -119,6 +132,7 @@ def _manifest(context: BuildContext, records: Mapping[str, Any], conditions: str
             sample_shape=model.sample_shape,
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
+            decoder=decoder,
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from engines.conditioning import Conditioning
 from engines.samplers.noise_schedule import NoiseSchedule
+from ptqd_export.models.conditions import ConditionInput
 
 
 class Adapter(nn.Module):
@@ -30,6 +33,60 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
 
+class Decoder(nn.Module):
+    """A first stage behind one convention: `forward` takes the states that a chain ends with, [B, *sample_shape], the scaling of latents
+    not yet undone, and returns images [B, 1 or 3, H, W] in [-1, 1]."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
+        """States of this shape to trace and compare with; always the same."""
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a model's configuration says, before any weight is read.
+
+    Attributes:
+        family: what kind of model it is, for people.
+        sample_shape: of one state, [channels, ...].
+        inputs: what it is conditioned on, in the order of the adapter's conditions.
+        noise_schedule: from the model's scheduler configuration.
+    """
+
+    family: str
+    sample_shape: tuple[int, ...]
+    inputs: tuple[ConditionInput, ...]
+    noise_schedule: NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A model's weights in modules.
+
+    Attributes:
+        adapter: the denoiser.
+        decoder: from states to images; None where the states are images.
+    """
+
+    adapter: Adapter
+    decoder: Decoder | None = None
+
+
+class Family(Protocol):
+    """How models of one kind are read; each is a module of this package, and a line in `ptqd_export.models.load`."""
+
+    def declare(self, path: Path) -> Declaration:
+        """What the model at `path` is, from configuration files alone."""
+        ...
+
+    def load(self, path: Path, declared: Declaration) -> Networks:
+        """The modules of what was declared, in float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be traced and calibrated.
@@ -41,6 +98,7 @@ class LoadedModel:
         conditioning: its table, or None.
         null_class: the class label that means "no class", where conditioning is by class.
         noise_schedule: from the model's scheduler configuration.
+        decoder: from states to images; None where the states are images.
     """
 
     family: str
@@ -49,6 +107,7 @@ class LoadedModel:
     conditioning: Conditioning | None
     null_class: int | None
     noise_schedule: NoiseSchedule
+    decoder: Decoder | None = None
 
     @property
     def parameters(self) -> int:

@@ -3,23 +3,64 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from engines.errors import UsageError
 from engines.files import sha256
-from ptqd_export.models.base import LoadedModel
+from ptqd_export.models import diffusers_dit, diffusers_unet
+from ptqd_export.models.base import Declaration, Family, LoadedModel
+from ptqd_export.models.conditions import conditioning_of
+from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.plan import PlanFile
+
+DENOISERS: Mapping[str, Family] = {
+    "UNet2DModel": diffusers_unet,
+    "UNet2DConditionModel": diffusers_unet,
+    "DiTTransformer2DModel": diffusers_dit,
+}
+"""Families of diffusers folders, by the class of the denoiser."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
     """The plan's model.
 
     Raises:
+        UsageError: no such model, its kind is not supported, or the plan's conditions do not fit it.
+        PtqdError: its weights cannot be read.
+    """
+    path = plan_file.model_path
+    family = find_family(path)
+    declared = family.declare(path)
+    conditioning, null_class = conditioning_of(declared.inputs, plan_file.plan.model.null_class, plan_file.conditions_path)
+    networks = family.load(path, declared)
+    return LoadedModel(
+        family=declared.family,
+        adapter=networks.adapter,
+        sample_shape=declared.sample_shape,
+        conditioning=conditioning,
+        null_class=null_class,
+        noise_schedule=declared.noise_schedule,
+        decoder=networks.decoder,
+    )
+
+
+def declare_model(path: Path) -> Declaration:
+    """What the model at a path is, without its weights.
+
+    Raises:
         UsageError: no such model, or its kind is not supported.
     """
-    from ptqd_export.models.diffusers_unet import load_diffusers
+    return find_family(path).declare(path)
 
-    return load_diffusers(existing(plan_file.model_path), plan_file.plan.model.null_class, plan_file.conditions_path)
+
+def find_family(path: Path) -> Family:
+    """The family that reads what is at `path`."""
+    folder = DiffusersFolder(existing(path))
+    family = DENOISERS.get(folder.kind)
+    if family is None:
+        raise UsageError("This network is not supported.", found=f"{path}: {folder.kind}", expected=" or ".join(DENOISERS))
+    return family
 
 
 def existing(path: Path) -> Path:

@@ -44,6 +44,8 @@ MANIFEST: dict[str, Any] = {
             "set_alpha_to_one": True,
             "variance_type": "fixed_small",
         },
+        "decoder": None,
+        "text": None,
     },
     "parameterization": "v_prediction",
     "target": {"name": "onnxruntime", "high_precision": "fp32", "profile": None, "workspace_gib": None},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.decoder import Decoder
 from engines.sample_output import NpzOutput, PngOutput
 
 STATES = np.linspace(-1, 1, 5 * 4, dtype=np.float32).reshape(5, 1, 2, 2)
@@ -15,7 +16,7 @@ NUMBERS = np.array([8, 9, 10, 123456789, 123456790])
 
 
 def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, ["class 1"] * 64)
+    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
     output.add(NUMBERS[:2], STATES[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000008.png", "00000009.png"]
     output.add(NUMBERS[2:], STATES[2:])
@@ -26,7 +27,7 @@ def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: 
 
 
 def test_tiles_beyond_the_grid_are_not_kept(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, ["class 1"] * 64)
+    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
     for first in range(0, 100, 5):
         output.add(np.arange(first, first + 5), STATES)
     assert len(output._tiles) == 64

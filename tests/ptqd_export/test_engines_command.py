@@ -34,7 +34,7 @@ def test_every_precision_is_built_and_found_the_second_time(bundle: TinyBundle) 
     done = CliRunner().invoke(main, ["engines", str(bundle.folder)])
     assert done.exit_code == 0, done.output
     built = build_engines(bundle.folder)
-    assert [engine.precision for engine in built] == ["fp32", "w8a8"]
+    assert [engine.name for engine in built] == ["fp32", "w8a8"]
     assert all(engine.engine.from_cache for engine in built)
     folder = bundle.folder / "local/any-machine/engines"
     assert sorted(engine.engine.path for engine in built) == sorted(folder.glob("*.engine"))

@@ -91,8 +91,8 @@ def test_configuration_that_is_no_json(build: Callable[..., Result]) -> None:
 
 
 def test_network_of_another_kind(build: Callable[..., Result]) -> None:
-    result = build(_edit("unet/config.json", _class_name="DiTTransformer2DModel"))
-    _refused(result, 2, "not supported", "DiTTransformer2DModel", "UNet2DModel")
+    result = build(_edit("unet/config.json", _class_name="UNet1DModel"))
+    _refused(result, 2, "not supported", "UNet1DModel", "UNet2DModel")
 
 
 def test_truncated_weights(build: Callable[..., Result]) -> None:
@@ -115,7 +115,7 @@ def test_weights_of_another_architecture(build: Callable[..., Result]) -> None:
 
 
 def test_output_of_other_channels_than_the_state(build: Callable[..., Result]) -> None:
-    _refused(build(_edit("unet/config.json", out_channels=2)), 2, "not shaped like its state", "1 channels in, 2 out")
+    _refused(build(_edit("unet/config.json", out_channels=3)), 2, "not shaped like its state", "1 channels in, 3 out")
 
 
 def test_model_without_a_sample_size(build: Callable[..., Result]) -> None:
@@ -129,14 +129,14 @@ def test_more_steps_than_the_model_was_trained_with(build: Callable[..., Result]
 def test_guidance_without_a_null_condition(build: Callable[..., Result]) -> None:
     change = _conditional(encoder_hidden_states=np.zeros((3, 5, 12), np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ptqd_export.models.diffusers_unet._network", lambda *_: nn.Identity())
+        patch.setattr("ptqd_export.models.diffusers_folder.load_weights", lambda *_: nn.Identity())
         result = build(change, model={"path": "model", "conditions": "conditions.npz"}, sampler=SAMPLER | {"guidance": 2.0})
     _refused(result, 2, "cannot be guided", "guidance 2", "set sampler.guidance to 1")
 
 
 def test_guidance_of_an_unconditional_model(build: Callable[..., Result]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ptqd_export.models.diffusers_unet._network", lambda *_: nn.Identity())
+        patch.setattr("ptqd_export.models.diffusers_folder.load_weights", lambda *_: nn.Identity())
         result = build(_edit("unet/config.json", num_class_embeds=None), sampler=SAMPLER | {"guidance": 0.5})
     _refused(result, 2, "cannot be guided", "guidance 0.5")
 
@@ -161,7 +161,7 @@ def test_embeddings_that_are_missing(build: Callable[..., Result]) -> None:
 
 
 def test_embeddings_that_the_plan_does_not_name(build: Callable[..., Result]) -> None:
-    _refused(build(_conditional()), 2, "takes embeddings, and the plan names none", "encoder_hidden_states: float [rows, tokens, 12]")
+    _refused(build(_conditional()), 2, "takes embeddings, and the plan names none", "encoder_hidden_states: float32 [rows, tokens, 12]")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_embeddings_that_the_plan_does_not_name(build: Callable[..., Result]) ->
 )
 def test_embeddings_that_do_not_fit_the_model(build: Callable[..., Result], arrays: dict[str, Any]) -> None:
     result = build(_conditional(**arrays), model={"path": "model", "conditions": "conditions.npz"})
-    _refused(result, 2, "does not fit the model", "encoder_hidden_states: float [rows, tokens, 12]")
+    _refused(result, 2, "does not fit the model", "encoder_hidden_states: float32 [rows, tokens, 12]")
 
 
 def test_half_precision_on_a_runtime_without_it(build: Callable[..., Result]) -> None:

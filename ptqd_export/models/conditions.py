@@ -1,0 +1,110 @@
+"""What a network can be conditioned on: declared once by its adapter, and filled with values by the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.conditioning import Conditioning, class_labels, load_table
+from engines.errors import UsageError
+
+LABELS = "class_labels"
+IMAGE = "image"
+"""The input whose channels an adapter puts behind those of the state: inpainting, super-resolution, image editing."""
+
+
+@dataclass(frozen=True)
+class ConditionInput:
+    """One input of a network besides the state and the timestep.
+
+    Attributes:
+        name: of the graph's input.
+        dtype: int64 for labels, else float32.
+        shape: of one sample, without the batch; a name where the table of the plan decides.
+        labels: how many labels the network knows, where it is one.
+    """
+
+    name: str
+    dtype: Literal["int64", "float32"]
+    shape: tuple[int | str, ...]
+    labels: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} [{', '.join(['rows', *map(str, self.shape)])}]"
+
+    def takes(self, table: NDArray[Any]) -> bool:
+        """Whether an array [rows, ...] can be its table."""
+        found = table.shape[1:]
+        sizes = len(found) == len(self.shape) and all(
+            isinstance(wanted, str) or wanted == n for wanted, n in zip(self.shape, found, strict=True)
+        )
+        known = self.labels is None or bool(((table >= 0) & (table < self.labels)).all())
+        return table.dtype == np.dtype(self.dtype) and sizes and known
+
+
+def class_input(labels: int) -> ConditionInput:
+    """A class label of so many, the one for "no class" included."""
+    return ConditionInput(LABELS, "int64", (), labels)
+
+
+def image_input(channels: int, height: int, width: int) -> ConditionInput:
+    """An image that is concatenated to the state."""
+    return ConditionInput(IMAGE, "float32", (channels, height, width))
+
+
+def conditioning_of(
+    inputs: tuple[ConditionInput, ...], null_class: int | None, table: Path | None
+) -> tuple[Conditioning | None, int | None]:
+    """The table of declared inputs, and the label in it that means "no class".
+
+    Args:
+        inputs: in the order in which the adapter takes them. A single label needs no table: row n is then class n.
+        null_class: label that means "no class"; None takes the last of the network's labels.
+        table: an .npz, see `engines.conditioning.load_table`.
+
+    Raises:
+        UsageError: the plan names values that the network does not take, or none where it takes some.
+    """
+    if len(inputs) == 1 and inputs[0].labels is not None:
+        _refuse_table(table)
+        return _classes(inputs[0].name, inputs[0].labels, null_class)
+    if null_class is not None:
+        nulls = ", ".join(f"null.{one.name}" for one in inputs)
+        mend = f"give {nulls} in model.conditions instead" if inputs else "leave model.null_class out of the plan"
+        raise UsageError("The model has no classes.", found="model.null_class", mend=mend)
+    if not inputs:
+        _refuse_table(table)
+        return None, None
+    return _of_table(inputs, table), None
+
+
+def _refuse_table(table: Path | None) -> None:
+    if table is not None:
+        raise UsageError("The model takes no embeddings.", found="model.conditions", mend="leave model.conditions out of the plan")
+
+
+def _classes(name: str, labels: int, null_class: int | None) -> tuple[Conditioning, int]:
+    null = labels - 1 if null_class is None else null_class
+    if not 0 <= null < labels:
+        raise UsageError("The null class is not a label of the model.", found=f"model.null_class = {null}", expected=f"0..{labels - 1}")
+    return class_labels(labels - 1 if null == labels - 1 else labels, null, name), null
+
+
+def _of_table(inputs: tuple[ConditionInput, ...], table: Path | None) -> Conditioning:
+    expected = f"an .npz with {', '.join(map(str, inputs))}"
+    if table is None:
+        raise UsageError("The model takes embeddings, and the plan names none.", found="no model.conditions", expected=expected)
+    conditioning = load_table(table)
+    if conditioning.tables.keys() != {one.name for one in inputs} or not all(one.takes(conditioning.tables[one.name]) for one in inputs):
+        shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())
+        raise UsageError("The conditioning file does not fit the model.", found=f"{table}: {shapes}", expected=expected)
+    return Conditioning(_in_order(inputs, conditioning.tables), None if conditioning.null is None else _in_order(inputs, conditioning.null))
+
+
+def _in_order(inputs: tuple[ConditionInput, ...], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {one.name: arrays[one.name] for one in inputs}

@@ -1,0 +1,143 @@
+"""Folders that diffusers writes with `save_pretrained`: which parts there are, their configurations, their weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import PtqdError, UsageError
+from engines.samplers.noise_schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INDEX = "model_index.json"
+DENOISERS = ("unet", "transformer")
+"""Names that pipelines give to their denoiser."""
+
+WEIGHTS = "diffusion_pytorch_model"
+VARIANTS: Mapping[str | None, tuple[str, ...]] = {
+    None: (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"),
+    "fp16": (f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.safetensors.index.fp16.json"),
+}
+"""Files that hold weights, whole or as the index of shards, by diffusers' name for the variant; the first that is there is read."""
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """The folder of a pipeline, or of a single model with its `scheduler_config.json` beside its `config.json`."""
+
+    path: Path
+
+    @cached_property
+    def denoiser(self) -> str:
+        """Name of the part that predicts; empty where the folder is the model itself.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if (self.path / "config.json").is_file():
+            return ""
+        for name in DENOISERS:
+            if name in self.parts:
+                return name
+        raise UsageError(
+            "The model folder is missing or incomplete.",
+            found=f"no {self.path / DENOISERS[0] / 'config.json'}",
+            expected="a diffusers pipeline folder with unet/ or transformer/, and scheduler/scheduler_config.json",
+            mend="name a folder written by `save_pretrained` as model.path",
+        )
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Class by name of every part that has a configuration; only those that `model_index.json` lists where there is one."""
+        index = self.path / INDEX
+        listed = read_config(index).keys() if index.is_file() else None
+        configs = {path.parent.name: path for path in sorted(self.path.glob("*/config.json"))}
+        return {name: str(read_config(path).get("_class_name")) for name, path in configs.items() if listed is None or name in listed}
+
+    @cached_property
+    def pipeline(self) -> str | None:
+        """Class of the pipeline, where the folder says."""
+        index = self.path / INDEX
+        return read_config(index).get("_class_name") if index.is_file() else None
+
+    @property
+    def kind(self) -> str:
+        """Class of the denoiser."""
+        return str(self.config(self.denoiser).get("_class_name"))
+
+    def config(self, part: str) -> dict[str, Any]:
+        return read_config(self.path / part / "config.json")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        folder = self.path / "scheduler" if self.denoiser else self.path
+        return NoiseSchedule.from_scheduler_config(read_config(folder / "scheduler_config.json"))
+
+    def load(self, part: str) -> nn.Module:
+        """The module of a part, in float32."""
+        return load_weights(self.path / part, str(self.config(part)["_class_name"]))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON configuration of a diffusers folder."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(
+            "The model folder is missing or incomplete.",
+            found=f"no {path}",
+            expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
+            mend="name a folder written by `save_pretrained` as model.path",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise PtqdError("A model configuration cannot be read.", found=f"{path}: {error}", expected="JSON") from error
+    return config
+
+
+def load_weights(folder: Path, kind: str) -> nn.Module:
+    """A diffusers module of this class, in float32.
+
+    Raises:
+        UsageError: its weights are no safetensors.
+        PtqdError: they cannot be read.
+    """
+    import diffusers
+
+    variant = _variant(folder)
+    network: type[nn.Module] = getattr(diffusers, kind)
+    try:
+        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]
+            folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # diffusers wraps safetensors' errors in several types
+        raise PtqdError(
+            "The model's weights cannot be read.",
+            found=f"{folder}: {_first_cause(error)}",
+            expected="whole safetensors files that fit the configuration",
+            mend="copy the model again",
+        ) from error
+    return loaded.float()
+
+
+def _variant(folder: Path) -> str | None:
+    for variant, names in VARIANTS.items():
+        if any((folder / name).is_file() for name in names):
+            return variant
+    raise UsageError(
+        "The model has no safetensors weights.",
+        found=", ".join(sorted(path.name for path in folder.iterdir())),
+        expected=" or ".join(name for names in VARIANTS.values() for name in names),
+        mend="save the model again with `save_pretrained(..., safe_serialization=True)`",
+    )
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong first: diffusers reports that it could not load, and safetensors why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().splitlines()[0]
