@@ -108,7 +108,7 @@ def train(
     keep: Callable[[M], None] = lambda _: None,
 ) -> tuple[M, list[dict[str, float]]]:
     """Train a denoiser for some minutes; returns the averaged model and one log row a minute."""
-    model = model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return fit(model, lambda: loss_of(*_error(model, scheduler, *draw(batch))), minutes, keep=keep)
 
 
@@ -154,7 +154,11 @@ def guided(model: nn.Module, labels: torch.Tensor, no_class: int, guidance: floa
 
 @torch.no_grad()
 def sample(
-    predict: Predict, scheduler: DDPMScheduler, shape: tuple[int, ...], steps: int = 20, decode: Callable[[torch.Tensor], torch.Tensor] = lambda states: states
+    predict: Predict,
+    scheduler: DDPMScheduler,
+    shape: tuple[int, ...],
+    steps: int = 20,
+    decode: Callable[[torch.Tensor], torch.Tensor] = lambda states: states,
 ) -> torch.Tensor:
     """Samples of diffusers' own DDIM (eta 1): final states, float32 of the given shape, decoded to images in [-1, 1]."""
     ddim = DDIMScheduler.from_config(scheduler.config)

@@ -17,8 +17,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from engines.evaluation.feature_statistics import FeatureStatistics
 from engines.evaluation.frechet import frechet_distance
 from tools.coloured.data import CHANNELS, SIZE, coloured
-from tools.coloured.recognise import recognised
 from tools.digits.data import split
+from tools.recognise import confidence, seen
 from tools.training import linear_betas, sample, squared_error, train, write_log
 
 HERE = Path(__file__).parent
@@ -63,12 +63,12 @@ def colour_aware(error: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
 def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generator) -> dict[str, float]:
     """Confidence in samples and in real images, and the distance of the samples' features from the real ones'."""
     samples = sample(lambda x, timestep: model(x, timestep).sample, scheduler, (SAMPLES, CHANNELS, SIZE, SIZE))
-    confidence, features = recognised(samples.numpy())
-    real_confidence, real_features = recognised(coloured(SAMPLES, generator).images.numpy())
+    logits, features = seen(samples.numpy())
+    real_logits, real_features = seen(coloured(SAMPLES, generator).images.numpy())
     return {
         "samples": SAMPLES,
-        "confidence": confidence,
-        "confidence_in_real_images": real_confidence,
+        "confidence": confidence(logits),
+        "confidence_in_real_images": confidence(real_logits),
         "frechet_distance": frechet_distance(*(FeatureStatistics.of(each).gaussian() for each in (features, real_features))),
     }
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from tools.digits.data import CLASSES, SIZE, digits
-from tools.digits.recognise import recognised
+from tools.recognise import recognised
 from tools.training import guided, labelled, linear_betas, sample, train, write_log
 
 HERE = Path(__file__).parent

@@ -11,12 +11,12 @@ from tools.latent.first_stage import encode
 from tools.training import Draw, labelled
 
 NO_CLASS = CLASSES
-IMAGES = 20_000
+IMAGES = 10_000
 SEED = 0
 
 
 def latents(first_stage: AutoencoderKL) -> Draw:
-    """Draws of the latents [N, 4, 8, 8] of 20,000 images of the training split, with their labels, a tenth of which are dropped."""
+    """Draws of the latents [N, 4, 8, 8] of 10,000 images of the training split, with their labels, a tenth of which are dropped."""
     generator = torch.Generator().manual_seed(SEED)
     training, _ = split()
     pieces = [coloured(1000, generator, training) for _ in range(IMAGES // 1000)]

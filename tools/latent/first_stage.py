@@ -51,7 +51,8 @@ def loss(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
         posterior = model.encode(images).latent_dist
         decoded = model.decode(posterior.sample()).sample
     nats = posterior.kl().mean() / posterior.mean[0].numel()
-    return (decoded.float() - images).square().mean() + KL_WEIGHT * nats
+    squared_error: torch.Tensor = (decoded.float() - images).square().mean()
+    return squared_error + KL_WEIGHT * nats
 
 
 def load_first_stage() -> AutoencoderKL:
@@ -64,7 +65,8 @@ def load_first_stage() -> AutoencoderKL:
 def encode(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Latents that a denoiser is trained on, [N, 4, 8, 8] of variance 1: drawn from the posterior, times the scaling factor."""
     pieces = [model.encode(piece).latent_dist.sample() for piece in images.split(256)]
-    return torch.cat(pieces) * model.config["scaling_factor"]
+    scale: float = model.config["scaling_factor"]
+    return torch.cat(pieces) * scale
 
 
 @torch.no_grad()

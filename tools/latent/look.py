@@ -21,7 +21,5 @@ def look(model: nn.Module, first_stage: AutoencoderKL, scheduler: DDPMScheduler)
     """Share of samples of diffusers' own DDIM that show the digit asked for."""
     labels = torch.arange(SAMPLES) % CLASSES
     shape = (SAMPLES, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
-    images = sample(
-        guided(model, labels, NO_CLASS, GUIDANCE), scheduler, shape, decode=lambda latents: decode(first_stage, latents)
-    )
+    images = sample(guided(model, labels, NO_CLASS, GUIDANCE), scheduler, shape, decode=lambda latents: decode(first_stage, latents))
     return {"samples_recognised": recognised(images.numpy(), labels.numpy()), "samples": SAMPLES, "guidance": GUIDANCE}
