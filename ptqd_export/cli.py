@@ -36,7 +36,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", type=PATH, required=True, help="Diffusers folder of the trained model.")
+@click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, or package.module:function that makes it.")
 @click.option("--target", required=True, help="Runtime of the engines, such as onnxruntime.")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite the plan.")

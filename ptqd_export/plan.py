@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from calib.placement import HighPrecision
 from calib.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Precision, nearest_name
@@ -22,6 +23,7 @@ from ptqd_export.targets import TARGETS
 
 FULL_PRECISION = "fp32"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
+FACTORY = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 
 def _registered_sampler(name: str) -> str:
@@ -50,7 +52,14 @@ def _device(name: str) -> str:
     return name
 
 
+def _function(name: str) -> str:
+    if not re.fullmatch(FACTORY, name):
+        raise expectation('"package.module:function"')
+    return name
+
+
 WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
+FunctionName: TypeAlias = Annotated[str, AfterValidator(_function), Field(json_schema_extra={"pattern": f"^{FACTORY}$"})]
 PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
 
 
@@ -63,10 +72,22 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _given(one: str, other: str) -> JsonDict:
+    """Of two keys, this one has a value and the other none, in the terms of JSON Schema."""
+    return {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
+
+
 class ModelSection(Section):
     """The trained network."""
 
-    path: WrittenPath = Field(description="folder or file of the trained model, relative to the plan")
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_given("path", "factory"), _given("factory", "path")]})
+
+    path: WrittenPath | None = Field(default=None, description="folder or file of the trained model, relative to the plan")
+    factory: FunctionName | None = Field(
+        default=None,
+        description="instead of a path: the function that makes the model, package.module:function, importable from the plan's folder or "
+        "the Python path",
+    )
     null_class: int | None = Field(
         default=None, ge=0, description='class label that means "no class", for guidance; null takes the last of the model\'s labels'
     )
@@ -75,6 +96,12 @@ class ModelSection(Section):
         description="an .npz, relative to the plan, with one array [rows, ...] for each conditioning input, such as encoder_hidden_states "
         "[rows, tokens, dim], and an array null.<input> for guidance",
     )
+
+    @model_validator(mode="after")
+    def _path_or_factory(self) -> Self:
+        if (self.path is None) == (self.factory is None):
+            raise expectation("either path or factory")
+        return self
 
 
 class SamplerSection(Section):
@@ -367,6 +394,8 @@ class PlanFile:
 
     @property
     def model_path(self) -> Path:
+        """Of a model that is not made by a factory."""
+        assert self.plan.model.path is not None
         return self.folder / self.plan.model.path
 
     @property

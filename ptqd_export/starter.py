@@ -1,28 +1,25 @@
-"""A starter plan for a diffusers folder, from its configuration files alone."""
+"""A starter plan for a model, from its configuration files alone where it has some."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import get_args
 
 from engines.errors import UsageError
 from engines.files import write_text
-from engines.samplers.noise_schedule import NoiseSchedule
-from ptqd_export.json_object import read_json_object
-from ptqd_export.plan import ModelSection, Plan, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
 
 STEPS = 20
 GUIDANCE = 1.5
-DENOISERS = ("unet", "transformer")
-"""Parts of a diffusers pipeline that can be its denoiser."""
 
 
 def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> None:
     """Write a starter plan to `path`.
 
     Raises:
-        UsageError: the model is no diffusers folder, the target is unknown, or a file is in the way and `force` is not set.
+        UsageError: the model is of no known kind, the target is unknown, or a file is in the way and `force` is not set.
     """
     if path.exists() and not force:
         raise UsageError(
@@ -32,20 +29,35 @@ def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> 
 
 
 def starter_plan(model: Path, target: str, folder: Path) -> Plan:
-    """The plan to start from, with paths relative to the folder where it will lie."""
-    config, schedule = _configurations(model)
+    """The plan to start from, with paths relative to the folder where it will lie.
+
+    Args:
+        model: folder or file of a model, or `package.module:function` of a factory.
+        target: runtime of the engines.
+        folder: of the plan.
+    """
+    from ptqd_export.models.load import declare_model  # and with it torch, which a command line that is wrong need not wait for
+
+    known, source = _target(target), str(model)
+    declared = declare_model(source, folder.absolute())
+    named = re.fullmatch(FACTORY, source)
+    section = ModelSection(factory=source) if named else ModelSection(path=Path(os.path.relpath(model, folder)).as_posix())
     return Plan(
-        model=ModelSection(path=Path(os.path.relpath(model, folder)).as_posix()),
+        model=section,
         sampler=SamplerSection(
             name="ddim",
-            steps=min(STEPS, schedule.num_train_timesteps),
+            steps=min(STEPS, declared.noise_schedule.num_train_timesteps),
             eta=1.0,
-            guidance=GUIDANCE if config.get("num_class_embeds") else 1.0,
+            guidance=GUIDANCE if declared.null_class is not None else 1.0,
         ),
         precisions=("w8a8", "w4a8"),
-        target=_target(target),
-        output=f"build/{model.absolute().name}",
+        target=known,
+        output=f"build/{source.rpartition(':')[2] if named else _name(model.absolute())}",
     )
+
+
+def _name(model: Path) -> str:
+    return model.name if model.is_dir() else model.stem
 
 
 def _target(name: str) -> TargetSection:
@@ -53,33 +65,3 @@ def _target(name: str) -> TargetSection:
     if name not in known:
         raise UsageError("unknown target", found=name, expected=" or ".join(known), mend="correct --target")
     return TargetSection.model_validate({"name": name})
-
-
-def _configurations(model: Path) -> tuple[dict[str, object], NoiseSchedule]:
-    """The denoiser's configuration and the noise schedule, from a pipeline folder or from a single model's."""
-    if (model / "model_index.json").is_file():
-        denoiser, scheduler = model / _denoiser(model / "model_index.json"), model / "scheduler"
-    elif (model / "config.json").is_file():
-        denoiser, scheduler = model, model
-    else:
-        raise UsageError(
-            "this is no diffusers folder",
-            found=f"{model} without model_index.json or config.json" if model.exists() else f"no folder {model}",
-            expected="a folder that a diffusers pipeline or model wrote with save_pretrained",
-            mend="correct --model; for other models write the plan by hand: `ptqd-export schema` describes it",
-        )
-    config = read_json_object(denoiser / "config.json")
-    return config, NoiseSchedule.from_scheduler_config(read_json_object(scheduler / "scheduler_config.json"))
-
-
-def _denoiser(index: Path) -> str:
-    parts = read_json_object(index)
-    for name in DENOISERS:
-        if name in parts:
-            return name
-    raise UsageError(
-        "the pipeline has no denoiser",
-        found=", ".join(part for part in parts if not part.startswith("_")),
-        expected=" or ".join(DENOISERS),
-        mend="name a diffusion pipeline's folder with --model",
-    )

@@ -28,6 +28,8 @@ PRECISIONS = {"fp32": (32, 32), "w4a8": (4, 8), "w8a8": (8, 8)}
 NOISE_SCHEDULE = NoiseSchedule(clip_sample=False)
 CHOSEN = ("w4a8", "w4a8", "w8a8", "fp32")
 
+MIXTURE = np.array([0.5, -1.0, 0.25, 2.0], dtype=np.float32)
+
 Array = NDArray[Any]
 
 
@@ -132,6 +134,17 @@ def tiny_latent(tmp_path: Path) -> TinyBundle:
     return build_tiny_bundle(tmp_path / "latent", channels=4)
 
 
+@pytest.fixture(scope="session")
+def tiny_decoded(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """The same with a first stage: `tanh` of a mixture of the channels; not to be changed."""
+    bundle = build_tiny_bundle(tmp_path_factory.mktemp("decoded") / "bundle", channels=4)
+    onnx.save(_decoder(), bundle.folder / "decoder.onnx")
+    record = {"file": "decoder.onnx", "image_shape": [1, SIZE, SIZE], "batch": 4}
+    bundle.edit_json("manifest.json", lambda manifest: manifest["model"].update(decoder=record))
+    bundle.rehash("decoder.onnx")
+    return bundle
+
+
 @pytest.fixture
 def tiny_unconditional(tmp_path: Path) -> TinyBundle:
     """Without classes and guidance, in color."""
@@ -151,6 +164,14 @@ def build_tiny_bundle(folder: Path, *, channels: int = 1, conditional: bool = Tr
     (folder / "schedules/default.json").write_text(_schedule(table, channels, guidance).model_dump_json())
     (folder / "manifest.json").write_text(_manifest(folder, channels, guidance, conditional=conditional).model_dump_json())
     return TinyBundle(folder, networks)
+
+
+def _decoder() -> onnx.ModelProto:
+    sample = helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["N", 4, SIZE, SIZE])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 1, SIZE, SIZE])
+    nodes = [helper.make_node("Conv", ["sample", "mixture"], ["mixed"]), helper.make_node("Tanh", ["mixed"], ["out"])]
+    graph = helper.make_graph(nodes, "decoder", [sample], [out], [numpy_helper.from_array(MIXTURE.reshape(1, 4, 1, 1), "mixture")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def _conv(x: Array, weight: Array) -> Array:

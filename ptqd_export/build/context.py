@@ -35,7 +35,7 @@ class BuildContext:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.plan_file)
+        return fingerprint(self.model, self.plan_file.conditions_path)
 
     @cached_property
     def model(self) -> LoadedModel:

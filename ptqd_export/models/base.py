@@ -61,6 +61,12 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
 
+    @property
+    def null_class(self) -> int | None:
+        """The label that means "no class" unless a plan says otherwise: the last. None where other things than a class condition it."""
+        labels = [one.labels for one in self.inputs]
+        return labels[0] - 1 if len(labels) == 1 and labels[0] is not None else None
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -99,6 +105,7 @@ class LoadedModel:
         null_class: the class label that means "no class", where conditioning is by class.
         noise_schedule: from the model's scheduler configuration.
         decoder: from states to images; None where the states are images.
+        files: everything that it was read from.
     """
 
     family: str
@@ -108,6 +115,7 @@ class LoadedModel:
     null_class: int | None
     noise_schedule: NoiseSchedule
     decoder: Decoder | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -46,9 +46,9 @@ class DiffusersFolder:
             if name in self.parts:
                 return name
         raise UsageError(
-            "The model folder is missing or incomplete.",
-            found=f"no {self.path / DENOISERS[0] / 'config.json'}",
-            expected="a diffusers pipeline folder with unet/ or transformer/, and scheduler/scheduler_config.json",
+            "The model folder has no denoiser.",
+            found=f"{self.path} with {', '.join(self.parts) or 'no part that diffusers wrote'}",
+            expected="a diffusers pipeline folder with unet/config.json or transformer/config.json, and scheduler/scheduler_config.json",
             mend="name a folder written by `save_pretrained` as model.path",
         )
 
@@ -71,7 +71,7 @@ class DiffusersFolder:
         """Class of the denoiser."""
         return str(self.config(self.denoiser).get("_class_name"))
 
-    def config(self, part: str) -> dict[str, Any]:
+    def config(self, part: str) -> Config:
         return read_config(self.path / part / "config.json")
 
     def noise_schedule(self) -> NoiseSchedule:
@@ -83,10 +83,31 @@ class DiffusersFolder:
         return load_weights(self.path / part, str(self.config(part)["_class_name"]))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON configuration of a diffusers folder."""
+class Config(dict[str, Any]):
+    """A JSON configuration of a diffusers folder; a key that it should have and has not is the user's to mend."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UsageError(
+            "The model's configuration lacks a key.",
+            found=f"no {key} in {self._path}",
+            expected="a configuration written by `save_pretrained`",
+            mend="save the model again",
+        )
+
+
+def read_config(path: Path) -> Config:
+    """A JSON configuration of a diffusers folder.
+
+    Raises:
+        UsageError: there is none.
+        PtqdError: it is damaged.
+    """
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        return Config(path, json.loads(path.read_text()))
     except FileNotFoundError:
         raise UsageError(
             "The model folder is missing or incomplete.",
@@ -94,9 +115,8 @@ def read_config(path: Path) -> dict[str, Any]:
             expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
             mend="name a folder written by `save_pretrained` as model.path",
         ) from None
-    except (OSError, ValueError) as error:
-        raise PtqdError("A model configuration cannot be read.", found=f"{path}: {error}", expected="JSON") from error
-    return config
+    except (OSError, ValueError, TypeError) as error:
+        raise PtqdError("A model configuration cannot be read.", found=f"{path}: {error}", expected="a JSON object") from error
 
 
 def load_weights(folder: Path, kind: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from ptqd_export.models import diffusers_dit, diffusers_unet
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.conditions import conditioning_of
 from ptqd_export.models.diffusers_folder import DiffusersFolder
-from ptqd_export.plan import PlanFile
+from ptqd_export.models.factory import declare_factory, load_factory
+from ptqd_export.plan import FACTORY, PlanFile
 
 DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
@@ -29,10 +31,13 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         UsageError: no such model, its kind is not supported, or the plan's conditions do not fit it.
         PtqdError: its weights cannot be read.
     """
+    section, conditions = plan_file.plan.model, plan_file.conditions_path
+    if section.factory is not None:
+        return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
     path = plan_file.model_path
     family = find_family(path)
     declared = family.declare(path)
-    conditioning, null_class = conditioning_of(declared.inputs, plan_file.plan.model.null_class, plan_file.conditions_path)
+    conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
     networks = family.load(path, declared)
     return LoadedModel(
         family=declared.family,
@@ -42,16 +47,23 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         null_class=null_class,
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
+        files=model_files(path),
     )
 
 
-def declare_model(path: Path) -> Declaration:
-    """What the model at a path is, without its weights.
+def declare_model(source: str, folder: Path) -> Declaration:
+    """What a model is, from its configuration alone where it has one.
+
+    Args:
+        source: path, or `package.module:function`.
+        folder: that the module may lie in.
 
     Raises:
         UsageError: no such model, or its kind is not supported.
     """
-    return find_family(path).declare(path)
+    if re.fullmatch(FACTORY, source):
+        return declare_factory(source, folder)
+    return find_family(Path(source)).declare(Path(source))
 
 
 def find_family(path: Path) -> Family:
@@ -68,15 +80,18 @@ def existing(path: Path) -> Path:
         raise UsageError(
             "The model folder is missing.",
             found=f"no folder {path}",
-            expected="a diffusers pipeline folder",
-            mend="correct model.path; it is relative to the plan",
+            expected="a folder that a diffusers pipeline or model wrote with `save_pretrained`",
+            mend="correct model.path, which is relative to the plan, or --model",
         )
     return path
 
 
-def fingerprint(plan_file: PlanFile) -> str:
-    """Hash of everything that `load_model` reads."""
-    files = sorted(path for path in existing(plan_file.model_path).rglob("*") if path.is_file())
-    if plan_file.conditions_path is not None and plan_file.conditions_path.is_file():
-        files.append(plan_file.conditions_path)
+def model_files(path: Path) -> tuple[Path, ...]:
+    """Every file of the model at `path`."""
+    return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+
+
+def fingerprint(model: LoadedModel, conditions: Path | None) -> str:
+    """Hash of everything that `load_model` read."""
+    files = model.files if conditions is None else (*model.files, conditions)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()

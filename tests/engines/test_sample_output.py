@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.arrays import Float32
 from engines.decoder import Decoder
 from engines.sample_output import NpzOutput, PngOutput
 
@@ -31,6 +32,21 @@ def test_tiles_beyond_the_grid_are_not_kept(tmp_path: Path) -> None:
     for first in range(0, 100, 5):
         output.add(np.arange(first, first + 5), STATES)
     assert len(output._tiles) == 64
+
+
+def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None:
+    class Halved(Decoder):
+        def __call__(self, states: Float32) -> Float32:
+            return np.asarray(states / 2, dtype=np.float32)
+
+    output = NpzOutput(tmp_path, None, Halved())
+    output.add(NUMBERS[:2], STATES[:2])
+    output.add(NUMBERS[2:], STATES[2:])
+    output.finish()
+    with np.load(tmp_path / "samples.npz") as archive:
+        np.testing.assert_array_equal(archive["samples"], STATES)
+        assert archive["images"].dtype == np.uint8
+        assert archive["images"][[0, -1]].ravel().tolist() == [64, 70, 77, 84, 171, 178, 185, 191]
 
 
 @pytest.mark.parametrize("rows", [None, np.array([2, 2, 0, 1, 0])])

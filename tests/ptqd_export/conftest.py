@@ -183,6 +183,12 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture(scope="session")
+def build_in() -> Callable[..., Built]:
+    """Build a plan whose model lies in a folder: `build_in(folder, **sections)`."""
+    return _build
+
+
+@pytest.fixture(scope="session")
 def as_model() -> Callable[[nn.Module, tuple[int, ...]], LoadedModel]:
     """Any module of one argument, as an unconditional model whose time has no influence."""
 

@@ -29,6 +29,7 @@ RESOLVED = """\
 {
   "model": {
     "path": "tools/digits/model",
+    "factory": null,
     "null_class": null,
     "conditions": null
   },
@@ -217,7 +218,9 @@ def test_registered_samplers_are_accepted(write: Write) -> None:
 
 
 REFUSED = [
-    ({"model": {}}, "model.path: missing; expected folder or file of the trained model, relative to the plan"),
+    ({"model": {}}, "model: found {}, expected either path or factory"),
+    ({"model": {"path": "m", "factory": "m:f"}}, 'model: found {"path": "m", "factory": "m:f"}, expected either path or factory'),
+    ({"model": {"factory": "net.py"}}, 'model.factory: found "net.py", expected "package.module:function"'),
     ({"model": {"path": ""}}, 'model.path: found "", expected a string that is not empty'),
     ({"model": {"path": "m", "null_class": -1}}, "model.null_class: found -1, expected 0 or more"),
     ({"model": {"path": "m", "null_clas": 3}}, 'model.null_clas: unknown key; did you mean "null_class"?'),
@@ -420,6 +423,8 @@ def _accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         return value in schema.get("enum", [schema.get("const")])
     if isinstance(value, dict):
         assert schema["additionalProperties"] is False
+        if "oneOf" in schema and sum(_chooses(option, value) for option in schema["oneOf"]) != 1:
+            return False
         return set(schema.get("required", ())) <= set(value) <= set(schema["properties"]) and all(
             _accepts(schema["properties"][key], inner, root) for key, inner in value.items()
         )
@@ -431,6 +436,12 @@ def _accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
     if value is not None and "exclusiveMinimum" in schema:
         return bool(value > schema["exclusiveMinimum"])
     return value is None or schema.get("minimum", value) <= value <= schema.get("maximum", value)
+
+
+def _chooses(option: dict[str, Any], value: dict[str, Any]) -> bool:
+    """Whether an object has the keys that one choice requires, and the others as it says."""
+    kinds = {key: TYPES[inner["type"]] for key, inner in option["properties"].items()}
+    return set(option["required"]) <= set(value) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 @pytest.mark.parametrize("plan", [SHORTEST, json.loads(RESOLVED)], ids=["shortest", "resolved"])

@@ -13,16 +13,19 @@ from ptqd_export.starter import starter_plan, write_starter_plan
 
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "clip_sample": False}
 
+UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3}
+DIT = {"_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 10}
+
 
 def _write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
-def _pipeline(folder: Path, *, denoiser: str = "unet", config: object = None, scheduler: object = None) -> Path:
+def _pipeline(folder: Path, *, denoiser: str = "unet", config: dict[str, object] | None = None, scheduler: object = None) -> Path:
     parts = {"_class_name": "SomePipeline", "scheduler": ["diffusers", "DDPMScheduler"], denoiser: ["diffusers", "SomeModel"]}
     _write(folder / "model_index.json", parts)
-    _write(folder / denoiser / "config.json", {"_class_name": "UNet2DModel"} if config is None else config)
+    _write(folder / denoiser / "config.json", UNET | (config or {}))
     _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER if scheduler is None else scheduler)
     return folder
 
@@ -53,12 +56,12 @@ def test_model_whose_class_count_is_null_gets_no_guidance(tmp_path: Path) -> Non
 
 
 def test_transformer_is_a_denoiser_too(tmp_path: Path) -> None:
-    model = _pipeline(tmp_path / "dit", denoiser="transformer", config={"num_class_embeds": 3})
+    model = _pipeline(tmp_path / "dit", denoiser="transformer", config=DIT)
     assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.5
 
 
 def test_single_model_folder_with_its_scheduler(tmp_path: Path) -> None:
-    _write(tmp_path / "net" / "config.json", {"_class_name": "UNet2DModel", "num_class_embeds": 11})
+    _write(tmp_path / "net" / "config.json", UNET | {"num_class_embeds": 11})
     _write(tmp_path / "net" / "scheduler_config.json", SCHEDULER)
     assert starter_plan(tmp_path / "net", "onnxruntime", tmp_path).sampler.guidance == 1.5
 
@@ -100,29 +103,32 @@ def test_file_in_the_way_is_kept_unless_forced(tmp_path: Path) -> None:
 
 def test_missing_folder(tmp_path: Path) -> None:
     assert _error(tmp_path / "none") == (
-        f"this is no diffusers folder\n  found:    no folder {tmp_path / 'none'}\n"
-        "  expected: a folder that a diffusers pipeline or model wrote with save_pretrained\n"
-        "  mend:     correct --model; for other models write the plan by hand: `ptqd-export schema` describes it"
+        f"The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n"
+        "  expected: a folder that a diffusers pipeline or model wrote with `save_pretrained`\n"
+        "  mend:     correct model.path, which is relative to the plan, or --model"
     )
 
 
 def test_folder_of_something_else(tmp_path: Path) -> None:
-    assert f"found:    {tmp_path} without model_index.json or config.json" in _error(tmp_path)
+    assert f"found:    {tmp_path} with no part that diffusers wrote" in _error(tmp_path)
 
 
 def test_pipeline_without_a_denoiser(tmp_path: Path) -> None:
     model = _pipeline(tmp_path / "codec", denoiser="vae")
-    assert _error(model) == (
-        "the pipeline has no denoiser\n  found:    scheduler, vae\n  expected: unet or transformer\n"
-        "  mend:     name a diffusion pipeline's folder with --model"
-    )
+    assert _error(model).startswith(f"The model folder has no denoiser.\n  found:    {model} with vae\n")
 
 
 @pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
 def test_incomplete_folder_names_the_missing_file(tmp_path: Path, file: str) -> None:
     model = _pipeline(tmp_path / "digits")
     (model / file).unlink()
-    assert _error(model).startswith(f"{model / file} cannot be read\n  found:    No such file or directory")
+    assert file in _error(model)
+
+
+def test_configuration_without_a_key_names_it(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "digits")
+    _write(model / "unet" / "config.json", {"_class_name": "UNet2DModel", "sample_size": 8})
+    assert f"found:    no in_channels in {model / 'unet' / 'config.json'}" in _error(model)
 
 
 def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NUM = 60
 PAIRED = {"psnr", "ssim", "relative_l2"}
 NAMES = ["frechet_distance", "spatial_frechet_distance", "inception_score", "precision", "recall", "mean", "variance"]
+MIXTURE = (0.5, -1.0, 0.25, 2.0)
+"""Of the channels, in the decoder of `tiny_decoded`."""
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +239,14 @@ def test_rows_left_out_are_those_of_the_seed(tiny: TinyBundle) -> None:
 
     walk = _walk(EvaluateRequest(tiny.folder, Path(), Path(), 50), Bundle.open(tiny.folder), seed=9)
     np.testing.assert_array_equal(walk.rows, NoiseSource(9, (1, 8, 8)).row(np.arange(50), 3))
+
+
+def test_latent_models_are_judged_by_their_images(tiny_decoded: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = evaluate(tiny_decoded, images, extractor_file, "--seed", 3, "--json", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    bundle = Bundle.open(tiny_decoded.folder)
+    noise, samples = NoiseSource(3, bundle.manifest.model.sample_shape), np.arange(NUM)
+    states = ChainChoice(precision="fp32", correction="off").open(bundle, NUM).sample(noise, samples, noise.row(samples, 3))
+    mean = json.loads(path.read_text())["figures"]["mean"]["full_precision"]["mean"]
+    assert mean == pytest.approx(float(np.tanh(np.einsum("nchw,c->nhw", states.astype(np.float64), MIXTURE)).mean()), abs=1e-4)

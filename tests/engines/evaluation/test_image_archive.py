@@ -27,6 +27,12 @@ def test_batches_are_the_images_in_order(tmp_path: Path, save: object, stored: n
     np.testing.assert_allclose(np.concatenate(batches), FLOATS, atol=1e-6)
 
 
+def test_images_of_latent_models_are_read_and_not_their_latents(tmp_path: Path) -> None:
+    np.savez(tmp_path / "samples.npz", samples=np.zeros((23, 4, 2, 2), np.float32), images=PIXELS)
+    (batch,) = ImageArchive.open(tmp_path / "samples.npz").batches(23)
+    np.testing.assert_allclose(batch, FLOATS, atol=1e-6)
+
+
 @pytest.mark.parametrize("stored", [FLOATS[0], PIXELS.astype(np.int64), np.asfortranarray(FLOATS), np.array([["text"]])])
 def test_array_of_another_kind_is_an_error_of_usage(tmp_path: Path, stored: object) -> None:
     np.savez(tmp_path / "images.npz", samples=np.asarray(stored))
