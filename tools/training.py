@@ -59,7 +59,11 @@ def idle_machine_s() -> float:
 
 
 def fit(
-    model: M, loss_of: Callable[[], torch.Tensor], minutes: float, peak: float = PEAK, keep: Callable[[M], None] = lambda _: None
+    model: M,
+    loss_of: Callable[[], torch.Tensor],
+    minutes: float,
+    rate: Callable[[float], float] = learning_rate,
+    keep: Callable[[M], None] = lambda _: None,
 ) -> tuple[M, list[dict[str, float]]]:
     """Train for some minutes.
 
@@ -67,14 +71,14 @@ def fit(
         model: in the mode (of training or evaluation) to be trained in.
         loss_of: draws a batch, and returns the model's loss on it.
         minutes: of a machine that does nothing else.
-        peak: largest learning rate.
+        rate: from the progress in [0, 1] to the learning rate.
         keep: called once a minute with the averaged model, so that what a training that is stopped came to is not lost.
 
     Returns:
         The averaged model, and one log row a minute.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-4)
     log: list[dict[str, float]] = []
     losses: list[float] = []
     begin = idle_machine_s()
@@ -82,7 +86,7 @@ def fit(
     while (elapsed := idle_machine_s() - begin) < minutes * 60:
         loss = loss_of()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(elapsed / (minutes * 60), peak)
+            group["lr"] = rate(elapsed / (minutes * 60))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,6 +1,6 @@
 """Train the first stage on coloured digits, on a CPU: 32x32 RGB images to and from 8x8 latents of four channels (f = 4).
 
-    python -m tools.latent.first_stage --minutes 15
+    python -m tools.latent.first_stage --minutes 4
 
 Writes `model/vae`, which the latent models share. Squared error and a light Kullback-Leibler term, whose noise on the latents is what
 makes the decoder bear the small errors of a denoiser. Ends by asking the classifier what it sees in images that went to and fro.
@@ -8,6 +8,7 @@ makes the decoder bear the small errors of a denoiser. Ends by asking the classi
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,14 +19,14 @@ from diffusers import AutoencoderKL
 from tools.coloured.data import CHANNELS, SIZE, Coloured, coloured
 from tools.digits.data import split
 from tools.recognise import recognised
-from tools.training import fit, write_log
+from tools.training import fit, learning_rate, write_log
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model" / "vae"
 LATENT_CHANNELS = 4
 LATENT_SIZE = SIZE // 4
 KL_WEIGHT = 1e-4
-PEAK = 3e-3
+RATE = partial(learning_rate, peak=3e-3, warm_up=0.1)
 HELD_OUT = 1000
 
 
@@ -52,7 +53,8 @@ def loss(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
         decoded = model.decode(posterior.sample()).sample
     nats = posterior.kl().mean() / posterior.mean[0].numel()
     squared_error: torch.Tensor = (decoded.float() - images).square().mean()
-    return squared_error + KL_WEIGHT * nats
+    weighted: torch.Tensor = squared_error + KL_WEIGHT * nats
+    return weighted
 
 
 def load_first_stage() -> AutoencoderKL:
@@ -98,7 +100,7 @@ def look(model: AutoencoderKL, real: Coloured) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--minutes", default=15.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=4.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=48, show_default=True)
 def main(minutes: float, batch: int) -> None:
     torch.manual_seed(0)
@@ -106,9 +108,7 @@ def main(minutes: float, batch: int) -> None:
     training, held_out = split()
     model = network()
     some = coloured(1000, generator, training).images
-    average, log = fit(
-        model, lambda: loss(model, coloured(batch, generator, training).images), minutes, PEAK, lambda average: save(average, some)
-    )
+    average, log = fit(model, lambda: loss(model, coloured(batch, generator, training).images), minutes, RATE, partial(save, images=some))
     save(average, some)
     figures = look(load_first_stage(), coloured(HELD_OUT, generator, held_out))
     write_log(HERE / "first_stage_log.json", average, {"minutes": minutes, "batch": batch}, figures, log)
