@@ -1,6 +1,6 @@
-"""Train a denoiser for a wall-clock time on a CPU, and look at what it samples: what the bundled models have in common.
+"""Train for some minutes on a CPU, and look at what a denoiser samples: what the bundled models have in common.
 
-Epsilon prediction, bfloat16 autocast, AdamW, and an exponential moving average of the weights, which is the model that is kept.
+Bfloat16 autocast, AdamW, and an exponential moving average of the weights, which is the model that is kept. Denoisers predict epsilon.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+M = TypeVar("M", bound=nn.Module)
 
 Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor | None]]
 """From a count to as many clean images, float32 [count, C, H, W], and their class numbers [count], or None without classes."""
@@ -27,6 +32,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 PEAK = 1e-3
 LONGEST_DECAY = 0.999
+NO_CLASS_SHARE = 0.1
+"""Of the training images, which are shown without their class."""
 
 
 def linear_betas() -> DDPMScheduler:
@@ -46,21 +53,40 @@ def squared_error(error: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return error.square().mean()
 
 
-def train(
-    model: UNet2DModel, scheduler: DDPMScheduler, draw: Draw, minutes: float, batch: int, loss_of: Loss = squared_error
-) -> tuple[UNet2DModel, list[dict[str, float]]]:
-    """Train for a wall-clock time; returns the averaged model and one log row a minute."""
-    model = model.to(memory_format=torch.channels_last)
+def idle_machine_s() -> float:
+    """Processor time over threads, in seconds: what a wall clock would show if the machine did nothing else."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def fit(
+    model: M,
+    loss_of: Callable[[], torch.Tensor],
+    minutes: float,
+    rate: Callable[[float], float] = learning_rate,
+    keep: Callable[[M], None] = lambda _: None,
+) -> tuple[M, list[dict[str, float]]]:
+    """Train for some minutes.
+
+    Args:
+        model: in the mode (of training or evaluation) to be trained in.
+        loss_of: draws a batch, and returns the model's loss on it.
+        minutes: of a machine that does nothing else.
+        rate: from the progress in [0, 1] to the learning rate.
+        keep: called once a minute with the averaged model, so that what a training that is stopped came to is not lost.
+
+    Returns:
+        The averaged model, and one log row a minute.
+    """
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-4)
     log: list[dict[str, float]] = []
     losses: list[float] = []
-    begin = time.monotonic()
+    begin = idle_machine_s()
     step = 0
-    while (elapsed := time.monotonic() - begin) < minutes * 60:
-        loss = loss_of(*_error(model, scheduler, *draw(batch)))
+    while (elapsed := idle_machine_s() - begin) < minutes * 60:
+        loss = loss_of()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(elapsed / (minutes * 60))
+            group["lr"] = rate(elapsed / (minutes * 60))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -71,44 +97,87 @@ def train(
         if elapsed > 60 * (len(log) + 1):
             log.append({"minutes": round(elapsed / 60, 1), "step": step, "loss": round(float(np.mean(losses)), 5)})
             losses.clear()
+            keep(average)
             click.echo(json.dumps(log[-1]))
     return average, log
 
 
+def train(
+    model: M,
+    scheduler: DDPMScheduler,
+    draw: Draw,
+    minutes: float,
+    batch: int,
+    loss_of: Loss = squared_error,
+    keep: Callable[[M], None] = lambda _: None,
+) -> tuple[M, list[dict[str, float]]]:
+    """Train a denoiser for some minutes; returns the averaged model and one log row a minute."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return fit(model, lambda: loss_of(*_error(model, scheduler, *draw(batch))), minutes, keep=keep)
+
+
 def _error(
-    model: UNet2DModel, scheduler: DDPMScheduler, clean: torch.Tensor, label: torch.Tensor | None
+    model: nn.Module, scheduler: DDPMScheduler, clean: torch.Tensor, label: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted noise's error at random timesteps, and these timesteps' cumulative alphas."""
     clean = clean.contiguous(memory_format=torch.channels_last)
     noise = torch.randn_like(clean)
     timestep = torch.randint(scheduler.config["num_train_timesteps"], (len(clean),))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass takes twice as long
         predicted = model(scheduler.add_noise(clean, noise, timestep), timestep, label).sample
     return predicted.float() - noise, scheduler.alphas_cumprod[timestep]
 
 
 @torch.no_grad()
-def _follow(average: UNet2DModel, model: UNet2DModel, decay: float) -> None:
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     for kept, current in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(current, 1 - decay)
 
 
+def labelled(images: torch.Tensor, labels: torch.Tensor, no_class: int) -> Draw:
+    """Draws of the images [N, C, H, W] with their labels [N], a tenth of which are dropped."""
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.randint(len(images), (count,))
+        return images[chosen], torch.where(torch.rand(count) < NO_CLASS_SHARE, no_class, labels[chosen])
+
+    return draw
+
+
+def guided(model: nn.Module, labels: torch.Tensor, no_class: int, guidance: float) -> Predict:
+    """The model's prediction for one sample of each label, guided by the one without class."""
+    condition = torch.cat([labels, torch.full_like(labels, no_class)])
+
+    def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        both: torch.Tensor = model(x.repeat(2, 1, 1, 1), timestep.expand(len(condition)), condition).sample
+        conditional, unconditional = both.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    return predict
+
+
 @torch.no_grad()
-def sample(predict: Predict, scheduler: DDPMScheduler, shape: tuple[int, ...], steps: int = 20) -> torch.Tensor:
-    """Samples of diffusers' own DDIM (eta 1), float32 of the given shape, in [-1, 1]."""
+def sample(
+    predict: Predict,
+    scheduler: DDPMScheduler,
+    shape: tuple[int, ...],
+    steps: int = 20,
+    decode: Callable[[torch.Tensor], torch.Tensor] = lambda states: states,
+) -> torch.Tensor:
+    """Samples of diffusers' own DDIM (eta 1): final states, float32 of the given shape, decoded to images in [-1, 1]."""
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
     x = torch.randn(shape)
     for timestep in ddim.timesteps:
         x = ddim.step(predict(x, timestep), timestep, x, eta=1.0).prev_sample
-    return x.clamp(-1, 1)
+    return decode(x).clamp(-1, 1)
 
 
 def write_log(
-    path: Path, model: UNet2DModel, settings: Mapping[str, float], figures: Mapping[str, float], log: list[dict[str, float]]
+    path: Path, model: nn.Module, settings: Mapping[str, float], figures: Mapping[str, float], log: list[dict[str, float]]
 ) -> None:
     """Write what a training was and came to as JSON, and show it without the rows of the log."""
     steps = log[-1]["step"] if log else 0
-    summary = {"parameters": model.num_parameters(), **settings, "steps": steps, **figures}
+    summary = {"parameters": sum(parameter.numel() for parameter in model.parameters()), **settings, "steps": steps, **figures}
     path.write_text(json.dumps(summary | {"log": log}, indent=1) + "\n")
     click.echo(json.dumps(summary))

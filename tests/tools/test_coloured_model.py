@@ -17,8 +17,8 @@ from engines.arrays import Float32, Float64
 from ptqd_export.plan import load_plan
 from tools.coloured import data
 from tools.coloured.data import Coloured, coloured
-from tools.coloured.recognise import CLASSIFIER, recognised
 from tools.digits.data import split
+from tools.recognise import CLASSIFIERS, confidence, seen
 from tools.training import sample
 
 MODEL = Path(data.__file__).with_name("model")
@@ -38,7 +38,7 @@ def pipeline() -> DDPMPipeline:
 
 @pytest.fixture(scope="module")
 def classifier() -> Any:
-    return onnxruntime.InferenceSession(CLASSIFIER, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(CLASSIFIERS[3, 32, 32], providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_samples_look_like_coloured_digits(pipeline: DDPMPipeline, held_out: Col
     torch.manual_seed(0)
     unet, real = pipeline.unet.eval(), held_out.images.numpy()
     samples = sample(lambda x, timestep: unet(x, timestep).sample, pipeline.scheduler, (96, 3, 32, 32)).numpy()
-    assert recognised(samples)[0] > 0.6 * recognised(real)[0]
+    assert confidence(seen(samples)[0]) > 0.6 * confidence(seen(real)[0])
     of_samples, of_real = mean_colours(samples), mean_colours(real)
     five_errors = 5 * of_real.std(axis=0) / np.sqrt(len(samples))
     assert (np.abs(of_samples.mean(axis=0) - of_real.mean(axis=0)) < five_errors).all()
@@ -112,9 +112,9 @@ def test_classifier_knows_the_digits_that_it_was_not_trained_on(classifier: Any,
 def test_confidence_is_the_mean_of_the_largest_probabilities(classifier: Any, held_out: Coloured) -> None:
     images = held_out.images[:50]
     logits, features = (torch.from_numpy(each) for each in classifier.run(["logits", "features"], {"images": images.numpy()}))
-    confidence, seen = recognised(images.numpy())
-    assert confidence == pytest.approx(logits.softmax(dim=1).amax(dim=1).mean().item(), rel=1e-5)
-    np.testing.assert_allclose(seen, features)
+    seen_logits, seen_features = seen(images.numpy())
+    assert confidence(seen_logits) == pytest.approx(logits.softmax(dim=1).amax(dim=1).mean().item(), rel=1e-5)
+    np.testing.assert_allclose(seen_features, features)
 
 
 def test_mean_colour_is_a_linear_function_of_the_features(classifier: Any, held_out: Coloured) -> None:

@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 from safetensors.torch import load_file
 
 from tools.digits import data
-from tools.digits.recognise import CLASSIFIER, recognised
+from tools.recognise import CLASSIFIERS, recognised
 
 if TYPE_CHECKING:
     from tests.tools.conftest import Digits
@@ -31,7 +31,7 @@ def training_log() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def classifier() -> Any:
-    return onnxruntime.InferenceSession(CLASSIFIER, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(CLASSIFIERS[1, 16, 16], providers=["CPUExecutionProvider"])
 
 
 def test_model_folder_is_small_and_holds_no_pickles() -> None:

@@ -1,4 +1,4 @@
-"""The training loop by the clock, its averaged weights, and the sampling that looks at them."""
+"""The training loop by the clock, its averaged weights, the drawing of batches, and the sampling that looks at a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from tools.training import learning_rate, linear_betas, sample, train, write_log
+from tools.training import fit, guided, idle_machine_s, labelled, learning_rate, linear_betas, sample, train, write_log
 
 MEAN, DEVIATION = 0.1, 0.2
 
@@ -42,7 +42,7 @@ def test_learning_rate_warms_up_and_follows_a_cosine(progress: float, expected: 
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is looked at every 13 seconds."""
     ticks = itertools.count(0.0, 13.0)
-    monkeypatch.setattr("tools.training.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("tools.training.idle_machine_s", lambda: next(ticks))
 
 
 @pytest.mark.usefixtures("clock")
@@ -100,6 +100,45 @@ def test_kept_weights_are_the_moving_average_of_the_trained_ones() -> None:
     assert not average.weight.requires_grad
 
 
+@pytest.mark.usefixtures("clock")
+def test_averaged_weights_are_kept_once_a_minute() -> None:
+    """A training that is stopped has lost less than a minute; what is kept last is not yet what is returned."""
+    model, kept = torch.nn.Linear(1, 1, bias=False), list[float]()
+    average, log = fit(model, lambda: model.weight.sum(), minutes=3.5, keep=lambda kept_model: kept.append(kept_model.weight.item()))
+    assert len(kept) == len(log) == 3
+    assert kept[0] > kept[1] > kept[2] > average.weight.item() > model.weight.item()
+
+
+def test_clock_of_an_idle_machine_is_processor_time_over_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.training.time.process_time", lambda: 12.0)
+    monkeypatch.setattr("tools.training.torch.get_num_threads", lambda: 3)
+    assert idle_machine_s() == 4.0
+
+
+def test_a_tenth_of_the_drawn_images_have_lost_their_label() -> None:
+    torch.manual_seed(0)
+    classes = torch.arange(5)
+    images, labels = labelled(classes.float().reshape(5, 1, 1, 1), classes, no_class=7)(20_000)
+    assert labels is not None
+    lost = labels == 7
+    assert torch.equal(images.flatten()[~lost].long(), labels[~lost])
+    assert lost.float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert set(images.flatten()[lost].tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_guided_prediction_goes_beyond_the_one_of_the_class(guidance: float) -> None:
+    """A model that predicts `x + t + label`: of its guided prediction the label is `null + w (label - null)`."""
+
+    def model(x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> Any:
+        return SimpleNamespace(sample=x + (timestep + labels).reshape(-1, 1, 1, 1))
+
+    labels, x = torch.tensor([1, 4]), torch.randn(2, 1, 3, 3)
+    predicted = guided(cast(torch.nn.Module, model), labels, 9, guidance)(x, torch.tensor(100))
+    expected = x + 100 + (9 + guidance * (labels - 9)).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(predicted, expected)
+
+
 def test_samples_of_an_exact_prediction_have_the_data_s_distribution() -> None:
     """The noise that the mean of N(MEAN, DEVIATION^2) data predicts is linear in the state; a thousand steps are then nearly exact."""
     scheduler = linear_betas()
@@ -119,6 +158,19 @@ def test_samples_stay_within_an_image_s_range() -> None:
     torch.manual_seed(0)
     drawn = sample(lambda x, _: torch.zeros_like(x), linear_betas(), (4, 1, 8, 8), steps=5)
     assert drawn.abs().max() == 1
+
+
+def test_states_are_decoded_before_they_are_clipped() -> None:
+    states: list[torch.Tensor] = []
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        states.append(x)
+        return x.repeat(1, 3, 1, 1) / 1000
+
+    torch.manual_seed(0)
+    drawn = sample(lambda x, _: torch.zeros_like(x), linear_betas(), (4, 1, 8, 8), steps=5, decode=decode)
+    assert states[0].abs().max() > 1
+    torch.testing.assert_close(drawn, (states[0].repeat(1, 3, 1, 1) / 1000).clamp(-1, 1))
 
 
 def test_log_is_written_with_settings_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from engines.evaluation.feature_statistics import FeatureStatistics
 from engines.evaluation.frechet import frechet_distance
 from tools.coloured.data import CHANNELS, SIZE, coloured
-from tools.coloured.recognise import recognised
 from tools.digits.data import split
+from tools.recognise import confidence, seen
 from tools.training import linear_betas, sample, squared_error, train, write_log
 
 HERE = Path(__file__).parent
@@ -63,18 +63,18 @@ def colour_aware(error: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
 def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generator) -> dict[str, float]:
     """Confidence in samples and in real images, and the distance of the samples' features from the real ones'."""
     samples = sample(lambda x, timestep: model(x, timestep).sample, scheduler, (SAMPLES, CHANNELS, SIZE, SIZE))
-    confidence, features = recognised(samples.numpy())
-    real_confidence, real_features = recognised(coloured(SAMPLES, generator).images.numpy())
+    logits, features = seen(samples.numpy())
+    real_logits, real_features = seen(coloured(SAMPLES, generator).images.numpy())
     return {
         "samples": SAMPLES,
-        "confidence": confidence,
-        "confidence_in_real_images": real_confidence,
+        "confidence": confidence(logits),
+        "confidence_in_real_images": confidence(real_logits),
         "frechet_distance": frechet_distance(*(FeatureStatistics.of(each).gaussian() for each in (features, real_features))),
     }
 
 
 @click.command()
-@click.option("--minutes", default=50.0, show_default=True, help="Training time by the clock.")
+@click.option("--minutes", default=50.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=96, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from tools.digits.data import CLASSES, SIZE, digits
-from tools.digits.recognise import recognised
-from tools.training import Draw, Predict, linear_betas, sample, train, write_log
+from tools.recognise import recognised
+from tools.training import guided, labelled, linear_betas, sample, train, write_log
 
 HERE = Path(__file__).parent
 NO_CLASS = CLASSES
@@ -39,40 +39,17 @@ def network() -> UNet2DModel:
     )
 
 
-def labelled() -> Draw:
-    """Draws of the digits with their labels, a tenth of which are dropped."""
-    images, labels = digits()
-
-    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = torch.randint(len(images), (count,))
-        return images[chosen], torch.where(torch.rand(count) < 0.1, NO_CLASS, labels[chosen])
-
-    return draw
-
-
-def guided(model: UNet2DModel, labels: torch.Tensor) -> Predict:
-    """The model's prediction for one sample of each label, guided by the one without class."""
-    condition = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
-
-    def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        both: torch.Tensor = model(x.repeat(2, 1, 1, 1), timestep, condition).sample
-        conditional, unconditional = both.chunk(2)
-        return unconditional + GUIDANCE * (conditional - unconditional)
-
-    return predict
-
-
 @click.command()
-@click.option("--minutes", default=45.0, show_default=True, help="Training time by the clock.")
+@click.option("--minutes", default=45.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=128, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:
     torch.manual_seed(0)
     scheduler = linear_betas()
-    average, log = train(network(), scheduler, labelled(), minutes, batch)
+    average, log = train(network(), scheduler, labelled(*digits(), NO_CLASS), minutes, batch)
     DDPMPipeline(unet=average, scheduler=scheduler).save_pretrained(output)
     labels = torch.arange(1000) % CLASSES
-    samples = sample(guided(average, labels), scheduler, (len(labels), 1, SIZE, SIZE))
+    samples = sample(guided(average, labels, NO_CLASS, GUIDANCE), scheduler, (len(labels), 1, SIZE, SIZE))
     figures = {"samples_recognised": recognised(samples.numpy(), labels.numpy()), "samples": len(labels), "guidance": GUIDANCE}
     write_log(HERE / "training_log.json", average, {"minutes": minutes, "batch": batch}, figures, log)
 

@@ -1,0 +1,94 @@
+"""Every way to run a bundle, what is said of its samples, and of its steps; on a few samples of the small bundle."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from engines.arrays import Float32
+from engines.bundle import Bundle
+from tools import quality
+from tools.quality import SEED, Row, Study, psnr, quality_table, step_table
+
+if TYPE_CHECKING:
+    from tests.tools.conftest import Digits
+
+SAMPLES, BATCH = 4, 3
+
+
+@pytest.fixture(scope="module")
+def rows(digits: Digits) -> list[Row]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "BATCH", BATCH)
+        return list(Study(Bundle.open(digits.folder), SAMPLES).rows())
+
+
+def lines_of(table: Table) -> list[list[str]]:
+    """The cells of every line."""
+    console = Console(record=True, width=120, file=StringIO())
+    console.print(table)
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines() if line.startswith("│")]
+
+
+def images(seed: int) -> Float32:
+    return np.random.default_rng(seed).uniform(-1.3, 1.3, size=(5, 1, 16, 16)).astype(np.float32)
+
+
+def expected_psnr(samples: Float32, reference: Float32) -> float:
+    """Image by image and pixel by pixel, in Python's own floats."""
+    figures = []
+    for sample, other in zip(samples.tolist(), reference.tolist(), strict=True):
+        pixels = zip(np.ravel(sample), np.ravel(other), strict=True)
+        squares = [(max(-1.0, min(1.0, a)) - max(-1.0, min(1.0, b))) ** 2 for a, b in pixels]
+        figures.append(20 * math.log10(2 / math.sqrt(math.fsum(squares) / len(squares))))
+    return math.fsum(figures) / len(figures)
+
+
+def test_psnr_is_the_mean_over_images_of_what_is_seen_of_them() -> None:
+    assert psnr(images(0), images(1)) == pytest.approx(expected_psnr(images(0), images(1)), rel=1e-5)
+
+
+def test_psnr_of_a_known_error() -> None:
+    """0.02 on a range of 2 is 40 dB, 0.2 is 20 dB; beyond the range nothing is seen."""
+    reference = np.zeros((2, 1, 16, 16), dtype=np.float32)
+    reference[:, :, 0] = 1
+    samples = reference + np.array([0.02, 0.2], dtype=np.float32).reshape(2, 1, 1, 1)
+    seen = 15 / 16
+    assert psnr(samples, reference) == pytest.approx(30 - 10 * math.log10(seen), abs=1e-4)
+
+
+def test_rows_are_every_way_to_run_the_bundle(digits: Digits, rows: list[Row]) -> None:
+    ways = [(precision, correction) for precision in ("schedule", "w8a8", "w4a8", "w2a8") for correction in ("off", "on")]
+    assert [(row.precision, row.correction) for row in rows] == [("fp32", "-"), *ways]
+    pieces = np.split(np.arange(SAMPLES, dtype=np.int64), [BATCH])
+    expected = [digits.sample("w2a8", SEED, numbers, numbers) for numbers in pieces]
+    np.testing.assert_array_equal(rows[-1].images, np.concatenate(expected))
+
+
+def test_correction_brings_the_lowest_precision_nearer_to_full_precision(rows: list[Row]) -> None:
+    by_way = {(row.precision, row.correction): expected_psnr(row.images, rows[0].images) for row in rows[1:]}
+    assert by_way["w2a8", "on"] > by_way["w2a8", "off"] + 1
+
+
+def test_table_shows_the_figures_of_every_row(rows: list[Row]) -> None:
+    lines = lines_of(quality_table(rows))
+    assert [line[:2] for line in lines] == [[row.precision, row.correction] for row in rows]
+    assert lines[0][3] == "-"
+    for row, line in zip(rows[1:], lines[1:], strict=True):
+        assert line[3] == f"{expected_psnr(row.images, rows[0].images):.1f} dB"
+        assert line[4:] == [f"{row.images.astype(float).mean():+.3f}", f"{row.images.astype(float).var():.3f}"]
+
+
+def test_table_of_steps_shows_what_the_build_measured(digits: Digits) -> None:
+    names = ["w8a8", "w4a8", "w2a8"]
+    lines = lines_of(step_table(Bundle.open(digits.folder)))
+    records = [digits.statistics(name)["steps"] for name in names]
+    assert len(lines) == len(records[0]) == 20
+    for i, (line, step) in enumerate(zip(lines, zip(*records, strict=True), strict=True)):
+        assert line == [str(i), f"{950 - 50 * i}", *(f"{one['snr_db']:.1f} / {one['corrected_snr_db']:.1f}" for one in step)]

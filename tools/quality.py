@@ -1,0 +1,123 @@
+"""Draw the same samples by every way to run a bundle, and say what became of them.
+
+    python -m tools.quality build/dit --num 1000
+
+Two tables: of every precision, the schedule's choice among them, the share of samples that the committed classifier takes for the digit
+asked for and their distance to full precision's; of every step, the signal-to-noise ratio of the network's output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from engines.arrays import Float32, Int64
+from engines.bank import EngineBank
+from engines.bundle import Bundle
+from engines.decoder import open_decoder
+from engines.noise import NoiseSource
+from engines.sampling import Chain, batches
+from tools.recognise import recognised
+
+SEED = 1
+BATCH = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images of one way to run the bundle, float32 [N, C, H, W], of which number n shows class n modulo the number of classes."""
+
+    precision: str
+    correction: str
+    images: Float32
+
+
+class Study:
+    """Draws samples of a class-conditional bundle on ONNX Runtime.
+
+    Args:
+        bundle: its model is conditioned on one digit a row.
+        count: samples, always the first ones of `SEED`.
+    """
+
+    def __init__(self, bundle: Bundle, count: int) -> None:
+        self._schedule = bundle.schedule()
+        self._bank = EngineBank(bundle, self._schedule.sampler.guidance, batch=min(count, BATCH))
+        self._decoder = open_decoder(bundle, "onnxruntime")
+        self._noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
+        self._numbers = np.arange(count, dtype=np.int64)
+        self._precisions = bundle.manifest.precisions
+
+    def rows(self) -> Iterator[Row]:
+        """Every way to run the bundle; full precision first, the lowest precision last."""
+        yield Row("fp32", "-", self._draw("fp32", corrected=False))
+        costs = {name: record.weight_bits * record.activation_bits for name, record in self._precisions.items()}
+        for name in [None, *sorted(costs, key=lambda name: -costs[name])[1:]]:
+            for corrected in (False, True):
+                yield Row(name or "schedule", "on" if corrected else "off", self._draw(name, corrected))
+
+    def _draw(self, precision: str | None, corrected: bool) -> Float32:
+        chain = Chain(self._schedule, self._bank, precision, corrected)
+        pieces = batches(self._numbers, BATCH)
+        return np.concatenate([self._decoder(chain.sample(self._noise, numbers, digits_of(numbers))) for numbers in pieces])
+
+
+def digits_of(numbers: Int64) -> Int64:
+    """The digit that each sample is asked to show."""
+    return numbers % 10
+
+
+def quality_table(rows: list[Row]) -> Table:
+    """What became of the samples; the first row is the reference."""
+    reference = rows[0].images
+    labels = digits_of(np.arange(len(reference), dtype=np.int64))
+    table = Table(title=f"{len(reference)} samples each, same seeds")
+    for column in ("precision", "correction", "recognised", "PSNR to fp32", "mean", "variance"):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    for row in rows:
+        distance = "-" if row is rows[0] else f"{psnr(row.images, reference):.1f} dB"
+        figures = (f"{recognised(row.images, labels):.1%}", distance, f"{row.images.mean():+.3f}", f"{row.images.var():.3f}")
+        table.add_row(row.precision, row.correction, *figures)
+    return table
+
+
+def psnr(images: Float32, reference: Float32) -> float:
+    """Mean over images of the PSNR in dB; the peak is 2, from -1 to 1."""
+    error = np.square(images.clip(-1, 1) - reference.clip(-1, 1), dtype=np.float64).mean(axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(4 / error)))
+
+
+def step_table(bundle: Bundle) -> Table:
+    """Signal-to-noise ratio of every quantized precision's output at every step, in dB: as it is, and corrected."""
+    table = Table(title="signal-to-noise ratio of the network's output in dB, plain / corrected")
+    table.add_column("step", justify="right")
+    table.add_column("timestep", justify="right")
+    names = [name for name in bundle.manifest.precisions if name != "fp32"]
+    for name in names:
+        table.add_column(name, justify="right")
+    records = [json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"] for name in names]
+    for step in zip(*records, strict=True):
+        figures = [f"{record['snr_db']:.1f} / {record['corrected_snr_db']:.1f}" for record in step]
+        table.add_row(str(step[0]["step"]), f"{step[0]['timestep']:g}", *figures)
+    return table
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--num", default=1000, show_default=True, help="Samples of every row.")
+def main(folder: Path, num: int) -> None:
+    bundle = Bundle.open(folder)
+    console = Console()
+    console.print(quality_table(list(Study(bundle, num).rows())))
+    console.print(step_table(bundle))
+
+
+if __name__ == "__main__":
+    main()
