@@ -12,24 +12,31 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
+from engines.bundle import Bundle, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.pictures import SHEET
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.graph_files import graph_files
+from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.page import report_page
+from ptqd_export.report.pictures import PICTURES
+from ptqd_export.report.write import REPORT
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning")
+PORTABLE_FOLDERS = ("graphs", "schedules", "statistics", "conditioning", "report")
 MEASURED_ON = "onnxruntime"
 """What ran the graphs when statistics were measured; engines of another target are compared on their own machine."""
 
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
-def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None) -> None:
+def assemble(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], walked: Path, chosen: Chosen | None, pictures: Path | None
+) -> None:
     """Write the portable part of the bundle, and remove what an earlier build left of it.
 
     Args:
@@ -38,6 +45,7 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
         graphs: folders of the stages that made the graphs, by precision.
         walked: folder of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
+        pictures: folder of the pictures of the report, or None where samples are no pictures.
     """
     (output / MANIFEST).unlink(missing_ok=True)
     writer = _Writer(output)
@@ -55,8 +63,12 @@ def assemble(context: BuildContext, output: Path, graphs: Mapping[str, Path], wa
     if chosen is not None:
         writer.text(f"statistics/{placement}/{FRONTIER}", (chosen.folder / FRONTIER).read_text())
     conditions = _conditions_file(context, writer)
+    if pictures is not None:
+        writer.copy(PICTURES, pictures / SHEET)
     manifest = _manifest(context, records, conditions, writer.files)
+    writer.text(REPORT, report_page(Bundle(output, manifest), Evidence()))
     writer.remove_others()
+    manifest = manifest.model_copy(update={"files": writer.files})
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 

@@ -265,7 +265,17 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
     )
     run_build(plan_file)
     made = [stage.name for stage in finished]
-    assert made == ["trace", "states", "prepare", "observe-w4a8", "observe-w8a8", "quantize-w4a8", "quantize-w8a8", "statistics"]
+    assert made == [
+        "trace",
+        "states",
+        "prepare",
+        "observe-w4a8",
+        "observe-w8a8",
+        "quantize-w4a8",
+        "quantize-w8a8",
+        "statistics",
+        "pictures",
+    ]
     stages = {stage: next((tmp_path / "bundle" / "local" / "stages").glob(f"{stage}-*")) for stage in made}
     table, states = class_build.context.table, States.load(class_build.stage("states") / "states.npz")
     for precision, steps in (("w4a8", [0, 3]), ("w8a8", [0, 1, 2, 3])):  # no step is w8a8's, so that it takes all
