@@ -43,7 +43,7 @@ from ptqd_export.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = (
-    *(f"docs/{name}.md" for name in ("method", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
+    *(f"docs/{name}.md" for name in ("method", "bundle", "plan", "report", "evaluation", "tensorrt", "compare", "architecture")),
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
