@@ -81,5 +81,5 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
     svg = re.sub(r"\s*\n\s*", " ", svg)
     for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
+        svg = svg.replace(f'fill="{color}"', f'style="fill: {color}"').replace(color, f"var({variable})")
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1).strip())

@@ -87,5 +87,5 @@ def _source(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(loader=PackageLoader("ptqd_export.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment = Environment(loader=PackageLoader("ptqd_export.report", ""), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html")

@@ -143,7 +143,7 @@ def _figure(rows: int) -> tuple[Figure, list[Axes]]:
     """Plots over one axis of steps, room for the legend above."""
     figure = Figure(figsize=(WIDTH, HEIGHT + 0.7 * (rows - 1)))
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
-    figure.subplots_adjust(left=0.15, right=0.985, bottom=0.145 if rows == 1 else 0.115, top=0.87, hspace=0.16)
+    figure.subplots_adjust(left=0.17, right=0.985, bottom=0.145 if rows == 1 else 0.115, top=0.87, hspace=0.16)
     axes[-1].set_xlabel("step (0 is the noisiest)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
@@ -160,6 +160,7 @@ def _scale(axes: Axes, scale: Scale) -> None:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    figure.align_ylabels()
     figure.legend(
         handles,
         labels,
