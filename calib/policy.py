@@ -70,19 +70,16 @@ def choose_snr(
     The norms are over all samples, pixels and channels, whatever the network predicts: `eps = R x + T e` and `eps' - eps = T (e' - e)`.
     """
     for name in candidates:
-        signal, noise = _epsilon_norm(moments[name], epsilon_coeffs), _noise_norm(moments[name], affines[name], epsilon_coeffs)
+        signal, noise = epsilon_norms(moments[name], affines[name], epsilon_coeffs)
         if signal * (1 - alpha_bar) > noise * alpha_bar:
             return name
     return candidates[-1]
 
 
-def _epsilon_norm(moments: Moments, epsilon_coeffs: tuple[float, float]) -> float:
+def epsilon_norms(moments: Moments, affine: Affine, epsilon_coeffs: tuple[float, float]) -> tuple[float, float]:
+    """`||eps||` and `||eps' - eps||`, each as the root of a mean square, from the moments of `x, e, d`."""
     R, T = epsilon_coeffs
     epsilon = moments.project(np.array([[R, T, 0.0]]), ("epsilon",))
-    return float(np.sqrt(np.mean(epsilon.variance("epsilon") + epsilon.mean_of("epsilon") ** 2)))
-
-
-def _noise_norm(moments: Moments, affine: Affine, epsilon_coeffs: tuple[float, float]) -> float:
-    _, T = epsilon_coeffs
-    mean_square = residual_variance(moments, affine) + float(np.mean(residual_mean(moments, affine) ** 2))
-    return float(abs(T) * np.sqrt(mean_square))
+    signal = np.sqrt(np.mean(epsilon.variance("epsilon") + epsilon.mean_of("epsilon") ** 2))
+    noise = residual_variance(moments, affine) + float(np.mean(residual_mean(moments, affine) ** 2))
+    return float(signal), float(abs(T) * np.sqrt(noise))

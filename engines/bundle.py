@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from engines.errors import BundleError, UsageError
 from engines.files import sha256
@@ -92,8 +92,8 @@ class PrecisionRecord(Strict):
     graph: str
     weight_bits: PositiveInt
     activation_bits: PositiveInt
-    bit_operations_saved: float
-    bit_operations_saved_all: float
+    bit_operations_saved: PositiveFloat
+    bit_operations_saved_all: PositiveFloat
 
 
 class ProfileRecord(Strict):

@@ -15,13 +15,18 @@ from engines.files import replacing
 COLOR_CHANNELS = (1, 3)
 
 
+def is_drawable(shape: tuple[int, ...]) -> bool:
+    """Whether states of this shape [channels, ...] are pictures: two-dimensional, and gray or RGB."""
+    return len(shape) == 3 and shape[0] in COLOR_CHANNELS
+
+
 def check_drawable(shape: tuple[int, ...]) -> None:
     """Refuse states [channels, ...] that are no picture.
 
     Raises:
         UsageError: they are not two-dimensional, or not gray or RGB.
     """
-    if len(shape) != 3 or shape[0] not in COLOR_CHANNELS:
+    if not is_drawable(shape):
         raise UsageError(
             "The samples of this model are no pictures.",
             found=f"samples of shape {list(shape)}",

@@ -121,6 +121,21 @@ def engines(bundle: Path, target: FlavourName | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.  [default: in local/ of the bundle]")
+@click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="A file of `ptqd-run evaluate --json`; may be given again.")
+@click.option("--comparison", "comparisons", type=PATH, multiple=True, help="A file of `ptqd-run compare --json`; may be given again.")
+def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], comparisons: tuple[Path, ...]) -> None:
+    """Write the report of a bundle as one HTML file, with what was measured on it.
+
+    The bundle's own report/index.html holds no measured times and stays as it is.
+    """
+    from ptqd_export.report.write import write_report
+
+    click.echo(f"wrote {write_report(bundle, output, evaluations, comparisons)}")
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
 @click.option("--precision", required=True, help="Of the engine to look into, such as w8a8.")
 @click.option("--step", type=click.IntRange(min=0), default=0, show_default=True, help="Step of the schedule whose states go in.")
 @click.option(

@@ -18,7 +18,8 @@ from engines.backends.onnxruntime import saturates
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy", "safetensors")
 PACKAGES = ("engines", "calib", "ptqd_export")
-PACKAGE_DATA = {"engines/backends/saturation_probe.onnx", "engines/py.typed", "calib/py.typed", "ptqd_export/py.typed"}
+PAGE = {f"ptqd_export/report/{name}" for name in ("page.html", "page.css", "sort.js")}
+PACKAGE_DATA = {"engines/backends/saturation_probe.onnx", "engines/py.typed", "calib/py.typed", "ptqd_export/py.typed", *PAGE}
 
 pytestmark = pytest.mark.slow
 

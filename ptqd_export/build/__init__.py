@@ -10,6 +10,7 @@ from typing import Any
 from calib.policy import FixedPolicy
 from calib.precision import Precision
 from engines.files import writable_folder
+from engines.images import is_drawable
 from ptqd_export.build.activations import make_observations
 from ptqd_export.build.assemble import Parts, assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
@@ -17,6 +18,7 @@ from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
 from ptqd_export.build.decoding import make_decoder
 from ptqd_export.build.engine_check import check_walked
+from ptqd_export.build.pictures import make_pictures
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
 from ptqd_export.build.quantization import make_learned_rounding, make_quantized_graph
@@ -28,6 +30,7 @@ from ptqd_export.build.text import make_text
 from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.plan import PlanFile
+from ptqd_export.report.write import write_report
 
 
 def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
@@ -61,12 +64,14 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen)
+        pictures = _pictures(context, cache, graphs, walked)
+        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
         assemble(context, output, parts)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
             write_time_frontier(context, output, chosen, chosen.times)
+    write_report(output)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
 
@@ -160,6 +165,14 @@ def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]
     chosen = choose_precisions(context, cache, graphs, first)
     make = partial(make_statistics, context, graphs, FixedPolicy(chosen.precisions))
     return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make), chosen
+
+
+def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Path | None:
+    """The folder with the pictures of the report; None where samples are no pictures."""
+    if not is_drawable(context.model.sample_shape):
+        return None
+    inputs = {"graphs": {name: folder.name for name, folder in graphs.items()}, "walked": walked.name}
+    return cache.run("pictures", inputs, partial(make_pictures, context, graphs, walked))
 
 
 def _device(context: BuildContext) -> dict[str, str]:

@@ -13,21 +13,26 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
+from engines.bundle import Bundle, DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
+from ptqd_export.build.pictures import SHEET
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.build.text import text_record
 from ptqd_export.graph_files import graph_files
 from ptqd_export.models.prompts import TEXT
+from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.page import report_page
+from ptqd_export.report.pictures import PICTURES
+from ptqd_export.report.write import REPORT
 from ptqd_export.statistics_file import statistics
 
 MANIFEST = "manifest.json"
-PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", f"{DECODER}*", f"{TEXT}/*")
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{TEXT}/*")
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -42,6 +47,7 @@ class Parts:
         text: of the text encoders' graphs, or None.
         walked: of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
+        pictures: folder of the pictures of the report, or None where samples are no pictures.
     """
 
     graphs: Mapping[str, Path]
@@ -50,6 +56,7 @@ class Parts:
     text: Path | None
     walked: Path
     chosen: Chosen | None
+    pictures: Path | None
 
 
 def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
@@ -71,8 +78,12 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
     _write_statistics(context, parts, records, writer)
     conditions = _conditions_file(context, writer)
+    if parts.pictures is not None:
+        writer.copy(PICTURES, parts.pictures / SHEET)
     manifest = _manifest(context, records, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
+    writer.text(REPORT, report_page(Bundle(output, manifest), Evidence()))
     writer.remove_others()
+    manifest = manifest.model_copy(update={"files": writer.files})
     write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.bundle import Bundle
+from engines.machine import machine_name
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.stages import Finished
+from ptqd_export.report.write import LOCAL_REPORT
 
 
 def print_summary(
@@ -50,6 +52,7 @@ def print_summary(
         f"time a step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels, or float16, change in the SNR\n"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
+        f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
         f"built in {sum(stage.seconds for stage in finished):.0f} s; next: {following}",
         highlight=False,
     )

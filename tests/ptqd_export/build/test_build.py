@@ -74,8 +74,9 @@ def test_bundle_opens_and_every_file_has_its_hash(name: str, built: Built) -> No
     names = {"fp32", *QUANTIZED[name]}
     graphs = {f"graphs/onnxruntime/{precision}.onnx" for precision in names}
     statistics = {f"statistics/onnxruntime/{precision}.json" for precision in QUANTIZED[name]}
-    conditioning = {"conditioning/default.npz"} if name == "cross_build" else set()
-    assert set(bundle.manifest.files) == {"plan.json", "schedules/default.json", *graphs, *statistics, *conditioning}
+    others = {"cross_build": "conditioning/default.npz", "class_build": "report/pictures.png"}  # two channels are no picture
+    written = {"plan.json", "schedules/default.json", "report/index.html", others[name]}
+    assert set(bundle.manifest.files) == {*written, *graphs, *statistics}
     assert set(bundle.manifest.precisions) == names
     for file in bundle.manifest.files:
         assert bundle.path(file).is_file()
@@ -188,6 +189,13 @@ def test_measured_times_are_kept_apart_by_machine(name: str, built: Built) -> No
     assert machine_name() not in "".join(Bundle.open(built.folder).manifest.files)
 
 
+def test_measured_times_are_in_the_report_of_this_machine_alone(built: Built) -> None:
+    milliseconds = built.json(f"local/{machine_name()}/times.json")["milliseconds_a_step"]["fp32"]
+    local = (built.folder / "local" / machine_name() / "report.html").read_text()
+    assert f">{milliseconds:.1f} ms (1.00x)<" in local
+    assert " ms (1.00x)<" not in (built.folder / "report" / "index.html").read_text()
+
+
 def test_bit_operations_are_those_of_the_precision(built: Built) -> None:
     for precision, record in Bundle.open(built.folder).manifest.precisions.items():
         bits = record.weight_bits * record.activation_bits
@@ -235,6 +243,7 @@ def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
         "states",
         "observe",
         "statistics",
+        "pictures",
         *(f"quantize-{p}" for p in QUANTIZED["class_build"]),
     }
     assert all(stage.reused for stage in finished)
@@ -250,7 +259,8 @@ def test_fresh_build_writes_the_same_bytes_and_nothing_but_its_stages_on_the_ter
     assert not any(stage.reused for stage in finished)
     out, err = capfd.readouterr()
     assert out == ""
-    assert [line.split()[0] for line in err.splitlines()] == [*(stage.name for stage in finished), "check"]
+    *made, pictures = (stage.name for stage in finished)
+    assert [line.split()[0] for line in err.splitlines()] == [*made, "check", pictures]
     assert _portable(tmp_path / "bundle") == class_build.portable()
 
 
@@ -300,10 +310,10 @@ def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path
     assert {path.stem for path in (output / "graphs" / "onnxruntime").iterdir()} == {"fp32", "w8a8"}
     assert {path.stem for path in (output / "statistics" / "onnxruntime").iterdir()} == {"w8a8"}
     assert {path.name.partition("-")[0] for path in (output / "local" / "stages").iterdir()} == {
-        "trace", "states", "observe", "quantize", "statistics",
+        "trace", "states", "observe", "quantize", "statistics", "pictures",
     }  # fmt: skip
     assert set(_portable(output)) == {"manifest.json", *Bundle.open(output).manifest.files}
-    assert len(finished) == 8 + 5
+    assert len(finished) == 9 + 6
 
 
 def test_table_at_the_end_names_every_precision_and_what_to_do_next(
@@ -314,7 +324,7 @@ def test_table_at_the_end_names_every_precision_and_what_to_do_next(
     for precision in ("fp32", *QUANTIZED["class_build"]):
         assert f" {precision} " in out
     assert "ptqd-run sample" in out.replace("\n", " ")
-    assert err.count("as before") == 8
+    assert err.count("as before") == 9
     assert "\x1b" not in out + err
 
 
@@ -330,12 +340,12 @@ def _changed(built: Built, output: Path, **sections: Any) -> PlanFile:
 @pytest.mark.parametrize(
     ("sections", "remade"),
     [
-        ({"correction": {"mode": "mmse"}}, {"statistics"}),
+        ({"correction": {"mode": "mmse"}}, {"statistics", "pictures"}),
         ({"target": {"benchmark_batch": 1}}, set()),
-        ({"calibration": {"samples": 12}}, {"statistics"}),
-        ({"calibration": {"trajectory": "fp"}, "precisions": ["w8a8"]}, {"statistics"}),
-        ({"precisions": ["fp32"]}, {"statistics"}),
-        ({"model": {"null_class": 0}, "precisions": ["w8a8"]}, {"states", "observe", "quantize-w8a8", "statistics"}),
+        ({"calibration": {"samples": 12}}, {"statistics", "pictures"}),
+        ({"calibration": {"trajectory": "fp"}, "precisions": ["w8a8"]}, {"statistics", "pictures"}),
+        ({"precisions": ["fp32"]}, {"statistics", "pictures"}),
+        ({"model": {"null_class": 0}, "precisions": ["w8a8"]}, {"states", "observe", "quantize-w8a8", "statistics", "pictures"}),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
@@ -353,7 +363,7 @@ def test_changed_plan_remakes_what_depends_on_the_change(
 def test_fixed_precisions_are_the_schedules(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
     chosen = ["w8a8", "fp32", "w4a8", "w8a8"]
     run_build(_changed(class_build, tmp_path / "bundle", steps={"policy": "fixed", "precisions": chosen}))
-    assert list(_remade(finished)) == ["statistics"]
+    assert list(_remade(finished)) == ["statistics", "pictures"]
     assert [step.precision for step in Bundle.open(tmp_path / "bundle").schedule().steps] == chosen
     assert np.isfinite(_sample(tmp_path / "bundle")).all()
 
@@ -362,7 +372,7 @@ def test_layers_that_the_plan_keeps_in_float_are_listed_and_left_alone(
     class_build: Built, tmp_path: Path, finished: list[Finished]
 ) -> None:
     run_build(_changed(class_build, tmp_path / "bundle", quantization={"keep_float": ["mid_block.*"]}, precisions=["w8a8"]))
-    assert list(_remade(finished)) == ["quantize-w8a8", "statistics"]
+    assert list(_remade(finished)) == ["quantize-w8a8", "statistics", "pictures"]
     layers = json.loads((tmp_path / "bundle/statistics/onnxruntime/w8a8.json").read_text())["layers"]
     kept = {layer["name"] for layer in layers if layer["reason"] == "kept in float by the plan (mid_block.*)"}
     assert kept == {layer["name"] for layer in layers if layer["name"].startswith("mid_block.")} != set()

@@ -183,7 +183,7 @@ def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tm
 
 def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
     graphs = {name: prepared.built.stage(f"quantize-{name}") for name in ("w4a8", "w8a8")} | {"fp32": prepared.built.stage("trace")}
-    parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=prepared.built.stage("statistics"), chosen=None)
+    parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=prepared.built.stage("statistics"), chosen=None, pictures=None)
     assemble(prepared.context, prepared.context.plan_file.output_path, parts)
     bundle = Bundle.open(prepared.context.plan_file.output_path)
     assert bundle.path("statistics/onnxruntime/preparation.json").read_bytes() == (prepared.folder / "preparation.json").read_bytes()
@@ -274,7 +274,17 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
     )
     run_build(plan_file)
     made = [stage.name for stage in finished]
-    assert made == ["trace", "states", "prepare", "observe-w4a8", "observe-w8a8", "quantize-w4a8", "quantize-w8a8", "statistics"]
+    assert made == [
+        "trace",
+        "states",
+        "prepare",
+        "observe-w4a8",
+        "observe-w8a8",
+        "quantize-w4a8",
+        "quantize-w8a8",
+        "statistics",
+        "pictures",
+    ]
     stages = {stage: next((tmp_path / "bundle" / "local" / "stages").glob(f"{stage}-*")) for stage in made}
     table, states = class_build.context.table, States.load(class_build.stage("states") / "states.npz")
     for precision, steps in (("w4a8", [0, 3]), ("w8a8", [0, 1, 2, 3])):  # no step is w8a8's, so that it takes all

@@ -1,0 +1,78 @@
+"""What the page is made from: a bundle, its default chain step by step, and what was measured with it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from calib.precision import GRAMMAR, PATTERN
+from engines.bundle import Bundle
+from engines.errors import BundleError
+from engines.schedule import Schedule
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.steps import ChainSteps, PrecisionSteps, chain_steps, precision_steps, sampler_table
+
+
+@dataclass(frozen=True)
+class Content:
+    """A bundle, and what was measured with it. Everything is read when it is first asked for.
+
+    Raises:
+        BundleError: manifest and default schedule do not fit together.
+    """
+
+    bundle: Bundle
+    evidence: Evidence
+
+    def __post_init__(self) -> None:
+        known, schedule = self.bundle.manifest.precisions, self.schedule
+        if missing := {FULL_PRECISION, *schedule.precisions} - known.keys():
+            raise BundleError("The bundle lacks a precision of its schedule.", found=", ".join(known), expected=", ".join(sorted(missing)))
+        for name in known:
+            if not re.fullmatch(PATTERN, name):
+                raise BundleError("The manifest names an unknown precision.", found=name, expected=GRAMMAR)
+        if len(schedule.steps) != schedule.sampler.steps:
+            raise BundleError(
+                "The schedule has another length than its sampler.",
+                found=f"{len(schedule.steps)} steps",
+                expected=str(schedule.sampler.steps),
+            )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.bundle.schedule()
+
+    @cached_property
+    def chain(self) -> ChainSteps:
+        return chain_steps(self.schedule, sampler_table(self.bundle, self.schedule))
+
+    @cached_property
+    def steps(self) -> list[PrecisionSteps]:
+        """Of every quantized precision, the fewest bit operations first."""
+        return precision_steps(self.bundle, self.schedule, sampler_table(self.bundle, self.schedule))
+
+    @property
+    def taken(self) -> Counter[str]:
+        """By precision, how many steps it takes."""
+        return Counter(self.chain.precision)
+
+    @property
+    def precisions(self) -> list[str]:
+        """Full precision first, then down in bit operations."""
+        return [FULL_PRECISION, *(name for name in reversed(self.bundle.manifest.precisions) if name != FULL_PRECISION)]
+
+    @property
+    def row_word(self) -> str:
+        """What a conditioning row is called."""
+        conditioning = self.bundle.manifest.model.conditioning
+        return "class" if conditioning is not None and conditioning.file is None else "row"
+
+    def bytes_of(self, precisions: Iterable[str]) -> int:
+        """Size of the graphs on disk, weights beside them included."""
+        graphs = {self.bundle.manifest.precisions[name].graph for name in precisions}
+        files = graphs | {f"{graph}.data" for graph in graphs}
+        return sum(record.bytes for name, record in self.bundle.manifest.files.items() if name in files)

@@ -1,0 +1,79 @@
+"""The top of the page: what the bundle is, and the few figures that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.report.content import Content
+from ptqd_export.report.evidence import MachineTimes
+from ptqd_export.report.steps import PrecisionSteps, Series, mean_of
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What it is, the figure, and what it is of."""
+
+    name: str
+    figure: str
+    note: str
+
+
+def title(content: Content) -> str:
+    model = content.bundle.manifest.model
+    return f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized"
+
+
+def subtitle(content: Content) -> str:
+    """The default chain in one line."""
+    sampler, correction = content.schedule.sampler, content.schedule.correction
+    taken = ", ".join(f"{count} {name}" for name, count in content.taken.items())
+    return (
+        f"{sampler.name}, {sampler.steps} steps ({taken}), eta {sampler.eta:g}, guidance {sampler.guidance:g}; "
+        f"correction {correction.mode}, policy {content.schedule.policy}; for {content.bundle.manifest.target.name}"
+    )
+
+
+def headlines(content: Content) -> list[Headline]:
+    """Of the default chain: size, bit operations, time on every machine that measured one, noise."""
+    times = [_time(content, measured) for measured in content.evidence.times]
+    return [_size(content), _bit_operations(content), *times, _noise(content)]
+
+
+def _size(content: Content) -> Headline:
+    used, full = content.bytes_of(content.taken), content.bytes_of([FULL_PRECISION])
+    graphs = "1 graph" if len(content.taken) == 1 else f"{len(content.taken)} graphs"
+    return Headline("Size of the chain's engines", f"{used / 1e6:.2f} MB", f"{graphs} on disk; full precision has {full / 1e6:.2f} MB")
+
+
+def _bit_operations(content: Content) -> Headline:
+    """A chain's saving is the harmonic mean of its steps'."""
+    records = [content.bundle.manifest.precisions[name] for name in content.chain.precision]
+    layers = 1 / fmean(1 / record.bit_operations_saved for record in records)
+    everything = 1 / fmean(1 / record.bit_operations_saved_all for record in records)
+    return Headline("Bit operations", f"{everything:.1f}x fewer", f"over the whole network; {layers:.1f}x over the quantized layers")
+
+
+def _time(content: Content, times: MachineTimes) -> Headline:
+    known, name = times.milliseconds_a_step, "Measured time of a step"
+    if missing := {FULL_PRECISION, *content.taken} - known.keys():
+        return Headline(name, "not known", f"{times.machine} has not timed {', '.join(sorted(missing))}")
+    chain = fmean(known[precision] for precision in content.chain.precision)
+    speed = f"{known[FULL_PRECISION] / chain:.2f}x as fast as full precision"
+    return Headline(name, f"{chain:.1f} ms", f"{speed}; mean over the chain without swaps, {times.machine}")
+
+
+def _noise(content: Content) -> Headline:
+    raw = _mean_of_chain(content, lambda steps: steps.snr_db)
+    corrected = _mean_of_chain(content, lambda steps: steps.corrected_snr_db)
+    if raw is None or corrected is None:
+        return Headline("Noise", "none", "in at least one step the output is that of full precision")
+    return Headline("Noise, corrected", f"{corrected:.1f} dB SNR", f"{raw:.1f} dB as it comes; mean over the chain's quantized steps")
+
+
+def _mean_of_chain(content: Content, series: Callable[[PrecisionSteps], Series]) -> float | None:
+    """Over the quantized steps, each at the precision that takes it."""
+    by_name = {steps.name: series(steps) for steps in content.steps}
+    return mean_of(by_name[name][step] for step, name in enumerate(content.chain.precision) if name in by_name)

@@ -1,0 +1,105 @@
+"""The same few samples three times: full precision, the schedule's precisions uncorrected, and corrected."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.bundle import Bundle
+from engines.denoiser import Denoisers
+from engines.errors import BundleError
+from engines.images import to_pixels
+from engines.noise import NoiseSource
+from engines.sampling import Chain, rows_of
+from engines.schedule import Schedule
+
+PICTURES = "report/pictures.png"
+NUM = 8
+SEED = 1
+"""Of the noise: `ptqd-run sample BUNDLE --num 8 --seed 1` gives the corrected ones."""
+
+KINDS = ("full precision", "uncorrected", "corrected")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample of the report.
+
+    Attributes:
+        number: of the sample.
+        row: its class or conditioning row; None for an unconditional model.
+        images: one PNG a kind, as `data:` URIs.
+    """
+
+    number: int
+    row: int | None
+    images: tuple[str, ...]
+
+
+def draw(
+    schedule: Schedule, denoisers: Denoisers, full_precision: str, shape: tuple[int, ...], rows: int | None, on_step: Callable[[], None]
+) -> Image.Image:
+    """Sample, and put the pictures together without gaps: a row each of `KINDS`, a column a sample.
+
+    Args:
+        schedule: the chain.
+        denoisers: by precision.
+        full_precision: the name of that of the first row.
+        shape: of a state, [1 or 3, height, width].
+        rows: number of conditioning rows; None for an unconditional model.
+        on_step: called after every step of the three chains.
+    """
+    noise, samples = NoiseSource(SEED, shape), np.arange(NUM, dtype=np.int64)
+    of_samples = np.zeros_like(samples) if rows is None else rows_of(samples, noise, rows, None)
+    chains = (
+        Chain(schedule, denoisers, full_precision, corrected=False),
+        Chain(schedule, denoisers, corrected=False),
+        Chain(schedule, denoisers),
+    )
+    kinds = [to_pixels(chain.sample(noise, samples, of_samples, on_step)) for chain in chains]
+    return Image.fromarray(np.concatenate([np.concatenate(list(kind), axis=1) for kind in kinds]))
+
+
+def stored_pictures(bundle: Bundle) -> list[Picture]:
+    """The pictures that a build drew; none where its samples are no pictures.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    if PICTURES not in bundle.manifest.files:
+        return []
+    sheet, model = _sheet(bundle), bundle.manifest.model
+    samples = np.arange(NUM, dtype=np.int64)
+    rows = None if model.conditioning is None else NoiseSource(SEED, model.sample_shape).row(samples, model.conditioning.rows).tolist()
+    tiles = zip(*(np.split(line, NUM, axis=1) for line in np.split(sheet, len(KINDS))), strict=True)
+    return [Picture(n, None if rows is None else rows[n], tuple(map(_data_uri, images))) for n, images in enumerate(tiles)]
+
+
+def _sheet(bundle: Bundle) -> NDArray[np.uint8]:
+    path = bundle.path(PICTURES)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BundleError("The pictures of the report cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
+    height, width = pixels.shape[:2]
+    if height % len(KINDS) or width % NUM:
+        raise BundleError(
+            "The pictures of the report have another size.",
+            found=f"{path}: {width} x {height} pixels",
+            expected=f"{NUM} columns and {len(KINDS)} rows of pictures",
+            mend="rebuild the bundle",
+        )
+    return pixels
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,247 @@
+"""The plots of the page: figures of the steps, each with what it shows in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import cycle
+from typing import Literal, TypeAlias
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from ptqd_export.report.inline_svg import INK, SERIES, inline_svg, page_style
+from ptqd_export.report.steps import ChainSteps, PrecisionSteps, Series
+
+Scale: TypeAlias = Literal["linear", "log", "symlog"]
+
+WIDTH, HEIGHT = 4.9, 3.1
+"""Inches: the text of 9 points is as large as the page's where a plot takes the width of a phone."""
+
+MARKERS = "osD^vP*Xh<>"
+MOST_MARKERS = 25
+"""Along a line; chains may have a thousand steps."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the page.
+
+    Attributes:
+        name: short, also an anchor.
+        title: above it.
+        svg: the picture.
+        caption: how to read it.
+    """
+
+    name: str
+    title: str
+    svg: Markup
+    caption: str
+
+
+@lru_cache(maxsize=1)
+def step_plots(chain: ChainSteps, precisions: tuple[PrecisionSteps, ...]) -> tuple[Plot, ...]:
+    """Every plot over the steps; none where nothing is quantized. The last ones are kept: a build puts the same plots on two pages."""
+    drawings = [drawing for drawing in _DRAWINGS if precisions and (chain.draws_noise or drawing.name != "sigma")]
+    with page_style():
+        return tuple(_plot(drawing.name, drawing.title, drawing.caption, drawing.draw(chain, precisions)) for drawing in drawings)
+
+
+def timeline(chain: ChainSteps, precisions: Sequence[str]) -> Plot:
+    """Which precision takes which step.
+
+    Args:
+        chain: the steps.
+        precisions: all that there are, the fewest bit operations first.
+    """
+    title, caption = "The precision of each step", "A filled cell is a step that the precision takes; step 0 is the noisiest."
+    with page_style():
+        figure = Figure(figsize=(2 * WIDTH, 0.6 + 0.24 * len(precisions)))
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.08, right=0.99, top=0.98, bottom=0.5 / figure.get_figheight())
+        for place, (name, color) in enumerate(zip(precisions, cycle(SERIES))):
+            taken = [step for step, chosen in enumerate(chain.precision) if chosen == name]
+            axes.barh([place] * len(taken), [0.92] * len(taken), left=[step - 0.46 for step in taken], height=0.8, color=color)
+        axes.set(xlim=(-0.6, len(chain.precision) - 0.4), ylim=(-0.6, len(precisions) - 0.4), xlabel="step")
+        axes.set_yticks(range(len(precisions)), precisions)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        return _plot("timeline", title, caption, figure)
+
+
+def _plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
+    return Plot(name, title, inline_svg(figure, name, f"{title}. {caption}"), caption)
+
+
+def _lines(
+    series: Callable[[PrecisionSteps], Series], label: str, scale: Scale, _chain: ChainSteps, precisions: Sequence[PrecisionSteps]
+) -> Figure:
+    """A line for each precision; told apart by marker as well as by colour."""
+    figure, (axes,) = _figure(1)
+    _draw_lines(axes, precisions, series)
+    _scale(axes, scale)
+    axes.set_ylabel(label)
+    _legend(figure, axes)
+    return figure
+
+
+def _draw_lines(axes: Axes, precisions: Sequence[PrecisionSteps], series: Callable[[PrecisionSteps], Series]) -> None:
+    for steps, color, marker in zip(precisions, cycle(SERIES), cycle(MARKERS)):
+        values = _floats(series(steps))
+        axes.plot(values, color=color, marker=marker, ms=4, lw=1.4, markevery=_markevery(len(values)), label=steps.name)
+
+
+def _snr(chain: ChainSteps, precisions: Sequence[PrecisionSteps]) -> Figure:
+    figure, (axes,) = _figure(1)
+    _draw_lines(axes, precisions, lambda steps: steps.epsilon_snr_db)
+    limits = axes.get_ylim()
+    axes.plot(_floats(chain.threshold_db), color=INK, lw=1.6, ls=(0, (5, 2)), label="a/(1-a)")
+    axes.set_ylim(limits)
+    axes.set_ylabel("dB")
+    _legend(figure, axes)
+    return figure
+
+
+def _absorbed(chain: ChainSteps, _precisions: Sequence[PrecisionSteps]) -> Figure:
+    figure, (above, below) = _figure(2)
+    absorbed, unabsorbed = np.array(chain.absorbed), np.array(chain.unabsorbed)
+    added = absorbed + unabsorbed
+    above.plot(np.where(added > 0, added, np.nan), color=INK, marker="o", ms=3, lw=1.2, markevery=_markevery(len(added)))
+    _scale(above, "log")
+    above.set_ylabel("added variance")
+    shares = 100 * np.divide(absorbed, added, out=np.zeros_like(added), where=added > 0)
+    steps = np.arange(len(added))
+    below.bar(steps, shares, 0.84, color=SERIES[0], label="absorbed")
+    below.bar(steps, np.where(added > 0, 100 - shares, 0), 0.84, bottom=shares, color=SERIES[1], hatch="////", label="not absorbed")
+    below.set(ylabel="% of it", ylim=(0, 100))
+    _legend(figure, below)
+    return figure
+
+
+def _sigma(chain: ChainSteps, _precisions: Sequence[PrecisionSteps]) -> Figure:
+    figure, (above, below) = _figure(2)
+    sigma, corrected = np.array(chain.sigma), np.array(chain.sigma_corrected)
+    every = _markevery(len(sigma))
+    above.plot(sigma, color=SERIES[1], lw=1.6, ls=(0, (5, 2)), marker="s", ms=4, markevery=every, label="sigma")
+    above.plot(corrected, color=SERIES[0], lw=1.2, marker="o", ms=3, markevery=every, label="corrected sigma")
+    above.set_ylim(bottom=0)
+    smaller = np.full_like(sigma, np.nan)
+    np.divide(100 * (sigma - corrected), sigma, out=smaller, where=sigma > 0)
+    below.plot(smaller, color=SERIES[0], lw=1.2, marker="o", ms=3, markevery=every)
+    _scale(below, "log")
+    below.set_ylabel("% smaller")
+    _legend(figure, above)
+    return figure
+
+
+def _figure(rows: int) -> tuple[Figure, list[Axes]]:
+    """Plots over one axis of steps, room for the legend above."""
+    figure = Figure(figsize=(WIDTH, HEIGHT + 0.7 * (rows - 1)))
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
+    figure.subplots_adjust(left=0.17, right=0.985, bottom=0.145 if rows == 1 else 0.115, top=0.87, hspace=0.16)
+    axes[-1].set_xlabel("step (0 is the noisiest)")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _scale(axes: Axes, scale: Scale) -> None:
+    """Linear, logarithmic, or logarithmic on both sides of zero; the labels are plain numbers, not powers."""
+    if scale == "linear" or (scale == "log" and not any(np.greater(line.get_ydata(), 0).any() for line in axes.lines)):
+        return  # zero everywhere has no place on a logarithmic axis
+    axes.set_yscale(scale, **({"linthresh": 0.01} if scale == "symlog" else {"nonpositive": "mask"}))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.align_ylabels()
+    figure.legend(
+        handles,
+        labels,
+        loc="upper center",
+        ncols=min(len(handles), 4),
+        handlelength=2,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        borderaxespad=0.1,
+    )
+
+
+def _floats(series: Series) -> list[float]:
+    return [np.nan if value is None else value for value in series]
+
+
+def _markevery(points: int) -> int:
+    return -(-points // MOST_MARKERS)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What draws a plot, and its words; they are those of `Plot`."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[ChainSteps, Sequence[PrecisionSteps]], Figure]
+
+
+_DRAWINGS = (
+    _Drawing(
+        "snr",
+        "SNR, corrected, and the paper's threshold",
+        "Signal to noise of each precision's corrected output, as noise prediction. The paper's rule takes the first precision, going "
+        "up in bit operations, that lies above the dashed line a/(1-a); the line leaves the plot where no precision comes near it.",
+        _snr,
+    ),
+    _Drawing(
+        "snr-raw",
+        "SNR as it comes",
+        "Of the output without correction.",
+        partial(_lines, lambda steps: steps.snr_db, "dB", "linear"),
+    ),
+    _Drawing(
+        "k",
+        "Slope k of the noise",
+        "The noise d on the output e is split as d = k e + r. Below zero, quantization shrinks the output, which the paper's correction "
+        "leaves as it is. The axis is linear between -0.01 and 0.01, and logarithmic beyond.",
+        partial(_lines, lambda steps: steps.k, "k", "symlog"),
+    ),
+    _Drawing(
+        "r2",
+        "R2: share of the noise that k e explains",
+        "Near zero there is next to nothing that a gain could divide out.",
+        partial(_lines, lambda steps: steps.r2, "R2", "linear"),
+    ),
+    _Drawing(
+        "bias",
+        "Bias",
+        "Mean of the residual r in each channel, which the offset takes away.",
+        partial(_lines, lambda steps: steps.bias, "root mean square over channels", "log"),
+    ),
+    _Drawing(
+        "residual-variance",
+        "Variance left after the correction",
+        "Of the corrected output about full precision's: what the fresh noise has to absorb.",
+        partial(_lines, lambda steps: steps.residual_variance, "of the output", "log"),
+    ),
+    _Drawing(
+        "absorbed",
+        "Added variance: absorbed or not",
+        "Of the state, at the precision that takes the step. Above: how much quantization adds. Below: the share that the fresh noise gave "
+        "up for it, plain, and the share that it could not, hatched.",
+        _absorbed,
+    ),
+    _Drawing(
+        "sigma",
+        "Fresh noise: sigma and corrected sigma",
+        "Above: standard deviation as the sampler has it, dashed, and the one drawn in its place, at the precision that takes the step. "
+        "Below: by how much it is smaller.",
+        _sigma,
+    ),
+)

@@ -1,0 +1,100 @@
+"""What was measured after the build: read from files that nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engines.bundle import Bundle
+from engines.errors import BundleError, UsageError
+from engines.machine import machine_name
+from ptqd_export.report.evidence import Evidence
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+TIMES = {"processor": "a processor", "cores": 2, "batch": 8, "guided": True, "milliseconds_a_step": {"fp32": 4.0, "w8a8": 2.0}}
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def test_times_of_every_machine_are_found(own_tiny: TinyBundle) -> None:
+    for machine, cores in (("b", 4), ("a", 2), (machine_name(), 8)):
+        folder = own_tiny.folder / "local" / machine
+        folder.mkdir(parents=True)
+        (folder / "times.json").write_text(json.dumps(TIMES | {"cores": cores}))
+    found = Evidence.load(Bundle.open(own_tiny.folder)).times
+    assert sorted(times.cores for times in found) == [2, 4, 8]
+    assert found[0].machine == "a processor, 2 cores, batch 8"
+    assert found[0].milliseconds_a_step == {"fp32": 4.0, "w8a8": 2.0}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", json.dumps(TIMES | {"milliseconds_a_step": {"fp32": 0.0}}), json.dumps(TIMES | {"cores": "2"})]
+)
+def test_damaged_times_are_an_error(own_tiny: TinyBundle, content: str) -> None:
+    folder = own_tiny.folder / "local" / "a"
+    folder.mkdir(parents=True)
+    (folder / "times.json").write_text(content)
+    with pytest.raises(BundleError, match="measured times are damaged"):
+        Evidence.load(Bundle.open(own_tiny.folder))
+
+
+def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file: Path, comparison_file: Path) -> None:
+    evidence = Evidence.load(Bundle.open(tiny.folder), [evaluation_file], [comparison_file])
+    (evaluation,), (comparison,) = evidence.evaluations, evidence.comparisons
+    assert evaluation.figures["frechet_distance"].quantized.mean == 6.25
+    assert (evaluation.seeds, evaluation.classes) == ((3,), "all")
+    assert comparison.precisions["w4a8"].worst.snr_db == 30.25
+    assert comparison.precisions["w4a8"].steps[1].snr_db is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda result: result.pop("figures"), "is not what `ptqd-run evaluate` writes(?s:.*)figures"),
+        (lambda result: result.update(num="many"), "is not what(?s:.*)num"),
+        (lambda result: result.update(guidance=float("nan")), "is not what"),
+        (lambda result: result.update(schema_version=2), "is not what(?s:.*)schema_version"),
+        (lambda result: result.update(seeds=[]), "is not whole"),
+        (lambda result: result.update(schedule="fifty"), "of another bundle(?s:.*)schedule fifty"),
+        (lambda result: result.update(precision_steps={"w3a8": 4}), "of another bundle(?s:.*)w3a8"),
+    ],
+)
+def test_an_evaluation_that_is_none_is_an_error(tiny: TinyBundle, evaluation_file: Path, change: Change, message: str) -> None:
+    _edit(evaluation_file, change)
+    with pytest.raises(UsageError, match=message):
+        Evidence.load(Bundle.open(tiny.folder), evaluations=[evaluation_file])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda result: result["precisions"]["w4a8"]["steps"][0].pop("chosen"), "is not what `ptqd-run compare` writes(?s:.*)chosen"),
+        (lambda result: result.update(precisions={}), "is not whole"),
+        (lambda result: result["precisions"]["w4a8"].update(worst_step=7), "is not whole"),
+        (lambda result: result["precisions"].update(w8a8=result["precisions"]["w4a8"] | {"steps": []}), "is not whole"),
+        (lambda result: result["precisions"].update({"<b>": result["precisions"]["w4a8"]}), "of another bundle"),
+    ],
+)
+def test_a_comparison_that_is_none_is_an_error(tiny: TinyBundle, comparison_file: Path, change: Change, message: str) -> None:
+    _edit(comparison_file, change)
+    with pytest.raises(UsageError, match=message):
+        Evidence.load(Bundle.open(tiny.folder), comparisons=[comparison_file])
+
+
+def test_one_for_the_other_is_an_error(tiny: TinyBundle, evaluation_file: Path, comparison_file: Path) -> None:
+    with pytest.raises(UsageError, match="is not what `ptqd-run compare` writes"):
+        Evidence.load(Bundle.open(tiny.folder), comparisons=[evaluation_file])
+    with pytest.raises(UsageError, match="is not what `ptqd-run evaluate` writes"):
+        Evidence.load(Bundle.open(tiny.folder), evaluations=[comparison_file])
+
+
+def _edit(path: Path, change: Change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
