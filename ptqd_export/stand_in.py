@@ -6,14 +6,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from calib.placement import HighPrecision
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import on_onnxruntime
 from engines.bundle import Bundle
-from ptqd_export.graph_files import save_graph
-from ptqd_export.passes.rounded_float32 import ToRoundedFloat32
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,11 @@ def measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
 
 def runnable(graph: Path, folder: Path) -> Path:
     """The graph, or where it computes in bfloat16 its stand-in, which is written to the folder under the same name."""
+    import onnx_ir as ir  # here, for commands that run no such graph load no framework
+
+    from ptqd_export.graph_files import save_graph
+    from ptqd_export.passes.rounded_float32 import ToRoundedFloat32
+
     model = ir.load(graph)
     if not ToRoundedFloat32()(model).modified:
         return graph

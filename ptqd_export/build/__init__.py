@@ -16,7 +16,7 @@ from ptqd_export.build.assemble import Parts, assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
-from ptqd_export.build.decoding import make_decoder
+from ptqd_export.build.decoding import decoder_record, make_decoder
 from ptqd_export.build.engine_check import check_walked
 from ptqd_export.build.pictures import make_pictures
 from ptqd_export.build.preparation import make_preparation
@@ -64,7 +64,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
-        pictures = _pictures(context, cache, graphs, walked)
+        pictures = _pictures(context, cache, graphs, decoder, walked)
         parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
         assemble(context, output, parts)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
@@ -167,12 +167,14 @@ def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]
     return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make), chosen
 
 
-def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Path | None:
+def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
     """The folder with the pictures of the report; None where samples are no pictures."""
-    if not is_drawable(context.model.sample_shape):
+    record = decoder_record(decoder)
+    if not is_drawable(context.model.sample_shape if record is None else record.image_shape):
         return None
     inputs = {"graphs": {name: folder.name for name, folder in graphs.items()}, "walked": walked.name}
-    return cache.run("pictures", inputs, partial(make_pictures, context, graphs, walked))
+    decoded = {} if decoder is None else {"decoder": decoder.name}
+    return cache.run("pictures", {**inputs, **decoded}, partial(make_pictures, context, graphs, decoder, walked))
 
 
 def _device(context: BuildContext) -> dict[str, str]:

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
-from engines.bundle import Bundle, DecoderRecord, FileRecord, Manifest, ModelRecord, PrecisionRecord, ProfileRecord, TargetRecord, TextRecord
+from engines.bundle import (
+    Bundle,
+    DecoderRecord,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    PrecisionRecord,
+    ProfileRecord,
+    TargetRecord,
+    TextRecord,
+)
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
 from ptqd_export.build.budget import FRONTIER, Chosen

@@ -6,23 +6,44 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
+from engines.decoder import Decoder
 from engines.images import save_png
 from engines.schedule import Schedule
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.build.decoding import decoder_record
 from ptqd_export.build.stages import Reporter
 from ptqd_export.build.statistics import SCHEDULE
-from ptqd_export.report.pictures import KINDS, NUM, draw
+from ptqd_export.report.pictures import KINDS, MOST, draw
 
 SHEET = "pictures.png"
 
 
-def make_pictures(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `pictures.png`. Its chains take a small part of the walk's network calls: three times eight samples."""
+def make_pictures(
+    context: BuildContext, graphs: Mapping[str, Path], decoder: Path | None, walked: Path, folder: Path, reporter: Reporter
+) -> None:
+    """Writes `pictures.png`: of eight samples at most, and no more than walked, so that this takes a small part of the walk's time."""
     schedule = Schedule.model_validate_json((walked / SCHEDULE).read_text())
+    num = min(MOST, context.plan.calibration.samples)
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
-    denoisers = {name: context.denoiser(graph_path(graphs, name), NUM) for name in used}
+    denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}
     conditioning, taken = context.model.conditioning, count(1)
     total = len(KINDS) * len(schedule.steps)
     rows = None if conditioning is None else conditioning.rows
-    sheet = draw(schedule, denoisers, FULL_PRECISION, context.model.sample_shape, rows, lambda: reporter.advance(next(taken), total))
+    sheet = draw(
+        schedule,
+        denoisers,
+        FULL_PRECISION,
+        context.model.sample_shape,
+        rows,
+        num=num,
+        decode=_decoder(context, decoder),
+        on_step=lambda: reporter.advance(next(taken), total),
+    )
     save_png(sheet, folder / SHEET)
+
+
+def _decoder(context: BuildContext, folder: Path | None) -> Decoder:
+    record = decoder_record(folder)
+    if folder is None or record is None:
+        return Decoder()
+    return Decoder(context.backend.open(folder / record.file, record.batch), record.batch)

@@ -14,7 +14,7 @@ from ptqd_export.report import bundle_tables, headlines
 from ptqd_export.report.content import Content
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.findings import comparison, evaluation
-from ptqd_export.report.pictures import KINDS, NUM, SEED, stored_pictures
+from ptqd_export.report.pictures import KINDS, MOST, SEED, stored_pictures
 from ptqd_export.report.plots import step_plots, timeline
 
 _SECTIONS = {
@@ -37,9 +37,9 @@ _TABLES = {
 
 _COMMANDS = (
     "ptqd-export build --plan plan.json",
-    f"ptqd-run sample BUNDLE --num {NUM} --seed {SEED} --output corrected",
-    f"ptqd-run sample BUNDLE --num {NUM} --seed {SEED} --output uncorrected --correction off",
-    f"ptqd-run sample BUNDLE --num {NUM} --seed {SEED} --output fp32 --precision fp32 --correction off",
+    f"ptqd-run sample BUNDLE --num {MOST} --seed {SEED} --output corrected",
+    f"ptqd-run sample BUNDLE --num {MOST} --seed {SEED} --output uncorrected --correction off",
+    f"ptqd-run sample BUNDLE --num {MOST} --seed {SEED} --output fp32 --precision fp32 --correction off",
     "ptqd-run compare BUNDLE --json comparison.json",
     "ptqd-run evaluate BUNDLE --num 50000 --reference REFERENCE.npz --features MODEL.onnx --json evaluation.json",
     "ptqd-export report BUNDLE --comparison comparison.json --evaluation evaluation.json",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.arrays import Float32
 from engines.bundle import Bundle
 from engines.denoiser import Denoisers
 from engines.errors import BundleError
@@ -20,7 +21,7 @@ from engines.sampling import Chain, rows_of
 from engines.schedule import Schedule
 
 PICTURES = "report/pictures.png"
-NUM = 8
+MOST = 8
 SEED = 1
 """Of the noise: `ptqd-run sample BUNDLE --num 8 --seed 1` gives the corrected ones."""
 
@@ -43,7 +44,15 @@ class Picture:
 
 
 def draw(
-    schedule: Schedule, denoisers: Denoisers, full_precision: str, shape: tuple[int, ...], rows: int | None, on_step: Callable[[], None]
+    schedule: Schedule,
+    denoisers: Denoisers,
+    full_precision: str,
+    shape: tuple[int, ...],
+    rows: int | None,
+    *,
+    num: int = MOST,
+    decode: Callable[[Float32], Float32] = lambda states: states,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Image.Image:
     """Sample, and put the pictures together without gaps: a row each of `KINDS`, a column a sample.
 
@@ -51,18 +60,20 @@ def draw(
         schedule: the chain.
         denoisers: by precision.
         full_precision: the name of that of the first row.
-        shape: of a state, [1 or 3, height, width].
+        shape: of a state.
         rows: number of conditioning rows; None for an unconditional model.
+        num: samples.
+        decode: from states to images.
         on_step: called after every step of the three chains.
     """
-    noise, samples = NoiseSource(SEED, shape), np.arange(NUM, dtype=np.int64)
+    noise, samples = NoiseSource(SEED, shape), np.arange(num, dtype=np.int64)
     of_samples = np.zeros_like(samples) if rows is None else rows_of(samples, noise, rows, None)
     chains = (
         Chain(schedule, denoisers, full_precision, corrected=False),
         Chain(schedule, denoisers, corrected=False),
         Chain(schedule, denoisers),
     )
-    kinds = [to_pixels(chain.sample(noise, samples, of_samples, on_step)) for chain in chains]
+    kinds = [to_pixels(decode(chain.sample(noise, samples, of_samples, on_step))) for chain in chains]
     return Image.fromarray(np.concatenate([np.concatenate(list(kind), axis=1) for kind in kinds]))
 
 
@@ -74,26 +85,28 @@ def stored_pictures(bundle: Bundle) -> list[Picture]:
     """
     if PICTURES not in bundle.manifest.files:
         return []
-    sheet, model = _sheet(bundle), bundle.manifest.model
-    samples = np.arange(NUM, dtype=np.int64)
+    model = bundle.manifest.model
+    sheet = _sheet(bundle, *model.image_shape[-2:])
+    num = sheet.shape[1] // model.image_shape[-1]
+    samples = np.arange(num, dtype=np.int64)
     rows = None if model.conditioning is None else NoiseSource(SEED, model.sample_shape).row(samples, model.conditioning.rows).tolist()
-    tiles = zip(*(np.split(line, NUM, axis=1) for line in np.split(sheet, len(KINDS))), strict=True)
+    tiles = zip(*(np.split(line, num, axis=1) for line in np.split(sheet, len(KINDS))), strict=True)
     return [Picture(n, None if rows is None else rows[n], tuple(map(_data_uri, images))) for n, images in enumerate(tiles)]
 
 
-def _sheet(bundle: Bundle) -> NDArray[np.uint8]:
+def _sheet(bundle: Bundle, height: int, width: int) -> NDArray[np.uint8]:
     path = bundle.path(PICTURES)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BundleError("The pictures of the report cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
-    height, width = pixels.shape[:2]
-    if height % len(KINDS) or width % NUM:
+    found = pixels.shape[:2]
+    if found[0] != len(KINDS) * height or found[1] % width or not found[1]:
         raise BundleError(
             "The pictures of the report have another size.",
-            found=f"{path}: {width} x {height} pixels",
-            expected=f"{NUM} columns and {len(KINDS)} rows of pictures",
+            found=f"{path}: {found[1]} x {found[0]} pixels",
+            expected=f"{len(KINDS)} rows of pictures of {width} x {height}",
             mend="rebuild the bundle",
         )
     return pixels

@@ -178,7 +178,7 @@ def _reported(tiny: Path, folder: Path) -> Reported:
     if is_drawable(shape):
         bank = EngineBank(reported.bundle, was.sampler.guidance, batch=8, threads=1)
         (folder / PICTURES).parent.mkdir()
-        save_png(draw(schedule, bank, "fp32", shape, 3, lambda: None), folder / PICTURES)
+        save_png(draw(schedule, bank, "fp32", shape, 3), folder / PICTURES)
         reported.register(PICTURES)
     reported.write(REPORT, report_page(reported.bundle, Evidence()))
     return reported

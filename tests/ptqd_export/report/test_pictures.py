@@ -16,7 +16,7 @@ from engines.images import to_pixels
 from engines.noise import NoiseSource
 from engines.sample_command import SampleRequest, sample_bundle
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
-from ptqd_export.report.pictures import NUM, PICTURES, SEED, draw, stored_pictures
+from ptqd_export.report.pictures import MOST, PICTURES, SEED, draw, stored_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,24 +53,24 @@ def _schedule() -> Schedule:
 
 def test_rows_are_full_precision_uncorrected_and_corrected_of_the_same_noise() -> None:
     steps: list[None] = []
-    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", SHAPE, None, lambda: steps.append(None))
-    start = NoiseSource(SEED, SHAPE).start(np.arange(NUM))
+    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", SHAPE, None, on_step=lambda: steps.append(None))
+    start = NoiseSource(SEED, SHAPE).start(np.arange(MOST))
     rows = [np.concatenate(list(to_pixels(states)), axis=1) for states in (start, start + np.float32(0.5), start)]
     np.testing.assert_array_equal(np.asarray(sheet), np.concatenate(rows))
     assert len(steps) == 3
 
 
 def test_colours_stay() -> None:
-    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", (3, 4, 6), None, lambda: None)
-    assert (sheet.mode, sheet.size) == ("RGB", (NUM * 6, 3 * 4))
+    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", (3, 4, 6), None)
+    assert (sheet.mode, sheet.size) == ("RGB", (MOST * 6, 3 * 4))
 
 
 def test_each_is_given_with_its_class(reported: Reported) -> None:
     pictures = stored_pictures(reported.bundle)
     with Image.open(reported.folder / PICTURES) as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (3 * 8, NUM * 8)
-    rows = NoiseSource(SEED, (1, 8, 8)).row(np.arange(NUM), 3)
+    assert pixels.shape == (3 * 8, MOST * 8)
+    rows = NoiseSource(SEED, (1, 8, 8)).row(np.arange(MOST), 3)
     assert [(picture.number, picture.row) for picture in pictures] == list(enumerate(rows.tolist()))
     for picture in pictures:
         assert len(picture.images) == 3
@@ -85,7 +85,7 @@ def test_each_is_given_with_its_class(reported: Reported) -> None:
     ids=["full precision", "uncorrected", "corrected"],
 )
 def test_they_are_those_of_the_sample_command(reported: Reported, tmp_path: Path, kind: int, chain: ChainChoice) -> None:
-    sample_bundle(SampleRequest(reported.folder, tmp_path, NUM, SEED, chain=chain))
+    sample_bundle(SampleRequest(reported.folder, tmp_path, MOST, SEED, chain=chain))
     for picture in stored_pictures(reported.bundle):
         with Image.open(tmp_path / f"{picture.number:08d}.png") as sampled:
             apart = np.abs(np.asarray(sampled).astype(int) - _decoded(picture.images[kind]))
@@ -106,7 +106,7 @@ def test_states_that_are_no_pictures_are_not_drawn(reported_latent: Reported) ->
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00\x01\x00", None])
 def test_damaged_pictures_are_an_error(own_reported: Reported, content: bytes | None) -> None:
     if content is None:
-        Image.new("L", (NUM * 8 + 1, 24)).save(own_reported.folder / PICTURES)
+        Image.new("L", (MOST * 8 + 1, 24)).save(own_reported.folder / PICTURES)
     else:
         (own_reported.folder / PICTURES).write_bytes(content)
     own_reported.register(PICTURES)
