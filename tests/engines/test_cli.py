@@ -98,6 +98,8 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
         "correction": "on",
         "guidance": 1.5,
         "rows": [2, 0, 2, 0, 2],
+        "prompts": None,
+        "negative_prompt": None,
         "files": pictures,
     }
     with Image.open(tmp_path / "out" / "00000032.png") as image:

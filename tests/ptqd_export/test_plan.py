@@ -31,7 +31,10 @@ RESOLVED = """\
     "path": "tools/digits/model",
     "factory": null,
     "null_class": null,
-    "conditions": null
+    "conditions": null,
+    "prompts": null,
+    "negative_prompt": null,
+    "lora": null
   },
   "sampler": {
     "name": "ddim",
