@@ -108,7 +108,7 @@ class _InertUnpickler(pickle.Unpickler):
         known = _known(full)
         if known is not None:
             return known
-        return _Harmless(full) if full in _HARMLESS else _Uncalled(full, (StandIn,), {})
+        return _plain_value if full in _HARMLESS else _Uncalled(full, (StandIn,), {})
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
@@ -125,14 +125,9 @@ def _known(full: str) -> Any:
     return _TENSOR_PARTS.get(full)
 
 
-class _Harmless:
-    """A constructor of plain values: what it makes is of no use here, so it makes stand-ins."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *_: object) -> StandIn:
-        return StandIn.__new__(StandIn)
+def _plain_value(*_: object) -> StandIn:
+    """What a constructor of plain values would make is of no use here."""
+    return StandIn.__new__(StandIn)
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> StoredTensor:
