@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
@@ -25,13 +25,15 @@ class MachineTimes(Strict):
 
     processor: str
     cores: PositiveInt
+    provider: Literal["CPU", "CUDA"]
     batch: PositiveInt
     guided: bool
     milliseconds_a_step: dict[str, PositiveFloat]
 
     @property
     def machine(self) -> str:
-        return f"{self.processor}, {self.cores} cores, batch {self.batch}"
+        device = "" if self.provider == "CPU" else f" with {self.provider}"
+        return f"{self.processor}, {self.cores} cores{device}, batch {self.batch}"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ MANIFEST: dict[str, Any] = {
         "text": None,
     },
     "parameterization": "v_prediction",
-    "target": {"name": "onnxruntime", "high_precision": "fp32", "profile": None, "workspace_gib": None},
+    "target": {"name": "onnxruntime", "provider": "CPU", "high_precision": "fp32", "profile": None, "workspace_gib": None},
     "placement": "onnxruntime",
     "measured_on": "onnxruntime",
     "precisions": {

@@ -17,7 +17,14 @@ from ptqd_export.report.evidence import Evidence
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
-TIMES = {"processor": "a processor", "cores": 2, "batch": 8, "guided": True, "milliseconds_a_step": {"fp32": 4.0, "w8a8": 2.0}}
+TIMES = {
+    "processor": "a processor",
+    "cores": 2,
+    "provider": "CPU",
+    "batch": 8,
+    "guided": True,
+    "milliseconds_a_step": {"fp32": 4.0, "w8a8": 2.0},
+}
 
 Change = Callable[[dict[str, Any]], object]
 

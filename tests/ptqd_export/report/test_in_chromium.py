@@ -38,7 +38,7 @@ COLUMN = """
 def path(reported: Reported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with times that are out of order, as numbers and as text."""
     times = MachineTimes(
-        processor="A", cores=4, batch=8, guided=True, milliseconds_a_step={"fp32": 12.0, "w4a8": 100.0, "w8a8": 7.0}
+        processor="A", cores=4, provider="CPU", batch=8, guided=True, milliseconds_a_step={"fp32": 12.0, "w4a8": 100.0, "w8a8": 7.0}
     )  # fmt: skip
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(report_page(reported.bundle, Evidence(times=(times,))))

@@ -198,9 +198,14 @@ def test_times_are_shown_for_every_machine(reported: Reported, parse_page: Calla
     bundle = reported.bundle
     names = list(bundle.manifest.precisions)
     known = MachineTimes(
-        processor="A", cores=4, batch=8, guided=True, milliseconds_a_step={name: 8.0 if name == "fp32" else 2.0 for name in names}
+        processor="A",
+        cores=4,
+        provider="CPU",
+        batch=8,
+        guided=True,
+        milliseconds_a_step={name: 8.0 if name == "fp32" else 2.0 for name in names},
     )
-    other = MachineTimes(processor="B", cores=1, batch=8, guided=True, milliseconds_a_step={"fp32": 3.0})
+    other = MachineTimes(processor="B", cores=1, provider="CPU", batch=8, guided=True, milliseconds_a_step={"fp32": 3.0})
     page = parse_page(report_page(bundle, Evidence(times=(known, other))))
     header, full, quantized, *_ = page.table("Every precision")
     assert header[5:7] == ["time a step (A, 4 cores, batch 8)", "time a step (B, 1 cores, batch 8)"]
@@ -250,7 +255,7 @@ def test_strings_of_a_bundle_are_escaped(own_reported: Reported, page: Page, par
     for name in ("w4a8", "w8a8"):
         own_reported.edit(f"statistics/onnxruntime/{name}.json", lambda content: content["layers"][3].update(name=HOSTILE, reason=HOSTILE))
     times = MachineTimes(
-        processor=HOSTILE, cores=1, batch=1, guided=False, milliseconds_a_step=dict.fromkeys(("fp32", "w4a8", "w8a8"), 1.0)
+        processor=HOSTILE, cores=1, provider="CPU", batch=1, guided=False, milliseconds_a_step=dict.fromkeys(("fp32", "w4a8", "w8a8"), 1.0)
     )
     text = report_page(own_reported.bundle, Evidence(times=(times,)))
     attacked = parse_page(text)
