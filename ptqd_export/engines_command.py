@@ -18,7 +18,7 @@ from engines.progress import fraction_bar
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.tensorrt.cache import CachedEngine, EngineCache
 from engines.tensorrt.cuda import Cuda
-from engines.tensorrt.device_identity import check_precision
+from engines.tensorrt.device_identity import LEAST_COMPUTE_CAPABILITY, check_precision
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from ptqd_export.engines_check import check_on
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
@@ -49,7 +49,7 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
     bundle, settings = _opened(folder, target)
     cache = engine_cache(folder, settings.flavour)
     if not settings.traits.portable:
-        for name in bundle.manifest.precisions:
+        for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):
             check_precision(name, Cuda())
     wanted = [(name, bundle.verified_graph(name), settings) for name in bundle.manifest.precisions]
     decoder = bundle.manifest.model.decoder

@@ -15,6 +15,7 @@ from ptqd_export.cli import main
 from ptqd_export.plan import Plan, PlanFile
 
 ROOT = Path(__file__).parents[2]
+CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "diffusers", "scipy", "rich")
 
 
@@ -28,7 +29,7 @@ def model(tmp_path: Path) -> Path:
     (folder / "unet").mkdir(parents=True)
     (folder / "scheduler").mkdir()
     (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
-    (folder / "unet" / "config.json").write_text('{"num_class_embeds": 11}')
+    (folder / "unet" / "config.json").write_text(json.dumps(CONFIG))
     (folder / "scheduler" / "scheduler_config.json").write_text("{}")
     return folder
 
@@ -118,7 +119,7 @@ def test_init_overwrites_only_when_forced(model: Path) -> None:
 def test_init_without_the_model_folder_is_an_error_of_usage(tmp_path: Path) -> None:
     result = _run("init", "--model", tmp_path / "none", "--target", "onnxruntime", "-o", tmp_path / "plan.json")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: this is no diffusers folder\n  found:    no folder {tmp_path / 'none'}\n  expected: ")
+    assert result.stderr.startswith(f"error: The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n  expected: ")
     assert not (tmp_path / "plan.json").exists()
 
 

@@ -104,7 +104,8 @@ def test_file_in_the_way_is_kept_unless_forced(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     assert _error(tmp_path / "none") == (
         f"The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n"
-        "  expected: a folder that a diffusers pipeline or model wrote with `save_pretrained`\n"
+        "  expected: a folder that a diffusers pipeline or model wrote with `save_pretrained`, "
+        "or a file .ckpt or .safetensors beside its YAML\n"
         "  mend:     correct model.path, which is relative to the plan, or --model"
     )
 

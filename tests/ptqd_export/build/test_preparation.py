@@ -182,7 +182,8 @@ def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tm
 
 
 def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
-    graphs = {name: prepared.built.stage(f"quantize-{name}") for name in ("w4a8", "w8a8")} | {"fp32": prepared.built.stage("trace")}
+    quantized = {precision.name: prepared.built.stage(f"quantize-{precision.name}") for precision in prepared.context.quantized_precisions}
+    graphs = {"fp32": prepared.built.stage("trace"), **quantized}
     parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=prepared.built.stage("statistics"), chosen=None, pictures=None)
     assemble(prepared.context, prepared.context.plan_file.output_path, parts)
     bundle = Bundle.open(prepared.context.plan_file.output_path)

@@ -79,10 +79,10 @@ def test_missing_model_folder(build: Callable[..., Result]) -> None:
     _refused(build(model={"path": "nowhere"}), 2, "The model folder is missing.", "nowhere", "correct model.path")
 
 
-@pytest.mark.parametrize("name", ["unet", "scheduler"])
-def test_folder_that_holds_no_pipeline(build: Callable[..., Result], name: str) -> None:
+@pytest.mark.parametrize(("name", "wrong"), [("unet", "has no denoiser"), ("scheduler", "missing or incomplete")])
+def test_folder_that_holds_no_pipeline(build: Callable[..., Result], name: str, wrong: str) -> None:
     result = build(lambda folder: shutil.rmtree(folder / "model" / name))
-    _refused(result, 2, "missing or incomplete", name, "save_pretrained")
+    _refused(result, 2, wrong, name, "save_pretrained")
 
 
 def test_configuration_that_is_no_json(build: Callable[..., Result]) -> None:
