@@ -53,7 +53,8 @@ def walk_once(bundle: Bundle, samples: int, steps: int) -> tuple[float, ...]:
         nonlocal most
         most = max(most, own_memory())
 
-    plan = under_stopwatch(walk_plan(bundle, resolve(ScheduleRequest(policy="snr", samples=samples, steps=steps, fit="walk"), bundle)), watch)
+    settings = resolve(ScheduleRequest(policy="snr", samples=samples, steps=steps, fit="walk"), bundle)
+    plan = under_stopwatch(walk_plan(bundle, settings), watch)
     begin = time.perf_counter()
     take_walk(plan, bundle.folder / "local", look)
     return time.perf_counter() - begin, watch.seconds, most
