@@ -53,7 +53,14 @@ def main() -> None:
 @click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
 @click.option("--update", type=UPDATES, default="host", show_default=True, help="Where the steps are computed; device is for TensorRT.")
 @click.option("--output", type=PATH, required=True, help="Folder to write to.")
-@click.option("--format", "kind", type=click.Choice(["png", "npz"]), default="png", show_default=True, help="Pictures, or raw states, of latent models with their images.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "npz"]),
+    default="png",
+    show_default=True,
+    help="Pictures, or raw states, of latent models with their images.",
+)
 def sample(
     bundle: Path, output: Path, num: int, seed: int, first: int, batch_size: int, classes: Any, kind: Literal["png", "npz"], **chain: Any
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ FLOAT_MATCH_DB = 80.0
 
 LEAST_FLOAT_DB = 40.0
 """What half precision keeps of a network at least; 60 to 80 dB are usual."""
+
+BATCH = 8
+"""States at a time: the activations of a large network in float64 would else take more memory than the network."""
 
 CHANCE = 1e-4
 """Probability at which a right graph is refused, at worst."""
@@ -148,14 +151,25 @@ def _torch_outputs(
     model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
 ) -> NDArray[np.floating]:
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
-    inputs = [torch.from_numpy(value) for value in _feeds(model, states).values()]
-    with torch.no_grad():
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
+        inputs = [torch.from_numpy(value) for value in feeds.values()]
         out: torch.Tensor = adapter(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
-    return out.numpy()
+        return out.numpy()
+
+    with torch.no_grad():
+        return np.concatenate([run(feeds) for feeds in _batches(model, states)])
 
 
 def _graph_outputs(model: LoadedModel, graph: Path, states: States, mode: Mode) -> Float32:
-    return OnnxRuntimeEngine(graph, mode=mode).run(_feeds(model, states))
+    engine = OnnxRuntimeEngine(graph, mode=mode)
+    return np.concatenate([engine.run(feeds) for feeds in _batches(model, states)])
+
+
+def _batches(model: LoadedModel, states: States) -> Iterator[dict[str, NDArray[Any]]]:
+    feeds = _feeds(model, states)
+    for begin in range(0, len(states.rows), BATCH):
+        yield {name: value[begin : begin + BATCH] for name, value in feeds.items()}
 
 
 def _feeds(model: LoadedModel, states: States) -> dict[str, NDArray[Any]]:

@@ -43,7 +43,7 @@ from ptqd_export.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = (
-    *(f"docs/{name}.md" for name in ("method", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
+    *(f"docs/{name}.md" for name in ("method", "models", "bundle", "plan", "evaluation", "tensorrt", "compare", "architecture")),
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
@@ -92,7 +92,7 @@ def _code(page: str) -> Iterator[str]:
 
 TABLES = {
     name: rows
-    for page in ("docs/plan.md", "docs/bundle.md", "docs/evaluation.md", "docs/compare.md")
+    for page in ("docs/models.md", "docs/plan.md", "docs/bundle.md", "docs/evaluation.md", "docs/compare.md")
     for name, rows in _field_tables(page).items()
 }
 CLASSES = [name for name in TABLES if "." in name]
@@ -290,7 +290,7 @@ def test_the_pages_show_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/method.md", "docs/bundle.md", "docs/plan.md", "docs/tensorrt.md", "docs/compare.md", "CHANGELOG.md"]
+    "page", ["docs/method.md", "docs/models.md", "docs/bundle.md", "docs/plan.md", "docs/tensorrt.md", "docs/compare.md", "CHANGELOG.md"]
 )
 def test_options_named_alone_are_those_of_some_command(page: str) -> None:
     known = {option for group in COMMAND_LINES.values() for command in (group, *group.commands.values()) for option in _options(command)}

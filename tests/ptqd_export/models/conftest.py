@@ -68,7 +68,11 @@ SAVE: dict[str, Callable[[Path], None]] = {"pixel": _pixel, "latent": _latent, "
 GUIDANCE = {"dit": 1.5}
 
 
-@pytest.fixture(scope="session", params=list(SAVE))
+SLOW = ("pixel", "super-resolution")
+"""Whose parts other builds go through too: those of the class model, and of the latent one."""
+
+
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SAVE])
 def family(request: pytest.FixtureRequest) -> str:
     """Each family that a diffusers pipeline can vouch for."""
     return str(request.param)

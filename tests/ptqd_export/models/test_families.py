@@ -105,6 +105,7 @@ def test_manifest_says_what_the_model_takes_and_gives(family: str, family_build:
     assert inputs == [one.partition(" [")[0] for one in INPUTS[family]]
 
 
+@pytest.mark.parametrize("family", list(SHAPES), indirect=True, scope="session")
 def test_configuration_alone_says_what_the_model_is(family: str, family_model: Path) -> None:
     declared = declare_model(str(family_model), family_model.parent)
     assert declared.sample_shape == SHAPES[family][0]
