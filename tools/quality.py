@@ -53,13 +53,12 @@ class Study:
         self._decoder = open_decoder(bundle, "onnxruntime")
         self._noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
         self._numbers = np.arange(count, dtype=np.int64)
-        self._precisions = bundle.manifest.precisions
+        self._quantized = quantized(bundle)
 
     def rows(self) -> Iterator[Row]:
         """Every way to run the bundle; full precision first, the lowest precision last."""
         yield Row("fp32", "-", self._draw("fp32", corrected=False))
-        costs = {name: record.weight_bits * record.activation_bits for name, record in self._precisions.items()}
-        for name in [None, *sorted(costs, key=lambda name: -costs[name])[1:]]:
+        for name in (None, *self._quantized):
             for corrected in (False, True):
                 yield Row(name or "schedule", "on" if corrected else "off", self._draw(name, corrected))
 
@@ -67,6 +66,12 @@ class Study:
         chain = Chain(self._schedule, self._bank, precision, corrected)
         pieces = batches(self._numbers, BATCH)
         return np.concatenate([self._decoder(chain.sample(self._noise, numbers, digits_of(numbers))) for numbers in pieces])
+
+
+def quantized(bundle: Bundle) -> list[str]:
+    """The bundle's precisions but full precision, going down in bit operations."""
+    costs = {name: record.weight_bits * record.activation_bits for name, record in bundle.manifest.precisions.items()}
+    return sorted(costs, key=lambda name: -costs[name])[1:]
 
 
 def digits_of(numbers: Int64) -> Int64:
@@ -99,7 +104,7 @@ def step_table(bundle: Bundle) -> Table:
     table = Table(title="signal-to-noise ratio of the network's output in dB, plain / corrected")
     table.add_column("step", justify="right")
     table.add_column("timestep", justify="right")
-    names = [name for name in bundle.manifest.precisions if name != "fp32"]
+    names = quantized(bundle)
     for name in names:
         table.add_column(name, justify="right")
     records = [json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"] for name in names]
