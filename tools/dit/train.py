@@ -1,6 +1,6 @@
 """Train the class-conditional diffusion transformer on latents of coloured digits, on a CPU, and write a diffusers folder.
 
-    python -m tools.dit.train --minutes 12
+    python -m tools.dit.train --minutes 11
 
 A `DiTPipeline` around the first stage of `tools.latent.first_stage`. Ends by sampling with diffusers' own DDIM and asking the classifier
 what it sees; the figures go to `training_log.json`.
@@ -52,7 +52,7 @@ def save(model: DiTTransformer2DModel, first_stage: AutoencoderKL, scheduler: DD
 
 
 @click.command()
-@click.option("--minutes", default=12.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
     torch.manual_seed(0)

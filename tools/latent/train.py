@@ -1,6 +1,6 @@
 """Train the latent U-Net with cross attention on a class embedding, on a CPU, and write a diffusers folder: the paper's LDM in miniature.
 
-    python -m tools.latent.train --minutes 12
+    python -m tools.latent.train --minutes 11
 
 A `StableDiffusionPipeline` without text encoder around the first stage of `tools.latent.first_stage`; the class embeddings that the U-Net
 was trained with lie beside it in `conditions.npz`, the one of "no class" as the unconditional value. Ends by sampling with diffusers' own
@@ -79,7 +79,7 @@ def save(model: ClassUNet, first_stage: AutoencoderKL, scheduler: DDPMScheduler)
 
 
 @click.command()
-@click.option("--minutes", default=12.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
     torch.manual_seed(0)
