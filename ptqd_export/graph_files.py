@@ -13,7 +13,10 @@ EXTERNAL_DATA_BYTES = 2**30
 def save_graph(graph: ir.Model, path: Path) -> None:
     """Write a graph; initializers no node uses should be gone already."""
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    ir.save(graph, path, external_data=f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None)
+    if weights > EXTERNAL_DATA_BYTES:
+        ir.save(graph, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(ir.external_data.load_to_model(graph), path)  # the weights may lie beside the larger graph that this one was made from
 
 
 def graph_files(path: Path) -> list[Path]:

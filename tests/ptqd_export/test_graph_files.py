@@ -69,3 +69,14 @@ def test_graph_with_weights_beside_it_can_move_and_be_saved_again(model: ir.Mode
     save_graph(ir.load(elsewhere / "m.onnx"), tmp_path / "again.onnx")
     assert [file.name for file in graph_files.graph_files(tmp_path / "again.onnx")] == ["again.onnx", "again.onnx.data"]
     np.testing.assert_allclose(_run(tmp_path / "again.onnx"), X @ WEIGHT, atol=1e-5)
+
+
+def test_small_graph_made_from_a_large_one_holds_its_weights(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_files, "EXTERNAL_DATA_BYTES", WEIGHT.nbytes - 1)
+    save_graph(model, tmp_path / "large.onnx")
+    monkeypatch.setattr(graph_files, "EXTERNAL_DATA_BYTES", WEIGHT.nbytes)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    save_graph(ir.load(tmp_path / "large.onnx"), elsewhere / "small.onnx")
+    assert [file.name for file in elsewhere.iterdir()] == ["small.onnx"]
+    np.testing.assert_allclose(_run(elsewhere / "small.onnx"), X @ WEIGHT, atol=1e-5)
