@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
@@ -133,11 +134,16 @@ def check_module_parity(module: nn.Module, inputs: Mapping[str, Tensor], path: P
     with torch.no_grad():
         expected = module(*inputs.values()).numpy()
     found = OnnxRuntimeEngine(path).run({name: value.numpy() for name, value in inputs.items()})
+    return check_outputs(found, expected, path.name)
+
+
+def check_outputs(found: NDArray[np.floating], expected: NDArray[np.floating], graph: str) -> float:
+    """The same of outputs that were computed, of a graph by name."""
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= PARITY:
         raise PtqdError(
             "The traced graph does not compute what torch computes.",
-            found=f"{path.name}: a relative difference of {difference:.1e}",
+            found=f"{graph}: a relative difference of {difference:.1e}",
             expected=f"at most {PARITY:.0e}",
             mend="report this model: tracing it is not supported",
         )

@@ -31,7 +31,7 @@ def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> No
     path = folder / DECODER
     save_graph(graph, path)
     check_graph(context.placement, path, ())
-    image_shape = tuple(int(size) for size in graph.graph.outputs[0].shape[1:])  # type: ignore[index, arg-type]
+    image_shape = tuple(int(size) for size in graph.graph.outputs[0].shape[1:])  # type: ignore[index, arg-type]  # sizes are known
     check_module_parity(decoder, {STATE: decoder.example_states(1, shape)}, path)
     record = DecoderRecord(file=DECODER, image_shape=image_shape, batch=images_at_a_time(image_shape))
     (folder / RECORD).write_text(record.model_dump_json())

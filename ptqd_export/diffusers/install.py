@@ -54,7 +54,7 @@ def use_bundle(
     if replaced is not None:
         nn.Module.to(denoiser, replaced.device, replaced.dtype)  # that of diffusers warns at every cast
     setattr(pipe, name, denoiser)
-    pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    pipe.scheduler = scheduler  # type: ignore[attr-defined]  # `_network_name` saw it
     return pipe
 
 

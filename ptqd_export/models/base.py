@@ -33,7 +33,7 @@ class Adapter(nn.Module):
         self.conditions = conditions
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
 
 class Decoder(nn.Module):
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     not yet undone, and returns images [B, 1 or 3, H, W] in [-1, 1]."""
 
     def forward(self, states: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of first stage has its own
 
     def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
         """States of this shape to trace and compare with; always the same."""

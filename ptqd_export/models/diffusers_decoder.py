@@ -35,7 +35,7 @@ class KlDecoder(Decoder):
         self.scale, self.shift = scale, shift
 
     def forward(self, states: Tensor) -> Tensor:
-        images: Tensor = self.first_stage.decode(states / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]
+        images: Tensor = self.first_stage.decode(states / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
         return images
 
 
@@ -54,7 +54,7 @@ class VqDecoder(Decoder):
 
     def __init__(self, first_stage: nn.Module, scale: float, shift: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]
+        self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]  # of VQModel
         del first_stage.quantize
         self.first_stage = _without_encoder(first_stage)
         self.scale, self.shift = scale, shift
@@ -63,7 +63,7 @@ class VqDecoder(Decoder):
         latents = (states / self.scale + self.shift).movedim(1, -1)
         nearest = (latents @ self.codes.T - self.codes.square().sum(1) / 2).argmax(-1)
         quantized = F.embedding(nearest, self.codes).movedim(-1, 1)
-        images: Tensor = self.first_stage.decode(quantized, force_not_quantize=True, return_dict=False)[0]  # type: ignore[operator]
+        images: Tensor = self.first_stage.decode(quantized, force_not_quantize=True, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
         return images
 
     def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:

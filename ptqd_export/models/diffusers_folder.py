@@ -136,7 +136,7 @@ def load_weights(folder: Path, kind: str) -> nn.Module:
     variant = _variant(folder)
     network: type[nn.Module] = getattr(diffusers, kind)
     try:
-        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]
+        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]  # as every class of diffusers has
             folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # diffusers wraps safetensors' errors in several types

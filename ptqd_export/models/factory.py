@@ -144,7 +144,7 @@ def _resolve(name: str, folder: Path) -> Callable[[], object]:
             expected=f"a function that returns a {FactoryModel.__name__}",
             mend=f'did you mean "{module}:{nearest[0]}"?' if nearest else "write the function",
         )
-    return made  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]  # `_call` checks what it returns
 
 
 def _call(name: str, function: Callable[[], object]) -> FactoryModel:

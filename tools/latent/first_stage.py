@@ -60,6 +60,7 @@ def loss(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 def load_first_stage() -> AutoencoderKL:
     """The committed first stage."""
     model: AutoencoderKL = AutoencoderKL.from_pretrained(FOLDER, use_safetensors=True).float().eval().requires_grad_(False)
+    model.register_to_config(_name_or_path="")  # or whatever is saved with it would say where it was read
     return model
 
 

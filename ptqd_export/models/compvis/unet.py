@@ -116,7 +116,7 @@ def _transformer(config: UNetConfig, source: str, target: str, _: nn.Module) -> 
 
 def _attention(config: UNetConfig, source: str, target: str, module: nn.Module) -> list[Link]:
     projections = [f"{target}.{part}" for part in ("to_q", "to_k", "to_v")]
-    heads = 1 if config.use_new_attention_order else int(module.heads)  # type: ignore[arg-type]
+    heads = 1 if config.use_new_attention_order else int(module.heads)  # type: ignore[arg-type]  # of diffusers' Attention
     return [link(f"{source}.qkv", *projections, heads=heads), *below(source, target, {"norm": "group_norm", "proj_out": "to_out.0"})]
 
 
