@@ -17,9 +17,10 @@ from ptqd_export.build.tracing import Network
 
 def precision_record(context: BuildContext, precision: Precision, network: Network, layers: Sequence[QuantizedLayer]) -> dict[str, Any]:
     """Bit operations, and what every layer of the network got."""
-    keep_float = context.plan.quantization.keep_float
+    settings = context.plan.quantization
+    kept = settings.keep_float, settings.keep_8bit_weights
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
-    rules = [(layer, rule(layer, precision, context.placement, keep_float)) for layer in network.layers]
+    rules = [(layer, rule(layer, precision, context.placement, *kept)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),

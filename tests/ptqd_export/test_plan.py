@@ -64,7 +64,8 @@ RESOLVED = """\
     "split_concatenations": false,
     "channel_scaling": null,
     "activation_steps": "all",
-    "keep_float": []
+    "keep_float": [],
+    "keep_8bit_weights": []
   },
   "calibration": {
     "samples": 512,
