@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
+from calib.mapped_file import mapped_file
 from engines.arrays import Float32
 
 
@@ -56,4 +58,10 @@ class StateStore:
                 kept[batch] = prediction
 
     def _map(self, name: str) -> Float32:
-        return np.memmap(Path(self._folder.name) / name, np.float32, "w+", shape=self._shape)
+        return mapped_file(Path(self._folder.name) / name, np.float32, self._shape)
+
+
+def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:
+    """Bytes that a sample takes in a store of so many precisions; of a state alone, without any."""
+    arrays = 2 + precisions + 2 * history_length if precisions else 1
+    return arrays * math.prod(shape) * np.dtype(np.float32).itemsize
