@@ -12,6 +12,7 @@ import numpy as np
 
 from calib.mapped_file import mapped_file
 from engines.arrays import Float32
+from engines.room import NoRoomError
 
 
 class StateStore:
@@ -27,11 +28,15 @@ class StateStore:
         parent.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(prefix="walk-", dir=parent)
         self._shape = shape
-        self.states = self._map("states")
-        self.reference = self._map("reference")
-        self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
-        self._history = [self._map(f"history-{j}") for j in range(history_length)]
-        self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
+        try:
+            self.states = self._map("states")
+            self.reference = self._map("reference")
+            self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
+            self._history = [self._map(f"history-{j}") for j in range(history_length)]
+            self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
+        except NoRoomError:
+            self.close()
+            raise
 
     def __enter__(self) -> StateStore:
         return self
