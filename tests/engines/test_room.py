@@ -6,10 +6,14 @@ import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from engines.cli import main
 from engines.decoder import Decoder
 from engines.errors import PtqdError
 from engines.evaluation.held_states import HeldStates
@@ -17,6 +21,9 @@ from engines.files import replacing, write_text
 from engines.room import SMALL_FILES, NoRoomError, check_room, free_bytes, naming_full_disks, size_text
 from engines.sample_output import NpzOutput, PngOutput
 from tests.small_disks import largest_file, small_disk
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
 
 LIMIT = 4096
 NOISE = np.random.default_rng(0).uniform(-1, 1, (2, 1, 128, 128)).astype(np.float32)
@@ -62,6 +69,20 @@ def test_on_a_full_disk_it_is_the_same(tmp_path: Path, name: str, write: Callabl
         assert left is not None
         assert Path(left[1]) == disk / name
         assert {path.name: path.read_text() for path in disk.iterdir()} == {name: "old"}
+
+
+def test_sampling_on_a_full_disk_is_one_message_and_every_picture_that_is_there_is_whole(tiny: TinyBundle, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 16 * LIMIT) as disk:
+        done = CliRunner().invoke(main, ["sample", str(tiny.folder), "--num", "40", "--seed", "1", "--output", str(disk / "out")])
+        names = sorted(path.name for path in (disk / "out").iterdir())
+        assert 5 < len(names) <= 16
+        assert names == [f"{n:08d}.png" for n in range(len(names))]
+        for name in names:
+            with Image.open(disk / "out" / name) as image:
+                image.load()
+    failed = disk / "out" / f"{len(names):08d}.png"
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: There is no room to write a file.\n  found:    {failed}: No space left on device; ")
 
 
 def test_samples_that_evaluate_holds_for_the_comparison_are_an_error_too() -> None:
