@@ -63,10 +63,11 @@ def test_the_old_one_is_whole_or_the_new_one_is_or_there_is_none_wherever_the_pr
         install(made, output, PATTERNS)
         assert _portable(output) == _portable(new)
         assert (output / "local" / "times.json").read_text() == "{}"
-    kinds = [1, "The build of this bundle has not finished.", 4]
+    unfinished = "The build of this bundle has not finished."
+    kinds: list[int | str] = [1, unfinished, 4]
     assert set(found) == set(kinds)
     assert found == sorted(found, key=kinds.index)
-    assert found.count(kinds[1]) > len(_portable(new))  # every file moved, and every old one removed
+    assert found.count(unfinished) > len(_portable(new))  # every file moved, and every old one removed
 
 
 def test_a_folder_without_a_bundle_gets_one(tiny: TinyBundle, output: Path) -> None:
