@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -55,6 +56,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems take none for folders
+            raise
     finally:
         os.close(handle)
 
@@ -66,9 +70,9 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def remove_parts(folder: Path, path: str = "*") -> None:
-    """Remove what killed writers of files in a folder left there, of all of them or of one; nobody may be writing them now."""
-    for part in folder.glob(f".{path}.*{PART}"):
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of the files in a folder, or of one of this name; nobody may be writing them now."""
+    for part in folder.glob(f".{name}.*{PART}"):
         part.unlink(missing_ok=True)
 
 

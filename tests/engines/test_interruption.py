@@ -49,6 +49,7 @@ def test_codes_are_those_that_a_shell_reports() -> None:
     assert verdict(Terminated()) == ("terminated", 143)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "exit_code", "word"), [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, TERMINATED, "terminated")]
 )

@@ -134,6 +134,7 @@ def test_child_ends_with_an_error_of_ours(make_graph: Callable[..., Path], outpu
     assert not alive(pid)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_builder_ends_with_the_process_that_asked_for_the_engine(
     make_graph: Callable[..., Path], output: Path, number: signal.Signals

@@ -93,6 +93,7 @@ def test_the_room_of_a_stage_is_about_what_it_takes(class_build: Built) -> None:
     assert room.walked(context, dict.fromkeys(["fp32", "w8a8", "w4a8"], traced)) == 16 * 64 * 4 * 5  # of state, reference, three outputs
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "exit_code", "word"), STOPS)
 def test_a_signal_ends_a_build_with_one_line_and_finished_stages_are_kept(
     class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_code: int, word: str
