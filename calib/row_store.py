@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.mapped_file import mapped_file
+
 
 class RowStore:
     """Gives out arrays until it is closed; then its files are gone.
@@ -38,11 +40,15 @@ class RowStore:
         shutil.rmtree(self._folder)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A new array, its values not set."""
+        """A new array, its values not set.
+
+        Raises:
+            NoRoomError: it exceeds the memory, and the disk has too little room.
+        """
         size = int(np.prod(shape)) * dtype.itemsize
         if self.in_memory + size <= self._memory_bytes:
             self.in_memory += size
             return np.empty(shape, dtype)
         self.in_files += size
         self._files += 1
-        return np.memmap(self._folder / str(self._files), dtype, "w+", shape=shape)
+        return mapped_file(self._folder / str(self._files), dtype, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from types import TracebackType
 
 import numpy as np
 
+from calib.mapped_file import mapped_file
 from engines.arrays import Float32
+from engines.room import NoRoomError
 
 
 class StateStore:
@@ -25,11 +28,15 @@ class StateStore:
         parent.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(prefix="walk-", dir=parent)
         self._shape = shape
-        self.states = self._map("states")
-        self.reference = self._map("reference")
-        self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
-        self._history = [self._map(f"history-{j}") for j in range(history_length)]
-        self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
+        try:
+            self.states = self._map("states")
+            self.reference = self._map("reference")
+            self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
+            self._history = [self._map(f"history-{j}") for j in range(history_length)]
+            self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
+        except NoRoomError:
+            self.close()
+            raise
 
     def __enter__(self) -> StateStore:
         return self
@@ -56,4 +63,10 @@ class StateStore:
                 kept[batch] = prediction
 
     def _map(self, name: str) -> Float32:
-        return np.memmap(Path(self._folder.name) / name, np.float32, "w+", shape=self._shape)
+        return mapped_file(Path(self._folder.name) / name, np.float32, self._shape)
+
+
+def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:
+    """Bytes that a sample takes in a store of so many precisions; of a state alone, without any."""
+    arrays = 2 + precisions + 2 * history_length if precisions else 1
+    return arrays * math.prod(shape) * np.dtype(np.float32).itemsize

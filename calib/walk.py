@@ -89,8 +89,7 @@ class Walk:
 
     def __init__(self, plan: WalkPlan, folder: Path) -> None:
         self._plan = plan
-        history_length = max(plan.table.history_coeffs.shape[1] - 1, 0)
-        self._store = StateStore(folder, (len(plan.rows), *plan.noise.shape), tuple(plan.quantized), history_length)
+        self._store = StateStore(folder, (len(plan.rows), *plan.noise.shape), tuple(plan.quantized), plan.table.history)
 
     def __enter__(self) -> Walk:
         return self

@@ -17,6 +17,9 @@ SCHEMA_VERSION: Literal[1] = 1
 DEFAULT = "default"
 """Name of the schedule that the build makes."""
 
+UNFINISHED_BUILD = "local/stages"
+"""Where a build keeps what it has done so far; without a manifest beside it, it has not finished."""
+
 Contract = TypeVar("Contract", bound=Strict)
 
 
@@ -155,6 +158,13 @@ class Bundle:
             BundleError: the manifest is damaged or of another schema version.
         """
         path = folder / "manifest.json"
+        if not path.is_file() and (folder / UNFINISHED_BUILD).is_dir():
+            raise UsageError(
+                "The build of this bundle has not finished.",
+                found=f"{folder / UNFINISHED_BUILD}, but no {path.name}",
+                expected="a folder that `ptqd-export build` finished",
+                mend="run the same `ptqd-export build` again: it goes on where it stopped",
+            )
         if not path.is_file():
             raise UsageError(
                 "This is not a bundle.",

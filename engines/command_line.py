@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from engines.errors import PtqdError
-
-INTERRUPTED = 130
-"""What a shell reports of a process that Ctrl-C ended."""
+from engines.interruption import terminated_by_exception, verdict
+from engines.room import NO_ROOM, NoRoomError
 
 STDOUT = 1
 """File descriptor of the standard output."""
@@ -22,7 +21,7 @@ class CommandLine(click.Group):
     """A group of commands that reports every failure the same way.
 
     Exit codes: 0 done; 1 it ran and failed, or a bug; 2 the command line or the plan is wrong; 3 a backend or device is missing;
-    130 interrupted.
+    130 interrupted by Ctrl-C; 143 by SIGTERM.
     """
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
@@ -32,7 +31,8 @@ class CommandLine(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         try:
-            return super().invoke(ctx)
+            with terminated_by_exception():
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise  # click reports these itself, with the same exit codes
         except (Exception, KeyboardInterrupt) as error:
@@ -48,7 +48,9 @@ class CommandLine(click.Group):
 def _verdict(error: BaseException) -> tuple[str, int]:
     """What to print, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        return verdict(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        error = NoRoomError.of(error)
     if isinstance(error, PtqdError):
         return f"error: {error}", error.exit_code
     return f"error: this is a bug in ptqd-export: {type(error).__name__}: {error}\n  mend:     report it with what --debug prints", 1
@@ -69,5 +71,5 @@ def _print_error(message: str) -> None:
     from rich.text import Text
 
     text = Text(message)
-    text.highlight_regex(r"\A(error:|interrupted)", "bold red")
+    text.highlight_regex(r"\A(error:|interrupted|terminated)", "bold red")
     Console(stderr=True).print(text, soft_wrap=True)

@@ -1,8 +1,9 @@
-"""Files that are either whole or absent, and their hashes."""
+"""Files that are either whole or absent, also after a power failure, and their hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engines.errors import UsageError
+from engines.room import naming_full_disks
+
+PART = ".part"
+"""How the name of a file ends that is still being written, or whose writer was killed."""
 
 
 def sha256(path: Path) -> str:
@@ -20,25 +25,55 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well, and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A temporary path beside `path` that takes its name when the block ends well, and is removed when it does not.
+
+    Raises:
+        NoRoomError: the disk is full.
+    """
+    with naming_full_disks(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, outlive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems take none for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """The same for everything in a folder, and for the folder."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of the files in a folder, or of one of this name; nobody may be writing them now."""
+    for part in folder.glob(f".{name}.*{PART}"):
+        part.unlink(missing_ok=True)
 
 
 def writable_folder(path: Path) -> Path:

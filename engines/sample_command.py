@@ -18,6 +18,7 @@ from engines.decoder import Decoder, open_decoder
 from engines.errors import UsageError
 from engines.files import writable_folder, write_text
 from engines.images import check_drawable
+from engines.interruption import keeping
 from engines.noise import NoiseSource
 from engines.progress import progress
 from engines.prompts import TextModel, open_text, shortened
@@ -87,7 +88,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
 
     Raises:
         UsageError: the request does not fit the bundle, or the output cannot be written. Nothing is written then.
-        PtqdError: the bundle is damaged, or a network failed.
+        PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
     bundle = Bundle.open(request.bundle)
     model = bundle.manifest.model
@@ -107,9 +108,10 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     (folder / RECORD).unlink(missing_ok=True)
     output = _output(request, folder, decoder, rows, model)
     begin = time.perf_counter()
-    _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
-    record = _record(request, chain, rows, output.finish())
-    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    with keeping(f"every file in {folder} is whole, but without {RECORD} they are not all"):
+        _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
+        record = _record(request, chain, rows, output.finish())
+        write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
     return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts))
 
 

@@ -14,12 +14,14 @@ from engines.bundle import Bundle
 from engines.compare.engine_check import DepartureError
 from engines.decoder import decoder_settings
 from engines.errors import MissingBackendError, UsageError
+from engines.interruption import keeping
 from engines.progress import fraction_bar
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.tensorrt.cache import CachedEngine, EngineCache
 from engines.tensorrt.cuda import Cuda
 from engines.tensorrt.device_identity import LEAST_COMPUTE_CAPABILITY, check_precision
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from ptqd_export.bundle_lock import writing_to
 from ptqd_export.engines_check import check_on
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
@@ -44,9 +46,14 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
     Raises:
         UsageError: there is no bundle, or its graphs are for another runtime.
         MissingBackendError: the flavour is not installed, or needs a device that is not there.
-        PtqdError: TensorRT does not take a graph.
+        PtqdError: TensorRT does not take a graph, or another process writes to the bundle.
     """
     bundle, settings = _opened(folder, target)
+    with writing_to(folder), keeping("engines that were built are kept, and the next run builds the others"):
+        return _built(folder, bundle, settings)
+
+
+def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[BuiltEngine]:
     cache = engine_cache(folder, settings.flavour)
     if not settings.traits.portable:
         for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,14 @@ def tiny_decoded(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 def tiny_unconditional(tmp_path: Path) -> TinyBundle:
     """Without classes and guidance, in color."""
     return build_tiny_bundle(tmp_path / "unconditional", channels=3, conditional=False)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT reaches this process and its children, also where the tests run in the background: a shell has it ignored there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def build_tiny_bundle(folder: Path, *, channels: int = 1, conditional: bool = True) -> TinyBundle:

@@ -31,9 +31,9 @@ from calib.noise_fit import fit_noise
 from calib.sensitivity import Probes
 from calib.step_fit import CorrectionChoice, fit_step
 from calib.walk import StepResult
-from engines.command_line import INTERRUPTED
 from engines.correction import correct
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
+from engines.interruption import INTERRUPTED, TERMINATED
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.schedule import Step, Strict
 from engines.update import update
@@ -207,7 +207,9 @@ def test_documented_exit_codes_are_those_of_the_command_lines() -> None:
     rows = re.search(r"^\| code \|.*\n(?:\|.*\n)+", _text("docs/bundle.md"), flags=re.MULTILINE)
     assert rows is not None
     kinds = (PtqdError, BundleError, UsageError, MissingBackendError)
-    assert [int(row["code"]) for row in _table(rows[0].splitlines())] == sorted({0, INTERRUPTED, *(kind.exit_code for kind in kinds)})
+    assert [int(row["code"]) for row in _table(rows[0].splitlines())] == sorted(
+        {0, INTERRUPTED, TERMINATED, *(kind.exit_code for kind in kinds)}
+    )
 
 
 # Examples

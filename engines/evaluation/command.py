@@ -22,6 +22,7 @@ from engines.evaluation.held_states import HeldStates
 from engines.evaluation.reference import Reference
 from engines.evaluation.result import EvaluationResult, compare
 from engines.evaluation.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
+from engines.interruption import keeping
 from engines.noise import NoiseSource
 from engines.progress import progress
 from engines.sample_command import chosen_rows
@@ -84,7 +85,7 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
 
     both: list[tuple[Estimates, Estimates]] = []
     for walk in walks:
-        with HeldStates(shape) as held:
+        with HeldStates(shape) as held, keeping("the figures above stand, and no file is written"):
             first = _judge_full_precision(full_precision, walk, decoder, scores(), held)
             tell(str(full_precision.precision), walk.noise.seed, first)
             second = _judge(chain, walk, decoder, scores(), held)

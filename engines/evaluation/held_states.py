@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from engines.arrays import Float32
 from engines.errors import PtqdError
+from engines.room import free_bytes, size_text
 
 
 class HeldStates:
@@ -27,7 +30,8 @@ class HeldStates:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # it tries once more to write what did not fit
+            self._file.close()
 
     def write(self, states: Float32) -> None:
         """Append states [n, C, H, W].
@@ -39,9 +43,10 @@ class HeldStates:
             self._file.write(states.astype(np.float32).tobytes())
             self._file.flush()
         except OSError as error:
+            folder = Path(tempfile.gettempdir())
             raise PtqdError(
                 "Full precision's samples cannot be kept for the comparison.",
-                found=f"{tempfile.gettempdir()}: {error.strerror}",
+                found=f"{folder}: {error.strerror}; {size_text(free_bytes(folder))} free",
                 expected="room for the samples of one seed in float32",
                 mend="let TMPDIR name a folder on a larger disk",
             ) from error

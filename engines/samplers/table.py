@@ -70,6 +70,11 @@ class SamplerTable:
     def steps(self) -> int:
         return len(self.timestep)
 
+    @property
+    def history(self) -> int:
+        """How many earlier predictions a step takes up, at most."""
+        return max(int(self.history_coeffs.shape[1]) - 1, 0)
+
     def step(self, i: int) -> TableStep:
         """The coefficients of step `i`."""
         P, Q = self.prediction_coeffs[i]

@@ -17,9 +17,10 @@ from typing import Any, TypeAlias
 
 from engines.errors import PtqdError
 from engines.files import replacing
+from engines.locks import locked
+from engines.room import naming_full_disks
 from engines.tensorrt.build_spec import BuildSpec
 from engines.tensorrt.flavour import network_flags
-from engines.tensorrt.locks import locked
 
 Emit: TypeAlias = Callable[..., None]
 
@@ -27,14 +28,22 @@ Emit: TypeAlias = Callable[..., None]
 def main(spec_json: str, engine_file: str, timing_cache: str | None = None) -> int:
     """Build, and tell how it went by events; returns the exit code."""
     emit = _event_stream()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         engine = _build(BuildSpec.from_json(spec_json), emit, None if timing_cache is None else Path(timing_cache))
+        with naming_full_disks(Path(engine_file)):
+            Path(engine_file).write_bytes(engine)
     except PtqdError as error:
         emit("error", message=str(error))
         return 1
-    Path(engine_file).write_bytes(engine)
     emit("done")
     return 0
+
+
+def _end_with_parent() -> None:
+    """The other end of standard input is closed when the parent ends, however it ends."""
+    os.read(sys.stdin.fileno(), 1)  # not `sys.stdin.read`, whose lock would be in the way when this process ends
+    os._exit(1)
 
 
 def _event_stream() -> Emit:

@@ -74,9 +74,7 @@ def _child(arguments: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     root = str(Path(engines.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", WORKER, *arguments]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "PYTHONPATH": path}
-    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "PYTHONPATH": path})
 
 
 @dataclass

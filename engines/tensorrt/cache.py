@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engines.errors import UsageError
-from engines.files import replacing, sha256, write_text
+from engines.files import remove_parts, replacing, sha256, write_text
+from engines.locks import locked
+from engines.room import check_room
 from engines.tensorrt.build_spec import BuildSpec
 from engines.tensorrt.builder import OnProgress, build_engine
 from engines.tensorrt.device_identity import DeviceIdentity, device_identity
-from engines.tensorrt.locks import locked
 
 DIGEST_LETTERS = 16
 
@@ -112,6 +113,8 @@ class EngineCache:
 
     def _build(self, spec: BuildSpec, key: EngineKey, path: Path, on_progress: OnProgress, build: Callable[..., None]) -> None:
         timings = self.folder / f"{spec.flavour}-{key.version}-{key.device.compute_capability}.timings"
+        remove_parts(self.folder, path.name)
+        check_room(path, sum(file.stat().st_size for file in _graph_files(spec.graph)), f"the engine of {spec.graph.name}")
         with replacing(path) as temporary:
             build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
             write_text(path.with_suffix(".json"), key.to_json() + "\n")
@@ -122,5 +125,9 @@ class EngineCache:
 
 def _graph_hashes(graph: Path) -> tuple[str, ...]:
     """Of the graph, and of the file beside it that holds the weights of a large one."""
+    return tuple(sha256(file) for file in _graph_files(graph))
+
+
+def _graph_files(graph: Path) -> list[Path]:
     weights = graph.with_name(f"{graph.name}.data")
-    return (sha256(graph), sha256(weights)) if weights.exists() else (sha256(graph),)
+    return [graph, weights] if weights.exists() else [graph]

@@ -16,10 +16,10 @@ from engines.arrays import Float32
 from engines.backends.base import Engine, TensorSpec
 from engines.errors import PtqdError, UsageError
 from engines.files import replacing
+from engines.locks import locked
 from engines.tensorrt.arena import ACTIVATIONS, Arena
 from engines.tensorrt.cuda import Graph
 from engines.tensorrt.flavour import Flavour
-from engines.tensorrt.locks import locked
 from engines.tensorrt.residency import does_not_fit
 
 

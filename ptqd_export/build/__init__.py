@@ -9,8 +9,10 @@ from typing import Any
 
 from calib.policy import FixedPolicy
 from calib.precision import Precision
-from engines.files import writable_folder
+from engines.bundle import UNFINISHED_BUILD as STAGES
 from engines.images import is_drawable
+from engines.interruption import keeping
+from ptqd_export.build import room
 from ptqd_export.build.activations import make_observations
 from ptqd_export.build.assemble import Parts, assemble
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
@@ -29,8 +31,9 @@ from ptqd_export.build.summary import print_summary
 from ptqd_export.build.text import make_text
 from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
+from ptqd_export.bundle_lock import writing_to
 from ptqd_export.plan import PlanFile
-from ptqd_export.report.write import write_report
+from ptqd_export.report.write import write_local_report
 
 
 def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
@@ -42,19 +45,25 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written then.
-        PtqdError: a stage failed. Finished stages are kept.
+        PtqdError: a stage failed, or another process writes to the output folder. Finished stages are kept.
     """
     context = BuildContext(plan_file)
     context.check()
-    output = writable_folder(plan_file.output_path)
+    output = plan_file.output_path
+    kept = f"finished stages are kept in {output / STAGES}, and the next build, unless it is --fresh, goes on from there"
+    with writing_to(output), keeping(kept):
+        _build(context, output, fresh=fresh)
+
+
+def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
     plan = context.plan
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     with Progress() as progress:
-        cache = StageCache(output / "local" / "stages", progress, fresh=fresh)
-        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context))
+        cache = StageCache(output / STAGES, progress, fresh=fresh)
+        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
         decoder = _decoder(context, cache)
         drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
-        states = cache.run("states", drawn, partial(make_states, context, traced))
+        states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
         prepared = _prepared(context, cache, traced, states)
         seen = _observed(context, cache, prepared, states)
         quantized = {
@@ -71,7 +80,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
             write_time_frontier(context, output, chosen, chosen.times)
-    write_report(output)
+    write_local_report(output)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)
 
@@ -85,7 +94,7 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
     """The folder with the graph of the first stage; None where the states are images."""
     if context.model.decoder is None:
         return None
-    return cache.run("decoder", _source(context), partial(make_decoder, context))
+    return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:
@@ -93,7 +102,8 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
     prompts = context.model.prompts
     if prompts is None:
         return None
-    return cache.run("text", {"model": context.fingerprint, **context.model_settings}, partial(make_text, prompts))
+    inputs = {"model": context.fingerprint, **context.model_settings}
+    return cache.run("text", inputs, partial(make_text, prompts), room=room.text(context))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
@@ -102,7 +112,7 @@ def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Pa
     if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
         return traced
     inputs = {"states": states.name, **wanted, **_device(context)}
-    return cache.run("prepare", inputs, partial(make_preparation, context, traced, states))
+    return cache.run("prepare", inputs, partial(make_preparation, context, traced, states), room=room.traced(context))
 
 
 def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
@@ -110,13 +120,20 @@ def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: 
     inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
     if context.plan.quantization.activation_steps == "all":
         everywhere = range(context.table.steps)
-        seen = cache.run("observe", inputs, partial(make_observations, context, prepared, states, everywhere))
+        make = partial(make_observations, context, prepared, states, everywhere)
+        seen = cache.run("observe", inputs, make, room=room.observed(prepared))
         return {precision.name: seen for precision in context.quantized_precisions}
-    used = {precision.name: context.steps_of(precision) for precision in context.quantized_precisions}
     return {
-        name: cache.run(f"observe-{name}", {**inputs, "steps": steps}, partial(make_observations, context, prepared, states, steps))
-        for name, steps in used.items()
+        precision.name: _observed_for(context, cache, precision, inputs, prepared, states) for precision in context.quantized_precisions
     }
+
+
+def _observed_for(
+    context: BuildContext, cache: StageCache, precision: Precision, inputs: Mapping[str, Any], prepared: Path, states: Path
+) -> Path:
+    steps = context.steps_of(precision)
+    make = partial(make_observations, context, prepared, states, steps)
+    return cache.run(f"observe-{precision.name}", {**inputs, "steps": steps}, make, room=room.observed(prepared))
 
 
 def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
@@ -126,22 +143,22 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, p
     if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
         learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
         inputs = {**settings, "states": states.name, **_device(context)}
-        learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)
+        learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)
         settings["learned"] = learned.name
     make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
-    return cache.run(
-        f"quantize-{precision.name}", {**settings, **context.plan.target.model_dump(include={"provider", "high_precision"})}, make
-    )
+    settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
+    return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
     """Folders of the precisions that are full precision in another float type."""
     inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
-    floats = [precision for precision in context.engine_precisions if precision.weight_bits is None]
-    return {
-        precision.name: cache.run(f"convert-{precision.name}", inputs, partial(make_converted_graph, context, precision, traced, states))
-        for precision in floats
-    }
+    converted = {}
+    for precision in context.engine_precisions:
+        if precision.weight_bits is None:
+            make = partial(make_converted_graph, context, precision, traced, states)
+            converted[precision.name] = cache.run(f"convert-{precision.name}", inputs, make, room=room.converted(context, precision))
+    return converted
 
 
 def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
@@ -159,12 +176,14 @@ def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]
     }
     spends = plan.steps.policy == "budget"
     steps = "snr" if spends else plan.steps.model_dump()
-    first = cache.run("statistics", {**wanted, "steps": steps}, partial(make_statistics, context, graphs, first_policy(context)))
+    needed = room.walked(context, graphs)
+    make = partial(make_statistics, context, graphs, first_policy(context))
+    first = cache.run("statistics", {**wanted, "steps": steps}, make, room=needed)
     if not spends:
         return first, None
     chosen = choose_precisions(context, cache, graphs, first)
     make = partial(make_statistics, context, graphs, FixedPolicy(chosen.precisions))
-    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make), chosen
+    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make, room=needed), chosen
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:

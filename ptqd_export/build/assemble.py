@@ -1,4 +1,4 @@
-"""Put the stages' results together as a bundle: the manifest comes last, so that a folder without one is no bundle."""
+"""Put the stages' results together as a bundle, beside the one that is there; then it takes that one's place."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from engines.bundle import (
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
+from engines.room import check_room
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
+from ptqd_export.build.install import MANIFEST, install
 from ptqd_export.build.pictures import SHEET
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.build.text import text_record
+from ptqd_export.bundle_lock import UNFINISHED
 from ptqd_export.graph_files import graph_files
 from ptqd_export.models.prompts import TEXT
 from ptqd_export.report.evidence import Evidence
@@ -41,7 +44,6 @@ from ptqd_export.report.pictures import PICTURES
 from ptqd_export.report.write import REPORT
 from ptqd_export.statistics_file import statistics
 
-MANIFEST = "manifest.json"
 PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{TEXT}/*")
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
@@ -70,9 +72,28 @@ class Parts:
 
 
 def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
-    """Write the portable part of the bundle, and remove what an earlier build left of it."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    writer = _Writer(output)
+    """Write the portable part of the bundle in place of what an earlier build left of it.
+
+    Raises:
+        NoRoomError: the disk is full; the earlier bundle is as it was.
+    """
+    made = output / UNFINISHED
+    check_room(made, _room(parts), "the bundle")
+    try:
+        _put_together(context, made, parts)
+        install(made, output, PORTABLE)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _room(parts: Parts) -> int:
+    """Bytes of the graphs and statistics, which make up most of a bundle."""
+    folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
+    writer = _Writer(folder)
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", (parts.walked / SCHEDULE).read_text())
     placement = context.placement.name
@@ -91,10 +112,9 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
     if parts.pictures is not None:
         writer.copy(PICTURES, parts.pictures / SHEET)
     manifest = _manifest(context, records, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
-    writer.text(REPORT, report_page(Bundle(output, manifest), Evidence()))
-    writer.remove_others()
+    writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
     manifest = manifest.model_copy(update={"files": writer.files})
-    write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
@@ -131,13 +151,6 @@ class _Writer:
         with replacing(self._output / name) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         self._record(name)
-
-    def remove_others(self) -> None:
-        """Remove portable files that are not part of this bundle."""
-        for pattern in PORTABLE:
-            for path in sorted(self._output.glob(pattern)):
-                if path.is_file() and path.relative_to(self._output).as_posix() not in self.files:
-                    path.unlink()
 
     def _record(self, name: str) -> None:
         path = self._output / name

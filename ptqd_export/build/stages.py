@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ptqd_export
+from engines.files import sync, sync_tree
+from engines.room import check_room, naming_full_disks
 
 PACKAGES = ("engines", "calib", "ptqd_export")
+
+UNFINISHED = ".unfinished-"
+"""How the name of a folder begins that is no stage yet, or no longer."""
 
 
 class Reporter(Protocol):
@@ -54,21 +59,26 @@ class StageCache:
         self._used: set[Path] = set()
         self.finished: list[Finished] = []
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.prune()
 
-    def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, resumable: bool = False) -> Path:
+    def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, room: int = 0, resumable: bool = False) -> Path:
         """The folder of a stage; made by `make` unless an earlier run made it from the same inputs.
 
         Args:
             name: of the stage, once a build.
             inputs: JSON values that, with the source code, determine the result. Name the folders of earlier stages here.
             make: when it raises, nothing is kept.
+            room: about how many bytes it writes.
             resumable: keep what it wrote, and give it the same folder again in the next run: `make` tells whole files from others.
+
+        Raises:
+            NoRoomError: there is too little room on the disk.
         """
         folder = self._folder / f"{name}-{self._key(name, inputs)}"
         begin = time.monotonic()
         reused = folder.is_dir()
         if not reused:
+            check_room(folder, room, f"stage {name}")
             self._reporter.start(name)
             self._make(folder, make, resumable=resumable)
         self._used.add(folder)
@@ -78,18 +88,21 @@ class StageCache:
 
     def prune(self) -> None:
         """Remove the stages that this build did not use."""
-        for folder in self._folder.iterdir():
+        for folder in self._folder.glob("*"):
             if folder not in self._used:
-                shutil.rmtree(folder)
+                _remove(folder)
 
     def _make(self, folder: Path, make: StageMaker, *, resumable: bool) -> None:
-        unfinished = folder.with_name(f".unfinished-{folder.name}")
+        unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
         if not resumable:
             shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True, exist_ok=resumable)
         try:
-            make(unfinished, self._reporter)
-            unfinished.rename(folder)
+            with naming_full_disks(folder):
+                make(unfinished, self._reporter)
+                sync_tree(unfinished)
+                unfinished.rename(folder)
+                sync(folder.parent)
         finally:
             gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
             if not resumable:
@@ -105,3 +118,9 @@ class StageCache:
         root = Path(ptqd_export.__file__).parents[1]
         files = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """A stage loses its name first, lest a run that is killed meanwhile leave half of it there as if it were whole."""
+    nameless = folder if folder.name.startswith(UNFINISHED) else folder.rename(folder.with_name(f"{UNFINISHED}{folder.name}"))
+    shutil.rmtree(nameless)

@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.bundle import Bundle
 from engines.files import writable_folder, write_text
 from engines.machine import machine_name
+from ptqd_export.bundle_lock import writing_to
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 
@@ -29,9 +30,21 @@ def write_report(folder: Path, output: Path | None = None, evaluations: Sequence
     Raises:
         UsageError: there is no bundle, a file is not what it should be, or the output cannot be written.
         BundleError: the bundle is damaged.
+        PtqdError: another process writes to the bundle.
     """
     bundle = Bundle.open(folder)
-    path = output or folder / "local" / machine_name() / LOCAL_REPORT
+    if output is not None:
+        return _write(bundle, output, evaluations, comparisons)
+    with writing_to(folder):
+        return write_local_report(folder, evaluations, comparisons)
+
+
+def write_local_report(folder: Path, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Path:
+    """The same into the bundle's folder for this machine, for whoever holds the lock of the bundle."""
+    return _write(Bundle.open(folder), folder / "local" / machine_name() / LOCAL_REPORT, evaluations, comparisons)
+
+
+def _write(bundle: Bundle, path: Path, evaluations: Sequence[Path], comparisons: Sequence[Path]) -> Path:
     writable_folder(path.absolute().parent)
     write_text(path, report_page(bundle, Evidence.load(bundle, evaluations, comparisons)))
     return path

@@ -14,9 +14,11 @@ from typing import Any
 from calib.step_result import StepResult
 from engines.bundle import DEFAULT, Bundle, FileRecord
 from engines.errors import UsageError
-from engines.files import sha256, writable_folder, write_text
+from engines.files import sha256, write_text
+from engines.interruption import keeping
 from engines.progress import progress
 from engines.schedule import Schedule
+from ptqd_export.bundle_lock import writing_to
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.contract import schedule_of
 from ptqd_export.schedules.refit import refit, why_not_refit
@@ -59,21 +61,26 @@ def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bo
 
     Raises:
         UsageError: the request does not fit the bundle. Nothing is written then.
-        PtqdError: the bundle is damaged, or a network failed. Nothing is written then.
+        PtqdError: the bundle is damaged, a network failed, or another process writes to the bundle. Nothing is written then.
     """
-    begin, bundle = time.perf_counter(), Bundle.open(folder)
+    begin = time.perf_counter()
+    _check_name(Bundle.open(folder), name, force=force)
+    with writing_to(folder), keeping("the bundle has no new schedule"):
+        schedule, fit = _added(Bundle.open(folder), name, request, force=force)
+    return AddedSchedule(folder, name, schedule, fit, time.perf_counter() - begin)
+
+
+def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> tuple[Schedule, Fit]:
     _check_name(bundle, name, force=force)
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
-    writable_folder(folder)
     stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
     if settings.budget is not None:
         settings = _spent(bundle, settings, _fitted(bundle, settings, stored))
     results = _fitted(bundle, settings, stored)
     schedule = _schedule(settings, results)
     measured = _statistics(bundle, name, settings, results, layers) if stored is None else {}
-    fit: Fit = "walk" if stored is None else "moments"
     _store(bundle, name, {_file(name): schedule.model_dump_json(indent=1) + "\n", **measured})
-    return AddedSchedule(folder, name, schedule, fit, time.perf_counter() - begin)
+    return schedule, "walk" if stored is None else "moments"
 
 
 def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calib.shift import LevelShift, check_shift
+from calib.states import store_bytes
 from calib.step_result import StepResult
 from calib.walk import Walk, WalkPlan
 from engines.bank import EngineBank
 from engines.bundle import Bundle
+from engines.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.calibration_noise import calibration_noise, calibration_rows
@@ -22,8 +24,11 @@ def walk(bundle: Bundle, settings: ScheduleSettings, on_step: Callable[[int], No
 
     Raises:
         UsageError: the model cannot be guided, or the steps of the sampler cannot be shifted.
+        NoRoomError: the disk has too little room for the states.
     """
-    return take_walk(walk_plan(bundle, settings), bundle.folder / "local", on_step)
+    plan, folder = walk_plan(bundle, settings), bundle.folder / "local"
+    check_room(folder, len(plan.rows) * store_bytes(plan.noise.shape, len(plan.quantized), plan.table.history), "the states of the walk")
+    return take_walk(plan, folder, on_step)
 
 
 def take_walk(plan: WalkPlan, folder: Path, on_step: Callable[[int], None]) -> list[StepResult]:

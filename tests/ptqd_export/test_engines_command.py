@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
 from engines.errors import MissingBackendError, UsageError
+from ptqd_export.bundle_lock import writing_to
 from ptqd_export.cli import main
 from ptqd_export.engines_command import build_engines
 
@@ -52,6 +54,14 @@ def test_every_precision_is_built_and_found_the_second_time(bundle: TinyBundle) 
     for engine in built:
         assert engine.engine.path.name in done.output
         assert engine.engine.path.stat().st_size > 10_000
+
+
+def test_another_writer_of_the_bundle_is_named_and_nothing_is_built(bundle: TinyBundle) -> None:
+    with writing_to(bundle.folder):
+        done = CliRunner().invoke(main, ["engines", str(bundle.folder)])
+    assert done.exit_code == 1
+    assert f"Another process is writing to {bundle.folder}.\n  found:    process {os.getpid()} on " in done.stderr
+    assert not list(bundle.folder.rglob("*.engine"))
 
 
 def test_flavour_can_be_another_than_the_bundles(bundle: TinyBundle) -> None:

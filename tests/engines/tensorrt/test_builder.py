@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,18 @@ from engines.tensorrt.build_spec import BatchProfile, BuildSpec
 from engines.tensorrt.builder import BuildProgress, build_engine
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+
+ROOT = Path(__file__).parents[3]
+ASK = """
+import sys
+from pathlib import Path
+from engines.interruption import terminated_by_exception
+from engines.tensorrt.build_spec import BuildSpec
+from engines.tensorrt.builder import build_engine
+with terminated_by_exception():
+    build_engine(BuildSpec.from_json(sys.argv[1]), Path(sys.argv[2]), on_progress=lambda progress: print(progress.pid, flush=True))
+"""
 
 
 @pytest.fixture
@@ -33,6 +47,14 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def running(pid: int) -> bool:
+    """Alive, and not only waiting for somebody to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_engine_is_built_and_progress_only_rises(graph: Path, output: Path) -> None:
@@ -110,6 +132,25 @@ def test_child_ends_with_an_error_of_ours(make_graph: Callable[..., Path], outpu
         build_engine(rtx(make_graph(layers=12)), output, on_progress=interrupt)
     (pid,) = pids
     assert not alive(pid)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_builder_ends_with_the_process_that_asked_for_the_engine(
+    make_graph: Callable[..., Path], output: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-c", ASK, rtx(make_graph(layers=40)).to_json(), str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert running(pid)
+        parent.send_signal(number)
+        parent.communicate(timeout=20)
+    deadline = time.monotonic() + 20
+    while running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not output.exists()
 
 
 def test_flavour_that_is_not_installed_is_a_missing_backend(graph: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engines.room import NoRoomError
 from ptqd_export.build.stages import Reporter, StageCache, StageMaker
+from tests.dying import every_death
+from tests.small_disks import largest_file
 
 
 @dataclass
@@ -170,6 +174,76 @@ def test_resumable_stage_goes_on_with_what_it_wrote_and_never_shows_it_unfinishe
     folder = cache().run("learn", {"n": 1}, make, resumable=True)
     assert sorted(path.name for path in folder.iterdir()) == ["part-0", "part-1", "part-2"]
     assert list((tmp_path / "stages").iterdir()) == [folder]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For many runs: the source code is not read again, and the collector looks at new objects only."""
+    monkeypatch.setattr(StageCache, "_sources", "this version")
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick")
+def test_wherever_a_run_is_killed_the_next_one_has_whole_stages(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    folder = tmp_path / "stages"
+
+    def two_files(unfinished: Path, _reporter: Reporter) -> None:
+        for name in ("graph", "weights"):
+            (unfinished / name).write_text("whole")
+
+    def build() -> None:
+        stages = cache()
+        for number in (1, 2):
+            stages.run("trace", {"n": number}, two_files)
+        stages.prune()
+
+    def earlier_plan() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        cache().run("trace", {"n": 1}, two_files)
+        cache().run("trace", {"n": 3}, two_files)
+
+    deaths = 0
+    for deaths in every_death(earlier_plan, build):  # noqa: B007
+        for stage in folder.glob("trace-*"):
+            assert {path.name: path.read_text() for path in stage.iterdir()} == {"graph": "whole", "weights": "whole"}
+        build()
+        assert len(list(folder.iterdir())) == 2
+    assert deaths > 8  # the second stage is made, named, and the third loses its name, its files and its folder
+
+
+@pytest.mark.usefixtures("quick")
+def test_wherever_a_fresh_run_is_killed_no_half_removed_stage_is_taken_for_a_whole_one(
+    cache: Callable[..., StageCache], tmp_path: Path
+) -> None:
+    folder = tmp_path / "stages"
+
+    def earlier_run() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        cache().run("trace", {}, Maker())
+
+    for _ in every_death(earlier_run, lambda: cache(fresh=True)):
+        assert (cache().run("trace", {}, Maker()) / "result").read_text() == "made"
+
+
+def test_stage_that_does_not_fit_on_the_disk_is_told_before_it_begins(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    make = Maker()
+    with pytest.raises(NoRoomError, match=r"(?s)too little room on the disk for stage trace\..*expected: about 1000.0 GB") as caught:
+        cache().run("trace", {}, make, room=10**12)
+    assert str(tmp_path / "stages" / "trace-") in str(caught.value)
+    assert make.calls == 0
+
+
+def test_stage_that_fills_the_disk_leaves_nothing_and_says_where(cache: Callable[..., StageCache], tmp_path: Path) -> None:
+    def fill(folder: Path, _reporter: Reporter) -> None:
+        (folder / "graph").write_bytes(bytes(10_000))
+
+    broken = cache()
+    broken.run("trace", {}, Maker())
+    with pytest.raises(NoRoomError, match=r"found:    .*/stages/observe-\w+: File too large; .* free"), largest_file(5_000):
+        broken.run("observe", {}, fill)
+    assert _names(tmp_path / "stages") == ["trace"]
 
 
 def test_resumable_stage_of_other_inputs_begins_anew(cache: Callable[..., StageCache]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,8 +22,9 @@ from engines.errors import UsageError
 from engines.machine import machine_name
 from engines.schedule import Schedule
 from ptqd_export.cli import main
-from ptqd_export.schedules.add import AddedSchedule, add_schedule
+from ptqd_export.schedules.add import AddedSchedule, _store, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
+from tests.dying import every_death
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -40,8 +42,9 @@ def _default(tiny: TinyBundle) -> Schedule:
 
 
 def _files(tiny: TinyBundle) -> dict[str, bytes]:
-    files = (path for path in tiny.folder.rglob("*") if path.is_file())
-    return {path.relative_to(tiny.folder).as_posix(): path.read_bytes() for path in files}
+    """The portable ones."""
+    files = {path.relative_to(tiny.folder).as_posix(): path for path in tiny.folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
 
 
 def _assert_sound(tiny: TinyBundle) -> Bundle:
@@ -220,6 +223,33 @@ def test_an_interruption_leaves_a_sound_bundle(built_tiny: TinyBundle, monkeypat
         bundle.path(name)
     assert ("schedules/other.json" in bundle.manifest.files) == (survivor == 0)
     assert bundle.schedule() == _default(built_tiny)
+
+
+def test_wherever_a_replacement_is_killed_the_bundle_is_sound_and_the_next_one_is_stored(built_tiny: TinyBundle, tmp_path: Path) -> None:
+    _add(built_tiny, fit="walk")
+    saved, folder = Path(shutil.copytree(built_tiny.folder, tmp_path / "saved")), built_tiny.folder
+    old, new = _added_files(Bundle.open(folder)), {"schedules/other.json": "new"}
+
+    def restore() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(saved, folder)
+
+    found = []
+    for _ in every_death(restore, lambda: _store(Bundle.open(folder), "other", new)):
+        bundle = Bundle.open(folder)
+        for name in bundle.manifest.files:
+            bundle.path(name)
+        found.append(_added_files(bundle))
+        _store(bundle, "other", new)
+        assert _added_files(Bundle.open(folder)) == set(new)
+    kinds: list[set[str]] = [old, set(), set(new)]
+    assert [kinds.index(kind) for kind in found] == sorted(kinds.index(kind) for kind in found)
+    assert len(old) == 3
+    assert all(kind in found for kind in kinds)
+
+
+def _added_files(bundle: Bundle) -> set[str]:
+    return {name for name in bundle.manifest.files if "other" in name}
 
 
 # What is refused
