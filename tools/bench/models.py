@@ -43,7 +43,7 @@ class BenchModel:
         if self.save is not None and not path.exists():
             self.save(path)
         plan = {
-            "model": {"path": str(path), **self.model},
+            "model": {"path": MODEL if self.source is None else str(self.source), **self.model},
             "sampler": {"name": "ddim", **self.sampler},
             "precisions": ["w8a8", "w4a8"],
             "calibration": self.calibration,
