@@ -190,6 +190,9 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
     options.log_severity_level = 3
+    if provider == "CPU":
+        _share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     if optimized is not None:
@@ -204,6 +207,14 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all sessions of the process: engines take turns, and so can their activations."""
+    ort = _import()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
