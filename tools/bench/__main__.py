@@ -61,13 +61,29 @@ def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, on
 
 
 @main.command()
+@click.argument("model", type=NAMES)
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples of a chain.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models are.")
+def start(model: str, batch: int, folder: Path) -> None:
+    """Measure how soon sampling starts, what a swap of engines costs, and memory with all engines loaded."""
+    from tools.bench.case import Case
+    from tools.bench.start import measure_start
+
+    measured = measure_start(Case(folder / model, batch))
+    measured.save(folder / model / f"start-{batch}.json")
+    click.echo(measured)
+
+
+@main.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def page(results: tuple[Path, ...]) -> None:
-    """Print measured results as a Markdown page."""
+    """Print what `run` and `start` measured as a Markdown page."""
     from tools.bench.page import page
     from tools.bench.result import Result
+    from tools.bench.start import Start
 
-    click.echo(page([Result.load(path) for path in results]))
+    starts = {path.parent.name: Start.load(path) for path in results if path.name.startswith("start")}
+    click.echo(page([Result.load(path) for path in results if path.name.startswith("batch")], starts))
 
 
 if __name__ == "__main__":

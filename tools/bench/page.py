@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from tools.bench.contestants import CONTESTANTS, EAGER, FP32
 from tools.bench.models import MODELS
 from tools.bench.result import Machine, Result, Row
+from tools.bench.start import Start
 
 HEADER = (
     "contestant", "images/s", "chain, ms", "network, ms", "chain, against eager", "chain, against FP32", "network, against FP32",
@@ -38,8 +40,8 @@ medians are compared. Ratios are the result: times belong to the machine. Above 
 in float32 where a graph has no integers, as ONNX Runtime does; without that it takes bfloat16 on processors that have it."""
 
 
-def page(results: Sequence[Result]) -> str:
-    """A section for each model, its batches and its profile in it."""
+def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:
+    """A section for each model: its batches, its profile, and by name of the model what comes before and between the steps."""
     lines = [INTRODUCTION, "", *_machines(results)]
     for model in MODELS:
         of_model = sorted((result for result in results if result.model == model), key=lambda result: result.batch)
@@ -49,7 +51,9 @@ def page(results: Sequence[Result]) -> str:
         lines += [f"{of_model[0].parameters / 1e6:.1f} million parameters, guidance {of_model[0].guidance:g}."]
         for result in of_model:
             lines += ["", *table(result)]
-        lines += ["", "### Where the time goes", "", *_profiles(of_model[0])]
+        if model in starts:
+            lines += ["", _started(starts[model])]
+        lines += ["", *_profiles(of_model[0])]
     return "\n".join(lines)
 
 
@@ -96,6 +100,15 @@ def _profiles(result: Result) -> Iterator[str]:
         yield _line((f"`{name}`", *(f"{row.profile.get(name, 0.0):.2f}" for row in watched)))
     yield _line(("others", *(f"{sum(row.profile.get(name, 0.0) for name in names[OPERATORS:]):.2f}" for row in watched)))
     yield _line(("all", *(f"{sum(row.profile.values()):.2f}" for row in watched)))
+
+
+def _started(start: Start) -> str:
+    graphs = ", ".join(f"{name} {size:.1f}" for name, size in start.graph_mib.items())
+    return (
+        f"`ptqd-run sample` begins its first batch {start.seconds:.2f} s after the start of the process. A swap of engines costs "
+        f"{start.swap_milliseconds:.2f} ms of a network call at batch {start.batch}. Sampling with all precisions loaded takes "
+        f"{start.peak_mib:.0f} MiB at most, {start.before_mib:.0f} MiB of it before the first engine; sizes of the graphs in MiB: {graphs}."
+    )
 
 
 def _machines(results: Iterable[Result]) -> Iterator[str]:

@@ -6,16 +6,15 @@ Memory is then the contestant's alone, and runtimes whose threads would fight, o
 from __future__ import annotations
 
 import multiprocessing
-import re
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from engines.errors import PtqdError
 from tools.bench.case import Case
 from tools.bench.contestants import CONTESTANTS, Runner
+from tools.bench.memory import memory_mib
 
 Answer: TypeAlias = Any
 """Whatever a command returns; it travels between processes."""
@@ -131,10 +130,3 @@ def _reason(error: Exception) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     text = "; ".join(line for line in lines if line) if isinstance(error, PtqdError) else next(iter(lines), "")
     return text if isinstance(error, PtqdError) else f"{type(error).__name__}: {text}"
-
-
-def memory_mib(what: str) -> float:
-    """Of this process: `VmRSS` now, `VmHWM` at most so far. (`getrusage` would count the parent that it was forked from.)"""
-    found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024

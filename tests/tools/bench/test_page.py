@@ -10,6 +10,7 @@ import pytest
 from tools.bench.operators import by_operator
 from tools.bench.page import page, table
 from tools.bench.result import Machine, Result, Row
+from tools.bench.start import Start
 
 MACHINE = Machine("Some CPU", 2, ("avx2",), {"python": "3.12", "torch": "2.0"})
 
@@ -66,6 +67,15 @@ def test_the_profile_adds_up(result: Result) -> None:
     assert ["`Conv`", "60.00", "0.00"] in lines
     assert ["`Mul`", "5.00", "7.50"] in lines
     assert ["all", "65.00", "27.50"] in lines
+
+
+def test_the_start_is_told_with_its_model(result: Result) -> None:
+    start = Start(0.456, 0.031, 205.4, 45.2, {"fp32": 6.66, "w8a8": 1.78}, 1)
+    text = page([result], {"digits": start})
+    assert "begins its first batch 0.46 s after" in text
+    assert "costs 0.03 ms of a network call at batch 1" in text
+    assert "205 MiB at most, 45 MiB of it before the first engine; sizes of the graphs in MiB: fp32 6.7, w8a8 1.8." in text
+    assert "begins its first batch" not in page([result], {"dit-s2": start})
 
 
 def test_a_file_holds_everything(result: Result, tmp_path: Path) -> None:
