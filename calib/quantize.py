@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from calib.precision import Form, Precision
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.scale_search import Criterion, activation_scale, weight_scale
+
+ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantizer]
+"""By tensor, bits and form."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Quantizer:
         network: full precision.
         layers: its weighted layers.
         seen: what `calib.observers.observing` saw, by `<layer>.input` (of sources) and `<layer>.output`.
+        activations: quantizers that were found for these observations before; those that are found now are added.
     """
 
     def __init__(
@@ -42,13 +47,14 @@ class Quantizer:
         seen: Mapping[str, Observed],
         placement: Placement,
         settings: QuantizationSettings,
+        activations: ActivationQuantizers | None = None,
     ) -> None:
         self._network = network
         self._layers = layers
         self._seen = seen
         self._placement = placement
         self._settings = settings
-        self._activations: dict[tuple[str, int, Form], ActivationQuantizer] = {}
+        self._activations: ActivationQuantizers = {} if activations is None else activations
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""

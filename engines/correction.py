@@ -21,7 +21,8 @@ def correct(out: Float32, x: Float32, gain: PerChannel, offset: PerChannel, stat
     """
     per_channel = (-1, *(1,) * (out.ndim - 2))
     scale, shift, of_state = (np.asarray(part, dtype=np.float32).reshape(per_channel) for part in (gain, offset, state_gain))
-    corrected = np.asarray(scale * out + shift)
+    corrected = np.asarray(scale * out)
+    corrected += shift
     if of_state.any():
         corrected += of_state * x
     return corrected

@@ -45,7 +45,7 @@ class Stepper(Protocol):
         """Begin at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
 
     def take(self, move: Move, z: Float32 | None) -> None:
-        """Take a step, with fresh noise `z` [batch, *shape], or None where the step has none."""
+        """Take a step, with fresh noise `z` [batch, *shape], which is the stepper's from then on, or None where the step has none."""
 
     def state(self) -> Float32:
         """The states as they are now, [batch, *shape]."""
@@ -67,7 +67,8 @@ class HostStepper:
         out = correct(guide(branches, move.guidance), self._x, move.gain, move.offset, move.state_gain)
         self._x, self._history = update(self._x, out, move.step, self._history)
         if z is not None:
-            self._x += np.float32(move.sigma) * z
+            z *= np.float32(move.sigma)
+            self._x += z
 
     def state(self) -> Float32:
         return self._x

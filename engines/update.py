@@ -41,7 +41,8 @@ def update(x: Float32, out: Float32, step: StepCoefficients, history: Sequence[F
         step: the step's coefficients.
         history: earlier predictions `m_{i-1}, m_{i-2}, ...`; fewer than the sampler's order at the start of the chain.
     """
-    mean = step.x_coeff * x + step.out_coeff * out
+    mean = step.x_coeff * x
+    mean += step.out_coeff * out
     if not step.history_coeffs:
         return mean, []
     predictions = [predict(x, out, step), *history][: len(step.history_coeffs)]

@@ -66,6 +66,7 @@ def schema() -> None:
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming an interrupted build.")
 def build(path: Path, output: Path | None, fresh: bool) -> None:
     """Build the bundle that a plan describes."""
+    import gc
     from dataclasses import replace
 
     from ptqd_export.plan import load_plan
@@ -73,6 +74,7 @@ def build(path: Path, output: Path | None, fresh: bool) -> None:
     plan_file = replace(load_plan(path), output=output)
     from ptqd_export.build import run_build  # after the plan, so that a wrong plan is told before torch is imported
 
+    gc.freeze()  # modules stay: every later collection would look through all of torch for nothing
     run_build(plan_file, fresh=fresh)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ Provider = Literal["CPU", "CUDA"]
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
+PIECE_VALUES = 1024
+"""Values of the states in one piece of a batch. On a processor with 2 MiB of cache a core, W8A8 U-Nets run 128 states of 256 values in
+pieces of 4 1.3 times as fast as in halves, and 16 states of 3072 values one by one 1.1 times as fast."""
+
 _PROBE = Path(__file__).with_name("saturation_probe.onnx")
 
 _EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
@@ -40,15 +45,15 @@ _NOT_AS_WRITTEN = ("ReluQuantRewrite",)
 class OnnxRuntimeEngine(Engine):
     """One graph in an `onnxruntime.InferenceSession`.
 
-    Batches are cut into shards that run side by side, as many as there are samples or threads, and the threads are shared out among
-    them: the runtime's integer graphs hold single-threaded operators (transposes, dequantization), so that samples side by side are up
-    to twice as fast as one batch on all threads.
+    Batches are cut into pieces that run side by side, as many at a time as there are samples or threads, and the threads are shared out
+    among them: the runtime's integer graphs hold single-threaded operators (transposes, dequantization), so that samples side by side are
+    up to twice as fast as one batch on all threads. Each piece writes its rows of the result itself.
 
     Args:
         path: the ONNX file.
         mode: `fast` fuses Q/DQ into integer kernels, `exact` runs them as written.
         threads: that one call may use; None takes every core that the process may use.
-        batch: samples of the calls to come, which decides on the shards.
+        batch: samples of the calls to come, which decides on how many run side by side.
         optimized: where to write the graph as the runtime optimized it, for inspection.
         provider: on the GPU a call is one batch, through buffers that stay there.
 
@@ -68,8 +73,8 @@ class OnnxRuntimeEngine(Engine):
         provider: Provider = "CPU",
     ) -> None:
         threads = threads or cores()
-        self._shards = min(batch, threads) if provider == "CPU" else 1
-        self._session = open_session(path, _config(mode), threads // self._shards, optimized, provider)
+        self._workers = min(batch, threads) if provider == "CPU" else 1
+        self._session = open_session(path, _config(mode), threads // self._workers, optimized, provider)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         (output,) = (_spec(value) for value in self._session.get_outputs())
@@ -78,16 +83,39 @@ class OnnxRuntimeEngine(Engine):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         if self._bound is not None:
             return self._bound.run(feeds)
-        if self._shards == 1:
-            return self._infer(feeds)
-        batch = len(next(iter(feeds.values())))
-        cuts = [batch * shard // self._shards for shard in range(self._shards + 1)]
-        shards = [{name: value[low:high] for name, value in feeds.items()} for low, high in itertools.pairwise(cuts) if low < high]
-        return np.concatenate(list(_workers(self._shards).map(self._infer, shards)))
+        feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        out = np.empty((len(next(iter(feeds.values()))), *self.output.shape), dtype=np.float32)
+        if self._workers == 1:
+            self._infer(feeds, out)
+            return out
+        cuts = _cuts(len(out), self._workers, out[0].size)
+        done = [_pool(self._workers).submit(self._infer, feeds, out, slice(*ends)) for ends in itertools.pairwise(cuts)]
+        for piece in done:
+            piece.result()
+        return out
 
-    def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        (out,) = self._session.run(None, dict(feeds))
-        return np.asarray(out, dtype=np.float32)
+    def _infer(self, feeds: Mapping[str, NDArray[Any]], out: Float32, rows: slice = slice(None)) -> None:
+        """Some rows of the batch, from and to where they lie."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            piece = value[rows]
+            binding.bind_input(name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
+        piece = out[rows]
+        binding.bind_output(self.output.name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+
+def _cuts(batch: int, workers: int, values: int) -> list[int]:
+    """Where a batch is cut: into as many pieces for every worker, each of so few samples that their activations stay in its cache.
+
+    Args:
+        batch: samples.
+        workers: that take pieces, no more than samples.
+        values: of one sample.
+    """
+    rounds = math.ceil(batch / (workers * max(1, PIECE_VALUES // values)))
+    pieces = min(batch, workers * rounds)
+    return [batch * piece // pieces for piece in range(pieces + 1)]
 
 
 class BoundSession:
@@ -135,9 +163,9 @@ class OnnxRuntimeBackend:
 
 
 @functools.cache
-def _workers(count: int) -> ThreadPoolExecutor:
-    """The threads that run shards, the same for every engine of the process: engines take turns."""
-    return ThreadPoolExecutor(count, thread_name_prefix="ptqd-shard")
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The threads that run pieces, the same for every engine of the process: engines take turns."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="ptqd-piece")
 
 
 def _spec(value: Any) -> TensorSpec:
@@ -162,6 +190,9 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
     options.log_severity_level = 3
+    if provider == "CPU":
+        _share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     if optimized is not None:
@@ -176,6 +207,14 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all sessions of the process: engines take turns, and so can their activations."""
+    ort = _import()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:

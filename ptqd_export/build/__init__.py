@@ -9,6 +9,7 @@ from typing import Any
 
 from calib.policy import FixedPolicy
 from calib.precision import Precision
+from calib.quantize import ActivationQuantizers
 from engines.bundle import UNFINISHED_BUILD as STAGES
 from engines.images import is_drawable
 from engines.interruption import keeping
@@ -66,8 +67,9 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
         prepared = _prepared(context, cache, traced, states)
         seen = _observed(context, cache, prepared, states)
+        found: dict[Path, ActivationQuantizers] = {folder: {} for folder in seen.values()}
         quantized = {
-            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name])
+            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name], found[seen[precision.name]])
             for precision in context.quantized_precisions
         }
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
@@ -136,16 +138,24 @@ def _observed_for(
     return cache.run(f"observe-{precision.name}", {**inputs, "steps": steps}, make, room=room.observed(prepared))
 
 
-def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
-    """The folder with the graph of a precision."""
+def _quantized(
+    context: BuildContext,
+    cache: StageCache,
+    precision: Precision,
+    prepared: Path,
+    states: Path,
+    seen: Path,
+    found: ActivationQuantizers,
+) -> Path:
+    """The folder with the graph of a precision; `found` grows by what is found from these observations."""
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
     learned = None
     if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
-        learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
+        learn = partial(make_learned_rounding, context, precision, prepared, states, seen, found)
         inputs = {**settings, "states": states.name, **_device(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)
         settings["learned"] = learned.name
-    make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
+    make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned, found)
     settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
     return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
 

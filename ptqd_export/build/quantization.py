@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 
 from calib.observers import Observed
 from calib.precision import Precision
-from calib.quantize import QuantizationSettings, Quantizer
+from calib.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
 from calib.scale_type import with_scales_in
 from engines.errors import UsageError
@@ -45,46 +45,62 @@ def make_quantized_graph(
     states: Path,
     seen: Path,
     learned: Path | None,
+    found: ActivationQuantizers,
     folder: Path,
     _reporter: Reporter,
 ) -> None:
     """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured, what learned rounding took).
 
-    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
+    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest. Quantizers in `found`
+    are those of other precisions from the same observations.
     """
     network, model = Network.load(prepared), prepared_model(context, prepared)
-    nearest = _resolved(context, precision, network, model, load_observations(seen))
+    nearest = _resolved(context, precision, network, model, load_observations(seen), found)
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
     layers = with_scales_in(context.high_precision, layers)
     path = folder / f"{precision.name}.onnx"
     float32 = _write_graphs(context, prepared, layers, path)
     check_graph(context.placement, path, layers)
     dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-    found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype)
+    verified = verify(
+        model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype
+    )
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
-    record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers)}
+    record = {"reconstruction": took, "verification": asdict(verified), **precision_record(context, precision, network, layers)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 
 
 def make_learned_rounding(
-    context: BuildContext, precision: Precision, prepared: Path, states: Path, seen: Path, folder: Path, reporter: Reporter
+    context: BuildContext,
+    precision: Precision,
+    prepared: Path,
+    states: Path,
+    seen: Path,
+    found: ActivationQuantizers,
+    folder: Path,
+    reporter: Reporter,
 ) -> None:
     """Writes what `make_reconstruction` learns; goes on where an earlier run was interrupted."""
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, prepared)
-    nearest = _resolved(context, precision, Network.load(prepared), model, load_observations(seen))
+    nearest = _resolved(context, precision, Network.load(prepared), model, load_observations(seen), found)
     make_reconstruction(context, model, unit, nearest, states, folder, reporter)
 
 
 def _resolved(
-    context: BuildContext, precision: Precision, network: Network, model: LoadedModel, seen: Mapping[str, Observed]
+    context: BuildContext,
+    precision: Precision,
+    network: Network,
+    model: LoadedModel,
+    seen: Mapping[str, Observed],
+    found: ActivationQuantizers,
 ) -> list[QuantizedLayer]:
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
     _check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float, settings.keep_8bit_weights)
-    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen).quantize(precision)
+    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, found).quantize(precision)
 
 
 def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:

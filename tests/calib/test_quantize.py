@@ -12,7 +12,7 @@ from calib.layers import Layer
 from calib.observers import Observed, observing
 from calib.placement import PLACEMENTS
 from calib.precision import Precision
-from calib.quantize import QuantizationSettings, Quantizer
+from calib.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
 from calib.scale_search import activation_scale, weight_scale
 
@@ -131,3 +131,16 @@ def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: 
     assert (layer.integers[1] == 0).all()
     others = weight_scale(network.out.weight, 8).scale[[0, 2]]
     torch.testing.assert_close(layer.weight.scale[[0, 2]], others, rtol=0, atol=0)
+
+
+def test_precisions_share_the_quantizers_of_activations_that_they_have_in_common(network: Attention, seen: Mapping[str, Observed]) -> None:
+    found: ActivationQuantizers = {}
+    first = Quantizer(network, LAYERS, seen, ORT, DEFAULT, found).quantize(Precision.parse("w8a8"))
+    searched = dict(found)
+    assert {(tensor, bits) for tensor, bits, _ in searched} >= {("query.input", 8), ("out.input", 8)}
+    blind = Quantizer(network, LAYERS, {}, ORT, DEFAULT, found).quantize(Precision.parse("w4a8"))  # nothing left to search
+    assert [layer.input for layer in blind] == [layer.input for layer in first]
+    assert [layer.weight.bits for layer in blind] != [layer.weight.bits for layer in first]
+    Quantizer(network, LAYERS, seen, ORT, DEFAULT, found).quantize(Precision.parse("w4a6"))
+    assert found.keys() > searched.keys()
+    assert all(found[key] is value for key, value in searched.items())

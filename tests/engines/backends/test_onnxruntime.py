@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends.base import TensorSpec
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.onnxruntime import PIECE_VALUES, Mode, OnnxRuntimeEngine, _cuts
 from engines.errors import MissingBackendError, PtqdError
 
 if TYPE_CHECKING:
@@ -50,6 +50,55 @@ def test_batch_that_is_cut_into_shards_comes_back_whole_and_in_order(tiny: TinyB
     feeds: dict[str, Any] = {"sample": x, "timestep": np.full(batch, 321, dtype=np.float32), "class_labels": np.arange(batch) % 4}
     whole, sharded = (OnnxRuntimeEngine(tiny.folder / GRAPH, threads=3, batch=to_come).run(feeds) for to_come in (1, 3))
     np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "values", "cuts"),
+    [
+        (7, 3, PIECE_VALUES, [0, 1, 2, 3, 4, 5, 6, 7]),  # one by one, whatever they are worth
+        (7, 3, 10 * PIECE_VALUES, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (8, 2, PIECE_VALUES // 4, [0, 4, 8]),
+        (9, 2, PIECE_VALUES // 4, [0, 2, 4, 6, 9]),  # two rounds of both workers, none of more than four
+        (16, 2, PIECE_VALUES // 4, [0, 4, 8, 12, 16]),
+        (2, 2, 1, [0, 1, 2]),
+    ],
+)
+def test_pieces_are_small_and_every_worker_gets_as_many(batch: int, workers: int, values: int, cuts: list[int]) -> None:
+    assert _cuts(batch, workers, values) == cuts
+
+
+def test_a_sample_is_the_same_to_the_bit_whatever_the_batch(tiny: TinyBundle) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32)
+    feeds: dict[str, Any] = {"sample": x, "timestep": np.full(40, 321, dtype=np.float32), "class_labels": np.arange(40) % 4}
+    engine = OnnxRuntimeEngine(tiny.folder / GRAPH, threads=2, batch=40)
+    alone = [engine.run({name: value[i : i + 1] for name, value in feeds.items()}) for i in range(40)]
+    np.testing.assert_array_equal(engine.run(feeds), np.concatenate(alone))
+
+
+def test_rows_that_do_not_lie_end_to_end_are_taken_as_they_are_meant(tiny: TinyBundle) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 8, 1, 6)).astype(np.float32).transpose(3, 2, 0, 1)
+    feeds: dict[str, Any] = {
+        "sample": x,
+        "timestep": np.broadcast_to(np.float32(321), 6),
+        "class_labels": np.arange(12)[::2] % 4,
+    }
+    out = OnnxRuntimeEngine(tiny.folder / GRAPH, threads=2, batch=6).run(feeds)
+    np.testing.assert_allclose(out, tiny.networks["fp32"](x, 321, feeds["class_labels"]), rtol=0, atol=1e-5)
+
+
+def test_results_of_earlier_calls_stay_as_they_were(tiny: TinyBundle) -> None:
+    engine = OnnxRuntimeEngine(tiny.folder / GRAPH, threads=2, batch=4)
+    results = []
+    for timestep in (100, 900):
+        x = np.zeros((4, 1, 8, 8), dtype=np.float32)
+        feeds: dict[str, Any] = {
+            "sample": x,
+            "timestep": np.full(4, timestep, dtype=np.float32),
+            "class_labels": np.zeros(4, dtype=np.int64),
+        }
+        results.append((timestep, engine.run(feeds)))
+    for timestep, out in results:
+        np.testing.assert_allclose(out, tiny.networks["fp32"](x, timestep, np.zeros(4, dtype=np.int64)), rtol=0, atol=1e-5)
 
 
 def quantized_matmul(path: Path) -> Path:

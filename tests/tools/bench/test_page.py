@@ -1,0 +1,97 @@
+"""The page says what the files say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools.bench.operators import by_operator
+from tools.bench.page import page, table
+from tools.bench.result import Machine, Result, Row
+from tools.bench.start import Start
+
+MACHINE = Machine("Some CPU", 2, ("avx2",), {"python": "3.12", "torch": "2.0"})
+
+
+def _row(title: str, chain: float, network: float, snr: float | None, profile: dict[str, float] | None = None) -> Row:
+    return Row(title, chain, network, 1.25, 512.4, 100.0, snr, profile or {})
+
+
+@pytest.fixture
+def result() -> Result:
+    rows = {
+        "eager": _row("diffusers, PyTorch eager", 4.0, 0.2, 120.0),
+        "fp32": _row("FP32, ONNX Runtime", 2.0, 0.1, None, {"Conv": 60.0, "Mul": 5.0}),
+        "w8a8": _row("ours, W8A8", 1.0, 0.04, 31.25, {"QLinearConv": 20.0, "Mul": 7.5}),
+    }
+    return Result("digits", "digits U-Net", 1_500_000, 8, 20, 20, 1.5, 5, MACHINE, rows, {"compile": "no compiler"})
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ratios_are_against_eager_and_against_full_precision(result: Result) -> None:
+    lines = [_cells(line) for line in table(result) if line.startswith("| ")]
+    assert lines[2] == ["diffusers, PyTorch eager", "2.00", "4000.0", "200.00", "1.00x", "0.50x", "0.50x", "120.0", "1.2", "512"]
+    assert lines[4] == ["ours, W8A8", "8.00", "1000.0", "40.00", "4.00x", "2.00x", "2.50x", "31.2", "1.2", "512"]
+    assert len({len(cells) for cells in lines}) == 1
+
+
+def test_who_is_left_out_is_told(result: Result) -> None:
+    assert "Left out: diffusers, `torch.compile`: no compiler" in list(table(result))
+
+
+def test_without_eager_its_ratio_is_left_empty(result: Result) -> None:
+    rows = {name: row for name, row in result.rows.items() if name != "eager"}
+    lines = [_cells(line) for line in table(replace(result, rows=rows)) if line.startswith("| ")]
+    assert lines[2][:6] == ["FP32, ONNX Runtime", "4.00", "2000.0", "100.00", "", "1.00x"]
+
+
+def test_an_excerpt_of_the_chain_says_so(result: Result) -> None:
+    assert next(iter(table(replace(result, steps=5)))) == "Batch 8, 5 of 20 steps, median of 5 rounds:"
+
+
+def test_the_page_has_a_section_a_model_its_batches_in_order_and_one_machine(result: Result) -> None:
+    other = replace(result, model="dit-s2", title="DiT", batch=1)
+    text = page([other, result, replace(result, batch=1)])
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## digits U-Net", "## DiT"]
+    assert text.index("Batch 1,") < text.index("Batch 8,") < text.index("## DiT")
+    assert text.count("Measured on Some CPU, 2 cores, avx2; python 3.12, torch 2.0.") == 1
+
+
+def test_the_profile_adds_up(result: Result) -> None:
+    lines = [_cells(line) for line in page([result]).splitlines()]
+    assert ["`Conv`", "60.00", "0.00"] in lines
+    assert ["`Mul`", "5.00", "7.50"] in lines
+    assert ["all", "65.00", "27.50"] in lines
+
+
+def test_the_start_is_told_with_its_model(result: Result) -> None:
+    start = Start(0.456, 0.031, 205.4, 45.2, {"fp32": 6.66, "w8a8": 1.78}, 1)
+    text = page([result], {"digits": start})
+    assert "begins its first batch 0.46 s after" in text
+    assert "costs 0.03 ms of a network call at batch 1" in text
+    assert "205 MiB at most, 45 MiB of it before the first engine; sizes of the graphs in MiB: fp32 6.7, w8a8 1.8." in text
+    assert "begins its first batch" not in page([result], {"dit-s2": start})
+
+
+def test_a_file_holds_everything(result: Result, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    result.save(path)
+    assert Result.load(path) == result
+
+
+def test_operators_are_added_up_without_each_nodes_first_call() -> None:
+    def event(name: str, operator: str, microseconds: int, cat: str = "Node") -> dict[str, object]:
+        return {"cat": cat, "name": f"{name}_kernel_time", "dur": microseconds, "args": {"op_name": operator}}
+
+    calls = [event("a", "Conv", 1000), event("b", "Conv", 2000), event("c", "Mul", 500)]
+    events = [*(event(e["name"].removesuffix("_kernel_time"), "Conv", 9999) for e in calls if isinstance(e["name"], str)), *calls, *calls]
+    events += [
+        event("session", "none", 77, cat="Session"),
+        {"cat": "Node", "name": "a_fence_before", "dur": 5, "args": {"op_name": "Conv"}},
+    ]
+    assert by_operator(events, 2) == {"Conv": 3.0, "Mul": 0.5}

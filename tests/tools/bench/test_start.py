@@ -1,0 +1,36 @@
+"""Start, swaps and memory are measured where they happen."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tools.bench import start
+from tools.bench.case import Case
+from tools.bench.memory import memory_mib
+from tools.bench.start import Start, measure_start
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+
+def test_a_start_is_measured(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(start, "ROUNDS", 2)
+    found = measure_start(Case(tiny.folder.parent, 2))
+    assert 0.05 < found.seconds < 60
+    assert 20 < found.before_mib < found.peak_mib < 2000
+    assert abs(found.swap_milliseconds) < 1000
+    assert found.graph_mib == {name: (tiny.folder / f"graphs/onnxruntime/{name}.onnx").stat().st_size / 2**20 for name in tiny.networks}
+    found.save(tmp_path / "start.json")
+    assert Start.load(tmp_path / "start.json") == found
+
+
+def test_the_most_memory_is_remembered() -> None:
+    with mmap.mmap(-1, 64 * 2**20, flags=mmap.MAP_PRIVATE) as held:
+        held[:] = bytes(64 * 2**20)
+        during = memory_mib("VmRSS")
+    assert memory_mib("VmHWM") >= during - 1
+    assert memory_mib("VmRSS") < during - 60

@@ -1,0 +1,90 @@
+"""`python -m tools.bench`; see the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from engines.command_line import CommandLine
+
+ROOT = Path("build") / "bench"
+NAMES = click.Choice(["digits", "ddpm-36m", "dit-s2", "ldm-4"])
+COUNT = click.IntRange(min=1)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(cls=CommandLine)
+def main() -> None:
+    """Measure everything that can sample a diffusion model on this machine, in turn."""
+
+
+@main.command()
+@click.argument("models", nargs=-1, type=NAMES)
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models go, one folder each.")
+def build(models: tuple[str, ...], folder: Path) -> None:
+    """Make models, bundles, and the graphs of ONNX Runtime's own tool; the usual three models where none is named."""
+    from ptqd_export.build import run_build
+    from ptqd_export.plan import load_plan
+    from tools.bench.case import Case
+    from tools.bench.models import MODELS, USUAL
+    from tools.bench.static_graph import make_static_graphs
+
+    for name in models or USUAL:
+        model = MODELS[name]
+        run_build(load_plan(model.write(folder / name)))
+        make_static_graphs(Case(folder / name, model.calibration["batch_size"]))
+
+
+@main.command()
+@click.argument("model", type=NAMES)
+@click.option("--batch", "batches", type=COUNT, multiple=True, default=(1, 8), show_default=True, help="Samples of a chain, once or again.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Of everything; the medians count.")
+@click.option("--steps", type=COUNT, help="Take only so many steps of the chain, spread evenly.")
+@click.option("--only", "only", help="Contestants by name, set apart by commas. Left out: all.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models are.")
+def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, only: str | None, folder: Path) -> None:
+    """Measure a model that was built; a JSON file for each batch beside it."""
+    from engines.errors import UsageError
+    from tools.bench.case import Case
+    from tools.bench.contestants import CONTESTANTS
+    from tools.bench.page import table
+    from tools.bench.turns import measure
+
+    names = tuple(CONTESTANTS) if only is None else tuple(name.strip() for name in only.split(","))
+    if unknown := set(names) - set(CONTESTANTS):
+        raise UsageError("There is no such contestant.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
+    for batch in batches:
+        result = measure(model, Case(folder / model, batch, steps), names, rounds, lambda text: click.echo(text, err=True))
+        result.save(folder / model / f"batch-{batch}.json")
+        click.echo("\n".join(table(result)))
+
+
+@main.command()
+@click.argument("model", type=NAMES)
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples of a chain.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models are.")
+def start(model: str, batch: int, folder: Path) -> None:
+    """Measure how soon sampling starts, what a swap of engines costs, and memory with all engines loaded."""
+    from tools.bench.case import Case
+    from tools.bench.start import measure_start
+
+    measured = measure_start(Case(folder / model, batch))
+    measured.save(folder / model / f"start-{batch}.json")
+    click.echo(measured)
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def page(results: tuple[Path, ...]) -> None:
+    """Print what `run` and `start` measured as a Markdown page."""
+    from tools.bench.page import page
+    from tools.bench.result import Result
+    from tools.bench.start import Start
+
+    starts = {path.parent.name: Start.load(path) for path in results if path.name.startswith("start")}
+    click.echo(page([Result.load(path) for path in results if path.name.startswith("batch")], starts))
+
+
+if __name__ == "__main__":
+    main()

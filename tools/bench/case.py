@@ -1,0 +1,108 @@
+"""One case of the benchmark: a model that was built, at one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32, Int64
+from engines.bench import excerpt
+from engines.bundle import Bundle
+from engines.denoiser import Denoisers
+from engines.noise import NoiseSource
+from engines.sampling import Chain, rows_of
+from engines.schedule import Schedule
+from tools.bench.models import BUNDLE, PLAN
+
+SEED = 0
+CALIBRATION_SEED = 1
+FULL_PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Visited:
+    """What a network was given along a chain.
+
+    Attributes:
+        states: [steps, batch, *sample_shape].
+        timesteps: [steps].
+        rows: [batch].
+    """
+
+    states: Float32
+    timesteps: tuple[float, ...]
+    rows: Int64
+
+
+@dataclass(frozen=True)
+class Case:
+    """See the module; small enough to be sent to every process.
+
+    Attributes:
+        folder: of the model, as `tools.bench build` left it.
+        batch: samples of a chain.
+        steps: take only so many of the schedule's steps, spread evenly; None takes all.
+    """
+
+    folder: Path
+    batch: int
+    steps: int | None = None
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / PLAN
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return Bundle.open(self.folder / BUNDLE)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return excerpt(self.bundle.schedule(), self.steps)
+
+    @property
+    def guided(self) -> bool:
+        return self.schedule.sampler.guidance != 1.0
+
+    @property
+    def engine_rows(self) -> int:
+        """Rows of a network call: guidance makes two of a sample."""
+        return (2 if self.guided else 1) * self.batch
+
+    def rows(self, samples: Int64) -> Int64:
+        conditioning = self.bundle.manifest.model.conditioning
+        return np.zeros_like(samples) if conditioning is None else rows_of(samples, self.noise(), conditioning.rows, None)
+
+    def noise(self, seed: int = SEED) -> NoiseSource:
+        return NoiseSource(seed, self.bundle.manifest.model.sample_shape)
+
+    def sample(self, denoisers: Denoisers, precision: str, seed: int = SEED) -> Float32:
+        """One batch through our loop."""
+        samples = np.arange(self.batch, dtype=np.int64)
+        return Chain(self.schedule, denoisers, precision).sample(self.noise(seed), samples, self.rows(samples))
+
+    def visited(self, denoisers: Denoisers, seed: int = SEED) -> Visited:
+        """The states of full-precision chains."""
+        recorder = _Recorder(denoisers[FULL_PRECISION])
+        self.sample({FULL_PRECISION: recorder}, FULL_PRECISION, seed)
+        return Visited(np.stack(recorder.states), tuple(recorder.timesteps), self.rows(np.arange(self.batch, dtype=np.int64)))
+
+
+class _Recorder:
+    """A denoiser that keeps what it is given."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self._denoiser = denoiser
+        self.states: list[NDArray[np.float32]] = []
+        self.timesteps: list[float] = []
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        self.states.append(x.copy())
+        self.timesteps.append(timestep)
+        out: Float32 = self._denoiser(x, timestep, rows)
+        return out

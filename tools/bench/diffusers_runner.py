@@ -1,0 +1,105 @@
+"""A model as diffusers runs it: its own DDIM scheduler, the float32 network in PyTorch, guidance by one doubled batch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.arrays import Float32, Int64
+from engines.errors import MissingBackendError
+from engines.machine import cores
+from ptqd_export.models.base import LoadedModel
+from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.load import load_model
+from ptqd_export.plan import load_plan
+from tools.bench.case import Case, Visited
+
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@dataclass(frozen=True)
+class DiffusersRunner:
+    """See `tools.bench.contestants.Runner`.
+
+    Attributes:
+        case: what is sampled.
+        model: loaded as the build loads it.
+        call: its network, as it is or compiled.
+        scheduler: diffusers' own, of the model's configuration.
+    """
+
+    case: Case
+    model: LoadedModel
+    call: Callable[..., Tensor]
+    scheduler: Any
+
+    @classmethod
+    def load(cls, case: Case, *, compiled: bool = False) -> DiffusersRunner:
+        """Load the model of a plan.
+
+        Raises:
+            MissingBackendError: `torch.compile` has no C++ compiler.
+        """
+        from diffusers import DDIMScheduler
+
+        if compiled:
+            _check_compiler()
+        torch.set_num_threads(cores())
+        plan = load_plan(case.plan)
+        model = load_model(plan)
+        scheduler = DDIMScheduler.from_config(DiffusersFolder(plan.model_path).scheduler)
+        scheduler.set_timesteps(case.schedule.sampler.steps)
+        return cls(case, model, torch.compile(model.adapter) if compiled else model.adapter, scheduler)
+
+    @torch.inference_mode()
+    def chain(self) -> object:
+        x, eta = torch.randn(self.case.batch, *self.model.sample_shape), self.case.schedule.sampler.eta
+        conditions = self._conditions(self.case.rows(np.arange(self.case.batch, dtype=np.int64)))
+        for timestep in self._timesteps():
+            x = self.scheduler.step(self._guided(x, timestep, conditions), timestep, x, eta=eta).prev_sample
+        return x.numpy()
+
+    @torch.inference_mode()
+    def network(self) -> object:
+        x = torch.zeros(self.case.batch, *self.model.sample_shape)
+        return self._branches(x, 500.0, self._conditions(self.case.rows(np.arange(self.case.batch, dtype=np.int64))))
+
+    @torch.inference_mode()
+    def outputs(self, visited: Visited) -> Float32:
+        conditions = self._conditions(visited.rows)
+        calls = zip(visited.states, visited.timesteps, strict=True)
+        return np.stack([self._branches(torch.from_numpy(x), timestep, conditions).numpy() for x, timestep in calls])
+
+    def _timesteps(self) -> list[int]:
+        """Of the scheduler, as many as the case has steps."""
+        chosen = np.linspace(0, len(self.scheduler.timesteps) - 1, len(self.case.schedule.steps)).round().astype(np.int64)
+        return [int(timestep) for timestep in self.scheduler.timesteps[chosen]]
+
+    def _guided(self, x: Tensor, timestep: float, conditions: list[Tensor]) -> Tensor:
+        out = self._branches(x, timestep, conditions)
+        if not self.case.guided:
+            return out
+        conditional, unconditional = out.chunk(2)
+        return unconditional + self.case.schedule.sampler.guidance * (conditional - unconditional)
+
+    def _branches(self, x: Tensor, timestep: float, conditions: list[Tensor]) -> Tensor:
+        rows = torch.cat([x, x]) if self.case.guided else x
+        return self.call(rows, torch.full((len(rows),), float(timestep)), *conditions)
+
+    def _conditions(self, rows: Int64) -> list[Tensor]:
+        conditioning = self.model.conditioning
+        feeds = {} if conditioning is None else conditioning.feeds(rows, guided=self.case.guided)
+        return [torch.from_numpy(value) for value in feeds.values()]
+
+
+def _check_compiler() -> None:
+    wanted = (os.environ["CXX"],) if "CXX" in os.environ else COMPILERS
+    if not any(shutil.which(name) for name in wanted):
+        raise MissingBackendError("torch.compile needs a C++ compiler.", found="none", expected=" or ".join(wanted))

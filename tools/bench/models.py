@@ -1,0 +1,137 @@
+"""The models of the benchmark: one that was trained, and three of usual shapes with random weights, always the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.conditioning import NULL_PREFIX
+
+ROOT = Path(__file__).parents[2]
+MODEL, PLAN, BUNDLE, CONDITIONS = "model", "plan.json", "bundle", "conditions.npz"
+LDM_CLASSES, LDM_CONTEXT = 8, 512
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """One model and the plan of its bundle.
+
+    Attributes:
+        title: for people.
+        sampler: section of the plan; the sampler is DDIM, as diffusers' side runs that.
+        calibration: section of the plan: what the integers need, as nobody looks at the samples.
+        save: writes a diffusers model to a folder, and its conditions beside it; None where the repository holds the model.
+        source: of a model that the repository holds.
+        model: more of the plan's section.
+    """
+
+    title: str
+    sampler: Mapping[str, Any]
+    calibration: Mapping[str, int]
+    save: Callable[[Path], None] | None = None
+    source: Path | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        """Write the model, once, and its plan; returns the plan."""
+        path = self.source or folder / MODEL
+        if self.save is not None and not path.exists():
+            self.save(path)
+        plan = {
+            "model": {"path": MODEL if self.source is None else str(self.source), **self.model},
+            "sampler": {"name": "ddim", **self.sampler},
+            "precisions": ["w8a8", "w4a8"],
+            "calibration": self.calibration,
+            "target": {"name": "onnxruntime"},
+            "output": BUNDLE,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n")
+        return folder / PLAN
+
+
+def _save_ddpm(folder: Path) -> None:
+    """The U-Net of 36 million parameters that DDPM trains on CIFAR-10, as diffusers lays it out."""
+    from diffusers import UNet2DModel
+
+    _save(
+        folder, lambda: UNet2DModel(
+            sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(128, 256, 256, 256),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
+    )  # fmt: skip
+
+
+def _save_dit(folder: Path) -> None:
+    """DiT-S/2 of 256 x 256 images (Peebles and Xie 2023)."""
+    from diffusers import DiTTransformer2DModel
+
+    _save(
+        folder, lambda: DiTTransformer2DModel(
+            num_attention_heads=6, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=12, sample_size=32, patch_size=2,
+            num_embeds_ada_norm=1000,
+        )
+    )  # fmt: skip
+
+
+def _save_ldm(folder: Path) -> None:
+    """The U-Net of LDM-4 ImageNet, 401 million parameters, and a few random classes."""
+    from diffusers import UNet2DConditionModel
+
+    attention = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
+    _save(
+        folder, lambda: UNet2DConditionModel(
+            sample_size=64, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(192, 384, 576, 960),
+            down_block_types=("DownBlock2D", *attention[0]), up_block_types=(*attention[1], "UpBlock2D"),
+            cross_attention_dim=LDM_CONTEXT, attention_head_dim=1,
+        )
+    )  # fmt: skip
+    context = np.random.default_rng(0).standard_normal((LDM_CLASSES + 1, 1, LDM_CONTEXT)).astype(np.float32)
+    tables = {"encoder_hidden_states": context[1:], f"{NULL_PREFIX}encoder_hidden_states": context[0]}
+    np.savez(folder.with_name(CONDITIONS), allow_pickle=False, **tables)
+
+
+def _save(folder: Path, make: Callable[[], Any]) -> None:
+    import torch
+    from diffusers import DDIMScheduler
+
+    torch.manual_seed(0)
+    make().save_pretrained(folder)
+    DDIMScheduler(clip_sample=False).save_pretrained(folder)
+
+
+GUIDED = {"steps": 20, "eta": 1.0, "guidance": 1.5}
+
+MODELS: Mapping[str, BenchModel] = {
+    "digits": BenchModel(
+        "digits U-Net, guided",
+        GUIDED,
+        {"samples": 32, "batch_size": 32, "activation_samples": 256},
+        source=ROOT / "tools" / "digits" / "model",
+    ),
+    "ddpm-36m": BenchModel(
+        "DDPM U-Net, 36 M, 32 x 32",
+        {"steps": 20, "eta": 1.0},
+        {"samples": 8, "batch_size": 8, "activation_samples": 80},
+        save=_save_ddpm,
+    ),
+    "dit-s2": BenchModel(
+        "DiT-S/2, 32 x 32 latents, guided", GUIDED, {"samples": 8, "batch_size": 8, "activation_samples": 80}, save=_save_dit
+    ),
+    "ldm-4": BenchModel(
+        "LDM-4, 401 M, 64 x 64 latents, guided, one step",
+        {**GUIDED, "steps": 1},
+        {"samples": 4, "batch_size": 1, "activation_samples": 4},
+        save=_save_ldm,
+        model={"conditions": CONDITIONS},
+    ),
+}
+
+USUAL = ("digits", "ddpm-36m", "dit-s2")
+"""Those that are built where none is named: LDM-4 takes 12 GB of memory and as many minutes."""

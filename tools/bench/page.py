@@ -1,0 +1,131 @@
+"""The benchmark's results as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from tools.bench.contestants import CONTESTANTS, EAGER, FP32
+from tools.bench.models import MODELS
+from tools.bench.result import Machine, Result, Row
+from tools.bench.start import Start
+
+HEADER = (
+    "contestant", "images/s", "chain, ms", "network, ms", "chain, against eager", "chain, against FP32", "network, against FP32",
+    "SNR, dB", "load, s", "peak memory, MiB",
+)  # fmt: skip
+OPERATORS = 8
+"""Of a profile that are shown; the others are added up."""
+
+INTRODUCTION = """\
+# Benchmark
+
+Written by `python -m tools.bench page build/bench/*/*.json`, from what these commands measured:
+
+    python -m tools.bench build
+    python -m tools.bench run digits
+    python -m tools.bench run ddpm-36m
+    python -m tools.bench run dit-s2
+
+Every contestant is a process of its own; they take turns, chain by chain and call by call, after a round that does not count, and the
+medians are compared. Ratios are the result: times belong to the machine. Above 1 is faster. What each column is:
+
+* **chain**: a whole chain, with its noise and its steps, of the batch. diffusers runs its own DDIM scheduler, all others our loop.
+* **network**: one call of the network; guidance makes two rows of each sample.
+* **SNR**: outputs of the network against full precision on ONNX Runtime, at the states of full-precision chains; mean over the steps.
+* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation.
+* **peak memory**: of the contestant's process, Python and loading included.
+
+`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. OpenVINO computes
+in float32 where a graph has no integers, as ONNX Runtime does; without that it takes bfloat16 on processors that have it."""
+
+
+def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:
+    """A section for each model: its batches, its profile, and by name of the model what comes before and between the steps."""
+    lines = [INTRODUCTION, "", *_machines(results)]
+    for model in MODELS:
+        of_model = sorted((result for result in results if result.model == model), key=lambda result: result.batch)
+        if not of_model:
+            continue
+        lines += ["", f"## {of_model[0].title}", ""]
+        lines += [f"{of_model[0].parameters / 1e6:.1f} million parameters, guidance {of_model[0].guidance:g}."]
+        for result in of_model:
+            lines += ["", *table(result)]
+        if model in starts:
+            lines += ["", _started(starts[model])]
+        lines += ["", *_profiles(of_model[0])]
+    return "\n".join(lines)
+
+
+def table(result: Result) -> Iterator[str]:
+    """All contestants at one batch, and who is left out."""
+    steps = f"{result.steps} steps" if result.steps == result.schedule_steps else f"{result.steps} of {result.schedule_steps} steps"
+    yield f"Batch {result.batch}, {steps}, median of {result.rounds} rounds:"
+    yield ""
+    yield from _head(HEADER)
+    for row in result.rows.values():
+        yield _line(_cells(row, result))
+    for name, reason in result.left_out.items():
+        yield ""
+        yield f"Left out: {CONTESTANTS[name].title}: {reason}"
+
+
+def _cells(row: Row, result: Result) -> tuple[str, ...]:
+    eager, fp32 = result.rows.get(EAGER), result.rows[FP32]
+    return (
+        row.title,
+        f"{result.batch / row.chain_seconds:.2f}",
+        f"{1000 * row.chain_seconds:.1f}",
+        f"{1000 * row.network_seconds:.2f}",
+        "" if eager is None else f"{eager.chain_seconds / row.chain_seconds:.2f}x",
+        f"{fp32.chain_seconds / row.chain_seconds:.2f}x",
+        f"{fp32.network_seconds / row.network_seconds:.2f}x",
+        "" if row.snr_db is None else f"{row.snr_db:.1f}",
+        f"{row.load_seconds:.1f}",
+        f"{row.peak_mib:.0f}",
+    )
+
+
+def _profiles(result: Result) -> Iterator[str]:
+    """Milliseconds of a call by operator, of every contestant that the profiler knows."""
+    watched = [row for row in result.rows.values() if row.profile]
+    totals = {
+        name: max(row.profile.get(name, 0.0) for row in watched) for name in dict.fromkeys(key for row in watched for key in row.profile)
+    }
+    names = sorted(totals, key=lambda name: -totals[name])
+    yield f"Milliseconds of a network call at batch {result.batch}, by ONNX Runtime's profiler; all rows in one call on one engine:"
+    yield ""
+    yield from _head(("operator", *(row.title for row in watched)))
+    for name in names[:OPERATORS]:
+        yield _line((f"`{name}`", *(f"{row.profile.get(name, 0.0):.2f}" for row in watched)))
+    yield _line(("others", *(f"{sum(row.profile.get(name, 0.0) for name in names[OPERATORS:]):.2f}" for row in watched)))
+    yield _line(("all", *(f"{sum(row.profile.values()):.2f}" for row in watched)))
+
+
+def _started(start: Start) -> str:
+    graphs = ", ".join(f"{name} {size:.1f}" for name, size in start.graph_mib.items())
+    return (
+        f"`ptqd-run sample` begins its first batch {start.seconds:.2f} s after the start of the process. A swap of engines costs "
+        f"{start.swap_milliseconds:.2f} ms of a network call at batch {start.batch}. Sampling with all precisions loaded takes "
+        f"{start.peak_mib:.0f} MiB at most, {start.before_mib:.0f} MiB of it before the first engine; sizes of the graphs in MiB: {graphs}."
+    )
+
+
+def _machines(results: Iterable[Result]) -> Iterator[str]:
+    """One line, as long as all was measured on one machine."""
+    for machine in dict.fromkeys(_described(result.machine) for result in results):
+        yield f"Measured on {machine}."
+
+
+def _described(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
+    return f"{machine.processor}, {machine.cores} cores, {', '.join(machine.instructions)}; {versions}"
+
+
+def _head(cells: Sequence[str]) -> Iterator[str]:
+    yield _line(cells)
+    yield "| --- |" + " ---: |" * (len(cells) - 1)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
