@@ -10,6 +10,7 @@ from engines.arrays import Float32
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, engine_settings, open_backend
 from engines.bundle import Bundle
+from engines.finite import NotFiniteError, is_finite
 from engines.network import STATE
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend
 from engines.tensorrt.build_spec import BatchProfile
@@ -32,7 +33,10 @@ class Decoder:
         if self._engine is None:
             return states
         cuts = range(0, len(states), self._batch)
-        return np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
+        images = np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
+        if not is_finite(images):
+            raise NotFiniteError("The decoder's images are not finite.", found=f"NaN or infinity from {self._engine.label}")
+        return images
 
 
 def open_decoder(bundle: Bundle, runtime: Runtime) -> Decoder:

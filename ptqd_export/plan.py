@@ -18,7 +18,7 @@ from engines.backends.onnxruntime import Provider
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
-from ptqd_export.json_object import read_json_object
+from engines.untrusted_json import read_json_object
 from ptqd_export.plan_errors import Problem, expectation, expectations, plan_error
 from ptqd_export.targets import TARGETS
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from calib.precision import FLOAT_WIDTHS, Precision
 from engines.bundle import (
+    MANIFEST,
     Bundle,
     DecoderRecord,
     FileRecord,
@@ -23,6 +24,7 @@ from engines.bundle import (
     ProfileRecord,
     TargetRecord,
     TextRecord,
+    write_manifest,
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
@@ -41,7 +43,6 @@ from ptqd_export.report.pictures import PICTURES
 from ptqd_export.report.write import REPORT
 from ptqd_export.statistics_file import statistics
 
-MANIFEST = "manifest.json"
 PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{TEXT}/*")
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
@@ -94,7 +95,7 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
     writer.text(REPORT, report_page(Bundle(output, manifest), Evidence()))
     writer.remove_others()
     manifest = manifest.model_copy(update={"files": writer.files})
-    write_text(output / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_manifest(output, manifest)
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:

@@ -15,7 +15,7 @@ from engines.compare.result import CompareResult
 from engines.errors import BundleError, UsageError
 from engines.evaluation.result import EvaluationResult
 from engines.schedule import Strict
-from ptqd_export.json_object import read_json_object
+from engines.untrusted_json import read_json_object
 
 Result = TypeVar("Result", CompareResult, EvaluationResult)
 
