@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 import traceback
@@ -13,6 +14,9 @@ from engines.errors import PtqdError
 
 INTERRUPTED = 130
 """What a shell reports of a process that Ctrl-C ended."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey instead of showing; a message may quote a file that anyone wrote."""
 
 STDOUT = 1
 """File descriptor of the standard output."""
@@ -51,6 +55,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if isinstance(error, PtqdError):
         return f"error: {error}", error.exit_code
+    if isinstance(error, MemoryError):
+        return f"error: There is not enough memory.\n  found:    {error}\n  mend:     lower the batch size, or take a larger machine", 1
     return f"error: this is a bug in ptqd-export: {type(error).__name__}: {error}\n  mend:     report it with what --debug prints", 1
 
 
@@ -62,6 +68,7 @@ def _reader_is_gone() -> bool:
 
 
 def _print_error(message: str) -> None:
+    message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
     if not sys.stderr.isatty():
         click.echo(message, err=True)
         return

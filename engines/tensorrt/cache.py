@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engines.errors import UsageError
+from engines.errors import PtqdError, UsageError
 from engines.files import replacing, sha256, write_text
 from engines.tensorrt.build_spec import BuildSpec
 from engines.tensorrt.builder import OnProgress, build_engine
 from engines.tensorrt.device_identity import DeviceIdentity, device_identity
 from engines.tensorrt.locks import locked
+from engines.untrusted_json import read_json_object
 
 DIGEST_LETTERS = 16
+ENGINE = "engine"
+"""Key of an engine's own hash, among what it depends on."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class EngineCache:
 
         Raises:
             UsageError: it was not, or not for this graph, flavour, version, device and options.
+            PtqdError: it is not as it was built.
         """
         path = self._path(spec, EngineKey.of(spec))
         if not path.exists():
@@ -93,6 +97,12 @@ class EngineCache:
                 found=f"no {path}",
                 expected=f"an engine of {spec.graph.name} for {spec.flavour}",
                 mend="run `ptqd-export engines BUNDLE`",
+            )
+        if not _is_whole(path):
+            raise PtqdError(
+                "An engine was changed or damaged.",
+                found=f"{path}: not of the hash in {_record(path).name} beside it",
+                mend="run `ptqd-export engines BUNDLE`, which builds it again",
             )
         return path
 
@@ -105,7 +115,7 @@ class EngineCache:
         key, begin = EngineKey.of(spec), time.perf_counter()
         path = self._path(spec, key)
         with locked(path):
-            from_cache = path.exists()
+            from_cache = path.exists() and _is_whole(path)
             if not from_cache:
                 self._build(spec, key, path, on_progress, build)
         return CachedEngine(path, time.perf_counter() - begin, from_cache)
@@ -114,10 +124,22 @@ class EngineCache:
         timings = self.folder / f"{spec.flavour}-{key.version}-{key.device.compute_capability}.timings"
         with replacing(path) as temporary:
             build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
-            write_text(path.with_suffix(".json"), key.to_json() + "\n")
+            write_text(_record(path), json.dumps({**asdict(key), ENGINE: sha256(temporary)}, sort_keys=True, indent=1) + "\n")
 
     def _path(self, spec: BuildSpec, key: EngineKey) -> Path:
         return self.folder / f"{spec.graph.stem}-{key.digest}.engine"
+
+
+def _record(engine: Path) -> Path:
+    """The file beside an engine that says what it depends on, and its own hash."""
+    return engine.with_suffix(".json")
+
+
+def _is_whole(engine: Path) -> bool:
+    try:
+        return read_json_object(_record(engine)).get(ENGINE) == sha256(engine)
+    except UsageError:
+        return False
 
 
 def _graph_hashes(graph: Path) -> tuple[str, ...]:

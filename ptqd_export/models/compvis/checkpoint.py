@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[str, StoredTensor]:
         raise PtqdError("The checkpoint holds no state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
     strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, StoredTensor))]
     if strange:
-        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {strange[0]!r}")
+        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {reprlib.repr(strange[0])}")
     return state
 
 
