@@ -161,10 +161,8 @@ def _precision_steps(bundle: Bundle, file: str, name: str, schedule: Schedule, t
     path = bundle.folder / file
     stored = read_statistics(bundle, file, _StatisticsFile)
     if len(stored.steps) != len(schedule.steps):
-        found = f"{path}: {len(stored.steps)} steps"
-        raise BundleError(
-            "Statistics are of another chain.", found=found, expected=f"{len(schedule.steps)} steps", mend="rebuild the bundle"
-        )
+        found, expected = f"{path}: {len(stored.steps)} steps", f"{len(schedule.steps)} steps"
+        raise BundleError("Statistics are of another chain.", found=found, expected=expected, mend="rebuild the bundle")
     corrections = [step.corrections[name] for step in schedule.steps]
     moments = [Moments.from_json(record.moments) for record in stored.steps]
     _check_moments(path, moments, corrections)

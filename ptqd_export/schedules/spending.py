@@ -28,9 +28,7 @@ def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str,
     times = _times(bundle)
     for name in (FULL_PRECISION, *candidates):
         if name not in times:
-            raise UsageError(
-                "An engine was not timed on this machine.", found=name, expected=" or ".join(times), mend="build the bundle here"
-            )
+            raise UsageError("An engine was not timed here.", found=name, expected=" or ".join(times), mend="build the bundle again")
     return {name: times[name] / times[FULL_PRECISION] for name in candidates}
 
 
