@@ -95,6 +95,9 @@ def load_conditioning(bundle: Bundle) -> Conditioning | None:
     if record is None:
         return None
     if record.file is None:
+        if [(one.dtype, one.shape) for one in record.inputs] != [("int64", ())]:
+            names = ", ".join(one.name for one in record.inputs)
+            raise BundleError("The manifest names no file of conditions.", found=names, expected="a file, or classes", mend=COPY_AGAIN)
         return class_labels(record.rows, record.null_class, record.inputs[0].name)
     table = load_table(bundle.folder / record.file, bundle.read(record.file))
     found = table.record(record.file, None)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from engines.bundle_files import COPY_AGAIN, BundleFiles, is_plain
 from engines.contract import contract, sealed, unsealed
@@ -45,12 +45,6 @@ class ConditioningRecord(Strict):
     rows: Annotated[PositiveInt, Field(le=ROWS)]
     null_class: Label | None = None
     file: Name | None = None
-
-    @model_validator(mode="after")
-    def _classes_are_one_number(self) -> ConditioningRecord:
-        if self.file is None and [(one.dtype, one.shape) for one in self.inputs] != [("int64", ())]:
-            raise ValueError("classes are one int64 input without a shape; other inputs need a file of rows")
-        return self
 
 
 class DecoderRecord(Strict):

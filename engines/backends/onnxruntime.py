@@ -72,8 +72,11 @@ class OnnxRuntimeEngine(Engine):
         self._session = open_session(path, _config(mode), threads // self._shards, optimized, provider)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         label = f"{path.stem} on ONNX Runtime"
-        inputs = tuple(_spec(value, label) for value in self._session.get_inputs())
-        outputs = tuple(_spec(value, label) for value in self._session.get_outputs())
+        try:
+            inputs = tuple(_spec(value, label) for value in self._session.get_inputs())
+            outputs = tuple(_spec(value, label) for value in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise PtqdError(f"{label} is no network.", found=f"a name that is no text: {error}", expected="names in UTF-8") from error
         if len(outputs) != 1 or not inputs:
             raise PtqdError(f"{label} is no network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="one output")
         super().__init__(label, inputs, outputs[0])

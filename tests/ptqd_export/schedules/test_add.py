@@ -212,7 +212,8 @@ def test_an_interruption_leaves_a_sound_bundle(built_tiny: TinyBundle, monkeypat
         written.append(path)
         path.write_text(text)
 
-    monkeypatch.setattr("ptqd_export.schedules.add.write_text", interrupted)
+    for module in ("ptqd_export.schedules.add", "engines.bundle"):  # the second writes the manifest
+        monkeypatch.setattr(f"{module}.write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="none"), force=True)
     bundle = Bundle.open(built_tiny.folder)
