@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ VALUES: tuple[Any, ...] = (
 @st.composite
 def damaged(draw: Draw, data: bytes) -> bytes:
     """Some bytes of a file flipped, cut off, left out, repeated or put in."""
-    at, end = sorted((draw(st.integers(0, len(data))), draw(st.integers(0, len(data)))))
+    at, end = sorted((int(draw(st.integers(0, len(data)))), int(draw(st.integers(0, len(data))))))
     match draw(st.sampled_from(["flip", "flip", "cut", "leave out", "repeat", "insert", "overwrite"])):
         case "flip":
             changed = bytearray(data)
@@ -40,16 +41,16 @@ def damaged(draw: Draw, data: bytes) -> bytes:
         case "repeat":
             return data[:end] + data[at:]
         case "insert":
-            return data[:at] + draw(st.binary(max_size=64)) + data[at:]
+            return b"".join([data[:at], draw(st.binary(max_size=64)), data[at:]])
         case _:
             junk = draw(st.binary(min_size=1, max_size=64))
-            return data[:at] + junk + data[at + len(junk) :]
+            return b"".join([data[:at], junk, data[at + len(junk) :]])
 
 
 @st.composite
 def damaged_json(draw: Draw, content: Any) -> str:
     """One to three values of JSON of other types, absurd, not finite, missing, twice there or exchanged; or all of it nested."""
-    content = json.loads(json.dumps(content))
+    content = deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(content))
         if not places:
@@ -57,14 +58,14 @@ def damaged_json(draw: Draw, content: Any) -> str:
         holder, key = places[draw(st.integers(0, len(places) - 1))]
         match draw(st.sampled_from(["put", "put", "put", "delete", "swap", "add", "nest", "scale"])):
             case "put":
-                holder[key] = draw(st.sampled_from(VALUES))
+                holder[key] = deepcopy(draw(st.sampled_from(VALUES)))
             case "delete":
                 del holder[key]
             case "swap":
                 other, place = places[draw(st.integers(0, len(places) - 1))]
-                holder[key], other[place] = json.loads(json.dumps(other[place])), json.loads(json.dumps(holder[key]))
+                holder[key], other[place] = deepcopy(other[place]), deepcopy(holder[key])
             case "add" if isinstance(holder, dict):
-                holder[draw(st.sampled_from(["schema_version", "x", "", "__class__", "@twice"]))] = draw(st.sampled_from(VALUES))
+                holder[draw(st.sampled_from(["schema_version", "x", "", "__class__", "@twice"]))] = deepcopy(draw(st.sampled_from(VALUES)))
             case "scale" if type(holder[key]) in (int, float):
                 holder[key] *= draw(st.sampled_from([-1, 0, 1e-12, 1e6, 1e15]))
             case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.hostile.checks import CHECKS, in_process, remember
 from tests.hostile.conftest import Subject
+from tests.hostile.readers import KINDS, readers
 from tests.hostile.worker import Worker
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("kind", ["damage", "contract", "archive"])
@@ -43,3 +45,16 @@ def test_damaged_graph_is_refused_or_another_network(own_bundle: Subject) -> Non
     finally:
         worker.close()
     assert found["refused"] > 10
+
+
+def test_whatever_else_is_read_is_refused_or_read(tmp_path: Path) -> None:
+    by_kind, found = readers(tmp_path), Counter[tuple[str, str]]()
+    assert tuple(by_kind) == KINDS
+
+    @settings(QUICK, max_examples=len(KINDS) * 40)
+    @given(st.sampled_from(KINDS), st.data())
+    def check(kind: str, data: Any) -> None:
+        found[kind, by_kind[kind].check(data)] += 1
+
+    check()
+    assert all(found[kind, "refused"] > 3 for kind in KINDS)

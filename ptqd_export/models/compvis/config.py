@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -246,7 +245,7 @@ def read_config(path: Path) -> DiffusionConfig:
         first = error.errors()[0]
         raise UsageError(
             "The model's configuration is not supported.",
-            found=f"{path}: {'.'.join(str(part) for part in first['loc'])} = {reprlib.repr(first['input'])}",
+            found=f"{path}: {'.'.join(str(part) for part in first['loc'])} = {first['input']!r}"[:300],
             expected=first["msg"],
             mend="docs/checkpoints.md lists the models that are",
         ) from error
