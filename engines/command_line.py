@@ -18,6 +18,9 @@ INTERRUPTED = 130
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """What a terminal would obey instead of showing; a message may quote a file that anyone wrote."""
 
+LONGEST = 2000
+"""Letters of a line of a message; a library may quote the whole of a file."""
+
 STDOUT = 1
 """File descriptor of the standard output."""
 
@@ -68,7 +71,8 @@ def _reader_is_gone() -> bool:
 
 
 def _print_error(message: str) -> None:
-    message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
+    shown = (line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.split("\n"))
+    message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], "\n".join(shown))
     if not sys.stderr.isatty():
         click.echo(message, err=True)
         return

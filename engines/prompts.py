@@ -167,11 +167,12 @@ def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise BundleError("A tokenizer of the bundle cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
-    lengths = ((tokenizer.padding or {}).get("length"), (tokenizer.truncation or {}).get("max_length"))
-    if lengths != (tokens, tokens):
+    padding = tokenizer.padding or {}
+    lengths = (padding.get("length"), (tokenizer.truncation or {}).get("max_length"), padding.get("pad_to_multiple_of"))
+    if lengths != (tokens, tokens, None):
         raise BundleError(
             "A tokenizer of the bundle is not the one that the manifest describes.",
-            found=f"{path}: pads to {lengths[0]}, truncates to {lengths[1]}",
+            found=f"{path}: pads to {lengths[0]}, truncates to {lengths[1]}, pads to multiples of {lengths[2]}",
             expected=f"{tokens} tokens",
             mend="rebuild the bundle",
         )

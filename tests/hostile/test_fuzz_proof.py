@@ -16,8 +16,8 @@ from tests.hostile.conftest import Subject
 from tests.hostile.readers import KINDS, readers
 from tests.hostile.worker import Worker
 
-EXAMPLES = {"damage": 4000, "contract": 4000, "archive": 2000, "graph": 4000}
-READER_EXAMPLES = 2000
+EXAMPLES = {"damage": 1000, "contract": 1000, "archive": 500, "graph": 1000}
+READER_EXAMPLES = 1000
 LONG = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -43,7 +43,7 @@ def test_bundles(own_bundle: Subject, kind: str) -> None:
         worker.close()
         tell(kind, found)
     assert sum(found.values()) >= EXAMPLES[kind]
-    assert kind == "graph" or not found["crashed"]
+    assert not found["crashed"]
 
 
 @pytest.mark.slow

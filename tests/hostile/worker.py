@@ -106,7 +106,7 @@ def serve(command_line: str, memory: int) -> None:
         result = CliRunner().invoke(main, json.loads(line))
         raised = result.exception is not None and not isinstance(result.exception, SystemExit)
         message = "".join(traceback.format_exception(result.exception)) if raised else result.stderr
-        print(json.dumps({"exit_code": 1 if raised else result.exit_code, "message": message[-4000:]}), file=output, flush=True)
+        print(json.dumps({"exit_code": 1 if raised else result.exit_code, "message": message[:20_000]}), file=output, flush=True)
 
 
 if __name__ == "__main__":

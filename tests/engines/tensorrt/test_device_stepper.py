@@ -13,7 +13,8 @@ import pytest
 
 from engines.bundle import Bundle
 from engines.conditioning import class_labels
-from engines.errors import MissingBackendError, PtqdError
+from engines.errors import MissingBackendError
+from engines.finite import NotFiniteError
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
 from engines.sampling import Chain
@@ -95,8 +96,19 @@ def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
     hidden = with_history(schedule, 1.0, clip=1.0)
     steps = (step.model_copy(update={"out_coeff": 0.0}) for step in hidden.steps)
     chain = Chain(hidden.model_copy(update={"steps": tuple(steps)}), denoisers, "w4a8", stepper=partial(DeviceStepper, kernels=kernels))
-    with pytest.raises(PtqdError, match="output is not finite"):
+    first = schedule.steps[0].timestep
+    with pytest.raises(NotFiniteError, match=rf"output is not finite(?s:.*)from w4a8 at step 0, timestep {first:g}\n"):
         chain.sample(NOISE, SAMPLES, ROWS)
+
+
+def test_chain_stops_a_step_after_the_one_that_it_names(
+    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
+) -> None:
+    host_tensorrt.engines[1].network.__closure__[0].cell_contents = np.float32(math.nan)  # full precision takes step 2 alone
+    taken = []
+    with pytest.raises(NotFiniteError, match=rf"from fp32 at step 2, timestep {schedule.steps[2].timestep:g}\n"):
+        Chain(schedule, denoisers, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS, lambda: taken.append(1))
+    assert len(taken) == 3
 
 
 def test_compiler_that_is_missing_is_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
