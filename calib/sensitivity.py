@@ -22,6 +22,7 @@ from calib.walk import Noise
 from engines.arrays import Float32, Float64, Int64
 from engines.correction import correct
 from engines.denoiser import Denoiser, guide
+from engines.finite import check_output
 from engines.schedule import Schedule, Step
 from engines.update import update
 
@@ -141,7 +142,9 @@ def _take(plan: ProbePlan, step: Step, rows: Int64, z: Float32 | None, precision
     """One step of a chain: corrected at a precision, or at full precision."""
     network = plan.reference if precision is None else plan.quantized[precision]
     scaled = np.asarray(np.float32(step.input_scale) * path.x)
-    out, sigma = guide(network(scaled, step.timestep, rows), plan.schedule.sampler.guidance), step.sigma
+    branches, sigma = network(scaled, step.timestep, rows), step.sigma
+    check_output(branches, precision or "full precision", step.timestep, step.step)
+    out = guide(branches, plan.schedule.sampler.guidance)
     if precision is not None:
         correction = step.corrections[precision]
         out = correct(out, path.x, correction.gain, correction.offset, correction.state_gain)

@@ -25,7 +25,7 @@ from calib.step_result import StepResult, fit_result
 from calib.variance import STEP_CHANGE, measured_excess
 from engines.arrays import Float32, Int64
 from engines.denoiser import Denoiser, guide
-from engines.errors import PtqdError
+from engines.finite import check_output
 from engines.samplers.table import SamplerTable, TableStep
 from engines.update import update
 
@@ -140,10 +140,12 @@ class Walk:
         for batch in self._batches():
             x, folds = np.array(self.states[batch]), _samples(batch) % FOLDS
             scaled = np.asarray(np.float32(step.input_scale) * x)
-            e = _finite(plan.reference(scaled, step.timestep, plan.rows[batch]), "the full-precision network", i)
+            e = plan.reference(scaled, step.timestep, plan.rows[batch])
+            check_output(e, "full precision", step.timestep, i)
             self._store.reference[batch] = guide(e, plan.guidance)
             for name, network in plan.quantized.items():
-                q = e if network is plan.reference else _finite(network(scaled, step.timestep, plan.rows[batch]), name, i)
+                q = e if network is plan.reference else network(scaled, step.timestep, plan.rows[batch])
+                check_output(q, name, step.timestep, i)
                 self._store.outputs[name][batch] = guide(q, plan.guidance)
                 seen = observe(x, e, q, folds)
                 moments[name] = moments[name].merge(seen) if name in moments else seen
@@ -186,14 +188,3 @@ class Walk:
 
 def _samples(batch: slice) -> Int64:
     return np.arange(batch.start, batch.stop, dtype=np.int64)
-
-
-def _finite(branches: Float32, network: str, step: int) -> Float32:
-    if not np.isfinite(branches).all():
-        raise PtqdError(
-            "A network returned values that are not finite.",
-            found=f"{network}, at step {step}",
-            expected="finite outputs at every state of the walk",
-            mend="compute in float32, or give this precision more bits",
-        )
-    return branches

@@ -4,80 +4,83 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from engines.bundle_files import COPY_AGAIN, BundleFiles, is_plain
+from engines.contract import contract, sealed, unsealed
 from engines.errors import BundleError, UsageError
-from engines.files import sha256
+from engines.external_data import external_files
+from engines.files import write_text
+from engines.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape
 from engines.samplers.noise_schedule import NoiseSchedule, PredictionType
-from engines.schedule import Schedule, Strict
+from engines.schedule import SCHEMA_VERSION, Schedule, Strict
+from engines.untrusted_json import json_object, read_json_object
 
-SCHEMA_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
 DEFAULT = "default"
 """Name of the schedule that the build makes."""
 
 UNFINISHED_BUILD = "local/stages"
 """Where a build keeps what it has done so far; without a manifest beside it, it has not finished."""
 
-Contract = TypeVar("Contract", bound=Strict)
-
 
 class FileRecord(Strict):
     """Identity of one file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: NonNegativeInt
+    bytes: Annotated[NonNegativeInt, Field(le=FILE_BYTES)]
 
 
 class InputRecord(Strict):
     """One input of the network besides the state and the timestep: its shape is that of one sample, without the batch."""
 
-    name: str
+    name: Name
     dtype: Literal["int64", "float32"]
-    shape: tuple[PositiveInt, ...]
+    shape: Shape
 
 
 class ConditioningRecord(Strict):
     """What a sample can be conditioned on: `rows` choices, either class labels 0..rows-1 or rows of the arrays in `file`."""
 
-    inputs: tuple[InputRecord, ...]
-    rows: PositiveInt
-    null_class: NonNegativeInt | None = None
-    file: str | None = None
+    inputs: Annotated[tuple[InputRecord, ...], Field(min_length=1)]
+    rows: Annotated[PositiveInt, Field(le=ROWS)]
+    null_class: Label | None = None
+    file: Name | None = None
 
 
 class DecoderRecord(Strict):
     """The first stage of a latent model: its graph takes states, at most `batch` at a time, and gives images of `image_shape`."""
 
-    file: str
-    image_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)]
-    batch: PositiveInt
+    file: Name
+    image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
+    batch: Batch
 
 
 class TextEncoderRecord(Strict):
     """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it gives."""
 
-    graph: str
-    tokenizer: str
-    tokens: PositiveInt
-    inputs: tuple[str, ...]
+    graph: Name
+    tokenizer: Name
+    tokens: Batch
+    inputs: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class TextRecord(Strict):
     """How prompts become conditions: what several encoders give for one input is concatenated, and `fixed` inputs are the same for all."""
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
-    fixed: dict[str, tuple[float, ...]]
+    fixed: dict[Name, tuple[FiniteFloat, ...]]
     zero_without_negative: bool
 
 
 class ModelRecord(Strict):
     """The network behind every graph."""
 
-    family: str
+    family: Name
     parameters: PositiveInt
-    sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    sample_shape: Annotated[Shape, Field(min_length=2)]
     conditioning: ConditioningRecord | None
     noise_schedule: NoiseSchedule
     decoder: DecoderRecord | None = None
@@ -92,9 +95,9 @@ class ModelRecord(Strict):
 class PrecisionRecord(Strict):
     """One precision: its graph, and what it costs relative to the float32 graph."""
 
-    graph: str
-    weight_bits: PositiveInt
-    activation_bits: PositiveInt
+    graph: Name
+    weight_bits: Annotated[PositiveInt, Field(le=64)]
+    activation_bits: Annotated[PositiveInt, Field(le=64)]
     bit_operations_saved: PositiveFloat
     bit_operations_saved_all: PositiveFloat
 
@@ -102,9 +105,9 @@ class PrecisionRecord(Strict):
 class ProfileRecord(Strict):
     """Rows of a network call that engines are built for; guidance makes two of a sample, so that opt and max are twice the plan's."""
 
-    min: PositiveInt
-    opt: PositiveInt
-    max: PositiveInt
+    min: Batch
+    opt: Batch
+    max: Batch
 
 
 class TargetRecord(Strict):
@@ -124,19 +127,18 @@ class Manifest(Strict):
     model: ModelRecord
     parameterization: PredictionType
     target: TargetRecord
-    placement: str
-    measured_on: str
-    precisions: dict[str, PrecisionRecord]
-    guidance: Annotated[float, Field(ge=0)]
-    files: dict[str, FileRecord]
+    placement: Name
+    measured_on: Name
+    precisions: Annotated[dict[Name, PrecisionRecord], Field(min_length=1)]
+    guidance: Scale
+    files: dict[Name, FileRecord]
     versions: dict[str, str]
 
     @field_validator("files")
     @classmethod
     def _stays_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            if not is_plain(name):
                 raise ValueError(f"{name!r} is not a plain relative path inside the bundle")
         return files
 
@@ -147,7 +149,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._verified: set[str] = set()
+        self._files = BundleFiles(folder, manifest.files)
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
@@ -157,33 +159,34 @@ class Bundle:
             UsageError: there is no bundle in this folder.
             BundleError: the manifest is damaged or of another schema version.
         """
-        path = folder / "manifest.json"
-        if not path.is_file() and (folder / UNFINISHED_BUILD).is_dir():
+        path = folder / MANIFEST
+        if not path.exists() and (folder / UNFINISHED_BUILD).is_dir():
             raise UsageError(
                 "The build of this bundle has not finished.",
                 found=f"{folder / UNFINISHED_BUILD}, but no {path.name}",
                 expected="a folder that `ptqd-export build` finished",
                 mend="run the same `ptqd-export build` again: it goes on where it stopped",
             )
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(
                 "This is not a bundle.",
                 found=f"no {path}",
                 expected="a folder that `ptqd-export build` finished",
                 mend="run `ptqd-export build --plan plan.json`, and give the plan's output folder",
             )
-        return cls(folder, parse_contract(Manifest, path))
+        return cls(folder, contract(Manifest, unsealed(read_json_object(path, BundleError), path), path))
 
     def path(self, name: str) -> Path:
-        """Where a file of the bundle lies, once its size and hash are those of the manifest."""
-        record = self.manifest.files.get(name)
-        if record is None:
-            raise BundleError("The manifest does not list a file that is needed.", found=name, expected=", ".join(self.manifest.files))
-        path = self.folder / name
-        if name not in self._verified:
-            self._verify(path, record)
-            self._verified.add(name)
-        return path
+        """Where a file lies, once its size and hash are those of the manifest: for runtimes, which open files by themselves."""
+        return self._files.path(name)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file of the bundle, of the size and hash that the manifest says."""
+        return self._files.read(name)
+
+    def json(self, name: str) -> dict[str, object]:
+        """The object in a JSON file of the bundle."""
+        return json_object(self.read(name), self.folder / name, BundleError)
 
     def verified_graph(self, precision: str) -> Path:
         """The graph of a precision; weights beside it, which runtimes read by themselves, are verified too.
@@ -198,55 +201,61 @@ class Bundle:
         return self.graph(record.graph)
 
     def graph(self, name: str) -> Path:
-        """A graph by its name in the bundle, verified with the weights beside it."""
-        weights = f"{name}.data"
-        if weights in self.manifest.files:
-            self.path(weights)
-        return self.path(name)
+        """A graph by its name in the bundle, verified with the weights beside it; it reads no other file.
 
-    def _verify(self, path: Path, record: FileRecord) -> None:
-        if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError("A file of the bundle is missing.", found=f"no {path}", mend="copy the whole bundle again, or rebuild it")
-        size, digest = path.stat().st_size, sha256(path)
-        if (size, digest) != (record.bytes, record.sha256):
+        Raises:
+            BundleError: it is damaged, or wants to.
+        """
+        path, weights = self.path(name), f"{name}.data"
+        allowed = set[str]()
+        if weights in self.manifest.files:
+            allowed = {self.path(weights).name}
+        try:
+            wanted = external_files(path) - allowed
+        except (OSError, ValueError) as error:
+            raise BundleError("A graph of the bundle cannot be read.", found=f"{path}: {error}", mend=COPY_AGAIN) from error
+        if wanted:
             raise BundleError(
-                "A file of the bundle was changed or damaged.",
-                found=f"{path}: {size} bytes, sha256 {digest}",
-                expected=f"{record.bytes} bytes, sha256 {record.sha256}",
-                mend="copy the whole bundle again, or rebuild it",
+                "A graph of the bundle reads a file that is not its own.",
+                found=f"{path} wants {min(wanted)!r}",
+                expected=f"no other file than {PurePosixPath(weights).name}, which the manifest must list",
+                mend="do not use this bundle, unless you know why it does; rebuild it",
             )
+        return path
 
     def schedule(self, name: str = DEFAULT) -> Schedule:
         """A schedule of the bundle by name.
 
         Raises:
             UsageError: the bundle has no schedule of this name.
+            BundleError: it is damaged, or does not fit the bundle.
         """
         file = f"schedules/{name}.json"
         if file not in self.manifest.files:
             known = sorted(PurePosixPath(f).stem for f in self.manifest.files if f.startswith("schedules/"))
             raise UsageError("The bundle has no such schedule.", found=name, expected=" or ".join(known))
-        return parse_contract(Schedule, self.path(file))
+        schedule = contract(Schedule, self.json(file), self.folder / file)
+        self._check_fits(schedule, self.folder / file)
+        return schedule
+
+    def _check_fits(self, schedule: Schedule, path: Path) -> None:
+        channels = {len(correction.gain) for step in schedule.steps for correction in step.corrections.values()}
+        if channels != {self.manifest.model.sample_shape[0]}:
+            raise BundleError(
+                "A schedule does not fit the bundle's model.",
+                found=f"{path}: corrections of {' and '.join(map(str, sorted(channels)))} channels",
+                expected=f"{self.manifest.model.sample_shape[0]} channels",
+                mend=COPY_AGAIN,
+            )
+        if not any(name in self.manifest.precisions for name in schedule.precisions):
+            raise BundleError(
+                "A schedule does not fit the bundle's engines.",
+                found=f"{path}: corrections of {', '.join(schedule.precisions)}",
+                expected=", ".join(self.manifest.precisions),
+                mend=COPY_AGAIN,
+            )
 
 
-def parse_contract(kind: type[Contract], path: Path) -> Contract:
-    """Read a JSON contract file; an unknown schema version is told apart from damage."""
-    try:
-        text = path.read_text()
-        data: Any = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BundleError("A file of the bundle is not JSON.", found=f"{path}: {error}", mend="rebuild the bundle") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            "The bundle has a schema version that this ptqd-run does not know.",
-            found=f"{path}: {version!r}",
-            expected=str(SCHEMA_VERSION),
-            mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
-        )
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BundleError("A file of the bundle does not hold what it should.", found=f"{path}: {where}: {first['msg']}") from error
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a bundle's manifest whole, or nothing."""
+    write_text(folder / MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 import traceback
@@ -12,6 +13,12 @@ import click
 from engines.errors import PtqdError
 from engines.interruption import terminated_by_exception, verdict
 from engines.room import NO_ROOM, NoRoomError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey instead of showing; a message may quote a file that anyone wrote."""
+
+LONGEST = 2000
+"""Letters of a line of a message; a library may quote the whole of a file."""
 
 STDOUT = 1
 """File descriptor of the standard output."""
@@ -53,6 +60,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         error = NoRoomError.of(error)
     if isinstance(error, PtqdError):
         return f"error: {error}", error.exit_code
+    if isinstance(error, MemoryError):
+        return f"error: There is not enough memory.\n  found:    {error}\n  mend:     lower the batch size, or take a larger machine", 1
     return f"error: this is a bug in ptqd-export: {type(error).__name__}: {error}\n  mend:     report it with what --debug prints", 1
 
 
@@ -64,6 +73,8 @@ def _reader_is_gone() -> bool:
 
 
 def _print_error(message: str) -> None:
+    shown = (line if len(line) <= LONGEST else f"{line[:LONGEST]} ..." for line in message.split("\n"))
+    message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], "\n".join(shown))
     if not sys.stderr.isatty():
         click.echo(message, err=True)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from engines.arrays import Int64
 from engines.bundle import ConditioningRecord, InputRecord
 from engines.errors import UsageError
+from engines.finite import is_finite
+from engines.npz import read_arrays
 
 NULL_PREFIX = "null."
 
@@ -58,19 +59,22 @@ def class_labels(count: int, null_class: int | None, name: str = "class_labels")
     return Conditioning({name: np.arange(count, dtype=np.int64)}, null)
 
 
-def load_table(path: Path) -> Conditioning:
+def load_table(path: Path, content: bytes | None = None) -> Conditioning:
     """Read prepared embeddings: an .npz with one array [rows, ...] an input and, for guidance, `null.<input>` [...].
 
+    Args:
+        path: of the file.
+        content: of it, where it was read before.
+
     Raises:
-        UsageError: the file cannot be read, holds no table, or its tables differ in their number of rows.
+        UsageError: the file cannot be read, holds no table of finite numbers, or its tables differ in their number of rows.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        arrays = {name: _plain(value) for name, value in read_arrays(path if content is None else content).items()}
+    except (OSError, ValueError) as error:
         raise UsageError("The conditioning file cannot be read.", found=f"{path}: {error}", expected="an .npz of plain arrays") from error
-    tables = {name: _plain(value) for name, value in arrays.items() if not name.startswith(NULL_PREFIX)}
-    null = {name.removeprefix(NULL_PREFIX): _plain(value) for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
+    tables = {name: value for name, value in arrays.items() if not name.startswith(NULL_PREFIX)}
+    null = {name.removeprefix(NULL_PREFIX): value for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
     rows = {len(table) if table.ndim else 0 for table in tables.values()}
     if len(rows) != 1 or 0 in rows:
         raise UsageError(
@@ -88,4 +92,9 @@ def load_table(path: Path) -> Conditioning:
 
 
 def _plain(value: NDArray[Any]) -> NDArray[Any]:
-    return value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32)
+    if value.dtype.kind not in "buif":
+        raise ValueError(f"values of type {value.dtype}")
+    plain = value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32)
+    if not is_finite(plain):
+        raise ValueError("NaN or infinity among the values")
+    return plain

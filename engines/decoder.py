@@ -10,6 +10,8 @@ from engines.arrays import Float32
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, engine_settings, open_backend
 from engines.bundle import Bundle
+from engines.errors import PtqdError
+from engines.finite import NotFiniteError, is_finite
 from engines.network import STATE
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend
 from engines.tensorrt.build_spec import BatchProfile
@@ -21,18 +23,25 @@ class Decoder:
     Args:
         engine: of the decoder's graph, or None.
         batch: most images that it decodes at a time: they, not the states, take the memory.
+        shape: of an image; None where it is not known.
     """
 
-    def __init__(self, engine: Engine | None = None, batch: int = 1) -> None:
+    def __init__(self, engine: Engine | None = None, batch: int = 1, shape: tuple[int, ...] | None = None) -> None:
         self._engine = engine
         self._batch = batch
+        self._shape = shape
 
     def __call__(self, states: Float32) -> Float32:
         """Images [N, 1 or 3, H, W] of states [N, C, ...]; values may leave [-1, 1] a little."""
         if self._engine is None:
             return states
         cuts = range(0, len(states), self._batch)
-        return np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
+        images = np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
+        if self._shape not in (None, images.shape[1:]):
+            raise PtqdError("The decoder's images are of another shape.", found=list(images.shape[1:]), expected=list(self._shape or ()))
+        if not is_finite(images):
+            raise NotFiniteError("The decoder's images are not finite.", found=f"NaN or infinity from {self._engine.label}")
+        return images
 
 
 def open_decoder(bundle: Bundle, runtime: Runtime) -> Decoder:
@@ -46,7 +55,7 @@ def open_decoder(bundle: Bundle, runtime: Runtime) -> Decoder:
     if record is None:
         return Decoder()
     backend = _backend(bundle, runtime, record.batch)
-    return Decoder(backend.open(bundle.graph(record.file), record.batch), record.batch)
+    return Decoder(backend.open(bundle.graph(record.file), record.batch), record.batch, record.image_shape)
 
 
 def _backend(bundle: Bundle, runtime: Runtime, batch: int) -> Backend:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
 from engines.conditioning import Conditioning
+from engines.errors import PtqdError
 
 STATE = "sample"
 TIMESTEP = "timestep"
@@ -31,7 +32,10 @@ class EngineDenoiser:
     guided: bool
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
-        return self.engine.run(self.feeds(x, timestep, rows)).reshape(self.branches, *x.shape)
+        out = self.engine.run(self.feeds(x, timestep, rows))
+        if out.shape[1:] != x.shape[1:]:
+            raise PtqdError(f"The output of {self.engine.label} does not fit.", found=list(out.shape[1:]), expected=list(x.shape[1:]))
+        return out.reshape(self.branches, *x.shape)
 
     @property
     def branches(self) -> int:

@@ -14,13 +14,18 @@ from engines.arrays import Float32, Int64
 from engines.backends.onnxruntime import open_session
 from engines.bundle import Bundle, TextEncoderRecord, TextRecord
 from engines.conditioning import Conditioning
-from engines.errors import BundleError, MissingBackendError, UsageError
+from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
+from engines.finite import NotFiniteError, is_finite
 from engines.machine import cores
+from engines.untrusted import read_plain
 
 TOKEN_IDS = "input_ids"
 """Input of a text encoder's graph, int64 [batch, tokens]; its outputs bear the names of the conditioning inputs that they are for."""
 
 LABEL_LETTERS = 28
+
+PROMPTS_LIMIT = 16 * 2**20
+"""Bytes of a file of prompts."""
 
 BATCH = 16
 """Texts that go through a text encoder at a time."""
@@ -105,7 +110,12 @@ class _GraphEncoder:
     outputs: tuple[str, ...]
 
     def __call__(self, ids: Int64) -> dict[str, Float32]:
-        values: list[Float32] = self._session.run(list(self.outputs), {TOKEN_IDS: ids})
+        try:
+            values: list[Float32] = self._session.run(list(self.outputs), {TOKEN_IDS: ids})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise PtqdError("A text encoder failed.", found=f"{self.graph}: {error}", mend="rebuild the bundle") from error
+        if not all(is_finite(value) for value in values):
+            raise NotFiniteError("A text encoder's output is not finite.", found=f"NaN or infinity from {self.graph}")
         return dict(zip(self.outputs, values, strict=True))
 
     @cached_property
@@ -133,24 +143,40 @@ def open_text(bundle: Bundle) -> TextModel:
 
 
 def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:
-    return TextPart(read_tokenizer(bundle.path(record.tokenizer)), _GraphEncoder(bundle.graph(record.graph), record.inputs))
+    tokenizer = read_tokenizer(bundle.read(record.tokenizer), bundle.folder / record.tokenizer, record.tokens)
+    return TextPart(tokenizer, _GraphEncoder(bundle.graph(record.graph), record.inputs))
 
 
-def read_tokenizer(path: Path) -> Any:
-    """The `tokenizers.Tokenizer` in a file.
+def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
+    """The `tokenizers.Tokenizer` in the content of a file.
+
+    Args:
+        content: of the file.
+        path: where it came from.
+        tokens: length that it pads and truncates to.
 
     Raises:
         MissingBackendError: tokenizers is not installed.
-        BundleError: the file holds none.
+        BundleError: the file holds none, or one that pads to another length.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingBackendError("Prompts need tokenizers.", found=str(error), mend="pip install 'ptqd-export[text]'") from error
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise BundleError("A tokenizer of the bundle cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
+    padding = tokenizer.padding or {}
+    lengths = (padding.get("length"), (tokenizer.truncation or {}).get("max_length"), padding.get("pad_to_multiple_of"))
+    if lengths != (tokens, tokens, None):
+        raise BundleError(
+            "A tokenizer of the bundle is not the one that the manifest describes.",
+            found=f"{path}: pads to {lengths[0]}, truncates to {lengths[1]}, pads to multiples of {lengths[2]}",
+            expected=f"{tokens} tokens",
+            mend="rebuild the bundle",
+        )
+    return tokenizer
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -160,7 +186,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         UsageError: it cannot be read, or holds no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_plain(path, PROMPTS_LIMIT).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt a line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from engines.limits import CHAIN_STEPS, HISTORY, MAGNITUDE, Coefficient, Name, Scale, Timestep, Variance
 
 SCHEMA_VERSION: Literal[1] = 1
-
-Variance = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -24,10 +24,10 @@ class Correction(Strict):
     not give up (all of it at eta = 0).
     """
 
-    gain: tuple[FiniteFloat, ...]
-    offset: tuple[FiniteFloat, ...]
-    state_gain: tuple[FiniteFloat, ...]
-    sigma_corrected: Variance
+    gain: tuple[Coefficient, ...]
+    offset: tuple[Coefficient, ...]
+    state_gain: tuple[Coefficient, ...]
+    sigma_corrected: Annotated[Variance, Field(le=MAGNITUDE)]
     residual_variance: Variance
     unabsorbed_variance: Variance
 
@@ -42,11 +42,11 @@ class Correction(Strict):
 class StepShift(Strict):
     """Coefficients of a step from a state that quantization made noisier than its level; under the same names as in `Step`."""
 
-    timestep: Annotated[FiniteFloat, Field(ge=0)]
-    input_scale: FiniteFloat
-    x_coeff: FiniteFloat
-    out_coeff: FiniteFloat
-    prediction_coeffs: tuple[FiniteFloat, FiniteFloat]
+    timestep: Timestep
+    input_scale: Coefficient
+    x_coeff: Coefficient
+    out_coeff: Coefficient
+    prediction_coeffs: tuple[Coefficient, Coefficient]
 
 
 class Step(Strict):
@@ -57,16 +57,16 @@ class Step(Strict):
     """
 
     step: NonNegativeInt
-    timestep: Annotated[FiniteFloat, Field(ge=0)]
-    precision: str
-    x_coeff: FiniteFloat
-    out_coeff: FiniteFloat
-    prediction_coeffs: tuple[FiniteFloat, FiniteFloat]
-    history_coeffs: tuple[FiniteFloat, ...]
-    input_scale: FiniteFloat
-    sigma: Variance
-    clip: Annotated[FiniteFloat, Field(gt=0)] | None
-    corrections: dict[str, Correction]
+    timestep: Timestep
+    precision: Name
+    x_coeff: Coefficient
+    out_coeff: Coefficient
+    prediction_coeffs: tuple[Coefficient, Coefficient]
+    history_coeffs: Annotated[tuple[Coefficient, ...], Field(max_length=HISTORY)]
+    input_scale: Coefficient
+    sigma: Annotated[Variance, Field(le=MAGNITUDE)]
+    clip: Annotated[Coefficient, Field(gt=0)] | None
+    corrections: dict[Name, Correction]
     shifted: StepShift | None = None
 
     @property
@@ -84,10 +84,10 @@ class Step(Strict):
 class SamplerRecord(Strict):
     """Where the coefficients came from, for people and for refits."""
 
-    name: str
-    steps: PositiveInt
-    eta: Annotated[FiniteFloat, Field(ge=0)]
-    guidance: Annotated[FiniteFloat, Field(ge=0)]
+    name: Name
+    steps: Annotated[PositiveInt, Field(le=CHAIN_STEPS)]
+    eta: Scale
+    guidance: Scale
 
 
 class CorrectionRecord(Strict):
@@ -104,9 +104,9 @@ class Schedule(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     sampler: SamplerRecord
     correction: CorrectionRecord
-    policy: str
-    init_sigma: Annotated[FiniteFloat, Field(gt=0)]
-    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
+    policy: Name
+    init_sigma: Annotated[Coefficient, Field(gt=0)]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=CHAIN_STEPS)]
 
     @model_validator(mode="after")
     def _in_order(self) -> Schedule:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 from engines.backends.base import Backend
 from engines.backends.choice import on_onnxruntime
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.engine_check import EngineCheck, check_engines
+from engines.errors import BundleError
 from engines.progress import progress
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.calibration_noise import calibration_noise, calibration_rows
 from ptqd_export.schedules.settings import stored_plan
 from ptqd_export.schedules.stored_statistics import statistics_file
+from ptqd_export.statistics_file import StatisticsFile, read_statistics
 
 REFERENCE = "reference"
 """Full precision as it ran when the statistics were measured; the engine of that precision is one of those that are checked."""
@@ -67,5 +67,8 @@ def _expected(bundle: Bundle, precision: str) -> list[float | None]:
     """Its `snr_db` at every step; None where nothing differs, as full precision does from itself."""
     if precision == FULL_PRECISION:
         return [None] * len(bundle.schedule().steps)
-    content = json.loads(bundle.path(statistics_file(bundle, DEFAULT, precision)).read_text())
-    return [step["snr_db"] for step in content["steps"]]
+    file, steps = statistics_file(bundle, DEFAULT, precision), len(bundle.schedule().steps)
+    measured = [step.snr_db for step in read_statistics(bundle, file, StatisticsFile).steps]
+    if len(measured) != steps:
+        raise BundleError("Statistics are of another chain.", found=f"{file}: {len(measured)} steps", expected=f"{steps} steps")
+    return measured

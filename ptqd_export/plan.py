@@ -16,9 +16,10 @@ from calib.placement import HighPrecision
 from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
 from engines.backends.onnxruntime import Provider
 from engines.errors import UsageError
+from engines.limits import BATCH, CHAIN_STEPS, ROWS
 from engines.samplers import SAMPLERS
 from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
-from ptqd_export.json_object import read_json_object
+from engines.untrusted_json import read_json_object
 from ptqd_export.plan_errors import Problem, expectation, expectations, plan_error
 from ptqd_export.targets import TARGETS
 
@@ -107,7 +108,10 @@ class ModelSection(Section):
         "the Python path",
     )
     null_class: int | None = Field(
-        default=None, ge=0, description='class label that means "no class", for guidance; null takes the last of the model\'s labels'
+        default=None,
+        ge=0,
+        le=ROWS,
+        description='class label that means "no class", for guidance; null takes the last of the model\'s labels',
     )
     conditions: WrittenPath | None = Field(
         default=None,
@@ -144,7 +148,7 @@ class SamplerSection(Section):
     """The walk from noise to sample."""
 
     name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim, dpm++2m or euler-ancestral")
-    steps: int = Field(ge=1, description="number of denoising steps")
+    steps: int = Field(ge=1, le=CHAIN_STEPS, description="number of denoising steps")
     eta: float = Field(
         default=None,
         validate_default=True,
@@ -194,9 +198,9 @@ class SamplerSection(Section):
 class ReconstructionSection(Section):
     """Learned rounding; used where `rounding` is not `nearest`."""
 
-    samples: int = Field(default=256, ge=1, description="states, drawn across the timesteps, that a layer or block is fitted to")
-    iterations: int = Field(default=500, ge=1, description="optimizer steps for each layer or block")
-    batch_size: int = Field(default=16, ge=1, description="states in one optimizer step")
+    samples: int = Field(default=256, ge=1, le=ROWS, description="states, drawn across the timesteps, that a layer or block is fitted to")
+    iterations: int = Field(default=500, ge=1, le=ROWS, description="optimizer steps for each layer or block")
+    batch_size: int = Field(default=16, ge=1, le=BATCH, description="states in one optimizer step")
     activation_scales: bool = Field(default=True, description="learn the scales of the activations too")
     memory_gib: float = Field(
         default=4.0, gt=0, description="most memory for the stored inputs and outputs of a block; what does not fit lies in files"
@@ -241,9 +245,9 @@ class QuantizationSection(Section):
 class CalibrationSection(Section):
     """What the statistics are measured on."""
 
-    samples: int = Field(default=512, ge=1, description="samples that walk the sampler for the correction's statistics")
-    batch_size: int = Field(default=64, ge=1, description="samples in one network call")
-    activation_samples: int = Field(default=256, ge=1, description="states, drawn across the timesteps, for the activation ranges")
+    samples: int = Field(default=512, ge=1, le=ROWS, description="samples that walk the sampler for the correction's statistics")
+    batch_size: int = Field(default=64, ge=1, le=BATCH, description="samples in one network call")
+    activation_samples: int = Field(default=256, ge=1, le=ROWS, description="states, drawn across the timesteps, for the activation ranges")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the calibration samples")
     trajectory: Literal["quantized", "fp"] = Field(
         default="quantized",
@@ -302,9 +306,9 @@ class StepsSection(Section):
 class BatchSection(Section):
     """Samples that a chain may walk at once."""
 
-    min: int = Field(default=1, ge=1, description="fewest samples in one network call")
-    opt: int = Field(default=8, ge=1, description="samples that the engines are tuned for")
-    max: int = Field(default=64, ge=1, description="most samples in one network call; memory grows with it")
+    min: int = Field(default=1, ge=1, le=BATCH, description="fewest samples in one network call")
+    opt: int = Field(default=8, ge=1, le=BATCH, description="samples that the engines are tuned for")
+    max: int = Field(default=64, ge=1, le=BATCH, description="most samples in one network call; memory grows with it")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -319,9 +323,9 @@ class TargetSection(Section):
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="runtime")
     provider: Provider = Field(default="CPU", description="device of ONNX Runtime: CPU, or CUDA for an NVIDIA GPU")
     threads: int | None = Field(
-        default=None, ge=1, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
+        default=None, ge=1, le=1024, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
     )
-    benchmark_batch: int = Field(default=8, ge=1, description="batch size at which engines are timed")
+    benchmark_batch: int = Field(default=8, ge=1, le=BATCH, description="batch size at which engines are timed")
     high_precision: HighPrecision = Field(
         default=None,
         validate_default=True,

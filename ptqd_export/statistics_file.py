@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calib.correction_fit import Affine, residual_mean, residual_variance
 from calib.moments import Moments
 from calib.walk import StepResult
+from engines.bundle import Bundle
+from engines.contract import first_problem
+from engines.errors import BundleError
 
 SCHEMA_VERSION = 1
+
+
+class StoredStep(BaseModel):
+    """What refits and checks read of a step."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    snr_db: float | None
+    moments: dict[str, Any]
+
+
+class StatisticsFile(BaseModel):
+    """What they read of the whole file."""
+
+    steps: Annotated[list[StoredStep], Field(min_length=1)]
+    layers: list[dict[str, Any]]
+
+
+Stored = TypeVar("Stored", bound=BaseModel)
+
+
+def read_statistics(bundle: Bundle, file: str, kind: type[Stored]) -> Stored:
+    """A statistics file of a bundle, or the part of it that `kind` describes.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(bundle.json(file)))
+    except ValidationError as error:
+        raise BundleError(
+            "Statistics do not hold what they should.", found=f"{bundle.folder / file}: {first_problem(error)}", mend="rebuild the bundle"
+        ) from error
 
 
 def step_record(result: StepResult, precision: str, guidance: float) -> dict[str, Any]:

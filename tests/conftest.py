@@ -16,7 +16,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bundle import ConditioningRecord, FileRecord, InputRecord, Manifest, ModelRecord, PrecisionRecord, TargetRecord
+from engines.bundle import (
+    MANIFEST,
+    ConditioningRecord,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    ModelRecord,
+    PrecisionRecord,
+    TargetRecord,
+    write_manifest,
+)
+from engines.contract import sealed
 from engines.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
@@ -106,10 +117,10 @@ class TinyBundle:
         path.write_bytes(change(path.read_bytes()))
 
     def edit_json(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-        """Change a JSON file in place."""
+        """Change a JSON file in place; the manifest keeps a digest that is right."""
         content = json.loads((self.folder / name).read_text())
         change(content)
-        (self.folder / name).write_text(json.dumps(content))
+        (self.folder / name).write_text(json.dumps(sealed(content) if name == MANIFEST else content))
 
     def rehash(self, name: str) -> None:
         """Have the manifest know a file as it is."""
@@ -171,7 +182,7 @@ def build_tiny_bundle(folder: Path, *, channels: int = 1, conditional: bool = Tr
         onnx.save(network.graph(conditional=conditional), folder / _graph(name))
     table = compile_sampler("ddim", STEPS, 1.0, NOISE_SCHEDULE)
     (folder / "schedules/default.json").write_text(_schedule(table, channels, guidance).model_dump_json())
-    (folder / "manifest.json").write_text(_manifest(folder, channels, guidance, conditional=conditional).model_dump_json())
+    write_manifest(folder, _manifest(folder, channels, guidance, conditional=conditional))
     return TinyBundle(folder, networks)
 
 

@@ -39,16 +39,14 @@ class Engine(abc.ABC):
             feeds: for every input, an array [batch, *shape] of the input's dtype.
 
         Raises:
-            PtqdError: an input is missing, unknown, of another dtype or shape, or the output is not finite.
+            PtqdError: an input is missing, unknown, of another dtype or shape, or the output has not one row for each of its rows.
+                Whether it is finite is for the caller to see, who knows the step.
         """
         self._check(feeds)
         out = self._run(feeds)
-        if not np.isfinite(out).all():
-            raise PtqdError(
-                "The network's output is not finite.",
-                found=f"NaN or infinity from {self.label}",
-                mend="check the state that it was given, and whether float32 samples well (--precision fp32)",
-            )
+        batch = len(next(iter(feeds.values())))
+        if out.shape[:1] != (batch,):
+            raise PtqdError(f"The output of {self.label} does not fit.", found=list(out.shape), expected=f"{batch} rows")
         return out
 
     @abc.abstractmethod

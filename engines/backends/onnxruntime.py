@@ -76,11 +76,25 @@ class OnnxRuntimeEngine(Engine):
         self._workers = min(batch, threads) if provider == "CPU" else 1
         self._session = open_session(path, _config(mode), threads // self._workers, optimized, provider)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
-        inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        (output,) = (_spec(value) for value in self._session.get_outputs())
-        super().__init__(f"{path.stem} on ONNX Runtime", inputs, output)
+        label = f"{path.stem} on ONNX Runtime"
+        try:
+            inputs = tuple(_spec(value, label) for value in self._session.get_inputs())
+            outputs = tuple(_spec(value, label) for value in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise PtqdError(f"{label} is no network.", found=f"a name that is no text: {error}", expected="names in UTF-8") from error
+        if len(outputs) != 1 or not inputs:
+            raise PtqdError(f"{label} is no network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="one output")
+        super().__init__(label, inputs, outputs[0])
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        try:
+            return self._runs(feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise PtqdError(
+                f"{self.label} failed.", found=error, mend="lower the batch size if memory is short, or rebuild the bundle"
+            ) from error
+
+    def _runs(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         if self._bound is not None:
             return self._bound.run(feeds)
         feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
@@ -168,7 +182,13 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="ptqd-piece")
 
 
-def _spec(value: Any) -> TensorSpec:
+def _spec(value: Any, label: str) -> TensorSpec:
+    if value.type not in _DTYPES or not value.shape:
+        raise PtqdError(
+            f"{label} is no network.",
+            found=f"{value.name}: {value.type} {value.shape}",
+            expected=f"{' or '.join(_DTYPES)} whose first axis is the batch",
+        )
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
@@ -189,7 +209,7 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print of an error is in the exception too
     if provider == "CPU":
         _share_memory()
         options.add_session_config_entry("session.use_env_allocators", "1")

@@ -20,6 +20,7 @@ from engines.correction import correct
 from engines.denoiser import guide
 from engines.errors import MissingBackendError, UsageError
 from engines.files import writable_folder
+from engines.finite import check_output
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
 from engines.progress import progress
@@ -164,9 +165,11 @@ class Figures:
         """Add what networks gave, one visit after the other."""
         guidance = self._schedule.sampler.guidance
         for visit, outputs in runs:
+            check_output(outputs[REFERENCE], REFERENCE, visit.timestep, visit.step)
             step, e = self._schedule.steps[visit.step], guide(outputs[REFERENCE], guidance)
             for name, by_step in self._found.items():
                 found = by_step.setdefault(visit.step, _StepAgreement(visit.timestep))
+                check_output(outputs[name], name, visit.timestep, visit.step)
                 q, correction = guide(outputs[name], guidance), step.corrections[name]
                 found.raw.add(e, q)
                 x = visit.x / np.float32(step.input_scale)

@@ -14,6 +14,7 @@ from engines.compare.agreement import Agreement
 from engines.compare.visits import Visit, spread_steps, walk
 from engines.denoiser import Denoiser, guide
 from engines.errors import PtqdError
+from engines.finite import check_output
 from engines.noise import NoiseSource
 from engines.sampling import Chain, batches
 from engines.schedule import Schedule
@@ -128,7 +129,9 @@ class _Observer:
                 self.found.setdefault((name, visit.step), Agreement()).add(e, self._out(name, visit))
 
     def _out(self, name: str, visit: Visit) -> Float32:
-        return guide(self.check.networks[name](visit.x, visit.timestep, visit.rows), self.check.schedule.sampler.guidance)
+        out = self.check.networks[name](visit.x, visit.timestep, visit.rows)
+        check_output(out, name, visit.timestep, visit.step)
+        return guide(out, self.check.schedule.sampler.guidance)
 
 
 def _departure(check: EngineCheck, name: str, step: int, found: float) -> float:

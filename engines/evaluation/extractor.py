@@ -11,8 +11,11 @@ import numpy as np
 
 from engines.arrays import Float32
 from engines.backends.onnxruntime import open_session
+from engines.bundle_files import is_plain
 from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.external_data import external_files
 from engines.files import sha256
+from engines.finite import is_finite
 from engines.machine import cores
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
@@ -54,6 +57,7 @@ class Extractor:
     def __init__(self, path: Path, threads: int | None = None) -> None:
         if not path.is_file():
             raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
+        _check_weights(path)
         self.path = path
         self.digest = sha256(path)
         self._session = _open(path, threads or cores())
@@ -81,7 +85,7 @@ class Extractor:
             values = self._session.run(self._outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise PtqdError("The feature extractor failed.", found=f"{self.path} on images {list(images.shape)}: {error}") from error
-        if not all(np.isfinite(value).all() for value in values):
+        if not all(is_finite(value) for value in values):
             raise PtqdError("The feature extractor's output is not finite.", found=f"NaN or infinity from {self.path}")
         found = dict(zip(self._outputs, values, strict=True))
         spatial = found.get(SPATIAL)
@@ -151,6 +155,18 @@ def flat_maps(maps: Float32) -> Float32:
 
 def _is_vector(shape: Sequence[Any]) -> bool:
     return len(shape) == 2 or (len(shape) == 4 and list(shape[2:]) == [1, 1])
+
+
+def _check_weights(path: Path) -> None:
+    """Weights outside of the file lie beside it: runtimes of all ages follow what a graph says."""
+    try:
+        outside = [name for name in external_files(path) if not is_plain(name) or not (path.parent / name).is_file()]
+    except (OSError, ValueError) as error:
+        raise UsageError("The feature extractor cannot be read.", found=f"{path}: {error}", expected="an ONNX file") from error
+    if outside:
+        raise UsageError(
+            "The feature extractor reads a file elsewhere.", found=f"{path} wants {min(outside)!r}", expected="weights in a file beside it"
+        )
 
 
 def _open(path: Path, threads: int) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 
 from engines.arrays import Float32
 from engines.errors import UsageError
+from engines.npz import ArrayHeader, array_names, opened
 
 IMAGES = ("images", "samples")
 """Names of the array: `ptqd-run sample --format npz` writes both of latent models, and their `samples` are no images."""
 
 _EXPECTED = "an .npz archive with the images `images` or `samples`, or with the statistics `mu` and `sigma`"
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 FARTHEST = 10.0
 """Raw samples leave [-1, 1] a little; what goes beyond this is in other units."""
@@ -50,18 +49,20 @@ class ImageArchive:
         Raises:
             UsageError: the array is of another kind.
         """
-        names = array_names(path)
+        with readable(path):
+            names = array_names(path)
         name = next((name for name in IMAGES if name in names), None)
         if name is None:
             raise UsageError(
                 "The reference holds neither images nor statistics.", found=f"{path}: {', '.join(sorted(names))}", expected=_EXPECTED
             )
-        with readable(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            shape, fortran_order, dtype = _header(file)
-        if len(shape) != 4 or fortran_order or not (dtype == np.uint8 or dtype.kind == "f"):
+        with readable(path), opened(path) as archive, archive.open(f"{name}.npy") as file:
+            header = ArrayHeader.read(file)
+        shape, dtype = header.shape, header.dtype
+        if len(shape) != 4 or min(shape) < 1 or header.fortran_order or not (dtype == np.uint8 or dtype.kind == "f"):
             raise UsageError(
                 "The reference's images are of another kind.",
-                found=f"{path}: {name} {dtype} {list(shape)}" + (", columns first" if fortran_order else ""),
+                found=f"{path}: {name} {dtype} {list(shape)}" + (", columns first" if header.fortran_order else ""),
                 expected=f"{name} float32 [n, channels, height, width] in [-1, 1], or uint8",
             )
         return cls(path, name, shape[0], shape[1:], dtype)
@@ -72,13 +73,13 @@ class ImageArchive:
         Raises:
             UsageError: the file ends early, or the values are in other units.
         """
-        with readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
-            _header(file)
+        with readable(self.path), opened(self.path) as archive, archive.open(f"{self.name}.npy") as file:
+            ArrayHeader.read(file)
             for begin in range(0, self.count, size):
                 yield self._read(file, min(size, self.count - begin))
 
     def _read(self, file: IO[bytes], count: int) -> Float32:
-        size = count * int(np.prod(self.shape)) * self.dtype.itemsize
+        size = count * math.prod(self.shape) * self.dtype.itemsize
         data = file.read(size)
         if len(data) < size:
             raise UsageError("The reference ends early.", found=self.path, expected=f"{self.count} images", mend="write it again")
@@ -99,22 +100,5 @@ def readable(path: Path) -> Iterator[None]:
     """Whatever goes wrong with the archive in this block is the user's to mend."""
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
         raise UsageError("The reference cannot be read.", found=f"{path}: {error}", expected=_EXPECTED) from error
-
-
-def array_names(path: Path) -> set[str]:
-    """Names of the arrays in an archive.
-
-    Raises:
-        UsageError: it is none.
-    """
-    with readable(path), zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"array header of version {version}")
-    return _HEADERS[version](file)

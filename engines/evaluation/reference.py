@@ -15,10 +15,12 @@ from engines.errors import UsageError
 from engines.evaluation.extractor import Extractor
 from engines.evaluation.feature_statistics import FeatureStatistics
 from engines.evaluation.frechet import Gaussian
-from engines.evaluation.image_archive import ImageArchive, array_names, readable
+from engines.evaluation.image_archive import ImageArchive, readable
 from engines.evaluation.manifold import NEIGHBOURS, POINTS_LIMIT, Manifold
 from engines.evaluation.subset import Subset
 from engines.files import replacing
+from engines.finite import is_finite
+from engines.npz import array_names, read_arrays
 from engines.progress import progress
 
 BATCH = 64
@@ -58,7 +60,9 @@ class Reference:
         Raises:
             UsageError: it is no such archive, or does not fit the extractor or the samples.
         """
-        if set(_FEATURES) <= array_names(path):
+        with readable(path):
+            names = array_names(path)
+        if set(_FEATURES) <= names:
             return _from_statistics(path, extractor, shape)
         images = ImageArchive.open(path)
         if images.shape != shape:
@@ -106,8 +110,8 @@ class Reference:
 
 
 def _from_statistics(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Reference:
-    with readable(path), np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files if name in _ARRAYS}
+    with readable(path):
+        arrays = read_arrays(path, _ARRAYS)
     made_with = str(arrays.get("extractor", extractor.digest))
     if made_with != extractor.digest:
         raise UsageError(
@@ -121,7 +125,11 @@ def _from_statistics(path: Path, extractor: Extractor, shape: tuple[int, ...]) -
     spatial = None if one.spatial is None or not set(_SPATIAL) <= set(arrays) else _gaussian(arrays, _SPATIAL, one.spatial.shape[1], path)
     if "extractor" not in arrays:  # another program's file: what else it holds may mean anything
         return Reference(features, spatial)
-    return Reference(features, spatial, Manifold.of(arrays["features"]), int(arrays["count"]))
+    points, count = arrays.get("features", np.empty(0)), arrays.get("count", np.empty(0))
+    whole = points.ndim == 2 and points.shape[1] == len(features.mean) and NEIGHBOURS < len(points) <= POINTS_LIMIT
+    if not (whole and points.dtype.kind == "f" and is_finite(points) and count.shape == () and count.dtype.kind in "iu"):
+        raise UsageError("The reference is not what `ptqd-run reference` writes.", found=path, mend="make it again")
+    return Reference(features, spatial, Manifold.of(points), int(count))
 
 
 def _gaussian(arrays: Mapping[str, NDArray[Any]], names: tuple[str, str], dimension: int, path: Path) -> Gaussian:
@@ -132,6 +140,6 @@ def _gaussian(arrays: Mapping[str, NDArray[Any]], names: tuple[str, str], dimens
             found=f"{path}: {names[0]} {list(mean.shape)}, {names[1]} {list(covariance.shape)}",
             expected=f"{names[0]} {[dimension]}, {names[1]} {[dimension, dimension]}",
         )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or not (is_finite(mean) and is_finite(covariance)):
         raise UsageError("The reference's statistics are not finite.", found=f"{path}: NaN or infinity in {names[0]} or {names[1]}")
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engines.errors import UsageError
+from engines.errors import PtqdError, UsageError
 from engines.files import remove_parts, replacing, sha256, write_text
 from engines.locks import locked
 from engines.room import check_room
 from engines.tensorrt.build_spec import BuildSpec
 from engines.tensorrt.builder import OnProgress, build_engine
 from engines.tensorrt.device_identity import DeviceIdentity, device_identity
+from engines.untrusted_json import read_json_object
 
 DIGEST_LETTERS = 16
+ENGINE = "engine"
+"""Key of an engine's own hash, among what it depends on."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class EngineCache:
 
         Raises:
             UsageError: it was not, or not for this graph, flavour, version, device and options.
+            PtqdError: it is not as it was built.
         """
         path = self._path(spec, EngineKey.of(spec))
         if not path.exists():
@@ -94,6 +98,12 @@ class EngineCache:
                 found=f"no {path}",
                 expected=f"an engine of {spec.graph.name} for {spec.flavour}",
                 mend="run `ptqd-export engines BUNDLE`",
+            )
+        if not _is_whole(path):
+            raise PtqdError(
+                "An engine was changed or damaged.",
+                found=f"{path}: not of the hash in {_record(path).name} beside it",
+                mend="run `ptqd-export engines BUNDLE`, which builds it again",
             )
         return path
 
@@ -106,7 +116,7 @@ class EngineCache:
         key, begin = EngineKey.of(spec), time.perf_counter()
         path = self._path(spec, key)
         with locked(path):
-            from_cache = path.exists()
+            from_cache = path.exists() and _is_whole(path)
             if not from_cache:
                 self._build(spec, key, path, on_progress, build)
         return CachedEngine(path, time.perf_counter() - begin, from_cache)
@@ -117,10 +127,22 @@ class EngineCache:
         check_room(path, sum(file.stat().st_size for file in _graph_files(spec.graph)), f"the engine of {spec.graph.name}")
         with replacing(path) as temporary:
             build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
-            write_text(path.with_suffix(".json"), key.to_json() + "\n")
+            write_text(_record(path), json.dumps({**asdict(key), ENGINE: sha256(temporary)}, sort_keys=True, indent=1) + "\n")
 
     def _path(self, spec: BuildSpec, key: EngineKey) -> Path:
         return self.folder / f"{spec.graph.stem}-{key.digest}.engine"
+
+
+def _record(engine: Path) -> Path:
+    """The file beside an engine that says what it depends on, and its own hash."""
+    return engine.with_suffix(".json")
+
+
+def _is_whole(engine: Path) -> bool:
+    try:
+        return read_json_object(_record(engine)).get(ENGINE) == sha256(engine)
+    except UsageError:
+        return False
 
 
 def _graph_hashes(graph: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.denoiser import Denoiser, Denoisers
-from engines.errors import PtqdError
+from engines.finite import not_finite
 from engines.network import STATE, TIMESTEP, EngineDenoiser
 from engines.stepping import Move
 from engines.tensorrt.arena import Arena
@@ -40,6 +40,7 @@ class DeviceStepper:
         self._x, self._rows = x, rows
         self._arena = None
         self._newest = self._known = 0
+        self._taken: dict[int, tuple[str, float]] = {}
 
     def take(self, move: Move, z: Float32 | None) -> None:
         denoiser = _on_tensorrt(self._denoisers[move.precision])
@@ -49,7 +50,8 @@ class DeviceStepper:
         network_rows = branches * len(self._rows)
         engine.prepare(network_rows)
         arena = self._begin(engine.arena)
-        arena.stream.synchronize()  # the copies of the step before have left the pinned arrays
+        arena.stream.synchronize()  # the copies of the step before have left the pinned arrays, and its flag is here
+        self._check_finite()
         self._send_numbers(arena, move, z)
         feeds = {} if denoiser.conditioning is None else denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
         feeds[TIMESTEP] = np.full(network_rows, move.step.timestep, dtype=np.float32)
@@ -58,21 +60,24 @@ class DeviceStepper:
         self._kernels.place(arena.stream.handle, arena.address(X), scale, self._x.size, branches, arena.address(STATE))
         engine.enqueue(network_rows)
         self._kernels.update(arena.stream.handle, self._arguments(arena, move, branches, engine.output.name))
+        arena.stream.download(arena.address(NOT_FINITE), self._pinned[NOT_FINITE])
+        self._taken[move.step.step] = (move.precision, move.step.timestep)
 
     def state(self) -> Float32:
         if self._arena is None:
             return self._x
         arena = self._arena
         arena.stream.download(arena.address(X), self._pinned[X])
-        arena.stream.download(arena.address(NOT_FINITE), self._pinned[NOT_FINITE])
         arena.stream.synchronize()
-        if self._pinned[NOT_FINITE][0]:
-            raise PtqdError(
-                "The network's output is not finite.",
-                found="NaN or infinity in some step",
-                mend="sample with the update on the host, which names the engine, or see whether float32 samples well (--precision fp32)",
-            )
+        self._check_finite()
         return self._pinned[X].copy()
+
+    def _check_finite(self) -> None:
+        """The kernel's flag is one more than the first step that gave NaN or infinity."""
+        flag = int(self._pinned[NOT_FINITE][0])
+        if flag:
+            precision, timestep = self._taken[flag - 1]
+            raise not_finite("The network's output is not finite, or the step's coefficients are too large.", precision, timestep, flag - 1)
 
     def _begin(self, arena: Arena) -> Arena:
         """The arena, the state in it."""
@@ -135,6 +140,7 @@ class DeviceStepper:
             channels=self._x.shape[1],
             branches=branches,
             terms=terms,
+            step=step.step,
             guidance=move.guidance,
             A=step.x_coeff,
             B=step.out_coeff,

@@ -30,13 +30,12 @@ extern "C" __global__ void place(const float* x, float input_scale, int n, int b
 extern "C" __global__ void update(
     float* x, const float* out, const float* gain, const float* offset, const float* state_gain, const float* z,
     const float* h1, const float* h2, const float* h3, const float* h4, float* prediction, int* not_finite,
-    int n, int inner, int channels, int branches, int terms,
+    int n, int inner, int channels, int branches, int terms, int step,
     float guidance, float A, float B, float P, float Q, float clip, float H0, float H1, float H2, float H3, float H4, float sigma) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float e = out[i];
     if (branches == 2) { float u = out[n + i]; e = u + guidance * (e - u); }
-    if (!(e - e == 0.0f)) *not_finite = 1;   // NaN and infinity alike
     int c = i / inner % channels;
     e = gain[c] * e + offset[c];
     e += state_gain[c] * x[i];
@@ -52,6 +51,7 @@ extern "C" __global__ void update(
         prediction[i] = m;
     }
     if (sigma > 0.0f) next += sigma * z[i];
+    if (!(next - next == 0.0f) && *not_finite == 0) *not_finite = step + 1;   // NaN and infinity alike, of the output too: 0 inf is NaN
     x[i] = next;
 }
 """
@@ -81,6 +81,7 @@ class UpdateArguments:
     channels: int
     branches: int
     terms: int
+    step: int
     guidance: float
     A: float
     B: float
@@ -99,7 +100,7 @@ class UpdateArguments:
         return tuple(vars(self).values())
 
 
-UPDATE_TYPES = (*[ctypes.c_void_p] * 12, *[ctypes.c_int] * 5, *[ctypes.c_float] * 12)
+UPDATE_TYPES = (*[ctypes.c_void_p] * 12, *[ctypes.c_int] * 6, *[ctypes.c_float] * 12)
 PLACE_TYPES = (ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
 
 

@@ -23,6 +23,7 @@ from engines.bundle import (
     ProfileRecord,
     TargetRecord,
     TextRecord,
+    write_manifest,
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
@@ -30,7 +31,7 @@ from engines.room import check_room
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
-from ptqd_export.build.install import MANIFEST, install
+from ptqd_export.build.install import install
 from ptqd_export.build.pictures import SHEET
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
@@ -114,7 +115,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     manifest = _manifest(context, records, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
     writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
     manifest = manifest.model_copy(update={"files": writer.files})
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_manifest(folder, manifest)
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:

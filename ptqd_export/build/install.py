@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from engines.bundle import MANIFEST
 from engines.files import sync
-
-MANIFEST = "manifest.json"
 
 
 def install(made: Path, output: Path, replaced: tuple[str, ...]) -> None:

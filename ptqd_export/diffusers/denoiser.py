@@ -20,6 +20,7 @@ from engines.backends.choice import Runtime, open_backend
 from engines.bundle import DEFAULT, Bundle, InputRecord
 from engines.chain_choice import AUTO
 from engines.errors import UsageError
+from engines.finite import check_output
 from engines.network import STATE, TIMESTEP
 from engines.schedule import Schedule
 from ptqd_export.diffusers.network_config import network_config
@@ -114,7 +115,9 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._check_shape(sample)
         feeds = {STATE: _array(sample, "float32"), TIMESTEP: np.full(len(sample), value, dtype=np.float32)}
         feeds |= self._conditions({name: given for name, given in conditions.items() if given is not None})
-        out = torch.from_numpy(self._engine(value, len(sample)).run(feeds)).to(sample)
+        found = self._engine(value, len(sample)).run(feeds)
+        check_output(found, self._precisions[value], value)
+        out = torch.from_numpy(found).to(sample)
         self.last_output = out
         return UNet2DOutput(sample=out) if return_dict else (out,)
 

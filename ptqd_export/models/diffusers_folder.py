@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.noise_schedule import NoiseSchedule
+from engines.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,17 +111,14 @@ def read_config(path: Path) -> Config:
         UsageError: there is none.
         PtqdError: it is damaged.
     """
-    try:
-        return Config(path, json.loads(path.read_text()))
-    except FileNotFoundError:
+    if not path.exists():
         raise UsageError(
             "The model folder is missing or incomplete.",
             found=f"no {path}",
             expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
             mend="name a folder written by `save_pretrained` as model.path",
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise PtqdError("A model configuration cannot be read.", found=f"{path}: {error}", expected="a JSON object") from error
+        )
+    return Config(path, read_json_object(path, PtqdError))
 
 
 def load_weights(folder: Path, kind: str) -> nn.Module:

@@ -46,7 +46,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
     path = plan_file.model_path
     family = find_family(path)
-    declared = family.declare(path)
+    declared = _declared(family, path)
     lora = _lora(plan_file)
     prompts = _prompts(plan_file, declared, lora)
     if prompts is None:
@@ -106,7 +106,20 @@ def declare_model(source: str, folder: Path) -> Declaration:
     """
     if re.fullmatch(FACTORY, source):
         return declare_factory(source, folder)
-    return find_family(Path(source)).declare(Path(source))
+    return _declared(find_family(Path(source)), Path(source))
+
+
+def _declared(family: Family, path: Path) -> Declaration:
+    """What the configuration of a model says of it; its format is not ours, and any value in it may be of any kind."""
+    try:
+        return family.declare(path)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            "The model's configuration holds something that does not belong there.",
+            found=f"{path}: {type(error).__name__}: {error}",
+            expected="a configuration as the model was saved with",
+            mend="copy the model again",
+        ) from error
 
 
 def find_family(path: Path) -> Family:

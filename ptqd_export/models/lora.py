@@ -10,7 +10,6 @@ with underscores for dots, and the word `processor` taken out, all of them agree
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
+from engines.untrusted_json import json_object
 
 PARTS: Mapping[str, str] = {
     "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         raise UsageError("The LoRA is missing.", found=f"no file {path}", expected="a safetensors file", mend="correct model.lora.path")
     try:
         with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            metadata = json_object((file.metadata() or {}).get(METADATA, "{}").encode(), path, PtqdError)
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # no mapping
     except (SafetensorError, ValueError) as error:
         raise PtqdError("The LoRA cannot be read.", found=f"{path}: {error}", expected="a safetensors file") from error

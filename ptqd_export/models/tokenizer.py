@@ -51,7 +51,10 @@ def _reference(folder: Path) -> Any:
         from transformers import CLIPTokenizerFast
     except ImportError as error:
         raise MissingBackendError("Text models need transformers.", found=str(error), mend="pip install transformers") from error
-    return CLIPTokenizerFast.from_pretrained(folder)
+    try:
+        return CLIPTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise PtqdError("The model's tokenizer cannot be read.", found=f"{folder}: {error}", mend="copy the whole model folder") from error
 
 
 def _prove(portable: Any, reference: Any) -> None:

@@ -6,34 +6,18 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from engines.bundle import Bundle
 from engines.compare.result import CompareResult
-from engines.errors import BundleError, UsageError
+from engines.errors import UsageError
 from engines.evaluation.result import EvaluationResult
-from engines.schedule import Strict
-from ptqd_export.json_object import read_json_object
+from engines.untrusted_json import read_json_object
+from ptqd_export.times_file import MachineTimes, read_times
 
 Result = TypeVar("Result", CompareResult, EvaluationResult)
-
-
-class MachineTimes(Strict):
-    """`local/<machine>/times.json`."""
-
-    processor: str
-    cores: PositiveInt
-    provider: Literal["CPU", "CUDA"]
-    batch: PositiveInt
-    guided: bool
-    milliseconds_a_step: dict[str, PositiveFloat]
-
-    @property
-    def machine(self) -> str:
-        device = "" if self.provider == "CPU" else f" with {self.provider}"
-        return f"{self.processor}, {self.cores} cores{device}, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -53,21 +37,10 @@ class Evidence:
             BundleError: times are damaged.
         """
         return cls(
-            tuple(_times(path) for path in sorted((bundle.folder / "local").glob("*/times.json"))),
+            tuple(read_times(path) for path in sorted((bundle.folder / "local").glob("*/times.json"))),
             tuple(_result(EvaluationResult, path, bundle, "evaluate") for path in evaluations),
             tuple(_result(CompareResult, path, bundle, "compare") for path in comparisons),
         )
-
-
-def _times(path: Path) -> MachineTimes:
-    try:
-        return MachineTimes.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BundleError(
-            "The measured times are damaged.",
-            found=f"{path}: {error.errors()[0]['msg']}",
-            mend="delete the file, or build the bundle again",
-        ) from error
 
 
 def _result(kind: type[Result], path: Path, bundle: Bundle, command: str) -> Result:

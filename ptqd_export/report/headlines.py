@@ -8,8 +8,8 @@ from statistics import fmean
 
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.report.content import Content
-from ptqd_export.report.evidence import MachineTimes
 from ptqd_export.report.steps import PrecisionSteps, Series, mean_of
+from ptqd_export.times_file import MachineTimes
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def report_page(bundle: Bundle, evidence: Evidence) -> str:
         evaluations=[evaluation(result) for result in evidence.evaluations],
         comparisons=[comparison(result) for result in evidence.comparisons],
         commands=_COMMANDS,
-        plan=bundle.path("plan.json").read_text(errors="replace"),
+        plan=bundle.read("plan.json").decode(errors="replace"),
         style=Markup(_source("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,21 +96,24 @@ def stored_pictures(bundle: Bundle) -> list[Picture]:
 
 
 def _sheet(bundle: Bundle, height: int, width: int) -> NDArray[np.uint8]:
-    path = bundle.path(PICTURES)
+    path = bundle.folder / PICTURES
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+        with Image.open(io.BytesIO(bundle.read(PICTURES)), formats=["PNG"]) as image:
+            _check_size(path, image.size, (width, height))  # before anything is unpacked
+            return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BundleError("The pictures of the report cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
-    found = pixels.shape[:2]
-    if found[0] != len(KINDS) * height or found[1] % width or not found[1]:
+
+
+def _check_size(path: Path, sheet: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Width and height of the sheet, and of a picture."""
+    if sheet[1] != len(KINDS) * picture[1] or sheet[0] % picture[0] or not 0 < sheet[0] <= MOST * picture[0]:
         raise BundleError(
             "The pictures of the report have another size.",
-            found=f"{path}: {found[1]} x {found[0]} pixels",
-            expected=f"{len(KINDS)} rows of pictures of {width} x {height}",
+            found=f"{path}: {sheet[0]} x {sheet[1]} pixels",
+            expected=f"{len(KINDS)} rows of at most {MOST} pictures of {picture[0]} x {picture[1]}",
             mend="rebuild the bundle",
         )
-    return pixels
 
 
 def _data_uri(pixels: NDArray[np.uint8]) -> str:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from calib.correction_fit import Affine
 from calib.moments import GUIDED, PLAIN, Moments
@@ -20,6 +20,7 @@ from engines.errors import BundleError
 from engines.samplers import SamplerTable, compile_sampler
 from engines.schedule import Correction, Schedule
 from ptqd_export.schedules.stored_statistics import statistics_file
+from ptqd_export.statistics_file import read_statistics
 
 Series = tuple[float | None, ...]
 """A figure of every step; None where it is infinite or there is none."""
@@ -139,7 +140,7 @@ def precision_steps(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> 
         BundleError: statistics are damaged.
     """
     files = {name: statistics_file(bundle, DEFAULT, name) for name in schedule.precisions}
-    found = [_precision_steps(bundle.path(files[name]), name, schedule, table) for name in _in_order(bundle, files)]
+    found = [_precision_steps(bundle, files[name], name, schedule, table) for name in _in_order(bundle, files)]
     if len({tuple(layer.name for layer in steps.layers) for steps in found}) > 1:
         raise BundleError("Statistics of different precisions list different layers.", mend="rebuild the bundle")
     return found
@@ -156,8 +157,12 @@ def _in_order(bundle: Bundle, files: Mapping[str, str]) -> list[str]:
     return [name for name in bundle.manifest.precisions if files.get(name) in bundle.manifest.files]
 
 
-def _precision_steps(path: Path, name: str, schedule: Schedule, table: SamplerTable) -> PrecisionSteps:
-    stored = _read(path, len(schedule.steps))
+def _precision_steps(bundle: Bundle, file: str, name: str, schedule: Schedule, table: SamplerTable) -> PrecisionSteps:
+    path = bundle.folder / file
+    stored = read_statistics(bundle, file, _StatisticsFile)
+    if len(stored.steps) != len(schedule.steps):
+        found, expected = f"{path}: {len(stored.steps)} steps", f"{len(schedule.steps)} steps"
+        raise BundleError("Statistics are of another chain.", found=found, expected=expected, mend="rebuild the bundle")
     corrections = [step.corrections[name] for step in schedule.steps]
     moments = [Moments.from_json(record.moments) for record in stored.steps]
     _check_moments(path, moments, corrections)
@@ -176,19 +181,6 @@ def _precision_steps(path: Path, name: str, schedule: Schedule, table: SamplerTa
         residual_variance=tuple(correction.residual_variance for correction in corrections),
         layers=tuple(stored.layers),
     )
-
-
-def _read(path: Path, steps: int) -> _StatisticsFile:
-    try:
-        stored = _StatisticsFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise BundleError("Statistics do not hold what they should.", found=found, mend="rebuild the bundle") from error
-    if len(stored.steps) != steps:
-        found = f"{path}: {len(stored.steps)} steps"
-        raise BundleError("Statistics are of another chain.", found=found, expected=f"{steps} steps", mend="rebuild the bundle")
-    return stored
 
 
 def _check_moments(path: Path, moments: Sequence[Moments], corrections: Sequence[Correction]) -> None:

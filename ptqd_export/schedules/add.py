@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calib.step_result import StepResult
-from engines.bundle import DEFAULT, Bundle, FileRecord
+from engines.bundle import DEFAULT, Bundle, FileRecord, write_manifest
 from engines.errors import UsageError
 from engines.files import sha256, write_text
 from engines.interruption import keeping
@@ -158,8 +158,7 @@ def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
 
 
 def _write_manifest(bundle: Bundle, files: Mapping[str, FileRecord]) -> None:
-    manifest = bundle.manifest.model_copy(update={"files": dict(files)})
-    write_text(bundle.folder / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"files": dict(files)}))
 
 
 def _file(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from calib.policy import FixedPolicy, Policy, SnrPolicy
 from calib.precision import Precision
 from calib.step_fit import CorrectionChoice, Variance
 from engines.bundle import DEFAULT, Bundle
+from engines.contract import first_problem
 from engines.errors import BundleError, UsageError
 from engines.samplers import SAMPLERS, SamplerTable, compile_sampler
 from engines.schedule import SamplerRecord, Schedule
@@ -123,12 +125,11 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
 
 def stored_plan(bundle: Bundle) -> Plan:
     """The plan that a bundle was built from."""
-    path = bundle.path("plan.json")
     try:
-        return Plan.model_validate_json(path.read_text())
+        return Plan.model_validate_json(json.dumps(bundle.json("plan.json")))
     except ValidationError as error:
         raise BundleError(
-            "The bundle's plan is of another version.", found=f"{path}: {error.errors()[0]['msg']}", mend="rebuild the bundle"
+            "The bundle's plan is of another version.", found=f"plan.json: {first_problem(error)}", mend="rebuild the bundle"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from calib.budget import Menu, check_budget, choose
@@ -15,7 +14,7 @@ from ptqd_export.plan import FULL_PRECISION, Cost
 from ptqd_export.schedules.calibration_noise import calibration_noise
 from ptqd_export.schedules.probing import PROBED_SAMPLES, probe_plan
 from ptqd_export.schedules.settings import ScheduleSettings
-from ptqd_export.times_file import times_file
+from ptqd_export.times_file import read_times, times_file
 
 
 def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str, float]:
@@ -27,6 +26,9 @@ def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str,
     if cost == "bit_operations":
         return {name: 1 / bundle.manifest.precisions[name].bit_operations_saved_all for name in candidates}
     times = _times(bundle)
+    for name in (FULL_PRECISION, *candidates):
+        if name not in times:
+            raise UsageError("An engine was not timed here.", found=name, expected=" or ".join(times), mend="build the bundle again")
     return {name: times[name] / times[FULL_PRECISION] for name in candidates}
 
 
@@ -63,5 +65,4 @@ def _times(bundle: Bundle) -> Mapping[str, float]:
             expected="the file that `ptqd-export build` writes",
             mend="build the bundle here, or give --cost bit_operations",
         )
-    times: Mapping[str, float] = json.loads(path.read_text())["milliseconds_a_step"]
-    return times
+    return read_times(path).milliseconds_a_step

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from calib.moments import Moments
 from engines.bundle import DEFAULT, Bundle
 from engines.errors import UsageError
+from ptqd_export.statistics_file import StatisticsFile, read_statistics
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
             expected="a schedule that was walked: the default one of a bundle as `ptqd-export build` writes it, or one with `--fit walk`",
             mend="give --fit walk, or build the bundle again",
         )
-    files = {name: json.loads(bundle.path(file).read_text()) for name, file in listed.items()}
-    moments = {name: [Moments.from_json(step["moments"]) for step in content["steps"]] for name, content in files.items()}
-    return StoredStatistics(moments, {name: content["layers"] for name, content in files.items()})
+    files = {name: read_statistics(bundle, file, StatisticsFile) for name, file in listed.items()}
+    moments = {name: [Moments.from_json(step.moments) for step in content.steps] for name, content in files.items()}
+    return StoredStatistics(moments, {name: content.layers for name, content in files.items()})
 
 
 def statistics_file(bundle: Bundle, schedule: str, precision: str) -> str:

@@ -458,7 +458,7 @@ def test_outputs_that_are_not_finite_end_the_walk(broken: str, tmp_path: Path) -
 
     plan = _plan()
     plan = replace(plan, reference=spoilt) if broken == "reference" else replace(plan, quantized={**plan.quantized, "low": spoilt})
-    with pytest.raises(PtqdError, match=f"{'full-precision' if broken == 'reference' else 'low'}.*step 2"):
+    with pytest.raises(PtqdError, match=f"(?s){'full precision' if broken == 'reference' else 'low'}.*step 2"):
         _take(plan, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -124,7 +124,8 @@ def test_prepared_embeddings_come_from_their_verified_file(own_tiny: TinyBundle)
     (own_tiny.folder / "conditioning").mkdir()
     np.savez(own_tiny.folder / file, tokens=np.arange(8.0).reshape(4, 2))
     own_tiny.rehash(file)
-    own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"]["conditioning"].update(file=file, rows=4, null_class=None))
+    record = {"inputs": [{"name": "tokens", "dtype": "float32", "shape": [2]}], "rows": 4, "null_class": None, "file": file}
+    own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(conditioning=record))
     table = load_conditioning(Bundle.open(own_tiny.folder))
     assert table is not None
     assert table.feeds(np.array([3]), guided=False)["tokens"].tolist() == [[6.0, 7.0]]

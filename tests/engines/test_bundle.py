@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engines.bundle import Bundle, Manifest, parse_contract
+from engines.bundle import Bundle
+from engines.contract import sealed
 from engines.errors import BundleError, PtqdError, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, content: object) -> Path:
-    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / "manifest.json").write_text(json.dumps(sealed(content) if isinstance(content, dict) else content))
     return folder
 
 
@@ -113,8 +114,18 @@ def test_file_is_found_once_its_hash_is_right(tmp_path: Path) -> None:
 def test_hash_is_computed_once(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(tiny.folder)
     first = bundle.path(GRAPH)
-    monkeypatch.setattr("engines.bundle.sha256", lambda path: pytest.fail(f"hashed {path} again"))
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
     assert bundle.path(GRAPH) == first
+
+
+def test_file_that_is_exchanged_is_hashed_again(own_tiny: TinyBundle) -> None:
+    bundle = Bundle.open(own_tiny.folder)
+    path = bundle.path(GRAPH)
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[::-1])
+    other.replace(path)
+    with pytest.raises(BundleError, match="changed or damaged"):
+        bundle.path(GRAPH)
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1] + b"?", lambda content: content[:-7]], ids=["same size", "truncated"])
@@ -139,8 +150,10 @@ def test_link_out_of_the_bundle_is_refused_even_to_the_right_bytes(own_tiny: Tin
     outside = own_tiny.folder.parent / "outside.onnx"
     (own_tiny.folder / GRAPH).rename(outside)
     (own_tiny.folder / GRAPH).symlink_to(outside)
-    with pytest.raises(BundleError, match="missing"):
-        Bundle.open(own_tiny.folder).path(GRAPH)
+    bundle = Bundle.open(own_tiny.folder)
+    for use in (bundle.path, bundle.read):
+        with pytest.raises(BundleError, match=rf"(?s)lies outside of it.*{GRAPH} leads to {outside}\n"):
+            use(GRAPH)
 
 
 def test_bundle_may_itself_be_reached_by_a_link(tiny: TinyBundle, tmp_path: Path) -> None:
@@ -154,7 +167,7 @@ def test_file_that_the_manifest_does_not_list_is_refused(own_tiny: TinyBundle) -
         Bundle.open(own_tiny.folder).path("extra.onnx")
 
 
-@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "graphs/../../outside.onnx", "graphs\\fp32.onnx", "./x", "a//b", ""])
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "graphs/../../outside.onnx", "graphs\\fp32.onnx", "./x", "a//b", "."])
 def test_path_that_leaves_the_bundle_or_is_not_plain_is_refused(tmp_path: Path, name: str) -> None:
     message = refusal(write(tmp_path, manifest(files={name: {"sha256": EMPTY_SHA256, "bytes": 0}})))
     assert f"{name!r} is not a plain relative path inside the bundle" in message
@@ -172,10 +185,26 @@ def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version:
     assert f"{version!r}\n  expected: 1\n" in message
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000])
-def test_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"{", "is not JSON"), (b"\xff\xfe{}", "is not JSON"), (b"[" * 100_000, "is nested too deeply"), (b"[1]", "is not a JSON object")],
+)
+def test_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
-    assert "not JSON" in refusal(tmp_path)
+    assert f"manifest.json {complaint}" in refusal(tmp_path)
+
+
+def test_manifest_that_was_changed_is_refused_though_it_is_a_manifest_still(own_tiny: TinyBundle) -> None:
+    own_tiny.edit("manifest.json", lambda content: content.replace(b'"null_class": 3', b'"null_class": 2'))
+    assert "changed or damaged.\n  found:    " in refusal(own_tiny.folder)
+    own_tiny.edit_json("manifest.json", lambda _: None)  # which makes the digest right
+    assert Bundle.open(own_tiny.folder).manifest.model.conditioning.null_class == 2  # type: ignore[union-attr]
+
+
+def test_text_of_the_manifest_may_be_laid_out_anew(own_tiny: TinyBundle) -> None:
+    before = Bundle.open(own_tiny.folder).manifest
+    own_tiny.edit("manifest.json", lambda content: json.dumps(json.loads(content), indent=7, sort_keys=True).encode())
+    assert Bundle.open(own_tiny.folder).manifest == before
 
 
 @pytest.mark.parametrize(
@@ -202,10 +231,3 @@ def test_unknown_schedule_is_an_error_of_usage_that_names_the_known_ones(tiny: T
     with pytest.raises(UsageError, match=r"(?s)no such schedule.*expected: default") as caught:
         Bundle.open(tiny.folder).schedule(name)
     assert caught.value.exit_code == 2
-
-
-def test_contract_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    path.write_text("[1]")
-    with pytest.raises(BundleError, match="schema version"):
-        parse_contract(Manifest, path)

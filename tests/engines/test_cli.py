@@ -211,6 +211,11 @@ def _truncate_graph(bundle: TinyBundle) -> None:
     bundle.rehash(GRAPH)
 
 
+def _unknown_operator(bundle: TinyBundle) -> None:
+    bundle.edit(GRAPH, lambda content: content.replace(b"Tanh", b"Tank"))
+    bundle.rehash(GRAPH)
+
+
 def _newer_manifest(bundle: TinyBundle) -> None:
     bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=2))
 
@@ -244,7 +249,8 @@ def _no_manifest(bundle: TinyBundle) -> None:
     ("damage", "exit_code", "message"),
     [
         (_edit_graph, 1, "A file of the bundle was changed or damaged."),
-        (_truncate_graph, 1, "ONNX Runtime refuses the graph."),
+        (_truncate_graph, 1, "A graph of the bundle cannot be read."),
+        (_unknown_operator, 1, "ONNX Runtime refuses the graph."),
         (_newer_manifest, 1, "The bundle has a schema version that this ptqd-run does not know."),
         (_newer_schedule, 1, "The bundle has a schema version that this ptqd-run does not know."),
         (_schedule_without_corrections, 1, "A file of the bundle does not hold what it should."),

@@ -123,18 +123,22 @@ def test_long_prompts_are_shortened_for_labels() -> None:
 
 
 def test_a_missing_library_is_told_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer().save(str(tmp_path / "tokenizer.json"))
-    assert read_tokenizer(tmp_path / "tokenizer.json").encode("cat").ids == [3, 0, 0]
+    path, content = tmp_path / "tokenizer.json", tokenizer().to_str().encode()
+    assert read_tokenizer(content, path, 3).encode("cat").ids == [3, 0, 0]
+    with pytest.raises(
+        BundleError,
+        match=r"(?s)not the one that the manifest describes.*pads to 3, truncates to 3, pads to multiples of None\n  expected: 4 tokens",
+    ):
+        read_tokenizer(content, path, 4)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingBackendError, match=r"pip install 'ptqd-export\[text\]'") as raised:
-        read_tokenizer(tmp_path / "tokenizer.json")
+        read_tokenizer(content, path, 3)
     assert raised.value.exit_code == 3
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer of the bundle cannot be read"):
-        read_tokenizer(tmp_path / "tokenizer.json")
+        read_tokenizer(b"{}", tmp_path / "tokenizer.json", 3)
 
 
 def sample(bundle: Path, output: Path, *arguments: str) -> Result:

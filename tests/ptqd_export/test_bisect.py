@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from engines.backends.onnxruntime import run_outputs
+from engines.contract import sealed
 from engines.errors import MissingBackendError
 from engines.files import sha256
 from engines.tensorrt import layer_run
@@ -52,7 +53,7 @@ def damaged(class_build: Built, tmp_path: Path) -> Path:
     path = plant(folder / GRAPH, folder / GRAPH)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][GRAPH] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
     return folder
 
 

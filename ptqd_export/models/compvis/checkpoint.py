@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.errors import PtqdError
+from engines.untrusted import open_plain
 from ptqd_export.models.compvis.inert_pickle import StoredTensor, read_pickle
 
 _LOCAL_HEADER = 30
@@ -42,12 +44,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_archive(path: Path) -> dict[str, Tensor]:
     """What `torch.save` writes since version 1.6: a zip file of a pickle and, uncompressed, the values of each storage."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(pickled) as file:
-                content = read_pickle(file)
+            with archive.open(pickled) as program:
+                content = read_pickle(program)
             records = _Records(path, archive, pickled.removesuffix("data.pkl"))
-    except (zipfile.BadZipFile, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:  # RuntimeError: encrypted, or packed in an unknown way
         raise PtqdError(
             "The checkpoint cannot be read.",
             found=f"{path}: {error}",
@@ -64,7 +66,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[str, StoredTensor]:
         raise PtqdError("The checkpoint holds no state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
     strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, StoredTensor))]
     if strange:
-        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {strange[0]!r}")
+        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {reprlib.repr(strange[0])}")
     return state
 
 

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, T
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.noise_schedule import BetaSchedule, NoiseSchedule, PredictionType
+from engines.untrusted import read_plain
 
 UNCONDITIONAL = "__is_unconditional__"
+SIZE_LIMIT = 2**20
+"""Bytes of the YAML; those of the published models have a few thousand."""
 
 _BETAS: dict[str, BetaSchedule] = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
 """CompVis' names are of the root of beta: its `linear` is linear there."""
@@ -230,8 +233,11 @@ def read_config(path: Path) -> DiffusionConfig:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = read_plain(path, SIZE_LIMIT).decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases, of which a few lines can make a billion values")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise PtqdError("The model's configuration cannot be read.", found=f"{path}: {error}", expected="YAML") from error
     try:
         return _File.model_validate(content).model.params

@@ -12,6 +12,7 @@ lookup imports nothing. Three kinds of names are told apart:
 from __future__ import annotations
 
 import pickle
+import reprlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple, NoReturn
@@ -114,7 +115,7 @@ class _InertUnpickler(pickle.Unpickler):
         match pid:
             case ("storage", torch.dtype() as dtype, str() as key, str(), int() as elements):
                 return Storage(key, dtype, elements)
-        raise PtqdError("The checkpoint refers to something that is no tensor.", found=repr(pid)[:80], expected="a storage of tensors")
+        raise PtqdError("The checkpoint refers to something that is no tensor.", found=reprlib.repr(pid), expected="a storage of tensors")
 
 
 def _known(full: str) -> Any:
@@ -133,7 +134,7 @@ def _plain_value(*_: object) -> StandIn:
 def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> StoredTensor:
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or len(shape) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise PtqdError("A tensor of the checkpoint is described wrongly.", found=f"offset {offset}, shape {shape}, stride {stride}")
+        raise PtqdError("A tensor of the checkpoint is described wrongly.", found=reprlib.repr((offset, shape, stride)))
     return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
 

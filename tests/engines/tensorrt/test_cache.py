@@ -53,6 +53,24 @@ def test_engine_is_built_once_and_found_again(cache: EngineCache, graph: Path) -
     assert key["device"] == {"compute_capability": "any", "driver": "any"}
 
 
+def test_engine_that_was_damaged_is_refused_and_built_again(cache: EngineCache, graph: Path) -> None:
+    def build(spec: BuildSpec, output: Path, **_: Any) -> None:
+        output.write_bytes(spec.graph.read_bytes())
+
+    whole = cache.get(rtx(graph), build=build).path
+    assert cache.find(rtx(graph)) == whole
+    for damage in (
+        lambda: whole.write_bytes(b"engine"),
+        whole.with_suffix(".json").unlink,
+        lambda: whole.with_suffix(".json").write_text("{"),
+    ):
+        damage()
+        with pytest.raises(PtqdError, match=r"(?s)changed or damaged.*ptqd-export engines"):
+            cache.find(rtx(graph))
+        assert not cache.get(rtx(graph), build=build).from_cache
+        assert cache.find(rtx(graph)).read_bytes() == graph.read_bytes()
+
+
 def test_key_changes_with_everything_that_an_engine_depends_on(graph: Path) -> None:
     key = EngineKey.of(rtx(graph))
     others = [

@@ -13,7 +13,8 @@ import pytest
 
 from engines.bundle import Bundle
 from engines.conditioning import class_labels
-from engines.errors import MissingBackendError, PtqdError
+from engines.errors import MissingBackendError
+from engines.finite import NotFiniteError
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
 from engines.sampling import Chain
@@ -74,7 +75,7 @@ def test_networks_without_guidance_and_batches_of_several_sizes(denoisers: Any, 
         np.testing.assert_array_equal(device.sample(NOISE, samples, rows), chain.sample(NOISE, samples, rows))
 
 
-def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_comes_down(
+def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_and_flags_come_down(
     denoisers: Any, schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
 ) -> None:
     cuda = host_tensorrt.cuda
@@ -84,7 +85,7 @@ def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_comes_
     chain.sample(NOISE, SAMPLES, ROWS)
     noisy = sum(step.corrections["fp32"].sigma_corrected > 0 for step in schedule.steps)
     numbers = 5 * len(schedule.steps)  # gain, offset, state gain, timestep, labels
-    assert cuda.calls.count("cudaMemcpyAsync") - before == 2 + numbers + noisy + 2
+    assert cuda.calls.count("cudaMemcpyAsync") - before == 2 + numbers + noisy + len(schedule.steps) + 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -95,8 +96,19 @@ def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
     hidden = with_history(schedule, 1.0, clip=1.0)
     steps = (step.model_copy(update={"out_coeff": 0.0}) for step in hidden.steps)
     chain = Chain(hidden.model_copy(update={"steps": tuple(steps)}), denoisers, "w4a8", stepper=partial(DeviceStepper, kernels=kernels))
-    with pytest.raises(PtqdError, match="output is not finite"):
+    first = schedule.steps[0].timestep
+    with pytest.raises(NotFiniteError, match=rf"output is not finite(?s:.*)from w4a8 at step 0, timestep {first:g}\n"):
         chain.sample(NOISE, SAMPLES, ROWS)
+
+
+def test_chain_stops_a_step_after_the_one_that_it_names(
+    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
+) -> None:
+    host_tensorrt.engines[1].network.__closure__[0].cell_contents = np.float32(math.nan)  # full precision takes step 2 alone
+    taken = []
+    with pytest.raises(NotFiniteError, match=rf"from fp32 at step 2, timestep {schedule.steps[2].timestep:g}\n"):
+        Chain(schedule, denoisers, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS, lambda: taken.append(1))
+    assert len(taken) == 3
 
 
 def test_compiler_that_is_missing_is_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from calib.step_result import StepResult, fit_result
 from engines.bank import EngineBank
 from engines.bundle import Bundle, FileRecord
 from engines.compare.result import CompareResult, PrecisionFigures, StepFigures
+from engines.contract import sealed
 from engines.evaluation.confidence import Summary
 from engines.evaluation.result import EvaluationResult, Figure
 from engines.files import sha256
@@ -129,14 +130,14 @@ class Reported:
     def register(self, name: str) -> None:
         path, manifest = self.folder / name, self.json("manifest.json")
         manifest["files"][name] = FileRecord(sha256=sha256(path), bytes=path.stat().st_size).model_dump()
-        (self.folder / "manifest.json").write_text(json.dumps(manifest))
+        (self.folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
     def edit(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
         """Change a JSON file, and have the manifest know it."""
         content = self.json(name)
         change(content)
         if name == "manifest.json":
-            (self.folder / name).write_text(json.dumps(content))
+            (self.folder / name).write_text(json.dumps(sealed(content)))
         else:
             self.write(name, json.dumps(content))
 

@@ -41,13 +41,19 @@ def test_times_of_every_machine_are_found(own_tiny: TinyBundle) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", json.dumps(TIMES | {"milliseconds_a_step": {"fp32": 0.0}}), json.dumps(TIMES | {"cores": "2"})]
+    ("content", "message"),
+    [
+        ("", "times.json is not JSON"),
+        ("{}", "measured times are damaged"),
+        (json.dumps(TIMES | {"milliseconds_a_step": {"fp32": 0.0}}), "measured times are damaged"),
+        (json.dumps(TIMES | {"cores": "2"}), "measured times are damaged"),
+    ],
 )
-def test_damaged_times_are_an_error(own_tiny: TinyBundle, content: str) -> None:
+def test_damaged_times_are_an_error(own_tiny: TinyBundle, content: str, message: str) -> None:
     folder = own_tiny.folder / "local" / "a"
     folder.mkdir(parents=True)
     (folder / "times.json").write_text(content)
-    with pytest.raises(BundleError, match="measured times are damaged"):
+    with pytest.raises(BundleError, match=message):
         Evidence.load(Bundle.open(own_tiny.folder))
 
 
@@ -65,7 +71,7 @@ def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file
     [
         (lambda result: result.pop("figures"), "is not what `ptqd-run evaluate` writes(?s:.*)figures"),
         (lambda result: result.update(num="many"), "is not what(?s:.*)num"),
-        (lambda result: result.update(guidance=float("nan")), "is not what"),
+        (lambda result: result.update(guidance=float("nan")), "holds a number that is none"),
         (lambda result: result.update(schema_version=2), "is not what(?s:.*)schema_version"),
         (lambda result: result.update(seeds=[]), "is not whole"),
         (lambda result: result.update(schedule="fifty"), "of another bundle(?s:.*)schedule fifty"),

@@ -125,7 +125,11 @@ def test_damaged_statistics_are_an_error(own_reported: Reported, change: Callabl
     ("name", "change", "message"),
     [
         ("schedules/default.json", lambda content: content["steps"].pop(), "another length"),
-        ("schedules/default.json", lambda content: content["sampler"].update(steps=10**9), "another length"),
+        (
+            "schedules/default.json",
+            lambda content: content["sampler"].update(steps=10**9),
+            "sampler.steps: Input should be less than or equal to 10000",
+        ),
         ("manifest.json", lambda content: content["precisions"].pop("fp32"), "lacks a precision"),
         ("manifest.json", lambda content: content["precisions"].update({"<b>": content["precisions"]["fp32"]}), "unknown precision"),
     ],

@@ -178,9 +178,10 @@ def test_a_budget_of_time_is_what_this_machine_measured(built_tiny: TinyBundle) 
     request = ScheduleRequest(policy="budget", budget=0.5, cost="time")
     with pytest.raises(UsageError, match="not timed on this machine"):
         add_schedule(built_tiny.folder, "other", request)
+    machine = {"processor": "A", "cores": 2, "provider": "CPU", "batch": 8, "guided": True}
     times = built_tiny.folder / "local" / machine_name() / "times.json"
     times.parent.mkdir(parents=True)
-    times.write_text(json.dumps({"milliseconds_a_step": {"fp32": 8.0, "w8a8": 4.5, "w4a8": 4.0}}))
+    times.write_text(json.dumps({**machine, "milliseconds_a_step": {"fp32": 8.0, "w8a8": 4.5, "w4a8": 4.0}}))
     added = add_schedule(built_tiny.folder, "other", request)
     assert {step.precision for step in added.schedule.steps} == {"w4a8"}
 
@@ -215,7 +216,8 @@ def test_an_interruption_leaves_a_sound_bundle(built_tiny: TinyBundle, monkeypat
         written.append(path)
         path.write_text(text)
 
-    monkeypatch.setattr("ptqd_export.schedules.add.write_text", interrupted)
+    for module in ("ptqd_export.schedules.add", "engines.bundle"):  # the second writes the manifest
+        monkeypatch.setattr(f"{module}.write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="none"), force=True)
     bundle = Bundle.open(built_tiny.folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import UsageError
-from ptqd_export.json_object import read_json_object
+from engines.untrusted_json import read_json_object
 
 
 def _error(path: Path) -> str:

@@ -1,0 +1,95 @@
+"""Which files an ONNX graph reads its weights from, without the `onnx` package.
+
+A graph names these files itself, and runtimes open them on their own; only some refuse what lies outside of its folder. This walks the wire
+format of protocol buffers (a field is a tag, `number << 3 | kind`, and its value) down to the tensors, wherever ONNX can hold one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
+
+DEPTH = 64
+"""Graphs within graphs; the deepest real ones have three levels."""
+
+TENSOR, ENTRY, GRAPH = "TensorProto", "StringStringEntryProto", "GraphProto"
+KEY, VALUE = 1, 2
+"""Fields of `ENTRY`."""
+
+MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "ModelProto": {7: GRAPH, 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: GRAPH, 2: GRAPH},
+    GRAPH: {1: "NodeProto", 5: TENSOR, 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: "SparseTensorProto", 23: "SparseTensorProto"},
+    "SparseTensorProto": {1: TENSOR, 2: TENSOR},
+    TENSOR: {13: ENTRY},
+}
+"""By message, the fields that lead to tensors; see onnx.proto."""
+
+
+def external_files(graph: Path) -> set[str]:
+    """What the graph's tensors name as the place of their values, as it is written there.
+
+    Raises:
+        ValueError: the file is no protocol buffer.
+        OSError: it cannot be read.
+    """
+    with graph.open("rb") as file:
+        return set(_locations(_mapped(file), "ModelProto", DEPTH))
+
+
+def _mapped(file: BinaryIO) -> memoryview:
+    empty = os.fstat(file.fileno()).st_size == 0
+    return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _locations(data: memoryview, message: str, depth: int) -> Iterator[str]:
+    if depth == 0:
+        raise ValueError(f"more than {DEPTH} graphs within graphs")
+    for number, value in _fields(data):
+        inner = MESSAGES[message].get(number)
+        if inner is None or value is None:
+            continue
+        if inner != ENTRY:
+            yield from _locations(value, inner, depth - 1)
+            continue
+        entry = {key: bytes(text or b"") for key, text in _fields(value)}
+        if entry.get(KEY) == b"location":
+            yield entry.get(VALUE, b"").decode(errors="replace")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
+    """Number and content of every field; None for numbers."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        length = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(tag & 7, 0)
+        if tag & 7 in (VARINT, BYTES):
+            value, at = _varint(data, at)
+            length = value if tag & 7 == BYTES else 0
+        elif not length:
+            raise ValueError(f"a field of kind {tag & 7} at byte {at}")
+        if at + length > len(data):
+            raise ValueError(f"a field of {length} bytes reaches beyond the end")
+        yield tag >> 3, data[at : at + length] if tag & 7 == BYTES else None
+        at += length
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, least significant first, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            break
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if data[at - 1] < 0x80:
+            return value, at
+    raise ValueError(f"an endless number at byte {at}")

@@ -1,0 +1,118 @@
+"""What must become of a bundle that was damaged: one clear error, or the very same samples."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from click.testing import CliRunner
+from hypothesis import strategies as st
+
+from engines.bundle import MANIFEST
+from engines.cli import main
+from engines.contract import sealed
+from tests.hostile.conftest import Subject, reject
+from tests.hostile.mutations import RAW, as_text, damaged, damaged_archive, damaged_json
+from tests.hostile.worker import Outcome
+
+Run: TypeAlias = Callable[[Sequence[object]], Outcome]
+
+JSON = (MANIFEST, "schedules/default.json", "tokenizer.json")
+NATIVE = ("encoder.onnx", "decoder.onnx", "graphs/onnxruntime/w4a8.onnx", "graphs/onnxruntime/w4a8.onnx.data")
+"""What the runtime parses itself."""
+
+
+def in_process(arguments: Sequence[object]) -> Outcome:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    raised = result.exception is not None and not isinstance(result.exception, SystemExit)
+    message = "".join(traceback.format_exception(result.exception)) if raised else result.stderr
+    return Outcome(1 if raised else result.exit_code, message)
+
+
+def remember(subject: Subject, run: Run) -> Subject:
+    """Sample the untouched bundle both ways."""
+    for prompts in (False, True):
+        outcome = run(subject.command(prompts))
+        assert outcome.exit_code == 0, outcome.message
+        subject.expected[str(prompts),] = subject.samples()
+    return subject
+
+
+def check_damage(subject: Subject, run: Run, data: st.DataObject) -> str:
+    """Any file, its hash left as it was: refused, or harmless."""
+    name = data.draw(st.sampled_from(sorted(subject.files)))
+    content = subject.files[name]
+    if name == MANIFEST and data.draw(st.booleans()):
+        changed = data.draw(damaged_json(json.loads(content))).encode()
+    else:
+        changed = data.draw(damaged(content))
+    (subject.folder / name).write_bytes(changed)
+    prompts = name in ("encoder.onnx", "tokenizer.json") or (name != "rows.npz" and data.draw(st.booleans()))
+    outcome = run(subject.command(prompts))
+    subject.restore()
+    if outcome.refused:
+        return "refused"
+    if outcome.exit_code != 0:
+        reject(outcome)
+    assert subject.is_as_before(prompts), f"a wrong image from a damaged {name}"
+    return "harmless"
+
+
+def check_contract(subject: Subject, run: Run, data: st.DataObject) -> str:
+    """A contract that was changed with its hash: refused, or another chain whose samples are whole and finite."""
+    name = data.draw(st.sampled_from(JSON))
+    changed = data.draw(damaged_json(json.loads(subject.files[name])))
+    if name == MANIFEST:
+        (subject.folder / name).write_text(_sealed(changed))
+    else:
+        subject.put(name, changed.encode())
+    return _finite_or_refused(subject, run, prompts=True)
+
+
+def check_archive(subject: Subject, run: Run, data: st.DataObject) -> str:
+    """Prepared embeddings, changed with their hash."""
+    content = subject.files["rows.npz"]
+    subject.put("rows.npz", data.draw(damaged(content) | damaged_archive(content)))
+    return _finite_or_refused(subject, run, prompts=False)
+
+
+def check_graph(subject: Subject, run: Run, data: st.DataObject) -> str:
+    """A graph or its weights, changed with their hash: refused, or another network's samples. The runtime may crash."""
+    name = data.draw(st.sampled_from(NATIVE))
+    subject.put(name, data.draw(damaged(subject.files[name])))
+    return _finite_or_refused(subject, run, prompts=True)
+
+
+def _sealed(text: str) -> str:
+    """With a digest that is right, if there is one for it."""
+    try:
+        return json.dumps(sealed(json.loads(text)))
+    except (ValueError, AttributeError):
+        return text
+
+
+def _finite_or_refused(subject: Subject, run: Run, *, prompts: bool) -> str:
+    outcome = run(subject.command(prompts))
+    subject.restore()
+    if outcome.refused:
+        return "refused"
+    if outcome.crashed:
+        return "crashed"
+    if outcome.exit_code != 0:
+        reject(outcome)
+    found = subject.samples()
+    assert found["samples"].shape[0] == 2
+    assert np.isfinite(found["samples"]).all()
+    return "harmless" if subject.is_as_before(prompts) else "another chain"
+
+
+CHECKS: dict[str, Callable[[Subject, Run, Any], str]] = {
+    "damage": check_damage, "contract": check_contract, "archive": check_archive, "graph": check_graph,
+}  # fmt: skip
+"""By kind; `graph` is for a child process."""
+
+__all__ = ["CHECKS", "RAW", "Counter", "as_text", "in_process", "remember"]
