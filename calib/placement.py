@@ -50,8 +50,9 @@ class Placement:
         weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
             loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
             takes integers nowhere but behind `dequantize`.
-        group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
-            kernels than the operator, which has none. TensorRT has the operator.
+        group_norm: `instance` writes group norms with instance norm and batch norm, for which ONNX Runtime's CPU provider has kernels: it
+            has none of the operator. TensorRT has it.
+        attention: `operator` writes attention as ONNX's operator of opset 23, `products` leaves it as it was traced.
         high_precisions: types that the float part of a graph can be written in; the first is the default.
         forms: what quantized values can be stored as.
     """
@@ -63,6 +64,7 @@ class Placement:
     int4_form: Literal["cast", "blocks"]
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
+    attention: Literal["operator", "products"]
     high_precisions: tuple[HighPrecision, ...]
     forms: tuple[Form, ...]
 
@@ -76,6 +78,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             int4_form="cast",
             weight_only="multiply",
             group_norm="instance",
+            attention="operator",
             high_precisions=("fp32",),
             forms=("integer",),
             ops=MappingProxyType(
@@ -93,6 +96,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             int4_form="blocks",
             weight_only="dequantize",
             group_norm="operator",
+            attention="products",
             high_precisions=("fp16", "bf16", "fp32"),
             forms=("integer", "e4m3"),
             ops=MappingProxyType(

@@ -21,7 +21,7 @@ Axes: TypeAlias = tuple[int, ...]
 _HOMOGENEOUS = frozenset({"Dropout", "Identity", "Relu"})
 """Operators of one input with `f(x / s) = f(x) / s` for positive `s`."""
 
-_AFFINE = frozenset({"GroupNormalization", "LayerNormalization", "Mul", "RMSNormalization"})
+_AFFINE = frozenset({"BatchNormalization", "GroupNormalization", "LayerNormalization", "Mul", "RMSNormalization"})
 """Operators that multiply channels with the weight of a norm."""
 
 
@@ -77,7 +77,7 @@ def _output_axis(node: ir.Node) -> int | None:
     x, weight = node.inputs[:2]
     if layer_name(node) is not None:
         return 1 - _rank(weight) if node.op_type == "Conv" else -1
-    if node.op_type == "GroupNormalization":
+    if node.op_type in ("BatchNormalization", "GroupNormalization"):
         return 1 - _rank(x)
     (shaped,) = (value for value in node.inputs[:2] if _module_of_weight(value) is not None) if node.op_type in _AFFINE else (None,)
     wide = [] if shaped is None or shaped.shape is None else [axis for axis, size in enumerate(shaped.shape) if size != 1]
