@@ -134,7 +134,13 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
 )
 
 
-def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: Sequence[str] = ()) -> Rule:
+def rule(
+    layer: Layer,
+    precision: Precision,
+    placement: Placement,
+    keep_float: Sequence[str] = (),
+    slower: Mapping[str, float] = MappingProxyType({}),
+) -> Rule:
     """The rule for a layer.
 
     Args:
@@ -142,6 +148,7 @@ def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: S
         precision: the plan's precision; float precisions keep every layer in float.
         placement: the target's table.
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
+        slower: layers that keep integer weights and compute in float, with how many times as fast integers were.
     """
     for pattern in keep_float:
         if fnmatch.fnmatchcase(layer.name, pattern):
@@ -152,6 +159,8 @@ def rule(layer: Layer, precision: Precision, placement: Placement, keep_float: S
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(precision.weight_bits, None, None, "float", f"precision {precision.name}: weights only")
+    if layer.name in slower:
+        return Rule(precision.weight_bits, None, None, "float", f"integers are slower here: {slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]
     return Rule(
         precision.weight_bits, precision.activation_bits, CONTAINER_BITS if op.quantize_output else None, op.bias, form=precision.form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -18,11 +18,12 @@ from calib.scale_search import Criterion, activation_scale, weight_scale
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """The plan's `quantization` section."""
+    """The plan's `quantization` section, and the layers that were measured to be slower in integers (see `calib.placement.rule`)."""
 
     weight_scale: Criterion = "mse"
     activation_scale: Criterion = "mse"
     keep_float: tuple[str, ...] = ()
+    slower: Mapping[str, float] = field(default_factory=dict)
 
 
 class Quantizer:
@@ -51,7 +52,8 @@ class Quantizer:
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
-        rules = ((layer, rule(layer, precision, self._placement, self._settings.keep_float)) for layer in self._layers)
+        kept, slower = self._settings.keep_float, self._settings.slower
+        rules = ((layer, rule(layer, precision, self._placement, kept, slower)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 
     def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:

@@ -18,6 +18,7 @@ from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
 from ptqd_export.build.decoding import decoder_record, make_decoder
 from ptqd_export.build.engine_check import check_walked
+from ptqd_export.build.integer_speed import load_slower, make_integer_speed
 from ptqd_export.build.pictures import make_pictures
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
@@ -57,8 +58,9 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
         states = cache.run("states", drawn, partial(make_states, context, traced))
         prepared = _prepared(context, cache, traced, states)
         seen = _observed(context, cache, prepared, states)
+        measured = _integer_speed(context, cache, prepared, seen)
         quantized = {
-            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name])
+            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name], measured)
             for precision in context.quantized_precisions
         }
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
@@ -119,16 +121,30 @@ def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: 
     }
 
 
-def _quantized(context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path) -> Path:
+def _integer_speed(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Path | None:
+    """The folder with the layers that are slower in integers; None where the plan does not ask, or has no integers."""
+    if context.plan.quantization.integer_layers == "all" or not seen:
+        return None
+    any_seen = next(iter(seen.values()))
+    timed = context.plan.target.model_dump(include={"threads", "benchmark_batch", "provider"})
+    inputs = {"prepared": prepared.name, "guided": context.guided, "keep_float": context.plan.quantization.keep_float, **timed}
+    return cache.run("integer-speed", inputs, partial(make_integer_speed, context, prepared, any_seen))
+
+
+def _quantized(
+    context: BuildContext, cache: StageCache, precision: Precision, prepared: Path, states: Path, seen: Path, measured: Path | None
+) -> Path:
     """The folder with the graph of a precision."""
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
+    if measured is not None:
+        settings["slower"] = load_slower(measured)
     learned = None
     if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
-        learn = partial(make_learned_rounding, context, precision, prepared, states, seen)
+        learn = partial(make_learned_rounding, context, precision, prepared, states, seen, measured)
         inputs = {**settings, "states": states.name, **_device(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, resumable=True)
         settings["learned"] = learned.name
-    make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned)
+    make = partial(make_quantized_graph, context, precision, prepared, states, seen, measured, learned)
     return cache.run(
         f"quantize-{precision.name}", {**settings, **context.plan.target.model_dump(include={"provider", "high_precision"})}, make
     )

@@ -22,6 +22,7 @@ from engines.errors import UsageError
 from ptqd_export.build.activations import load_observations
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.graph_checks import check_graph
+from ptqd_export.build.integer_speed import load_slower
 from ptqd_export.build.layer_records import precision_record
 from ptqd_export.build.preparation import prepared_model
 from ptqd_export.build.reconstruction import SUMMARY, load_reconstruction, make_reconstruction
@@ -43,16 +44,19 @@ def make_quantized_graph(
     prepared: Path,
     states: Path,
     seen: Path,
+    measured: Path | None,
     learned: Path | None,
     folder: Path,
     _reporter: Reporter,
 ) -> None:
     """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured, what learned rounding took).
 
-    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
+    `measured` is the folder of the stage that found the layers to keep in float, None where the plan asks for all integers; `learned` of
+    the one that learned its rounding, None where weights are rounded to the nearest.
     """
     network, model = Network.load(prepared), prepared_model(context, prepared)
-    nearest = _resolved(context, precision, network, model, load_observations(seen))
+    slower = load_slower(measured)
+    nearest = _resolved(context, precision, network, model, load_observations(seen), slower)
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
     layers = with_scales_in(context.high_precision, layers)
     path = folder / f"{precision.name}.onnx"
@@ -61,28 +65,40 @@ def make_quantized_graph(
     dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
     found = verify(model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
-    record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers)}
+    record = {"reconstruction": took, "verification": asdict(found), **precision_record(context, precision, network, layers, slower)}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 
 
 def make_learned_rounding(
-    context: BuildContext, precision: Precision, prepared: Path, states: Path, seen: Path, folder: Path, reporter: Reporter
+    context: BuildContext,
+    precision: Precision,
+    prepared: Path,
+    states: Path,
+    seen: Path,
+    measured: Path | None,
+    folder: Path,
+    reporter: Reporter,
 ) -> None:
     """Writes what `make_reconstruction` learns; goes on where an earlier run was interrupted."""
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, prepared)
-    nearest = _resolved(context, precision, Network.load(prepared), model, load_observations(seen))
+    nearest = _resolved(context, precision, Network.load(prepared), model, load_observations(seen), load_slower(measured))
     make_reconstruction(context, model, unit, nearest, states, folder, reporter)
 
 
 def _resolved(
-    context: BuildContext, precision: Precision, network: Network, model: LoadedModel, seen: Mapping[str, Observed]
+    context: BuildContext,
+    precision: Precision,
+    network: Network,
+    model: LoadedModel,
+    seen: Mapping[str, Observed],
+    slower: Mapping[str, float],
 ) -> list[QuantizedLayer]:
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
     _check_patterns(settings.keep_float, [layer.name for layer in network.layers])
-    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float)
+    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float, slower)
     return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen).quantize(precision)
 
 

@@ -64,7 +64,8 @@ RESOLVED = """\
     "split_concatenations": false,
     "channel_scaling": null,
     "activation_steps": "all",
-    "keep_float": []
+    "keep_float": [],
+    "integer_layers": "all"
   },
   "calibration": {
     "samples": 512,

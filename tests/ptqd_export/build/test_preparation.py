@@ -100,7 +100,7 @@ def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Pr
     (quantized := tmp_path / "quantized").mkdir()
     make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Silent())
     precision = Precision.parse("w4a8")
-    make_quantized_graph(prepared.context, precision, prepared.folder, prepared.states, seen, None, quantized, Silent())
+    make_quantized_graph(prepared.context, precision, prepared.folder, prepared.states, seen, None, None, quantized, Silent())
     record = json.loads((quantized / "precision.json").read_text())
     assert {layer["name"] for layer in record["layers"]} == prepared.layers
     assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10
