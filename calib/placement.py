@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -50,8 +50,9 @@ class Placement:
         weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
             loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
             takes integers nowhere but behind `dequantize`.
-        group_norm: `instance` writes group norms as reshape, instance norm, multiply, add: 1.7 times faster on ONNX Runtime's CPU
-            kernels than the operator, which has none. TensorRT has the operator.
+        group_norm: `instance` writes group norms with instance norm and batch norm, for which ONNX Runtime's CPU provider has kernels: it
+            has none of the operator. TensorRT has it.
+        attention: `operator` writes attention as ONNX's operator of opset 23, `products` leaves it as it was traced.
         high_precisions: types that the float part of a graph can be written in; the first is the default.
         forms: what quantized values can be stored as.
     """
@@ -63,6 +64,7 @@ class Placement:
     int4_form: Literal["cast", "blocks"]
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
+    attention: Literal["operator", "products"]
     high_precisions: tuple[HighPrecision, ...]
     forms: tuple[Form, ...]
 
@@ -76,6 +78,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             int4_form="cast",
             weight_only="multiply",
             group_norm="instance",
+            attention="operator",
             high_precisions=("fp32",),
             forms=("integer",),
             ops=MappingProxyType(
@@ -93,6 +96,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             int4_form="blocks",
             weight_only="dequantize",
             group_norm="operator",
+            attention="products",
             high_precisions=("fp16", "bf16", "fp32"),
             forms=("integer", "e4m3"),
             ops=MappingProxyType(
@@ -135,30 +139,47 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
 )
 
 
-def rule(
-    layer: Layer, precision: Precision, placement: Placement, keep_float: Sequence[str] = (), keep_8bit_weights: Sequence[str] = ()
-) -> Rule:
+@dataclass(frozen=True)
+class Exceptions:
+    """Layers that do not get what their precision says.
+
+    Attributes:
+        keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
+        keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
+        slower: layers that keep integer weights and compute in float, with how many times as fast integers were.
+    """
+
+    keep_float: tuple[str, ...] = ()
+    keep_8bit_weights: tuple[str, ...] = ()
+    slower: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_EXCEPTIONS = Exceptions()
+
+
+def rule(layer: Layer, precision: Precision, placement: Placement, exceptions: Exceptions = NO_EXCEPTIONS) -> Rule:
     """The rule for a layer.
 
     Args:
         layer: the layer.
         precision: the plan's precision; float precisions keep every layer in float.
         placement: the target's table.
-        keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
-        keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
+        exceptions: to what the precision says.
     """
-    pattern = _matched(layer, keep_float)
+    pattern = _matched(layer, exceptions.keep_float)
     if pattern is not None:
         return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
     if precision.weight_bits is None or precision.activation_bits is None:
         return Rule(None, None, None, "float", f"precision {precision.name}")
     if layer.role != "inner":
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
-    pattern = _matched(layer, keep_8bit_weights)
+    pattern = _matched(layer, exceptions.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
+    if layer.name in exceptions.slower:
+        return Rule(weight_bits, None, None, "float", f"integers are slower here: {exceptions.slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]
     output_bits = CONTAINER_BITS if op.quantize_output else None
     return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, form=precision.form)

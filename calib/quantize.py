@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from calib.layers import Layer
 from calib.observers import Observed
-from calib.placement import Placement, Rule, rule
+from calib.placement import NO_EXCEPTIONS, Exceptions, Placement, Rule, rule
 from calib.precision import Form, Precision
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
@@ -22,12 +22,11 @@ ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantize
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """The plan's `quantization` section."""
+    """How scales are found, and what is left alone."""
 
     weight_scale: Criterion = "mse"
     activation_scale: Criterion = "mse"
-    keep_float: tuple[str, ...] = ()
-    keep_8bit_weights: tuple[str, ...] = ()
+    exceptions: Exceptions = NO_EXCEPTIONS
 
 
 class Quantizer:
@@ -58,8 +57,7 @@ class Quantizer:
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
-        kept = self._settings.keep_float, self._settings.keep_8bit_weights
-        rules = ((layer, rule(layer, precision, self._placement, *kept)) for layer in self._layers)
+        rules = ((layer, rule(layer, precision, self._placement, self._settings.exceptions)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 
     def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:

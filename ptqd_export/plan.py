@@ -240,6 +240,10 @@ class QuantizationSection(Section):
     keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns (as in fnmatch) of layer names whose weights have 8 bits at every precision"
     )
+    integer_layers: Literal["all", "faster"] = Field(
+        default="all",
+        description="compute in integers wherever the target can, or only in layers that the build measures to be faster so, here",
+    )
 
 
 class CalibrationSection(Section):
@@ -431,6 +435,10 @@ class Plan(Section):
             problems.append((("name",), target.name, f"a target that runs 8-bit floats beside the precision {FLOAT8}: {_storing('e4m3')}"))
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
+        quantization = info.data.get("quantization")
+        if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
+            asked = 'a target that the build can time beside quantization.integer_layers "faster"; or "all"'
+            problems.append((("name",), target.name, asked))
         if problems:
             raise expectations(problems)
         return target

@@ -21,7 +21,7 @@ Axes: TypeAlias = tuple[int, ...]
 _HOMOGENEOUS = frozenset({"Dropout", "Identity", "Relu"})
 """Operators of one input with `f(x / s) = f(x) / s` for positive `s`."""
 
-_AFFINE = frozenset({"GroupNormalization", "LayerNormalization", "Mul", "RMSNormalization"})
+_AFFINE = frozenset({"BatchNormalization", "GroupNormalization", "LayerNormalization", "Mul", "RMSNormalization"})
 """Operators that multiply channels with the weight of a norm."""
 
 
@@ -30,8 +30,8 @@ def scalable_channels(graph: ir.Graph, names: Collection[str]) -> list[ScalableC
 
     Producers are the affine parameters of norms, and layers. From there every path must end in layers that take these channels as their
     input channels, on the way through nothing but transpositions, reshapes that keep the channels together, products with other values
-    (attention probabilities, gates) and ReLU. Where a single path ends elsewhere, the channels are left alone; so are modules that are
-    called twice, and norms whose factors are no parameters but computed from a condition (adaptive norms).
+    (attention probabilities, gates), attention as its values, and ReLU. Where a single path ends elsewhere, the channels are left alone;
+    so are modules that are called twice, and norms whose factors are no parameters but computed from a condition (adaptive norms).
     """
     once = _called_once(graph)
     found = []
@@ -77,7 +77,7 @@ def _output_axis(node: ir.Node) -> int | None:
     x, weight = node.inputs[:2]
     if layer_name(node) is not None:
         return 1 - _rank(weight) if node.op_type == "Conv" else -1
-    if node.op_type == "GroupNormalization":
+    if node.op_type in ("BatchNormalization", "GroupNormalization"):
         return 1 - _rank(x)
     (shaped,) = (value for value in node.inputs[:2] if _module_of_weight(value) is not None) if node.op_type in _AFFINE else (None,)
     wide = [] if shaped is None or shaped.shape is None else [axis for axis, size in enumerate(shaped.shape) if size != 1]
@@ -149,6 +149,8 @@ def _moved(node: ir.Node, index: int, axes: Axes) -> Axes | None:
     if node.op_type == "MatMul":
         summed = -1 if index == 0 else -2
         return None if summed in axes else axes
+    if node.op_type == "Attention":  # passes the channels of its values
+        return axes if index == 2 else None
     if node.op_type == "Transpose":
         perm = node.attributes["perm"].as_ints()
         return tuple(perm.index(axis + len(perm)) - len(perm) for axis in axes)

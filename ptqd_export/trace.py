@@ -21,6 +21,7 @@ from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from engines.network import STATE, TIMESTEP
 from ptqd_export.models.base import Adapter, Decoder, LoadedModel
+from ptqd_export.passes.attention import FuseAttention
 from ptqd_export.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.passes.parameter_names import ParameterNames
 from ptqd_export.passes.transposed_weights import TransposedWeights
@@ -115,8 +116,11 @@ def _clear_value_metadata(graph: ir.Graph) -> None:
 
 def lower(graph: ir.Model, placement: Placement) -> None:
     """Rewrite a traced graph, in place, into the forms that the placement asks for."""
-    if placement.group_norm == "instance":
-        ir.passes.Sequential(GroupNormToInstanceNorm(), common.RemoveUnusedNodesPass())(graph)
+    wanted = [
+        *([GroupNormToInstanceNorm()] if placement.group_norm == "instance" else ()),
+        *([FuseAttention()] if placement.attention == "operator" else ()),
+    ]
+    ir.passes.Sequential(*wanted, common.RemoveUnusedNodesPass())(graph)
 
 
 def check_parity(model: LoadedModel, path: Path) -> float:

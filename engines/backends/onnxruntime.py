@@ -41,6 +41,12 @@ _NOT_AS_WRITTEN = ("ReluQuantRewrite",)
 8-bit floats for such.
 """
 
+_CHANNELS_LAST = ("NhwcTransformer", "TransposeOptimizer")
+"""Optimizers that put transpositions around integer convolutions and then move them through the graph, where they end up on float values:
+the kernels transpose 8-bit integers themselves, which is faster (a W8A8 U-Net of 36 million parameters: 5 % of a step), and the values are
+the same.
+"""
+
 
 class OnnxRuntimeEngine(Engine):
     """One graph in an `onnxruntime.InferenceSession`.
@@ -218,7 +224,7 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else ()
+        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else _CHANNELS_LAST
         session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
         lacking = "NOT_IMPLEMENTED" in str(error)

@@ -9,7 +9,6 @@ from typing import Any
 
 from calib.policy import FixedPolicy
 from calib.precision import Precision
-from calib.quantize import ActivationQuantizers
 from engines.bundle import UNFINISHED_BUILD as STAGES
 from engines.images import is_drawable
 from engines.interruption import keeping
@@ -21,10 +20,11 @@ from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.conversion import make_converted_graph
 from ptqd_export.build.decoding import decoder_record, make_decoder
 from ptqd_export.build.engine_check import check_walked
+from ptqd_export.build.integer_speed import load_slower, make_integer_speed
 from ptqd_export.build.pictures import make_pictures
 from ptqd_export.build.preparation import make_preparation
 from ptqd_export.build.progress import Progress
-from ptqd_export.build.quantization import make_learned_rounding, make_quantized_graph
+from ptqd_export.build.quantization import Sources, make_learned_rounding, make_quantized_graph
 from ptqd_export.build.stages import StageCache
 from ptqd_export.build.states import make_states
 from ptqd_export.build.statistics import first_policy, make_statistics
@@ -67,9 +67,10 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
         prepared = _prepared(context, cache, traced, states)
         seen = _observed(context, cache, prepared, states)
-        found: dict[Path, ActivationQuantizers] = {folder: {} for folder in seen.values()}
+        slower = _slower_in_integers(context, cache, prepared, seen)
+        sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
         quantized = {
-            precision.name: _quantized(context, cache, precision, prepared, states, seen[precision.name], found[seen[precision.name]])
+            precision.name: _quantized(context, cache, precision, sources[seen[precision.name]])
             for precision in context.quantized_precisions
         }
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
@@ -138,24 +139,29 @@ def _observed_for(
     return cache.run(f"observe-{precision.name}", {**inputs, "steps": steps}, make, room=room.observed(prepared))
 
 
-def _quantized(
-    context: BuildContext,
-    cache: StageCache,
-    precision: Precision,
-    prepared: Path,
-    states: Path,
-    seen: Path,
-    found: ActivationQuantizers,
-) -> Path:
-    """The folder with the graph of a precision; `found` grows by what is found from these observations."""
-    settings: dict[str, Any] = {"prepared": prepared.name, "seen": seen.name, "quantization": context.plan.quantization.model_dump()}
+def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:
+    """Layers that are slower in integers; none where the plan does not ask, or has no integers."""
+    if context.plan.quantization.integer_layers == "all" or not seen:
+        return {}
+    any_seen = next(iter(seen.values()))
+    timed = context.plan.target.model_dump(include={"threads", "benchmark_batch", "provider"})
+    inputs = {"prepared": prepared.name, "guided": context.guided, "keep_float": context.plan.quantization.keep_float, **timed}
+    make = partial(make_integer_speed, context, prepared, any_seen)
+    return load_slower(cache.run("integer-speed", inputs, make, room=room.quantized(context, prepared)))
+
+
+def _quantized(context: BuildContext, cache: StageCache, precision: Precision, sources: Sources) -> Path:
+    """The folder with the graph of a precision."""
+    prepared, quantization = sources.prepared, context.plan.quantization
+    settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
+    settings |= {"slower": sources.slower} if sources.slower else {}
     learned = None
-    if context.plan.quantization.rounding != "nearest" and precision.form == "integer":
-        learn = partial(make_learned_rounding, context, precision, prepared, states, seen, found)
-        inputs = {**settings, "states": states.name, **_device(context)}
+    if quantization.rounding != "nearest" and precision.form == "integer":
+        learn = partial(make_learned_rounding, context, precision, sources)
+        inputs = {**settings, "states": sources.states.name, **_device(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)
         settings["learned"] = learned.name
-    make = partial(make_quantized_graph, context, precision, prepared, states, seen, learned, found)
+    make = partial(make_quantized_graph, context, precision, sources, learned)
     settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
     return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
 

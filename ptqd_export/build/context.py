@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from calib.placement import HighPrecision, Placement
+from calib.placement import Exceptions, HighPrecision, Placement
 from calib.precision import Precision
 from calib.shift import check_shift
 from engines.backends.base import Backend
@@ -83,6 +84,11 @@ class BuildContext:
         """What runs the graphs in the build."""
         target = self.plan.target
         return standing_in(OnnxRuntimeBackend(target.threads, target.provider, mode_of(target.name, target.provider)), self.high_precision)
+
+    def exceptions(self, slower: Mapping[str, float] = MappingProxyType({})) -> Exceptions:
+        """The plan's, and the layers that were measured to be slower in integers."""
+        settings = self.plan.quantization
+        return Exceptions(settings.keep_float, settings.keep_8bit_weights, slower)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""

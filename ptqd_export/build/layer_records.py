@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from calib.placement import HIGH_PRECISION_BITS, Rule, rule
@@ -15,12 +16,16 @@ from ptqd_export.build.context import BuildContext
 from ptqd_export.build.tracing import Network
 
 
-def precision_record(context: BuildContext, precision: Precision, network: Network, layers: Sequence[QuantizedLayer]) -> dict[str, Any]:
+def precision_record(
+    context: BuildContext,
+    precision: Precision,
+    network: Network,
+    layers: Sequence[QuantizedLayer],
+    slower: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Bit operations, and what every layer of the network got."""
-    settings = context.plan.quantization
-    kept = settings.keep_float, settings.keep_8bit_weights
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
-    rules = [(layer, rule(layer, precision, context.placement, *kept)) for layer in network.layers]
+    rules = [(layer, rule(layer, precision, context.placement, context.exceptions(slower))) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),

@@ -6,14 +6,13 @@ import difflib
 import fnmatch
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from calib.observers import Observed
 from calib.precision import Precision
 from calib.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
@@ -38,69 +37,65 @@ from ptqd_export.verify import verify
 VERIFIED_STATES = 64
 
 
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What quantized graphs are made from.
+
+    Attributes:
+        prepared, states, seen: folders of these stages.
+        slower: layers that keep integer weights and compute in float, see `calib.placement.Exceptions`.
+        found: activation quantizers that were found from these observations so far: precisions share them.
+    """
+
+    prepared: Path
+    states: Path
+    seen: Path
+    slower: Mapping[str, float] = field(default_factory=dict)
+    found: ActivationQuantizers = field(default_factory=dict)
+
+
 def make_quantized_graph(
-    context: BuildContext,
-    precision: Precision,
-    prepared: Path,
-    states: Path,
-    seen: Path,
-    learned: Path | None,
-    found: ActivationQuantizers,
-    folder: Path,
-    _reporter: Reporter,
+    context: BuildContext, precision: Precision, sources: Sources, learned: Path | None, folder: Path, _reporter: Reporter
 ) -> None:
     """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured, what learned rounding took).
 
-    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest. Quantizers in `found`
-    are those of other precisions from the same observations.
+    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
     """
-    network, model = Network.load(prepared), prepared_model(context, prepared)
-    nearest = _resolved(context, precision, network, model, load_observations(seen), found)
+    network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
+    nearest = _resolved(context, precision, sources, network, model)
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
     layers = with_scales_in(context.high_precision, layers)
     path = folder / f"{precision.name}.onnx"
-    float32 = _write_graphs(context, prepared, layers, path)
+    float32 = _write_graphs(context, sources.prepared, layers, path)
     check_graph(context.placement, path, layers)
     dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-    verified = verify(
-        model, path, layers, load_states(states).first(VERIFIED_STATES), backend=context.backend, float32=float32, dtype=dtype
-    )
+    checked = load_states(sources.states).first(VERIFIED_STATES)
+    found = verify(model, path, layers, checked, backend=context.backend, float32=float32, dtype=dtype)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
-    record = {"reconstruction": took, "verification": asdict(verified), **precision_record(context, precision, network, layers)}
+    record = {
+        "reconstruction": took,
+        "verification": asdict(found),
+        **precision_record(context, precision, network, layers, sources.slower),
+    }
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
 
 
-def make_learned_rounding(
-    context: BuildContext,
-    precision: Precision,
-    prepared: Path,
-    states: Path,
-    seen: Path,
-    found: ActivationQuantizers,
-    folder: Path,
-    reporter: Reporter,
-) -> None:
+def make_learned_rounding(context: BuildContext, precision: Precision, sources: Sources, folder: Path, reporter: Reporter) -> None:
     """Writes what `make_reconstruction` learns; goes on where an earlier run was interrupted."""
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
-    model = prepared_model(context, prepared)
-    nearest = _resolved(context, precision, Network.load(prepared), model, load_observations(seen), found)
-    make_reconstruction(context, model, unit, nearest, states, folder, reporter)
+    model = prepared_model(context, sources.prepared)
+    nearest = _resolved(context, precision, sources, Network.load(sources.prepared), model)
+    make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
 
 
-def _resolved(
-    context: BuildContext,
-    precision: Precision,
-    network: Network,
-    model: LoadedModel,
-    seen: Mapping[str, Observed],
-    found: ActivationQuantizers,
-) -> list[QuantizedLayer]:
+def _resolved(context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel) -> list[QuantizedLayer]:
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
     _check_patterns(settings, [layer.name for layer in network.layers])
-    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float, settings.keep_8bit_weights)
-    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, found).quantize(precision)
+    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.exceptions(sources.slower))
+    seen = load_observations(sources.seen)
+    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision)
 
 
 def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
@@ -123,12 +118,12 @@ def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None
     Raises:
         UsageError: a pattern matches no layer, or nothing is left to quantize.
     """
-    for field, patterns in (("keep_float", settings.keep_float), ("keep_8bit_weights", settings.keep_8bit_weights)):
+    for name, patterns in (("keep_float", settings.keep_float), ("keep_8bit_weights", settings.keep_8bit_weights)):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise UsageError(
                     "A pattern of the plan matches no layer.",
-                    found=f'"{pattern}" in quantization.{field}',
+                    found=f'"{pattern}" in quantization.{name}',
                     expected=f'a pattern of names such as "{names[0]}" or "{names[-1]}"',
                     mend=f'did you mean "{difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]}"?',
                 )

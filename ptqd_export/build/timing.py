@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +22,15 @@ ROUNDS = 15
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
     """Median milliseconds of a step (guidance included) by precision."""
     reporter.start("time")
+    runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
+    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+
+
+def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
+    """A graph's engine on a batch of the size that engines are timed at."""
     batch = context.plan.target.benchmark_batch
     samples = np.arange(batch, dtype=np.int64)
-    x = context.noise().start(samples)
-    rows = np.zeros_like(samples)
-    timestep = float(context.table.timestep[0])
-    runs = {name: partial(context.denoiser(graph_path(graphs, name), batch), x, timestep, rows) for name in graphs}
-    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+    return partial(context.denoiser(graph, batch), context.noise().start(samples), float(context.table.timestep[0]), np.zeros_like(samples))
 
 
 def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:

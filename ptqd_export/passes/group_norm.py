@@ -7,17 +7,17 @@ import onnx_ir as ir
 
 from ptqd_export.passes.constants import constant
 
-CHANNELWISE = ".channelwise."
-"""Between the name of a parameter and the rank that a copy of it is shaped for."""
-
 EPSILON = 1e-5
 """What the operator takes where the node does not say."""
 
 
 class GroupNormToInstanceNorm(ir.passes.InPlacePass):
-    """`GroupNormalization(x)` becomes Reshape to [batch, groups, -1], InstanceNormalization, Reshape back, Mul, Add.
+    """`GroupNormalization(x)` becomes Reshape to [batch, groups, -1], InstanceNormalization, Reshape back, BatchNormalization.
 
-    Requires: constant scale and bias, known rank. Ensures: no GroupNormalization is left; the arithmetic is that of the operator.
+    Batch normalization with a mean of 0 and a variance of 1 is the runtime's only kernel that scales and shifts channels in one pass.
+
+    Requires: constant scale and bias, known shape but for the batch. Ensures: no GroupNormalization is left; the arithmetic is that of the
+    operator, and scale and bias are read as they are.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -30,35 +30,43 @@ class GroupNormToInstanceNorm(ir.passes.InPlacePass):
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
     x, scale, bias = node.inputs
     assert x is not None
-    assert scale is not None
-    assert bias is not None
     assert x.shape is not None
     groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes.get_float("epsilon", EPSILON)
-    name = node.outputs[0].name
-    ones = constant(graph, f"norm.ones.{groups}", np.ones(groups, np.float32))
-    zeros = constant(graph, f"norm.zeros.{groups}", np.zeros(groups, np.float32))
-    grouped_shape = constant(graph, f"norm.shape.{groups}", np.array([0, groups, -1], np.int64))
+    sizes = [size for size in x.shape[1:] if isinstance(size, int)]
+    assert len(sizes) == len(x.shape) - 1
     tape = ir.tape.Tape()
-    grouped = tape.op("Reshape", [x, grouped_shape])
-    normal = tape.op("InstanceNormalization", [grouped, ones, zeros], attributes={"epsilon": epsilon})
-    restored = tape.op("Reshape", [normal, tape.op("Shape", [x])])
-    scaled = tape.op("Mul", [restored, _per_channel(graph, scale, len(x.shape))])
-    out = tape.op("Add", [scaled, _per_channel(graph, bias, len(x.shape))])
-    out.shape, out.type, out.name = node.outputs[0].shape, node.outputs[0].type, name
+    grouped = tape.op("Reshape", [x, _shape(graph, groups, -1)])
+    normal = tape.op("InstanceNormalization", [grouped, *_ones_and_zeros(graph, groups)], attributes={"epsilon": epsilon})
+    restored = tape.op("Reshape", [normal, _shape(graph, *sizes)])
+    variance, mean = _ones_and_zeros(graph, sizes[0])
+    out = tape.op("BatchNormalization", [restored, scale, bias, mean, variance], attributes={"epsilon": 0.0})
+    for value in (restored, out):
+        value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
+    out.name = node.outputs[0].name
     ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, node.outputs, [out])
 
 
-def _per_channel(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
-    """A [channels] initializer reshaped to broadcast over [batch, channels, ...]."""
-    assert value.const_value is not None
-    return constant(graph, f"{value.name}{CHANNELWISE}{rank}", value.const_value.numpy().reshape(-1, *[1] * (rank - 2)))
+def _shape(graph: ir.Graph, *sizes: int) -> ir.Value:
+    """Of so many entries behind the batch."""
+    return constant(graph, f"norm.shape.{'.'.join(map(str, sizes))}", np.array([0, *sizes], np.int64))
+
+
+def _ones_and_zeros(graph: ir.Graph, size: int) -> tuple[ir.Value, ir.Value]:
+    return (
+        constant(graph, f"norm.ones.{size}", np.ones(size, np.float32)),
+        constant(graph, f"norm.zeros.{size}", np.zeros(size, np.float32)),
+    )
 
 
 def normalized_input(node: ir.Node) -> ir.Value | None:
     """What a rewritten norm normalized, given the Reshape that restores its shape; None for any other node."""
-    if node.op_type != "Reshape":
-        return None
-    normal, shape = (None if value is None else value.producer() for value in node.inputs)
-    if normal is None or shape is None or (normal.op_type, shape.op_type) != ("InstanceNormalization", "Shape"):
-        return None
-    return shape.inputs[0]
+    normal = _producer(node, "Reshape", "InstanceNormalization")
+    grouping = None if normal is None else _producer(normal, "InstanceNormalization", "Reshape")
+    return None if grouping is None else grouping.inputs[0]
+
+
+def _producer(node: ir.Node, op: str, producer_op: str) -> ir.Node | None:
+    """What makes the first input of a node, if both are such operators."""
+    x = node.inputs[0] if node.op_type == op else None
+    producer = None if x is None else x.producer()
+    return producer if producer is not None and producer.op_type == producer_op else None

@@ -9,22 +9,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptqd_export.passes.group_norm import CHANNELWISE
 from ptqd_export.passes.transposed_weights import TRANSPOSED
 
 
 def parameter_name(initializer: str) -> str:
-    """The network's own name of what an initializer holds, in whatever form."""
-    return initializer.partition(CHANNELWISE)[0].removesuffix(TRANSPOSED)
+    """The network's own name of what an initializer holds, transposed or not."""
+    return initializer.removesuffix(TRANSPOSED)
 
 
 class ParameterValues(ir.passes.InPlacePass):
-    """Write values over the initializers that hold the named parameters, transposed or reshaped where those are.
+    """Write values over the initializers that hold the named parameters, transposed where those are.
 
     Args:
         values: by parameter name, in torch's order; those that the graph does not hold are left out.
 
-    Requires: initializers named by `ParameterNames`, `TransposedWeights` and `GroupNormToInstanceNorm`.
+    Requires: initializers named by `ParameterNames` and `TransposedWeights`.
     """
 
     def __init__(self, values: Mapping[str, NDArray[Any]]) -> None:
@@ -37,6 +36,6 @@ class ParameterValues(ir.passes.InPlacePass):
             value = self._values.get(parameter_name(name))
             if value is not None and initializer.const_value is not None:
                 ordered = np.ascontiguousarray(value.T) if name.endswith(TRANSPOSED) else value
-                initializer.const_value = ir.tensor(ordered.reshape(initializer.const_value.shape.numpy()), name=name)
+                initializer.const_value = ir.tensor(ordered, name=name)
                 written += 1
         return ir.passes.PassResult(model, written > 0)

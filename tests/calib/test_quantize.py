@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from calib.layers import Layer
 from calib.observers import Observed, observing
-from calib.placement import PLACEMENTS
+from calib.placement import PLACEMENTS, Exceptions
 from calib.precision import Precision
 from calib.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
@@ -104,7 +104,10 @@ def test_sixteen_activation_bits_quantize_weights_only(network: Attention, seen:
 
 def test_float_precisions_and_layers_kept_by_the_plan_are_not_quantized(network: Attention, seen: Mapping[str, Observed]) -> None:
     assert _quantize(network, seen, "fp32") == {}
-    assert set(_quantize(network, seen, "w8a8", QuantizationSettings(keep_float=("que*", "nothing")))) == {"key", "out"}
+    assert set(_quantize(network, seen, "w8a8", QuantizationSettings(exceptions=Exceptions(keep_float=("que*", "nothing"))))) == {
+        "key",
+        "out",
+    }
 
 
 def test_criteria_of_the_plan_are_used(network: Attention, seen: Mapping[str, Observed]) -> None:

@@ -65,7 +65,8 @@ RESOLVED = """\
     "channel_scaling": null,
     "activation_steps": "all",
     "keep_float": [],
-    "keep_8bit_weights": []
+    "keep_8bit_weights": [],
+    "integer_layers": "all"
   },
   "calibration": {
     "samples": 512,

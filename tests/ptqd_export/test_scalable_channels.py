@@ -68,6 +68,13 @@ def test_values_of_attention_through_their_heads(find: Callable[[str], list[Scal
     assert found == [ScalableChannels("k", 0, ("q",))]
 
 
+def test_values_of_attention_as_one_operator_and_not_its_queries(find: Callable[[str], list[ScalableChannels]]) -> None:
+    attention = "Attention <q_num_heads = 2, kv_num_heads = 2>"
+    body = f"v = MatMul (sample, k_weight_T) mixed = {attention} (INPUTS) o = MatMul (mixed, q_weight_T) out = Tanh (o)"
+    assert find(body.replace("INPUTS", "other, other, v")) == [ScalableChannels("k", 0, ("q",))]
+    assert find(body.replace("INPUTS", "v, other, other")) == []
+
+
 def test_heads_merged_in_another_order_are_left_alone(find: Callable[[str], list[ScalableChannels]]) -> None:
     assert (
         find("""

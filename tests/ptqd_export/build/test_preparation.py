@@ -27,7 +27,7 @@ from ptqd_export.build.activations import load_observations, make_observations
 from ptqd_export.build.assemble import Parts, assemble
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.preparation import Preparation, make_preparation, prepared_model
-from ptqd_export.build.quantization import make_quantized_graph
+from ptqd_export.build.quantization import Sources, make_quantized_graph
 from ptqd_export.build.stages import Finished
 from ptqd_export.build.tracing import Network
 from ptqd_export.graph_layers import weighted_nodes
@@ -100,7 +100,8 @@ def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Pr
     (quantized := tmp_path / "quantized").mkdir()
     make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Silent())
     precision = Precision.parse("w4a8")
-    make_quantized_graph(prepared.context, precision, prepared.folder, prepared.states, seen, None, {}, quantized, Silent())
+    sources = Sources(prepared.folder, prepared.states, seen)
+    make_quantized_graph(prepared.context, precision, sources, None, quantized, Silent())
     record = json.loads((quantized / "precision.json").read_text())
     assert {layer["name"] for layer in record["layers"]} == prepared.layers
     assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10

@@ -1,0 +1,95 @@
+"""Stage `integer-speed`: which layers run slower in integers than in float on this machine, measured where they stand in the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from calib.placement import Exceptions, rule
+from calib.precision import Precision
+from calib.quantize import QuantizationSettings, Quantizer
+from calib.quantized_layer import QuantizedLayer
+from engines.timing import interleaved_medians
+from ptqd_export.build.activations import load_observations
+from ptqd_export.build.context import FULL_PRECISION, BuildContext
+from ptqd_export.build.preparation import prepared_model
+from ptqd_export.build.stages import Reporter
+from ptqd_export.build.timing import one_step
+from ptqd_export.build.tracing import Network
+from ptqd_export.graph_files import save_graph
+from ptqd_export.passes.quantization import InsertQuantization
+
+SLOWER = "slower.json"
+
+ROUNDS = 11
+
+LEAST_GAIN = 1.02
+"""How much faster a whole step must be without the integers of some layers: medians of equal graphs differ by less."""
+
+MEASURED = Precision.parse("w8a8")
+"""All integer precisions run in the same kernels."""
+
+
+def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder: Path, reporter: Reporter) -> None:
+    """Writes `slower.json`: by layer, how many times as fast a step is with the integers of its kind, where they make it slower.
+
+    Layers of one kind have one shape of weight and one number of products: each kind in turn computes in float in an otherwise quantized
+    network, and takes turns with the network quantized throughout.
+    """
+    layers = _layers(context, prepared, seen)
+    kinds = _kinds(layers)
+    slower: dict[str, float] = {}
+    with TemporaryDirectory() as temporary:
+        integer = one_step(context, _written(context, prepared, layers, Path(temporary) / "integer.onnx"))
+        for done, names in enumerate(kinds):
+            mixed = _written(context, prepared, _without(context, layers, names), Path(temporary) / "mixed.onnx")
+            seconds = interleaved_medians({"integer": integer, "mixed": one_step(context, mixed)}, ROUNDS, warm_up=2)
+            if seconds["integer"] > LEAST_GAIN * seconds["mixed"]:
+                slower |= dict.fromkeys(names, seconds["mixed"] / seconds["integer"])
+            reporter.advance(done + 1, len(kinds))
+    (folder / SLOWER).write_text(json.dumps(slower, indent=1))
+
+
+def load_slower(measured: Path) -> Mapping[str, float]:
+    """By layer."""
+    slower: dict[str, float] = json.loads((measured / SLOWER).read_text())
+    return slower
+
+
+def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[QuantizedLayer]:
+    """With the quickest scales: they do not change the time of a kernel."""
+    settings = QuantizationSettings("max", "max", context.exceptions())
+    network = prepared_model(context, prepared).adapter.network
+    return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
+
+
+def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:
+    kinds: dict[object, list[str]] = {}
+    for layer in layers:
+        if layer.input is not None:
+            kinds.setdefault((layer.layer.op, layer.layer.shape, layer.layer.macs), []).append(layer.layer.name)
+    return list(kinds.values())
+
+
+def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
+    """The named layers keep their integer weights and compute in float."""
+    slower = dict.fromkeys(names, 0.0)
+    return [
+        replace(layer, rule=rule(layer.layer, MEASURED, context.placement, Exceptions(slower=slower)), input=None, output=None)
+        if layer.layer.name in slower
+        else layer
+        for layer in layers
+    ]
+
+
+def _written(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
+    graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
+    ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
+    save_graph(graph, path)
+    return path

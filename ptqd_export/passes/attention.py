@@ -1,0 +1,108 @@
+"""Write attention as the one operator that ONNX has for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+OPSET = 23
+"""The first with the operator; the others that we write say the same in it as in the one that is traced."""
+
+_HEADS_FIRST = (0, 2, 1, 3)
+_LAST_TWO = (0, 2, 1)
+
+
+class FuseAttention(ir.passes.InPlacePass):
+    """What PyTorch's scaled dot product attention is traced to becomes `Attention`, its heads side by side:
+
+        Reshape(Transpose(Softmax(s Q K') V))   with Q, K, V = Transpose(Reshape(q)), ...   becomes   Attention(q, k, v)
+
+    Attention with a mask is left as it is. Requires: opset 21 or 22. Ensures: opset 23 where anything was rewritten; the arithmetic is the
+    same, up to the order of float32 sums.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [match for node in model.graph if node.op_type == "Softmax" and (match := _match(node)) is not None]
+        for match in found:
+            match.replace(model.graph)
+        if found:
+            model.opset_imports[""] = max(OPSET, model.opset_imports[""])
+        return ir.passes.PassResult(model, bool(found))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Inputs [batch, tokens, heads * size], and the node that makes the output of such a shape."""
+
+    inputs: tuple[ir.Value, ...]
+    heads: int
+    scale: float
+    last: ir.Node
+
+    def replace(self, graph: ir.Graph) -> None:
+        (old,) = self.last.outputs
+        tape = ir.tape.Tape()
+        counts = {"q_num_heads": self.heads, "kv_num_heads": self.heads}
+        out = tape.op("Attention", self.inputs, attributes={**counts, "scale": self.scale})
+        out.name, out.shape, out.type = old.name, old.shape, old.type
+        ir.convenience.replace_nodes_and_values(graph, self.last, [self.last], tape.nodes, [old], [out])
+
+
+def _match(softmax: ir.Node) -> _Match | None:
+    """The attention around a Softmax, if it is one without a mask."""
+    scores, weighted = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax.outputs[0], "MatMul")
+    moved = None if weighted is None else _only_user(weighted.outputs[0], "Transpose")
+    last = None if moved is None or not _permutes(moved, _HEADS_FIRST) else _only_user(moved.outputs[0], "Reshape")
+    if scores is None or weighted is None or last is None or weighted.inputs[0] is not softmax.outputs[0]:
+        return None
+    (query, query_scale), (key, key_scale) = (_unscaled(value) for value in scores.inputs)
+    heads = [_split_heads(value) for value in (query, _transposed(key), weighted.inputs[1])]
+    inputs, counts = zip(*heads, strict=True)
+    known = tuple(value for value in inputs if value is not None)
+    if len(known) < 3 or len(set(counts)) > 1 or any(_rank(value) != 3 for value in (*known, last.outputs[0])):
+        return None
+    return _Match(known, counts[0], query_scale * key_scale, last)
+
+
+def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """A value before it was multiplied with a constant number, and that number."""
+    product = _producer(value, "Mul")
+    if product is None or product.inputs[1] is None or product.inputs[1].const_value is None or product.inputs[1].const_value.size != 1:
+        return value, 1.0
+    return product.inputs[0], float(product.inputs[1].const_value.numpy().item())
+
+
+def _transposed(value: ir.Value | None) -> ir.Value | None:
+    """Keys before their last two axes were exchanged, heads and batch taken together meanwhile."""
+    unfolding = _producer(value, "Reshape")
+    exchange = None if unfolding is None else _producer(unfolding.inputs[0], "Transpose")
+    folding = None if exchange is None or not _permutes(exchange, _LAST_TWO) else _producer(exchange.inputs[0], "Reshape")
+    return None if folding is None else folding.inputs[0]
+
+
+def _split_heads(value: ir.Value | None) -> tuple[ir.Value | None, int]:
+    """A value [batch, tokens, channels] before its channels were cut into heads, and their number."""
+    exchange = _producer(value, "Transpose")
+    cut = None if exchange is None or not _permutes(exchange, _HEADS_FIRST) else _producer(exchange.inputs[0], "Reshape")
+    if cut is None or cut.outputs[0].shape is None or not isinstance(cut.outputs[0].shape[2], int):
+        return None, 0
+    return cut.inputs[0], cut.outputs[0].shape[2]
+
+
+def _producer(value: ir.Value | None, op: str) -> ir.Node | None:
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and producer.op_type == op else None
+
+
+def _only_user(value: ir.Value, op: str) -> ir.Node | None:
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op else None
+
+
+def _permutes(node: ir.Node, perm: tuple[int, ...]) -> bool:
+    return tuple(node.attributes["perm"].as_ints()) == perm
+
+
+def _rank(value: ir.Value) -> int:
+    return -1 if value.shape is None else len(value.shape)
