@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ptqd_export
+from ptqd_export.heap import trim_heap
 
 PACKAGES = ("engines", "calib", "ptqd_export")
 
@@ -92,6 +93,7 @@ class StageCache:
             unfinished.rename(folder)
         finally:
             gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
+            trim_heap()
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
 
