@@ -58,14 +58,17 @@ def scaling_factors(network: nn.Module, channels: ScalableChannels, x: Tensor, e
 
 
 def scale_channels(network: nn.Module, channels: ScalableChannels, factors: Tensor) -> None:
-    """Divide the producer's channels, multiply the consumers' weights, in place."""
+    """Divide the producer's channels, multiply the consumers' weights. Parameters are replaced: the network may share their values."""
     rows = slice(channels.first, channels.first + len(factors))
-    with torch.no_grad():
-        for parameter in network.get_submodule(channels.producer).parameters(recurse=False):
-            parameter[rows].div_(factors.reshape(-1, *[1] * (parameter.ndim - 1)))
-        for name in channels.consumers:
-            weight = network.get_submodule(name).get_parameter("weight")
-            weight.mul_(factors.reshape(-1, *[1] * (weight.ndim - 2)))
+    producer = network.get_submodule(channels.producer)
+    for name, parameter in list(producer.named_parameters(recurse=False)):
+        divided = parameter.detach().clone()
+        divided[rows].div_(factors.reshape(-1, *[1] * (divided.ndim - 1)))
+        producer.register_parameter(name, nn.Parameter(divided, requires_grad=False))
+    for name in channels.consumers:
+        weight = network.get_submodule(name).get_parameter("weight").detach()
+        multiplied = weight * factors.reshape(-1, *[1] * (weight.ndim - 2))
+        network.get_submodule(name).register_parameter("weight", nn.Parameter(multiplied, requires_grad=False))
 
 
 def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class WeightQuantizer:
         return replace(self, scale=torch.maximum(self.scale, floor))
 
     def _along(self, weight: Tensor) -> Tensor:
-        return self.scale.reshape(-1, *[1] * (weight.ndim - 1))
+        return self.scale.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def weight_range(bits: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from calib.oracle import fake_quantize, fake_quantized
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer
 from calib.row_store import RowStore
+from calib.sharing_copy import sharing_copy
 from calib.soft_block import activations, with_activations
 
 HELD_OUT = 8
@@ -134,7 +134,7 @@ class _Learner:
         device = settings.fit.device
         learning = {name for block in blocks for name in block.layers}
         others = [layer for name, layer in nearest.items() if name not in learning]
-        reference = network if device.type == "cpu" else nn.Module.to(copy.deepcopy(network), device)
+        reference = network if device.type == "cpu" else nn.Module.to(sharing_copy(network), device)
         quantized = fake_quantized(network, others).requires_grad_(False)
         self._networks = Networks(reference, nn.Module.to(quantized, device), calibration.forward)
         self._nearest = nearest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from calib.sharing_copy import sharing_copy
 from engines.errors import MissingBackendError
 from ptqd_export.models.base import LoadedModel
 
@@ -36,7 +36,7 @@ class CalibrationDevice:
         """The model with a copy of its network there; the model itself where nothing changes."""
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
-        network = nn.Module.to(copy.deepcopy(model.adapter.network), self.device, self._dtype)  # diffusers' own `to` warns of casts
+        network = nn.Module.to(sharing_copy(model.adapter.network), self.device, self._dtype)  # diffusers' own `to` warns of casts
         return model.with_network(network)
 
     def place_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import json
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from calib.activation_states import States
 from calib.channel_scaling import ScalableChannels, observing_channels, scale_channels, scaled_parameters, scaling_factors
+from calib.sharing_copy import sharing_copy
 from calib.split_layer import part_name, split_layers
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
 from ptqd_export.build.stages import Reporter
@@ -48,7 +48,7 @@ class Preparation:
 
     def apply(self, network: nn.Module) -> nn.Module:
         """A prepared copy."""
-        prepared = copy.deepcopy(network)
+        prepared = sharing_copy(network)
         split_layers(prepared, self.split)
         for channels, factors in self.scaled:
             scale_channels(prepared, channels, factors)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import ptqd_export
 from engines.files import sync, sync_tree
 from engines.room import check_room, naming_full_disks
+from ptqd_export.heap import trim_heap
 
 PACKAGES = ("engines", "calib", "ptqd_export")
 
@@ -105,6 +106,7 @@ class StageCache:
                 sync(folder.parent)
         finally:
             gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
+            trim_heap()
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -119,6 +119,23 @@ def test_network_itself_and_unlisted_layers_stay_as_they_are(network: Network) -
     assert not network.conv._forward_pre_hooks
 
 
+def test_an_oracle_holds_integers_and_no_float_weights(network: Network) -> None:
+    layers = [_layer(network.conv, "conv", Rule(4, 8, 8, "int32")), _layer(network.fc, "fc", Rule(8, 8, 8, "int32"))]
+    held = list(fake_quantized(network, layers, torch.float64).parameters())
+    assert sorted(map(str, {parameter.dtype for parameter in held})) == ["torch.float64", "torch.int8"]
+    assert {tuple(parameter.shape) for parameter in held if parameter.dtype == torch.int8} == {(4, 3, 3, 3), (5, 4)}
+    assert sum(parameter.nbytes for parameter in held if parameter.dtype == torch.float64) == 8 * (4 + 5)
+    assert {parameter.data_ptr() for parameter in held} >= {layer.integers.data_ptr() for layer in layers}
+
+
+def test_a_weight_is_the_product_of_integers_and_scales(network: Network) -> None:
+    layer = _layer(network.conv, "conv", Rule(8, 8, 8, "int32"))
+    weight = fake_quantized(network, [layer], torch.float64).get_submodule("conv").weight
+    expected = layer.integers.numpy().astype(np.float64) * layer.weight.scale.numpy().astype(np.float64)[:, None, None, None]
+    assert isinstance(weight, Tensor)
+    np.testing.assert_array_equal(weight.numpy(), expected)
+
+
 def test_single_precision_is_double_precision_but_for_rounding_ties(network: Network) -> None:
     layers = [_layer(network.conv, "conv", Rule(4, 8, 8, "int32")), _layer(network.fc, "fc", Rule(4, 8, 8, "int32"))]
     single, double = (fake_quantized(network, layers, dtype).get_submodule("conv") for dtype in (torch.float32, torch.float64))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.noise import NoiseSource
 from engines.samplers import compile_sampler
+from engines.update import update
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.plan import PlanFile, load_plan
 
@@ -51,20 +52,21 @@ def of_pipeline(folder: Path, prompts: Sequence[str], negative: str | None, late
     return np.asarray(found if output == "latent" else 2 * found - 1)
 
 
-def of_modules(model: LoadedModel, prompts: int) -> Array:
-    """Latents of the model's torch network, walked with DDIM by hand over the sampler's table."""
+def of_modules(model: LoadedModel, prompts: int, sampler: str = "ddim") -> Array:
+    """Latents of the model's torch network, walked by hand over the sampler's table."""
     assert model.conditioning is not None
-    table = compile_sampler("ddim", STEPS, 0.0, model.noise_schedule)
-    x = torch.from_numpy(start(model.sample_shape, prompts)).double()
+    table = compile_sampler(sampler, STEPS, 0.0, model.noise_schedule)
     feeds = model.conditioning.feeds(np.arange(prompts), guided=True)
     conditions = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in model.adapter.conditions]
-    for i in range(STEPS):
+    x: Array = table.init_sigma * start(model.sample_shape, prompts).astype(np.float64)
+    history: list[Array] = []
+    for i in range(table.steps):
         step = table.step(i)
+        both = torch.from_numpy(step.input_scale * np.concatenate([x, x])).float()
         with torch.no_grad():
-            time = torch.full((2 * prompts,), step.timestep)
-            conditional, unconditional = model.adapter(torch.cat([x, x]).float(), time, *conditions).double().chunk(2)
-        x = step.x_coeff * x + step.out_coeff * (unconditional + GUIDANCE * (conditional - unconditional))
-    return x.numpy()
+            conditional, unconditional = model.adapter(both, torch.full((2 * prompts,), step.timestep), *conditions).double().chunk(2)
+        x, history = update(x, (unconditional + GUIDANCE * (conditional - unconditional)).numpy(), step, history)
+    return x
 
 
 def plan_of(folder: Path, **model: Any) -> PlanFile:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,9 @@ from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
 from tests.ptqd_export.models import tiny_text
 from tests.ptqd_export.models.pipelines import NEGATIVE, PROMPTS, of_modules, of_pipeline, pipeline, plan_of, start
+
+# Diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 
@@ -90,6 +94,32 @@ def test_a_chain_ends_where_the_pipeline_ends(family: str, request: pytest.Fixtu
     with torch.no_grad():
         images = model.decoder(torch.from_numpy(expected)).clamp(-1, 1).numpy()
     np.testing.assert_allclose(images, of_pipeline(folder, PROMPTS, NEGATIVE, begin, "pt"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "options"),
+    [
+        ("dpm++2m", "DPMSolverMultistepScheduler", {}),
+        ("dpm++2m", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("euler", "EulerDiscreteScheduler", {}),
+        ("euler", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        ("plms", "PNDMScheduler", {"skip_prk_steps": True}),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_chain_of_another_scheduler_ends_where_the_pipeline_ends(
+    family: str, sampler: str, scheduler: str, options: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = own_copy(request.getfixturevalue(family), tmp_path)
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    getattr(diffusers, scheduler).from_config(settings, **options).save_pretrained(folder / "scheduler")
+    edit_config(folder / "model_index.json", scheduler=["diffusers", scheduler])
+    model = load_model(plan_of(folder))
+    begin = start(model.sample_shape, len(PROMPTS))
+    expected = of_pipeline(folder, PROMPTS, None, begin, "latent")
+    assert type(pipeline(folder).scheduler).__name__ == scheduler
+    np.testing.assert_allclose(of_modules(model, len(PROMPTS), sampler), expected, atol=1e-3 * np.abs(expected).max())
+    assert np.abs(expected - begin).max() > 0.1
 
 
 def test_prediction_of_v_is_read_from_the_scheduler(sd1: Path, sd2: Path) -> None:
