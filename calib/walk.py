@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -26,19 +26,11 @@ from calib.variance import STEP_CHANGE, measured_excess
 from engines.arrays import Float32, Int64
 from engines.denoiser import Denoiser, guide
 from engines.errors import PtqdError
+from engines.noise import Noise
 from engines.samplers.table import SamplerTable, TableStep
 from engines.update import update
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
-
-
-class Noise(Protocol):
-    """Standard normals addressed by sample and step, as `engines.noise.NoiseSource` gives them."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def start(self, samples: Int64) -> Float32: ...
-    def step(self, step: int, samples: Int64) -> Float32: ...
 
 
 @dataclass(frozen=True)

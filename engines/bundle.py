@@ -14,6 +14,7 @@ from engines.samplers.noise_schedule import NoiseSchedule, PredictionType
 from engines.schedule import Schedule, Strict
 
 SCHEMA_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
 DEFAULT = "default"
 """Name of the schedule that the build makes."""
 
@@ -154,7 +155,7 @@ class Bundle:
             UsageError: there is no bundle in this folder.
             BundleError: the manifest is damaged or of another schema version.
         """
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
         if not path.is_file():
             raise UsageError(
                 "This is not a bundle.",

@@ -11,11 +11,14 @@ from engines.command_line import CommandLine
 
 if TYPE_CHECKING:
     from engines.backends.choice import Runtime
+    from engines.cluster.session import Cluster
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 UPDATES = click.Choice(["host", "device"])
+RAY = click.option("--ray", is_flag=False, flag_value="", metavar="[ADDRESS]", help="Work on a Ray cluster, or on this machine as one.")
+RAY_CPUS = click.option("--ray-cpus", type=COUNT, help="CPUs of a worker; there are as many workers as fit.  [default: as many as here]")
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
@@ -26,6 +29,16 @@ def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         return tuple(int(number) for number in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is neither 'all' nor class numbers such as 3,7,7") from error
+
+
+def _cluster(address: str | None, cpus: int | None) -> Cluster | None:
+    """Where to work; None is here."""
+    from engines.cluster.session import Cluster
+    from engines.errors import UsageError
+
+    if address is None and cpus is not None:
+        raise UsageError("Workers are those of a cluster.", found="--ray-cpus alone", expected="--ray too")
+    return None if address is None else Cluster(address, cpus)
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -64,6 +77,8 @@ def main() -> None:
     show_default=True,
     help="Pictures, or raw states, of latent models with their images.",
 )
+@RAY
+@RAY_CPUS
 def sample(
     bundle: Path,
     output: Path,
@@ -76,6 +91,8 @@ def sample(
     prompt_file: Path | None,
     negative_prompt: str | None,
     kind: Literal["png", "npz"],
+    ray: str | None,
+    ray_cpus: int | None,
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
@@ -85,7 +102,8 @@ def sample(
 
     texts = chosen_prompts(prompts, prompt_file)
     choice = ChainChoice(**chain)
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt)
+    cluster = _cluster(ray, ray_cpus)
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster)
     click.echo(sample_bundle(request))
 
 

@@ -160,7 +160,7 @@ def _result(
         precision=request.chain.precision,
         precision_steps=dict(Counter(chain.step_precisions)),
         correction=request.chain.correction,
-        guidance=chain.schedule.sampler.guidance if chain.guidance is None else chain.guidance,
+        guidance=chain.scale,
         num=request.num,
         seeds=tuple(request.seed + number for number in range(request.seeds)),
         classes=request.classes,
