@@ -9,6 +9,7 @@ from typing import TypeAlias
 from engines.arrays import Int64
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
+from engines.cluster.folder_copy import FolderCopy
 from engines.conditioning import Conditioning
 from engines.decoder import open_decoder
 from engines.noise import NoiseSource
@@ -67,3 +68,14 @@ class SampleWork:
         decoder = open_decoder(bundle, self.choice.runtime, threads)
         raw = RawRenderer(None if model.decoder is None else decoder)
         return BatchSampler(chain, NoiseSource(self.seed, model.sample_shape), PngRenderer(decoder) if self.format == "png" else raw)
+
+
+@dataclass(frozen=True)
+class SampleOnCopy:
+    """The work on the bundle as a worker's machine has it; see `engines.cluster.pool.Work`."""
+
+    copy: FolderCopy
+    work: SampleWork
+
+    def open(self, threads: int) -> BatchSampler:
+        return self.work.open(Bundle.open(self.copy.local()), threads)

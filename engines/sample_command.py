@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.arrays import Int64
-from engines.batch_sampler import Batch, BatchSampler, SampleWork
+from engines.backends.choice import runtime_name
+from engines.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
 from engines.bundle import MANIFEST, Bundle, ConditioningRecord, ModelRecord
 from engines.chain_choice import ChainChoice
-from engines.cluster.session import Cluster
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards, unit_name
 from engines.errors import UsageError
@@ -187,7 +189,8 @@ def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork,
     assert request.cluster is not None
     units = [(unit_name(batch[0][0], batch[0][-1]), batch) for batch in drawn]
     shards = Shards(request.output, _asked(request, bundle))
-    lost = complete(request.cluster, bundle, work, units, shards, SAMPLING)
+    size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
+    lost = complete(request.cluster, size, lambda ray: SampleOnCopy(FolderCopy.of_bundle(ray, bundle), work), units, shards, SAMPLING)
     for name, batch in units:
         output.add(batch[0], shards.read(name))
     shards.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.bundle import ConditioningRecord, FileRecord, InputRecord, Manifest, ModelRecord, PrecisionRecord, TargetRecord
+from engines.cluster.session import LOCAL, Cluster, joined
 from engines.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
@@ -31,6 +32,16 @@ CHOSEN = ("w4a8", "w4a8", "w8a8", "fp32")
 MIXTURE = np.array([0.5, -1.0, 0.25, 2.0], dtype=np.float32)
 
 Array = NDArray[Any]
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """Connected to a cluster of two CPUs for all tests that need one: starting it takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engines.cluster.session.cores", lambda: 2)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with joined(Cluster(LOCAL)) as module:
+            yield module
 
 
 @dataclass(frozen=True, eq=False)

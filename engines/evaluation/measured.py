@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Measured:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a file."""
-        known = {**vars(self.features), **vars(self)}
+        known = {**vars(self), **vars(self.features)}
         return {name: value for name, value in known.items() if isinstance(value, np.ndarray)}
 
     @classmethod
@@ -66,7 +67,7 @@ def measure(extractor: Extractor, states: Float32, full_precision: Float32 | Non
     cuts = (np.array([0, *block_edges(num), num]) - seen).clip(0, len(states))
     blocks = np.flatnonzero(np.diff(cuts))
     edges = np.append(cuts[blocks], cuts[blocks[-1] + 1])
-    parts = [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [slice(*pair) for pair in itertools.pairwise(edges.tolist())]
     return Measured(
         features=extractor(states),
         blocks=blocks,
