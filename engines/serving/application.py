@@ -1,15 +1,14 @@
-"""The two parts of a server on Ray Serve: a gateway that answers, and replicas that sample batches of what it asks for."""
+"""The two parts of a server on Ray Serve: a gateway that answers and makes batches, and replicas that sample them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.bundle import ModelRecord
-from engines.cluster.session import WorkerSize
+from engines.cluster.session import WorkerSize, import_ray
 from engines.serving.gateway import Answer, Asked, Gateway
 from engines.serving.image_request import Reader
 from engines.serving.items import Item, ItemWork, Picture
@@ -18,8 +17,11 @@ from engines.serving.limits import Limits
 NAME = "ptqd"
 SAMPLER = "sampler"
 
+AHEAD = 2
+"""Batches that a replica has at a time: one waits while the other is sampled. Other pictures wait in the gateway for a batch to be full."""
+
 ATTEMPTS = 20
-"""Times that a picture is asked for, a replica ending each time; the pauses between them give Ray a minute to start another."""
+"""Times that a batch is asked for, a replica ending each time; the pauses between them give Ray a minute to start another."""
 
 SPARE = 100
 """Requests that the gateway takes beyond those that can wait, so that it can refuse them itself."""
@@ -57,29 +59,37 @@ def application(serve: Any, settings: Settings) -> Any:
 
         def __init__(self) -> None:
             self._sample = settings.work.open(size.cpus)
-            self._thread = ThreadPoolExecutor(1)  # so that the replica's loop takes requests meanwhile
+            self._thread = ThreadPoolExecutor(1)  # so that the replica's loop goes on meanwhile
 
-        @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=settings.batch_wait)  # type: ignore[untyped-decorator]
         async def sample(self, items: list[Item]) -> list[Picture]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, items)
 
     class Entrance:
-        """The gateway, where requests come in."""
+        """The gateway, where requests come in and batches are made."""
 
         def __init__(self, sampler: Any) -> None:
+            self._sampler = sampler
             reader = Reader(settings.model, settings.limits.number)
-            self._gateway = Gateway(reader, settings.limits, asking(sampler), running_replicas)
+            self._gateway = Gateway(reader, settings.limits, self.picture, running_replicas)
 
         async def __call__(self, request: Any) -> Any:
             client = request.client.host if request.client else ""
             return _response(await self._gateway(Asked(request.method, request.url.path, client, request.stream())))
+
+        @serve.batch(  # type: ignore[untyped-decorator]
+            max_batch_size=settings.batch,
+            batch_wait_timeout_s=settings.batch_wait,
+            max_concurrent_batches=AHEAD * settings.replicas,
+        )
+        async def picture(self, items: list[Item]) -> list[Picture]:
+            return await sampled(self._sampler, items)
 
     resources = {"num_cpus": size.cpus, "num_gpus": size.gpus}
     samplers = serve.deployment(
         Sampler,
         name=SAMPLER,
         num_replicas=settings.replicas,
-        max_ongoing_requests=2 * settings.batch,  # one batch is collected while another is sampled
+        max_ongoing_requests=AHEAD,
         health_check_period_s=1,
         ray_actor_options=resources,
     )
@@ -89,25 +99,18 @@ def application(serve: Any, settings: Settings) -> Any:
     return entrance.bind(samplers.bind())
 
 
-def asking(sampler: Any) -> Any:
-    """Asks a replica for the picture of an item, and another one where it ended: nothing that was asked for is lost."""
-    from engines.cluster.session import import_ray
-
+async def sampled(sampler: Any, items: list[Item]) -> list[Picture]:
+    """Asks a replica for the pictures of a batch, and another one where it ended: nothing that was asked for is lost."""
     deaths = import_ray().exceptions.RayActorError
-
-    async def sample(item: Item, again: Callable[[], None]) -> Picture:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                picture: Picture = await sampler.sample.remote(item)
-                return picture
-            except deaths:
-                if attempt == ATTEMPTS:
-                    raise
-                again()
-                await asyncio.sleep(0.3 * attempt)
-        raise AssertionError
-
-    return sample
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            pictures: list[Picture] = await sampler.sample.remote(items)
+            return [replace(picture, attempts=attempt) for picture in pictures]
+        except deaths:
+            if attempt == ATTEMPTS:
+                raise
+            await asyncio.sleep(0.3 * attempt)
+    raise AssertionError
 
 
 async def running_replicas() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,10 +60,9 @@ def serve_bundle(request: ServeRequest, tell: Any) -> None:
         MissingBackendError: Ray Serve, the cluster, or room on it is missing.
         PtqdError: the server does not start.
     """
-    with serving(request) as address:
+    with serving(request) as address, contextlib.suppress(KeyboardInterrupt):
         tell(f"serving {request.bundle} at {address}; Ctrl-C ends it")
-        while True:
-            time.sleep(3600)
+        threading.Event().wait()
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class Gateway:
     Args:
         reader: of bodies.
         limits: see there.
-        sample: gives the picture of an item; its second argument is to be called where it has to be asked for again.
+        sample: gives the picture of an item.
         replicas: how many samplers run.
     """
 
@@ -59,7 +59,7 @@ class Gateway:
         self,
         reader: Reader,
         limits: Limits,
-        sample: Callable[[Item, Callable[[], None]], Awaitable[Picture]],
+        sample: Callable[[Item], Awaitable[Picture]],
         replicas: Callable[[], Awaitable[int]],
     ) -> None:
         self._reader = reader
@@ -107,12 +107,13 @@ class Gateway:
             raise Refused(503, f"{self._waiting} pictures wait; at most {self._limits.waiting}", RETRY_SECONDS)
         self._wait(len(items))
         try:
-            pictures = await asyncio.gather(*(self._sample(item, self._metrics.again.inc) for item in items))
+            pictures = await asyncio.gather(*(self._sample(item) for item in items))
         finally:
             self._wait(-len(items))
         self._metrics.pictures.inc(len(pictures))
         for picture in pictures:
             self._metrics.batch.observe(picture.batch)
+            self._metrics.again.inc(picture.attempts - 1)
         return _packed(pictures)
 
     def _wait(self, more: int) -> None:

@@ -40,10 +40,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, and how many items its batch had."""
+    """A PNG file, how many items its batch had, and how often it was asked for before a replica lived to give it."""
 
     png: bytes
     batch: int
+    attempts: int = 1
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def test_a_killed_worker_costs_its_unit_and_no_more(ray: Any, tmp_path: Path) ->
         assert pool.lost == 3
 
 
+@pytest.mark.slow
 def test_a_unit_that_ends_every_worker_ends_the_work(ray: Any, tmp_path: Path) -> None:
     with WorkerPool(ray, squares(tmp_path, {1: ATTEMPTS}), SIZE, most=2) as pool:
         with pytest.raises(PtqdError, match=r"(?s)ends every worker.*found: +3 workers in a row.*mend:"):

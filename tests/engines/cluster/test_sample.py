@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("kind", ["png", "npz"])
+@pytest.mark.parametrize("kind", ["png", pytest.param("npz", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("ray")
 def test_files_are_byte_for_byte_those_of_one_machine(tiny: TinyBundle, tmp_path: Path, kind: str) -> None:
     for name, options in (("here", ()), ("there", ("--ray", "--ray-cpus", "1"))):
@@ -38,6 +38,7 @@ def test_files_are_byte_for_byte_those_of_one_machine(tiny: TinyBundle, tmp_path
     assert contents(tmp_path / "there") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_run_goes_on_with_the_shards_that_are_there(tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrote: list[str] = []
@@ -59,6 +60,7 @@ def test_a_run_goes_on_with_the_shards_that_are_there(tiny: TinyBundle, tmp_path
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_shards_of_another_request_are_not_taken(tiny: TinyBundle, tmp_path: Path) -> None:
     Shards(tmp_path / "there", {"seed": 4}).write("00000003-00000006", {})
@@ -67,6 +69,7 @@ def test_shards_of_another_request_are_not_taken(tiny: TinyBundle, tmp_path: Pat
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_damaged_bundle_is_told_as_on_one_machine(own_tiny: TinyBundle, tmp_path: Path) -> None:
     own_tiny.edit("graphs/onnxruntime/w8a8.onnx", lambda content: content[:-1])

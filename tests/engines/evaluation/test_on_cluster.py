@@ -30,6 +30,7 @@ def evaluate(bundle: Path, reference: Path, extractor: Path, json_file: Path, *o
     return CliRunner().invoke(main, [*map(str, where), *how, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_figures_are_those_of_one_machine(
     tiny: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ class Silent:
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build: Built, tmp_path: Path) -> None:
     graphs = {name: class_build.stage(stage) for name, stage in (("fp32", "trace"), *_quantized(class_build))}
