@@ -102,6 +102,7 @@ def measure(study: Study) -> Load:
             if number < study.rounds:
                 bare.append(len(items) / (middle - begin))
                 served.append(len(items) / (end - middle))
+                click.echo(f"round {number}: bare {bare[-1]:.3g}, served {served[-1]:.3g} pictures a second", err=True)
             wrong[0] += sum(answers[item] is None for item in items)
             wrong[1] += sum(answers[item] not in (None, expected[item]) for item in items)
     share = statistics.median(one / other for one, other in zip(served, bare, strict=True))

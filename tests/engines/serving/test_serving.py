@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -30,10 +31,10 @@ CLIENTS = 24
 
 
 def ask(port: int, body: dict[str, Any] | None, path: str = "/images") -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # it is importing Ray Serve that warns
 def test_no_answer_is_lost_or_crossed_where_a_replica_is_killed(tiny: TinyBundle, port: int) -> None:
     items = [Item(seed, 0, seed % 3) for seed in range(REQUESTS)]
     bare = ItemWork(FolderCopy(tiny.folder, {}, {}), ChainChoice(), 16).open(1)
