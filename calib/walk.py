@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from calib.correction_fit import Affine
-from calib.moments import FOLDS, Moments, observe
+from calib.moments import FOLDS, Moments
+from calib.observation import Networks, Observer, StepBatch
 from calib.policy import Policy
 from calib.shift import LevelShift
 from calib.states import StateStore
@@ -24,21 +25,12 @@ from calib.step_fit import CorrectionChoice
 from calib.step_result import StepResult, fit_result
 from calib.variance import STEP_CHANGE, measured_excess
 from engines.arrays import Float32, Int64
-from engines.denoiser import Denoiser, guide
-from engines.finite import check_output
+from engines.denoiser import Denoiser
+from engines.noise import Noise
 from engines.samplers.table import SamplerTable, TableStep
 from engines.update import update
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
-
-
-class Noise(Protocol):
-    """Standard normals addressed by sample and step, as `engines.noise.NoiseSource` gives them."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def start(self, samples: Int64) -> Float32: ...
-    def step(self, step: int, samples: Int64) -> Float32: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ class WalkPlan:
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
         batch_size: samples that a network is given at a time.
         shift: takes steps from states with more noise than their level says; there if and only if the correction asks for it.
+        observer: evaluates the networks, which then stand here for their names alone; None evaluates them here.
     """
 
     table: SamplerTable
@@ -70,6 +63,7 @@ class WalkPlan:
     trajectory: Literal["quantized", "fp"] = "quantized"
     batch_size: int = 32
     shift: LevelShift | None = None
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         if (self.correction.variance == "shift") != (self.shift is not None):
@@ -135,21 +129,23 @@ class Walk:
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 
     def _observe(self, i: int, step: TableStep) -> dict[str, Moments]:
-        """Evaluates every network once at every state; stores the guided outputs and returns the moments."""
-        plan, moments = self._plan, dict[str, Moments]()
-        for batch in self._batches():
-            x, folds = np.array(self.states[batch]), _samples(batch) % FOLDS
-            scaled = np.asarray(np.float32(step.input_scale) * x)
-            e = plan.reference(scaled, step.timestep, plan.rows[batch])
-            check_output(e, "full precision", step.timestep, i)
-            self._store.reference[batch] = guide(e, plan.guidance)
-            for name, network in plan.quantized.items():
-                q = e if network is plan.reference else network(scaled, step.timestep, plan.rows[batch])
-                check_output(q, name, step.timestep, i)
-                self._store.outputs[name][batch] = guide(q, plan.guidance)
-                seen = observe(x, e, q, folds)
-                moments[name] = moments[name].merge(seen) if name in moments else seen
-        return moments
+        """Evaluates every network once at every state; stores the guided outputs and returns the moments, merged in the batches' order."""
+        plan, batches = self._plan, [*self._batches()]
+        networks = Networks(plan.reference, plan.quantized, plan.guidance)
+        merged, ahead, taken = dict[str, Moments](), dict[int, Mapping[str, Moments]](), 0
+        for index, seen in (plan.observer or networks.one_by_one)(len(batches), lambda index: self._asked(i, step, batches[index])):
+            self._store.reference[batches[index]] = seen.reference
+            for name, out in seen.outputs.items():
+                self._store.outputs[name][batches[index]] = out
+            ahead[index] = seen.moments
+            while taken in ahead:
+                merged = {name: merged[name].merge(more) if taken else more for name, more in ahead.pop(taken).items()}
+                taken += 1
+        return merged
+
+    def _asked(self, i: int, step: TableStep, batch: slice) -> StepBatch:
+        x, rows, folds = np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS
+        return StepBatch(i, x, step.input_scale, step.timestep, rows, folds)
 
     def _measure_excess(self, i: int, step: TableStep, name: str, affine: Affine) -> float:
         """Variance that a precision adds to the whole step, from the stored outputs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engines.backends.base import Backend
@@ -33,6 +33,7 @@ class ChainChoice:
         accept_guidance: sample at a scale that the corrections were not fitted at.
         runtime: what runs the networks.
         update: where the steps are computed: on the host, or on the device that the engines are on.
+        threads: of ONNX Runtime on the CPU; None takes every core that the process may use.
     """
 
     schedule: str = "default"
@@ -42,6 +43,18 @@ class ChainChoice:
     accept_guidance: bool = False
     runtime: Runtime = "target"
     update: Literal["host", "device"] = "host"
+    threads: int | None = None
+
+    def chosen(self, bundle: Bundle) -> Chain:
+        """The chain without its engines, for what can be known before they are opened.
+
+        Raises:
+            UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
+        """
+        schedule = bundle.schedule(self.schedule)
+        self._check_precision(schedule)
+        precision = None if self.precision == AUTO else self.precision
+        return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
 
     def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None) -> Chain:
         """The chain, its engines opened for batches of so many samples.
@@ -52,20 +65,16 @@ class ChainChoice:
             conditioning: rows in place of the bundle's own, or None.
 
         Raises:
-            UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
+            UsageError: see `chosen`.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        schedule = bundle.schedule(self.schedule)
-        self._check_precision(schedule)
-        guidance = self._guidance(schedule)
-        backend = open_backend(bundle, self.runtime)
+        chain = self.chosen(bundle)
+        backend = open_backend(bundle, self.runtime, self.threads)
         stepper = self._stepper(backend)
-        bank = EngineBank(bundle, guidance, batch=batch, backend=backend, conditioning=conditioning)
-        precision = None if self.precision == AUTO else self.precision
-        chain = Chain(schedule, bank, precision, corrected=self.correction == "on", guidance=guidance, stepper=stepper)
+        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning)
         bank.open(chain.step_precisions)
-        return chain
+        return replace(chain, denoisers=bank, stepper=stepper)
 
     def _stepper(self, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from engines import cluster_options
 from engines.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def main() -> None:
     show_default=True,
     help="Pictures, or raw states, of latent models with their images.",
 )
+@cluster_options.ADDRESS
+@cluster_options.CPUS
 def sample(
     bundle: Path,
     output: Path,
@@ -76,6 +79,8 @@ def sample(
     prompt_file: Path | None,
     negative_prompt: str | None,
     kind: Literal["png", "npz"],
+    ray: str | None,
+    ray_cpus: int | None,
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
@@ -85,7 +90,8 @@ def sample(
 
     texts = chosen_prompts(prompts, prompt_file)
     choice = ChainChoice(**chain)
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt)
+    cluster = cluster_options.chosen_cluster(ray, ray_cpus)
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster)
     click.echo(sample_bundle(request))
 
 
@@ -125,6 +131,9 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 @click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
 @click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
 @click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@cluster_options.ADDRESS
+@cluster_options.CPUS
+@click.option("--shards", type=PATH, help="With --ray: folder that keeps what is finished, so that a run that was cut off goes on.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def evaluate(
     bundle: Path,
@@ -135,6 +144,9 @@ def evaluate(
     seeds: int,
     batch_size: int,
     classes: Any,
+    ray: str | None,
+    ray_cpus: int | None,
+    shards: Path | None,
     json_file: Path | None,
     **chain: Any,
 ) -> None:
@@ -146,7 +158,8 @@ def evaluate(
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    request = EvaluateRequest(bundle, reference, features, num, seed, seeds, batch_size, classes, ChainChoice(**chain))
+    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
+    request = EvaluateRequest(bundle, reference, features, num, seed, seeds, batch_size, classes, choice, cluster, shards)
     result = evaluate_bundle(request, tell=print_chain)
     if json_file is not None:
         write_report(result, json_file)
@@ -197,3 +210,47 @@ def reference(images: Path, features: Path, output: Path) -> None:
     found = Reference.of_images(ImageArchive.open(images), extractor)
     found.save(output, extractor)
     click.echo(f"{found.count} images, {len(found.features.mean)} features; see {output}")
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen at.")
+@click.option("--replicas", type=COUNT, default=1, show_default=True, help="Processes that sample, each with engines of its own.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures of a batch at most, of whichever requests.")
+@click.option("--batch-wait", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Seconds that a batch waits for more.")
+@click.option("--max-number", type=COUNT, default=64, show_default=True, help="Pictures of a request at most.")
+@click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Bytes of a request at most.")
+@click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Pictures that may wait.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Requests a second of a client.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
+@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
+@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
+@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
+@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
+@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@cluster_options.ADDRESS
+@cluster_options.CPUS
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    replicas: int,
+    batch_size: int,
+    batch_wait: float,
+    max_number: int,
+    max_body: int,
+    max_waiting: int,
+    rate: float,
+    ray: str | None,
+    ray_cpus: int | None,
+    **chain: Any,
+) -> None:
+    """Answer requests for pictures over HTTP, on Ray Serve."""
+    from engines.chain_choice import ChainChoice
+    from engines.cluster.session import Cluster
+    from engines.serving.command import ServeRequest, serve_bundle
+    from engines.serving.limits import Limits
+
+    limits, cluster = Limits(max_body, max_number, max_waiting, rate), Cluster(ray or "", ray_cpus)
+    serve_bundle(ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain), cluster), click.echo)

@@ -44,7 +44,7 @@ class Decoder:
         return images
 
 
-def open_decoder(bundle: Bundle, runtime: Runtime) -> Decoder:
+def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Decoder:
     """The decoder of a bundle on the runtime of its networks.
 
     Raises:
@@ -54,15 +54,15 @@ def open_decoder(bundle: Bundle, runtime: Runtime) -> Decoder:
     record = bundle.manifest.model.decoder
     if record is None:
         return Decoder()
-    backend = _backend(bundle, runtime, record.batch)
+    backend = _backend(bundle, runtime, record.batch, threads)
     return Decoder(backend.open(bundle.graph(record.file), record.batch), record.batch, record.image_shape)
 
 
-def _backend(bundle: Bundle, runtime: Runtime, batch: int) -> Backend:
+def _backend(bundle: Bundle, runtime: Runtime, batch: int, threads: int | None) -> Backend:
     name = bundle.manifest.target.name if runtime == "target" else runtime
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
-    return open_backend(bundle, runtime)
+    return open_backend(bundle, runtime, threads)
 
 
 def decoder_settings(settings: EngineSettings, batch: int) -> EngineSettings:

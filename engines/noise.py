@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,15 @@ from engines.arrays import Float32, Int64
 from engines.errors import UsageError
 
 _START, _STEP, _ROW = range(3)
+
+
+class Noise(Protocol):
+    """Standard normals addressed by sample and step, [B, *shape], as `NoiseSource` gives them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def start(self, samples: Int64) -> Float32: ...
+    def step(self, step: int, samples: Int64) -> Float32: ...
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from engines.arrays import Int64
-from engines.bundle import Bundle, ConditioningRecord, ModelRecord
+from engines.backends.choice import runtime_name
+from engines.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.bundle import MANIFEST, Bundle, ConditioningRecord, ModelRecord
 from engines.chain_choice import ChainChoice
-from engines.decoder import Decoder, open_decoder
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.session import Cluster, WorkerSize
+from engines.cluster.sharded import complete
+from engines.cluster.shards import Shards, unit_name
 from engines.errors import UsageError
-from engines.files import writable_folder, write_text
+from engines.files import sha256, writable_folder, write_text
 from engines.images import check_drawable
 from engines.interruption import keeping
 from engines.noise import NoiseSource
@@ -27,6 +32,7 @@ from engines.samples_record import SamplesRecord
 from engines.sampling import Chain, batches, rows_of
 
 RECORD = "samples.json"
+SAMPLING = "sampling"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class SampleRequest:
         chain: how to sample.
         prompts: of text models, to cycle through by sample number in place of the bundle's own rows; or None.
         negative_prompt: what guidance leads away from, beside prompts; None is the model's own choice.
+        cluster: where to sample; None is here.
     """
 
     bundle: Path
@@ -58,6 +65,7 @@ class SampleRequest:
     chain: ChainChoice = field(default_factory=ChainChoice)
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +77,21 @@ class SampleResult:
         output: its folder.
         seconds: of sampling and writing.
         cut: numbers of the prompts that were too long for the text encoder.
+        lost: workers of a cluster that died; what they were at was done again.
     """
 
     record: SamplesRecord
     output: Path
     seconds: float
     cut: tuple[int, ...] = ()
+    lost: int = 0
 
     def __str__(self) -> str:
         steps = ", ".join(f"{count} {precision}" for precision, count in self.record.precision_steps.items())
         rate = self.record.num / self.seconds
         cut = f"; too long, their end is left out: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
-        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}{cut}; see {self.output}"
+        lost = f"; workers lost, their work done again: {self.lost}" if self.lost else ""
+        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}{cut}{lost}; see {self.output}"
 
 
 def sample_bundle(request: SampleRequest) -> SampleResult:
@@ -88,6 +99,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
 
     Raises:
         UsageError: the request does not fit the bundle, or the output cannot be written. Nothing is written then.
+        MissingBackendError: the runtime is missing, or the cluster.
         PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
     bundle = Bundle.open(request.bundle)
@@ -100,19 +112,22 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     prompts = request.prompts or ()
     rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
     conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
-    chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
-    if request.negative_prompt is not None and chain.guidance == 1:
+    chain = request.chain.chosen(bundle)
+    if request.negative_prompt is not None and chain.scale == 1:
         raise UsageError("A negative prompt needs guidance.", found="guidance 1", expected="another --guidance, or no --negative-prompt")
-    decoder = open_decoder(bundle, request.chain.runtime)
+    work = SampleWork(request.chain, min(request.batch_size, request.num), request.seed, request.format, conditioning)
+    sampler = work.open(bundle) if request.cluster is None else None
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
-    output = _output(request, folder, decoder, rows, model)
+    output = _output(request, folder, rows, model)
     begin = time.perf_counter()
+    every = np.zeros_like(samples) if rows is None else rows
+    drawn = [*zip(batches(samples, request.batch_size), batches(every, request.batch_size), strict=True)]
     with keeping(f"every file in {folder} is whole, but without {RECORD} they are not all"):
-        _sample(chain, noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size, output)
+        lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
         record = _record(request, chain, rows, output.finish())
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts))
+    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts), lost)
 
 
 def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
@@ -148,10 +163,10 @@ def chosen_rows(
     return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
 
 
-def _output(request: SampleRequest, folder: Path, decoder: Decoder, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
+def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
     if request.format == "npz":
-        return NpzOutput(folder, rows, None if model.decoder is None else decoder)
-    return PngOutput(folder, decoder, _labels(request.prompts, rows, model.conditioning))
+        return NpzOutput(folder, rows)
+    return PngOutput(folder, _labels(request.prompts, rows, model.conditioning))
 
 
 def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: ConditioningRecord | None) -> list[str]:
@@ -164,11 +179,38 @@ def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: C
     return [f"{word} {row}" for row in rows[:GRID_TILES]]
 
 
-def _sample(chain: Chain, noise: NoiseSource, samples: Int64, rows: Int64, batch_size: int, output: SampleOutput) -> None:
-    steps = len(chain.schedule.steps) * math.ceil(len(samples) / batch_size)
-    with progress("sampling", steps) as advance:
-        for batch, of_batch in zip(batches(samples, batch_size), batches(rows, batch_size), strict=True):
-            output.add(batch, chain.sample(noise, batch, of_batch, advance))
+def _sample(sampler: BatchSampler, drawn: Sequence[Batch], output: SampleOutput) -> int:
+    with progress(SAMPLING, len(sampler.chain.schedule.steps) * len(drawn)) as advance:
+        for batch in drawn:
+            output.add(batch[0], sampler(batch, advance))
+    return 0
+
+
+def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork, drawn: Sequence[Batch], output: SampleOutput) -> int:
+    """The batches are those of a run on one machine, and so are their samples, to the last bit. Returns the number of workers lost."""
+    assert request.cluster is not None
+    units = [(unit_name(batch[0][0], batch[0][-1]), batch) for batch in drawn]
+    shards = Shards(request.output, _asked(request, bundle))
+    size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
+    lost = complete(request.cluster, size, lambda ray: SampleOnCopy(FolderCopy.of_bundle(ray, bundle), work), units, shards, SAMPLING)
+    for name, batch in units:
+        output.add(batch[0], shards.read(name))
+    shards.remove()
+    return lost
+
+
+def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
+    """What decides the result of a unit."""
+    return {
+        "bundle": sha256(bundle.folder / MANIFEST),
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "classes": request.classes,
+        "format": request.format,
+        "chain": asdict(request.chain),
+        "prompts": request.prompts,
+        "negative_prompt": request.negative_prompt,
+    }
 
 
 def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
@@ -180,7 +222,7 @@ def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tup
         precision=request.chain.precision,
         precision_steps=Counter(chain.step_precisions),
         correction=request.chain.correction,
-        guidance=chain.schedule.sampler.guidance if chain.guidance is None else chain.guidance,
+        guidance=chain.scale,
         rows=None if rows is None else tuple(rows.tolist()),
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,

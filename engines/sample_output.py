@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from engines.arrays import Float32, Int64
-from engines.decoder import Decoder
+from engines.arrays import Int64
 from engines.files import replacing
 from engines.grid import Tile, draw_grid
-from engines.images import save_png, to_levels, to_pixels
+from engines.images import save_png
+from engines.rendering import IMAGES, INDICES, SAMPLES, Rendered
 
 GRID_TILES = 64
 GRID = "grid.png"
 ARCHIVE = "samples.npz"
-IMAGES = "images"
 
 
 class SampleOutput(Protocol):
     """Takes samples batch by batch, in the order of their numbers."""
 
-    def add(self, samples: Int64, states: Float32) -> None:
-        """Take the states [B, C, ...] of the samples with numbers [B]."""
+    def add(self, samples: Int64, rendered: Rendered) -> None:
+        """Take what was rendered of the samples with numbers [B]."""
         ...
 
     def finish(self) -> tuple[str, ...]:
@@ -39,22 +38,22 @@ class PngOutput:
 
     Args:
         folder: to write to.
-        decoder: from states to images.
         labels: of the grid's tiles, one for each of the first `GRID_TILES` samples.
     """
 
-    def __init__(self, folder: Path, decoder: Decoder, labels: Sequence[str]) -> None:
+    def __init__(self, folder: Path, labels: Sequence[str]) -> None:
         self._folder = folder
-        self._decoder = decoder
         self._labels = labels
         self._tiles: list[Tile] = []
         self._files: list[str] = []
 
-    def add(self, samples: Int64, states: Float32) -> None:
-        for n, pixels in zip(samples.tolist(), to_pixels(self._decoder(states)), strict=True):
-            self._files.append(f"{n:08d}.png")
-            save_png(Image.fromarray(pixels), self._folder / self._files[-1])
+    def add(self, samples: Int64, rendered: Rendered) -> None:
+        for n, (name, content) in zip(samples.tolist(), rendered.items(), strict=True):
+            self._files.append(name)
+            with replacing(self._folder / name) as temporary:
+                temporary.write_bytes(content.tobytes())
             if len(self._tiles) < GRID_TILES:
+                pixels = np.asarray(Image.open(io.BytesIO(content.tobytes())))
                 self._tiles.append(Tile(pixels, self._labels[len(self._tiles)], f"#{n}"))
 
     def finish(self) -> tuple[str, ...]:
@@ -63,32 +62,27 @@ class PngOutput:
 
 
 class NpzOutput:
-    """`samples.npz` holds `samples` float32 [N, C, ...], the states as the chain ends with them, and `indices` int64 [N]; of conditional
-    models `rows` int64 [N], and of latent models `images` uint8 [N, C, H, W], what the pictures would show.
+    """`samples.npz` holds the arrays of `engines.rendering.RawRenderer` for all samples, and of conditional models `rows` int64 [N].
 
     Args:
         folder: to write to.
         rows: of every sample, or None.
-        decoder: of a latent model, or None.
     """
 
-    def __init__(self, folder: Path, rows: Int64 | None, decoder: Decoder | None = None) -> None:
+    def __init__(self, folder: Path, rows: Int64 | None) -> None:
         self._path = folder / ARCHIVE
         self._rows = rows
-        self._decoder = decoder
-        self._indices: list[Int64] = []
-        self._states: list[Float32] = []
-        self._images: list[NDArray[np.uint8]] = []
+        self._batches: list[Rendered] = []
 
-    def add(self, samples: Int64, states: Float32) -> None:
-        self._indices.append(samples)
-        self._states.append(states)
-        if self._decoder is not None:
-            self._images.append(to_levels(self._decoder(states)))
+    def add(self, samples: Int64, rendered: Rendered) -> None:  # noqa: ARG002 (the numbers are among what was rendered)
+        self._batches.append(rendered)
 
     def finish(self) -> tuple[str, ...]:
         rows: dict[str, Any] = {} if self._rows is None else {"rows": self._rows}
-        images: dict[str, Any] = {IMAGES: np.concatenate(self._images)} if self._images else {}
+        images: dict[str, Any] = {IMAGES: self._joined(IMAGES)} if IMAGES in self._batches[0] else {}
         with replacing(self._path) as temporary, temporary.open("wb") as file:
-            np.savez(file, samples=np.concatenate(self._states), indices=np.concatenate(self._indices), **rows, **images)
+            np.savez(file, samples=self._joined(SAMPLES), indices=self._joined(INDICES), **rows, **images)
         return (self._path.name,)
+
+    def _joined(self, name: str) -> Any:
+        return np.concatenate([batch[name] for batch in self._batches])

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines.arrays import Float32, Int64
 from engines.denoiser import Denoisers
-from engines.noise import NoiseSource
+from engines.noise import Noise, NoiseSource
 from engines.schedule import Schedule, Step
 from engines.stepping import HostStepper, Move, Stepper
 
@@ -39,13 +39,18 @@ class Chain:
         """The precision that takes each step."""
         return tuple(self.precision or step.precision for step in self.schedule.steps)
 
-    def sample(self, noise: NoiseSource, samples: Int64, rows: Int64, on_step: Callable[[], None] = lambda: None) -> Float32:
+    @property
+    def scale(self) -> float:
+        """The guidance scale that is sampled at."""
+        return self.schedule.sampler.guidance if self.guidance is None else self.guidance
+
+    def sample(self, noise: Noise, samples: Int64, rows: Int64, on_step: Callable[[], None] = lambda: None) -> Float32:
         """Final states of the given sample numbers, float32 [len(samples), *shape].
 
         A sample depends on its number, its row and the noise source's seed alone.
 
         Args:
-            noise: its shape is that of one state.
+            noise: of one state's shape.
             samples: sample numbers.
             rows: the conditioning row of each sample.
             on_step: called after every step.
@@ -61,13 +66,12 @@ class Chain:
     def move(self, scheduled: Step) -> Move:
         """What is done at a step of the schedule."""
         precision = self.precision or scheduled.precision
-        guidance = self.schedule.sampler.guidance if self.guidance is None else self.guidance
         if not self.corrected:
-            return Move(scheduled, precision, guidance, (1.0,), (0.0,), (0.0,), scheduled.sigma)
+            return Move(scheduled, precision, self.scale, (1.0,), (0.0,), (0.0,), scheduled.sigma)
         step = scheduled.corrected if self.precision in (None, scheduled.precision) else scheduled
         correction = step.corrections[precision]
         parts = (correction.gain, correction.offset, correction.state_gain)
-        return Move(step, precision, guidance, *parts, correction.sigma_corrected)
+        return Move(step, precision, self.scale, *parts, correction.sigma_corrected)
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines import cluster_options
 from engines.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -64,18 +65,20 @@ def schema() -> None:
 @click.option("--plan", "path", type=PATH, required=True, help="Plan to build.")
 @click.option("--output", type=PATH, help="Folder of the bundle, instead of the plan's.")
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming an interrupted build.")
-def build(path: Path, output: Path | None, fresh: bool) -> None:
+@cluster_options.ADDRESS
+@cluster_options.CPUS
+def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpus: int | None) -> None:
     """Build the bundle that a plan describes."""
     import gc
     from dataclasses import replace
 
     from ptqd_export.plan import load_plan
 
-    plan_file = replace(load_plan(path), output=output)
+    plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     from ptqd_export.build import run_build  # after the plan, so that a wrong plan is told before torch is imported
 
     gc.freeze()  # modules stay: every later collection would look through all of torch for nothing
-    run_build(plan_file, fresh=fresh)
+    run_build(plan_file, fresh=fresh, cluster=cluster)
 
 
 @main.command()

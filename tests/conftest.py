@@ -27,6 +27,7 @@ from engines.bundle import (
     TargetRecord,
     write_manifest,
 )
+from engines.cluster.session import LOCAL, Cluster, joined
 from engines.contract import sealed
 from engines.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
@@ -43,6 +44,16 @@ CHOSEN = ("w4a8", "w4a8", "w8a8", "fp32")
 MIXTURE = np.array([0.5, -1.0, 0.25, 2.0], dtype=np.float32)
 
 Array = NDArray[Any]
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """Connected to a cluster of two CPUs for all tests that need one: starting it takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engines.cluster.session.cores", lambda: 2)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with joined(Cluster(LOCAL)) as module:
+            yield module
 
 
 @dataclass(frozen=True, eq=False)

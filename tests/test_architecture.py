@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy"})
-RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "polygraphy"})
+RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "polygraphy", "ray"})
 RUN_TIME_PACKAGES = frozenset({"engines", "numpy", "pydantic", "click", "rich", "PIL"})
 
 
@@ -72,8 +72,12 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
     beyond = {path: imported - allowed for path, imported in modules.items() if imported - allowed}
     assert beyond == {
         "engines/backends/onnxruntime.py": {"onnxruntime"},
+        "engines/cluster/session.py": {"ray"},
         "engines/compare/polygraphy_run.py": {"polygraphy"},
         "engines/prompts.py": {"tokenizers"},
+        "engines/serving/application.py": {"ray", "starlette"},
+        "engines/serving/command.py": {"ray"},
+        "engines/serving/metrics.py": {"prometheus_client"},
         "engines/tensorrt/cuda.py": {"cuda"},
         "engines/tensorrt/flavour.py": {"tensorrt", "tensorrt_rtx"},
         "engines/tensorrt/update_kernel.py": {"cuda"},

@@ -24,8 +24,13 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
     return "onnxruntime-cuda" if target.provider == "CUDA" else target.name
 
 
-def open_backend(bundle: Bundle, runtime: Runtime) -> Backend:
+def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Backend:
     """The runtime that was asked for, and no other.
+
+    Args:
+        bundle: with the target.
+        runtime: what was asked for.
+        threads: of ONNX Runtime on the CPU; None takes every core that the process may use.
 
     Raises:
         MissingBackendError: it or its device is missing.
@@ -33,7 +38,7 @@ def open_backend(bundle: Bundle, runtime: Runtime) -> Backend:
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
-    return on_onnxruntime(bundle, provider="CUDA" if name == "onnxruntime-cuda" else "CPU")
+    return on_onnxruntime(bundle, threads, "CUDA" if name == "onnxruntime-cuda" else "CPU")
 
 
 def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provider | None = None) -> OnnxRuntimeBackend:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from engines.arrays import Float32
 from engines.evaluation.by_block import ByBlock
 from engines.evaluation.confidence import BLOCKS, Estimate, block_edges
@@ -12,6 +10,7 @@ from engines.evaluation.feature_statistics import FeatureStatistics
 from engines.evaluation.frechet import Gaussian, frechet_distance
 from engines.evaluation.inception_score import ClassSums
 from engines.evaluation.manifold import POINTS_LIMIT, precision, recall
+from engines.evaluation.measured import Measured, measure
 from engines.evaluation.paired import PairedSums
 from engines.evaluation.reference import Reference
 from engines.evaluation.subset import Subset
@@ -55,25 +54,20 @@ class SampleScores:
             states: they are clipped to [-1, 1] as images, but not where values of states are measured.
             full_precision: the same samples by the full-precision network, for the paired figures; for all batches or for none.
         """
-        features = self._extractor(states)
-        self._points.add(features.features)
-        for block, part in self._blocks_of(len(states)):
-            self._add(block, states[part], features, part)
-            if full_precision is not None:
-                self._pairs.add(block, PairedSums.of(states[part], full_precision[part]))
-        self._seen += len(states)
+        self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num))
 
-    def _blocks_of(self, count: int) -> Iterator[tuple[int, slice]]:
-        """The blocks that the next samples fall into, and which of them."""
-        edges = [0, *block_edges(self._num), self._num]
-        for block in range(BLOCKS):
-            begin, end = (min(max(edge - self._seen, 0), count) for edge in edges[block : block + 2])
-            if begin < end:
-                yield block, slice(begin, end)
+    def take(self, measured: Measured) -> None:
+        """Take the next samples, measured as `add` would."""
+        self._points.add(measured.features.features)
+        for block, part, values, pairs in measured.parts():
+            self._values.add(block, values)
+            self._add(block, measured.features, part)
+            if pairs is not None:
+                self._pairs.add(block, pairs)
+        self._seen += len(measured.features.features)
 
-    def _add(self, block: int, states: Float32, features: Features, part: slice) -> None:
+    def _add(self, block: int, features: Features, part: slice) -> None:
         self._features.add(block, FeatureStatistics.of(features.features[part]))
-        self._values.add(block, FeatureStatistics.of(states.reshape(-1, 1)))
         if features.spatial is not None and self._reference.spatial is not None:
             self._spatial.add(block, FeatureStatistics.of(features.spatial[part]))
         if features.logits is not None:

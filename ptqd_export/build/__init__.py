@@ -10,6 +10,7 @@ from typing import Any
 from calib.policy import FixedPolicy
 from calib.precision import Precision
 from engines.bundle import UNFINISHED_BUILD as STAGES
+from engines.cluster.session import Cluster
 from engines.images import is_drawable
 from engines.interruption import keeping
 from ptqd_export.build import room
@@ -37,18 +38,19 @@ from ptqd_export.plan import PlanFile
 from ptqd_export.report.write import write_local_report
 
 
-def run_build(plan_file: PlanFile, *, fresh: bool = False) -> None:
+def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
     """Build the bundle of a plan into its output folder, resuming what an earlier run finished.
 
     Args:
         plan_file: the plan.
         fresh: forget what an earlier run finished.
+        cluster: where the statistics are measured; None is here, with the same result.
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written then.
         PtqdError: a stage failed, or another process writes to the output folder. Finished stages are kept.
     """
-    context = BuildContext(plan_file)
+    context = BuildContext(plan_file, cluster)
     context.check()
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}, and the next build, unless it is --fresh, goes on from there"

@@ -14,6 +14,7 @@ from calib.shift import check_shift
 from engines.backends.base import Backend
 from engines.backends.choice import mode_of
 from engines.backends.onnxruntime import OnnxRuntimeBackend, check_provider
+from engines.cluster.session import Cluster
 from engines.errors import UsageError
 from engines.network import EngineDenoiser
 from engines.noise import NoiseSource
@@ -25,13 +26,20 @@ from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.schedules.calibration_noise import calibration_noise
 from ptqd_export.stand_in import standing_in
 from ptqd_export.targets import TARGETS, Target
+from ptqd_export.walk_work import WalkWork
 
 
 class BuildContext:
-    """See the module. Attributes are computed once and never change."""
+    """See the module. Attributes are computed once and never change.
 
-    def __init__(self, plan_file: PlanFile) -> None:
+    Args:
+        plan_file: the plan.
+        cluster: where the statistics are measured; None is here.
+    """
+
+    def __init__(self, plan_file: PlanFile, cluster: Cluster | None = None) -> None:
         self.plan_file = plan_file
+        self.cluster = cluster
         self.plan: Plan = plan_file.plan
         self.target: Target = TARGETS[self.plan.target.name]
         self.placement: Placement = self.target.placement
@@ -89,6 +97,12 @@ class BuildContext:
         """The plan's, and the layers that were measured to be slower in integers."""
         settings = self.plan.quantization
         return Exceptions(settings.keep_float, settings.keep_8bit_weights, slower)
+
+    @property
+    def walk_work(self) -> WalkWork:
+        """What the graphs of a walk are run with."""
+        target, guidance, batch = self.plan.target, self.plan.sampler.guidance, self.plan.calibration.batch_size
+        return WalkWork(target.name, target.provider, self.high_precision, self.model.conditioning, guidance, batch)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""

@@ -18,6 +18,7 @@ from engines.decoder import Decoder
 from engines.errors import PtqdError
 from engines.evaluation.held_states import HeldStates
 from engines.files import replacing, write_text
+from engines.rendering import PngRenderer, RawRenderer
 from engines.room import SMALL_FILES, NoRoomError, check_room, free_bytes, naming_full_disks, size_text
 from engines.sample_output import NpzOutput, PngOutput
 from tests.small_disks import largest_file, small_disk
@@ -35,12 +36,12 @@ def _write_text(folder: Path) -> None:
 
 
 def _write_pictures(folder: Path) -> None:
-    PngOutput(folder, Decoder(), ["", ""]).add(NUMBERS, NOISE)
+    PngOutput(folder, ["", ""]).add(NUMBERS, PngRenderer(Decoder())(NUMBERS, NOISE))
 
 
 def _write_archive(folder: Path) -> None:
     output = NpzOutput(folder, None)
-    output.add(NUMBERS, NOISE)
+    output.add(NUMBERS, RawRenderer(None)(NUMBERS, NOISE))
     output.finish()
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from engines.arrays import Float32
 from engines.decoder import Decoder
+from engines.rendering import PngRenderer, RawRenderer
 from engines.sample_output import NpzOutput, PngOutput
 
 STATES = np.linspace(-1, 1, 5 * 4, dtype=np.float32).reshape(5, 1, 2, 2)
@@ -17,10 +18,10 @@ NUMBERS = np.array([8, 9, 10, 123456789, 123456790])
 
 
 def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
-    output.add(NUMBERS[:2], STATES[:2])
+    output, render = PngOutput(tmp_path, ["class 1"] * 64), PngRenderer(Decoder())
+    output.add(NUMBERS[:2], render(NUMBERS[:2], STATES[:2]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000008.png", "00000009.png"]
-    output.add(NUMBERS[2:], STATES[2:])
+    output.add(NUMBERS[2:], render(NUMBERS[2:], STATES[2:]))
     assert output.finish() == ("00000008.png", "00000009.png", "00000010.png", "123456789.png", "123456790.png")
     assert (tmp_path / "grid.png").is_file()
     with Image.open(tmp_path / "123456790.png") as image:
@@ -28,9 +29,9 @@ def test_pictures_are_there_after_every_batch_and_the_grid_at_the_end(tmp_path: 
 
 
 def test_tiles_beyond_the_grid_are_not_kept(tmp_path: Path) -> None:
-    output = PngOutput(tmp_path, Decoder(), ["class 1"] * 64)
+    output, render = PngOutput(tmp_path, ["class 1"] * 64), PngRenderer(Decoder())
     for first in range(0, 100, 5):
-        output.add(np.arange(first, first + 5), STATES)
+        output.add(np.arange(first, first + 5), render(np.arange(first, first + 5), STATES))
     assert len(output._tiles) == 64
 
 
@@ -39,9 +40,9 @@ def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None
         def __call__(self, states: Float32) -> Float32:
             return np.asarray(states / 2, dtype=np.float32)
 
-    output = NpzOutput(tmp_path, None, Halved())
-    output.add(NUMBERS[:2], STATES[:2])
-    output.add(NUMBERS[2:], STATES[2:])
+    output, render = NpzOutput(tmp_path, None), RawRenderer(Halved())
+    output.add(NUMBERS[:2], render(NUMBERS[:2], STATES[:2]))
+    output.add(NUMBERS[2:], render(NUMBERS[2:], STATES[2:]))
     output.finish()
     with np.load(tmp_path / "samples.npz") as archive:
         np.testing.assert_array_equal(archive["samples"], STATES)
@@ -51,9 +52,9 @@ def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("rows", [None, np.array([2, 2, 0, 1, 0])])
 def test_archive_joins_the_batches(tmp_path: Path, rows: np.ndarray | None) -> None:
-    output = NpzOutput(tmp_path, rows)
-    output.add(NUMBERS[:2], STATES[:2])
-    output.add(NUMBERS[2:], STATES[2:])
+    output, render = NpzOutput(tmp_path, rows), RawRenderer(None)
+    output.add(NUMBERS[:2], render(NUMBERS[:2], STATES[:2]))
+    output.add(NUMBERS[2:], render(NUMBERS[2:], STATES[2:]))
     assert list(tmp_path.iterdir()) == []
     assert output.finish() == ("samples.npz",)
     with np.load(tmp_path / "samples.npz") as archive:

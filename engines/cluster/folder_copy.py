@@ -1,0 +1,97 @@
+"""Files of a folder on machines that may share a file system or not: they travel through Ray only to machines that lack them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.bundle import MANIFEST, Bundle
+from engines.cluster.session import import_ray
+from engines.errors import PtqdError
+from engines.files import replacing, sha256
+
+PIECE = 64 * 2**20
+"""Bytes of a file that travel as one object."""
+
+
+@dataclass(frozen=True)
+class FolderCopy:
+    """A folder as it is where the work was started.
+
+    Attributes:
+        folder: there.
+        digests: sha256 by file name, relative to the folder.
+        pieces: references to the content of each file in order, for machines that lack it; empty where no machine does.
+    """
+
+    folder: Path
+    digests: Mapping[str, str]
+    pieces: Mapping[str, Sequence[Any]]
+
+    @classmethod
+    def of(cls, ray: Any, folder: Path, names: Sequence[str]) -> FolderCopy:
+        """Looks on every machine whether it has the same files at the same place, and only where one has not, reads them into Ray."""
+        folder = folder.absolute()
+        copy = cls(folder, {name: sha256(folder / name) for name in names}, {})
+        return copy if copy._is_everywhere(ray) else cls(folder, copy.digests, {name: _pieces(ray, folder / name) for name in names})
+
+    @classmethod
+    def of_bundle(cls, ray: Any, bundle: Bundle) -> FolderCopy:
+        """Everything that the manifest names; each file is verified again where it is used."""
+        return cls.of(ray, bundle.folder, [MANIFEST, *bundle.manifest.files])
+
+    def local(self) -> Path:
+        """A folder of this machine with the files: the same one, or a copy that the workers of a machine share.
+
+        Raises:
+            PtqdError: the files are not here, and were at the start on every machine there was.
+        """
+        if self.is_here():
+            return self.folder
+        if not self.pieces:
+            raise PtqdError(
+                "A machine that joined later lacks the files of the work.",
+                found=f"no {self.folder} there, or another one",
+                expected="the same files as where the work was started",
+                mend="run the same command again: it goes on where it was, with the machines that are there then",
+            )
+        digest = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
+        copied = Path(tempfile.gettempdir()) / f"ptqd-{os.getuid()}-{digest[:16]}"
+        for name, expected in self.digests.items():
+            if not _is(copied / name, expected):
+                _write(copied / name, self.pieces[name])
+        return copied
+
+    def is_here(self) -> bool:
+        """Whether this machine has the same files at the same place."""
+        return all(_is(self.folder / name, digest) for name, digest in self.digests.items())
+
+    def _is_everywhere(self, ray: Any) -> bool:
+        own = ray.get_runtime_context().get_node_id()
+        others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        look = ray.remote(FolderCopy.is_here).options(num_cpus=0)
+        return all(ray.get([look.options(scheduling_strategy=strategy(node, soft=False)).remote(self) for node in others]))
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _pieces(ray: Any, path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [ray.put(np.frombuffer(piece, np.uint8)) for piece in iter(lambda: file.read(PIECE), b"")]
+
+
+def _write(path: Path, pieces: Sequence[Any]) -> None:
+    ray = import_ray()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for piece in pieces:
+            file.write(ray.get(piece).tobytes())

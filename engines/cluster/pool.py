@@ -1,0 +1,164 @@
+"""Workers that each open the same work once and then take units of it; a worker that dies costs its unit, which another one does again."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from engines.cluster.session import WorkerSize
+from engines.errors import PtqdError
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+Unit_contra = TypeVar("Unit_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+ATTEMPTS = 3
+"""Workers that a unit, or the opening of engines, may cost: what ends three in a row is no accident."""
+
+
+class Work(Protocol[Unit_contra, Result_co]):
+    """Travels to the workers and is opened once in each; what it opens gives the same result for a unit wherever it runs."""
+
+    def open(self, threads: int, /) -> Callable[[Unit_contra], Result_co]: ...
+
+
+class Worker(Generic[Unit, Result]):
+    """What runs in a process of its own. Errors that a user can mend come back as results: Ray would wrap them in its own."""
+
+    def __init__(self, work: Work[Unit, Result], threads: int) -> None:
+        self._work = work
+        self._threads = threads
+
+    def open(self) -> PtqdError | None:
+        try:
+            self._run = self._work.open(self._threads)
+        except PtqdError as error:
+            return error
+        return None
+
+    def run(self, unit: Unit) -> Result | PtqdError:
+        try:
+            return self._run(unit)
+        except PtqdError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a worker is doing: the unit at a place of the order, or None, opening its engines."""
+
+    worker: Any
+    index: int | None
+
+
+@dataclass(frozen=True)
+class _Death:
+    """What a call came to."""
+
+    cause: Exception
+
+
+class WorkerPool(Generic[Unit, Result]):
+    """Workers on a cluster.
+
+    Args:
+        ray: connected, see `engines.cluster.session.joined`.
+        work: what they do.
+        size: of each.
+        most: workers at most; there are never more than the cluster has room for.
+
+    Attributes:
+        lost: workers that died, each replaced.
+
+    Raises:
+        MissingBackendError: the cluster has room for none.
+    """
+
+    def __init__(self, ray: Any, work: Work[Unit, Result], size: WorkerSize, most: int) -> None:
+        self._ray = ray
+        self._work = ray.put(work)
+        self._threads = size.cpus
+        self._actors = ray.remote(Worker).options(num_cpus=size.cpus, num_gpus=size.gpus)
+        self._idle: list[Any] = []
+        self._calls: dict[Any, _Call] = {}
+        self._deaths = Counter[int | None]()
+        self.lost = 0
+        for _ in range(min(most, size.room(ray))):
+            self._start()
+
+    def __enter__(self) -> WorkerPool[Unit, Result]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in [*self._idle, *(call.worker for call in self._calls.values())]:
+            self._ray.kill(worker)
+
+    def run(self, count: int, unit: Callable[[int], Unit]) -> Iterator[tuple[int, Result]]:
+        """The results of units `0 .. count - 1` with their places, in the order in which they are ready; to be read to the end.
+
+        Args:
+            count: of the units.
+            unit: makes one when a worker is free for it.
+
+        Raises:
+            PtqdError: a unit failed, or ended worker after worker.
+        """
+        waiting, done = deque(range(count)), 0
+        while done < count:
+            while self._idle and waiting:
+                index = waiting.popleft()
+                worker = self._idle.pop()
+                self._calls[worker.run.remote(unit(index))] = _Call(worker, index)
+            call, result = self._next()
+            if isinstance(result, _Death):
+                self._replace(call, result.cause)
+                waiting.extend([] if call.index is None else [call.index])
+                continue
+            del self._deaths[call.index]
+            self._idle.append(call.worker)
+            if call.index is not None:
+                done += 1
+                yield call.index, result
+
+    def _start(self) -> None:
+        worker = self._actors.remote(self._work, self._threads)
+        self._calls[worker.open.remote()] = _Call(worker, None)
+
+    def _next(self) -> tuple[_Call, Any]:
+        """The call that ends next, with its result."""
+        (reference,), _ = self._ray.wait([*self._calls], num_returns=1)
+        call = self._calls.pop(reference)
+        try:
+            result = self._ray.get(reference)
+        except _deaths(self._ray) as death:
+            return call, _Death(death)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        if isinstance(result, PtqdError):
+            raise result
+        return call, result
+
+    def _replace(self, call: _Call, cause: Exception) -> None:
+        """Start another worker in place of one that died."""
+        self.lost += 1
+        self._deaths[call.index] += 1
+        if self._deaths[call.index] == ATTEMPTS:
+            raise PtqdError(
+                "Workers end before their engines are open."
+                if call.index is None
+                else "A unit of the work ends every worker that takes it.",
+                found=f"{ATTEMPTS} workers in a row, the last by: {cause}",
+                expected="workers that end now and then at most",
+                mend="look into Ray's logs on the worker's machine; where memory ran out, give a worker more CPUs or take smaller batches",
+            ) from cause
+        self._start()
+
+
+def _deaths(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises where a worker, its machine, or a result that only lay there is gone."""
+    known = ray.exceptions
+    return (known.RayActorError, known.WorkerCrashedError, known.NodeDiedError, known.ObjectLostError, known.OutOfMemoryError)
