@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -16,7 +15,7 @@ from engines.bundle import MANIFEST
 from engines.cli import main
 from engines.contract import sealed
 from tests.hostile.conftest import Subject, reject
-from tests.hostile.mutations import RAW, as_text, damaged, damaged_archive, damaged_json
+from tests.hostile.mutations import damaged, damaged_archive, damaged_json
 from tests.hostile.worker import Outcome
 
 Run: TypeAlias = Callable[[Sequence[object]], Outcome]
@@ -114,5 +113,3 @@ CHECKS: dict[str, Callable[[Subject, Run, Any], str]] = {
     "damage": check_damage, "contract": check_contract, "archive": check_archive, "graph": check_graph,
 }  # fmt: skip
 """By kind; `graph` is for a child process."""
-
-__all__ = ["CHECKS", "RAW", "Counter", "as_text", "in_process", "remember"]

@@ -34,8 +34,7 @@ class Outcome:
     @property
     def refused(self) -> bool:
         """One message, and no bug."""
-        one = self.message.startswith("error: ") and self.message.count("error: ") >= 1
-        return self.exit_code in (1, 2, 3) and one and "this is a bug" not in self.message
+        return self.exit_code in (1, 2, 3) and self.message.startswith("error: ") and "this is a bug" not in self.message
 
     @property
     def crashed(self) -> bool:
