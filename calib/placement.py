@@ -113,8 +113,13 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Rule:
-    """What one layer gets at one precision; bits are None where it stays in float, and `reason` says why. `form` is that of weight and
-    activations.
+    """What one layer gets at one precision.
+
+    Attributes:
+        weight_bits, activation_bits, output_bits: None where it stays in float.
+        bias: how its bias is stored.
+        reason: why its bits are not the precision's.
+        form: of weight and activations.
     """
 
     weight_bits: int | None
@@ -139,6 +144,7 @@ def rule(
     precision: Precision,
     placement: Placement,
     keep_float: Sequence[str] = (),
+    keep_8bit_weights: Sequence[str] = (),
     slower: Mapping[str, float] = MappingProxyType({}),
 ) -> Rule:
     """The rule for a layer.
@@ -148,20 +154,28 @@ def rule(
         precision: the plan's precision; float precisions keep every layer in float.
         placement: the target's table.
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
+        keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
         slower: layers that keep integer weights and compute in float, with how many times as fast integers were.
     """
-    for pattern in keep_float:
-        if fnmatch.fnmatchcase(layer.name, pattern):
-            return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
+    pattern = _matched(layer, keep_float)
+    if pattern is not None:
+        return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
     if precision.weight_bits is None or precision.activation_bits is None:
         return Rule(None, None, None, "float", f"precision {precision.name}")
     if layer.role != "inner":
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
+    pattern = _matched(layer, keep_8bit_weights)
+    widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
+    weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
     if precision.activation_bits > CONTAINER_BITS:
-        return Rule(precision.weight_bits, None, None, "float", f"precision {precision.name}: weights only")
+        return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
     if layer.name in slower:
-        return Rule(precision.weight_bits, None, None, "float", f"integers are slower here: {slower[layer.name]:.2f}x")
+        return Rule(weight_bits, None, None, "float", f"integers are slower here: {slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]
-    return Rule(
-        precision.weight_bits, precision.activation_bits, CONTAINER_BITS if op.quantize_output else None, op.bias, form=precision.form
-    )
+    output_bits = CONTAINER_BITS if op.quantize_output else None
+    return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, form=precision.form)
+
+
+def _matched(layer: Layer, patterns: Sequence[str]) -> str | None:
+    """The first of the patterns that the layer's name matches."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)), None)

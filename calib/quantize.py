@@ -23,6 +23,7 @@ class QuantizationSettings:
     weight_scale: Criterion = "mse"
     activation_scale: Criterion = "mse"
     keep_float: tuple[str, ...] = ()
+    keep_8bit_weights: tuple[str, ...] = ()
     slower: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -52,8 +53,8 @@ class Quantizer:
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
-        kept, slower = self._settings.keep_float, self._settings.slower
-        rules = ((layer, rule(layer, precision, self._placement, kept, slower)) for layer in self._layers)
+        kept = self._settings.keep_float, self._settings.keep_8bit_weights, self._settings.slower
+        rules = ((layer, rule(layer, precision, self._placement, *kept)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 
     def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:

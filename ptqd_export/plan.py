@@ -233,6 +233,9 @@ class QuantizationSection(Section):
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns (as in fnmatch) of layer names kept in float"
     )
+    keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="patterns (as in fnmatch) of layer names whose weights have 8 bits at every precision"
+    )
     integer_layers: Literal["all", "faster"] = Field(
         default="all",
         description="compute in integers wherever the target can, or only in layers that the build measures to be faster so, here",

@@ -14,6 +14,18 @@ from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, Target
 
 STEPS = 20
 GUIDANCE = 1.5
+TEXT_GUIDANCE = 7.5
+PROMPTS = (
+    "a photograph of an astronaut riding a horse",
+    "a bowl of fruit on a wooden table, oil painting",
+    "portrait of an old fisherman, black and white photograph",
+    "a red bicycle leaning against a brick wall",
+    "an aerial view of a city at night",
+    "a fox in the snow, watercolour",
+    "the inside of a cathedral, sunlight through stained glass",
+    "a diagram of a steam engine, blueprint",
+)
+"""Something to calibrate with until the user's own are written down."""
 
 
 def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> None:
@@ -42,19 +54,31 @@ def starter_plan(model: Path, target: str, folder: Path) -> Plan:
     known, source = _target(target), str(model)
     declared = declare_model(source, folder.absolute())
     named = re.fullmatch(FACTORY, source)
-    section = ModelSection(factory=source) if named else ModelSection(path=Path(os.path.relpath(model, folder)).as_posix())
+    section = ModelSection(factory=source) if named else _section(model, folder)
     return Plan(
         model=section,
         sampler=SamplerSection(
             name=declared.sampler,
             steps=min(STEPS, declared.noise_schedule.num_train_timesteps),
             eta=1.0 if SAMPLERS[declared.sampler].any_eta else SAMPLERS[declared.sampler].eta,
-            guidance=GUIDANCE if declared.null_class is not None else 1.0,
+            guidance=_guidance(section, declared.null_class),
         ),
         precisions=("w8a8", "w4a8"),
         target=known,
         output=f"build/{source.rpartition(':')[2] if named else _name(model.absolute())}",
     )
+
+
+def _section(model: Path, folder: Path) -> ModelSection:
+    from ptqd_export.models.text_encoders import find_text_folders  # and with it torch, see above
+
+    return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if find_text_folders(model) else None)
+
+
+def _guidance(section: ModelSection, null_class: int | None) -> float:
+    if section.prompts is not None:
+        return TEXT_GUIDANCE
+    return 1.0 if null_class is None else GUIDANCE
 
 
 def _name(model: Path) -> str:

@@ -24,9 +24,10 @@ def precision_record(
     slower: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Bit operations, and what every layer of the network got."""
-    keep_float = context.plan.quantization.keep_float
+    settings = context.plan.quantization
+    kept = settings.keep_float, settings.keep_8bit_weights, slower
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
-    rules = [(layer, rule(layer, precision, context.placement, keep_float, slower)) for layer in network.layers]
+    rules = [(layer, rule(layer, precision, context.placement, *kept)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),

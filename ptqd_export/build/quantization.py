@@ -33,6 +33,7 @@ from ptqd_export.graph_files import save_graph
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.passes.half_precision import ToHalfPrecision
 from ptqd_export.passes.quantization import InsertQuantization
+from ptqd_export.plan import QuantizationSection
 from ptqd_export.verify import verify
 
 VERIFIED_STATES = 64
@@ -97,8 +98,9 @@ def _resolved(
 ) -> list[QuantizedLayer]:
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
-    _check_patterns(settings.keep_float, [layer.name for layer in network.layers])
-    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, settings.keep_float, slower)
+    _check_patterns(settings, [layer.name for layer in network.layers])
+    kept = settings.keep_float, settings.keep_8bit_weights
+    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, *kept, slower)
     return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen).quantize(precision)
 
 
@@ -116,20 +118,20 @@ def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[Quanti
     return float32
 
 
-def _check_patterns(keep_float: Sequence[str], names: Sequence[str]) -> None:
+def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:
     """A misspelt pattern would quantize the layer that the user wants to keep.
 
     Raises:
         UsageError: a pattern matches no layer, or nothing is left to quantize.
     """
-    kept = {pattern: [name for name in names if fnmatch.fnmatchcase(name, pattern)] for pattern in keep_float}
-    for pattern, matched in kept.items():
-        if not matched:
-            raise UsageError(
-                "A pattern of the plan matches no layer.",
-                found=f'"{pattern}" in quantization.keep_float',
-                expected=f'a pattern of names such as "{names[0]}" or "{names[-1]}"',
-                mend=f'did you mean "{difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]}"?',
-            )
-    if len(set().union(*kept.values())) == len(names):
+    for field, patterns in (("keep_float", settings.keep_float), ("keep_8bit_weights", settings.keep_8bit_weights)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(
+                    "A pattern of the plan matches no layer.",
+                    found=f'"{pattern}" in quantization.{field}',
+                    expected=f'a pattern of names such as "{names[0]}" or "{names[-1]}"',
+                    mend=f'did you mean "{difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]}"?',
+                )
+    if {name for pattern in settings.keep_float for name in fnmatch.filter(names, pattern)} == set(names):
         raise UsageError("The plan keeps every layer in float.", found="quantization.keep_float", mend="build precision fp32 instead")

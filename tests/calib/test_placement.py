@@ -66,6 +66,21 @@ def test_float_precisions_quantize_nothing(role: Role, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("precision", "bits", "reason"),
+    [
+        ("w4a8", (8, 8), "8-bit weights by the plan (block.*)"),
+        ("w4a4", (8, 4), "8-bit weights by the plan (block.*)"),
+        ("w4a16", (8, None), "8-bit weights by the plan (block.*)"),
+        ("w8a8", (8, 8), None),
+    ],
+)
+def test_weights_that_the_plan_names_have_eight_bits(precision: str, bits: tuple[int, int | None], reason: str | None) -> None:
+    found = rule(_layer(), Precision.parse(precision), ORT, keep_8bit_weights=("other", "block.*"))
+    assert ((found.weight_bits, found.activation_bits), found.reason) == (bits, reason)
+    assert rule(_layer(), Precision.parse(precision), ORT, keep_8bit_weights=("other",)).reason != "8-bit weights by the plan (other)"
+
+
+@pytest.mark.parametrize(
     ("pattern", "kept"), [("block.*", True), ("block.conv", True), ("*.conv", True), ("BLOCK.*", False), ("block", False), ("conv", False)]
 )
 def test_layers_that_the_plan_names_stay_in_float_with_the_pattern_as_the_reason(pattern: str, kept: bool) -> None:

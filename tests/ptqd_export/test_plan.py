@@ -65,6 +65,7 @@ RESOLVED = """\
     "channel_scaling": null,
     "activation_steps": "all",
     "keep_float": [],
+    "keep_8bit_weights": [],
     "integer_layers": "all"
   },
   "calibration": {

@@ -60,6 +60,17 @@ def test_transformer_is_a_denoiser_too(tmp_path: Path) -> None:
     assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.5
 
 
+def test_text_model_gets_prompts_to_calibrate_with(tmp_path: Path) -> None:
+    config = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "out_channels": 4, "cross_attention_dim": 16}
+    model = _pipeline(tmp_path / "paintings", config=config)
+    assert starter_plan(model, "onnxruntime", tmp_path).model.prompts is None
+    _write(model / "text_encoder" / "config.json", {"architectures": ["CLIPTextModel"]})
+    plan = starter_plan(model, "onnxruntime", tmp_path)
+    assert plan.model.prompts
+    assert all(isinstance(prompt, str) for prompt in plan.model.prompts)
+    assert plan.sampler.guidance == 7.5
+
+
 def test_single_model_folder_with_its_scheduler(tmp_path: Path) -> None:
     _write(tmp_path / "net" / "config.json", UNET | {"num_class_embeds": 11})
     _write(tmp_path / "net" / "scheduler_config.json", SCHEDULER)

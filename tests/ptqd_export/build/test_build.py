@@ -381,13 +381,28 @@ def test_layers_that_the_plan_keeps_in_float_are_listed_and_left_alone(
     assert "mid_block.resnets.0.conv1.weight.int" not in stored
 
 
+def test_layers_that_the_plan_gives_8bit_weights_are_listed_and_stored_so(class_build: Built, tmp_path: Path) -> None:
+    run_build(_changed(class_build, tmp_path / "bundle", quantization={"keep_8bit_weights": ["mid_block.*"]}, precisions=["w4a8"]))
+    layers = json.loads((tmp_path / "bundle/statistics/onnxruntime/w4a8.json").read_text())["layers"]
+    kept = [layer for layer in layers if layer["reason"] == "8-bit weights by the plan (mid_block.*)"]
+    assert {layer["name"] for layer in kept} >= {"mid_block.resnets.0.conv1", "mid_block.resnets.1.conv2"}
+    assert {(layer["weight_bits"], layer["activation_bits"]) for layer in kept} == {(8, 8)}
+    stored = {tensor.name: tensor for tensor in onnx.load(tmp_path / "bundle/graphs/onnxruntime/w4a8.onnx").graph.initializer}
+    assert stored["mid_block.resnets.0.conv1.weight.int"].data_type == onnx.TensorProto.INT8
+    assert stored["down_blocks.0.resnets.0.conv1.weight.int"].data_type == onnx.TensorProto.INT4
+
+
 @pytest.mark.parametrize(
-    ("patterns", "part"),
-    [(["mid_block.*", "mid_blok.*"], '"mid_blok.*" in quantization.keep_float'), (["*"], "keeps every layer in float")],
+    ("section", "part"),
+    [
+        ({"keep_float": ["mid_block.*", "mid_blok.*"]}, '"mid_blok.*" in quantization.keep_float'),
+        ({"keep_8bit_weights": ["mid_blok.*"]}, '"mid_blok.*" in quantization.keep_8bit_weights'),
+        ({"keep_float": ["*"]}, "keeps every layer in float"),
+    ],
 )
-def test_patterns_that_cannot_be_meant_are_refused(class_build: Built, tmp_path: Path, patterns: list[str], part: str) -> None:
+def test_patterns_that_cannot_be_meant_are_refused(class_build: Built, tmp_path: Path, section: dict[str, list[str]], part: str) -> None:
     with pytest.raises(UsageError) as error:
-        run_build(_changed(class_build, tmp_path / "bundle", quantization={"keep_float": patterns}))
+        run_build(_changed(class_build, tmp_path / "bundle", quantization=section))
     assert part in str(error.value)
     assert _portable(tmp_path / "bundle") == {}
 
