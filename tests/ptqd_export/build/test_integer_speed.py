@@ -72,8 +72,8 @@ def test_kinds_that_make_a_step_slower_are_found(class_build: Built, measured: P
 
 def test_they_keep_integer_weights_and_compute_in_float(class_build: Built, measured: Path, tmp_path: Path) -> None:
     (folder := tmp_path / "quantized").mkdir()
-    stages = [class_build.stage(name) for name in ("trace", "states", "observe")]
-    make_quantized_graph(class_build.context, Precision.parse("w4a8"), *stages, measured, None, folder, Silent())
+    trace, states, seen = (class_build.stage(name) for name in ("trace", "states", "observe"))
+    make_quantized_graph(class_build.context, Precision.parse("w4a8"), trace, states, seen, measured, None, folder, Silent())
     slower = load_slower(measured)
     record = {layer["name"]: layer for layer in json.loads((folder / "precision.json").read_text())["layers"]}
     for name, ratio in slower.items():
