@@ -38,9 +38,10 @@ def integer_layers(graph: Path) -> set[str]:
     return found
 
 
-def slow(name: str) -> bool:
-    """The 3 x 3 convolutions of the last level are all of a kind, but for the skip connections."""
-    return name.startswith("mid_block.resnets") and name.endswith(("conv1", "conv2"))
+def slow(built: Built) -> set[str]:
+    """One kind of layer: convolutions of one shape on one level."""
+    layers = {layer.name: (layer.shape, layer.macs) for layer in built.network.layers}
+    return {name for name, kind in layers.items() if kind == layers["mid_block.resnets.0.conv1"]}
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def measured(class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def one_step(_: object, graph: Path) -> Callable[[], float]:
         names = integer_layers(graph)
-        return lambda: 10.0 + sum(0.1 if slow(name) else -0.1 for name in names)
+        return lambda: 10.0 + 0.1 * len(names & slow(class_build)) - 0.1 * len(names - slow(class_build))
 
     def medians(runs: Mapping[str, Callable[[], float]], *_: object, **__: object) -> dict[str, float]:
         return {name: run() for name, run in runs.items()}
@@ -63,10 +64,8 @@ def measured(class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_kinds_that_make_a_step_slower_are_found(class_build: Built, measured: Path) -> None:
     found = load_slower(measured)
-    layers = {layer.name: layer for layer in class_build.network.layers}
-    kinds = {(layers[name].shape, layers[name].macs) for name in layers if slow(name)}
-    assert {(layers[name].shape, layers[name].macs) for name in found} == kinds
-    assert {name for name in layers if slow(name)} <= set(found)
+    assert len(found) > 3
+    assert found.keys() == slow(class_build)
     assert all(0.5 < ratio < 0.98 for ratio in found.values())
 
 
