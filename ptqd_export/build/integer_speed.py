@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +29,8 @@ SLOWER = "slower.json"
 
 ROUNDS = 11
 
-LEAST_GAIN = 1.02
-"""How much faster a whole step must be without the integers of some layers: medians of equal graphs differ by less."""
+LEAST_SPEED = 0.98
+"""How much slower a step may be with the integers of one kind of layer: medians of equal graphs differ by less, most of the time."""
 
 MEASURED = Precision.parse("w8a8")
 """All integer precisions run in the same kernels."""
@@ -49,11 +49,23 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
         integer = one_step(context, _written(context, prepared, layers, Path(temporary) / "integer.onnx"))
         for done, names in enumerate(kinds):
             mixed = _written(context, prepared, _without(context, layers, names), Path(temporary) / "mixed.onnx")
-            seconds = interleaved_medians({"integer": integer, "mixed": one_step(context, mixed)}, ROUNDS, warm_up=2)
-            if seconds["integer"] > LEAST_GAIN * seconds["mixed"]:
-                slower |= dict.fromkeys(names, seconds["mixed"] / seconds["integer"])
+            speed = _speed(integer, one_step(context, mixed))
+            if speed < LEAST_SPEED:
+                slower |= dict.fromkeys(names, speed)
             reporter.advance(done + 1, len(kinds))
     (folder / SLOWER).write_text(json.dumps(slower, indent=1))
+
+
+def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
+    """How many times as fast integers are; measured again where they seem slower, as other work on the machine can look like it."""
+    runs = {"integer": integer, "mixed": mixed}
+    speed = 0.0
+    for _ in range(2):
+        seconds = interleaved_medians(runs, ROUNDS, warm_up=2)
+        speed = max(speed, seconds["mixed"] / seconds["integer"])
+        if speed >= LEAST_SPEED:
+            break
+    return speed
 
 
 def load_slower(measured: Path) -> Mapping[str, float]:

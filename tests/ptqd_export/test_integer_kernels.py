@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 
+from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from ptqd_export.integer_kernels import check_integer_kernels
 
@@ -21,6 +23,15 @@ def test_every_layer_with_integer_activations_becomes_an_integer_kernel(class_bu
     expected = sum(layer.input is not None for layer in layers)
     assert 30 < expected < len(layers)
     assert check_integer_kernels(class_build.graph(precision), layers) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_runtime_adds_no_transpositions(class_build: Built, tmp_path: Path, precision: str) -> None:
+    OnnxRuntimeEngine(class_build.graph(precision), optimized=tmp_path / "optimized.onnx")
+    written, run = (
+        Counter(node.op_type for node in onnx.load(path).graph.node) for path in (class_build.graph(precision), tmp_path / "optimized.onnx")
+    )
+    assert 0 < run["Transpose"] <= written["Transpose"]
 
 
 def test_weight_only_precision_needs_none(cross_build: Built) -> None:

@@ -91,6 +91,12 @@ def test_group_norms_are_lowered_as_the_placement_says(graph: onnx.GraphProto) -
     assert "GroupNormalization" not in ops
 
 
+def test_attention_is_lowered_as_the_placement_says(graph: onnx.GraphProto) -> None:
+    ops = {node.op_type for node in graph.node}
+    assert "Attention" in ops
+    assert "Softmax" not in ops
+
+
 def test_every_initializer_is_read(graph: onnx.GraphProto) -> None:
     read = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= read
