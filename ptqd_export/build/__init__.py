@@ -34,6 +34,7 @@ from ptqd_export.build.text import make_text
 from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.bundle_lock import writing_to
+from ptqd_export.heap import trim_heap
 from ptqd_export.plan import PlanFile
 from ptqd_export.report.write import write_local_report
 
@@ -78,6 +79,7 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _walked(context, cache, graphs)
         check_walked(context, graphs, walked, progress)
+        trim_heap()  # the check is no stage, which would do it
         pictures = _pictures(context, cache, graphs, decoder, walked)
         parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
         assemble(context, output, parts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
+from engines.arrays import Float32
 from engines.decoder import Decoder
 from engines.images import save_png
 from engines.schedule import Schedule
@@ -13,7 +14,8 @@ from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import decoder_record
 from ptqd_export.build.stages import Reporter
 from ptqd_export.build.statistics import SCHEDULE
-from ptqd_export.report.pictures import KINDS, MOST, draw
+from ptqd_export.heap import trim_heap
+from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
 
 SHEET = "pictures.png"
 
@@ -23,23 +25,29 @@ def make_pictures(
 ) -> None:
     """Writes `pictures.png`: of eight samples at most, and no more than walked, so that this takes a small part of the walk's time."""
     schedule = Schedule.model_validate_json((walked / SCHEDULE).read_text())
+    kinds = _states(context, graphs, schedule, reporter)
+    trim_heap()  # the networks are closed: decoding takes as much memory as they did
+    decode = _decoder(context, decoder)
+    save_png(sheet_of(map(decode, kinds)), folder / SHEET)
+
+
+def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, reporter: Reporter) -> list[Float32]:
+    """Of every kind of picture."""
     num = min(MOST, context.plan.calibration.samples)
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
     denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}
     conditioning, taken = context.model.conditioning, count(1)
     total = len(KINDS) * len(schedule.steps)
     rows = None if conditioning is None else conditioning.rows
-    sheet = draw(
+    return draw(
         schedule,
         denoisers,
         FULL_PRECISION,
         context.model.sample_shape,
         rows,
         num=num,
-        decode=_decoder(context, decoder),
         on_step=lambda: reporter.advance(next(taken), total),
     )
-    save_png(sheet, folder / SHEET)
 
 
 def _decoder(context: BuildContext, folder: Path | None) -> Decoder:

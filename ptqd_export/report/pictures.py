@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,17 @@ def draw(
     rows: int | None,
     *,
     num: int = MOST,
-    decode: Callable[[Float32], Float32] = lambda states: states,
     on_step: Callable[[], None] = lambda: None,
-) -> Image.Image:
-    """Sample, and put the pictures together without gaps: a row each of `KINDS`, a column a sample.
+) -> list[Float32]:
+    """Sample: the final states [num, *shape] of each of `KINDS`.
 
     Args:
         schedule: the chain.
         denoisers: by precision.
-        full_precision: the name of that of the first row.
+        full_precision: the name of that of the first kind.
         shape: of a state.
         rows: number of conditioning rows; None for an unconditional model.
         num: samples.
-        decode: from states to images.
         on_step: called after every step of the three chains.
     """
     noise, samples = NoiseSource(SEED, shape), np.arange(num, dtype=np.int64)
@@ -74,8 +72,12 @@ def draw(
         Chain(schedule, denoisers, corrected=False),
         Chain(schedule, denoisers),
     )
-    kinds = [to_pixels(decode(chain.sample(noise, samples, of_samples, on_step))) for chain in chains]
-    return Image.fromarray(np.concatenate([np.concatenate(list(kind), axis=1) for kind in kinds]))
+    return [chain.sample(noise, samples, of_samples, on_step) for chain in chains]
+
+
+def sheet_of(kinds: Iterable[Float32]) -> Image.Image:
+    """The images [num, channels, height, width] of every kind without gaps: a row each of `KINDS`, a column a sample."""
+    return Image.fromarray(np.concatenate([np.concatenate(list(to_pixels(kind)), axis=1) for kind in kinds]))
 
 
 def stored_pictures(bundle: Bundle) -> list[Picture]:

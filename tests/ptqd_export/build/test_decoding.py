@@ -40,5 +40,4 @@ def test_a_batch_of_published_first_stages_takes_bounded_memory(tmp_path: Path) 
             decoded, seconds, peaks[name, batch] = _run("decode", str(tmp_path / name), str(batch))
             sys.stderr.write(f"{name}, {batch} images of {side} x {side}: {peaks[name, batch]:.2f} GB, {seconds:.1f} s\n")
             assert decoded == side
-    assert peaks["vq-f4", 1] < peaks["vq-f4", 4]
-    assert max(peaks.values()) < 4
+    assert peaks["vq-f4", 1] < peaks["vq-f4", 4] < peaks["kl-f8", 1] < 2.5

@@ -28,7 +28,7 @@ from engines.images import is_drawable, save_png
 from engines.samplers import SamplerTable
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
-from ptqd_export.report.pictures import PICTURES, draw
+from ptqd_export.report.pictures import PICTURES, draw, sheet_of
 from ptqd_export.report.steps import sampler_table
 from ptqd_export.report.write import REPORT
 from ptqd_export.schedules.contract import schedule_of
@@ -179,7 +179,7 @@ def _reported(tiny: Path, folder: Path) -> Reported:
     if is_drawable(shape):
         bank = EngineBank(reported.bundle, was.sampler.guidance, batch=8, threads=1)
         (folder / PICTURES).parent.mkdir()
-        save_png(draw(schedule, bank, "fp32", shape, 3), folder / PICTURES)
+        save_png(sheet_of(draw(schedule, bank, "fp32", shape, 3)), folder / PICTURES)
         reported.register(PICTURES)
     reported.write(REPORT, report_page(reported.bundle, Evidence()))
     return reported

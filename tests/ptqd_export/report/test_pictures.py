@@ -16,7 +16,7 @@ from engines.images import to_pixels
 from engines.noise import NoiseSource
 from engines.sample_command import SampleRequest, sample_bundle
 from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
-from ptqd_export.report.pictures import MOST, PICTURES, SEED, draw, stored_pictures
+from ptqd_export.report.pictures import MOST, PICTURES, SEED, draw, sheet_of, stored_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,15 +53,15 @@ def _schedule() -> Schedule:
 
 def test_rows_are_full_precision_uncorrected_and_corrected_of_the_same_noise() -> None:
     steps: list[None] = []
-    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", SHAPE, None, on_step=lambda: steps.append(None))
+    kinds = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", SHAPE, None, on_step=lambda: steps.append(None))
     start = NoiseSource(SEED, SHAPE).start(np.arange(MOST))
     rows = [np.concatenate(list(to_pixels(states)), axis=1) for states in (start, start + np.float32(0.5), start)]
-    np.testing.assert_array_equal(np.asarray(sheet), np.concatenate(rows))
+    np.testing.assert_array_equal(np.asarray(sheet_of(kinds)), np.concatenate(rows))
     assert len(steps) == 3
 
 
 def test_colours_stay() -> None:
-    sheet = draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", (3, 4, 6), None)
+    sheet = sheet_of(draw(_schedule(), {"fp32": Constant(0.0), "w8a8": Constant(0.5)}, "fp32", (3, 4, 6), None))
     assert (sheet.mode, sheet.size) == ("RGB", (MOST * 6, 3 * 4))
 
 
