@@ -77,8 +77,8 @@ class FolderCopy:
         own = ray.get_runtime_context().get_node_id()
         others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        look = ray.remote(FolderCopy.is_here).options(num_cpus=0)
-        return all(ray.get([look.options(scheduling_strategy=strategy(node, soft=False)).remote(self) for node in others]))
+        look = ray.remote(FolderCopy.is_here)
+        return all(ray.get([look.options(num_cpus=0, scheduling_strategy=strategy(node, soft=False)).remote(self) for node in others]))
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,9 @@ class Killer(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_killed_workers_leave_no_trace_in_the_result(tiny: TinyBundle, tmp_path: Path) -> None:
+def test_killed_workers_leave_no_trace_in_the_result(
+    tiny: TinyBundle, tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
+) -> None:
     assert sample(tiny.folder, tmp_path / "here").exit_code == 0
     killer = Killer()
     killer.start()
@@ -57,6 +60,7 @@ def test_killed_workers_leave_no_trace_in_the_result(tiny: TinyBundle, tmp_path:
     killer.ended.set()
     killer.join()
     assert (done.exit_code, done.stderr) == (0, "")
+    record_testsuite_property("killed", len(killer.killed))
     lost = re.search(r"workers lost, their work done again: (\d+)", done.stdout)
     assert lost is not None
     assert int(lost[1]) == len(killer.killed) >= 2

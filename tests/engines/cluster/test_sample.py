@@ -94,3 +94,11 @@ def test_files_travel_to_a_machine_that_lacks_them(ray: Any, own_tiny: TinyBundl
     assert contents(copied) == before
     (copied / "manifest.json").write_text("changed")
     assert contents(copy.local()) == before
+
+
+def test_other_machines_are_asked_for_the_files(ray: Any, own_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.runtime_context.RuntimeContext.get_node_id", lambda _: "another machine than the cluster's one")
+    copy = FolderCopy.of(ray, own_tiny.folder, ["manifest.json"])
+    assert not copy.pieces
+    (own_tiny.folder / "manifest.json").write_text("changed")
+    assert not copy._is_everywhere(ray)
