@@ -87,10 +87,13 @@ class Case:
         return Chain(self.schedule, denoisers, precision).sample(self.noise(seed), samples, self.rows(samples))
 
     def visited(self, denoisers: Denoisers, seed: int = SEED) -> Visited:
-        """The states of full-precision chains."""
-        recorder = _Recorder(denoisers[FULL_PRECISION])
-        self.sample({FULL_PRECISION: recorder}, FULL_PRECISION, seed)
-        return Visited(np.stack(recorder.states), tuple(recorder.timesteps), self.rows(np.arange(self.batch, dtype=np.int64)))
+        """The states of whole full-precision chains, at the case's steps."""
+        recorder, samples = _Recorder(denoisers[FULL_PRECISION]), np.arange(self.batch, dtype=np.int64)
+        rows, taken = self.rows(samples), {step.timestep for step in self.schedule.steps}
+        Chain(self.bundle.schedule(), {FULL_PRECISION: recorder}, FULL_PRECISION).sample(self.noise(seed), samples, rows)
+        kept = [(x, timestep) for x, timestep in zip(recorder.states, recorder.timesteps, strict=True) if timestep in taken]
+        states, timesteps = zip(*kept, strict=True)
+        return Visited(np.stack(states), timesteps, rows)
 
 
 class _Recorder:

@@ -134,4 +134,4 @@ MODELS: Mapping[str, BenchModel] = {
 }
 
 USUAL = ("digits", "ddpm-36m", "dit-s2")
-"""Those that are built where none is named: LDM-4 takes 12 GB of memory and as many minutes."""
+"""Those that are built where none is named: LDM-4 has ten times as many parameters."""

@@ -26,6 +26,9 @@ Written by `python -m tools.bench page build/bench/*/*.json`, from what these co
     python -m tools.bench run digits
     python -m tools.bench run ddpm-36m
     python -m tools.bench run dit-s2
+    python -m tools.bench start digits
+
+`ldm-4` is a fourth model, of ten times as many parameters, built and run where it is named.
 
 Every contestant is a process of its own; they take turns, chain by chain and call by call, after a round that does not count, and the
 medians are compared. Ratios are the result: times belong to the machine. Above 1 is faster. What each column is:

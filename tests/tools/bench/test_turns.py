@@ -94,3 +94,10 @@ def test_ones_own_noise_is_calibrated_on_other_samples(case: Case) -> None:
 def test_a_process_that_cannot_load_says_why_and_ends(tmp_path: Path) -> None:
     with pytest.raises(LeftOutError, match="not a bundle"):
         Worker("w8a8", Case(tmp_path, 1))
+
+
+def test_an_excerpt_of_the_chain_is_held_against_states_of_the_whole(case: Case) -> None:
+    bank = EngineBank(case.bundle, 1.5, batch=BATCH)
+    whole, part = case.visited(bank), Case(case.folder, BATCH, steps=2).visited(bank)
+    assert part.timesteps == (whole.timesteps[0], whole.timesteps[-1])
+    np.testing.assert_array_equal(part.states, whole.states[[0, -1]])
