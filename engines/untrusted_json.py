@@ -15,12 +15,13 @@ SIZE_LIMIT = 64 * 2**20
 JsonObject: TypeAlias = dict[str, object]
 
 
-def read_json_object(path: Path, kind: type[PtqdError] = UsageError) -> JsonObject:
+def read_json_object(path: Path, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
     """The object in a file.
 
     Args:
         path: of a plain file of at most `SIZE_LIMIT` bytes.
         kind: of the error; whose file it is says what it is.
+        infinities: take `Infinity` and `-Infinity`, which are no JSON, for what Python's writers mean by them.
 
     Raises:
         PtqdError: of that kind: the file cannot be read, or see `json_object`.
@@ -29,10 +30,10 @@ def read_json_object(path: Path, kind: type[PtqdError] = UsageError) -> JsonObje
         data = read_plain(path, SIZE_LIMIT)
     except OSError as error:
         raise kind(f"{path} cannot be read", found=error.strerror, expected="a readable JSON file") from error
-    return json_object(data, path, kind)
+    return json_object(data, path, kind, infinities=infinities)
 
 
-def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError) -> JsonObject:
+def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
     """The object in the content of a file.
 
     Raises:
@@ -40,7 +41,9 @@ def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError) -
             no float64 or UTF-8 has.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_without_repeats, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(
+            data, object_pairs_hook=_without_repeats, parse_constant=_infinity if infinities else _refuse, parse_float=_finite
+        )
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
     except json.JSONDecodeError as error:
         raise kind(
@@ -78,6 +81,10 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> JsonObject:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _infinity(constant: str) -> float:
+    return _refuse(constant) if constant == "NaN" else float(constant)
 
 
 def _finite(digits: str) -> float:

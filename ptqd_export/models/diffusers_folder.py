@@ -118,7 +118,7 @@ def read_config(path: Path) -> Config:
             expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
             mend="name a folder written by `save_pretrained` as model.path",
         )
-    return Config(path, read_json_object(path, PtqdError))
+    return Config(path, read_json_object(path, PtqdError, infinities=True))  # diffusers bounds `lambda_min_clipped` by -Infinity
 
 
 def load_weights(folder: Path, kind: str) -> nn.Module:

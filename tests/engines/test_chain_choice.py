@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import UsageError
@@ -16,10 +19,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Precisions whose engines were started, without starting them."""
+    """Precisions whose engines were started."""
     seen: list[str] = []
-    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda path, **_: seen.append(path.stem))
+    _told(monkeypatch, lambda path, _: seen.append(path.stem))
     return seen
+
+
+def _told(monkeypatch: pytest.MonkeyPatch, tell: Callable[[Path, Mapping[str, Any]], None]) -> None:
+    """Tell of every engine that is opened."""
+
+    def opened(path: Path, **options: Any) -> OnnxRuntimeEngine:
+        tell(path, options)
+        return OnnxRuntimeEngine(path, **options)
+
+    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", opened)
 
 
 def test_default_is_the_schedules_choice_corrected_at_its_guidance(tiny: TinyBundle, started: list[str]) -> None:
@@ -42,7 +55,7 @@ def test_engines_are_told_how_many_samples_come_at_a_time(
     tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, guidance: float, batch: int
 ) -> None:
     batches: list[int] = []
-    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda _path, **options: batches.append(options["batch"]))
+    _told(monkeypatch, lambda _, options: batches.append(options["batch"]))
     ChainChoice(precision="fp32", guidance=guidance, accept_guidance=True).open(Bundle.open(tiny.folder), 4)
     assert batches == [batch]
 

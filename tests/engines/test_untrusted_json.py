@@ -53,6 +53,16 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert _error(path) == f"{path} is not text\n  found:    invalid start byte at byte 7\n  expected: a JSON object in UTF-8"
 
 
+def test_infinity_is_taken_where_it_may_be_meant_and_not_a_number_never(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    path.write_text('{"a": -Infinity}')
+    assert read_json_object(path, infinities=True) == {"a": float("-inf")}
+    assert "found:    -Infinity" in _error(path)
+    path.write_text('{"a": NaN}')
+    with pytest.raises(UsageError, match="found:    NaN"):
+        read_json_object(path, infinities=True)
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [("[1]", "a list"), ('"x"', "a string"), ("1", "a number"), ("1.5", "a number"), ("true", "true or false"), ("null", "null")],

@@ -39,7 +39,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
     """What `build` was asked for, in place of building it."""
     seen: list[tuple[PlanFile, bool]] = []
 
-    def run_build(plan_file: PlanFile, *, fresh: bool) -> None:
+    def run_build(plan_file: PlanFile, *, fresh: bool, cluster: object) -> None:
+        assert cluster is None
         seen.append((plan_file, fresh))
 
     module = ModuleType("ptqd_export.build")

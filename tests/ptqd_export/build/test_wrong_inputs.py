@@ -87,7 +87,7 @@ def test_folder_that_holds_no_pipeline(build: Callable[..., Result], name: str, 
 
 def test_configuration_that_is_no_json(build: Callable[..., Result]) -> None:
     result = build(lambda folder: (folder / "model" / "unet" / "config.json").write_text("{half"))
-    _refused(result, 1, "configuration cannot be read", "config.json")
+    _refused(result, 1, "config.json is not JSON")
 
 
 def test_network_of_another_kind(build: Callable[..., Result]) -> None:
