@@ -62,7 +62,7 @@ def make_quantized_graph(
     `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
     """
     network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
-    nearest = _resolved(context, precision, sources, network, model)
+    nearest = rounded_to_nearest(context, precision, sources, network, model)
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
     layers = with_scales_in(context.high_precision, layers)
     path = folder / f"{precision.name}.onnx"
@@ -85,11 +85,13 @@ def make_learned_rounding(context: BuildContext, precision: Precision, sources: 
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, sources.prepared)
-    nearest = _resolved(context, precision, sources, Network.load(sources.prepared), model)
+    nearest = rounded_to_nearest(context, precision, sources, Network.load(sources.prepared), model)
     make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
 
 
-def _resolved(context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel) -> list[QuantizedLayer]:
+def rounded_to_nearest(
+    context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel
+) -> list[QuantizedLayer]:
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
     _check_patterns(settings, [layer.name for layer in network.layers])
