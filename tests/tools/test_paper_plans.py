@@ -108,6 +108,6 @@ def test_a_plan_goes_from_checkpoint_to_images(name: str, small_models: dict[str
     (archive,) = (tmp_path / "samples").rglob("*.npz")
     side = SMALL_SIZE * (8 if name.startswith("churches") else 4)
     with np.load(archive) as stored:
-        assert stored["images"].shape[1:3] == (side, side)
+        assert stored["images"].shape == (2, 3, side, side)
         assert np.isfinite(stored["samples"]).all()
         assert stored["images"].std() > 0
