@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from engines import cluster_options
+from engines.chain_options import RUNTIME, chain_options
 from engines.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 UPDATES = click.Choice(["host", "device"])
 
 
@@ -49,12 +49,7 @@ def main() -> None:
 @click.option("--prompt", "prompts", multiple=True, help="Of text models, again and again for more: cycled through by sample number.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with one prompt a line, in place of --prompt.")
 @click.option("--negative-prompt", help="What guidance leads away from, beside prompts.")
-@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
-@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
-@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
-@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
-@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
-@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@chain_options
 @click.option("--update", type=UPDATES, default="host", show_default=True, help="Where the steps are computed; device is for TensorRT.")
 @click.option("--output", type=PATH, required=True, help="Folder to write to.")
 @click.option(
@@ -100,7 +95,7 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="Chains of each contestant; the median counts.")
 @click.option("--steps", type=COUNT, help="Take only so many steps, spread evenly over the chain.")
-@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@RUNTIME
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
     """Time whole chains, one precision against the other."""
@@ -125,12 +120,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="How many seeds, one after the other.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
 @click.option("--classes", callback=_classes, help="Such as 3,7,7 or all, for balance: cycled through by sample number.")
-@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
-@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
-@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
-@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
-@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
-@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
 @click.option("--shards", type=PATH, help="With --ray: folder that keeps what is finished, so that a run that was cut off goes on.")
@@ -174,7 +164,7 @@ def evaluate(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--precisions", callback=_names, help="Such as w8a8,w4a8. Left out: every engine but full precision.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Samples that go through the networks at a time.")
-@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the engines, if not the bundle's target.")
+@RUNTIME
 @click.option("--min-snr-db", type=float, help="Exit with 1 where a step of a precision is below.")
 @click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Folder for inputs and outputs, for `polygraphy run`.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
@@ -223,12 +213,7 @@ def reference(images: Path, features: Path, output: Path) -> None:
 @click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Bytes of a request at most.")
 @click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Pictures that may wait.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Requests a second of a client.")
-@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's.")
-@click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at.")
-@click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle.")
-@click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice.")
-@click.option("--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler.")
-@click.option("--runtime", type=RUNTIMES, default="target", show_default=True, help="What runs the networks, if not the bundle's target.")
+@chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
 def serve(

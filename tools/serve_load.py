@@ -155,7 +155,7 @@ def _kill_replica() -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(json_file: Path | None, **study: object) -> None:
     """Throughput of the server, and whether each answer is the right one."""
-    found = asdict(measure(Study(**study)))  # type: ignore[arg-type]
+    found = asdict(measure(Study(**study)))  # type: ignore[arg-type]  # click gives the options by name
     text = json.dumps(found, indent=1)
     if json_file is not None:
         json_file.write_text(text + "\n")

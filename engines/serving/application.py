@@ -76,7 +76,7 @@ def application(serve: Any, settings: Settings) -> Any:
             client = request.client.host if request.client else ""
             return _response(await self._gateway(Asked(request.method, request.url.path, client, request.stream())))
 
-        @serve.batch(  # type: ignore[untyped-decorator]
+        @serve.batch(  # type: ignore[untyped-decorator]  # Ray does not type it
             max_batch_size=settings.batch,
             batch_wait_timeout_s=settings.batch_wait,
             max_concurrent_batches=AHEAD * settings.replicas,

@@ -23,7 +23,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002 (the protocol's)
         return (np.zeros_like(x) + np.float32(self.value) + rows.reshape(-1, 1, 1, 1).astype(np.float32))[None]
 
 

@@ -180,7 +180,7 @@ def test_batches_do_not_matter_and_every_step_is_told() -> None:
 
 def test_deterministic_chains_draw_no_noise() -> None:
     class Start(NoiseSource):
-        def step(self, step: int, samples: Int64) -> Float32:  # noqa: ARG002
+        def step(self, step: int, samples: Int64) -> Float32:  # noqa: ARG002 (the protocol's)
             raise AssertionError("no step has noise")
 
     quiet = schedule()

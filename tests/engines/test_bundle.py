@@ -198,7 +198,9 @@ def test_manifest_that_was_changed_is_refused_though_it_is_a_manifest_still(own_
     own_tiny.edit("manifest.json", lambda content: content.replace(b'"null_class": 3', b'"null_class": 2'))
     assert "changed or damaged.\n  found:    " in refusal(own_tiny.folder)
     own_tiny.edit_json("manifest.json", lambda _: None)  # which makes the digest right
-    assert Bundle.open(own_tiny.folder).manifest.model.conditioning.null_class == 2  # type: ignore[union-attr]
+    conditioning = Bundle.open(own_tiny.folder).manifest.model.conditioning
+    assert conditioning is not None
+    assert conditioning.null_class == 2
 
 
 def test_text_of_the_manifest_may_be_laid_out_anew(own_tiny: TinyBundle) -> None:

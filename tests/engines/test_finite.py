@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from engines.arrays import Float32, Int64
 from engines.bundle import Bundle
 from engines.cli import main
+from engines.denoiser import Denoiser
 from engines.finite import NotFiniteError, is_finite
 from engines.noise import NoiseSource
 from engines.sampling import Chain
@@ -49,20 +50,20 @@ def schedule(tiny: TinyBundle) -> Schedule:
     return Bundle.open(tiny.folder).schedule()
 
 
-def spoilt(value: float, timestep: float) -> object:
+def spoilt(value: float, where: float) -> Denoiser:
     """A network that gives one such value at one timestep."""
 
-    def network(x: Float32, at: float, rows: Int64) -> Float32:
+    def network(x: Float32, timestep: float, rows: Int64) -> Float32:
         del rows
         out = np.zeros((1, *x.shape), dtype=np.float32)
-        out[0, 1, 0, 3, 4] = value if at == timestep else 0.0
+        out[0, 1, 0, 3, 4] = value if timestep == where else 0.0
         return out
 
     return network
 
 
-def sample(schedule: Schedule, network: object) -> Float32:
-    chain = Chain(schedule, {"w4a8": network}, "w4a8")  # type: ignore[dict-item]
+def sample(schedule: Schedule, network: Denoiser) -> Float32:
+    chain = Chain(schedule, {"w4a8": network}, "w4a8")
     return chain.sample(NoiseSource(5, (1, 8, 8)), SAMPLES, np.zeros_like(SAMPLES))
 
 

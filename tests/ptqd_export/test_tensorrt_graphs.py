@@ -274,6 +274,6 @@ def test_a_36_million_parameter_u_net_builds_in_4_gigabytes_and_3_minutes(tmp_pa
         done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         peak = float(done.stdout.splitlines()[-1])
-        print(f"{stage}: {peak:.2f} GB, {time.monotonic() - begin:.0f} s so far")  # noqa: T201
+        print(f"{stage}: {peak:.2f} GB, {time.monotonic() - begin:.0f} s so far")  # noqa: T201 (a figure to be seen)
         assert peak < 4
     assert time.monotonic() - begin < 180

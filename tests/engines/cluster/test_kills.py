@@ -25,10 +25,12 @@ SAMPLING = "ray::Worker.run"
 
 KILLS = 5
 UNITS = 24
+BATCH = 4000
+"""So many that a unit lasts while a worker is found and killed."""
 
 
 def sample(bundle: Path, output: Path, *options: str) -> Result:
-    arguments = ["sample", str(bundle), "--num", str(UNITS * 500), "--seed", "5", "--batch-size", "500", "--format", "npz"]
+    arguments = ["sample", str(bundle), "--num", str(UNITS * BATCH), "--seed", "5", "--batch-size", str(BATCH), "--format", "npz"]
     return CliRunner().invoke(main, [*arguments, "--output", str(output), *options])
 
 

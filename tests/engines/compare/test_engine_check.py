@@ -29,7 +29,7 @@ class Scaled:
     d: float
     at: Mapping[float, float]
 
-    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002 (the protocol's)
         out = np.float32((1 + self.at.get(timestep, self.d)) * 0.7) * x
         return np.stack([out, out])
 

@@ -28,7 +28,7 @@ class Linear:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002 (the protocol's)
         self.calls += 1
         out = np.float32(0.5) * x + np.float32(timestep / 1000)
         return np.stack([out, out])

@@ -40,7 +40,7 @@ class Silent:
     def advance(self, done: int, total: int) -> None:
         self.progress.append((done, total))
 
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002 (the protocol's)
         self.finished[stage] = reused
 
 

@@ -31,7 +31,7 @@ class Reported:
     def advance(self, done: int, total: int) -> None:
         self.told.append((done, total))
 
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002 (the protocol's)
         self.told.append(("finish", stage, reused))
 
 

@@ -205,7 +205,7 @@ def test_wherever_a_run_is_killed_the_next_one_has_whole_stages(cache: Callable[
         cache().run("trace", {"n": 3}, two_files)
 
     deaths = 0
-    for deaths in every_death(earlier_plan, build):  # noqa: B007
+    for deaths in every_death(earlier_plan, build):  # noqa: B007 (looked at below)
         for stage in folder.glob("trace-*"):
             assert {path.name: path.read_text() for path in stage.iterdir()} == {"graph": "whole", "weights": "whole"}
         build()
