@@ -30,6 +30,9 @@ pieces of 4 1.3 times as fast as in halves, and 16 states of 3072 values one by 
 
 _PROBE = Path(__file__).with_name("saturation_probe.onnx")
 
+_AS_ASKED_FOR = 1
+"""The arena's way to grow, by number: `kSameAsRequested`."""
+
 _EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
 """Kernels that cannot saturate: slower, and only needed on processors whose 8-bit products are summed in 16 bits."""
 
@@ -116,13 +119,24 @@ class OnnxRuntimeEngine(Engine):
 
     def _infer(self, feeds: Mapping[str, NDArray[Any]], out: Float32, rows: slice = slice(None)) -> None:
         """Some rows of the batch, from and to where they lie."""
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            piece = value[rows]
-            binding.bind_input(name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
-        piece = out[rows]
-        binding.bind_output(self.output.name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        _run_in_place(self._session, {name: value[rows] for name, value in feeds.items()}, self.output.name, out[rows])
+
+
+def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], output: str, out: Float32, options: Any = None) -> None:
+    """Run from and to where the arrays lie.
+
+    Args:
+        session: on the CPU.
+        feeds: contiguous arrays by input.
+        output: its name.
+        out: contiguous, for all of it.
+        options: of the run.
+    """
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+    binding.bind_output(output, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+    session.run_with_iobinding(binding, options)
 
 
 def _cuts(batch: int, workers: int, values: int) -> list[int]:
@@ -237,10 +251,25 @@ def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimi
 
 @functools.cache
 def _share_memory() -> None:
-    """One arena for all sessions of the process: engines take turns, and so can their activations."""
+    """One arena for all sessions of the process: engines take turns, and so can their activations. It grows by what is asked for; an arena
+    that doubles would keep its first piece for ever.
+    """
     ort = _import()
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_ASKED_FOR}))
+
+
+def release_activations() -> None:
+    """Give the memory of activations back to the system: the arena keeps what the largest call so far has taken.
+
+    A run can ask for it, of all that it does not hold itself: this one holds nothing, its input and output lie elsewhere.
+    """
+    options = _import().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session = open_session(_PROBE, {})
+    (output,) = session.get_outputs()
+    x, out = np.ones((1, 64), dtype=np.float32), np.empty((1, 4), dtype=np.float32)
+    _run_in_place(session, {"x": x}, output.name, out, options)
 
 
 def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
