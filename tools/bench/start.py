@@ -20,6 +20,7 @@ import numpy as np
 from engines.bank import EngineBank
 from engines.files import write_text
 from engines.network import EngineDenoiser
+from ptqd_export.graph_files import graph_files
 from tools.bench.case import Case
 from tools.bench.memory import memory_mib
 
@@ -78,7 +79,10 @@ def measure_start(case: Case) -> Start:
         before, peak = pool.submit(_memory, case).result()
         swap = pool.submit(_swap_milliseconds, case).result()
     seconds = statistics.median(_start_seconds(case) for _ in range(ROUNDS))
-    sizes = {name: case.bundle.verified_graph(name).stat().st_size / MIB for name in case.bundle.manifest.precisions}
+    sizes = {
+        name: sum(file.stat().st_size for file in graph_files(case.bundle.verified_graph(name))) / MIB
+        for name in case.bundle.manifest.precisions
+    }
     return Start(seconds, swap, peak, before, sizes, case.batch)
 
 

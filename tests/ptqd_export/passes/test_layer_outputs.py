@@ -13,6 +13,7 @@ import pytest
 
 from calib.activation_states import States
 from engines.backends.onnxruntime import OnnxRuntimeEngine, _config, open_session, run_outputs
+from ptqd_export.graph_files import save_graph
 from ptqd_export.integer_kernels import INTEGER_OPS
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
 
@@ -87,7 +88,7 @@ def test_every_layer_of_a_network_is_shown_and_the_runtime_fuses_as_before(
     model = ir.load(class_build.graph(precision))
     ShowLayerOutputs()(model)
     shown = tmp_path / "shown.onnx"
-    ir.save(model, shown)
+    save_graph(model, shown)
     outputs = run_outputs(shown, class_feeds)
     names = {name.partition(".parts.")[0] for name in (layer.name for layer in class_build.network.layers)}
     assert {name.removeprefix(SHOWN) for name in outputs if name.startswith(SHOWN)} == names

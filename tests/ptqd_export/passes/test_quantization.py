@@ -35,7 +35,7 @@ def _producers(node: ir.Node, index: int) -> list[str]:
     """Operators between a node's input and the network's own node or constant behind it, last first."""
     ops: list[str] = []
     value = node.inputs[index]
-    written = ("QuantizeLinear", "DequantizeLinear", "Cast", "Mul", "Clip")
+    written = ("QuantizeLinear", "DequantizeLinear", "Cast", "Sub", "Mul", "Clip")
     while value is not None and (producer := value.producer()) and producer.op_type in written:
         ops.append(producer.op_type)
         value = producer.inputs[0]
@@ -86,7 +86,7 @@ def test_weights_become_integers_with_a_scale_a_channel(
 def test_packed_weights_are_widened_before_they_are_dequantized(case: Callable[..., Case]) -> None:
     model = case(Convolutions, "w4a8").insert()
     middle = next(node for node in model.graph if node.outputs[0].name == "c")
-    assert _producers(middle, 1) == ["DequantizeLinear", "Cast"]
+    assert _producers(middle, 1) == ["DequantizeLinear", "Sub", "Cast"]
     assert _producers(middle, 0) == ["DequantizeLinear", "QuantizeLinear"]
     assert _producers(middle, 2) == ["DequantizeLinear"]
 
