@@ -14,7 +14,7 @@ from pydantic.config import JsonDict
 
 from calib.placement import HighPrecision
 from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
-from engines.backends.onnxruntime import Provider
+from engines.backends.onnxruntime_session import Provider
 from engines.errors import UsageError
 from engines.limits import BATCH, CHAIN_STEPS, ROWS
 from engines.samplers import SAMPLERS
