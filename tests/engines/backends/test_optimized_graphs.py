@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -174,7 +174,7 @@ def test_a_bundle_has_them_for_its_own_runtime_on_the_processor_alone(own_tiny: 
     made = optimized.get(graph).path
     assert made.is_relative_to(own_tiny.folder / "local/optimized")
     opened = on_onnxruntime(bundle).open(graph, 1)
-    feeds = {
+    feeds: dict[str, Any] = {
         "sample": np.ones((1, 1, 8, 8), dtype=np.float32),
         "timestep": np.full(1, 5, dtype=np.float32),
         "class_labels": np.zeros(1, dtype=np.int64),
