@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 from engines.backends.onnxruntime import release_activations
+from engines.heap import release_free_pages
 
 
 def trim_heap() -> None:
@@ -13,6 +11,4 @@ def trim_heap() -> None:
     still in use: after a large network that is gigabytes, which the next stage would come on top of.
     """
     release_activations()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
+    release_free_pages()

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from calib.placement import HighPrecision
-from engines.backends.onnxruntime import Provider
+from engines.backends.onnxruntime_session import Provider
 from engines.limits import BATCH
 from ptqd_export.plan.errors import expectation
 from ptqd_export.plan.section import Section

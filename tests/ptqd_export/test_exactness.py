@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from calib.activation_states import States
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import Mode
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built

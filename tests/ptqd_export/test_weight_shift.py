@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.backends import onnxruntime
+from engines.backends import onnxruntime_session
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.backends.weight_shift import SHIFTED, takes_shift
 from tests.ptqd_export.conftest import Built
@@ -25,7 +25,7 @@ def test_a_shifted_network_gives_the_same_to_the_last_bit(class_build: Built, mo
     assert takes_shift(graph)
     outs = []
     for shift in (0, SHIFTED):
-        monkeypatch.setattr(onnxruntime, "preferred_shift", lambda shift=shift: shift)
+        monkeypatch.setattr(onnxruntime_session, "preferred_shift", lambda shift=shift: shift)
         engine = OnnxRuntimeEngine(graph, threads=1)
         outs.append(engine.run(_feeds(engine)))
     np.testing.assert_array_equal(outs[0], outs[1])

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines.backends.onnxruntime import CONVOLUTION_PROBE, open_session, preferred_shift
+from engines.backends.onnxruntime_session import CONVOLUTION_PROBE, open_session, preferred_shift
 from engines.backends.weight_shift import SHIFTED, takes_shift
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from calib.activation_states import States
-from engines.backends.onnxruntime import OnnxRuntimeEngine, _config, open_session, run_outputs
+from engines.backends.onnxruntime import OnnxRuntimeEngine, run_outputs
+from engines.backends.onnxruntime_session import open_session, session_config
 from ptqd_export.graph_files import save_graph
 from ptqd_export.integer_kernels import INTEGER_OPS
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
@@ -76,7 +77,7 @@ def class_feeds(class_build: Built) -> Feeds:
 
 def kernels(graph: Path, folder: Path) -> Counter[str]:
     """Operators with weights that the runtime really runs."""
-    open_session(graph, _config("fast"), optimized=folder / "optimized.onnx")
+    open_session(graph, session_config("fast"), optimized=folder / "optimized.onnx")
     ops = Counter(node.op_type for node in ir.load(folder / "optimized.onnx").graph)
     return Counter({op: ops[op] for op in (*INTEGER_OPS, "Conv", "FusedConv", "Gemm") if ops[op]})
 
