@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import onnx_ir as ir
-
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.backends.onnxruntime_session import import_onnxruntime
 from engines.bank import EngineBank
 from tools.bench.case import Case
 
-INFORMATION = 1
-"""Severity of the arena's messages."""
+INFORMATION, WARNING = 1, 2
+"""Severities: of the arena's messages, and what the runtime prints from on if it is not told otherwise."""
 
 GROWTH = re.compile(r"Extended allocation by (\d+) bytes")
 MIB = 2**20
@@ -49,6 +47,8 @@ def engine_memory(case: Case, precision: str) -> EngineMemory:
 
 def weights_bytes(graph: Path) -> int:
     """Of a graph as the runtime executes it."""
+    import onnx_ir as ir  # not with the module: processes whose memory is measured import that
+
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / graph.name
         OnnxRuntimeEngine(graph, optimized=optimized)
@@ -65,4 +65,5 @@ def arena_growth(call: Callable[[], object]) -> int:
         call()
     finally:
         ort.set_default_logger_callback(None)
+        ort.set_default_logger_severity(WARNING)
     return sum(int(found[1]) for message in messages if (found := GROWTH.search(message)))

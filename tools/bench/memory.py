@@ -8,7 +8,10 @@ from typing import Literal
 
 
 def memory_mib(what: Literal["VmRSS", "VmHWM", "RssFile"]) -> float:
-    """Resident now (`VmRSS`), of it pages of files (`RssFile`), or at most so far (`VmHWM`). (`getrusage` would count the parent that the process was forked from.)"""
+    """Resident now (`VmRSS`), pages of files among it (`RssFile`), or at most so far (`VmHWM`).
+
+    (`getrusage` would count the parent that the process was forked from.)
+    """
     found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
