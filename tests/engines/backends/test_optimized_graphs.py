@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,29 @@ if TYPE_CHECKING:
 CHANNELS, SIDE = 32, 8
 FEEDS = {"x": np.random.default_rng(0).normal(size=(2, CHANNELS, SIDE, SIDE)).astype(np.float32)}
 """Two samples, as they go through two workers."""
+
+
+OPENED = """
+import sys
+from pathlib import Path
+
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.optimized_graphs import OptimizedGraphs
+from engines.files import sha256
+
+graph, made = Path(sys.argv[1]), sys.argv[2] == "optimized"
+optimized = OptimizedGraphs(graph.parent / "optimized", {graph: sha256(graph)})
+
+def private():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+OnnxRuntimeBackend(threads=1).open(Path(sys.argv[3]), 1)
+before = private()
+engine = OnnxRuntimeBackend(threads=1, optimized=optimized if made else None).open(graph, 1)
+print(private() - before)
+"""
+"""Prints the memory of its own that a process takes to open a graph, behind a small one that loads the runtime."""
 
 
 def convolutions(path: Path, seed: int = 0) -> Path:
@@ -96,6 +120,26 @@ def test_weights_that_kernels_read_as_they_are_stay_pages_of_the_file(optimized:
     assert f"{path}.data" in mapped_files()
     del engine
     assert str(path) not in mapped_files()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for what is resident")
+def test_weights_take_no_memory_of_the_process(tmp_path: Path, optimized: OptimizedGraphs, graph: Path) -> None:
+    wide, channels = tmp_path / "wide.onnx", 1024
+    value = helper.make_tensor_value_info
+    weight = numpy_helper.from_array(np.ones((channels, channels, 3, 3), dtype=np.float32), "w")
+    ends = [value(name, TensorProto.FLOAT, ["N", channels, 4, 4]) for name in ("x", "out")]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["out"], pads=[1, 1, 1, 1])]
+    made = helper.make_graph(nodes, "wide", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), wide)
+    OptimizedGraphs(optimized.folder, {wide: sha256(wide)}).get(wide)
+    weights = 4 * 9 * channels**2
+
+    def taken(how: str) -> int:
+        command = [sys.executable, "-c", OPENED, str(wide), how, str(graph)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert taken("optimized") < 0.2 * weights
+    assert 0.9 * weights < taken("plain") < 1.5 * weights
 
 
 def test_a_graph_that_was_exchanged_is_optimized_anew_and_the_old_one_removed(optimized: OptimizedGraphs, graph: Path) -> None:
