@@ -23,6 +23,7 @@ from engines.errors import MissingBackendError, PtqdError
 from engines.external_data import graph_files
 from engines.files import replacing, sha256
 from engines.room import NoRoomError
+from engines.untrusted import open_plain
 
 DEVICE = "CPU"
 PIECE_VALUES = 2**15
@@ -177,7 +178,8 @@ def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
 def _read(kept: Path, key: bytes) -> NDArray[np.uint8] | None:
     """What follows the seal, where file and key are those that were sealed; the array is the file."""
     try:
-        content = np.memmap(kept, dtype=np.uint8, mode="c")  # the runtime takes no array that cannot be written to
+        with open_plain(kept) as file:
+            content = np.memmap(file, dtype=np.uint8, mode="c")  # the runtime takes no array that cannot be written to
     except (OSError, ValueError):  # not there, or empty
         return None
     return content[_SEAL:] if content[:_SEAL].tobytes() == _seal(key, content[_SEAL:].data) else None
