@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines.backends import onnxruntime, openvino
 from engines.backends.choice import Runtime, engine_settings, mode_of, runtime_name
-from engines.backends.onnxruntime import Provider
+from engines.backends.onnxruntime_session import Provider
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.agreement import Agreement

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from engines.backends.base import Backend
-from engines.backends.onnxruntime import Mode, OnnxRuntimeBackend, Provider
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.onnxruntime_session import Mode, Provider
 from engines.backends.openvino import OpenVinoBackend
+from engines.backends.optimized_graphs import OptimizedGraphs
 from engines.bundle import Bundle
 from engines.errors import UsageError
 from engines.machine import machine_name
@@ -52,7 +54,8 @@ def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provide
     """ONNX Runtime; without a provider on the one that the statistics were measured on."""
     target = bundle.manifest.target
     provider = provider or target.provider
-    return OnnxRuntimeBackend(threads, provider, mode_of(target.name, provider))
+    mode = mode_of(target.name, provider)
+    return OnnxRuntimeBackend(threads, provider, mode, OptimizedGraphs.of(bundle) if mode == "fast" else None)
 
 
 def mode_of(target: str, provider: Provider) -> Mode:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engines.backends.cached_engine import CachedEngine
 from engines.errors import PtqdError, UsageError
 from engines.external_data import graph_files
 from engines.files import remove_parts, replacing, sha256, write_text
@@ -60,21 +61,6 @@ class EngineKey:
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGEST_LETTERS]
-
-
-@dataclass(frozen=True)
-class CachedEngine:
-    """An engine file.
-
-    Attributes:
-        path: of the serialized engine.
-        seconds: that it took to build just now, or that it took to wait for whoever built it.
-        from_cache: somebody built it before.
-    """
-
-    path: Path
-    seconds: float
-    from_cache: bool
 
 
 class EngineCache:

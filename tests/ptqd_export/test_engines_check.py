@@ -19,7 +19,8 @@ from engines.bundle import Bundle
 from engines.compare.engine_check import DepartureError
 from engines.tensorrt.cache import CachedEngine
 from ptqd_export.engines_check import check_on
-from ptqd_export.engines_command import BuiltEngine, check_built
+from ptqd_export.engines_command import check_built
+from ptqd_export.optimized_graphs import BuiltEngine
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built

@@ -9,6 +9,7 @@ import pytest
 from engines.backends.choice import engine_settings, on_onnxruntime, open_backend, runtime_name
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.backends.openvino import OpenVinoBackend
+from engines.backends.optimized_graphs import OptimizedGraphs
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import MissingBackendError, UsageError
@@ -53,7 +54,7 @@ def test_bundle_for_the_gpu_runs_there_unless_told_otherwise(own_tiny: TinyBundl
     bundle = Bundle.open(own_tiny.folder)
     assert runtime_name(bundle, "target") == "onnxruntime-cuda"
     assert open_backend(bundle, "target") == on_onnxruntime(bundle) == OnnxRuntimeBackend(None, "CUDA", "exact")
-    assert open_backend(bundle, "onnxruntime") == OnnxRuntimeBackend(None, "CPU", "fast")
+    assert open_backend(bundle, "onnxruntime") == OnnxRuntimeBackend(None, "CPU", "fast", OptimizedGraphs.of(bundle))
 
 
 def test_engine_settings_are_the_manifests(own_tiny: TinyBundle) -> None:
