@@ -37,6 +37,12 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
 """By message, the fields that lead to tensors; see onnx.proto."""
 
 
+def graph_files(graph: Path) -> list[Path]:
+    """The graph, and the file beside it that holds the weights of a large one."""
+    weights = graph.with_name(f"{graph.name}.data")
+    return [graph, weights] if weights.exists() else [graph]
+
+
 def external_files(graph: Path) -> set[str]:
     """What the graph's tensors name as the place of their values, as it is written there.
 

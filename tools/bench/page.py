@@ -36,11 +36,13 @@ medians are compared. Ratios are the result: times belong to the machine. Above 
 * **chain**: a whole chain, with its noise and its steps, of the batch. diffusers runs its own DDIM scheduler, all others our loop.
 * **network**: one call of the network; guidance makes two rows of each sample.
 * **SNR**: outputs of the network against full precision on ONNX Runtime, at the states of full-precision chains; mean over the steps.
-* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation.
+* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation. Our engines on
+  OpenVINO compile at their first load on a machine, which is measured here, and keep the result for the next.
 * **peak memory**: of the contestant's process, Python and loading included.
 
-`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. OpenVINO computes
-in float32 where a graph has no integers, as ONNX Runtime does; without that it takes bfloat16 on processors that have it."""
+`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. All rows on
+OpenVINO are run by the engine of `--runtime openvino`: in float32 where a graph has no integers, as ONNX Runtime is. By itself that runtime
+takes bfloat16 on processors that have it, and quantizes inputs that a graph does not."""
 
 
 def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:

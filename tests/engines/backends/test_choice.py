@@ -8,10 +8,12 @@ import pytest
 
 from engines.backends.choice import engine_settings, on_onnxruntime, open_backend, runtime_name
 from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.openvino import OpenVinoBackend
 from engines.backends.optimized_graphs import OptimizedGraphs
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import MissingBackendError, UsageError
+from engines.machine import machine_name
 from engines.tensorrt.build_spec import BatchProfile
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ def test_bundle_for_onnxruntime_takes_its_fused_kernels(tiny: TinyBundle) -> Non
     backend = on_onnxruntime(Bundle.open(tiny.folder))
     assert open_backend(Bundle.open(tiny.folder), "target") == backend
     assert (backend.mode, backend.provider) == ("fast", "CPU")
+
+
+def test_openvino_is_taken_where_it_is_asked_for(tiny: TinyBundle) -> None:
+    backend = open_backend(Bundle.open(tiny.folder), "openvino", threads=3)
+    assert backend == OpenVinoBackend(3, tiny.folder / "local" / machine_name() / "openvino")
 
 
 def test_graphs_of_another_target_run_as_written(own_tiny: TinyBundle) -> None:
