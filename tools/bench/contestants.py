@@ -135,8 +135,10 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "openvino-fp32": Contestant("FP32, OpenVINO", partial(ours, precision="fp32", runtime="openvino")),
     "openvino-static": Contestant("`quantize_static`, OpenVINO", partial(static, name=STATIC_WEIGHTED, engine=OpenVinoEngine)),
     "w8a8": Contestant("ours, W8A8, ONNX Runtime", partial(ours, precision="w8a8"), True),
+    "w7a8": Contestant("ours, W7A8, ONNX Runtime", partial(ours, precision="w7a8"), True),
     "w4a8": Contestant("ours, W4A8, ONNX Runtime", partial(ours, precision="w4a8"), True),
     "openvino-w8a8": Contestant("ours, W8A8, OpenVINO", partial(ours, precision="w8a8", runtime="openvino")),
+    "openvino-w7a8": Contestant("ours, W7A8, OpenVINO", partial(ours, precision="w7a8", runtime="openvino")),
     "openvino-w4a8": Contestant("ours, W4A8, OpenVINO", partial(ours, precision="w4a8", runtime="openvino")),
 }
 """In the order of the tables."""
