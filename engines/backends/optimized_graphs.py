@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.backends.cached_engine import CachedEngine
-from engines.backends.onnxruntime_session import import_onnxruntime, open_session, preferred_shift, session_config, shift_of
+from engines.backends.onnxruntime_session import import_onnxruntime, open_session, session_config, shift_of
 from engines.bundle import Bundle
 from engines.errors import PtqdError
 from engines.external_data import external_files
 from engines.files import sha256, sync, sync_tree
-from engines.machine import instructions, processor
+from engines.machine import instructions, processor, told_instructions
 from engines.room import check_room, naming_full_disks
 from engines.untrusted_json import read_json_object
 
@@ -102,14 +102,14 @@ class OptimizedGraphs:
 @functools.cache
 def _machine() -> str:
     """What an optimized graph depends on besides the graph, as the name of a folder: the runtime chooses kernels by what the processor can
-    do, and lays weights out for them.
+    do, and lays weights out for them. The shift of weights is none of it: it is measured, once, and changes no value.
     """
     ort = import_onnxruntime()
     about = {
         "runtime": [ort.__version__, ort.get_build_info()],
         "processor": [processor(), sorted(instructions())],
+        "told": sorted(told_instructions()),
         "config": dict(session_config("fast")),
-        "shift": preferred_shift(),
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return f"onnxruntime-{ort.__version__}-{digest[:DIGEST_LETTERS]}"

@@ -159,6 +159,7 @@ def test_a_graph_that_was_exchanged_is_optimized_anew_and_the_old_one_removed(op
     [
         ("processor", lambda: "Another processor"),
         ("instructions", lambda: frozenset({"avx9"})),
+        ("told_instructions", lambda: frozenset({"AVX2"})),
         ("session_config", lambda _mode: {"session.x64quantprecision": "2"}),
     ],
 )
