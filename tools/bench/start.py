@@ -18,7 +18,6 @@ from pathlib import Path
 from engines.backends.onnxruntime_session import import_onnxruntime
 from engines.bank import EngineBank
 from engines.files import write_text
-from ptqd_export.graph_files import graph_files
 from tools.bench.case import Case
 from tools.bench.engine_memory import MIB, EngineMemory, engine_memory
 from tools.bench.memory import memory_mib
@@ -106,6 +105,8 @@ class Start:
 
 def measure_start(case: Case) -> Start:
     """Everything; each figure from processes of its own."""
+    from ptqd_export.graph_files import graph_files  # not with the module: processes whose memory is measured import that
+
     precisions = case.bundle.manifest.precisions
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         memory = pool.submit(_memory, case).result()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,12 @@ def test_a_start_is_measured(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, 
     assert all(0 < engine.activations_mib < 10 for engine in found.engines.values())
     found.save(tmp_path / "start.json")
     assert Start.load(tmp_path / "start.json") == found
+
+
+def test_processes_whose_memory_is_measured_import_what_samplers_import() -> None:
+    script = "import sys, tools.bench.start; print(sorted({'onnx', 'onnx_ir', 'torch', 'diffusers'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_what_engines_take_is_held_against_what_they_need() -> None:
