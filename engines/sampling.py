@@ -40,6 +40,14 @@ class Chain:
         return tuple(self.precision or step.precision for step in self.schedule.steps)
 
     @property
+    def timesteps(self) -> dict[str, list[float]]:
+        """By precision, what its network is given from step to step."""
+        moves, found = map(self.move, self.schedule.steps), dict[str, list[float]]()
+        for move in moves:
+            found.setdefault(move.precision, []).append(move.step.timestep)
+        return found
+
+    @property
     def scale(self) -> float:
         """The guidance scale that is sampled at."""
         return self.schedule.sampler.guidance if self.guidance is None else self.guidance
