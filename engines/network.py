@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,17 @@ class EngineDenoiser:
 
     def _plain(self, timestep: float, asked: Int64) -> dict[str, NDArray[Any]]:
         """Timestep and conditions, those that the engine takes: a body may do without."""
-        taken = {spec.name for spec in self.engine.inputs}
-        values = {TIMESTEP: np.full(len(asked), timestep, dtype=np.float32)}
-        if self.conditioning is not None and not taken.isdisjoint(self.conditioning.tables):
-            values |= self.conditioning.values(asked)
-        return {name: value for name, value in values.items() if name in taken}
+        found: dict[str, NDArray[Any]] = {}
+        if TIMESTEP in self._taken:
+            found[TIMESTEP] = np.full(len(asked), timestep, dtype=np.float32)
+        if self.conditioning is not None and not self._taken.isdisjoint(self.conditioning.tables):
+            found |= {name: value for name, value in self.conditioning.values(asked).items() if name in self._taken}
+        return found
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """Names of the engine's inputs."""
+        return frozenset(spec.name for spec in self.engine.inputs)
 
 
 __all__ = ["STATE", "TIMESTEP", "EngineDenoiser"]

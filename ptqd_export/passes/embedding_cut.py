@@ -78,12 +78,12 @@ class _Dependencies:
         return [value for value in values if value is not None and self.of(value) and STATE not in self.of(value)]
 
     def _smallest(self, value: ir.Value) -> list[ir.Value]:
-        """The value, or what it is made larger from: an Expand stays in the body."""
+        """The value, or what it is made larger from: an Expand stays in the body. So does what gives values of unknown shape."""
         node = value.producer()
         if node is None or node.op_type in WEIGHTED:
             return [value]
         sources = self._hoistable(node.inputs)
-        if sum(map(_size, sources)) >= _size(value):
+        if _row(value) is not None and sum(map(_size, sources)) >= _size(value):
             return [value]
         return [smallest for source in sources for smallest in self._smallest(source)]
 

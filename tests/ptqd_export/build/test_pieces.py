@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +9,7 @@ import onnx
 import pytest
 
 from engines.bank import EngineBank
-from engines.bundle import Bundle, PiecesRecord
-from engines.conditioning import NULL_ROW
+from engines.bundle import Bundle
 from engines.errors import PtqdError
 from engines.noise import NoiseSource
 from ptqd_export.build.pieces import check_pieces
@@ -20,7 +17,10 @@ from ptqd_export.build.pieces import check_pieces
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
-BUILDS = {"class_build": {"embedding_0": ["class_labels", "timestep"]}, "cross_build": {"embedding_0": ["encoder_hidden_states"], "embedding_1": ["timestep"]}}
+BUILDS = {
+    "class_build": {"embedding_0": ["class_labels", "timestep"]},
+    "cross_build": {"embedding_0": ["encoder_hidden_states"], "embedding_1": ["timestep"]},
+}
 """By build, the inputs that each embedding of its network depends on."""
 
 
@@ -65,7 +65,9 @@ def test_weights_of_pieces_are_those_of_the_whole_and_each_is_in_one_piece(built
     for precision in ("fp32", "w8a8", "w4a8"):
         whole = onnx.load(build.graph(precision), load_external_data=False)
         places = {place(tensor) for tensor in whole.graph.initializer if tensor.external_data}
-        found = [place(tensor) for graph in pieces_of(build, precision).values() for tensor in graph.graph.initializer if tensor.external_data]
+        found = [
+            place(tensor) for graph in pieces_of(build, precision).values() for tensor in graph.graph.initializer if tensor.external_data
+        ]
         assert set(found) == places
         weights = [found_place for found_place in found if int(found_place[2]) > 256]
         assert len(set(weights)) == len(weights) > 10
@@ -82,11 +84,11 @@ def test_networks_for_tensorrt_stay_whole(class_trt_build: Built) -> None:
     assert not [*class_trt_build.folder.glob("graphs/*/*.body.onnx")]
 
 
-def test_piece_of_another_network_is_told(class_build: Built, tmp_path: Path) -> None:
-    shutil.copytree(class_build.folder / "graphs", tmp_path / "graphs")
+def test_pieces_of_another_network_are_told(class_build: Built) -> None:
     bundle = Bundle.open(class_build.folder)
-    own, other = (bundle.manifest.precisions[name] for name in ("w4a8", "w8a8"))
-    assert own.pieces is not None
-    assert other.pieces is not None
-    wrong = own.model_copy(update={"pieces": PiecesRecord(body=own.pieces.body, embeddings=other.pieces.embeddings)})
-    ...
+    records = bundle.manifest.precisions
+    check_pieces(bundle, NoiseSource(1, bundle.manifest.model.sample_shape))
+    wrong = records["w4a8"].model_copy(update={"graph": records["w8a8"].graph, "pieces": records["w3a8"].pieces})
+    bundle.manifest = bundle.manifest.model_copy(update={"precisions": records | {"w4a8": wrong}})
+    with pytest.raises(PtqdError, match=r"(?s)network of w4a8 gives something else in pieces.*apart.*the same to the last bit"):
+        check_pieces(bundle, NoiseSource(1, bundle.manifest.model.sample_shape))
