@@ -223,14 +223,14 @@ class Bundle:
 
         Args:
             name: of the graph.
-            whole: of a piece, the graph whose weights it reads.
+            whole: of a piece, the graph beside it whose weights it reads.
 
         Raises:
             BundleError: it is damaged, or wants to.
         """
         path, weights = self.path(name), f"{whole or name}.data"
         allowed = set[str]()
-        if weights in self.manifest.files:
+        if weights in self.manifest.files and PurePosixPath(weights).parent == PurePosixPath(name).parent:
             allowed = {self.path(weights).name}
         try:
             wanted = external_files(path) - allowed

@@ -169,6 +169,26 @@ def test_a_step_without_noise_draws_none(schedule: Schedule) -> None:
         replace(chain, corrected=True).sample(StartOnly(11, SHAPE), SAMPLES, ROWS)
 
 
+@pytest.mark.parametrize("states", [0, 1, 2, 100])
+def test_samples_do_not_depend_on_how_far_ahead_noise_is_drawn(schedule: Schedule, bank: EngineBank, monkeypatch: Any, states: int) -> None:
+    noise, samples = NoiseSource(3, (1, 8, 8)), np.arange(2)
+    expected = Chain(schedule, bank).sample(noise, samples, samples)
+    monkeypatch.setattr("engines.sampling.DRAWN_BYTES", states * 2 * 64 * 4)
+    np.testing.assert_array_equal(Chain(schedule, bank).sample(noise, samples, samples), expected)
+
+
+def test_timesteps_are_those_that_each_network_is_given(schedule: Schedule) -> None:
+    given: dict[str, list[float]] = {name: [] for name in schedule.precisions}
+
+    def denoiser(name: str) -> Any:
+        return lambda x, timestep, rows: given[name].append(timestep) or silent(x, timestep, rows)
+
+    chain = Chain(schedule, {name: denoiser(name) for name in schedule.precisions}, guidance=1.0)
+    chain.sample(NoiseSource(0, (1, 8, 8)), np.arange(1), np.arange(1))
+    assert chain.timesteps == {name: timesteps for name, timesteps in given.items() if timesteps}
+    assert len(chain.timesteps) > 1
+
+
 def test_batches_are_consecutive_and_complete() -> None:
     pieces: list[list[Any]] = [piece.tolist() for piece in batches(np.arange(5, 12), 3)]
     assert pieces == [[5, 6, 7], [8, 9, 10], [11]]
