@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.arrays import Float32, Float64, Int64
 from engines.bank import EngineBank
 from engines.bundle import Bundle
+from engines.denoiser import Denoiser
 from engines.noise import NoiseSource
 from engines.sampling import Chain, batches, rows_of
 from engines.schedule import Schedule, StepShift
@@ -178,14 +179,18 @@ def test_samples_do_not_depend_on_how_far_ahead_noise_is_drawn(schedule: Schedul
 
 
 def test_timesteps_are_those_that_each_network_is_given(schedule: Schedule) -> None:
-    given: dict[str, list[float]] = {name: [] for name in schedule.precisions}
+    given: list[tuple[str, float]] = []
 
-    def denoiser(name: str) -> Any:
-        return lambda x, timestep, rows: given[name].append(timestep) or silent(x, timestep, rows)
+    def denoiser(name: str) -> Denoiser:
+        def network(x: Float32, timestep: float, rows: Int64) -> Float32:
+            given.append((name, timestep))
+            return silent(x, timestep, rows)
+
+        return network
 
     chain = Chain(schedule, {name: denoiser(name) for name in schedule.precisions}, guidance=1.0)
     chain.sample(NoiseSource(0, (1, 8, 8)), np.arange(1), np.arange(1))
-    assert chain.timesteps == {name: timesteps for name, timesteps in given.items() if timesteps}
+    assert chain.timesteps == {asked: [timestep for name, timestep in given if name == asked] for asked, _ in given}
     assert len(chain.timesteps) > 1
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.bank import EngineBank
+from engines.bundle import Bundle
 from engines.files import write_text
 from engines.network import EngineDenoiser
 from tools.bench.case import Case
@@ -78,7 +79,7 @@ def measure_start(case: Case) -> Start:
         before, peak = pool.submit(_memory, case).result()
         swap = pool.submit(_swap_milliseconds, case).result()
     seconds = statistics.median(_start_seconds(case) for _ in range(ROUNDS))
-    sizes = {name: case.bundle.verified_graph(name).stat().st_size / MIB for name in case.bundle.manifest.precisions}
+    sizes = {name: _bytes(case.bundle, name) / MIB for name in case.bundle.manifest.precisions}
     return Start(seconds, swap, peak, before, sizes, case.batch)
 
 
@@ -127,6 +128,12 @@ def _swap_milliseconds(case: Case) -> float:
             _call(case, bank[first])
             (kept if first == second else swapped).append(_call(case, bank[second]))
     return 1000 * (statistics.median(swapped[2:]) - statistics.median(kept[2:]))
+
+
+def _bytes(bundle: Bundle, precision: str) -> int:
+    """Of a graph and the weights beside it."""
+    graph = bundle.precision(precision).graph
+    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in (graph, f"{graph}.data"))
 
 
 def _call(case: Case, denoiser: EngineDenoiser) -> float:

@@ -9,8 +9,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
+from torch import Tensor
 
+from calib.placement import PLACEMENTS
+from engines.conditioning import class_labels
+from engines.samplers import NoiseSchedule
+from ptqd_export.models.base import Adapter, LoadedModel
 from ptqd_export.passes.embedding_cut import cut_embeddings
+from ptqd_export.trace import lower, trace
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array
@@ -30,10 +37,8 @@ WEIGHTS = {
 
 
 def network(body: str, inputs: str = "float[batch, 4, 2] sample, float[batch] timestep") -> ir.Model:
-    """A graph of these nodes; values that are named `b_...` are [batch, 4], and `c_...` [batch, 1]."""
-    declared = (
-        ", ".join(f"float[batch, 6] {name}" for name in ("hidden", "h2", "vector")) + ", float[batch, 4] b_deep, float[batch, 1] column"
-    )
+    """A graph of these nodes; of some values it says the shape."""
+    declared = "float[batch, 1] column, float[batch, 6] hidden, float[batch, 6] h2, float[batch, 6] vector, float[batch, 4] deeper"
     model = onnx.parser.parse_model(f"{HEADER} whole ({inputs}) => (float[batch, 4, 2] out) <{declared}> {{ {body} }}")
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in WEIGHTS.items())
     return ir.from_proto(model)
@@ -43,8 +48,8 @@ TIME_ONLY = """
     column = Unsqueeze(timestep, last)
     hidden = Gemm(column, wide)
     h2 = Tanh(hidden)
-    b_deep = Gemm(h2, deep)
-    plane = Unsqueeze(b_deep, last)
+    deeper = Gemm(h2, deep)
+    plane = Unsqueeze(deeper, last)
     out = Add(sample, plane)
 """
 
@@ -102,9 +107,9 @@ def test_batch_size_of_the_state_does_not_tie_the_embedding_to_it(run_graph: Run
 
 def test_values_lie_together_by_what_they_depend_on(run_graph: Run) -> None:
     inputs = "float[batch, 4, 2] sample, float[batch] timestep, int64[batch] class_labels"
-    of_both = "vector = Gather(table, class_labels) h3 = Add(h2, vector) b_deep = Gemm(h3, deep)"
+    of_both = "vector = Gather(table, class_labels) h3 = Add(h2, vector) deeper = Gemm(h3, deep)"
     last = "most = ReduceMax <keepdims = 0> (h2, last) s2 = Add(sample, plane) m2 = Reshape(most, column_shape) out = Mul(s2, m2)"
-    body = TIME_ONLY.replace("b_deep = Gemm(h2, deep)", of_both).replace("out = Add(sample, plane)", last)
+    body = TIME_ONLY.replace("deeper = Gemm(h2, deep)", of_both).replace("out = Add(sample, plane)", last)
     whole = network(body, inputs)
     cut = cut_embeddings(whole)
     assert cut is not None
@@ -120,7 +125,7 @@ def test_values_lie_together_by_what_they_depend_on(run_graph: Run) -> None:
     [
         "column = Unsqueeze(timestep, last) plane = Unsqueeze(column, last) out = Add(sample, plane)",
         "flat = Flatten(sample) s = ReduceMean <keepdims = 0> (flat, last) t2 = Add(timestep, s) column = Unsqueeze(t2, last) "
-        "hidden = Gemm(column, wide) b_deep = Gemm(hidden, deep) plane = Unsqueeze(b_deep, last) out = Add(sample, plane)",
+        "hidden = Gemm(column, wide) deeper = Gemm(hidden, deep) plane = Unsqueeze(deeper, last) out = Add(sample, plane)",
     ],
     ids=["nothing weighted", "everything after the state"],
 )
@@ -130,7 +135,7 @@ def test_network_with_nothing_to_gain_is_not_cut(body: str) -> None:
 
 def test_half_precision_values_come_back_in_their_type(run_graph: Run) -> None:
     body = TIME_ONLY.replace(
-        "plane = Unsqueeze(b_deep, last)", "small = Cast <to = 10> (b_deep) wider = Unsqueeze(small, last) plane = Cast <to = 1> (wider)"
+        "plane = Unsqueeze(deeper, last)", "small = Cast <to = 10> (deeper) wider = Unsqueeze(small, last) plane = Cast <to = 1> (wider)"
     )
     whole = network(body)
     small = next(node for node in whole.graph if node.op_type == "Cast").outputs[0]
@@ -141,3 +146,44 @@ def test_half_precision_values_come_back_in_their_type(run_graph: Run) -> None:
     assert given.dtype == np.float32
     expected = run_graph(whole, {"sample": X, "timestep": TIME})
     np.testing.assert_array_equal(run_graph(cut.body, {"sample": X, "embedding_0": given}), expected)
+
+
+class ClassAdapter(Adapter):
+    def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        out: Tensor = self.network(sample, timestep=timestep, class_labels=conditions[0], return_dict=False)[0]
+        return out
+
+
+@pytest.fixture(scope="module")
+def transformer() -> ir.Model:
+    """A DiT of two blocks, each of which embeds timestep and class for itself."""
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4, num_layers=2, sample_size=8, patch_size=2,
+        num_embeds_ada_norm=5, norm_num_groups=1,
+    )  # fmt: skip
+    torch.nn.init.normal_(network.proj_out_2.weight, std=0.1)
+    adapter = ClassAdapter(network, ("class_labels",))
+    model = LoadedModel("DiT", adapter, (2, 8, 8), class_labels(5, None), None, NoiseSchedule(clip_sample=False))
+    graph = trace(model)
+    lower(graph, PLACEMENTS["onnxruntime"])
+    return graph
+
+
+def test_blocks_of_a_transformer_get_what_they_modulate_with_from_one_embedding(transformer: ir.Model, run_graph: Run) -> None:
+    cut = cut_embeddings(transformer)
+    assert cut is not None
+    (embedding,) = cut.embeddings.values()
+    assert inputs_of(embedding) == ["timestep", "class_labels"]
+    assert embedding.graph.outputs[0].shape == ir.Shape(
+        ["batch", 16 * (2 * 6 + 2)]
+    )  # shift, scale and gate twice a block, and once at the end
+    feeds = {"sample": RNG.normal(size=(3, 2, 8, 8)).astype(np.float32), "timestep": 100 * TIME, "class_labels": np.array([4, 0, 2])}
+    whole = run_graph(transformer, feeds, mode="fast")
+    rows = [{name: feeds[name][row : row + 1] for name in ("timestep", "class_labels")} for row in range(3)]
+    given = np.concatenate([run_graph(embedding, row, mode="fast") for row in rows])
+    np.testing.assert_array_equal(run_graph(cut.body, {"sample": feeds["sample"], "embedding_0": given}, mode="fast"), whole)
+    other = run_graph(cut.body, {"sample": feeds["sample"], "embedding_0": given[[0, 0, 2]]}, mode="fast")
+    assert [bool((other[row] == whole[row]).all()) for row in range(3)] == [True, False, True]
