@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +11,9 @@ import onnx
 import pytest
 
 from engines.bank import EngineBank
-from engines.bundle import Bundle
+from engines.bundle import Bundle, FileRecord
 from engines.errors import PtqdError
+from engines.files import sha256
 from engines.noise import NoiseSource
 from ptqd_export.build.pieces import check_pieces
 
@@ -84,11 +87,18 @@ def test_networks_for_tensorrt_stay_whole(class_trt_build: Built) -> None:
     assert not [*class_trt_build.folder.glob("graphs/*/*.body.onnx")]
 
 
-def test_pieces_of_another_network_are_told(class_build: Built) -> None:
-    bundle = Bundle.open(class_build.folder)
-    records = bundle.manifest.precisions
-    check_pieces(bundle, NoiseSource(1, bundle.manifest.model.sample_shape))
-    wrong = records["w4a8"].model_copy(update={"graph": records["w8a8"].graph, "pieces": records["w3a8"].pieces})
-    bundle.manifest = bundle.manifest.model_copy(update={"precisions": records | {"w4a8": wrong}})
+def test_pieces_that_give_something_else_are_told(class_build: Built, tmp_path: Path) -> None:
+    shutil.copytree(class_build.folder / "graphs", tmp_path / "graphs")
+    manifest = Bundle.open(class_build.folder).manifest
+    noise = NoiseSource(1, manifest.model.sample_shape)
+    check_pieces(Bundle(tmp_path, manifest), noise)
+    record = manifest.precisions["w4a8"].pieces
+    assert record is not None
+    name = record.embeddings["embedding_0"]
+    graph = onnx.load(tmp_path / name, load_external_data=False)
+    graph.graph.node[-1].output[0] = "right"
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["right"], ["embedding_0"]))
+    onnx.save(graph, tmp_path / name)
+    files = {**manifest.files, name: FileRecord(sha256=sha256(tmp_path / name), bytes=(tmp_path / name).stat().st_size)}
     with pytest.raises(PtqdError, match=r"(?s)network of w4a8 gives something else in pieces.*apart.*the same to the last bit"):
-        check_pieces(bundle, NoiseSource(1, bundle.manifest.model.sample_shape))
+        check_pieces(Bundle(tmp_path, manifest.model_copy(update={"files": files})), noise)
