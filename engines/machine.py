@@ -17,6 +17,15 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def instructions() -> frozenset[str]:
+    """What the processor can do, by the system's names; empty where the system does not say."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return frozenset() if found is None else frozenset(found[1].split())
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
