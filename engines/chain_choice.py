@@ -72,7 +72,7 @@ class ChainChoice:
         chain = self.chosen(bundle)
         backend = open_backend(bundle, self.runtime, self.threads)
         stepper = self._stepper(backend)
-        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning)
+        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning, timesteps=chain.timesteps)
         bank.open(chain.step_precisions)
         return replace(chain, denoisers=bank, stepper=stepper)
 

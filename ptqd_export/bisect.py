@@ -130,7 +130,7 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
     schedule = bundle.schedule(request.schedule)
     _check(request, bundle, schedule)
     run = run or _runtime(request, bundle)
-    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle))
+    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle), whole=True)
     visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files

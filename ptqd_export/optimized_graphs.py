@@ -16,15 +16,19 @@ DECODER = "decoder"
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine of a bundle: of a precision, or of the decoder."""
+    """An engine of a bundle: of a precision, of a piece of its network, or of the decoder."""
 
     name: str
     engine: CachedEngine
 
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
-    """The graphs that engines are made of, by the engine's name."""
-    graphs = {name: bundle.verified_graph(name) for name in bundle.manifest.precisions}
+    """The graphs that engines are made of, by the engine's name; of networks in pieces those of the pieces."""
+    graphs: dict[str, Path] = {}
+    for name, record in bundle.manifest.precisions.items():
+        pieces = {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
+        body = record.graph if record.pieces is None else record.pieces.body
+        graphs |= {key: bundle.graph(graph, record.graph) for key, graph in {name: body, **pieces}.items()}
     decoder = bundle.manifest.model.decoder
     return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}
 

@@ -89,6 +89,11 @@ class BuildContext:
         return CalibrationDevice(self.plan.calibration.device, self.plan.calibration.dtype)
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether the bundle's networks run in pieces."""
+        return self.target.in_pieces and self.plan.target.provider == "CPU"
+
+    @property
     def backend(self) -> Backend:
         """What runs the graphs in the build."""
         target = self.plan.target

@@ -15,8 +15,9 @@ from engines.backends.base import Engine
 from engines.backends.choice import Runtime, open_backend
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from engines.backends.openvino import OpenVinoEngine
-from engines.bank import load_conditioning
+from engines.bank import EngineBank, load_conditioning
 from engines.network import EngineDenoiser
+from engines.sampling import Chain
 from tools.bench.case import FULL_PRECISION, Case, Visited
 from tools.bench.operators import profiled
 
@@ -54,6 +55,7 @@ class EngineRunner:
     precision: str = FULL_PRECISION
 
     def chain(self) -> object:
+        self.denoiser.forget()  # every chain is the first of a command
         return self.case.sample({self.precision: self.denoiser}, self.precision)
 
     def network(self) -> object:
@@ -81,8 +83,11 @@ class EngineRunner:
 
 def ours(case: Case, precision: str, runtime: Runtime = "target") -> EngineRunner:
     """An engine of the bundle, opened as `ptqd-run` opens it."""
-    graph = case.bundle.verified_graph(precision)
-    return _in_our_loop(case, graph, open_backend(case.bundle, runtime).open(graph, case.engine_rows), precision)
+    timesteps, backend = Chain(case.schedule, {}, precision).timesteps, open_backend(case.bundle, runtime)
+    bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, backend=backend, timesteps=timesteps)
+    record = case.bundle.precision(precision)
+    graph = record.graph if record.pieces is None else record.pieces.body
+    return EngineRunner(case, case.bundle.graph(graph, record.graph), bank[precision], precision)
 
 
 def static(case: Case, name: str, engine: Callable[..., Engine] = OnnxRuntimeEngine) -> EngineRunner:

@@ -38,7 +38,10 @@ def built(name: str, request: pytest.FixtureRequest) -> Built:
 def test_bundle_opens_and_every_file_has_its_hash(name: str, built: Built) -> None:
     bundle = Bundle.open(built.folder)
     names = {"fp32", *QUANTIZED[name]}
-    graphs = {f"graphs/onnxruntime/{precision}.onnx" for precision in names}
+    graphs = {f"graphs/onnxruntime/{precision}.{part}" for precision in names for part in ("onnx", "onnx.data", "body.onnx")}
+    graphs |= {
+        file for record in bundle.manifest.precisions.values() for file in (record.pieces.embeddings.values() if record.pieces else ())
+    }
     statistics = {f"statistics/onnxruntime/{precision}.json" for precision in QUANTIZED[name]}
     others = {"cross_build": "conditioning/default.npz", "class_build": "report/pictures.png"}  # two channels are no picture
     written = {"plan.json", "schedules/default.json", "report/index.html", others[name]}
@@ -78,8 +81,10 @@ def test_every_graph_is_valid_with_named_inputs_and_a_free_batch(built: Built) -
     for path in sorted((built.folder / "graphs" / "onnxruntime").glob("*.onnx")):
         onnx.checker.check_model(str(path), full_check=True)
         graph = onnx.load(path).graph
-        assert [value.name for value in graph.input][:2] == ["sample", "timestep"]
-        assert [value.name for value in graph.output] == ["out"]
+        _, _, piece = path.stem.partition(".")
+        inputs = {"": ["sample", "timestep"], "body": ["sample", "embedding_0"]}
+        assert [value.name for value in graph.input][:2] == inputs.get(piece, [value.name for value in graph.input][:2])
+        assert [value.name for value in graph.output] == [piece if piece.startswith("embedding") else "out"]
         assert {value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)} == {"batch"}
 
 
