@@ -38,9 +38,12 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
 
 
 def graph_files(graph: Path) -> list[Path]:
-    """The graph, and the file beside it that holds the weights of a large one."""
-    weights = graph.with_name(f"{graph.name}.data")
-    return [graph, weights] if weights.exists() else [graph]
+    """The graph, and the files beside it that its weights are in: a piece of a network reads those of the whole."""
+    try:
+        beside = [graph.with_name(name) for name in sorted(external_files(graph))]
+    except ValueError:
+        beside = []  # no graph, which runtimes refuse with a reason
+    return [graph, *(file for file in beside if file.exists())]
 
 
 def external_files(graph: Path) -> set[str]:

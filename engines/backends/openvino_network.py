@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import MissingBackendError, PtqdError
-from engines.external_data import graph_files
+from engines.external_data import external_files
 from engines.files import replacing, sha256
 from engines.room import NoRoomError
 from engines.untrusted import open_plain
@@ -100,7 +100,8 @@ def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Network:
     settings = calls.settings
     if kept is None:
         return Network(_compiled(path, calls, settings))
-    key = _key(path, calls, settings)
+    with _refusing(path):
+        key = _key(path, calls, settings)
     content = _read(kept, key)
     if content is not None:
         with _refusing(kept):
@@ -165,7 +166,7 @@ def saturates(settings: Mapping[str, Any]) -> bool:
 def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
     """Everything that a compiled network depends on."""
     parts = {
-        "graph": [sha256(file) for file in graph_files(path)],
+        "graph": [sha256(file) for file in (path, *(path.with_name(name) for name in sorted(external_files(path))))],
         "openvino": _import().__version__,
         "processor": _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
         "batch": calls.batch,

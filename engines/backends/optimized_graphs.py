@@ -21,7 +21,7 @@ from engines.backends.cached_engine import CachedEngine
 from engines.backends.onnxruntime_session import import_onnxruntime, open_session, session_config, shift_of
 from engines.bundle import Bundle
 from engines.errors import PtqdError
-from engines.external_data import external_files
+from engines.external_data import external_files, graph_files
 from engines.files import sha256, sync, sync_tree
 from engines.machine import instructions, processor, told_instructions
 from engines.room import check_room, naming_full_disks
@@ -94,7 +94,7 @@ class OptimizedGraphs:
                 shutil.rmtree(folder)
 
     def _place(self, graph: Path) -> Path:
-        files = (graph, *_read_by(graph))
+        files = graph_files(graph)
         digest = hashlib.sha256("".join(self.digests[file] for file in files if file in self.digests).encode()).hexdigest()
         return self.folder / _machine() / f"{graph.stem}-{digest[:DIGEST_LETTERS]}"
 
@@ -115,14 +115,6 @@ def _machine() -> str:
     return f"onnxruntime-{ort.__version__}-{digest[:DIGEST_LETTERS]}"
 
 
-def _read_by(graph: Path) -> list[Path]:
-    """The files beside a graph that its weights are in; a piece of a network reads those of the whole."""
-    try:
-        return [graph.with_name(name) for name in sorted(external_files(graph))]
-    except (OSError, ValueError):
-        return []  # no graph, which the runtime refuses with a reason
-
-
 def _weights(graph: Path) -> Path:
     """Where the weights of an optimized graph are, if any lie outside of it."""
     return graph.with_name(f"{graph.name}.data")
@@ -130,9 +122,7 @@ def _weights(graph: Path) -> Path:
 
 def _make(graph: Path, place: Path) -> None:
     """Have the runtime write what it makes of a graph when it opens it; the folder takes its name when it is whole."""
-    check_room(
-        place, 2 * sum(file.stat().st_size for file in (graph, *_read_by(graph)) if file.exists()), f"the optimized graph {graph.name}"
-    )
+    check_room(place, 2 * sum(file.stat().st_size for file in graph_files(graph)), f"the optimized graph {graph.name}")
     with naming_full_disks(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx.utils import Extractor
 
+from engines.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 from engines.bank import EngineBank
 from engines.bundle import Bundle
 from engines.conditioning import class_labels
@@ -57,6 +59,15 @@ def test_whole_graph_is_opened_where_it_is_asked_for(pieces: TinyBundle) -> None
     assert not denoiser.embeddings
     assert {spec.name for spec in denoiser.engine.inputs} == {"sample", "timestep", "class_labels"}
     np.testing.assert_array_equal(denoiser(X, 250.0, ROWS), bank_of(pieces)["fp32"](X, 250.0, ROWS))
+
+
+def test_other_runtimes_are_given_whole_networks(pieces: TinyBundle) -> None:
+    class Other:
+        def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
+            return OnnxRuntimeEngine(graph, batch=rows)
+
+    assert not bank_of(pieces, backend=Other())["fp32"].embeddings
+    assert bank_of(pieces, backend=OnnxRuntimeBackend())["fp32"].embeddings
 
 
 def test_embeddings_of_steps_to_come_are_computed_with_the_first(pieces: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,6 +282,18 @@ def test_a_network_of_another_graph_or_batch_is_not_taken(tiny: TinyBundle, kept
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["fp32.compiled"]
 
 
+def test_a_network_of_other_weights_is_not_taken_wherever_the_graph_has_them_from(
+    tiny: TinyBundle, kept: OpenVinoBackend, tmp_path: Path
+) -> None:
+    """Pieces of a network read the weights of the whole one, which lie in a file of its name."""
+    for name in ("fp32", "w4a8"):
+        model = onnx.load(tiny.folder / f"graphs/onnxruntime/{name}.onnx")
+        onnx.save(model, tmp_path / "body.onnx", save_as_external_data=True, location="whole.onnx.data", size_threshold=0)
+        out = kept.open(tmp_path / "body.onnx", 2).run(feeds(2))
+        np.testing.assert_allclose(out, tiny.networks[name](feeds(2)["sample"], 321, feeds(2)["class_labels"]), rtol=0, atol=1e-5)
+        (tmp_path / "whole.onnx.data").unlink()
+
+
 @pytest.mark.parametrize("damage", [lambda content: content[:-400] + bytes([content[-400] ^ 1]) + content[-399:], lambda _: b"", None])
 def test_a_damaged_file_is_made_again(tiny: TinyBundle, kept: OpenVinoBackend, tmp_path: Path, damage: Any) -> None:
     file = tmp_path / "kept" / "fp32.compiled"
