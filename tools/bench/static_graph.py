@@ -50,7 +50,7 @@ def _quantize(graph: Path, path: Path, feeds: list[dict[str, NDArray[Any]]], ope
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+        quant_pre_process(graph, prepared, skip_symbolic_shape=True, save_as_external_data=True)  # as the weights of the graph are
         quantize_static(
             prepared,
             path,
