@@ -28,7 +28,7 @@ from engines.bundle import (
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
-from engines.room import check_room
+from engines.room import check_room, naming_full_disks
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
@@ -162,7 +162,8 @@ class _Writer:
         """A graph, and where there is something to cut off its pieces."""
         path = self._output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        names, folder = write_in_pieces(source, path), PurePosixPath(name).parent
+        with naming_full_disks(path):
+            names, folder = write_in_pieces(source, path), PurePosixPath(name).parent
         for file in sorted(path.parent.glob(f"{path.stem}.*")):
             self._record(f"{folder}/{file.name}")
         if names is None:
