@@ -59,8 +59,8 @@ class ActivationQuantizer:
         """Quantize and dequantize, in the dtype of `x` but at least in float32: the arithmetic of QuantizeLinear and DequantizeLinear."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale = torch.tensor(self.scale, dtype=dtype)
-        integers = (torch.round(x.to(dtype) / scale) + self.zero_point).clamp(self.low, self.high)
-        return ((integers - self.zero_point) * scale).to(x.dtype)
+        integers = (x.to(dtype) / scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
+        return integers.sub_(self.zero_point).mul_(scale).to(x.dtype)
 
 
 FLOAT8_LARGEST = 448.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -63,6 +64,7 @@ def activation_scale(
         low, high = -max(-low, high), max(-low, high)
     if criterion == "max":
         return _quantizer(low, high, bits, signed, symmetric)
+    error = cache(partial(_error, values))  # every grid holds the ends as they are, and the first ones one end many times
     ends = [1.0, 1.0]
     for radius in (0.8, 0.2, 0.05):
         for end in (0,) if symmetric else (0, 1):
@@ -72,7 +74,7 @@ def activation_scale(
                 pair[end] = ratio
                 if symmetric:
                     pair[1 - end] = ratio
-            errors = [_error(values, _quantizer(low * a, high * b, bits, signed, symmetric)) for a, b in tried]
+            errors = [error(_quantizer(low * a, high * b, bits, signed, symmetric)) for a, b in tried]
             ends = tried[errors.index(min(errors))]
     return _quantizer(low * ends[0], high * ends[1], bits, signed, symmetric)
 
