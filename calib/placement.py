@@ -29,11 +29,15 @@ class OpPlacement:
         bias: type of the stored bias.
         int4: where weights of at most 4 bits are stored packed, two a byte (ONNX INT4): beside any activations, beside float ones only,
             or nowhere; elsewhere they are INT8.
+        shifted: integers and zero point of the weights can be shifted together when the graph is loaded. ONNX Runtime has two kernels for
+            integer convolutions, and takes the one for zero points of 0 where all are, though on processors with AMX the other is twice as
+            fast.
     """
 
     quantize_output: bool
     bias: Literal["int32", "float"]
     int4: Literal["always", "weight_only", "never"]
+    shifted: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             forms=("integer",),
             ops=MappingProxyType(
                 {
-                    "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always"),
+                    "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always", shifted=True),
                     "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always"),
                     "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always"),
                 }

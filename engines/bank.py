@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import on_onnxruntime
-from engines.bundle import Bundle, ConditioningRecord
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.bundle import Bundle, ConditioningRecord, PrecisionRecord
 from engines.bundle_files import COPY_AGAIN
 from engines.conditioning import Conditioning, class_labels, load_table
+from engines.embeddings import Embedding
 from engines.errors import BundleError, UsageError
 from engines.network import STATE, TIMESTEP, EngineDenoiser
 
@@ -23,6 +26,8 @@ class EngineBank:
         threads: see `OnnxRuntimeEngine`.
         backend: what opens the graphs; None is ONNX Runtime, as the statistics were measured on it, whatever target they are for.
         conditioning: rows in place of the bundle's own, or None.
+        timesteps: by precision, those of the chains to come, where they are known.
+        whole: open whole graphs, also of networks that the bundle holds in pieces; what they give is the same.
 
     Raises:
         UsageError: the model cannot be guided.
@@ -37,10 +42,15 @@ class EngineBank:
         threads: int | None = None,
         backend: Backend | None = None,
         conditioning: Conditioning | None = None,
+        timesteps: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        whole: bool = False,
     ) -> None:
         self._bundle = bundle
         self._batch = batch
         self._backend = backend or on_onnxruntime(bundle, threads)
+        self._timesteps = timesteps
+        # In pieces OpenVINO's networks give other outputs (W8A8 of the digits model: up to 0.5 %): what was measured holds for the whole.
+        self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
         self._opened: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
         self.guided = guidance != 1.0
@@ -62,20 +72,38 @@ class EngineBank:
         return self._opened[precision]
 
     def _open(self, precision: str) -> EngineDenoiser:
-        branches = 2 if self.guided else 1
-        engine = self._backend.open(self._bundle.verified_graph(precision), branches * self._batch)
-        self._bundle.verified_graph(precision)  # hashed again if it was exchanged while the runtime opened it
-        self._check_fits(engine)
-        return EngineDenoiser(engine, self.conditioning, self.guided)
+        record = self._bundle.precision(precision)
+        rows = self._batch * (2 if self.guided else 1)
+        pieces = None if self._whole else record.pieces
+        engine = self._engine(record.graph if pieces is None else pieces.body, record, rows)
+        made = {} if pieces is None else {name: self._engine(graph, record, 1) for name, graph in pieces.embeddings.items()}
+        self._check_fits(engine, made)
+        timesteps = self._timesteps.get(precision, ())
+        embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in made.items()}
+        return EngineDenoiser(engine, self.conditioning, self.guided, embeddings)
 
-    def _check_fits(self, engine: Engine) -> None:
-        """What the manifest says of the network is true of its graph; before anything is allocated for it."""
+    def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
+        engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)
+        self._bundle.graph(graph, record.graph)  # hashed again if it was exchanged while the runtime opened it
+        return engine
+
+    def _check_fits(self, engine: Engine, made: Mapping[str, Engine]) -> None:
+        """What the manifest says of the network is true of its graphs; before anything is allocated for it.
+
+        Args:
+            engine: that takes the state.
+            made: by name, the engines whose outputs are inputs of it.
+        """
         model = self._bundle.manifest.model
         tables = {} if self.conditioning is None else self.conditioning.tables
-        wanted = {STATE: model.sample_shape, TIMESTEP: (), **{name: table.shape[1:] for name, table in tables.items()}}
-        found = {spec.name: spec.shape for spec in engine.inputs}
-        fits = found.keys() == wanted.keys() and all(_agree(found[name], wanted[name]) for name in wanted)
-        if not (fits and _agree(engine.output.shape, model.sample_shape)):
+        conditions = {TIMESTEP: (), **{name: table.shape[1:] for name, table in tables.items()}}
+        wanted = {STATE: model.sample_shape, **conditions, **{name: one.output.shape for name, one in made.items()}}
+        specs = [*engine.inputs, *(spec for one in made.values() for spec in one.inputs)]
+        found = {spec.name: spec.shape for spec in specs}
+        fits = found.keys() == wanted.keys() and all(_agree(spec.shape, wanted[spec.name]) for spec in specs)
+        known = all(isinstance(side, int) for one in made.values() for side in one.output.shape)
+        alone = all(spec.name in conditions for one in made.values() for spec in one.inputs)
+        if not (fits and known and alone and _agree(engine.output.shape, model.sample_shape)):
             raise BundleError(
                 f"{engine.label} is not the network that the manifest describes.",
                 found=f"{', '.join(f'{name} {list(shape)}' for name, shape in found.items())}; output {list(engine.output.shape)}",

@@ -62,7 +62,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
     whole = bundle.schedule()
     schedule = excerpt(whole, request.steps)
     precisions = _costliest_first(bundle, schedule)
-    loads = {name: partial(_load, request, schedule.sampler.guidance, name) for name in precisions}
+    loads = {name: partial(_load, request, schedule, name) for name in precisions}
     load_seconds = interleaved_medians(loads, rounds=1)
     contestants = _contestants(request, bundle, schedule, precisions)
     chains = _time(contestants, request.rounds, baseline=precisions[0])
@@ -104,25 +104,30 @@ def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
     return sorted(known, key=lambda name: -records[name].weight_bits * records[name].activation_bits)
 
 
-def _load(request: BenchRequest, guidance: float, precision: str) -> EngineDenoiser:
-    return _bank(request, Bundle.open(request.bundle), guidance)[precision]
+def _load(request: BenchRequest, schedule: Schedule, precision: str) -> EngineDenoiser:
+    return _bank(request, Bundle.open(request.bundle), schedule)[precision]
 
 
-def _bank(request: BenchRequest, bundle: Bundle, guidance: float) -> EngineBank:
-    return EngineBank(bundle, guidance, batch=request.batch_size, backend=open_backend(bundle, request.runtime))
+def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBank:
+    backend = open_backend(bundle, request.runtime)
+    timesteps = {name: Chain(schedule, {}, name).timesteps[name] for name in schedule.precisions}
+    return EngineBank(bundle, schedule.sampler.guidance, batch=request.batch_size, backend=backend, timesteps=timesteps)
 
 
 @dataclass
 class _Contestant:
-    """A chain that is run again and again from the same noise."""
+    """A chain that is run again and again from the same noise, each time as the first of a command."""
 
     chain: Chain
+    engines: Mapping[str, EngineDenoiser]
     watch: Stopwatch
     noise: NoiseSource
     rows: Int64
     outside_engines: list[float] = field(default_factory=list)
 
     def run(self, on_step: Callable[[], None]) -> None:
+        for engine in self.engines.values():
+            engine.forget()
         in_engines, begin = self.watch.seconds, time.perf_counter()
         self.chain.sample(self.noise, np.arange(len(self.rows), dtype=np.int64), self.rows, on_step)
         elapsed = time.perf_counter() - begin
@@ -130,13 +135,13 @@ class _Contestant:
 
 
 def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, precisions: list[str]) -> dict[str, _Contestant]:
-    bank, watch = _bank(request, bundle, schedule.sampler.guidance), Stopwatch()
+    bank, watch = _bank(request, bundle, schedule), Stopwatch()
     engines = {name: timed(bank[name], watch) for name in precisions}
     noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
     samples = np.arange(request.batch_size, dtype=np.int64)
     rows = np.zeros_like(samples) if bank.conditioning is None else rows_of(samples, noise, bank.conditioning.rows, None)
     chains = {name: Chain(schedule, engines, name) for name in precisions} | {AUTO: Chain(schedule, engines)}
-    return {name: _Contestant(chain, watch, noise, rows) for name, chain in chains.items()}
+    return {name: _Contestant(chain, engines, watch, noise, rows) for name, chain in chains.items()}
 
 
 def _time(contestants: Mapping[str, _Contestant], rounds: int, baseline: str) -> dict[str, ChainTime]:

@@ -92,6 +92,15 @@ class ModelRecord(Strict):
         return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
 
+class PiecesRecord(Strict):
+    """A network in pieces: `body` takes every state; what depends on timestep and conditions alone is made by a graph for each of its
+    inputs in `embeddings`. Their weights are those of the whole graph.
+    """
+
+    body: Name
+    embeddings: Annotated[dict[Name, Name], Field(min_length=1)]
+
+
 class PrecisionRecord(Strict):
     """One precision: its graph, and what it costs relative to the float32 graph."""
 
@@ -100,6 +109,7 @@ class PrecisionRecord(Strict):
     activation_bits: Annotated[PositiveInt, Field(le=64)]
     bit_operations_saved: PositiveFloat
     bit_operations_saved_all: PositiveFloat
+    pieces: PiecesRecord | None = None
 
 
 class ProfileRecord(Strict):
@@ -194,21 +204,33 @@ class Bundle:
         Raises:
             UsageError: the bundle has no such precision.
         """
-        record = self.manifest.precisions.get(precision)
+        return self.graph(self.precision(precision).graph)
+
+    def precision(self, name: str) -> PrecisionRecord:
+        """What the manifest says of a precision.
+
+        Raises:
+            UsageError: the bundle has no such precision.
+        """
+        record = self.manifest.precisions.get(name)
         if record is None:
             known = " or ".join(self.manifest.precisions)
-            raise UsageError("The bundle has no engine of this precision.", found=precision, expected=known)
-        return self.graph(record.graph)
+            raise UsageError("The bundle has no engine of this precision.", found=name, expected=known)
+        return record
 
-    def graph(self, name: str) -> Path:
+    def graph(self, name: str, whole: str | None = None) -> Path:
         """A graph by its name in the bundle, verified with the weights beside it; it reads no other file.
+
+        Args:
+            name: of the graph.
+            whole: of a piece, the graph beside it whose weights it reads.
 
         Raises:
             BundleError: it is damaged, or wants to.
         """
-        path, weights = self.path(name), f"{name}.data"
+        path, weights = self.path(name), f"{whole or name}.data"
         allowed = set[str]()
-        if weights in self.manifest.files:
+        if weights in self.manifest.files and PurePosixPath(weights).parent == PurePosixPath(name).parent:
             allowed = {self.path(weights).name}
         try:
             wanted = external_files(path) - allowed

@@ -33,7 +33,7 @@ class ChainChoice:
         accept_guidance: sample at a scale that the corrections were not fitted at.
         runtime: what runs the networks.
         update: where the steps are computed: on the host, or on the device that the engines are on.
-        threads: of ONNX Runtime on the CPU; None takes every core that the process may use.
+        threads: of a runtime on the CPU; None takes every core that the process may use.
     """
 
     schedule: str = "default"
@@ -72,7 +72,7 @@ class ChainChoice:
         chain = self.chosen(bundle)
         backend = open_backend(bundle, self.runtime, self.threads)
         stepper = self._stepper(backend)
-        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning)
+        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning, timesteps=chain.timesteps)
         bank.open(chain.step_precisions)
         return replace(chain, denoisers=bank, stepper=stepper)
 

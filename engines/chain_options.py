@@ -12,7 +12,7 @@ Command: TypeAlias = Callable[..., Any]
 
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="target",
     show_default=True,
     help="What runs the networks, if not the bundle's target.",

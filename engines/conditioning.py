@@ -18,6 +18,9 @@ from engines.npz import read_arrays
 
 NULL_PREFIX = "null."
 
+NULL_ROW = -1
+"""In place of a row: the value that means "unconditional"."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -37,12 +40,15 @@ class Conditioning:
 
     def feeds(self, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
         """Network inputs for a batch; under guidance the conditional half, then the unconditional half."""
-        feeds = {name: table[rows] for name, table in self.tables.items()}
-        if not guided:
-            return feeds
-        assert self.null is not None
-        unconditional = {name: np.broadcast_to(self.null[name], feeds[name].shape) for name in feeds}
-        return {name: np.concatenate([feeds[name], unconditional[name]]) for name in feeds}
+        return self.values(branch_rows(rows, guided=guided))
+
+    def values(self, rows: Int64) -> dict[str, NDArray[Any]]:
+        """Of every row [N] its values; those of `NULL_ROW` where the model has them."""
+        assert self.null is not None or NULL_ROW not in rows
+        found = {name: table[rows] for name, table in self.tables.items()}
+        for name, null in (self.null or {}).items():
+            found[name][rows == NULL_ROW] = null
+        return found
 
     def record(self, file: str | None, null_class: int | None) -> ConditioningRecord:
         """What the manifest says of this table."""
@@ -51,6 +57,11 @@ class Conditioning:
             for name, table in self.tables.items()
         )
         return ConditioningRecord(inputs=inputs, rows=self.rows, null_class=null_class, file=file)
+
+
+def branch_rows(rows: Int64, *, guided: bool) -> Int64:
+    """Rows of a network call; under guidance those of the conditional half, then of the unconditional half."""
+    return np.concatenate([rows, np.full_like(rows, NULL_ROW)]) if guided else rows
 
 
 def class_labels(count: int, null_class: int | None, name: str = "class_labels") -> Conditioning:

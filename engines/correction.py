@@ -20,9 +20,8 @@ def correct(out: Float32, x: Float32, gain: PerChannel, offset: PerChannel, stat
         gain, offset, state_gain: [channels].
     """
     per_channel = (-1, *(1,) * (out.ndim - 2))
-    scale, shift, of_state = (np.asarray(part, dtype=np.float32).reshape(per_channel) for part in (gain, offset, state_gain))
-    corrected = np.asarray(scale * out)
-    corrected += shift
-    if of_state.any():
-        corrected += of_state * x
+    corrected = np.asarray(np.asarray(gain, dtype=np.float32).reshape(per_channel) * out)
+    corrected += np.asarray(offset, dtype=np.float32).reshape(per_channel)
+    if any(state_gain):  # few numbers: an array of them takes longer, most of all after an engine's run, when nothing is in cache
+        corrected += np.asarray(state_gain, dtype=np.float32).reshape(per_channel) * x
     return corrected

@@ -18,6 +18,9 @@ DEPTH = 64
 """Graphs within graphs; the deepest real ones have three levels."""
 
 TENSOR, ENTRY, GRAPH = "TensorProto", "StringStringEntryProto", "GraphProto"
+NAME = 8
+"""The field of `TENSOR`."""
+
 KEY, VALUE = 1, 2
 """Fields of `ENTRY`."""
 
@@ -34,6 +37,15 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
 """By message, the fields that lead to tensors; see onnx.proto."""
 
 
+def graph_files(graph: Path) -> list[Path]:
+    """The graph, and the files beside it that its weights are in: a piece of a network reads those of the whole."""
+    try:
+        beside = [graph.with_name(name) for name in sorted(external_files(graph))]
+    except ValueError:
+        beside = []  # no graph, which runtimes refuse with a reason
+    return [graph, *(file for file in beside if file.exists())]
+
+
 def external_files(graph: Path) -> set[str]:
     """What the graph's tensors name as the place of their values, as it is written there.
 
@@ -42,7 +54,13 @@ def external_files(graph: Path) -> set[str]:
         OSError: it cannot be read.
     """
     with graph.open("rb") as file:
-        return set(_locations(_mapped(file), "ModelProto", DEPTH))
+        return {location for _, location in _locations(_mapped(file), "ModelProto", DEPTH)}
+
+
+def external_tensors(graph: Path) -> set[str]:
+    """Names of the tensors whose values lie in other files; it raises what `external_files` raises."""
+    with graph.open("rb") as file:
+        return {name for name, _ in _locations(_mapped(file), "ModelProto", DEPTH)}
 
 
 def _mapped(file: BinaryIO) -> memoryview:
@@ -50,19 +68,33 @@ def _mapped(file: BinaryIO) -> memoryview:
     return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _locations(data: memoryview, message: str, depth: int) -> Iterator[str]:
+def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Name and location of every tensor that has one; of a tensor with several all of them."""
     if depth == 0:
         raise ValueError(f"more than {DEPTH} graphs within graphs")
+    if message == TENSOR:
+        yield from _locations_of_tensor(data)
+        return
     for number, value in _fields(data):
         inner = MESSAGES[message].get(number)
-        if inner is None or value is None:
-            continue
-        if inner != ENTRY:
+        if inner is not None and value is not None:
             yield from _locations(value, inner, depth - 1)
-            continue
-        entry = {key: bytes(text or b"") for key, text in _fields(value)}
-        if entry.get(KEY) == b"location":
-            yield entry.get(VALUE, b"").decode(errors="replace")
+
+
+def _locations_of_tensor(data: memoryview) -> Iterator[tuple[str, str]]:
+    name, entries = "", []
+    for number, value in _fields(data):
+        if value is not None and number == NAME:
+            name = _text(value)
+        elif value is not None and number in MESSAGES[TENSOR]:
+            entries.append({key: _text(text or memoryview(b"")) for key, text in _fields(value)})
+    for entry in entries:
+        if entry.get(KEY) == "location":
+            yield name, entry.get(VALUE, "")
+
+
+def _text(data: memoryview) -> str:
+    return bytes(data).decode(errors="replace")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:

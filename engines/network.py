@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,11 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
-from engines.conditioning import Conditioning
+from engines.conditioning import Conditioning, branch_rows
+from engines.embeddings import TIMESTEP, Embedding
 from engines.errors import PtqdError
 
 STATE = "sample"
-TIMESTEP = "timestep"
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,17 @@ class EngineDenoiser:
     """See `engines.denoiser.Denoiser`.
 
     Attributes:
-        engine: its inputs are `sample` [batch, channels, ...], `timestep` [batch] and those of the conditioning.
+        engine: its inputs are `sample` [batch, channels, ...], `timestep` [batch] and those of the conditioning; or of a network's body
+            `sample`, `embeddings` and what else it takes of the others.
         conditioning: None for unconditional models.
         guided: evaluate the unconditional branch too, in one doubled batch.
+        embeddings: what gives the other inputs of a body.
     """
 
     engine: Engine
     conditioning: Conditioning | None
     guided: bool
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
         out = self.engine.run(self.feeds(x, timestep, rows))
@@ -44,7 +49,34 @@ class EngineDenoiser:
 
     def feeds(self, x: Float32, timestep: float, rows: Int64) -> dict[str, NDArray[Any]]:
         """What the engine is given, [branches * batch, ...] of every input."""
-        feeds = {} if self.conditioning is None else self.conditioning.feeds(rows, guided=self.guided)
-        feeds[STATE] = np.concatenate([x] * self.branches) if self.guided else x
-        feeds[TIMESTEP] = np.full(self.branches * len(x), timestep, dtype=np.float32)
-        return feeds
+        state = np.concatenate([x] * self.branches) if self.guided else x
+        asked = branch_rows(rows, guided=self.guided)
+        embedded = {name: embedding(timestep, asked) for name, embedding in self.embeddings.items()}
+        return {STATE: state, **self._plain(timestep, asked), **embedded}
+
+    def conditioned(self, conditioning: Conditioning) -> EngineDenoiser:
+        """The same network with rows of another table."""
+        embeddings = {name: embedding.conditioned(conditioning) for name, embedding in self.embeddings.items()}
+        return replace(self, conditioning=conditioning, embeddings=embeddings)
+
+    def forget(self) -> None:
+        """As if the network had not run yet: what it keeps for the next states is dropped."""
+        for embedding in self.embeddings.values():
+            embedding.forget()
+
+    def _plain(self, timestep: float, asked: Int64) -> dict[str, NDArray[Any]]:
+        """Timestep and conditions, those that the engine takes: a body may do without."""
+        found: dict[str, NDArray[Any]] = {}
+        if TIMESTEP in self._taken:
+            found[TIMESTEP] = np.full(len(asked), timestep, dtype=np.float32)
+        if self.conditioning is not None and not self._taken.isdisjoint(self.conditioning.tables):
+            found |= {name: value for name, value in self.conditioning.values(asked).items() if name in self._taken}
+        return found
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """Names of the engine's inputs."""
+        return frozenset(spec.name for spec in self.engine.inputs)
+
+
+__all__ = ["STATE", "TIMESTEP", "EngineDenoiser"]

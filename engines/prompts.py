@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engines.arrays import Float32, Int64
-from engines.backends.onnxruntime import open_session
+from engines.backends.onnxruntime_session import open_session
 from engines.bundle import Bundle, TextEncoderRecord, TextRecord
 from engines.conditioning import Conditioning
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError

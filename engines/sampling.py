@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from engines.denoiser import Denoisers
 from engines.noise import Noise, NoiseSource
 from engines.schedule import Schedule, Step
 from engines.stepping import HostStepper, Move, Stepper
+
+DRAWN_BYTES = 2**20
+"""Noise that is drawn ahead. Between two runs of a network, when nothing is in cache, drawing for one sample takes twice as long."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Chain:
         return tuple(self.precision or step.precision for step in self.schedule.steps)
 
     @property
+    def timesteps(self) -> dict[str, list[float]]:
+        """By precision, what its network is given from step to step."""
+        found: dict[str, list[float]] = {}
+        for move in map(self.move, self.schedule.steps):
+            found.setdefault(move.precision, []).append(move.step.timestep)
+        return found
+
+    @property
     def scale(self) -> float:
         """The guidance scale that is sampled at."""
         return self.schedule.sampler.guidance if self.guidance is None else self.guidance
@@ -55,11 +67,11 @@ class Chain:
             rows: the conditioning row of each sample.
             on_step: called after every step.
         """
+        moves = [self.move(step) for step in self.schedule.steps]
         stepper = self.stepper(self.denoisers)
         stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
-        for scheduled in self.schedule.steps:
-            move = self.move(scheduled)
-            stepper.take(move, noise.step(scheduled.step, samples) if move.sigma > 0 else None)
+        for move, z in zip(moves, _drawn(noise, moves, samples), strict=True):
+            stepper.take(move, z)
             on_step()
         return stepper.state()
 
@@ -72,6 +84,13 @@ class Chain:
         correction = step.corrections[precision]
         parts = (correction.gain, correction.offset, correction.state_gain)
         return Move(step, precision, self.scale, *parts, correction.sigma_corrected)
+
+
+def _drawn(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
+    """Fresh noise of every step, or None where it has none; of several steps at once, as far as `DRAWN_BYTES` go."""
+    block = max(1, DRAWN_BYTES // (4 * len(samples) * math.prod(noise.shape)))
+    for begin in range(0, len(moves), block):
+        yield from [noise.step(move.step.step, samples) if move.sigma > 0 else None for move in moves[begin : begin + block]]
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:

@@ -76,7 +76,7 @@ class HostStepper:
 
     def _step(self, move: Move, z: Float32 | None) -> Float32:
         """Take it; returns the network's output."""
-        scaled = np.asarray(np.float32(move.step.input_scale) * self._x)
+        scaled = self._x if move.step.input_scale == 1 else np.asarray(np.float32(move.step.input_scale) * self._x)
         branches = self._denoisers[move.precision](scaled, move.step.timestep, self._rows)
         out = correct(guide(branches, move.guidance), self._x, move.gain, move.offset, move.state_gain)
         self._x, self._history = update(self._x, out, move.step, self._history)

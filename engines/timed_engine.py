@@ -37,5 +37,6 @@ class TimedEngine(Engine):
 
 
 def timed(denoiser: EngineDenoiser, watch: Stopwatch) -> EngineDenoiser:
-    """The same denoiser, its engine under the stopwatch."""
-    return replace(denoiser, engine=TimedEngine(denoiser.engine, watch))
+    """The same denoiser, its engines under the stopwatch."""
+    embeddings = {name: embedding.run_by(TimedEngine(embedding.engine, watch)) for name, embedding in denoiser.embeddings.items()}
+    return replace(denoiser, engine=TimedEngine(denoiser.engine, watch), embeddings=embeddings)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from engines.backends import onnxruntime
+from engines.backends import onnxruntime, openvino
 from engines.backends.choice import Runtime, engine_settings, mode_of, runtime_name
-from engines.backends.onnxruntime import Provider
+from engines.backends.onnxruntime_session import Provider
 from engines.bank import EngineBank
 from engines.bundle import DEFAULT, Bundle
 from engines.compare.agreement import Agreement
@@ -130,7 +130,7 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
     schedule = bundle.schedule(request.schedule)
     _check(request, bundle, schedule)
     run = run or _runtime(request, bundle)
-    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle))
+    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=measuring_backend(bundle), whole=True)
     visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files
@@ -161,6 +161,8 @@ def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
     name, target = runtime_name(bundle, request.runtime), bundle.manifest.target.name
     if name == "tensorrt" or name == "tensorrt-rtx":
         return partial(_on_tensorrt, settings=engine_settings(bundle, name))
+    if name == "openvino":
+        return openvino.run_outputs
     provider: Provider = "CUDA" if name == "onnxruntime-cuda" else "CPU"
     mode = mode_of(target, provider)
     if (mode, provider, request.against) == ("exact", "CPU", "oracle"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
+RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"])
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:

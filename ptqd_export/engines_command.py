@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from engines.backends.choice import engine_settings
+from engines.backends.cached_engine import CachedEngine
+from engines.backends.choice import engine_settings, on_onnxruntime
 from engines.bundle import Bundle
 from engines.compare.engine_check import DepartureError
 from engines.decoder import decoder_settings
@@ -17,27 +17,21 @@ from engines.errors import MissingBackendError, UsageError
 from engines.interruption import keeping
 from engines.progress import fraction_bar
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend, engine_cache
-from engines.tensorrt.cache import CachedEngine, EngineCache
+from engines.tensorrt.cache import EngineCache
 from engines.tensorrt.cuda import Cuda
 from engines.tensorrt.device_identity import LEAST_COMPUTE_CAPABILITY, check_precision
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from ptqd_export.bundle_lock import writing_to
 from ptqd_export.engines_check import check_on
+from ptqd_export.optimized_graphs import DECODER, BuiltEngine, engine_graphs, optimize_graphs
 from ptqd_export.tensorrt_checks import check_tensorrt_graph
 
-DECODER = "decoder"
-
-
-@dataclass(frozen=True)
-class BuiltEngine:
-    """An engine of a bundle: of a precision, or of the decoder."""
-
-    name: str
-    engine: CachedEngine
+AS_ITS_GRAPHS = "not checked against the statistics: these compute what the graphs compute, in which the statistics were measured"
 
 
 def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
-    """Build the engine of every precision and of the decoder, or find it where it was built before.
+    """Build the engine of every precision and of the decoder, or find it where it was built before. For ONNX Runtime on the CPU that is the
+    graph as it is optimized there.
 
     Args:
         folder: of the bundle.
@@ -48,9 +42,17 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
         MissingBackendError: the flavour is not installed, or needs a device that is not there.
         PtqdError: TensorRT does not take a graph, or another process writes to the bundle.
     """
-    bundle, settings = _opened(folder, target)
-    with writing_to(folder), keeping("engines that were built are kept, and the next run builds the others"):
+    bundle, kept = Bundle.open(folder), "engines that were built are kept, and the next run builds the others"
+    if _takes_optimized(bundle, target):
+        with writing_to(folder), keeping(kept):
+            return optimize_graphs(bundle)
+    settings = _settings(bundle, target)
+    with writing_to(folder), keeping(kept):
         return _built(folder, bundle, settings)
+
+
+def _takes_optimized(bundle: Bundle, target: FlavourName | None) -> bool:
+    return target is None and on_onnxruntime(bundle).optimized is not None
 
 
 def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[BuiltEngine]:
@@ -58,14 +60,12 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
     if not settings.traits.portable:
         for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):
             check_precision(name, Cuda())
-    wanted = [(name, bundle.verified_graph(name), settings) for name in bundle.manifest.precisions]
-    decoder = bundle.manifest.model.decoder
-    if decoder is not None:
-        wanted.append((DECODER, bundle.graph(decoder.file), decoder_settings(settings, decoder.batch)))
+    graphs, decoder = engine_graphs(bundle), bundle.manifest.model.decoder
+    own = {} if decoder is None else {DECODER: decoder_settings(settings, decoder.batch)}
     built = []
-    for place, (name, graph, own) in enumerate(wanted, start=1):
-        label = f"{name} for {settings.flavour} ({place} of {len(wanted)})"
-        built.append(BuiltEngine(name, _build(graph, label, own, cache)))
+    for place, (name, graph) in enumerate(graphs.items(), start=1):
+        label = f"{name} for {settings.flavour} ({place} of {len(graphs)})"
+        built.append(BuiltEngine(name, _build(graph, label, own.get(name, settings), cache)))
     return built
 
 
@@ -75,7 +75,10 @@ def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName 
     Raises:
         DepartureError: an engine has other noise than the statistics; its file is removed, so that nothing samples with it.
     """
-    bundle, settings = _opened(folder, target)
+    bundle = Bundle.open(folder)
+    if _takes_optimized(bundle, target):
+        return AS_ITS_GRAPHS
+    settings = _settings(bundle, target)
     try:
         backend = TensorRtBackend(settings, folder)
     except MissingBackendError as error:
@@ -91,9 +94,8 @@ def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName 
     return f"checked against the statistics: no SNR departs by more than {departure:.2f} dB"
 
 
-def _opened(folder: Path, target: FlavourName | None) -> tuple[Bundle, EngineSettings]:
-    bundle = Bundle.open(folder)
-    return bundle, engine_settings(bundle, target or _own_flavour(bundle))
+def _settings(bundle: Bundle, target: FlavourName | None) -> EngineSettings:
+    return engine_settings(bundle, target or _own_flavour(bundle))
 
 
 def _own_flavour(bundle: Bundle) -> FlavourName:
@@ -101,7 +103,7 @@ def _own_flavour(bundle: Bundle) -> FlavourName:
     if name == "onnxruntime":
         raise UsageError(
             "The bundle's runtime builds no engines.",
-            found=f"target {name}, which opens the graphs themselves",
+            found=f"target {name} on a GPU, which opens the graphs themselves",
             expected=" or ".join(FLAVOURS),
             mend="build a bundle with this target in its plan",
         )

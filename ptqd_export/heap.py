@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from engines.backends.onnxruntime import release_activations
+from engines.heap import release_free_pages
 
 
 def trim_heap() -> None:
-    """Give free pages back to the system. The C library keeps what lies between blocks that are still in use: after a graph or a runtime of
-    a large network that is gigabytes, which the next stage would come on top of.
+    """Give free memory back to the system. ONNX Runtime keeps what its largest call took, the C library what lies between blocks that are
+    still in use: after a large network that is gigabytes, which the next stage would come on top of.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
+    release_activations()
+    release_free_pages()

@@ -18,21 +18,23 @@ class Target:
         placement: the table of its graphs; several flavours of one runtime share it.
         stand_in: the build measures on ONNX Runtime, which runs the very graphs as well: right in values, and no measure of time.
         profiled: engines are built for a range of batch sizes.
+        in_pieces: on the CPU its networks run in pieces, see `ptqd_export.passes.embedding_cut`.
     """
 
     name: str
     placement: Placement
     stand_in: bool
     profiled: bool
+    in_pieces: bool
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         target.name: target
         for target in (
-            Target("onnxruntime", PLACEMENTS["onnxruntime"], stand_in=False, profiled=False),
-            Target("tensorrt", PLACEMENTS["tensorrt"], stand_in=True, profiled=True),
-            Target("tensorrt-rtx", PLACEMENTS["tensorrt"], stand_in=True, profiled=True),
+            Target("onnxruntime", PLACEMENTS["onnxruntime"], stand_in=False, profiled=False, in_pieces=True),
+            Target("tensorrt", PLACEMENTS["tensorrt"], stand_in=True, profiled=True, in_pieces=False),
+            Target("tensorrt-rtx", PLACEMENTS["tensorrt"], stand_in=True, profiled=True, in_pieces=False),
         )
     }
 )

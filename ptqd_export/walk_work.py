@@ -10,7 +10,8 @@ from pathlib import Path
 from calib.observation import Networks, Observed, Observer, StepBatch
 from calib.placement import HighPrecision
 from engines.backends.choice import mode_of
-from engines.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.onnxruntime_session import Provider
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.pool import WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined

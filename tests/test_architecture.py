@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy"})
-RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "polygraphy", "ray"})
+RUNTIMES = frozenset({"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "polygraphy", "ray", "openvino"})
 RUN_TIME_PACKAGES = frozenset({"engines", "numpy", "pydantic", "click", "rich", "PIL"})
 
 
@@ -71,7 +71,8 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
     assert len(modules) > 30
     beyond = {path: imported - allowed for path, imported in modules.items() if imported - allowed}
     assert beyond == {
-        "engines/backends/onnxruntime.py": {"onnxruntime"},
+        "engines/backends/onnxruntime_session.py": {"onnxruntime"},
+        "engines/backends/openvino_network.py": {"openvino"},
         "engines/cluster/session.py": {"ray"},
         "engines/compare/polygraphy_run.py": {"polygraphy"},
         "engines/prompts.py": {"tokenizers"},

@@ -119,7 +119,7 @@ def test_every_section_of_the_plan_and_every_part_of_the_bundle_has_a_table() ->
         f"{module.__name__}.{name}"
         for module, base in contracts
         for name, kind in inspect.getmembers(module, inspect.isclass)
-        if kind.__module__ == module.__name__ and issubclass(kind, base) and kind is not base
+        if f"{kind.__module__}.".startswith(f"{module.__name__}.") and issubclass(kind, base) and kind is not base
     }
     assert len(stored) > 15
     assert stored <= set(CLASSES)
@@ -351,7 +351,8 @@ def test_the_pages_name_files() -> None:
 
 def _defines(path: Path, name: str) -> bool:
     return any(
-        re.search(rf"^{form}", path.read_text(), flags=re.MULTILINE) for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]")
+        re.search(rf"^{form}", path.read_text(), flags=re.MULTILINE)
+        for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]", rf"from .* import .*\b{name}\b")
     )
 
 
@@ -359,5 +360,6 @@ def _defines(path: Path, name: str) -> bool:
 def test_modules_and_classes_that_are_named_exist(page: str) -> None:
     for dotted in re.findall(rf"`((?:{FOLDERS})(?:\.\w+)+)`", _text(page)):
         *folders, last = dotted.split(".")
-        module = ROOT.joinpath(*folders).with_suffix(".py")
-        assert (ROOT.joinpath(*folders, last).with_suffix(".py")).exists() or (module.exists() and _defines(module, last)), dotted
+        folder = ROOT.joinpath(*folders)
+        module = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        assert (folder / f"{last}.py").exists() or (module.exists() and _defines(module, last)), dotted

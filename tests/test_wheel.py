@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.backends.onnxruntime import saturates
+from engines.backends.onnxruntime_session import saturates
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy", "safetensors")

@@ -30,7 +30,8 @@ from engines.tensorrt.cuda import Cuda
 from engines.tensorrt.engine import TensorRtEngine, integer_layers
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.timing import interleaved_medians
-from ptqd_export.engines_command import BuiltEngine, build_engines
+from ptqd_export.engines_command import build_engines
+from ptqd_export.optimized_graphs import BuiltEngine
 from ptqd_export.stand_in import measuring_backend
 
 ROUNDS = 30

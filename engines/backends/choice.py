@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from engines.backends.base import Backend
-from engines.backends.onnxruntime import Mode, OnnxRuntimeBackend, Provider
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.onnxruntime_session import Mode, Provider
+from engines.backends.openvino import OpenVinoBackend
+from engines.backends.optimized_graphs import OptimizedGraphs
 from engines.bundle import Bundle
 from engines.errors import UsageError
+from engines.machine import machine_name
 from engines.tensorrt.backend import EngineSettings, TensorRtBackend
 from engines.tensorrt.flavour import FLAVOURS, FlavourName
 
-RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName
 """`target` is the one that the bundle was built for."""
+
+
+ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
@@ -30,7 +37,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     Args:
         bundle: with the target.
         runtime: what was asked for.
-        threads: of ONNX Runtime on the CPU; None takes every core that the process may use.
+        threads: of a runtime on the CPU; None takes every core that the process may use.
 
     Raises:
         MissingBackendError: it or its device is missing.
@@ -38,6 +45,8 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
+    if name == "openvino":
+        return OpenVinoBackend(threads, bundle.folder / "local" / machine_name() / name)
     return on_onnxruntime(bundle, threads, "CUDA" if name == "onnxruntime-cuda" else "CPU")
 
 
@@ -45,7 +54,8 @@ def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provide
     """ONNX Runtime; without a provider on the one that the statistics were measured on."""
     target = bundle.manifest.target
     provider = provider or target.provider
-    return OnnxRuntimeBackend(threads, provider, mode_of(target.name, provider))
+    mode = mode_of(target.name, provider)
+    return OnnxRuntimeBackend(threads, provider, mode, OptimizedGraphs.of(bundle) if mode == "fast" else None)
 
 
 def mode_of(target: str, provider: Provider) -> Mode:

@@ -5,47 +5,28 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
 from engines.backends.base import Engine, TensorSpec
-from engines.errors import MissingBackendError, PtqdError
+from engines.backends.onnxruntime_session import PROBE, Mode, Provider, import_onnxruntime, open_session, session_config, shift_of
+from engines.backends.optimized_graphs import OptimizedGraphs
+from engines.errors import PtqdError
+from engines.heap import release_free_pages
 from engines.machine import cores
-
-Mode = Literal["fast", "exact"]
-Provider = Literal["CPU", "CUDA"]
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
 PIECE_VALUES = 1024
 """Values of the states in one piece of a batch. On a processor with 2 MiB of cache a core, W8A8 U-Nets run 128 states of 256 values in
 pieces of 4 1.3 times as fast as in halves, and 16 states of 3072 values one by one 1.1 times as fast."""
-
-_PROBE = Path(__file__).with_name("saturation_probe.onnx")
-
-_EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
-"""Kernels that cannot saturate: slower, and only needed on processors whose 8-bit products are summed in 16 bits."""
-
-_AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
-"""Q/DQ nodes run as written, in float32: the reference that graphs are held against the torch oracle in."""
-
-_NOT_AS_WRITTEN = ("ReluQuantRewrite",)
-"""Optimizers that would change such graphs: this one drops a Relu in front of a QuantizeLinear whose zero is its lowest value, and takes
-8-bit floats for such.
-"""
-
-_CHANNELS_LAST = ("NhwcTransformer", "TransposeOptimizer")
-"""Optimizers that put transpositions around integer convolutions and then move them through the graph, where they end up on float values:
-the kernels transpose 8-bit integers themselves, which is faster (a W8A8 U-Net of 36 million parameters: 5 % of a step), and the values are
-the same.
-"""
 
 
 class OnnxRuntimeEngine(Engine):
@@ -57,7 +38,7 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         path: the ONNX file.
-        mode: `fast` fuses Q/DQ into integer kernels, `exact` runs them as written.
+        mode: what becomes of its Q/DQ nodes.
         threads: that one call may use; None takes every core that the process may use.
         batch: samples of the calls to come, which decides on how many run side by side.
         optimized: where to write the graph as the runtime optimized it, for inspection.
@@ -80,7 +61,10 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         threads = threads or cores()
         self._workers = min(batch, threads) if provider == "CPU" else 1
-        self._session = open_session(path, _config(mode), threads // self._workers, optimized, provider)
+        own = threads // self._workers
+        shift = shift_of(path) if mode == "fast" and provider == "CPU" else 0
+        as_it_is = mode == "optimized"
+        self._session = open_session(path, session_config(mode), own, optimized, provider, as_it_is=as_it_is, shift=shift)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         label = f"{path.stem} on ONNX Runtime"
         try:
@@ -116,13 +100,24 @@ class OnnxRuntimeEngine(Engine):
 
     def _infer(self, feeds: Mapping[str, NDArray[Any]], out: Float32, rows: slice = slice(None)) -> None:
         """Some rows of the batch, from and to where they lie."""
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            piece = value[rows]
-            binding.bind_input(name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
-        piece = out[rows]
-        binding.bind_output(self.output.name, "cpu", 0, piece.dtype, piece.shape, piece.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        _run_in_place(self._session, {name: value[rows] for name, value in feeds.items()}, self.output.name, out[rows])
+
+
+def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], output: str, out: Float32, options: Any = None) -> None:
+    """Run from and to where the arrays lie.
+
+    Args:
+        session: on the CPU.
+        feeds: contiguous arrays by input.
+        output: its name.
+        out: contiguous, for all of it.
+        options: of the run.
+    """
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+    binding.bind_output(output, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+    session.run_with_iobinding(binding, options)
 
 
 def _cuts(batch: int, workers: int, values: int) -> list[int]:
@@ -152,7 +147,7 @@ class BoundSession:
         self._values: dict[str, Any] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        ort, binding = _import(), self._session.io_binding()
+        ort, binding = import_onnxruntime(), self._session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, self._upload(ort, name, value))
         (output,) = self._session.get_outputs()
@@ -172,14 +167,23 @@ class BoundSession:
 
 @dataclass(frozen=True)
 class OnnxRuntimeBackend:
-    """See `engines.backends.base.Backend`; the attributes are those of `OnnxRuntimeEngine`."""
+    """See `engines.backends.base.Backend`; the other attributes are those of `OnnxRuntimeEngine`.
+
+    Attributes:
+        optimized: where graphs lie that were optimized for this machine; None opens all graphs themselves.
+    """
 
     threads: int | None = None
     provider: Provider = "CPU"
     mode: Mode = "fast"
+    optimized: OptimizedGraphs | None = None
 
     def open(self, graph: Path, rows: int) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(graph, mode=self.mode, threads=self.threads, batch=rows, provider=self.provider)
+        ready = None if self.optimized is None else self.optimized.find(graph)
+        path, mode = (graph, self.mode) if ready is None else (ready, "optimized")
+        engine = OnnxRuntimeEngine(path, mode=mode, threads=self.threads, batch=rows, provider=self.provider)
+        release_free_pages()  # an optimized graph is not what was read: the C library keeps the memory of that
+        return engine
 
 
 @functools.cache
@@ -198,90 +202,22 @@ def _spec(value: Any, label: str) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
-def check_provider(provider: Provider) -> None:
-    """Open a small graph, to learn early what is missing.
+def release_activations() -> None:
+    """Give the memory of activations back to the system: the arena keeps what the largest call so far has taken.
 
-    Raises:
-        MissingBackendError: ONNX Runtime, the provider or its device is not there.
+    A run can ask for it, of all that it does not hold itself: this one holds nothing, its input and output lie elsewhere.
     """
-    open_session(_PROBE, {}, provider=provider)
-
-
-def open_session(path: Path, config: Mapping[str, str], threads: int = 1, optimized: Path | None = None, provider: Provider = "CPU") -> Any:
-    ort = _import()
-    wanted = f"{provider}ExecutionProvider"
-    if wanted not in ort.get_available_providers():
-        raise _missing_provider(wanted, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
-    options.log_severity_level = 4  # what it would print of an error is in the exception too
-    if provider == "CPU":
-        _share_memory()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    for key, value in config.items():
-        options.add_session_config_entry(key, value)
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    try:
-        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else _CHANNELS_LAST
-        session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        lacking = "NOT_IMPLEMENTED" in str(error)
-        mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
-        raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend=mend) from error
-    if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
-        raise _missing_provider(wanted, session.get_providers())
-    return session
-
-
-@functools.cache
-def _share_memory() -> None:
-    """One arena for all sessions of the process: engines take turns, and so can their activations."""
-    ort = _import()
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
-
-
-def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
-    return MissingBackendError(
-        f"ONNX Runtime has no {wanted} here.",
-        found=", ".join(found),
-        mend="pip install 'ptqd-export[gpu]' in an environment without the CPU package, on a machine with an NVIDIA GPU",
-    )
+    options = import_onnxruntime().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session = open_session(PROBE, {})
+    (output,) = session.get_outputs()
+    x, out = np.ones((1, 64), dtype=np.float32), np.empty((1, 4), dtype=np.float32)
+    _run_in_place(session, {"x": x}, output.name, out, options)
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:
     """Every output of a graph by name, for graphs that have more than an engine's one."""
-    session = open_session(path, _config(mode), cores(), provider=provider)
+    shift = shift_of(path) if mode == "fast" and provider == "CPU" else 0
+    session = open_session(path, session_config(mode), cores(), provider=provider, shift=shift)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
-
-
-def _config(mode: Mode) -> Mapping[str, str]:
-    return _AS_WRITTEN if mode == "exact" else _fast_config()
-
-
-@functools.cache
-def _fast_config() -> Mapping[str, str]:
-    """What keeps integer products exact on this processor: asked of the processor by a product that saturates, not of its name."""
-    return _EXACT_PRODUCTS if saturates({}) else {}
-
-
-def saturates(config: Mapping[str, str]) -> bool:
-    """Whether uint8 x int8 products come out too small under a session configuration.
-
-    See `tools/make_saturation_probe.py`: with inputs of one, the probe's result is 64, and about 32 where pairs of products saturate.
-    """
-    (out,) = open_session(_PROBE, config).run(None, {"x": np.ones((1, 64), dtype=np.float32)})
-    return bool(np.abs(out - 64).max() > 0.5)
-
-
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingBackendError(
-            "ONNX Runtime is not installed.", found=str(error), mend="pip install 'ptqd-export[cpu]' (or [gpu])"
-        ) from error
-    return onnxruntime

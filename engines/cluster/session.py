@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engines.backends.choice import RuntimeName
+from engines.backends.choice import ON_CPU, RuntimeName
 from engines.errors import MissingBackendError
 from engines.machine import cores
 
@@ -45,8 +45,8 @@ class WorkerSize:
 
     @classmethod
     def of(cls, cluster: Cluster, runtime: RuntimeName) -> WorkerSize:
-        """Everything but ONNX Runtime on the CPU has a GPU of its own; the host then has little to do."""
-        on_gpu = runtime != "onnxruntime"
+        """Whatever does not run on the CPU has a GPU of its own; the host then has little to do."""
+        on_gpu = runtime not in ON_CPU
         return cls(cluster.cpus or (1 if on_gpu else cores()), int(on_gpu))
 
     def room(self, ray: Any) -> int:

@@ -80,8 +80,8 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     full = full_precision(bundle, schedule)
     names = _compared(request, bundle, schedule, full if backend == plain else None)
     steps = spread_steps(schedule, request.steps)
-    reference = EngineBank(bundle, guidance, batch=batch, backend=plain)[full]
-    bank = EngineBank(bundle, guidance, batch=batch, backend=backend)
+    reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True)[full]
+    bank = EngineBank(bundle, guidance, batch=batch, backend=backend, whole=True)
     networks = {REFERENCE: reference, **{name: bank[name] for name in names}}
     save = None if request.save is None else _empty_folder(request.save)
     noise, rows = _samples(request, bundle)

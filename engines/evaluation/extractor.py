@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engines.arrays import Float32
-from engines.backends.onnxruntime import open_session
+from engines.backends.onnxruntime_session import open_session
 from engines.bundle_files import is_plain
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.external_data import external_files

@@ -79,7 +79,7 @@ class _Conditioned:
     def __getitem__(self, precision: str) -> Denoiser:
         denoiser = self.denoisers[precision]
         assert isinstance(denoiser, EngineDenoiser)
-        return replace(denoiser, conditioning=self.conditioning)
+        return denoiser.conditioned(self.conditioning)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engines.backends.cached_engine import CachedEngine
 from engines.errors import PtqdError, UsageError
+from engines.external_data import graph_files
 from engines.files import remove_parts, replacing, sha256, write_text
 from engines.locks import locked
 from engines.room import check_room
@@ -49,7 +51,9 @@ class EngineKey:
             MissingBackendError: the flavour is not installed, or builds for a device that is not there.
         """
         version = spec.traits.load().__version__
-        return cls(_graph_hashes(spec.graph), spec.flavour, version, device_identity(spec.traits), spec.options)
+        return cls(
+            tuple(sha256(file) for file in graph_files(spec.graph)), spec.flavour, version, device_identity(spec.traits), spec.options
+        )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=1)
@@ -57,21 +61,6 @@ class EngineKey:
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGEST_LETTERS]
-
-
-@dataclass(frozen=True)
-class CachedEngine:
-    """An engine file.
-
-    Attributes:
-        path: of the serialized engine.
-        seconds: that it took to build just now, or that it took to wait for whoever built it.
-        from_cache: somebody built it before.
-    """
-
-    path: Path
-    seconds: float
-    from_cache: bool
 
 
 class EngineCache:
@@ -124,7 +113,7 @@ class EngineCache:
     def _build(self, spec: BuildSpec, key: EngineKey, path: Path, on_progress: OnProgress, build: Callable[..., None]) -> None:
         timings = self.folder / f"{spec.flavour}-{key.version}-{key.device.compute_capability}.timings"
         remove_parts(self.folder, path.name)
-        check_room(path, sum(file.stat().st_size for file in _graph_files(spec.graph)), f"the engine of {spec.graph.name}")
+        check_room(path, sum(file.stat().st_size for file in graph_files(spec.graph)), f"the engine of {spec.graph.name}")
         with replacing(path) as temporary:
             build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
             write_text(_record(path), json.dumps({**asdict(key), ENGINE: sha256(temporary)}, sort_keys=True, indent=1) + "\n")
@@ -143,13 +132,3 @@ def _is_whole(engine: Path) -> bool:
         return read_json_object(_record(engine)).get(ENGINE) == sha256(engine)
     except UsageError:
         return False
-
-
-def _graph_hashes(graph: Path) -> tuple[str, ...]:
-    """Of the graph, and of the file beside it that holds the weights of a large one."""
-    return tuple(sha256(file) for file in _graph_files(graph))
-
-
-def _graph_files(graph: Path) -> list[Path]:
-    weights = graph.with_name(f"{graph.name}.data")
-    return [graph, weights] if weights.exists() else [graph]

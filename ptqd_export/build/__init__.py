@@ -10,6 +10,7 @@ from typing import Any
 from calib.policy import FixedPolicy
 from calib.precision import Precision
 from engines.bundle import UNFINISHED_BUILD as STAGES
+from engines.bundle import Bundle
 from engines.cluster.session import Cluster
 from engines.images import is_drawable
 from engines.interruption import keeping
@@ -35,6 +36,7 @@ from ptqd_export.build.timing import time_engines, write_times
 from ptqd_export.build.tracing import make_trace
 from ptqd_export.bundle_lock import writing_to
 from ptqd_export.heap import trim_heap
+from ptqd_export.optimized_graphs import optimize_graphs
 from ptqd_export.plan import PlanFile
 from ptqd_export.report.write import write_local_report
 
@@ -87,6 +89,8 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         write_times(context, output, times)
         if chosen is not None and chosen.times is not None:
             write_time_frontier(context, output, chosen, chosen.times)
+        progress.start("optimize")
+        optimize_graphs(Bundle.open(output))
     write_local_report(output)
     cache.prune()
     print_summary(context, output, graphs, times, cache.finished)

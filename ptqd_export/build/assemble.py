@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from engines.bundle import (
     FileRecord,
     Manifest,
     ModelRecord,
+    PiecesRecord,
     PrecisionRecord,
     ProfileRecord,
     TargetRecord,
@@ -27,12 +28,13 @@ from engines.bundle import (
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
 from engines.files import replacing, sha256, write_text
-from engines.room import check_room
+from engines.room import check_room, naming_full_disks
 from ptqd_export.build.budget import FRONTIER, Chosen
 from ptqd_export.build.context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.build.decoding import DECODER, decoder_record
 from ptqd_export.build.install import install
 from ptqd_export.build.pictures import SHEET
+from ptqd_export.build.pieces import check_pieces, write_in_pieces
 from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.build.text import text_record
@@ -97,10 +99,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer = _Writer(folder)
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", (parts.walked / SCHEDULE).read_text())
-    placement = context.placement.name
-    for name in parts.graphs:
-        for file in graph_files(graph_path(parts.graphs, name)):
-            writer.copy(f"graphs/{placement}/{file.name}", file)
+    pieces = {name: _write_network(context, writer, graph_path(parts.graphs, name)) for name in parts.graphs}
     if parts.decoder is not None:
         for file in graph_files(parts.decoder / DECODER):
             writer.copy(file.name, file)
@@ -112,10 +111,21 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     conditions = _conditions_file(context, writer)
     if parts.pictures is not None:
         writer.copy(PICTURES, parts.pictures / SHEET)
-    manifest = _manifest(context, records, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
+    manifest = _manifest(context, records, pieces, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
+    check_pieces(Bundle(folder, manifest), context.noise())
     writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
     manifest = manifest.model_copy(update={"files": writer.files})
     write_manifest(folder, manifest)
+
+
+def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> PiecesRecord | None:
+    """The graph of a precision; returns the names of its pieces, where the target runs networks in pieces."""
+    folder = f"graphs/{context.placement.name}"
+    if context.in_pieces:
+        return writer.pieces(f"{folder}/{graph.name}", graph)
+    for file in graph_files(graph):
+        writer.copy(f"{folder}/{file.name}", file)
+    return None
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
@@ -148,6 +158,18 @@ class _Writer:
             shutil.copyfile(source, temporary)
         self._record(name)
 
+    def pieces(self, name: str, source: Path) -> PiecesRecord | None:
+        """A graph, and where there is something to cut off its pieces."""
+        path = self._output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming_full_disks(path):
+            names, folder = write_in_pieces(source, path), PurePosixPath(name).parent
+        for file in sorted(path.parent.glob(f"{path.stem}.*")):
+            self._record(f"{folder}/{file.name}")
+        if names is None:
+            return None
+        return PiecesRecord(body=f"{folder}/{names.body}", embeddings={key: f"{folder}/{piece}" for key, piece in names.embeddings.items()})
+
     def arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         with replacing(self._output / name) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -172,6 +194,7 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
 def _manifest(
     context: BuildContext,
     records: Mapping[str, Any],
+    pieces: Mapping[str, PiecesRecord | None],
     decoder: DecoderRecord | None,
     text: TextRecord | None,
     conditions: str | None,
@@ -179,11 +202,12 @@ def _manifest(
 ) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
-    precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, {"layers_saved": 1.0, "all_saved": 1.0})}
+    full = {"layers_saved": 1.0, "all_saved": 1.0}
+    precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, full, pieces[FULL_PRECISION])}
     for name, record in records.items():
         parsed, width = Precision.parse(name), FLOAT_WIDTHS.get(name)
         bits = (parsed.weight_bits or width, parsed.activation_bits or width)
-        precisions[name] = _precision(placement, name, *bits, record["bit_operations"])
+        precisions[name] = _precision(placement, name, *bits, record["bit_operations"], pieces[name])
     return Manifest(
         model=ModelRecord(
             family=model.family,
@@ -218,7 +242,12 @@ def _target(context: BuildContext) -> TargetRecord:
 
 
 def _precision(
-    placement: str, name: str, weight_bits: int | None, activation_bits: int | None, saved: Mapping[str, float]
+    placement: str,
+    name: str,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    saved: Mapping[str, float],
+    pieces: PiecesRecord | None,
 ) -> PrecisionRecord:
     assert weight_bits is not None
     assert activation_bits is not None
@@ -228,4 +257,5 @@ def _precision(
         activation_bits=activation_bits,
         bit_operations_saved=saved["layers_saved"],
         bit_operations_saved_all=saved["all_saved"],
+        pieces=pieces,
     )

@@ -13,7 +13,8 @@ from calib.precision import Precision
 from calib.shift import check_shift
 from engines.backends.base import Backend
 from engines.backends.choice import mode_of
-from engines.backends.onnxruntime import OnnxRuntimeBackend, check_provider
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.onnxruntime_session import check_provider
 from engines.cluster.session import Cluster
 from engines.errors import UsageError
 from engines.network import EngineDenoiser
@@ -86,6 +87,11 @@ class BuildContext:
     @property
     def calibration_device(self) -> CalibrationDevice:
         return CalibrationDevice(self.plan.calibration.device, self.plan.calibration.dtype)
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the bundle's networks run in pieces."""
+        return self.target.in_pieces and self.plan.target.provider == "CPU"
 
     @property
     def backend(self) -> Backend:

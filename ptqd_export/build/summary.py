@@ -12,6 +12,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from engines.backends.onnxruntime_session import saturates
 from engines.bundle import Bundle
 from engines.machine import machine_name
 from ptqd_export.build.context import FULL_PRECISION, BuildContext
@@ -52,10 +53,19 @@ def print_summary(
         f"time a step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: what the runtime's fused kernels, or float16, change in the SNR\n"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
+        f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
         f"built in {sum(stage.seconds for stage in finished):.0f} s; next: {following}",
         highlight=False,
     )
+
+
+def _saturation(context: BuildContext) -> str:
+    """A line on what 7-bit weights would gain on this processor; none where they would gain nothing."""
+    target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
+    if target.name != "onnxruntime" or target.provider != "CPU" or "w8a8" not in names or "w7a8" in names or not saturates({}):
+        return ""
+    return "this processor sums 8-bit products in 16 bits, so w8a8 takes slow kernels; w7a8 takes fast ones, with hardly more noise\n"
 
 
 def _learned(name: str, folder: Path) -> str:

@@ -16,7 +16,7 @@ SHOWN = "shown."
 _FORMS = (".half", ".int", TRANSPOSED)
 """What passes append to the name of a weight, the last one first."""
 
-_WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul"})
+_WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul", "Sub"})
 """What stands between an integer weight and its layer."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from calib.placement import CONTAINER_BITS, Placement
 from calib.quantized_layer import QuantizedLayer
 from calib.quantizers import ActivationQuantizer, Float8ActivationQuantizer
+from engines.backends.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
 from ptqd_export.graph_layers import weighted_nodes
 from ptqd_export.passes.constants import constant
 
@@ -30,7 +31,8 @@ class InsertQuantization(ir.passes.InPlacePass):
     1. the weight becomes an integer initializer behind DequantizeLinear, one scale an output channel; weights of few bits are stored packed
        as INT4 where the placement packs them, in its form: behind a Cast to INT8 that the runtime folds when it loads the graph, or in
        blocks of input channels, each with the scale of its output channel; the weight of a float layer may be written as Cast and Mul
-       instead, where the placement says so;
+       instead, where the placement says so; where the placement shifts weights, one constant of 0 is subtracted from the integers and from
+       their zero points, which a runtime may replace by another when it loads the graph: the same weights in other integers;
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
     3. an activation of fewer bits than its container is clipped to its range first;
     4. an output with a quantizer gets a pair of its own;
@@ -85,9 +87,21 @@ class _Writer:
         else:
             scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
             zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), integers.dtype))
+            if self._placement.ops[layer.layer.op].shifted:
+                wide, zeros = (tape.op("Sub", [value, self._shift()]) for value in (wide, zeros))
             out = tape.op("DequantizeLinear", [wide, scale, zeros], attributes={"axis": axis})
         self._graph.insert_before(node, tape.nodes)
         return out
+
+    def _shift(self) -> ir.Value:
+        """What is subtracted from weights and zero points alike: one value of a constant, the same node for all of them."""
+        stored = constant(self._graph, WEIGHT_SHIFT, np.zeros(SHIFT_BYTES, np.int8))
+        if not stored.uses():
+            tape = ir.tape.Tape()
+            tape.op("Gather", [stored, constant(self._graph, f"{WEIGHT_SHIFT}.index", np.zeros((), np.int64))])
+            self._graph.insert_before(self._graph[0], tape.nodes)
+        (use,) = stored.uses()
+        return use.node.outputs[0]
 
     def _form(self, layer: QuantizedLayer) -> Literal["int8", "cast", "blocks"]:
         """How the integers of a weight are stored; packed ones that do not divide into blocks are stored as INT8."""

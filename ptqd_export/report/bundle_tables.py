@@ -17,10 +17,13 @@ from ptqd_export.times_file import MachineTimes
 def precision_table(content: Content) -> Table:
     """Every precision alone: size, bit operations, time on every machine, noise, and the steps that it takes."""
     saved = ("bit ops saved, layers", "bit ops saved, all")
-    timed = [f"time a step ({times.machine})" for times in content.evidence.times]
+    times = content.evidence.times
+    marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
+    timed = [f"ms a step{mark}" for mark in marks]
     columns = ("precision", "size", "of full", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
     rows = [_precision_row(content, name) for name in content.precisions]
-    return Table.of("Every precision alone; noise figures are means over the steps", columns, rows)
+    machines = [f"; times{mark}: {measured.machine}" for mark, measured in zip(marks, times, strict=True)]
+    return Table.of(f"Every precision alone; noise figures are means over the steps{''.join(machines)}", columns, rows)
 
 
 def _precision_row(content: Content, name: str) -> list[Cell]:
@@ -45,7 +48,7 @@ def _time(times: MachineTimes, name: str) -> Cell:
     known = times.milliseconds_a_step
     if name not in known or FULL_PRECISION not in known:
         return NOTHING
-    return Cell(f"{known[name]:.1f} ms ({known[FULL_PRECISION] / known[name]:.2f}x)", known[name])
+    return Cell(f"{known[name]:.1f} ({known[FULL_PRECISION] / known[name]:.2f}x)", known[name])
 
 
 def chain_table(content: Content) -> Table:

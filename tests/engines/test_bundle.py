@@ -61,7 +61,14 @@ MANIFEST: dict[str, Any] = {
     "placement": "onnxruntime",
     "measured_on": "onnxruntime",
     "precisions": {
-        "fp32": {"graph": GRAPH, "weight_bits": 32, "activation_bits": 32, "bit_operations_saved": 1.0, "bit_operations_saved_all": 1.0}
+        "fp32": {
+            "graph": GRAPH,
+            "weight_bits": 32,
+            "activation_bits": 32,
+            "bit_operations_saved": 1.0,
+            "bit_operations_saved_all": 1.0,
+            "pieces": None,
+        }
     },
     "guidance": 1.5,
     "files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": 0}},

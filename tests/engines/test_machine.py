@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines import machine
-from engines.machine import cores, machine_name, processor
+from engines.machine import cores, instructions, machine_name, processor, told_instructions
 
 
 def _cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
@@ -33,6 +33,24 @@ def test_processor_falls_back_on_python(monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setattr(platform, "processor", lambda: "")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert processor() == "riscv64"
+
+
+@pytest.mark.parametrize("key", ["flags", "Features"])
+def test_instructions_are_those_of_the_first_core(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    _cpuinfo(monkeypatch, f"model name\t: Some CPU\n{key}\t\t: avx2 fma\n\n{key}\t\t: another\n")
+    assert instructions() == {"avx2", "fma"}
+
+
+@pytest.mark.parametrize("text", [None, "processor\t: 0\n"])
+def test_instructions_that_the_system_does_not_say_are_none(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    _cpuinfo(monkeypatch, text)
+    assert instructions() == frozenset()
+
+
+@pytest.mark.skipif(platform.system() != "Linux" or platform.machine() != "x86_64", reason="compares two names of one instruction")
+def test_the_processor_tells_this_process_what_the_system_lists() -> None:
+    listed = {"avx2": "AVX2", "avx512f": "AVX512F", "fma": "FMA3"}
+    assert {told for name, told in listed.items() if name in instructions()} == told_instructions() & set(listed.values())
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

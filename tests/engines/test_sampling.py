@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.arrays import Float32, Float64, Int64
 from engines.bank import EngineBank
 from engines.bundle import Bundle
+from engines.denoiser import Denoiser
 from engines.noise import NoiseSource
 from engines.sampling import Chain, batches, rows_of
 from engines.schedule import Schedule, StepShift
@@ -167,6 +168,30 @@ def test_a_step_without_noise_draws_none(schedule: Schedule) -> None:
     assert chain.sample(StartOnly(11, SHAPE), SAMPLES, ROWS).shape == (3, *SHAPE)
     with pytest.raises(AssertionError, match="noise drawn at step 0"):
         replace(chain, corrected=True).sample(StartOnly(11, SHAPE), SAMPLES, ROWS)
+
+
+@pytest.mark.parametrize("states", [0, 1, 2, 100])
+def test_samples_do_not_depend_on_how_far_ahead_noise_is_drawn(schedule: Schedule, bank: EngineBank, monkeypatch: Any, states: int) -> None:
+    noise, samples = NoiseSource(3, (1, 8, 8)), np.arange(2)
+    expected = Chain(schedule, bank).sample(noise, samples, samples)
+    monkeypatch.setattr("engines.sampling.DRAWN_BYTES", states * 2 * 64 * 4)
+    np.testing.assert_array_equal(Chain(schedule, bank).sample(noise, samples, samples), expected)
+
+
+def test_timesteps_are_those_that_each_network_is_given(schedule: Schedule) -> None:
+    given: list[tuple[str, float]] = []
+
+    def denoiser(name: str) -> Denoiser:
+        def network(x: Float32, timestep: float, rows: Int64) -> Float32:
+            given.append((name, timestep))
+            return silent(x, timestep, rows)
+
+        return network
+
+    chain = Chain(schedule, {name: denoiser(name) for name in schedule.precisions}, guidance=1.0)
+    chain.sample(NoiseSource(0, (1, 8, 8)), np.arange(1), np.arange(1))
+    assert chain.timesteps == {asked: [timestep for name, timestep in given if name == asked] for asked, _ in given}
+    assert len(chain.timesteps) > 1
 
 
 def test_batches_are_consecutive_and_complete() -> None:

@@ -21,7 +21,8 @@ from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
 from calib.quantized_layer import QuantizedLayer
 from calib.scale_type import with_scales_in
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import Mode
 from engines.samplers import NoiseSchedule
 from ptqd_export.build import run_build
 from ptqd_export.build.activations import load_observations

@@ -177,6 +177,13 @@ def test_graphs_of_another_runtime_are_held_against_full_precision_alone_on_the_
     assert all(layer.snr_db is not None and layer.snr_db > 20 for layer in found.layers)
 
 
+def test_layers_of_openvino_are_looked_into(class_build: Built) -> None:
+    pytest.importorskip("openvino")
+    found = find(class_build.folder, min_snr_db=15.0, runtime="openvino")  # it rounds more values near a tie the other way
+    assert found.first is None
+    assert {layer.layer for layer in found.layers} == {layer.layer for layer in find(class_build.folder).layers}
+
+
 class Device:
     """In place of CUDA and of an opened engine: the engine must have been built, and its graph runs on ONNX Runtime with a fault."""
 

@@ -13,13 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 from engines.backends.base import Engine
+from engines.backends.cached_engine import CachedEngine
 from engines.backends.choice import on_onnxruntime
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle import Bundle
 from engines.compare.engine_check import DepartureError
-from engines.tensorrt.cache import CachedEngine
 from ptqd_export.engines_check import check_on
-from ptqd_export.engines_command import BuiltEngine, check_built
+from ptqd_export.engines_command import check_built
+from ptqd_export.optimized_graphs import BuiltEngine
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from engines.errors import MissingBackendError, UsageError
+from engines.bank import EngineBank
+from engines.bundle import Bundle
+from engines.errors import MissingBackendError, PtqdError, UsageError
 from ptqd_export.bundle_lock import writing_to
 from ptqd_export.cli import main
 from ptqd_export.engines_command import build_engines
@@ -70,11 +72,23 @@ def test_flavour_can_be_another_than_the_bundles(bundle: TinyBundle) -> None:
     assert "pip install 'ptqd-export[gpu]'" in done.output
 
 
-def test_bundle_for_another_runtime_has_no_engines(tiny: TinyBundle) -> None:
-    with pytest.raises(UsageError, match="builds no engines"):
-        build_engines(tiny.folder)
+def test_bundle_for_onnxruntime_gets_its_graphs_optimized_and_sampling_takes_them(own_tiny: TinyBundle) -> None:
+    done = CliRunner().invoke(main, ["engines", str(own_tiny.folder)])
+    assert done.exit_code == 0, done.output
+    assert "these compute what the graphs compute" in done.output
+    built = build_engines(own_tiny.folder)
+    assert {engine.name: engine.engine.from_cache for engine in built} == {"fp32": True, "w8a8": True, "w4a8": True}
+    built[0].engine.path.write_bytes(b"no graph")
+    with pytest.raises(PtqdError, match="An optimized graph was changed"):
+        EngineBank(Bundle.open(own_tiny.folder), 1.5)["fp32"]
+
+
+def test_bundle_for_another_runtime_has_no_engines(own_tiny: TinyBundle) -> None:
     with pytest.raises(UsageError, match="not for TensorRT"):
-        build_engines(tiny.folder, "tensorrt-rtx")
+        build_engines(own_tiny.folder, "tensorrt-rtx")
+    own_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(provider="CUDA"))
+    with pytest.raises(UsageError, match="builds no engines"):
+        build_engines(own_tiny.folder)
 
 
 def test_damaged_graph_is_told_before_the_builder_sees_it(bundle: TinyBundle) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from calib.activation_states import States
 from calib.oracle import fake_quantized
 from calib.quantized_layer import QuantizedLayer
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import Mode
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built
@@ -108,7 +109,7 @@ class Cutter:
     def cut(self, layer: QuantizedLayer) -> bytes:
         """A model from the float input of a layer to its output."""
         name = layer.layer.name
-        op = self._behind(f"{name}.weight.int", "Cast", "DequantizeLinear", "Mul")
+        op = self._behind(f"{name}.weight.int", "Cast", "Sub", "DequantizeLinear", "Mul")
         x = op.input[0] if layer.input is None else self._before_pair(op.input[0])
         end = op
         if op.op_type == "MatMul" and f"{name}.bias" in self._initializers:

@@ -18,7 +18,7 @@ from calib.observers import observing
 from calib.placement import PLACEMENTS
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
-from ptqd_export.graph_files import save_graph
+from ptqd_export.graph_files import graph_files, save_graph
 from ptqd_export.graph_layers import find_layers, weighted_nodes
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.passes.quantization import InsertQuantization
@@ -103,11 +103,15 @@ def _sizes(model: LoadedModel, precisions: tuple[str, ...], folder: Path) -> dic
     with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
         model.adapter(*model.example_inputs(2))
     quantizer = Quantizer(network, layers, seen, ORT, QuantizationSettings("max", "max"))
-    sizes = {"fp32": path.stat().st_size}
+    sizes = {"fp32": _bytes(path)}
     for precision in precisions:
         quantized = ir.load(path)
         insert = InsertQuantization(quantizer.quantize(Precision.parse(precision)), ORT)
         ir.passes.Sequential(insert, common.RemoveUnusedNodesPass())(quantized)
         save_graph(quantized, folder / f"{precision}.onnx")
-        sizes[precision] = (folder / f"{precision}.onnx").stat().st_size
+        sizes[precision] = _bytes(folder / f"{precision}.onnx")
     return sizes
+
+
+def _bytes(graph: Path) -> int:
+    return sum(file.stat().st_size for file in graph_files(graph))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from engines.arrays import Float32, Int64
 from engines.bench import excerpt
 from engines.bundle import Bundle
-from engines.denoiser import Denoisers
+from engines.denoiser import Denoiser, Denoisers
 from engines.noise import NoiseSource
 from engines.sampling import Chain, rows_of
 from engines.schedule import Schedule
@@ -85,6 +86,14 @@ class Case:
         """One batch through our loop."""
         samples = np.arange(self.batch, dtype=np.int64)
         return Chain(self.schedule, denoisers, precision).sample(self.noise(seed), samples, self.rows(samples))
+
+    def call(self, denoiser: Denoiser) -> float:
+        """Seconds of a network call at the first step."""
+        samples = np.arange(self.batch, dtype=np.int64)
+        x, rows = self.noise().start(samples), self.rows(samples)
+        begin = time.perf_counter()
+        denoiser(x, self.schedule.steps[0].timestep, rows)
+        return time.perf_counter() - begin
 
     def visited(self, denoisers: Denoisers, seed: int = SEED) -> Visited:
         """The states of whole full-precision chains, at the case's steps."""

@@ -12,10 +12,12 @@ import numpy as np
 
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
-from engines.backends.choice import on_onnxruntime
+from engines.backends.choice import Runtime, open_backend
 from engines.backends.onnxruntime import OnnxRuntimeEngine
-from engines.bank import load_conditioning
+from engines.backends.openvino import OpenVinoEngine
+from engines.bank import EngineBank, load_conditioning
 from engines.network import EngineDenoiser
+from engines.sampling import Chain
 from tools.bench.case import FULL_PRECISION, Case, Visited
 from tools.bench.operators import profiled
 
@@ -53,6 +55,7 @@ class EngineRunner:
     precision: str = FULL_PRECISION
 
     def chain(self) -> object:
+        self.denoiser.forget()  # every chain is the first of a command
         return self.case.sample({self.precision: self.denoiser}, self.precision)
 
     def network(self) -> object:
@@ -78,24 +81,19 @@ class EngineRunner:
         return self.case.noise().start(samples), self.case.schedule.steps[0].timestep, self.case.rows(samples)
 
 
-def ours(case: Case, precision: str) -> EngineRunner:
+def ours(case: Case, precision: str, runtime: Runtime = "target") -> EngineRunner:
     """An engine of the bundle, opened as `ptqd-run` opens it."""
-    graph = case.bundle.verified_graph(precision)
-    return _in_our_loop(case, graph, on_onnxruntime(case.bundle).open(graph, case.engine_rows), precision)
+    timesteps, backend = Chain(case.schedule, {}, precision).timesteps, open_backend(case.bundle, runtime)
+    bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, backend=backend, timesteps=timesteps)
+    record = case.bundle.precision(precision)
+    graph = record.graph if record.pieces is None else record.pieces.body
+    return EngineRunner(case, case.bundle.graph(graph, record.graph), bank[precision], precision)
 
 
-def static(case: Case, name: str) -> EngineRunner:
-    """A graph of ONNX Runtime's own tool."""
+def static(case: Case, name: str, engine: Callable[..., Engine] = OnnxRuntimeEngine) -> EngineRunner:
+    """A graph of ONNX Runtime's own tool, on a runtime as we open it."""
     graph = case.folder / name
-    return _in_our_loop(case, graph, OnnxRuntimeEngine(graph, batch=case.engine_rows))
-
-
-def openvino(case: Case, graph: Callable[[Case], Path]) -> EngineRunner:
-    """A graph on OpenVINO."""
-    from tools.bench.openvino_engine import OpenVinoEngine
-
-    path = graph(case)
-    return _in_our_loop(case, path, OpenVinoEngine(path, case.engine_rows))
+    return _in_our_loop(case, graph, engine(graph, batch=case.engine_rows))
 
 
 def _in_our_loop(case: Case, graph: Path, engine: Engine, precision: str = FULL_PRECISION) -> EngineRunner:
@@ -114,14 +112,6 @@ def compiled(case: Case) -> Runner:
     from tools.bench.diffusers_runner import DiffusersRunner
 
     return DiffusersRunner.load(case, compiled=True)
-
-
-def _graph(precision: str, case: Case) -> Path:
-    return case.bundle.verified_graph(precision)
-
-
-def _static_graph(name: str, case: Case) -> Path:
-    return case.folder / name
 
 
 @dataclass(frozen=True)
@@ -147,10 +137,13 @@ CONTESTANTS: Mapping[str, Contestant] = {
     FP32: Contestant("FP32, ONNX Runtime", partial(ours, precision="fp32"), True),
     "static": Contestant("`quantize_static`, its defaults", partial(static, name=STATIC), True),
     "static-weighted": Contestant("`quantize_static`, Conv, Gemm and MatMul", partial(static, name=STATIC_WEIGHTED), True),
-    "openvino-fp32": Contestant("FP32, OpenVINO", partial(openvino, graph=partial(_graph, "fp32"))),
-    "openvino-static": Contestant("`quantize_static`, OpenVINO", partial(openvino, graph=partial(_static_graph, STATIC_WEIGHTED))),
-    "openvino-w8a8": Contestant("our W8A8 graph, OpenVINO", partial(openvino, graph=partial(_graph, "w8a8"))),
-    "w8a8": Contestant("ours, W8A8", partial(ours, precision="w8a8"), True),
-    "w4a8": Contestant("ours, W4A8", partial(ours, precision="w4a8"), True),
+    "openvino-fp32": Contestant("FP32, OpenVINO", partial(ours, precision="fp32", runtime="openvino")),
+    "openvino-static": Contestant("`quantize_static`, OpenVINO", partial(static, name=STATIC_WEIGHTED, engine=OpenVinoEngine)),
+    "w8a8": Contestant("ours, W8A8, ONNX Runtime", partial(ours, precision="w8a8"), True),
+    "w7a8": Contestant("ours, W7A8, ONNX Runtime", partial(ours, precision="w7a8"), True),
+    "w4a8": Contestant("ours, W4A8, ONNX Runtime", partial(ours, precision="w4a8"), True),
+    "openvino-w8a8": Contestant("ours, W8A8, OpenVINO", partial(ours, precision="w8a8", runtime="openvino")),
+    "openvino-w7a8": Contestant("ours, W7A8, OpenVINO", partial(ours, precision="w7a8", runtime="openvino")),
+    "openvino-w4a8": Contestant("ours, W4A8, OpenVINO", partial(ours, precision="w4a8", runtime="openvino")),
 }
 """In the order of the tables."""

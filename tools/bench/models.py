@@ -45,7 +45,7 @@ class BenchModel:
         plan = {
             "model": {"path": MODEL if self.source is None else str(self.source), **self.model},
             "sampler": {"name": "ddim", **self.sampler},
-            "precisions": ["w8a8", "w4a8"],
+            "precisions": ["w8a8", "w7a8", "w4a8"],
             "calibration": self.calibration,
             "target": {"name": "onnxruntime"},
             "output": BUNDLE,

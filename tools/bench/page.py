@@ -36,11 +36,13 @@ medians are compared. Ratios are the result: times belong to the machine. Above 
 * **chain**: a whole chain, with its noise and its steps, of the batch. diffusers runs its own DDIM scheduler, all others our loop.
 * **network**: one call of the network; guidance makes two rows of each sample.
 * **SNR**: outputs of the network against full precision on ONNX Runtime, at the states of full-precision chains; mean over the steps.
-* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation.
+* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation. Our engines on
+  OpenVINO compile at their first load on a machine, which is measured here, and keep the result for the next.
 * **peak memory**: of the contestant's process, Python and loading included.
 
-`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. OpenVINO computes
-in float32 where a graph has no integers, as ONNX Runtime does; without that it takes bfloat16 on processors that have it."""
+`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. All rows on
+OpenVINO are run by the engine of `--runtime openvino`: in float32 where a graph has no integers, as ONNX Runtime is. By itself that runtime
+takes bfloat16 on processors that have it, and quantizes inputs that a graph does not."""
 
 
 def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:
@@ -107,10 +109,16 @@ def _profiles(result: Result) -> Iterator[str]:
 
 def _started(start: Start) -> str:
     graphs = ", ".join(f"{name} {size:.1f}" for name, size in start.graph_mib.items())
+    weights = ", ".join(f"{name} {engine.weights_mib:.1f}" for name, engine in start.engines.items())
+    memory, largest = start.memory, start.largest
     return (
         f"`ptqd-run sample` begins its first batch {start.seconds:.2f} s after the start of the process. A swap of engines costs "
-        f"{start.swap_milliseconds:.2f} ms of a network call at batch {start.batch}. Sampling with all precisions loaded takes "
-        f"{start.peak_mib:.0f} MiB at most, {start.before_mib:.0f} MiB of it before the first engine; sizes of the graphs in MiB: {graphs}."
+        f"{start.swap_milliseconds:.2f} ms of a network call at batch {start.batch}. Sizes of the graphs in MiB: {graphs}.\n"
+        "\n"
+        f"Memory, with all precisions loaded: sampling takes {memory.peak_mib:.0f} MiB at most, {memory.before_mib:.0f} of it before the "
+        f"first engine; {memory.file_mib:.0f} MiB are pages of files, which processes share. By ONNX Runtime's own account the engines' "
+        f"constants are, in MiB, {weights}, and the activations of the largest {largest.activations_mib:.1f}. What the engines take is "
+        f"{start.against_all:.2f} times all of these together, and {start.against_largest:.2f} times what the largest engine needs alone."
     )
 
 

@@ -15,12 +15,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
+from engines.backends.onnxruntime_session import import_onnxruntime
 from engines.bank import EngineBank
 from engines.files import write_text
-from engines.network import EngineDenoiser
 from tools.bench.case import Case
+from tools.bench.engine_memory import MIB, EngineMemory, engine_memory
 from tools.bench.memory import memory_mib
 
 PROGRAM = """
@@ -40,7 +39,21 @@ main(sys.argv[1:])
 """`ptqd-run` that tells when the noise of the first batch is drawn: the engines are open then, and the steps follow."""
 
 ROUNDS = 9
-MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a process that sampled with each precision of the bundle in turn, all loaded.
+
+    Attributes:
+        before_mib: once Python, its packages and the runtime are imported, before the first engine.
+        peak_mib: at most, all of it.
+        file_mib: of it pages of files, which processes share, and which the system can take back.
+    """
+
+    before_mib: float
+    peak_mib: float
+    file_mib: float
 
 
 @dataclass(frozen=True)
@@ -50,18 +63,34 @@ class Start:
     Attributes:
         seconds: from the start of `ptqd-run sample` until its first batch begins, files in the system's cache; median.
         swap_milliseconds: of a call behind one of another precision, less that of a call behind one of its own; medians.
-        peak_mib: of a process that sampled with each precision of the bundle in turn, all loaded.
-        before_mib: of that process before the first engine.
+        memory: with every engine loaded.
+        engines: what each engine needs by itself, by precision.
         graph_mib: size of the graphs by precision.
         batch: samples of a chain.
     """
 
     seconds: float
     swap_milliseconds: float
-    peak_mib: float
-    before_mib: float
+    memory: Memory
+    engines: Mapping[str, EngineMemory]
     graph_mib: Mapping[str, float]
     batch: int
+
+    @property
+    def largest(self) -> EngineMemory:
+        """The engine that needs most."""
+        return max(self.engines.values(), key=lambda engine: engine.mib)
+
+    @property
+    def against_largest(self) -> float:
+        """What the engines took at most, in units of what the largest needs."""
+        return (self.memory.peak_mib - self.memory.before_mib) / self.largest.mib
+
+    @property
+    def against_all(self) -> float:
+        """The same, in units of all weights and the largest engine's activations: one arena serves all engines."""
+        needed = sum(engine.weights_mib for engine in self.engines.values()) + self.largest.activations_mib
+        return (self.memory.peak_mib - self.memory.before_mib) / needed
 
     def save(self, path: Path) -> None:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
@@ -69,17 +98,23 @@ class Start:
     @classmethod
     def load(cls, path: Path) -> Start:
         """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        engines = {name: EngineMemory(**engine) for name, engine in content["engines"].items()}
+        return cls(**{**content, "memory": Memory(**content["memory"]), "engines": engines})
 
 
 def measure_start(case: Case) -> Start:
     """Everything; each figure from processes of its own."""
+    from ptqd_export.graph_files import graph_files  # not with the module: processes whose memory is measured import that
+
+    precisions = case.bundle.manifest.precisions
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        before, peak = pool.submit(_memory, case).result()
+        memory = pool.submit(_memory, case).result()
         swap = pool.submit(_swap_milliseconds, case).result()
+        engines = {name: pool.submit(engine_memory, case, name).result() for name in precisions}
     seconds = statistics.median(_start_seconds(case) for _ in range(ROUNDS))
-    sizes = {name: case.bundle.verified_graph(name).stat().st_size / MIB for name in case.bundle.manifest.precisions}
-    return Start(seconds, swap, peak, before, sizes, case.batch)
+    sizes = {name: sum(file.stat().st_size for file in graph_files(case.bundle.verified_graph(name))) / MIB for name in precisions}
+    return Start(seconds, swap, memory, engines, sizes, case.batch)
 
 
 def _start_seconds(case: Case) -> float:
@@ -107,13 +142,14 @@ def _bank(case: Case) -> EngineBank:
     return EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch)
 
 
-def _memory(case: Case) -> tuple[float, float]:
-    """MiB before the first engine and at most."""
-    bank, before = _bank(case), memory_mib("VmRSS")
+def _memory(case: Case) -> Memory:
+    bank = _bank(case)
+    import_onnxruntime()
+    before = memory_mib("VmRSS")
     bank.open(case.bundle.manifest.precisions)
     for precision in case.bundle.manifest.precisions:
         case.sample(bank, precision)
-    return before, memory_mib("VmHWM")
+    return Memory(before, memory_mib("VmHWM"), memory_mib("RssFile"))
 
 
 def _swap_milliseconds(case: Case) -> float:
@@ -124,15 +160,6 @@ def _swap_milliseconds(case: Case) -> float:
     swapped: list[float] = []
     for _ in range(1 + ROUNDS):
         for first, second in itertools.product((one, other), repeat=2):
-            _call(case, bank[first])
-            (kept if first == second else swapped).append(_call(case, bank[second]))
+            case.call(bank[first])
+            (kept if first == second else swapped).append(case.call(bank[second]))
     return 1000 * (statistics.median(swapped[2:]) - statistics.median(kept[2:]))
-
-
-def _call(case: Case, denoiser: EngineDenoiser) -> float:
-    """Seconds of a network call."""
-    samples = np.arange(case.batch, dtype=np.int64)
-    x, rows = case.noise().start(samples), case.rows(samples)
-    begin = time.perf_counter()
-    denoiser(x, case.schedule.steps[0].timestep, rows)
-    return time.perf_counter() - begin

@@ -31,7 +31,7 @@ def make_static_graphs(case: Case) -> None:
 
 def _calibration_feeds(case: Case) -> Iterator[dict[str, NDArray[Any]]]:
     """What the network is given along full-precision chains of other samples than those that are compared."""
-    bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch)
+    bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, whole=True)
     visited = case.visited(bank, CALIBRATION_SEED)
     for x, timestep in zip(visited.states, visited.timesteps, strict=True):
         yield bank[FULL_PRECISION].feeds(x, timestep, visited.rows)
@@ -50,7 +50,7 @@ def _quantize(graph: Path, path: Path, feeds: list[dict[str, NDArray[Any]]], ope
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+        quant_pre_process(graph, prepared, skip_symbolic_shape=True, save_as_external_data=True)  # as the weights of the graph are
         quantize_static(
             prepared,
             path,

@@ -8,7 +8,6 @@ what it sees; the figures go to `training_log.json`.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -16,10 +15,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from tools.digits.data import CLASSES
-from tools.latent.data import latents
-from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE, load_first_stage
-from tools.latent.look import look
-from tools.training import linear_betas, train, write_log
+from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE
+from tools.latent.training import train_on_latents
+from tools.training import linear_betas
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model"
@@ -55,12 +53,7 @@ def save(model: DiTTransformer2DModel, first_stage: AutoencoderKL, scheduler: DD
 @click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
-    torch.manual_seed(0)
-    scheduler, first_stage = linear_betas(), load_first_stage()
-    keep = partial(save, first_stage=first_stage, scheduler=scheduler)
-    average, log = train(network(), scheduler, latents(first_stage), minutes, batch, keep=keep)
-    keep(average)
-    write_log(HERE / "training_log.json", average, {"minutes": minutes, "batch": batch}, look(average, first_stage, scheduler), log)
+    train_on_latents(network, linear_betas(), save, minutes, batch, HERE / "training_log.json")
 
 
 if __name__ == "__main__":

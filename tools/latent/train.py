@@ -9,7 +9,6 @@ DDIM and asking the classifier what it sees; the figures go to `training_log.jso
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -20,10 +19,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from tools.digits.data import CLASSES
-from tools.latent.data import NO_CLASS, latents
-from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE, load_first_stage
-from tools.latent.look import look
-from tools.training import linear_betas, train, write_log
+from tools.latent.data import NO_CLASS
+from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE
+from tools.latent.training import train_on_latents
+from tools.training import linear_betas
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model"
@@ -82,13 +81,9 @@ def save(model: ClassUNet, first_stage: AutoencoderKL, scheduler: DDPMScheduler)
 @click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
-    torch.manual_seed(0)
-    scheduler, first_stage = linear_betas(), load_first_stage()
+    scheduler = linear_betas()
     scheduler.register_to_config(steps_offset=1)  # as latent diffusion walks; the pipeline's class deprecates anything else
-    keep = partial(save, first_stage=first_stage, scheduler=scheduler)
-    average, log = train(ClassUNet(), scheduler, latents(first_stage), minutes, batch, keep=keep)
-    keep(average)
-    write_log(HERE / "training_log.json", average, {"minutes": minutes, "batch": batch}, look(average, first_stage, scheduler), log)
+    train_on_latents(ClassUNet, scheduler, save, minutes, batch, HERE / "training_log.json")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import pytest
 
 from engines.backends.choice import engine_settings, on_onnxruntime, open_backend, runtime_name
 from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.openvino import OpenVinoBackend
+from engines.backends.optimized_graphs import OptimizedGraphs
 from engines.bundle import Bundle
 from engines.chain_choice import ChainChoice
 from engines.errors import MissingBackendError, UsageError
+from engines.machine import machine_name
 from engines.tensorrt.build_spec import BatchProfile
 
 if TYPE_CHECKING:
@@ -33,6 +36,11 @@ def test_bundle_for_onnxruntime_takes_its_fused_kernels(tiny: TinyBundle) -> Non
     assert (backend.mode, backend.provider) == ("fast", "CPU")
 
 
+def test_openvino_is_taken_where_it_is_asked_for(tiny: TinyBundle) -> None:
+    backend = open_backend(Bundle.open(tiny.folder), "openvino", threads=3)
+    assert backend == OpenVinoBackend(3, tiny.folder / "local" / machine_name() / "openvino")
+
+
 def test_graphs_of_another_target_run_as_written(own_tiny: TinyBundle) -> None:
     assert on_onnxruntime(for_tensorrt(own_tiny)).mode == "exact"
     assert on_onnxruntime(Bundle.open(own_tiny.folder), provider="CUDA").mode == "exact"
@@ -46,7 +54,7 @@ def test_bundle_for_the_gpu_runs_there_unless_told_otherwise(own_tiny: TinyBundl
     bundle = Bundle.open(own_tiny.folder)
     assert runtime_name(bundle, "target") == "onnxruntime-cuda"
     assert open_backend(bundle, "target") == on_onnxruntime(bundle) == OnnxRuntimeBackend(None, "CUDA", "exact")
-    assert open_backend(bundle, "onnxruntime") == OnnxRuntimeBackend(None, "CPU", "fast")
+    assert open_backend(bundle, "onnxruntime") == OnnxRuntimeBackend(None, "CPU", "fast", OptimizedGraphs.of(bundle))
 
 
 def test_engine_settings_are_the_manifests(own_tiny: TinyBundle) -> None:

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends.base import TensorSpec
-from engines.backends.onnxruntime import PIECE_VALUES, Mode, OnnxRuntimeEngine, _cuts
+from engines.backends.onnxruntime import PIECE_VALUES, OnnxRuntimeEngine, _cuts
+from engines.backends.onnxruntime_session import Mode
 from engines.errors import MissingBackendError, PtqdError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from engines.backends.onnxruntime import BoundSession, OnnxRuntimeEngine, open_session
+from engines.backends.onnxruntime import BoundSession, OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import open_session
 from engines.errors import MissingBackendError
 
 if TYPE_CHECKING:

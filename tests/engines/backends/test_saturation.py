@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import engines.backends
 from engines.arrays import Float32, Int64
-from engines.backends.onnxruntime import Mode, OnnxRuntimeEngine, saturates
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import Mode, saturates
 from engines.bank import EngineBank
 from engines.bundle import Bundle
 from engines.noise import NoiseSource
@@ -98,7 +99,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine, saturates
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime_session import saturates
 
 folder, found = Path(sys.argv[1]), {"saturates": saturates({})}
 for name in ("product", "w8a8"):

@@ -102,3 +102,4 @@ def test_workers_on_a_gpu_have_one_each() -> None:
     assert WorkerSize.of(Cluster(), "tensorrt") == WorkerSize(1, 1)
     assert WorkerSize.of(Cluster(cpus=4), "onnxruntime-cuda") == WorkerSize(4, 1)
     assert WorkerSize.of(Cluster(cpus=4), "onnxruntime") == WorkerSize(4, 0)
+    assert WorkerSize.of(Cluster(cpus=4), "openvino") == WorkerSize(4, 0)

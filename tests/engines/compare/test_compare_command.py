@@ -146,6 +146,14 @@ def test_full_precision_of_another_backend_is_compared_too(tiny: TinyBundle, mon
     assert all(step.snr_db is None or step.snr_db > 100 for step in result.precisions["fp32"].steps)
 
 
+def test_engines_of_openvino_are_compared_with_full_precision_on_onnxruntime(own_tiny: TinyBundle) -> None:
+    pytest.importorskip("openvino")
+    result = compare_bundle(CompareRequest(own_tiny.folder, num=2, runtime="openvino"))
+    assert result.reference == "fp32 on ONNX Runtime"
+    assert result.precisions["fp32"].engine == "fp32 on OpenVINO"
+    assert all(step.snr_db is None or step.snr_db > 100 for step in result.precisions["fp32"].steps)
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime runs on a GPU")
 def test_missing_runtime_exits_3(tiny: TinyBundle) -> None:
     assert compare(tiny, "--runtime", "onnxruntime-cuda").exit_code == 3

@@ -12,6 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from engines.errors import PtqdError, UsageError
@@ -82,13 +83,14 @@ def test_key_changes_with_everything_that_an_engine_depends_on(graph: Path) -> N
         EngineKey.of(replace(rtx(graph), workspace_gib=1.0)),
         EngineKey.of(replace(rtx(graph), compute_capabilities=("SM89",))),
     ]
-    weights = graph.with_name(f"{graph.name}.data")
-    for content in (b"weights", b"other"):
-        weights.write_bytes(content)
-        others.append(EngineKey.of(rtx(graph)))
-    weights.unlink()
+    weights, whole = graph.with_name(f"{graph.name}.data"), graph.read_bytes()
+    onnx.save(onnx.load(graph), graph, save_as_external_data=True, location=weights.name, size_threshold=0)
+    others.append(EngineKey.of(rtx(graph)))
+    weights.write_bytes(b"other")
+    others.append(EngineKey.of(rtx(graph)))
+    graph.write_bytes(whole)
     assert EngineKey.of(rtx(graph)) == key
-    graph.write_bytes(graph.read_bytes() + b"\0")
+    graph.write_bytes(whole + b"\0")
     others.append(EngineKey.of(rtx(graph)))
     assert len({key.digest, *(other.digest for other in others)}) == 11
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from ptqd_export.build import budget as module
 from ptqd_export.build.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.stages import StageCache
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -27,23 +28,6 @@ CANDIDATES = ("w3a8", "w4a4", "w4a8", "w8a8")
 FAST = {"PROBED_SAMPLES": 2, "CHECKED_SAMPLES": 4, "FRONTIER_POINTS": 5, "CHECKED_POINTS": 2, "MIXTURES": 2}
 
 
-@dataclass
-class Silent:
-    """A reporter that keeps what it is told."""
-
-    finished: dict[str, bool] = field(default_factory=dict)
-    progress: list[tuple[int, int]] = field(default_factory=list)
-
-    def start(self, stage: str) -> None:
-        pass
-
-    def advance(self, done: int, total: int) -> None:
-        self.progress.append((done, total))
-
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002 (the protocol's)
-        self.finished[stage] = reused
-
-
 @dataclass(frozen=True)
 class Run:
     """One choice, and what is known of it from elsewhere."""
@@ -51,7 +35,7 @@ class Run:
     context: BuildContext
     chosen: Chosen
     costs: dict[str, float]
-    reporter: Silent
+    reporter: Recorder
 
     @property
     def frontier(self) -> dict[str, Any]:
@@ -64,7 +48,7 @@ class Run:
 
 def _run(built: Built, folder: Path, budget: float, cost: Literal["bit_operations", "time"] = "bit_operations") -> Run:
     plan_file = built.resumed_in(folder, steps={"policy": "budget", "budget": budget, "cost": cost})
-    context, reporter = BuildContext(plan_file), Silent()
+    context, reporter = BuildContext(plan_file), Recorder()
     graphs = {"fp32": built.stage("trace")} | {name: built.stage(f"quantize-{name}") for name in CANDIDATES}
     chosen = choose_precisions(context, StageCache(folder / "stages", reporter), graphs, built.stage("statistics"))
     records = built.json("manifest.json")["precisions"]

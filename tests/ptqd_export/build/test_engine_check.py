@@ -14,25 +14,10 @@ from engines.errors import PtqdError
 from ptqd_export.build import run_build
 from ptqd_export.build.context import FULL_PRECISION
 from ptqd_export.build.engine_check import _check, check_walked
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
-
-
-class Reported:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
-
-    def start(self, stage: str) -> None:
-        self.told.append(("start", stage))
-
-    def advance(self, done: int, total: int) -> None:
-        self.told.append((done, total))
-
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:  # noqa: ARG002 (the protocol's)
-        self.told.append(("finish", stage, reused))
 
 
 def double(graph: Path, layer: str) -> None:
@@ -55,10 +40,10 @@ def test_engines_of_a_build_measure_as_before(name: str, request: pytest.Fixture
 
 
 def test_progress_is_told_to_the_end(class_build: Built) -> None:
-    reported = Reported()
+    reported = Recorder()
     check_walked(class_build.context, stages(class_build), class_build.stage("statistics"), reported)
     total = 4 * 2  # steps, and batches of 8 of the 16 samples
-    assert reported.told == [("start", "check"), *((done, total) for done in range(1, total + 1)), ("finish", "check", False)]
+    assert reported.told == [("start", "check"), *(("advance", done, total) for done in range(1, total + 1)), ("finish", "check", False)]
 
 
 @pytest.mark.parametrize("layer", ["mid_block.resnets.0.conv1", "conv_out", "time_embedding.linear_1"])

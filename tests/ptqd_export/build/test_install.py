@@ -12,16 +12,12 @@ from engines.bundle import Bundle
 from engines.errors import UsageError
 from ptqd_export.build.install import install
 from tests.dying import every_death
+from tests.ptqd_export.build.whole_builds import portable
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 PATTERNS = ("graphs/**/*", "schedules/**/*", "statistics/**/*")
-
-
-def _portable(folder: Path) -> dict[str, bytes]:
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
 
 
 def _found(folder: Path) -> int | str:
@@ -61,20 +57,20 @@ def test_the_old_one_is_whole_or_the_new_one_is_or_there_is_none_wherever_the_pr
         shutil.rmtree(made, ignore_errors=True)
         shutil.copytree(new, made)
         install(made, output, PATTERNS)
-        assert _portable(output) == _portable(new)
+        assert portable(output) == portable(new)
         assert (output / "local" / "times.json").read_text() == "{}"
     unfinished = "The build of this bundle has not finished."
     kinds: list[int | str] = [1, unfinished, 4]
     assert set(found) == set(kinds)
     assert found == sorted(found, key=kinds.index)
-    assert found.count(unfinished) > len(_portable(new))  # every file moved, and every old one removed
+    assert found.count(unfinished) > len(portable(new))  # every file moved, and every old one removed
 
 
 def test_a_folder_without_a_bundle_gets_one(tiny: TinyBundle, output: Path) -> None:
     made = Path(shutil.copytree(tiny.folder, output / ".unfinished"))
     (output / "notes.txt").write_text("a file of the user's")
     install(made, output, PATTERNS)
-    assert _portable(output) == {"notes.txt": b"a file of the user's", **_portable(tiny.folder)}
+    assert portable(output) == {"notes.txt": b"a file of the user's", **portable(tiny.folder)}
 
 
 def test_a_folder_of_something_else_is_no_unfinished_bundle(tmp_path: Path) -> None:

@@ -14,15 +14,10 @@ from calib.precision import Precision
 from ptqd_export.build import integer_speed
 from ptqd_export.build.integer_speed import load_slower, make_integer_speed
 from ptqd_export.build.quantization import Sources, make_quantized_graph
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
-
-
-class Silent:
-    def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
 def integer_layers(graph: Path) -> set[str]:
@@ -58,7 +53,7 @@ def measured(class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(integer_speed, "one_step", one_step)
     monkeypatch.setattr(integer_speed, "interleaved_medians", medians)
     (folder := tmp_path / "measured").mkdir()
-    make_integer_speed(class_build.context, class_build.stage("trace"), class_build.stage("observe"), folder, Silent())
+    make_integer_speed(class_build.context, class_build.stage("trace"), class_build.stage("observe"), folder, Recorder())
     return folder
 
 
@@ -74,7 +69,7 @@ def test_they_keep_integer_weights_and_compute_in_float(class_build: Built, meas
     trace, states, seen = (class_build.stage(name) for name in ("trace", "states", "observe"))
     slower = load_slower(measured)
     sources = Sources(trace, states, seen, slower)
-    make_quantized_graph(class_build.context, Precision.parse("w4a8"), sources, None, folder, Silent())
+    make_quantized_graph(class_build.context, Precision.parse("w4a8"), sources, None, folder, Recorder())
     record = {layer["name"]: layer for layer in json.loads((folder / "precision.json").read_text())["layers"]}
     for name, ratio in slower.items():
         assert (record[name]["weight_bits"], record[name]["activation_bits"]) == (4, None)

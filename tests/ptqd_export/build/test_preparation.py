@@ -36,20 +36,13 @@ from ptqd_export.passes.parameter_values import ParameterValues
 from ptqd_export.passes.split_concatenations import SplitConcatenations, concatenated_inputs
 from ptqd_export.scalable_channels import scalable_channels
 from ptqd_export.trace import check_parity, lower, trace
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built
 
 SPLIT = {"split_concatenations": True}
 SCALED = {"channel_scaling": 0.5}
-
-
-class Silent:
-    """Reports nothing."""
-
-    def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
 class Prepared:
@@ -61,7 +54,7 @@ class Prepared:
         self.context = BuildContext(built.resumed_in(folder / "bundle", quantization=plan["quantization"] | quantization))
         self.folder, self.states = folder / "prepare", built.stage("states")
         self.folder.mkdir()
-        make_preparation(self.context, built.stage("trace"), self.states, self.folder, Silent())
+        make_preparation(self.context, built.stage("trace"), self.states, self.folder, Recorder())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -98,10 +91,10 @@ def test_prepared_graph_and_network_compute_what_full_precision_computes(prepare
 def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Prepared, tmp_path: Path) -> None:
     (seen := tmp_path / "seen").mkdir()
     (quantized := tmp_path / "quantized").mkdir()
-    make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Silent())
+    make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Recorder())
     precision = Precision.parse("w4a8")
     sources = Sources(prepared.folder, prepared.states, seen)
-    make_quantized_graph(prepared.context, precision, sources, None, quantized, Silent())
+    make_quantized_graph(prepared.context, precision, sources, None, quantized, Recorder())
     record = json.loads((quantized / "precision.json").read_text())
     assert {layer["name"] for layer in record["layers"]} == prepared.layers
     assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10
@@ -293,15 +286,18 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
         largest = np.abs(states.at(table.timestep[steps]).samples).max()
         seen = load_observations(stages[f"observe-{precision}"])["conv_in.input"]
         assert max(-seen.low, seen.high) == pytest.approx(largest)
-    traced = (class_build.stage("trace") / "fp32.onnx").read_bytes()
     bundle = Bundle.open(tmp_path / "bundle")
-    assert bundle.path(bundle.manifest.precisions["fp32"].graph).read_bytes() == traced
+    traced, full = (ir.load(path).graph for path in (class_build.stage("trace") / "fp32.onnx", bundle.verified_graph("fp32")))
+    assert [node.op_type for node in full] == [node.op_type for node in traced]
+    assert full.initializers.keys() == traced.initializers.keys()
+    for name, value in traced.initializers.items():
+        np.testing.assert_array_equal(full.initializers[name].const_value, value.const_value)
 
 
 def test_observing_in_bfloat16_sees_nearly_the_same(class_build: Built, tmp_path: Path) -> None:
     plan = class_build.plan_file.plan.model_dump(mode="json")
     context = BuildContext(class_build.resumed_in(tmp_path / "b", calibration=plan["calibration"] | {"dtype": "bfloat16"}))
-    make_observations(context, class_build.stage("trace"), class_build.stage("states"), range(4), tmp_path, Silent())
+    make_observations(context, class_build.stage("trace"), class_build.stage("states"), range(4), tmp_path, Recorder())
     found, expected = (load_observations(folder) for folder in (tmp_path, class_build.stage("observe")))
     assert found.keys() == expected.keys()
     name = "mid_block.resnets.0.conv1.input"

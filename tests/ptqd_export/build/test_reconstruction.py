@@ -15,22 +15,10 @@ from calib.quantized_layer import QuantizedLayer
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.reconstruction import SUMMARY, load_reconstruction, make_reconstruction
 from ptqd_export.plan import Plan, PlanFile
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
-
-
-class Recorder:
-    """A reporter that keeps what it is told of progress."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[int, int]] = []
-
-    def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None:
-        self.told.append((done, total))
-
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
 def _context(built: Built, **settings: Any) -> BuildContext:
@@ -80,7 +68,7 @@ def test_network_comes_nearer_to_full_precision(class_build: Built, learned: lis
 def test_summary_says_what_it_cost_and_gained(learned: list[QuantizedLayer], folder: Path, recorder: Recorder) -> None:
     summary = json.loads((folder / SUMMARY).read_text())
     blocks = summary["blocks"]
-    assert recorder.told == [(done, len(blocks)) for done in range(len(blocks))]
+    assert recorder.told == [("advance", done, len(blocks)) for done in range(len(blocks))]
     assert summary["states"] == 32
     assert summary["minutes"] == pytest.approx(sum(block["seconds"] for block in blocks) / 60)
     assert 0.1 < summary["peak_memory_gib"] < 100

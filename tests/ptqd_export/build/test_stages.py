@@ -6,7 +6,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,8 @@ import pytest
 from engines.room import NoRoomError
 from ptqd_export.build.stages import Reporter, StageCache, StageMaker
 from tests.dying import every_death
+from tests.ptqd_export.build.recorder import Recorder
 from tests.small_disks import largest_file
-
-
-@dataclass
-class Recorder:
-    """A reporter that writes down what it is told."""
-
-    told: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def start(self, stage: str) -> None:
-        self.told.append(("start", stage))
-
-    def advance(self, done: int, total: int) -> None:
-        self.told.append(("advance", done, total))
-
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:
-        assert seconds >= 0
-        self.told.append(("finish", stage, reused))
 
 
 @dataclass

@@ -12,17 +12,10 @@ import pytest
 from engines.cluster.session import Cluster
 from ptqd_export.build.context import BuildContext
 from ptqd_export.build.statistics import first_policy, make_statistics
+from tests.ptqd_export.build.recorder import Recorder
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
-
-
-class Silent:
-    """A reporter."""
-
-    def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
 @pytest.mark.slow
@@ -33,7 +26,7 @@ def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build
     for place, cluster in (("here", None), ("there", Cluster(cpus=1))):
         context = BuildContext(replace(class_build.plan_file), cluster)
         (tmp_path / place).mkdir()
-        make_statistics(context, graphs, first_policy(context), tmp_path / place, Silent())
+        make_statistics(context, graphs, first_policy(context), tmp_path / place, Recorder())
         made.append({path.name: path.read_bytes() for path in sorted((tmp_path / place).iterdir())})
     here, there = made
     assert len(here) == 1 + len(graphs) - 1

@@ -12,7 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from calib.activation_states import States
-from engines.backends.onnxruntime import OnnxRuntimeEngine, _config, open_session, run_outputs
+from engines.backends.onnxruntime import OnnxRuntimeEngine, run_outputs
+from engines.backends.onnxruntime_session import open_session, session_config
+from ptqd_export.graph_files import save_graph
 from ptqd_export.integer_kernels import INTEGER_OPS
 from ptqd_export.passes.layer_outputs import SHOWN, ShowLayerOutputs
 
@@ -75,7 +77,7 @@ def class_feeds(class_build: Built) -> Feeds:
 
 def kernels(graph: Path, folder: Path) -> Counter[str]:
     """Operators with weights that the runtime really runs."""
-    open_session(graph, _config("fast"), optimized=folder / "optimized.onnx")
+    open_session(graph, session_config("fast"), optimized=folder / "optimized.onnx")
     ops = Counter(node.op_type for node in ir.load(folder / "optimized.onnx").graph)
     return Counter({op: ops[op] for op in (*INTEGER_OPS, "Conv", "FusedConv", "Gemm") if ops[op]})
 
@@ -87,7 +89,7 @@ def test_every_layer_of_a_network_is_shown_and_the_runtime_fuses_as_before(
     model = ir.load(class_build.graph(precision))
     ShowLayerOutputs()(model)
     shown = tmp_path / "shown.onnx"
-    ir.save(model, shown)
+    save_graph(model, shown)
     outputs = run_outputs(shown, class_feeds)
     names = {name.partition(".parts.")[0] for name in (layer.name for layer in class_build.network.layers)}
     assert {name.removeprefix(SHOWN) for name in outputs if name.startswith(SHOWN)} == names

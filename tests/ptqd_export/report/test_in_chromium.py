@@ -78,7 +78,7 @@ def test_plots_and_pictures_are_seen(tab: Tab) -> None:
 
 
 def test_tables_sort_by_number_and_by_name(tab: Tab) -> None:
-    time = {"caption": "Every precision", "name": "time a step (A, 4 cores, batch 8)"}
+    time = {"caption": "Every precision", "name": "ms a step"}
     assert tab.run(COLUMN.format(**time, click="false"))[0] is None
     order, cells = tab.run(COLUMN.format(**time, click="true"))
     assert order == "ascending"

@@ -209,9 +209,10 @@ def test_times_are_shown_for_every_machine(reported: Reported, parse_page: Calla
     other = MachineTimes(processor="B", cores=1, provider="CPU", batch=8, guided=True, milliseconds_a_step={"fp32": 3.0})
     page = parse_page(report_page(bundle, Evidence(times=(known, other))))
     header, full, quantized, *_ = page.table("Every precision")
-    assert header[5:7] == ["time a step (A, 4 cores, batch 8)", "time a step (B, 1 cores, batch 8)"]
-    assert full[5:7] == ["8.0 ms (1.00x)", "3.0 ms (1.00x)"]
-    assert quantized[5:7] == ["2.0 ms (4.00x)", "-"]
+    assert header[5:7] == ["ms a step [1]", "ms a step [2]"]
+    assert "; times [1]: A, 4 cores, batch 8; times [2]: B, 1 cores, batch 8" in page.root.whole_text
+    assert full[5:7] == ["8.0 (1.00x)", "3.0 (1.00x)"]
+    assert quantized[5:7] == ["2.0 (4.00x)", "-"]
     taken = [step.precision for step in bundle.schedule().steps]
     mean = fmean(8.0 if name == "fp32" else 2.0 for name in taken)
     first, second = (card for card in page.root.all("dl")[0].children if card.all("dt")[0].text == "Measured time of a step")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from engines.backends import openvino_network
 from engines.errors import MissingBackendError
 from tools.bench.case import Case
 from tools.bench.contestants import CONTESTANTS, EngineRunner, eager, ours
@@ -54,6 +55,7 @@ def test_a_compiler_that_is_missing_is_told(digits_case: Case, monkeypatch: pyte
 
 
 def test_openvino_that_is_missing_is_told(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino_network._core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingBackendError, match="OpenVINO is not installed"):
         CONTESTANTS["openvino-fp32"].load(Case(tiny.folder.parent, 2))

@@ -19,7 +19,7 @@ def test_the_plan_of_a_model_is_one(name: str, tmp_path: Path) -> None:
     (tmp_path / "conditions.npz").touch()
     plan = load_plan(model.write(tmp_path))
     assert plan.plan.sampler.name == "ddim"
-    assert plan.plan.precisions == ("w8a8", "w4a8")
+    assert plan.plan.precisions == ("w8a8", "w7a8", "w4a8")
     assert plan.output_path == tmp_path / "bundle"
     assert plan.model_path == (model.source or tmp_path / "model")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tools.bench.engine_memory import EngineMemory
 from tools.bench.operators import by_operator
 from tools.bench.page import page, table
 from tools.bench.result import Machine, Result, Row
-from tools.bench.start import Start
+from tools.bench.start import Memory, Start
 
 MACHINE = Machine("Some CPU", 2, ("avx2",), {"python": "3.12", "torch": "2.0"})
 
@@ -70,11 +71,15 @@ def test_the_profile_adds_up(result: Result) -> None:
 
 
 def test_the_start_is_told_with_its_model(result: Result) -> None:
-    start = Start(0.456, 0.031, 205.4, 45.2, {"fp32": 6.66, "w8a8": 1.78}, 1)
+    engines = {"fp32": EngineMemory(100.0, 20.0), "w8a8": EngineMemory(30.04, 25.0)}
+    start = Start(0.456, 0.031, Memory(45.2, 255.4, 99.6), engines, {"fp32": 6.66, "w8a8": 1.78}, 1)
     text = page([result], {"digits": start})
     assert "begins its first batch 0.46 s after" in text
     assert "costs 0.03 ms of a network call at batch 1" in text
-    assert "205 MiB at most, 45 MiB of it before the first engine; sizes of the graphs in MiB: fp32 6.7, w8a8 1.8." in text
+    assert "Sizes of the graphs in MiB: fp32 6.7, w8a8 1.8." in text
+    assert "sampling takes 255 MiB at most, 45 of it before the first engine; 100 MiB are pages of files" in text
+    assert "in MiB, fp32 100.0, w8a8 30.0, and the activations of the largest 20.0." in text
+    assert "1.40 times all of these together, and 1.75 times what the largest engine needs alone." in text
     assert "begins its first batch" not in page([result], {"dit-s2": start})
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import UsageError
-from ptqd_export.plan_errors import expectation, expectations, plan_error
+from ptqd_export.plan.errors import expectation, expectations, plan_error
 
 PATH = Path("some/plan.json")
 

@@ -1,0 +1,34 @@
+"""The plan: what a user asks for, as data; a file for each section, `plan.py` for the whole of them, `file.py` for reading it."""
+
+from __future__ import annotations
+
+from ptqd_export.plan.calibration import CalibrationSection
+from ptqd_export.plan.correction import CorrectionSection
+from ptqd_export.plan.file import PlanFile, load_plan
+from ptqd_export.plan.model import FACTORY, LoraSection, ModelSection
+from ptqd_export.plan.plan import Plan
+from ptqd_export.plan.quantization import QuantizationSection, ReconstructionSection
+from ptqd_export.plan.sampler import SamplerSection
+from ptqd_export.plan.section import Section
+from ptqd_export.plan.steps import FULL_PRECISION, Cost, StepsSection
+from ptqd_export.plan.target import BatchSection, TargetSection
+
+__all__ = [
+    "FACTORY",
+    "FULL_PRECISION",
+    "BatchSection",
+    "CalibrationSection",
+    "CorrectionSection",
+    "Cost",
+    "LoraSection",
+    "ModelSection",
+    "Plan",
+    "PlanFile",
+    "QuantizationSection",
+    "ReconstructionSection",
+    "SamplerSection",
+    "Section",
+    "StepsSection",
+    "TargetSection",
+    "load_plan",
+]

@@ -1,0 +1,84 @@
+"""The section `model`: which network is exported."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Self, TypeAlias
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from engines.limits import ROWS
+from ptqd_export.plan.errors import expectation
+from ptqd_export.plan.section import Section, WrittenPath
+
+FACTORY = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+
+
+def _function(name: str) -> str:
+    if not re.fullmatch(FACTORY, name):
+        raise expectation('"package.module:function"')
+    return name
+
+
+FunctionName: TypeAlias = Annotated[str, AfterValidator(_function), Field(json_schema_extra={"pattern": f"^{FACTORY}$"})]
+
+
+class LoraSection(Section):
+    """Low-rank changes of the weights, fused into the networks before anything else."""
+
+    path: WrittenPath = Field(description="a safetensors file, relative to the plan")
+    scale: float = Field(default=1.0, description="weight of the change; 1 is the trained one")
+
+
+def _given(one: str, other: str) -> JsonDict:
+    """Of two keys, this one has a value and the other none, in the terms of JSON Schema."""
+    return {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
+
+
+class ModelSection(Section):
+    """The trained network."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_given("path", "factory"), _given("factory", "path")]})
+
+    path: WrittenPath | None = Field(default=None, description="folder or file of the trained model, relative to the plan")
+    factory: FunctionName | None = Field(
+        default=None,
+        description="instead of a path: the function that makes the model, package.module:function, importable from the plan's folder or "
+        "the Python path",
+    )
+    null_class: int | None = Field(
+        default=None,
+        ge=0,
+        le=ROWS,
+        description='class label that means "no class", for guidance; null takes the last of the model\'s labels',
+    )
+    conditions: WrittenPath | None = Field(
+        default=None,
+        description="an .npz, relative to the plan, with one array [rows, ...] for each conditioning input, such as encoder_hidden_states "
+        "[rows, tokens, dim], and an array null.<input> for guidance",
+    )
+    prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | WrittenPath | None = Field(
+        default=None,
+        description="for text models: prompts to calibrate with, or a file with one a line; the bundle then takes prompts too",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="for text models: what guidance leads away from; null is the pipeline's own, the empty prompt or zeros"
+    )
+    lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
+
+    @model_validator(mode="after")
+    def _conditions_or_prompts(self) -> Self:
+        if self.prompts is not None and self.conditions is not None:
+            raise expectation('"prompts" or "conditions", not both')
+        if self.negative_prompt is not None and self.prompts is None:
+            raise expectation('"prompts" beside "negative_prompt"')
+        if self.factory is not None and (self.prompts is not None or self.lora is not None):
+            raise expectation('a "path" beside "prompts" and "lora"')
+        return self
+
+    @model_validator(mode="after")
+    def _path_or_factory(self) -> Self:
+        if (self.path is None) == (self.factory is None):
+            raise expectation("either path or factory")
+        return self

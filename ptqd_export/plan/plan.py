@@ -1,0 +1,110 @@
+"""The plan as a whole, and what its sections say about each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Self, TypeAlias
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
+from engines.errors import UsageError
+from engines.samplers import SAMPLERS
+from ptqd_export.plan.calibration import CalibrationSection
+from ptqd_export.plan.correction import CorrectionSection
+from ptqd_export.plan.errors import Problem, expectation, expectations
+from ptqd_export.plan.model import ModelSection
+from ptqd_export.plan.quantization import QuantizationSection
+from ptqd_export.plan.sampler import SamplerSection
+from ptqd_export.plan.section import UNIQUE, Section, WrittenPath, all_different
+from ptqd_export.plan.steps import FULL_PRECISION, StepsSection
+from ptqd_export.plan.target import TargetSection
+from ptqd_export.targets import TARGETS
+
+
+def _known_precision(name: str) -> str:
+    try:
+        Precision.parse(name)
+    except UsageError:
+        raise expectation(f'{GRAMMAR}; did you mean "{nearest_name(name)}"?') from None
+    return name
+
+
+PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Field(json_schema_extra={"pattern": PATTERN})]
+
+
+def _having(precision: str) -> str:
+    """The targets with engines of a float precision."""
+    return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
+
+
+def _storing(form: Form) -> str:
+    """The targets whose quantized values can be of a form."""
+    return " or ".join(f'"{name}"' for name, target in TARGETS.items() if form in target.placement.forms)
+
+
+class Plan(Section):
+    """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
+
+    model: ModelSection = Field(description="the trained network")
+    sampler: SamplerSection = Field(description="the walk from noise to sample")
+    precisions: Annotated[
+        tuple[PrecisionName, ...],
+        Field(strict=False, min_length=1),
+        UNIQUE,
+        AfterValidator(all_different),
+    ] = Field(description=f"precisions to build, each {GRAMMAR}")
+    quantization: QuantizationSection = Field(default=QuantizationSection(), description="how scales are found, and what is left alone")
+    calibration: CalibrationSection = Field(default=CalibrationSection(), description="what the statistics are measured on")
+    correction: CorrectionSection = Field(default=CorrectionSection(), description="what is done on the host about the quantization noise")
+    steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
+    target: TargetSection = Field(description="where the engines run")
+    output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
+
+    @model_validator(mode="after")
+    def _steps_known_where_used(self) -> Self:
+        if self.quantization.activation_steps == "used" and self.steps.policy != "fixed":
+            raise expectation('the policy "fixed" beside quantization.activation_steps "used": the steps must be known first')
+        return self
+
+    @field_validator("target")
+    @classmethod
+    def _target_has_what_is_asked_of_it(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
+        steps, precisions, found = info.data.get("steps"), info.data.get("precisions") or (), TARGETS[target.name]
+        problems: list[Problem] = [
+            (("name",), target.name, f"a target with {name} engines beside the precision {name}: {_having(name)}")
+            for name in precisions
+            if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
+        ]
+        if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
+            problems.append((("name",), target.name, f"a target that runs 8-bit floats beside the precision {FLOAT8}: {_storing('e4m3')}"))
+        if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
+            problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
+        quantization = info.data.get("quantization")
+        if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
+            asked = 'a target that the build can time beside quantization.integer_layers "faster"; or "all"'
+            problems.append((("name",), target.name, asked))
+        if problems:
+            raise expectations(problems)
+        return target
+
+    @field_validator("steps")
+    @classmethod
+    def _fixed_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
+        sampler, precisions = info.data.get("sampler"), info.data.get("precisions")
+        if steps.precisions is None or sampler is None or precisions is None:
+            return steps  # nothing to compare, or what to compare with has its own error already
+        count, rows = len(steps.precisions), SAMPLERS[sampler.name].rows(sampler.steps)
+        known = dict.fromkeys((*precisions, FULL_PRECISION))
+        problems: list[Problem] = [
+            (("precisions", index), name, f"one of {', '.join(known)}") for index, name in enumerate(steps.precisions) if name not in known
+        ]
+        if count not in (1, rows):
+            problems.append((("precisions",), steps.precisions, f"1 name, or {rows} (one for each step), not {count}"))
+        if problems:
+            raise expectations(problems)
+        return steps
+
+    def resolved_json(self) -> str:
+        """The plan with every default written out: ASCII, and the same bytes for the same plan, wherever it lies."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

@@ -1,0 +1,61 @@
+"""The section `quantization`: how scales and integers are found."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engines.limits import BATCH, ROWS
+from ptqd_export.plan.section import Section
+
+
+class ReconstructionSection(Section):
+    """Learned rounding; used where `rounding` is not `nearest`."""
+
+    samples: int = Field(default=256, ge=1, le=ROWS, description="states, drawn across the timesteps, that a layer or block is fitted to")
+    iterations: int = Field(default=500, ge=1, le=ROWS, description="optimizer steps for each layer or block")
+    batch_size: int = Field(default=16, ge=1, le=BATCH, description="states in one optimizer step")
+    activation_scales: bool = Field(default=True, description="learn the scales of the activations too")
+    memory_gib: float = Field(
+        default=4.0, gt=0, description="most memory for the stored inputs and outputs of a block; what does not fit lies in files"
+    )
+
+
+class QuantizationSection(Section):
+    """How scales and integers are found, and what is left alone."""
+
+    weight_scale: Literal["mse", "max"] = Field(
+        default="mse", description="scale of a weight channel: least squared error, or the largest value"
+    )
+    activation_scale: Literal["mse", "max"] = Field(
+        default="mse", description="scale of an activation: least squared error, or the largest value"
+    )
+    rounding: Literal["nearest", "layer", "block"] = Field(
+        default="nearest",
+        description="nearest; or learned, so that the outputs of each layer (AdaRound) or of each block (BRECQ) change least",
+    )
+    reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="how learned rounding is learned")
+    split_concatenations: bool = Field(
+        default=False, description="quantize the parts of a concatenated input apart (skip connections of a U-Net)"
+    )
+    channel_scaling: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null does not",
+    )
+    activation_steps: Literal["all", "used"] = Field(
+        default="all",
+        description="fit a precision's activation ranges on the states of all steps, or of those that a fixed policy gives it",
+    )
+    keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="patterns (as in fnmatch) of layer names kept in float"
+    )
+    keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="patterns (as in fnmatch) of layer names whose weights have 8 bits at every precision"
+    )
+    integer_layers: Literal["all", "faster"] = Field(
+        default="all",
+        description="compute in integers wherever the target can, or only in layers that the build measures to be faster so, here",
+    )

@@ -1,0 +1,76 @@
+"""The section `sampler`: the walk from noise to sample."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from engines.limits import CHAIN_STEPS
+from engines.samplers import SAMPLERS
+from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
+from ptqd_export.plan.errors import expectation
+from ptqd_export.plan.section import Section
+
+_READERS = {
+    "clip_sample": [name for name, sampler in SAMPLERS.items() if sampler.clips],
+    "use_karras_sigmas": [name for name, sampler in SAMPLERS.items() if sampler.karras],
+}
+"""The samplers to which a field says something."""
+
+
+def _registered_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise expectation(" or ".join(f'"{known}"' for known in SAMPLERS))
+    return name
+
+
+class SamplerSection(Section):
+    """The walk from noise to sample."""
+
+    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim, dpm++2m or euler-ancestral")
+    steps: int = Field(ge=1, le=CHAIN_STEPS, description="number of denoising steps")
+    eta: float = Field(
+        default=None,
+        validate_default=True,
+        ge=0,
+        le=1,
+        description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own",
+    )
+    guidance: float = Field(
+        default=1.0, ge=0, description="scale of classifier-free guidance; 1 is none, and needs one network call a step, not two"
+    )
+    timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    prediction_type: PredictionType | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    use_karras_sigmas: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """What is to be otherwise than the model's scheduler says, by field of its `NoiseSchedule`."""
+        fields = {"timestep_spacing", "clip_sample", "prediction_type", "use_karras_sigmas"}
+        return self.model_dump(include=fields, exclude_none=True)
+
+    @field_validator("eta", mode="before")
+    @classmethod
+    def _own_eta(cls, eta: object, info: ValidationInfo) -> object:
+        if eta is not None:
+            return eta
+        sampler = SAMPLERS.get(info.data.get("name", ""))
+        return sampler.eta if sampler is not None else 0.0  # an unknown sampler has an error of its own already
+
+    @field_validator("eta")
+    @classmethod
+    def _eta_that_the_sampler_has(cls, eta: float, info: ValidationInfo) -> float:
+        sampler = SAMPLERS.get(info.data.get("name", ""))
+        if sampler is not None and not sampler.any_eta and eta != sampler.eta:
+            raise expectation(f"{sampler.eta:g} or null beside the sampler {info.data['name']}")
+        return eta
+
+    @field_validator("clip_sample", "use_karras_sigmas")
+    @classmethod
+    def _only_where_it_says_something(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+        name, readers = info.data.get("name", ""), _READERS[str(info.field_name)]
+        if wanted and name in SAMPLERS and name not in readers:
+            raise expectation(f"false or null beside the sampler {name}; true is for {', '.join(readers)}")
+        return wanted

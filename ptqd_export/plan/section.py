@@ -1,0 +1,26 @@
+"""What the sections of a plan have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ptqd_export.plan.errors import expectation
+
+WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
+
+UNIQUE = Field(json_schema_extra={"uniqueItems": True})
+"""Of a list, in the terms of JSON Schema; `all_different` checks it."""
+
+
+class Section(BaseModel):
+    """Part of a plan: immutable, no unknown keys, and no silent conversion of one type into another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise expectation("names that are all different")
+    return names

@@ -1,0 +1,68 @@
+"""The section `target`: what its engines take, and what can be asked of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ptqd_export.plan import load_plan
+from tests.ptqd_export.plan.plans import Write, problems
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (
+            {"name": "onnxruntime", "high_precision": "fp16"},
+            'target.high_precision: found "fp16", expected "fp32" beside the target onnxruntime',
+        ),
+        (
+            {"name": "onnxruntime", "batch": {}},
+            "target.batch: found {}, expected nothing beside the target onnxruntime, whose engines take any batch",
+        ),
+        (
+            {"name": "onnxruntime", "workspace_gib": 1.0},
+            "target.workspace_gib: found 1.0, expected nothing beside the target onnxruntime, which builds no engines ahead of time",
+        ),
+        (
+            {"name": "tensorrt", "provider": "CUDA"},
+            'target.provider: found "CUDA", expected "CPU" beside the target tensorrt, whose engines run on the GPU anyway',
+        ),
+        (
+            {"name": "tensorrt", "batch": {"min": 2, "opt": 1}},
+            'target.batch: found {"min": 2, "opt": 1}, expected min, opt and max in this order',
+        ),
+    ],
+)
+def test_target_takes_what_its_engines_are_built_with(write: Write, target: dict[str, Any], problem: str) -> None:
+    assert problems(write(target=target)) == [problem]
+
+
+@pytest.mark.parametrize(("name", "high_precision", "batch"), [("tensorrt", "fp16", (1, 8, 64)), ("onnxruntime", "fp32", None)])
+def test_target_brings_its_own_defaults(write: Write, name: str, high_precision: str, batch: tuple[int, ...] | None) -> None:
+    target = load_plan(write(target={"name": name})).plan.target
+    assert target.high_precision == high_precision
+    assert batch == (None if target.batch is None else (target.batch.min, target.batch.opt, target.batch.max))
+
+
+def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
+    assert problems(write(precisions=["fp8", "w8a8"])) == [
+        'target.name: found "onnxruntime", expected a target that runs 8-bit floats beside the precision fp8: "tensorrt" or "tensorrt-rtx"'
+    ]
+    assert load_plan(write(precisions=["fp8"], target={"name": "tensorrt"})).plan.precisions == ("fp8",)
+
+
+def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -> None:
+    assert load_plan(write(precisions=["fp16", "w8a8"], target={"name": "tensorrt-rtx"})).plan.precisions == ("fp16", "w8a8")
+    assert problems(write(precisions=["fp16", "w8a8"])) == [
+        'target.name: found "onnxruntime", expected a target with fp16 engines beside the precision fp16: "tensorrt" or "tensorrt-rtx"'
+    ]
+
+
+def test_time_is_no_cost_where_it_is_not_measured(write: Write) -> None:
+    steps = {"policy": "budget", "cost": "time", "budget": 0.5}
+    assert load_plan(write(steps=steps)).plan.steps.cost == "time"
+    assert problems(write(steps=steps, target={"name": "tensorrt"})) == [
+        'target.name: found "tensorrt", expected a target that the build can time beside steps.cost "time"; or cost "bit_operations"'
+    ]

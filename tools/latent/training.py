@@ -1,0 +1,38 @@
+"""What the trainings of the models on latents have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from torch import nn
+
+from tools.latent.data import latents
+from tools.latent.first_stage import load_first_stage
+from tools.latent.look import look
+from tools.training import train, write_log
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def train_on_latents(
+    network: Callable[[], M],
+    scheduler: DDPMScheduler,
+    save: Callable[[M, AutoencoderKL, DDPMScheduler], None],
+    minutes: float,
+    batch: int,
+    log: Path,
+) -> None:
+    """Train a network for some minutes, saving its average once a minute and at the end; the log says what its samples look like."""
+    torch.manual_seed(0)
+    first_stage = load_first_stage()
+
+    def keep(model: M) -> None:
+        save(model, first_stage, scheduler)
+
+    average, rows = train(network(), scheduler, latents(first_stage), minutes, batch, keep=keep)
+    keep(average)
+    write_log(log, average, {"minutes": minutes, "batch": batch}, look(average, first_stage, scheduler), rows)
