@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from calib.sensitivity import Probes
 from engines.arrays import Float64
@@ -106,6 +105,8 @@ def _unit(amplitudes: Float64) -> float:
 
 def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]]) -> list[int]:
     """[S] the column of each step that minimises the sum of `objective` [S, P], while sums of other [S, P] values keep their limits."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second to import, and few builds spend a budget
+
     S, P = objective.shape
     one_a_step = LinearConstraint(np.kron(np.eye(S), np.ones(P)), 1, 1)
     within = [LinearConstraint(values.ravel(), -np.inf, limit * (1 + _ROUNDING)) for values, limit in limits]

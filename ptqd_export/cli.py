@@ -75,9 +75,11 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     from ptqd_export.plan import load_plan
 
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
+    gc.disable()  # importing makes no garbage
     from ptqd_export.build import run_build  # after the plan, so that a wrong plan is told before torch is imported
 
     gc.freeze()  # modules stay: every later collection would look through all of torch for nothing
+    gc.enable()
     run_build(plan_file, fresh=fresh, cluster=cluster)
 
 

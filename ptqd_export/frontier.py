@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
 
 from calib.budget import Menu
 from calib.sensitivity import Probes, pooled
@@ -89,6 +88,8 @@ class Frontier:
 
     def _prediction(self) -> dict[str, Any]:
         """How well predictions agree with real chains, exact ones apart; correlations of the logarithms."""
+        from scipy.stats import pearsonr, spearmanr  # see `calib.budget._solve`
+
         pairs = [(self.probes.predict(choice), found.error) for choice, found in self.measured.items()]
         logs = np.log([pair for pair in pairs if all(pair)])
         return {

@@ -71,6 +71,7 @@ def verify(
     layers: Sequence[QuantizedLayer],
     states: States,
     *,
+    reference: NDArray[np.floating] | None = None,
     backend: Backend = FUSED,
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
@@ -82,6 +83,7 @@ def verify(
         graph: as it runs.
         layers: its quantized layers.
         states: where to compare.
+        reference: full precision's outputs there, see `full_precision_outputs`; None computes them.
         backend: what runs it.
         float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
         dtype: that the oracle computes in where the noise statistics are compared: bfloat16 adds noise of its own, float16 does not.
@@ -90,7 +92,7 @@ def verify(
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
             runs, are not the oracle's within sampling error.
     """
-    reference = _torch_outputs(model, states, ())
+    reference = full_precision_outputs(model, states) if reference is None else reference
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
     exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
     found = Verification(
@@ -106,13 +108,18 @@ def verify(
     return found
 
 
+def full_precision_outputs(model: LoadedModel, states: States) -> NDArray[np.floating]:
+    """Conditional outputs of the network as it is, from torch: the same for every precision that is verified at these states."""
+    return _torch_outputs(model, states, ())
+
+
 def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
     """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
 
     Raises:
         PtqdError: it costs more than rounding can.
     """
-    single, double = _torch_outputs(model, states, ()), _torch_outputs(model, states, (), torch.float64)
+    single, double = full_precision_outputs(model, states), _torch_outputs(model, states, (), torch.float64)
     out = _graph_outputs(model, graph, states, backend)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)

@@ -87,10 +87,14 @@ def walk(
     tell: Callable[[Visit], None],
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take the first `count` steps of a chain with one batch, and tell of every visit before its network is called."""
-    schedule = chain.schedule.model_copy(update={"steps": chain.schedule.steps[:count]})
+    """Tell of the first `count` visits of a chain with one batch, each before its network is called; the last one's never is."""
+    *taken, last = chain.schedule.steps[:count]
+    schedule = chain.schedule.model_copy(update={"steps": tuple(taken)})
     told = _Told(chain, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
-    replace(chain, schedule=schedule, denoisers=told).sample(noise, samples, rows, on_step)
+    x = replace(chain, schedule=schedule, denoisers=told).sample(noise, samples, rows, on_step)
+    step = chain.move(last).step
+    tell(Visit(count - 1, step.timestep, np.asarray(np.float32(step.input_scale) * x), samples, rows))
+    on_step()
 
 
 class _Told:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from calib.precision import Precision
@@ -32,7 +34,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.passes.half_precision import ToHalfPrecision
 from ptqd_export.passes.quantization import InsertQuantization
 from ptqd_export.plan import QuantizationSection
-from ptqd_export.verify import verify
+from ptqd_export.verify import full_precision_outputs, verify
 
 VERIFIED_STATES = 64
 
@@ -45,6 +47,7 @@ class Sources:
         prepared, states, seen: folders of these stages.
         slower: layers that keep integer weights and compute in float, see `calib.placement.Exceptions`.
         found: activation quantizers that were found from these observations so far: precisions share them.
+        reference: full precision's outputs where graphs are verified, once a precision needed them; shared too.
     """
 
     prepared: Path
@@ -52,6 +55,7 @@ class Sources:
     seen: Path
     slower: Mapping[str, float] = field(default_factory=dict)
     found: ActivationQuantizers = field(default_factory=dict)
+    reference: list[NDArray[np.floating]] = field(default_factory=list)
 
 
 def make_quantized_graph(
@@ -70,7 +74,10 @@ def make_quantized_graph(
     check_graph(context.placement, path, layers)
     dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
     checked = load_states(sources.states).first(VERIFIED_STATES)
-    found = verify(model, path, layers, checked, backend=context.backend, float32=float32, dtype=dtype)
+    if not sources.reference:
+        sources.reference.append(full_precision_outputs(model, checked))
+    (reference,) = sources.reference
+    found = verify(model, path, layers, checked, reference=reference, backend=context.backend, float32=float32, dtype=dtype)
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     record = {
         "reconstruction": took,

@@ -211,3 +211,16 @@ def test_more_bits_never_make_it_worse(signed: bool, symmetric: bool) -> None:
     errors = [_activation_error(values, _activation(values, bits, signed, symmetric)) for bits in BITS]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01 * errors[0]
+
+
+def test_no_range_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[ActivationQuantizer] = []
+    error = scale_search._error
+
+    def counting(values: Tensor, quantizer: ActivationQuantizer) -> float:
+        measured.append(quantizer)
+        return error(values, quantizer)
+
+    monkeypatch.setattr(scale_search, "_error", counting)
+    _activation(_random("normal"), bits=8)
+    assert 0 < len(measured) == len(set(measured)) < 3 * 2 * 21  # radii, ends, candidates
