@@ -106,7 +106,6 @@ class StageCache:
                 sync(folder.parent)
         finally:
             gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
-            gc.freeze()  # what is left was imported by the stage, or lasts as long as the build: it need not be looked through again
             trim_heap()
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
