@@ -134,6 +134,8 @@ def _compiled(path: Path, calls: Calls, settings: Mapping[str, Any]) -> Any:
 def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
+    except PtqdError:
+        raise
     except Exception as error:  # openvino raises RuntimeError and what pybind11 makes of others
         raise PtqdError(
             "OpenVINO refuses the graph.", found=f"{path}: {error}", mend="run it on the bundle's own target, or rebuild the bundle"
