@@ -84,8 +84,8 @@ def test_files_travel_to_a_machine_that_lacks_them(ray: Any, own_tiny: TinyBundl
     monkeypatch.setattr(FolderCopy, "_is_everywhere", lambda *_: False)
     monkeypatch.setattr("engines.cluster.folder_copy.PIECE", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
-    before = contents(own_tiny.folder)
-    names = ["manifest.json", *json.loads(before["manifest.json"])["files"]]
+    names = ["manifest.json", *json.loads((own_tiny.folder / "manifest.json").read_text())["files"]]
+    before = {name: (own_tiny.folder / name).read_bytes() for name in names}
     copy = FolderCopy.of(ray, own_tiny.folder, names)
     assert copy.local() == own_tiny.folder
     shutil.rmtree(own_tiny.folder)

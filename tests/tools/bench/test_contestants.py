@@ -61,9 +61,9 @@ def test_openvino_that_is_missing_is_told(tiny: TinyBundle, monkeypatch: pytest.
         CONTESTANTS["openvino-fp32"].load(Case(tiny.folder.parent, 2))
 
 
-def test_openvino_computes_the_network(tiny: TinyBundle) -> None:
+def test_openvino_computes_the_network(own_tiny: TinyBundle) -> None:
     pytest.importorskip("openvino")
-    case = Case(tiny.folder.parent, 2)
+    case = Case(own_tiny.folder.parent, 2)
     full, runner = ours(case, "fp32"), CONTESTANTS["openvino-fp32"].load(case)
     assert isinstance(runner, EngineRunner)
     assert runner.denoiser.engine.label == "fp32 on OpenVINO"
