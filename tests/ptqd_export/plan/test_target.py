@@ -66,3 +66,11 @@ def test_time_is_no_cost_where_it_is_not_measured(write: Write) -> None:
     assert problems(write(steps=steps, target={"name": "tensorrt"})) == [
         'target.name: found "tensorrt", expected a target that the build can time beside steps.cost "time"; or cost "bit_operations"'
     ]
+
+
+def test_integers_are_not_chosen_by_time_where_it_is_not_measured(write: Write) -> None:
+    quantization = {"integer_layers": "faster"}
+    assert load_plan(write(quantization=quantization)).plan.quantization.integer_layers == "faster"
+    assert problems(write(quantization=quantization, target={"name": "tensorrt"})) == [
+        'target.name: found "tensorrt", expected a target that the build can time beside quantization.integer_layers "faster"; or "all"'
+    ]
