@@ -35,11 +35,10 @@ class Content:
         for name in known:
             if not re.fullmatch(PATTERN, name):
                 raise BundleError("The manifest names an unknown precision.", found=name, expected=GRAMMAR)
-        if len(schedule.steps) != schedule.sampler.steps:
+        expected = sampler_table(self.bundle, schedule).steps  # plms takes one more than it is asked for
+        if len(schedule.steps) != expected:
             raise BundleError(
-                "The schedule has another length than its sampler.",
-                found=f"{len(schedule.steps)} steps",
-                expected=str(schedule.sampler.steps),
+                "The schedule has another length than its sampler.", found=f"{len(schedule.steps)} steps", expected=str(expected)
             )
 
     @cached_property
