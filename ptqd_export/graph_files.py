@@ -19,9 +19,3 @@ def save_graph(graph: ir.Model, path: Path) -> None:
         ir.save(graph, path, external_data=f"{path.name}.data")
     else:
         ir.save(ir.external_data.load_to_model(graph), path)  # the weights may lie beside the larger graph that this one was made from
-
-
-def graph_files(path: Path) -> list[Path]:
-    """The files that make up a graph."""
-    data = path.with_name(f"{path.name}.data")
-    return [path, data] if data.exists() else [path]

@@ -62,8 +62,7 @@ class OnnxRuntimeEngine(Engine):
         threads = threads or cores()
         self._workers = min(batch, threads) if provider == "CPU" else 1
         own = threads // self._workers
-        shift = shift_of(path) if mode == "fast" and provider == "CPU" else 0
-        as_it_is = mode == "optimized"
+        as_it_is, shift = mode == "optimized", shift_of(path, mode, provider)
         self._session = open_session(path, session_config(mode), own, optimized, provider, as_it_is=as_it_is, shift=shift)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         label = f"{path.stem} on ONNX Runtime"
@@ -217,7 +216,6 @@ def release_activations() -> None:
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:
     """Every output of a graph by name, for graphs that have more than an engine's one."""
-    shift = shift_of(path) if mode == "fast" and provider == "CPU" else 0
-    session = open_session(path, session_config(mode), cores(), provider=provider, shift=shift)
+    session = open_session(path, session_config(mode), cores(), provider=provider, shift=shift_of(path, mode, provider))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))

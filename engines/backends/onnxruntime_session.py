@@ -144,9 +144,9 @@ def _fast_config() -> Mapping[str, str]:
     return _EXACT_PRODUCTS if saturates({}) else {}
 
 
-def shift_of(graph: Path) -> int:
-    """The shift of a graph's weights with which it runs fastest here."""
-    return preferred_shift() if takes_shift(graph) else 0
+def shift_of(graph: Path, mode: Mode, provider: Provider = "CPU") -> int:
+    """The shift of a graph's weights with which it runs fastest here; 0 where no integer kernel of the CPU runs them."""
+    return preferred_shift() if mode == "fast" and provider == "CPU" and takes_shift(graph) else 0
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import MissingBackendError, PtqdError
-from engines.external_data import external_files
+from engines.external_data import graph_files
 from engines.files import replacing, sha256
 from engines.room import NoRoomError
 from engines.untrusted import open_plain
@@ -159,7 +159,7 @@ def _exact_products() -> Mapping[str, Any]:
 
 
 def saturates(settings: Mapping[str, Any]) -> bool:
-    """Whether uint8 x int8 products come out too small; see `engines.backends.onnxruntime.saturates`."""
+    """Whether uint8 x int8 products come out too small; see `engines.backends.onnxruntime_session.saturates`."""
     network = _core().compile_model(_core().read_model(_PROBE), DEVICE, {**_SETTINGS, **settings})
     out = network({"x": np.ones((1, 64), dtype=np.float32)})[0]
     return bool(np.abs(out - 64).max() > 0.5)
@@ -168,7 +168,7 @@ def saturates(settings: Mapping[str, Any]) -> bool:
 def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
     """Everything that a compiled network depends on."""
     parts = {
-        "graph": [sha256(file) for file in (path, *(path.with_name(name) for name in sorted(external_files(path))))],
+        "graph": [sha256(file) for file in graph_files(path)],
         "openvino": _import().__version__,
         "processor": _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
         "batch": calls.batch,

@@ -32,9 +32,6 @@ RECORD = "optimized.json"
 FILES = "files"
 """Key of the hashes of what lies beside the record."""
 
-GROWTH = 3
-"""Of a graph whose integers are packed two a byte, and whose embeddings become floats."""
-
 LEAST_BYTES = 1024
 """Smaller tensors stay in the graph itself."""
 
@@ -141,7 +138,7 @@ def _optimize(graph: Path, output: Path) -> None:
         "session.optimized_model_external_initializers_file_name": _weights(output).name,
         "session.optimized_model_external_initializers_min_size_in_bytes": str(LEAST_BYTES),
     }
-    open_session(graph, {**session_config("fast"), **outside}, optimized=output, shift=shift_of(graph))
+    open_session(graph, {**session_config("fast"), **outside}, optimized=output, shift=shift_of(graph, "fast"))
 
 
 def _is_whole(place: Path, name: str) -> bool:

@@ -27,6 +27,7 @@ from engines.bundle import (
     write_manifest,
 )
 from engines.conditioning import NULL_PREFIX, Conditioning
+from engines.external_data import graph_files
 from engines.files import replacing, sha256, write_text
 from engines.room import check_room, naming_full_disks
 from ptqd_export.build.budget import FRONTIER, Chosen
@@ -39,7 +40,6 @@ from ptqd_export.build.preparation import PREPARATION
 from ptqd_export.build.statistics import SCHEDULE
 from ptqd_export.build.text import text_record
 from ptqd_export.bundle_lock import UNFINISHED
-from ptqd_export.graph_files import graph_files
 from ptqd_export.models.prompts import TEXT
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page

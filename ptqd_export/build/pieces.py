@@ -11,8 +11,8 @@ import onnx_ir as ir
 from engines.bank import EngineBank
 from engines.bundle import Bundle, PiecesRecord
 from engines.errors import PtqdError
+from engines.external_data import graph_files
 from engines.noise import NoiseSource
-from ptqd_export.graph_files import graph_files
 from ptqd_export.passes.embedding_cut import cut_embeddings
 
 CHECKED_TIMESTEP = 500.0

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from engines import external_data
 from engines.backends.onnxruntime import OnnxRuntimeEngine
 from ptqd_export import graph_files
 from ptqd_export.graph_files import save_graph
@@ -40,7 +41,7 @@ def _run(path: Path) -> Array:
 def test_small_graph_is_one_file(model: ir.Model, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     save_graph(model, path)
-    assert graph_files.graph_files(path) == [path]
+    assert external_data.graph_files(path) == [path]
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     np.testing.assert_allclose(_run(path), X @ WEIGHT, atol=1e-5)
 
@@ -51,7 +52,7 @@ def test_weights_beyond_the_limit_lie_beside_the_graph(
 ) -> None:
     monkeypatch.setattr(graph_files, "EXTERNAL_DATA_BYTES", limit)
     save_graph(model, tmp_path / "m.onnx")
-    assert [file.name for file in graph_files.graph_files(tmp_path / "m.onnx")] == files
+    assert [file.name for file in external_data.graph_files(tmp_path / "m.onnx")] == files
     assert sorted(file.name for file in tmp_path.iterdir()) == files
     np.testing.assert_allclose(_run(tmp_path / "m.onnx"), X @ WEIGHT, atol=1e-5)
 
@@ -62,12 +63,12 @@ def test_graph_with_weights_beside_it_can_move_and_be_saved_again(model: ir.Mode
     assert (tmp_path / "m.onnx").stat().st_size < 1000
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for file in graph_files.graph_files(tmp_path / "m.onnx"):
+    for file in external_data.graph_files(tmp_path / "m.onnx"):
         file.rename(elsewhere / file.name)
     onnx.checker.check_model(str(elsewhere / "m.onnx"), full_check=True)
     np.testing.assert_allclose(_run(elsewhere / "m.onnx"), X @ WEIGHT, atol=1e-5)
     save_graph(ir.load(elsewhere / "m.onnx"), tmp_path / "again.onnx")
-    assert [file.name for file in graph_files.graph_files(tmp_path / "again.onnx")] == ["again.onnx", "again.onnx.data"]
+    assert [file.name for file in external_data.graph_files(tmp_path / "again.onnx")] == ["again.onnx", "again.onnx.data"]
     np.testing.assert_allclose(_run(tmp_path / "again.onnx"), X @ WEIGHT, atol=1e-5)
 
 

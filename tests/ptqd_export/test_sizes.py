@@ -18,7 +18,8 @@ from calib.observers import observing
 from calib.placement import PLACEMENTS
 from calib.precision import Precision
 from calib.quantize import QuantizationSettings, Quantizer
-from ptqd_export.graph_files import graph_files, save_graph
+from engines.external_data import graph_files
+from ptqd_export.graph_files import save_graph
 from ptqd_export.graph_layers import find_layers, weighted_nodes
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.passes.quantization import InsertQuantization

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from engines.arrays import Float32, Float64, Int64
 from engines.bundle import Bundle
 from engines.cli import main
+from engines.external_data import graph_files
 from engines.noise import NoiseSource
 from engines.sampling import Chain, batches
-from ptqd_export.graph_files import graph_files
 from tools.digits import data
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines.backends.onnxruntime_session import import_onnxruntime
 from engines.bank import EngineBank
+from engines.external_data import graph_files
 from engines.files import write_text
 from tools.bench.case import Case
 from tools.bench.engine_memory import MIB, EngineMemory, engine_memory
@@ -105,8 +106,6 @@ class Start:
 
 def measure_start(case: Case) -> Start:
     """Everything; each figure from processes of its own."""
-    from ptqd_export.graph_files import graph_files  # not with the module: processes whose memory is measured import that
-
     precisions = case.bundle.manifest.precisions
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         memory = pool.submit(_memory, case).result()

@@ -125,6 +125,7 @@ def test_damaged_statistics_are_an_error(own_reported: Reported, change: Callabl
     ("name", "change", "message"),
     [
         ("schedules/default.json", lambda content: content["steps"].pop(), "another length"),
+        ("schedules/default.json", lambda content: content["sampler"].update(name="plms", eta=0.0), "found:    4 steps\n.*expected: 5"),
         (
             "schedules/default.json",
             lambda content: content["sampler"].update(steps=10**9),
@@ -140,3 +141,8 @@ def test_a_schedule_that_does_not_fit_is_an_error(
     own_reported.edit(name, change)
     with pytest.raises(BundleError, match=message):
         _content(own_reported)
+
+
+def test_a_chain_of_plms_has_one_step_more_than_it_was_asked_for(own_reported: Reported) -> None:
+    own_reported.edit("schedules/default.json", lambda content: content["sampler"].update(name="plms", steps=3, eta=0.0))
+    assert len(_content(own_reported).chain.timestep) == 4
