@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from engines import cluster_options
-from engines.chain_options import RUNTIME, chain_options
-from engines.command_line import CommandLine
+from engines.apps import cluster_options
+from engines.apps.chain_options import RUNTIME, chain_options
+from engines.host.command_line import CommandLine
 
 if TYPE_CHECKING:
     from engines.backends.choice import Runtime
@@ -79,9 +79,9 @@ def sample(
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
-    from engines.chain_choice import ChainChoice
-    from engines.prompts import chosen_prompts
-    from engines.sample_command import SampleRequest, sample_bundle
+    from engines.apps.sample.sample_command import SampleRequest, sample_bundle
+    from engines.networks.chain_choice import ChainChoice
+    from engines.networks.prompts import chosen_prompts
 
     texts = chosen_prompts(prompts, prompt_file)
     choice = ChainChoice(**chain)
@@ -99,9 +99,9 @@ def sample(
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
     """Time whole chains, one precision against the other."""
-    from engines.bench import BenchRequest, bench_bundle
-    from engines.bench_report import print_report, write_report
-    from engines.files import writable_folder
+    from engines.apps.bench.bench import BenchRequest, bench_bundle
+    from engines.apps.bench.bench_report import print_report, write_report
+    from engines.host.files import writable_folder
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
@@ -141,10 +141,10 @@ def evaluate(
     **chain: Any,
 ) -> None:
     """Judge samples of a bundle, and of full precision first, by a reference."""
-    from engines.chain_choice import ChainChoice
-    from engines.evaluation.command import EvaluateRequest, evaluate_bundle
-    from engines.evaluation.report import print_chain, print_report, write_report
-    from engines.files import writable_folder
+    from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
+    from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
+    from engines.host.files import writable_folder
+    from engines.networks.chain_choice import ChainChoice
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
@@ -170,9 +170,9 @@ def evaluate(
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
     """Hold every engine against full precision, step by step."""
-    from engines.compare.command import CompareRequest, compare_bundle
-    from engines.compare.report import print_report, write_report
-    from engines.files import writable_folder
+    from engines.apps.compare.compare_command import CompareRequest, compare_bundle
+    from engines.apps.compare.compare_report import print_report, write_report
+    from engines.host.files import writable_folder
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
@@ -190,10 +190,10 @@ def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **re
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where to write the statistics, an .npz.")
 def reference(images: Path, features: Path, output: Path) -> None:
     """Statistics of real images, made once for many evaluations."""
-    from engines.evaluation.extractor import Extractor
-    from engines.evaluation.image_archive import ImageArchive
-    from engines.evaluation.reference import Reference
-    from engines.files import writable_folder
+    from engines.apps.evaluate.extractor import Extractor
+    from engines.apps.evaluate.image_archive import ImageArchive
+    from engines.apps.evaluate.reference import Reference
+    from engines.host.files import writable_folder
 
     writable_folder(output.absolute().parent)
     extractor = Extractor(features)
@@ -232,10 +232,10 @@ def serve(
     **chain: Any,
 ) -> None:
     """Answer requests for pictures over HTTP, on Ray Serve."""
-    from engines.chain_choice import ChainChoice
+    from engines.apps.serve.request_limits import Limits
+    from engines.apps.serve.serve_command import ServeRequest, serve_bundle
     from engines.cluster.session import Cluster
-    from engines.serving.command import ServeRequest, serve_bundle
-    from engines.serving.limits import Limits
+    from engines.networks.chain_choice import ChainChoice
 
     limits, cluster = Limits(max_body, max_number, max_waiting, rate), Cluster(ray or "", ray_cpus)
     serve_bundle(ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain), cluster), click.echo)

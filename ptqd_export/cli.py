@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import cluster_options
-from engines.command_line import CommandLine
+from engines.apps import cluster_options
+from engines.host.command_line import CommandLine
 
 if TYPE_CHECKING:
-    from engines.tensorrt.flavour import FlavourName
+    from engines.backends.tensorrt.flavour import FlavourName
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -44,7 +44,7 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Overwrite the plan.")
 def init(model: Path, target: str, output: Path, force: bool) -> None:
     """Write a starter plan with every default written out."""
-    from ptqd_export.starter import write_starter_plan
+    from ptqd_export.commands.starter import write_starter_plan
 
     write_starter_plan(model, target, output, force=force)
     click.echo(f"wrote {output}; read it through, then: ptqd-export build --plan {output}")
@@ -76,7 +76,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     gc.disable()  # importing makes no garbage
-    from ptqd_export.build import run_build  # after the plan, so that a wrong plan is told before torch is imported
+    from ptqd_export.stages.run_build import run_build  # after the plan, so that a wrong plan is told before torch is imported
 
     gc.freeze()  # modules stay: every later collection would look through all of torch for nothing
     gc.enable()
@@ -108,7 +108,7 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
 
     What is left out is as in the schedule that it starts from. The networks run only where the stored moments do not say enough.
     """
-    from ptqd_export.schedules.add import add_schedule
+    from ptqd_export.schedules.add_schedule import add_schedule
     from ptqd_export.schedules.settings import ScheduleRequest
 
     click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force))
@@ -119,7 +119,7 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
 @click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT, if not the bundle's own.")
 def engines(bundle: Path, target: FlavourName | None) -> None:
     """Build the engines of a bundle for this machine, from its graphs, and check them where there is a device."""
-    from ptqd_export.engines_command import build_engines, check_built, print_engines
+    from ptqd_export.commands.engines_command import build_engines, check_built, print_engines
 
     built = build_engines(bundle, target)
     print_engines(built)
@@ -136,7 +136,7 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
 
     The bundle's own report/index.html holds no measured times and stays as it is.
     """
-    from ptqd_export.report.write import write_report
+    from ptqd_export.report.write_report import write_report
 
     click.echo(f"wrote {write_report(bundle, output, evaluations, comparisons)}")
 
@@ -161,9 +161,9 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write every layer's figures to this file.")
 def bisect(bundle: Path, worst: int, json_file: Path | None, **request: Any) -> None:
     """Find the first layer where an engine departs."""
-    from engines.files import writable_folder
-    from ptqd_export.bisect import BisectRequest, bisect_bundle
-    from ptqd_export.bisect_report import print_report, write_report
+    from engines.host.files import writable_folder
+    from ptqd_export.commands.bisect import BisectRequest, bisect_bundle
+    from ptqd_export.commands.bisect_report import print_report, write_report
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bundle import (
+from engines.bundle.bundle import (
     MANIFEST,
     ConditioningRecord,
     FileRecord,
@@ -27,11 +27,11 @@ from engines.bundle import (
     TargetRecord,
     write_manifest,
 )
+from engines.bundle.contract import sealed
+from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.cluster.session import LOCAL, Cluster, joined
-from engines.contract import sealed
-from engines.files import sha256
+from engines.host.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
-from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 
 SIZE = 8
 CLASSES = 3

@@ -71,17 +71,17 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
     assert len(modules) > 30
     beyond = {path: imported - allowed for path, imported in modules.items() if imported - allowed}
     assert beyond == {
-        "engines/backends/onnxruntime_session.py": {"onnxruntime"},
-        "engines/backends/openvino_network.py": {"openvino"},
+        "engines/backends/onnxruntime/onnxruntime_session.py": {"onnxruntime"},
+        "engines/backends/openvino/openvino_network.py": {"openvino"},
         "engines/cluster/session.py": {"ray"},
-        "engines/compare/polygraphy_run.py": {"polygraphy"},
-        "engines/prompts.py": {"tokenizers"},
-        "engines/serving/application.py": {"ray", "starlette"},
-        "engines/serving/command.py": {"ray"},
-        "engines/serving/metrics.py": {"prometheus_client"},
-        "engines/tensorrt/cuda.py": {"cuda"},
-        "engines/tensorrt/flavour.py": {"tensorrt", "tensorrt_rtx"},
-        "engines/tensorrt/update_kernel.py": {"cuda"},
+        "engines/apps/compare/polygraphy_run.py": {"polygraphy"},
+        "engines/networks/prompts.py": {"tokenizers"},
+        "engines/apps/serve/application.py": {"ray", "starlette"},
+        "engines/apps/serve/serve_command.py": {"ray"},
+        "engines/apps/serve/server_metrics.py": {"prometheus_client"},
+        "engines/backends/tensorrt/device/cuda.py": {"cuda"},
+        "engines/backends/tensorrt/flavour.py": {"tensorrt", "tensorrt_rtx"},
+        "engines/backends/tensorrt/device/update_kernel.py": {"cuda"},
     }
 
 
@@ -102,7 +102,7 @@ REPORT = f"print(sorted({set(FRAMEWORKS | RUNTIMES)!r} & sys.modules.keys()), fi
 
 def test_importing_all_of_the_run_time_loads_no_framework() -> None:
     names = {path.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path, _ in _modules("engines")}
-    names.remove("engines.compare.polygraphy_run")  # a class of it is derived from one of Polygraphy's; its command imports it when it runs
+    names.remove("engines.apps.compare.polygraphy_run")  # it derives a class from Polygraphy's, and its command imports it when it runs
     done = _run(f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n{REPORT}")
     assert (done.returncode, done.stderr) == (0, "[]\n")
 

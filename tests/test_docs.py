@@ -20,26 +20,26 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-import engines.bundle
+import engines.bundle.bundle
+import engines.chain.schedule
 import engines.cli
-import engines.schedule
 import ptqd_export.cli
 import ptqd_export.plan
-from calib.budget import Menu
-from calib.moments import PLAIN, Moments
-from calib.noise_fit import fit_noise
-from calib.sensitivity import Probes
-from calib.step_fit import CorrectionChoice, fit_step
-from calib.walk import StepResult
-from engines.correction import correct
+from calib.correction.moments import PLAIN, Moments
+from calib.correction.noise_fit import fit_noise
+from calib.correction.step_fit import CorrectionChoice, fit_step
+from calib.walk.budget import Menu
+from calib.walk.sensitivity import Probes
+from calib.walk.walk import StepResult
+from engines.chain.correction import correct
+from engines.chain.schedule import Step, Strict
+from engines.chain.update import update
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
-from engines.interruption import INTERRUPTED, TERMINATED
+from engines.host.interruption import INTERRUPTED, TERMINATED
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
-from engines.schedule import Step, Strict
-from engines.update import update
-from ptqd_export.frontier import Frontier
 from ptqd_export.plan import Plan, Section
-from ptqd_export.statistics_file import statistics, step_record
+from ptqd_export.records.frontier_file import Frontier
+from ptqd_export.records.statistics_file import statistics, step_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = (
@@ -114,7 +114,7 @@ def test_the_table_of_a_class_has_its_fields_in_their_order(path: str) -> None:
 
 
 def test_every_section_of_the_plan_and_every_part_of_the_bundle_has_a_table() -> None:
-    contracts = [(ptqd_export.plan, Section), (engines.bundle, Strict), (engines.schedule, Strict)]
+    contracts = [(ptqd_export.plan, Section), (engines.bundle.bundle, Strict), (engines.chain.schedule, Strict)]
     stored = {
         f"{module.__name__}.{name}"
         for module, base in contracts

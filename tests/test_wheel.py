@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.backends.onnxruntime_session import saturates
+from engines.backends.onnxruntime.onnxruntime_session import saturates
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy", "safetensors")
@@ -47,8 +47,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits bundle with little calibration, built here."""
-    from ptqd_export.build import run_build
     from ptqd_export.plan import Plan, PlanFile, load_plan
+    from ptqd_export.stages.run_build import run_build
 
     written = load_plan(ROOT / "tools" / "digits" / "plan.json")
     calibration = {"samples": 8, "batch_size": 8, "activation_samples": 64}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engines.bundle import Bundle
-from engines.grid import Tile, draw_grid
-from engines.images import to_pixels
+from engines.apps.pictures.grid import Tile, draw_grid
+from engines.apps.pictures.images import to_pixels
+from engines.bundle.bundle import Bundle
 from tools.quality import SEED, Row, Study, quality_table
 
 PLAN = Path("tools/digits/plan.json")

@@ -17,22 +17,23 @@ from rich.table import Table
 
 from engines.arrays import Float32
 from engines.backends.choice import engine_settings
-from engines.bank import EngineBank
-from engines.bundle import Bundle
-from engines.command_line import CommandLine
-from engines.files import write_text
-from engines.network import EngineDenoiser
-from engines.noise import NoiseSource
-from engines.sampling import Chain
-from engines.schedule import Schedule
-from engines.tensorrt.backend import EngineSettings, TensorRtBackend
-from engines.tensorrt.cuda import Cuda
-from engines.tensorrt.engine import TensorRtEngine, integer_layers
-from engines.tensorrt.flavour import FLAVOURS, FlavourName
-from engines.timing import interleaved_medians
-from ptqd_export.engines_command import build_engines
-from ptqd_export.optimized_graphs import BuiltEngine
-from ptqd_export.stand_in import measuring_backend
+from engines.backends.tensorrt.device.cuda import Cuda
+from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
+from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine, integer_layers
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.host.command_line import CommandLine
+from engines.host.files import write_text
+from engines.host.timing import interleaved_medians
+from engines.networks.device_stepper import DeviceStepper
+from engines.networks.engine_bank import EngineBank
+from engines.networks.engine_denoiser import EngineDenoiser
+from ptqd_export.commands.engines_command import build_engines
+from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
+from ptqd_export.stages.finish.keep_optimized import BuiltEngine
 
 ROUNDS = 30
 SEED = 0
@@ -131,7 +132,8 @@ def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
 
 def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: EngineBank) -> PrecisionRow:
     name = built.name
-    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=measuring_backend(study.bundle))[name]
+    measured_on = bundle_measuring_backend(study.bundle)
+    reference = EngineBank(study.bundle, study.schedule.sampler.guidance, batch=study.batch, backend=measured_on)[name]
     expected, found = study.call(reference), study.call(bank[name])
     runs = {"graph": partial(study.call, bank[name]), "no graph": partial(study.call, plain[name])}
     seconds = interleaved_medians(runs, ROUNDS, warm_up=3)
@@ -158,7 +160,7 @@ def _swap(study: _Study, bank: EngineBank, names: list[str]) -> float:
 def _updates(study: _Study, backend: TensorRtBackend, bank: EngineBank) -> tuple[float, float, float]:
     """Milliseconds a step on the host and on the device, and how far apart the samples are."""
     on_host = Chain(study.schedule, bank)
-    on_device = Chain(study.schedule, bank, stepper=backend.device_stepper)
+    on_device = Chain(study.schedule, bank, stepper=partial(DeviceStepper, kernels=backend.update_kernels))
     noise, samples = NoiseSource(SEED, study.bundle.manifest.model.sample_shape), np.arange(study.batch, dtype=np.int64)
     runs = {
         name: partial(chain.sample, noise, samples, np.zeros_like(samples)) for name, chain in (("host", on_host), ("device", on_device))

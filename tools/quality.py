@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.arrays import Float32, Int64
-from engines.bank import EngineBank
-from engines.bundle import Bundle
-from engines.decoder import open_decoder
-from engines.noise import NoiseSource
-from engines.sampling import Chain, batches
-from tools.recognise import recognised
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
+from engines.networks.decoder import open_decoder
+from engines.networks.engine_bank import EngineBank
+from tools.training.recognise import recognised
 
 SEED = 1
 BATCH = 200

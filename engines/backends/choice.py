@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from engines.backends.base import Backend
-from engines.backends.onnxruntime import OnnxRuntimeBackend
-from engines.backends.onnxruntime_session import Mode, Provider
-from engines.backends.openvino import OpenVinoBackend
-from engines.backends.optimized_graphs import OptimizedGraphs
-from engines.bundle import Bundle
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.onnxruntime_session import Mode, Provider
+from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
+from engines.backends.openvino.openvino_backend import OpenVinoBackend
+from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
-from engines.machine import machine_name
-from engines.tensorrt.backend import EngineSettings, TensorRtBackend
-from engines.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.host.machine import machine_name
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.bundle import MANIFEST, Bundle
+from engines.bundle.bundle import MANIFEST, Bundle
 from engines.cluster.session import import_ray
 from engines.errors import PtqdError
-from engines.files import replacing, sha256
+from engines.host.files import replacing, sha256
 
 PIECE = 64 * 2**20
 """Bytes of a file that travel as one object."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.backends.choice import ON_CPU, RuntimeName
 from engines.errors import MissingBackendError
-from engines.machine import cores
+from engines.host.machine import cores
 
 LOCAL = "local"
 LOCAL_STORE = 256 * 2**20

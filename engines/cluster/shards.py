@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.files import replacing
+from engines.host.files import replacing
 
 PREFIX = ".shards-"
 

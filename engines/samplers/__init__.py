@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 from engines.arrays import Float64
 from engines.errors import UsageError
-from engines.samplers.alphas import alpha_bar
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import compile_ddim
 from engines.samplers.ddpm import compile_ddpm
 from engines.samplers.dpm_solver import compile_dpm_1, compile_dpm_2m
 from engines.samplers.euler import compile_euler, compile_euler_ancestral
 from engines.samplers.flow_euler import compile_flow_euler
-from engines.samplers.noise_schedule import NoiseSchedule, PredictionType
+from engines.samplers.levels.alphas import alpha_bar
+from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
 from engines.samplers.plms import compile_plms, rows_of_plms
 from engines.samplers.table import SamplerTable, TableStep
 

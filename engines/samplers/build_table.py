@@ -6,7 +6,7 @@ import numpy as np
 
 from engines.arrays import Float64, Int64
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.parameterization import epsilon_coeffs, prediction_coeffs
+from engines.samplers.levels.parameterization import epsilon_coeffs, prediction_coeffs
 from engines.samplers.table import SamplerTable
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engines.arrays import Float64
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True, eq=False)

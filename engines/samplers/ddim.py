@@ -7,10 +7,10 @@ import numpy as np
 from engines.arrays import Float64, Int64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.noise_schedule import NoiseSchedule
-from engines.samplers.parameterization import epsilon_coeffs
+from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.levels.parameterization import epsilon_coeffs
+from engines.samplers.levels.timesteps import timesteps
 from engines.samplers.table import SamplerTable
-from engines.samplers.timesteps import timesteps
 
 
 def compile_ddim(spec: ChainSpec) -> SamplerTable:

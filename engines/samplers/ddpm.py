@@ -7,9 +7,9 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.noise_schedule import VarianceType
+from engines.samplers.levels.noise_schedule import VarianceType
+from engines.samplers.levels.timesteps import timesteps
 from engines.samplers.table import SamplerTable
-from engines.samplers.timesteps import timesteps
 
 
 def compile_ddpm(spec: ChainSpec) -> SamplerTable:

@@ -14,10 +14,10 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
-from engines.samplers.noise_schedule import NoiseSchedule, SolverType
+from engines.samplers.levels.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
+from engines.samplers.levels.noise_schedule import NoiseSchedule, SolverType
+from engines.samplers.levels.timesteps import timesteps_above_the_end
 from engines.samplers.table import SamplerTable
-from engines.samplers.timesteps import timesteps_above_the_end
 
 _FEW_STEPS = 15
 """Below this many, `lower_order_final` counts."""

@@ -13,9 +13,9 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
+from engines.samplers.levels.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
+from engines.samplers.levels.timesteps import fractional_timesteps
 from engines.samplers.table import SamplerTable
-from engines.samplers.timesteps import fractional_timesteps
 
 
 def compile_euler(spec: ChainSpec) -> SamplerTable:

@@ -12,7 +12,7 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.table import SamplerTable
 
 

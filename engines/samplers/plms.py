@@ -16,10 +16,10 @@ from engines.arrays import Float64, Int64
 from engines.errors import UsageError
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import alpha_bar_at, stride
-from engines.samplers.noise_schedule import NoiseSchedule
-from engines.samplers.parameterization import epsilon_coeffs, prediction_coeffs
+from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.levels.parameterization import epsilon_coeffs, prediction_coeffs
+from engines.samplers.levels.timesteps import timesteps
 from engines.samplers.table import SamplerTable
-from engines.samplers.timesteps import timesteps
 
 # Weights of the outputs m_i, m_{i-1}, ... in rows 0, 1, ...; every further row has the last ones. m_1 is the repeated first step's.
 _WEIGHTS = (

@@ -20,7 +20,7 @@ from engines.arrays import Float64
 
 @dataclass(frozen=True)
 class TableStep:
-    """One row of a `SamplerTable`, under the same names; what `engines.update.update` takes."""
+    """One row of a `SamplerTable`, under the same names; what `engines.chain.update.update` takes."""
 
     timestep: float
     alpha_bar: float

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, open_backend
-from engines.bundle import DEFAULT, Bundle, InputRecord
-from engines.chain_choice import AUTO
+from engines.bundle.bundle import DEFAULT, Bundle, InputRecord
+from engines.chain.finite import check_output
+from engines.chain.schedule import Schedule
 from engines.errors import UsageError
-from engines.finite import check_output
-from engines.network import STATE, TIMESTEP
-from engines.schedule import Schedule
+from engines.networks.chain_choice import AUTO
+from engines.networks.engine_denoiser import STATE, TIMESTEP
 from ptqd_export.diffusers.network_config import network_config
 from ptqd_export.diffusers.timesteps import precisions_by_timestep, timestep_value, unknown_timestep
 

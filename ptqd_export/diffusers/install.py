@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from engines.backends.choice import Runtime
-from engines.bundle import DEFAULT
-from engines.chain_choice import AUTO
+from engines.bundle.bundle import DEFAULT
 from engines.errors import UsageError
+from engines.networks.chain_choice import AUTO
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.scheduler import PtqdScheduler
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.bundle import ConditioningRecord, InputRecord, ModelRecord
+from engines.bundle.bundle import ConditioningRecord, InputRecord, ModelRecord
 
 TIME_EMBEDDING = 256
 """Width of one embedded number of `time_ids` in SDXL. It lies inside the graph; pipelines only add it up."""

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.chain.schedule import Schedule
+from engines.chain.step import Move
 from engines.errors import UsageError
-from engines.schedule import Schedule
-from engines.stepping import Move
 from ptqd_export.diffusers.timesteps import timestep_value, unknown_timestep
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -14,16 +15,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from engines.arrays import Float32
-from engines.bundle import DEFAULT, Bundle
-from engines.chain_choice import AUTO
-from engines.correction import correct
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.chain.step import ChainState, Move, advance
 from engines.errors import UsageError
-from engines.samplers.alphas import alpha_bar
-from engines.samplers.noise_schedule import NoiseSchedule
-from engines.sampling import Chain
-from engines.schedule import Schedule
-from engines.stepping import Move
-from engines.update import update
+from engines.networks.chain_choice import AUTO
+from engines.samplers.levels.alphas import alpha_bar
+from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.guidance import check_guidance
 from ptqd_export.diffusers.position import Position, as_timesteps
@@ -58,7 +57,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._position = Position(schedule, moves)
         self._scales = False
         self._scales_start = False
-        self._history: list[Float32] = []
+        self._history: Sequence[Float32] = ()
         self.timesteps = as_timesteps(moves)
         self.num_inference_steps = schedule.sampler.steps
 
@@ -135,7 +134,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             )
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
-        self._scales, self._history = False, []
+        self._scales, self._history = False, ()
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
         """The state as the network takes it."""
@@ -174,14 +173,12 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._check_scaled(move)
         if self._watched is not None and self._watched.last_output is not None:
             check_guidance(self._watched.last_output, model_output, move.guidance)
-        x = _array(sample)
-        out = correct(_array(model_output), x, move.gain, move.offset, move.state_gain)
-        mean, self._history = update(x, out, move.step, self._history)
-        if move.sigma > 0:
-            mean += np.float32(move.sigma) * _array(_noise(model_output, generator) if variance_noise is None else variance_noise)
+        z = _array(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
+        state = advance(ChainState(_array(sample), self._history), _array(model_output)[None], move, z)
+        self._history = state.history
         self._position.advance()
         self._scales = False
-        previous = torch.from_numpy(mean).to(sample)
+        previous = torch.from_numpy(state.x).to(sample)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.chain.schedule import Schedule
 from engines.errors import UsageError
-from engines.schedule import Schedule
 
 AS_MANY = (
     "give the pipeline num_inference_steps={steps} and take its scheduler from the bundle too (`use_bundle`), "

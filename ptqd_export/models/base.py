@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from engines.conditioning import Conditioning
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.networks.conditioning import Conditioning
+from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.conditions import ConditionInput
 
 if TYPE_CHECKING:
-    from ptqd_export.models.prompts import PromptEncoder
+    from ptqd_export.models.text.prompts import PromptEncoder
 
 
 class Adapter(nn.Module):

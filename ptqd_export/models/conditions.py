@@ -10,10 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.conditioning import Conditioning, class_labels, load_table
 from engines.errors import UsageError
+from engines.networks.conditioning import Conditioning, class_labels, load_table
 
 LABELS = "class_labels"
+EMBEDDINGS = "encoder_hidden_states"
+POOLED = "text_embeds"
+TIME_IDS = "time_ids"
 IMAGE = "image"
 """The input whose channels an adapter puts behind those of the state: inpainting, super-resolution, image editing."""
 
@@ -65,7 +68,7 @@ def conditioning_of(
     Args:
         inputs: in the order in which the adapter takes them. A single label needs no table: row n is then class n.
         null_class: label that means "no class"; None takes the last of the network's labels.
-        table: an .npz, see `engines.conditioning.load_table`.
+        table: an .npz, see `engines.networks.conditioning.load_table`.
 
     Raises:
         UsageError: the plan names values that the network does not take, or none where it takes some.

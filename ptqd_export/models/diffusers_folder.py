@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import PtqdError, UsageError
-from engines.samplers.noise_schedule import NoiseSchedule
-from engines.untrusted_json import read_json_object
+from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.untrusted.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     from torch import nn

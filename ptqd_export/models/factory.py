@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
-from engines.samplers.noise_schedule import NoiseSchedule
+from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Adapter, Declaration, Decoder, LoadedModel
 from ptqd_export.models.conditions import ConditionInput, class_input, conditioning_of, image_input
 

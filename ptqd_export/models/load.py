@@ -7,17 +7,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from engines.conditioning import Conditioning
 from engines.errors import UsageError
-from engines.files import sha256
-from ptqd_export.models import diffusers_dit, diffusers_unet
+from engines.host.files import sha256
+from engines.networks.conditioning import Conditioning
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import Lora, load_lora
-from ptqd_export.models.prompts import PromptEncoder, calibration_prompts, find_prompts
+from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.plan import FACTORY, PlanFile
 
 DENOISER = "unet"

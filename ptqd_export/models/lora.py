@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
-from engines.untrusted_json import json_object
+from engines.untrusted.untrusted_json import json_object
 
 PARTS: Mapping[str, str] = {
     "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from engines.limits import BATCH, ROWS
-from ptqd_export.plan.errors import expectation
+from engines.untrusted.limits import BATCH, ROWS
+from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section
 
 DEVICE = r"^(cpu|cuda(:\d+)?)$"

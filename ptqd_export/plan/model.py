@@ -8,8 +8,8 @@ from typing import Annotated, Self, TypeAlias
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from engines.limits import ROWS
-from ptqd_export.plan.errors import expectation
+from engines.untrusted.limits import ROWS
+from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section, WrittenPath
 
 FACTORY = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"

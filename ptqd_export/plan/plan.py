@@ -7,19 +7,19 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from calib.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
+from calib.quantizers.rules.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
-from ptqd_export.plan.errors import Problem, expectation, expectations
 from ptqd_export.plan.model import ModelSection
+from ptqd_export.plan.plan_errors import Problem, expectation, expectations
 from ptqd_export.plan.quantization import QuantizationSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import UNIQUE, Section, WrittenPath, all_different
 from ptqd_export.plan.steps import FULL_PRECISION, StepsSection
 from ptqd_export.plan.target import TargetSection
-from ptqd_export.targets import TARGETS
+from ptqd_export.plan.targets import TARGETS
 
 
 def _known_precision(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines.limits import BATCH, ROWS
+from engines.untrusted.limits import BATCH, ROWS
 from ptqd_export.plan.section import Section
 
 

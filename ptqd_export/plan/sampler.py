@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from engines.limits import CHAIN_STEPS
 from engines.samplers import SAMPLERS
-from engines.samplers.noise_schedule import PredictionType, TimestepSpacing
-from ptqd_export.plan.errors import expectation
+from engines.samplers.levels.noise_schedule import PredictionType, TimestepSpacing
+from engines.untrusted.limits import CHAIN_STEPS
+from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section
 
 _READERS = {

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ptqd_export.plan.errors import expectation
+from ptqd_export.plan.plan_errors import expectation
 
 WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from ptqd_export.plan.errors import expectation
+from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section
 
 FULL_PRECISION = "fp32"

@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from calib.placement import HighPrecision
-from engines.backends.onnxruntime_session import Provider
-from engines.limits import BATCH
-from ptqd_export.plan.errors import expectation
+from calib.quantizers.rules.placement import HighPrecision
+from engines.backends.onnxruntime.onnxruntime_session import Provider
+from engines.untrusted.limits import BATCH
+from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section
-from ptqd_export.targets import TARGETS
+from ptqd_export.plan.targets import TARGETS
 
 
 class BatchSection(Section):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from engines.schedule import Schedule
+from engines.chain.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.times_file import MachineTimes
+from ptqd_export.report.chain_steps import LayerRecord, PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
-from ptqd_export.report.steps import LayerRecord, PrecisionSteps, Series, mean_of
 from ptqd_export.report.tables import NOTHING, Cell, Table, decibels, megabytes, number, words
-from ptqd_export.times_file import MachineTimes
 
 
 def precision_table(content: Content) -> Table:

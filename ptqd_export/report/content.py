@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from calib.precision import GRAMMAR, PATTERN
-from engines.bundle import Bundle
+from calib.quantizers.rules.precision import GRAMMAR, PATTERN
+from engines.bundle.bundle import Bundle
+from engines.chain.schedule import Schedule
 from engines.errors import BundleError
-from engines.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.report.chain_steps import ChainSteps, PrecisionSteps, chain_steps, precision_steps, sampler_table
 from ptqd_export.report.evidence import Evidence
-from ptqd_export.report.steps import ChainSteps, PrecisionSteps, chain_steps, precision_steps, sampler_table
 
 
 @dataclass(frozen=True)

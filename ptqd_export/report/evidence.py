@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from engines.bundle import Bundle
-from engines.compare.result import CompareResult
+from engines.apps.compare.compare_result import CompareResult
+from engines.apps.evaluate.evaluation_result import EvaluationResult
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
-from engines.evaluation.result import EvaluationResult
-from engines.untrusted_json import read_json_object
-from ptqd_export.times_file import MachineTimes, read_times
+from engines.untrusted.untrusted_json import read_json_object
+from ptqd_export.records.times_file import MachineTimes, read_times
 
 Result = TypeVar("Result", CompareResult, EvaluationResult)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from engines.compare.result import CompareResult, PrecisionFigures
-from engines.evaluation.confidence import Summary
-from engines.evaluation.result import EvaluationResult, Figure
+from engines.apps.compare.compare_result import CompareResult, PrecisionFigures
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
+from engines.apps.evaluate.metrics.confidence import Summary
 from ptqd_export.report.tables import NOTHING, Cell, Table, number, words
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.times_file import MachineTimes
+from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
-from ptqd_export.report.steps import PrecisionSteps, Series, mean_of
-from ptqd_export.times_file import MachineTimes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from ptqd_export.report import bundle_tables, headlines
 from ptqd_export.report.content import Content
 from ptqd_export.report.evidence import Evidence

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.apps.pictures.images import to_pixels
 from engines.arrays import Float32
-from engines.bundle import Bundle
-from engines.denoiser import Denoisers
+from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import Denoisers
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, rows_of
+from engines.chain.schedule import Schedule
 from engines.errors import BundleError
-from engines.images import to_pixels
-from engines.noise import NoiseSource
-from engines.sampling import Chain, rows_of
-from engines.schedule import Schedule
 
 PICTURES = "report/pictures.png"
 MOST = 8

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from ptqd_export.report.chain_steps import ChainSteps, PrecisionSteps, Series
 from ptqd_export.report.inline_svg import INK, SERIES, inline_svg, page_style
-from ptqd_export.report.steps import ChainSteps, PrecisionSteps, Series
 
 Scale: TypeAlias = Literal["linear", "log", "symlog"]
 

@@ -8,15 +8,17 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from calib.correction_fit import Mode, Part
-from calib.policy import FixedPolicy, Policy, SnrPolicy
-from calib.precision import Precision
-from calib.step_fit import CorrectionChoice, Variance
-from engines.bundle import DEFAULT, Bundle
-from engines.contract import first_problem
+from calib.correction.correction_fit import Mode, Part
+from calib.correction.step_fit import CorrectionChoice, Variance
+from calib.quantizers.rules.precision import Precision
+from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.fit import FitSettings
+from calib.walk.policy import FixedPolicy, SnrPolicy
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.contract import first_problem
+from engines.chain.schedule import SamplerRecord, Schedule
 from engines.errors import BundleError, UsageError
-from engines.samplers import SAMPLERS, SamplerTable, compile_sampler
-from engines.schedule import SamplerRecord, Schedule
+from engines.samplers import SAMPLERS, compile_sampler
 from ptqd_export.plan import CalibrationSection, Cost, Plan
 
 Fit = Literal["moments", "walk"]
@@ -67,38 +69,25 @@ class Budget:
     cost: Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScheduleSettings:
     """A schedule to fit, with nothing left open.
 
     Attributes:
-        sampler: what `table` was compiled from.
-        table: the sampler's coefficients.
-        correction: what to correct.
-        policy: name of the rule that chooses.
+        fit: the chain and what to correct.
         precisions: the candidates, going up in bit operations, of `snr` and of a budget that is not spent yet; else one for each step.
-        calibration: the plan's, for a walk.
         threads: of an engine, or None for all cores.
-        budget: still to be spent, on what a first walk with the policy `snr` finds.
+        budget: still to be spent, on what a first fit with the policy `snr` finds.
     """
 
-    sampler: SamplerRecord
-    table: SamplerTable
-    correction: CorrectionChoice
-    policy: str
+    fit: FitSettings
     precisions: tuple[str, ...]
-    calibration: CalibrationSection
     threads: int | None
     budget: Budget | None = None
 
-    @property
-    def choose(self) -> Policy:
-        open_choice = self.policy == "snr" or self.budget is not None
-        return SnrPolicy(self.precisions) if open_choice else FixedPolicy(self.precisions)
-
     def spent(self, precisions: tuple[str, ...]) -> ScheduleSettings:
         """With the chain that the budget bought."""
-        return replace(self, precisions=precisions, budget=None)
+        return replace(self, fit=self.fit.spent(precisions), precisions=precisions, budget=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
@@ -107,20 +96,32 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
     Raises:
         UsageError: it does not fit the bundle.
     """
-    base, plan = bundle.schedule(request.base), stored_plan(bundle)
-    sampler = _sampler(request, base)
+    base, plan, sampler = bundle.schedule(request.base), stored_plan(bundle), _sampler(request, bundle.schedule(request.base))
     table = compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
-    policy = request.policy or base.policy
-    return ScheduleSettings(
+    policy, budget = request.policy or base.policy, _budget(request)
+    precisions = _precisions(request, policy, bundle, base, plan, table.steps)
+    if request.policy is None and policy == "budget" and request.precisions is not None:
+        policy = "fixed"
+    calibration = plan.calibration.model_copy(update=request.walk_changes)
+    fit = FitSettings(
         sampler=sampler,
-        table=table,
+        noise_schedule=bundle.manifest.model.noise_schedule,
         correction=_correction(request, base),
-        policy="fixed" if request.policy is None and base.policy == "budget" and request.precisions is not None else policy,
-        precisions=_precisions(request, policy, bundle, base, plan, table.steps),
-        calibration=plan.calibration.model_copy(update=request.walk_changes),
-        threads=plan.target.threads,
-        budget=_budget(request),
+        policy=policy,
+        choose=SnrPolicy(precisions) if policy == "snr" or budget is not None else FixedPolicy(precisions),
+        samples=calibration_samples(bundle, calibration),
+        trajectory=calibration.trajectory,
+        batch_size=calibration.batch_size,
     )
+    _ = fit.level_shift
+    return ScheduleSettings(fit, precisions, plan.target.threads, budget)
+
+
+def calibration_samples(bundle: Bundle, calibration: CalibrationSection) -> CalibrationSamples:
+    """The samples that a bundle's statistics are measured on."""
+    model = bundle.manifest.model
+    rows = None if model.conditioning is None else model.conditioning.rows
+    return CalibrationSamples.draw(calibration.seed, model.sample_shape, rows, calibration.samples)
 
 
 def stored_plan(bundle: Bundle) -> Plan:

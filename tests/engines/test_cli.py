@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines.arrays import Float32
+from engines.chain.noise import NoiseSource
 from engines.cli import main
-from engines.noise import NoiseSource
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -197,7 +197,7 @@ def test_a_run_that_fails_leaves_no_record_of_an_earlier_one(tiny: TinyBundle, t
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engines.sample_command.PngOutput.add", fail)
+    monkeypatch.setattr("engines.apps.sample.sample_command.PngOutput.add", fail)
     assert sample(tiny, folder, num=2).exit_code == 130
     assert names(folder) == ["00000000.png", "00000001.png", "grid.png"]
 
@@ -293,7 +293,9 @@ def test_damaged_bundle_is_one_message_and_leaves_nothing(
 def test_request_that_does_not_fit_is_told_before_any_engine_starts(
     tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], message: str
 ) -> None:
-    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started"))
+    monkeypatch.setattr(
+        "engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started")
+    )
     result = sample(tiny, tmp_path / "out", *options, num=3)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {message}")

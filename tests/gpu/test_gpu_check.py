@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engines.backends.tensorrt.device.cuda import Cuda
+from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.errors import MissingBackendError
-from engines.tensorrt.cuda import Cuda
-from engines.tensorrt.flavour import FLAVOURS, FlavourName
 from tools.gpu_check import check, print_check
 
 if TYPE_CHECKING:

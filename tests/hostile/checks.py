@@ -11,9 +11,9 @@ import numpy as np
 from click.testing import CliRunner
 from hypothesis import strategies as st
 
-from engines.bundle import MANIFEST
+from engines.bundle.bundle import MANIFEST
+from engines.bundle.contract import sealed
 from engines.cli import main
-from engines.contract import sealed
 from tests.hostile.conftest import Subject, reject
 from tests.hostile.mutations import damaged, damaged_archive, damaged_json
 from tests.hostile.worker import Outcome

@@ -14,19 +14,19 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from engines.conditioning import load_table
+from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.image_archive import ImageArchive
+from engines.apps.evaluate.reference import Reference
 from engines.errors import PtqdError
-from engines.evaluation.extractor import Extractor
-from engines.evaluation.image_archive import ImageArchive
-from engines.evaluation.reference import Reference
-from engines.prompts import read_prompts
+from engines.networks.conditioning import load_table
+from engines.networks.prompts import read_prompts
 from ptqd_export.models.compvis.checkpoint import read_tensors
-from ptqd_export.models.compvis.config import read_config
+from ptqd_export.models.compvis.compvis_config import read_config
 from ptqd_export.models.load import declare_model
 from ptqd_export.models.lora import load_lora
 from ptqd_export.plan import load_plan
-from ptqd_export.times_file import read_times
-from tests.engines.evaluation.conftest import SHAPE, TinyExtractor
+from ptqd_export.records.times_file import read_times
+from tests.engines.apps.evaluate.conftest import SHAPE, TinyExtractor
 from tests.hostile.mutations import damaged, damaged_archive, damaged_json
 from tests.ptqd_export.models.compvis.published import config
 

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto
 
-from engines.bundle import MANIFEST
+from engines.bundle.bundle import MANIFEST
+from engines.bundle.contract import sealed
 from engines.cli import main
-from engines.contract import sealed
 from tests.hostile.conftest import Subject
 from tests.hostile.mutations import as_text
 

@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calib.precision import Precision
-from calib.quantize import QuantizationSettings, Quantizer
-from calib.quantized_layer import QuantizedLayer
-from calib.scale_type import with_scales_in
-from engines.backends.onnxruntime import OnnxRuntimeEngine
-from engines.backends.onnxruntime_session import Mode
+from calib.quantizers.quantize import QuantizationSettings, Quantizer
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.precision import Precision
+from calib.quantizers.scale_type import with_scales_in
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.backends.onnxruntime.onnxruntime_session import Mode
 from engines.samplers import NoiseSchedule
-from ptqd_export.build import run_build
-from ptqd_export.build.activations import load_observations
-from ptqd_export.build.context import BuildContext
-from ptqd_export.build.tracing import Network
+from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 from ptqd_export.models.base import Adapter, LoadedModel
-from ptqd_export.passes.transposed_weights import TRANSPOSED
 from ptqd_export.plan import Plan, PlanFile, load_plan
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.precisions.activations import load_observations
+from ptqd_export.stages.run_build import run_build
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

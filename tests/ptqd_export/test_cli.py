@@ -43,9 +43,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
         assert cluster is None
         seen.append((plan_file, fresh))
 
-    module = ModuleType("ptqd_export.build")
+    module = ModuleType("ptqd_export.stages.run_build")
     module.__dict__["run_build"] = run_build
-    monkeypatch.setitem(sys.modules, "ptqd_export.build", module)
+    monkeypatch.setitem(sys.modules, "ptqd_export.stages.run_build", module)
     return seen
 
 

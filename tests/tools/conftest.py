@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from engines.arrays import Float32, Int64
-from engines.bank import EngineBank
-from engines.bundle import Bundle
-from engines.noise import NoiseSource
-from engines.sampling import Chain
-from ptqd_export.build import run_build
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.networks.engine_bank import EngineBank
 from ptqd_export.plan import Plan, PlanFile, load_plan
+from ptqd_export.stages.run_build import run_build
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}

@@ -18,8 +18,8 @@ from ptqd_export.plan import load_plan
 from tools.coloured import data
 from tools.coloured.data import Coloured, coloured
 from tools.digits.data import split
-from tools.recognise import CLASSIFIERS, confidence, seen
-from tools.training import sample
+from tools.training.recognise import CLASSIFIERS, confidence, seen
+from tools.training.training import sample
 
 MODEL = Path(data.__file__).with_name("model")
 WEIGHTS = MODEL / "unet" / "diffusion_pytorch_model.safetensors"

@@ -15,11 +15,11 @@ from onnx import TensorProto
 from safetensors import safe_open
 
 from engines.arrays import Float32, Float64, Int64
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
 from engines.cli import main
-from engines.external_data import graph_files
-from engines.noise import NoiseSource
-from engines.sampling import Chain, batches
+from engines.untrusted.external_data import graph_files
 from tools.digits import data
 
 if TYPE_CHECKING:

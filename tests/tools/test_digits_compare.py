@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from engines.bank import EngineBank
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import guide
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, rows_of
 from engines.cli import main
-from engines.denoiser import guide
-from engines.noise import NoiseSource
-from engines.sampling import Chain, rows_of
+from engines.networks.engine_bank import EngineBank
 from tools.digits.data import CLASSES
 
 if TYPE_CHECKING:

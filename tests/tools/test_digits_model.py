@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 from safetensors.torch import load_file
 
 from tools.digits import data
-from tools.recognise import CLASSIFIERS, recognised
+from tools.training.recognise import CLASSIFIERS, recognised
 
 if TYPE_CHECKING:
     from tests.tools.conftest import Digits

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytest
 
-from calib.correction_fit import Mode
-from calib.moments import Moments
-from calib.step_fit import CorrectionChoice, fit_step
+from calib.correction.correction_fit import Mode
+from calib.correction.moments import Moments
+from calib.correction.step_fit import CorrectionChoice, fit_step
 from engines.arrays import Float64
 from engines.samplers.table import TableStep
 
@@ -118,7 +118,7 @@ def gain_of(mode: Mode, moments: Fields) -> float:
         case "signed":
             return signed_gain(moments)
         case "joint":
-            raise AssertionError("it has two gains: tests/calib/test_joint_gain.py")
+            raise AssertionError("it has two gains: tests/calib/correction/test_joint_gain.py")
         case "mmse":
             return pooled.weighted([0, 1, 0], [0, 1, 1]) / pooled.weighted([0, 1, 1], [0, 1, 1])
 

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from engines.cli import main
-from ptqd_export.build import run_build
-from ptqd_export.build.context import BuildContext
 from ptqd_export.plan import Plan, PlanFile, load_plan
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.models.compvis.published import LAYOUT, SMALL_SIZE, small_checkpoint
 
 ROOT = Path(__file__).parents[2]

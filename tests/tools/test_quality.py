@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.arrays import Float32
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from tools import quality
 from tools.quality import SEED, Row, Study, psnr, quality_table, step_table
 

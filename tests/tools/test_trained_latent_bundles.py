@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.bundle import Bundle
-from ptqd_export.build import run_build
+from engines.bundle.bundle import Bundle
 from ptqd_export.plan import Plan, PlanFile, load_plan
+from ptqd_export.stages.run_build import run_build
 from tools import quality
 from tools.quality import Study, digits_of, psnr
-from tools.recognise import recognised
+from tools.training.recognise import recognised
 
 pytestmark = pytest.mark.slow
 

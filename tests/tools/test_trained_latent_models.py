@@ -15,19 +15,19 @@ import torch
 from diffusers import DDPMScheduler, DiTPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from ptqd_export.graph_files import save_graph
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.trace import PARITY, check_parity, trace
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile, load_plan
-from ptqd_export.trace import PARITY, check_parity, trace
-from tools import recognise
 from tools.coloured.data import coloured
 from tools.digits.data import split
 from tools.latent.first_stage import decode, encode, load_first_stage
-from tools.recognise import recognised
-from tools.training import Predict, sample
+from tools.training import recognise
+from tools.training.recognise import recognised
+from tools.training.training import Predict, sample
 
-TOOLS = Path(recognise.__file__).parent
+TOOLS = Path(recognise.__file__).parents[1]
 
 
 @dataclass(frozen=True)

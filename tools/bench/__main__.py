@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from engines.command_line import CommandLine
+from engines.host.command_line import CommandLine
 
 ROOT = Path("build") / "bench"
 NAMES = click.Choice(["digits", "ddpm-36m", "dit-s2", "ldm-4"])
@@ -24,8 +24,8 @@ def main() -> None:
 @click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models go, one folder each.")
 def build(models: tuple[str, ...], folder: Path) -> None:
     """Make models, bundles, and the graphs of ONNX Runtime's own tool; the usual three models where none is named."""
-    from ptqd_export.build import run_build
     from ptqd_export.plan import load_plan
+    from ptqd_export.stages.run_build import run_build
     from tools.bench.case import Case
     from tools.bench.models import MODELS, USUAL
     from tools.bench.static_graph import make_static_graphs

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.apps.bench.bench import excerpt
 from engines.arrays import Float32, Int64
-from engines.bench import excerpt
-from engines.bundle import Bundle
-from engines.denoiser import Denoiser, Denoisers
-from engines.noise import NoiseSource
-from engines.sampling import Chain, rows_of
-from engines.schedule import Schedule
+from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import Denoiser, Denoisers
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, rows_of
+from engines.chain.schedule import Schedule
 from tools.bench.models import BUNDLE, PLAN
 
 SEED = 0

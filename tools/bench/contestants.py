@@ -13,11 +13,11 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
 from engines.backends.choice import Runtime, open_backend
-from engines.backends.onnxruntime import OnnxRuntimeEngine
-from engines.backends.openvino import OpenVinoEngine
-from engines.bank import EngineBank, load_conditioning
-from engines.network import EngineDenoiser
-from engines.sampling import Chain
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.backends.openvino.openvino_backend import OpenVinoEngine
+from engines.chain.sampling import Chain
+from engines.networks.engine_bank import EngineBank, load_conditioning
+from engines.networks.engine_denoiser import EngineDenoiser
 from tools.bench.case import FULL_PRECISION, Case, Visited
 from tools.bench.operators import profiled
 

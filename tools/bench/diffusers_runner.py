@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engines.arrays import Float32, Int64
 from engines.errors import MissingBackendError
-from engines.machine import cores
+from engines.host.machine import cores
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.load import load_model

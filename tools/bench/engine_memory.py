@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine
-from engines.backends.onnxruntime_session import import_onnxruntime
-from engines.bank import EngineBank
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.backends.onnxruntime.onnxruntime_session import import_onnxruntime
+from engines.networks.engine_bank import EngineBank
 from tools.bench.case import Case
 
 INFORMATION, WARNING = 1, 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.conditioning import NULL_PREFIX
+from engines.networks.conditioning import NULL_PREFIX
 
 ROOT = Path(__file__).parents[2]
 MODEL, PLAN, BUNDLE, CONDITIONS = "model", "plan.json", "bundle", "conditions.npz"

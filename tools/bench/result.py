@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from engines.files import write_text
+from engines.host.files import write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 

@@ -15,10 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engines.backends.onnxruntime_session import import_onnxruntime
-from engines.bank import EngineBank
-from engines.external_data import graph_files
-from engines.files import write_text
+from engines.backends.onnxruntime.onnxruntime_session import import_onnxruntime
+from engines.host.files import write_text
+from engines.networks.engine_bank import EngineBank
+from engines.untrusted.external_data import graph_files
 from tools.bench.case import Case
 from tools.bench.engine_memory import MIB, EngineMemory, engine_memory
 from tools.bench.memory import memory_mib
@@ -26,7 +26,7 @@ from tools.bench.memory import memory_mib
 PROGRAM = """
 import sys, time
 from engines.cli import main
-from engines.noise import NoiseSource
+from engines.chain.noise import NoiseSource
 
 draw = NoiseSource.start
 

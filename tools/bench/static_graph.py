@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.bank import EngineBank
+from engines.networks.engine_bank import EngineBank
 from tools.bench.case import CALIBRATION_SEED, FULL_PRECISION, Case
 from tools.bench.contestants import STATIC, STATIC_WEIGHTED
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.timing import interleaved_medians
+from engines.host.timing import interleaved_medians
 from tools.bench.case import Case
 from tools.bench.contestants import CONTESTANTS, FP32
 from tools.bench.machine import this_machine

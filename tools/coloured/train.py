@@ -14,12 +14,12 @@ import click
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from engines.evaluation.feature_statistics import FeatureStatistics
-from engines.evaluation.frechet import frechet_distance
+from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
+from engines.apps.evaluate.metrics.frechet import frechet_distance
 from tools.coloured.data import CHANNELS, SIZE, coloured
 from tools.digits.data import split
-from tools.recognise import confidence, seen
-from tools.training import linear_betas, sample, squared_error, train, write_log
+from tools.training.recognise import confidence, seen
+from tools.training.training import linear_betas, sample, squared_error, train, write_log
 
 HERE = Path(__file__).parent
 SAMPLES = 1000

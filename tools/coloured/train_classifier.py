@@ -1,4 +1,4 @@
-"""Train the classifier and feature extractor of coloured digits, and write it as ONNX (see `tools.classifier`).
+"""Train the classifier and feature extractor of coloured digits, and write it as ONNX (see `tools.training.classifier`).
 
     python -m tools.coloured.train_classifier
 
@@ -16,9 +16,9 @@ import click
 import torch
 from torch import nn
 
-from tools.classifier import FEATURES, Classifier, save_onnx
 from tools.coloured.data import CHANNELS, SIZE, Coloured, coloured
 from tools.digits.data import CLASSES, split
+from tools.training.classifier import FEATURES, Classifier, save_onnx
 
 HERE = Path(__file__).parent
 COLOUR_WEIGHT = 4.0

@@ -15,8 +15,8 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from tools.digits.data import CLASSES, SIZE, digits
-from tools.recognise import recognised
-from tools.training import guided, labelled, linear_betas, sample, train, write_log
+from tools.training.recognise import recognised
+from tools.training.training import guided, labelled, linear_betas, sample, train, write_log
 
 HERE = Path(__file__).parent
 NO_CLASS = CLASSES

@@ -1,4 +1,4 @@
-"""Train the digit classifier and feature extractor, and write it as ONNX (see `tools.classifier`).
+"""Train the digit classifier and feature extractor, and write it as ONNX (see `tools.training.classifier`).
 
     python -m tools.digits.train_classifier
 
@@ -14,8 +14,8 @@ import click
 import torch
 from torch import nn
 
-from tools.classifier import Classifier, save_onnx
 from tools.digits.data import CLASSES, SIZE, digits, split
+from tools.training.classifier import Classifier, save_onnx
 
 HERE = Path(__file__).parent
 

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2
 from tools.digits.data import CLASSES
 from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE
 from tools.latent.training import train_on_latents
-from tools.training import linear_betas
+from tools.training.training import linear_betas
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model"

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from tools.coloured.data import coloured
 from tools.digits.data import CLASSES, split
 from tools.latent.first_stage import encode
-from tools.training import Draw, labelled
+from tools.training.training import Draw, labelled
 
 NO_CLASS = CLASSES
 IMAGES = 10_000

@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 
 from tools.coloured.data import CHANNELS, SIZE, Coloured, coloured
 from tools.digits.data import split
-from tools.recognise import recognised
-from tools.training import fit, learning_rate, write_log
+from tools.training.recognise import recognised
+from tools.training.training import fit, learning_rate, write_log
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model" / "vae"

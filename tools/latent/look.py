@@ -9,8 +9,8 @@ from torch import nn
 from tools.digits.data import CLASSES
 from tools.latent.data import NO_CLASS
 from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE, decode
-from tools.recognise import recognised
-from tools.training import guided, sample
+from tools.training.recognise import recognised
+from tools.training.training import guided, sample
 
 GUIDANCE = 2.0
 SAMPLES = 1000

@@ -22,7 +22,7 @@ from tools.digits.data import CLASSES
 from tools.latent.data import NO_CLASS
 from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE
 from tools.latent.training import train_on_latents
-from tools.training import linear_betas
+from tools.training.training import linear_betas
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model"

@@ -13,7 +13,7 @@ from torch import nn
 from tools.latent.data import latents
 from tools.latent.first_stage import load_first_stage
 from tools.latent.look import look
-from tools.training import train, write_log
+from tools.training.training import train, write_log
 
 M = TypeVar("M", bound=nn.Module)
 

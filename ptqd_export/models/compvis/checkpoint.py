@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.errors import PtqdError
-from engines.untrusted import open_plain
+from engines.untrusted.plain_file import open_plain
 from ptqd_export.models.compvis.inert_pickle import StoredTensor, read_pickle
 
 _LOCAL_HEADER = 30

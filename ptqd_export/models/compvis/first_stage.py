@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ptqd_export.models.compvis.config import AutoencoderConfig, FirstStageConfig, VqConfig
+from ptqd_export.models.compvis.compvis_config import AutoencoderConfig, FirstStageConfig, VqConfig
 from ptqd_export.models.compvis.links import Link, below, link
 
 _RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}

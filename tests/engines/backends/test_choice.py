@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engines.backends.choice import engine_settings, on_onnxruntime, open_backend, runtime_name
-from engines.backends.onnxruntime import OnnxRuntimeBackend
-from engines.backends.openvino import OpenVinoBackend
-from engines.backends.optimized_graphs import OptimizedGraphs
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
+from engines.backends.openvino.openvino_backend import OpenVinoBackend
+from engines.backends.tensorrt.building.build_spec import BatchProfile
+from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, UsageError
-from engines.machine import machine_name
-from engines.tensorrt.build_spec import BatchProfile
+from engines.host.machine import machine_name
+from engines.networks.chain_choice import ChainChoice
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -71,7 +71,7 @@ def test_device_that_is_missing_is_told_and_nothing_runs_in_its_place(own_tiny: 
     def absent(_: Any) -> None:
         raise MissingBackendError("There is no CUDA device.")
 
-    monkeypatch.setattr("engines.tensorrt.cuda.Cuda.__init__", absent)
+    monkeypatch.setattr("engines.backends.tensorrt.device.cuda.Cuda.__init__", absent)
     bundle = for_tensorrt(own_tiny)
     with pytest.raises(MissingBackendError, match="no CUDA device"):
         ChainChoice().open(bundle, 2)

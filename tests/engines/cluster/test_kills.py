@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines.cli import main
-from tools.own_processes import own_processes
+from tools.studies.own_processes import own_processes
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle

@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
-from engines.samplers.alphas import alpha_bar
+from engines.samplers.levels.alphas import alpha_bar
 
 
 def _schedule(name: str) -> NoiseSchedule:

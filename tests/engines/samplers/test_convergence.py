@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from engines.arrays import Float64
+from engines.chain.update import update
 from engines.samplers import NoiseSchedule, compile_sampler
-from engines.update import update
 
 S = 0.5
 T = 100_000

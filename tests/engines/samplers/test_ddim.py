@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.samplers import NoiseSchedule, compile_sampler
-from engines.samplers.alphas import alpha_bar
+from engines.samplers.levels.alphas import alpha_bar
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.samplers import NoiseSchedule, compile_sampler
-from engines.samplers.alphas import alpha_bar
+from engines.samplers.levels.alphas import alpha_bar
 
 SCHEDULE = NoiseSchedule(clip_sample=False, num_train_timesteps=1000)
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]

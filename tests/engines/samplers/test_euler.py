@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.samplers import NoiseSchedule, compile_sampler
-from engines.samplers.alphas import alpha_bar
+from engines.samplers.levels.alphas import alpha_bar
 
 SCHEDULE = NoiseSchedule(clip_sample=False, timestep_spacing="linspace")
 LEVELS = np.sqrt(1 / alpha_bar(SCHEDULE) - 1)

@@ -18,9 +18,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from engines.chain.update import update
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
-from engines.samplers.alphas import alpha_bar
-from engines.update import update
+from engines.samplers.levels.alphas import alpha_bar
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

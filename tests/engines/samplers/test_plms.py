@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.chain.update import update
 from engines.errors import UsageError
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
-from engines.samplers.alphas import alpha_bar
-from engines.update import update
+from engines.samplers.levels.alphas import alpha_bar
 
 SCHEDULE = NoiseSchedule(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 ALPHAS = alpha_bar(SCHEDULE)

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
-from engines.noise import NoiseSource
-from ptqd_export.build import run_build
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.networks.chain_choice import ChainChoice
 from ptqd_export.plan import load_plan
-from ptqd_export.schedules.add import add_schedule
+from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
+from ptqd_export.stages.run_build import run_build
 
 SAMPLES = np.array([4, 0, 9])
 STEPS = 10

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32
 from engines.backends.base import Engine, TensorSpec
-from engines.backends.onnxruntime import OnnxRuntimeEngine
-from engines.bank import EngineBank
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.bundle.bundle import Bundle
+from engines.chain.sampling import Chain
 from engines.errors import UsageError
-from engines.sampling import Chain
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.engine_bank import EngineBank
 from ptqd_export.diffusers import PtqdDenoiser, PtqdScheduler, use_bundle
 
 if TYPE_CHECKING:

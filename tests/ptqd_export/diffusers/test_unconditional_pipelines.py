@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, LDMPipeline, VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_latent_diffusion_uncond
 
-from engines.chain_choice import ChainChoice
+from engines.networks.chain_choice import ChainChoice
 from ptqd_export.diffusers import PtqdDenoiser, PtqdScheduler, use_bundle
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ptqd_export.models import tiny_text
+from tests.ptqd_export.models.text import tiny_text
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built

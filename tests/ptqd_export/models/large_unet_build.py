@@ -41,8 +41,8 @@ def write(folder: Path, size: int) -> None:
 
 def build(folder: Path) -> None:
     """The whole build, which prints its stages and their seconds."""
-    from ptqd_export.build import run_build
     from ptqd_export.plan import load_plan
+    from ptqd_export.stages.run_build import run_build
 
     run_build(load_plan(folder / "plan.json"))
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.noise import NoiseSource
+from engines.chain.noise import NoiseSource
+from engines.chain.update import update
 from engines.samplers import compile_sampler
-from engines.update import update
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.plan import PlanFile, load_plan
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
-from engines.noise import NoiseSource
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.networks.chain_choice import ChainChoice
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built

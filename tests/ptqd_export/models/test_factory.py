@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
+from engines.apps.sample.sample_command import SampleRequest, sample_bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
 from engines.errors import PtqdError, UsageError
-from engines.noise import NoiseSource
-from engines.sample_command import SampleRequest, sample_bundle
-from ptqd_export.build import run_build
+from engines.networks.chain_choice import ChainChoice
+from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.factory import load_factory
 from ptqd_export.models.load import fingerprint
 from ptqd_export.plan import load_plan
-from ptqd_export.starter import starter_plan
+from ptqd_export.stages.run_build import run_build
 
 if TYPE_CHECKING:
     from ptqd_export.plan import PlanFile

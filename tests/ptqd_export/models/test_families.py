@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.bundle import Bundle
-from engines.chain_choice import ChainChoice
-from engines.decoder import open_decoder
-from engines.images import to_pixels
-from engines.noise import NoiseSource
-from engines.sample_command import SampleRequest, sample_bundle
+from engines.apps.pictures.images import to_pixels
+from engines.apps.sample.sample_command import SampleRequest, sample_bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.decoder import open_decoder
+from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.load import declare_model
-from ptqd_export.starter import starter_plan
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from calib.moments import GUIDED, Moments
-from calib.policy import FixedPolicy
-from calib.step_fit import CorrectionChoice
-from calib.step_result import StepResult, fit_result
-from engines.bank import EngineBank
-from engines.bundle import Bundle, FileRecord
-from engines.compare.result import CompareResult, PrecisionFigures, StepFigures
-from engines.contract import sealed
-from engines.evaluation.confidence import Summary
-from engines.evaluation.result import EvaluationResult, Figure
-from engines.files import sha256
-from engines.images import is_drawable, save_png
+from calib.correction.moments import GUIDED, Moments
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.fitted_schedule import schedule_of
+from calib.walk.policy import FixedPolicy
+from calib.walk.step_result import StepResult, fit_result
+from engines.apps.compare.compare_result import CompareResult, PrecisionFigures, StepFigures
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
+from engines.apps.evaluate.metrics.confidence import Summary
+from engines.apps.pictures.images import is_drawable, save_png
+from engines.bundle.bundle import Bundle, FileRecord
+from engines.bundle.contract import sealed
+from engines.host.files import sha256
+from engines.networks.engine_bank import EngineBank
 from engines.samplers import SamplerTable
+from ptqd_export.records.statistics_file import statistics, step_record
+from ptqd_export.report.chain_steps import sampler_table
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 from ptqd_export.report.pictures import PICTURES, draw, sheet_of
-from ptqd_export.report.steps import sampler_table
-from ptqd_export.report.write import REPORT
-from ptqd_export.schedules.contract import schedule_of
-from ptqd_export.statistics_file import statistics, step_record
+from ptqd_export.report.write_report import REPORT
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle

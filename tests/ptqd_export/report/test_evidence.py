@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
-from engines.machine import machine_name
+from engines.host.machine import machine_name
 from ptqd_export.report.evidence import Evidence
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
-from ptqd_export.times_file import MachineTimes
 from tests.ptqd_export.report.chromium import Tab, chromium, find_chromium
 
 if TYPE_CHECKING:

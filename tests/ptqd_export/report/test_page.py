@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report import page as module
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
-from ptqd_export.times_file import MachineTimes
 
 if TYPE_CHECKING:
     from tests.ptqd_export.report.conftest import Element, Page, Reported

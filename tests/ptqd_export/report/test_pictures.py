@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.chain_choice import ChainChoice
+from engines.apps.pictures.images import to_pixels
+from engines.apps.sample.sample_command import SampleRequest, sample_bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.errors import BundleError
-from engines.images import to_pixels
-from engines.noise import NoiseSource
-from engines.sample_command import SampleRequest, sample_bundle
-from engines.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
+from engines.networks.chain_choice import ChainChoice
 from ptqd_export.report.pictures import MOST, PICTURES, SEED, draw, sheet_of, stored_pictures
 
 if TYPE_CHECKING:

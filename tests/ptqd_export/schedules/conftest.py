@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calib.step_fit import CorrectionChoice
-from engines.bundle import Bundle
-from engines.samplers import compile_sampler
-from engines.schedule import SamplerRecord
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.fit import FitSettings, fit_on_walk
+from calib.walk.policy import SnrPolicy
+from engines.bundle.bundle import Bundle
+from engines.chain.schedule import SamplerRecord
 from ptqd_export.plan import Plan
-from ptqd_export.schedules.contract import schedule_of
-from ptqd_export.schedules.settings import ScheduleSettings
-from ptqd_export.schedules.walked import walk
-from ptqd_export.statistics_file import statistics, step_record
+from ptqd_export.records.statistics_file import statistics, step_record
+from ptqd_export.schedules.add_schedule import measured_networks
+from ptqd_export.schedules.settings import ScheduleSettings, calibration_samples
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -38,15 +38,24 @@ def finish(tiny: TinyBundle) -> TinyBundle:
     """Replace the corrections that no fit made."""
     bundle, plan = Bundle.open(tiny.folder), Plan.model_validate(PLAN)
     sampler = SamplerRecord(name="ddim", steps=4, eta=1.0, guidance=bundle.manifest.guidance)
-    table = compile_sampler("ddim", 4, 1.0, bundle.manifest.model.noise_schedule)
-    settings = ScheduleSettings(sampler, table, CorrectionChoice(), "snr", ("w4a8", "w8a8"), plan.calibration, 1)
-    results = walk(bundle, settings, lambda _: None)
+    fit = FitSettings(
+        sampler=sampler,
+        noise_schedule=bundle.manifest.model.noise_schedule,
+        correction=CorrectionChoice(),
+        policy="snr",
+        choose=SnrPolicy(("w4a8", "w8a8")),
+        samples=calibration_samples(bundle, plan.calibration),
+        trajectory="quantized",
+        batch_size=plan.calibration.batch_size,
+    )
+    networks = measured_networks(bundle, ScheduleSettings(fit, ("w4a8", "w8a8"), 1), fit.batch_size)
+    fitted = fit_on_walk(networks, fit, tiny.folder / "local", lambda _: None)
     texts = {
         "plan.json": plan.resolved_json(),
-        "schedules/default.json": schedule_of(sampler, settings.correction, "snr", table, results).model_dump_json(),
+        "schedules/default.json": fitted.schedule.model_dump_json(),
     }
     for name in ("w4a8", "w8a8"):
-        records = [step_record(result, name, sampler.guidance) for result in results]
+        records = [step_record(result, name, sampler.guidance) for result in fitted.results]
         texts[f"statistics/onnxruntime/{name}.json"] = json.dumps(
             statistics(name, "onnxruntime", sampler.guidance, records, [{"name": f"layer of {name}"}])
         )
@@ -81,4 +90,4 @@ def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Callable[..., object]:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr("engines.backends.onnxruntime.OnnxRuntimeEngine", refuse)
+    monkeypatch.setattr("engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", refuse)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engines.bank import EngineBank
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
 from engines.errors import UsageError
-from engines.noise import NoiseSource
+from engines.networks.engine_bank import EngineBank
 from engines.samplers import SAMPLERS, compile_sampler
-from engines.sampling import Chain
-from ptqd_export.schedules.add import add_schedule
+from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 
 if TYPE_CHECKING:

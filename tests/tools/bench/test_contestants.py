@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engines.backends import openvino_network
+from engines.backends.openvino import openvino_network
 from engines.errors import MissingBackendError
 from tools.bench.case import Case
 from tools.bench.contestants import CONTESTANTS, EngineRunner, eager, ours

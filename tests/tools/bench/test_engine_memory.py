@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from tools.bench.engine_memory import arena_growth
 
 engine = OnnxRuntimeEngine(Path(sys.argv[1]), threads=1)

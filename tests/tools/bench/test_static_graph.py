@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.bank import EngineBank
+from engines.networks.engine_bank import EngineBank
 from tools.bench.case import Case
 from tools.bench.contestants import STATIC, STATIC_WEIGHTED, static
 from tools.bench.static_graph import make_static_graphs

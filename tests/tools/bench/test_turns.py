@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engines.bank import EngineBank
+from engines.networks.engine_bank import EngineBank
 from tools.bench.case import Case
 from tools.bench.result import Result
 from tools.bench.static_graph import make_static_graphs

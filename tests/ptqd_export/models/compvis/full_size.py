@@ -34,8 +34,8 @@ def write(folder: Path) -> None:
 def build(folder: Path) -> None:
     import torch
 
-    from ptqd_export.build import run_build
     from ptqd_export.plan import load_plan
+    from ptqd_export.stages.run_build import run_build
 
     torch.set_num_threads(2)
     run_build(load_plan(folder / "plan.json"))

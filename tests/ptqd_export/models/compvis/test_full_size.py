@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from tests.ptqd_export.models.compvis.published import layout
 
 ROOT = Path(__file__).parents[4]

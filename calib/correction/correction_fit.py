@@ -1,0 +1,96 @@
+"""The affine correction `e' = gain_c q + offset_c + state_gain_c x` of every mode, fitted from moments of `x, e, d`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from calib.correction.joint_gain import joint_gains
+from calib.correction.moments import PLAIN, Moments
+from calib.correction.noise_fit import fit_noise
+from calib.correction.signed_gain import signed_gain
+from engines.arrays import Float32, Float64
+from engines.chain.correction import correct
+
+Mode: TypeAlias = Literal["none", "ptqd", "signed", "joint", "mmse"]
+Part: TypeAlias = Literal["gain", "offset"]
+BOTH_PARTS: frozenset[Part] = frozenset(("gain", "offset"))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """`e' = gain q + offset + state_gain x`; all [C] float64."""
+
+    gain: Float64
+    offset: Float64
+    state_gain: Float64
+
+    @classmethod
+    def identity(cls, channels: int) -> Affine:
+        return cls(np.ones(channels), np.zeros(channels), np.zeros(channels))
+
+    def apply(self, out: Float32, x: Float32) -> Float32:
+        """Corrects guided outputs [batch, channels, ...] at the states `x`, in float32."""
+        return correct(out, x, self.gain, self.offset, self.state_gain)
+
+    @property
+    def error_weights(self) -> Float64:
+        """[C, 3] weights of `x, e, d` in `e' - e`, less the offset."""
+        return np.stack([self.state_gain, self.gain - 1, self.gain], axis=1)
+
+
+def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_PARTS) -> Affine:
+    """The correction of a mode, from the moments of `x, e, d`.
+
+    The modes differ in the gains alone. The offset, `-mu_c gain_c` in the paper's terms, is in all of them the one that leaves no mean
+    error in any channel, for the gains that are applied: without the part "gain" the correction is `q - E[d]`. It has no gate as the gain
+    of `signed` has: the mean over n samples is wrong by at most the n-th part of the squared error that their own means make anyway.
+    """
+    if mode == "none":
+        return Affine.identity(moments.channels)
+    bare = Affine.identity(moments.channels)
+    if "gain" in parts:
+        gain, state_gain = _GAINS[mode](moments)
+        bare = Affine(gain, np.zeros_like(gain), state_gain)
+    return replace(bare, offset=-residual_mean(moments, bare)) if "offset" in parts else bare
+
+
+def residual_mean(moments: Moments, affine: Affine) -> Float64:
+    """[C] mean of `e' - e = state_gain x + (gain - 1) e + gain d + offset`."""
+    means = np.stack([moments.mean_of(variable) for variable in PLAIN], axis=1)
+    mean: Float64 = (affine.error_weights * means).sum(axis=1) + affine.offset
+    return mean
+
+
+def residual_variance(moments: Moments, affine: Affine) -> float:
+    """`v`: variance of `e' - e` about its mean in each channel, averaged over channels."""
+    weights = affine.error_weights
+    return max(float(np.mean(np.einsum("ci,cij,cj->c", weights, moments.covariance_matrix(), weights))), 0.0)
+
+
+def _paper_gain(moments: Moments) -> Float64:
+    """`1 / (1 + k+)`, one scalar for all channels."""
+    return np.full(moments.channels, 1 / (1 + fit_noise(moments, clamp=True).k))
+
+
+def _regression_gain(moments: Moments) -> Float64:
+    """`Cov(e, q) / Var(q)` with `q = e + d`; 1 for a channel whose output is constant, where any gain gives the same `e'`."""
+    var_e, var_d, cov_ed = moments.variance("e"), moments.variance("d"), moments.covariance("e", "d")
+    var_q = var_e + 2 * cov_ed + var_d
+    return np.divide(var_e + cov_ed, var_q, out=np.ones_like(var_q), where=var_q > 0)
+
+
+def _alone(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments], tuple[Float64, Float64]]:
+    """A gain that leaves the state out."""
+    return lambda moments: (gain_of(moments), np.zeros(moments.channels))
+
+
+_GAINS: Mapping[Mode, Callable[[Moments], tuple[Float64, Float64]]] = {
+    "ptqd": _alone(_paper_gain),
+    "signed": _alone(signed_gain),
+    "joint": joint_gains,
+    "mmse": _alone(_regression_gain),
+}

@@ -1,0 +1,90 @@
+"""Calibration of the variance schedule: the step's fresh noise gives up exactly the variance that quantization added.
+
+"Variance" is within each channel, over samples and pixels, averaged over channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.correction.correction_fit import Affine
+from calib.correction.moments import Moments
+from engines.arrays import Float64
+
+STEP_CHANGE = ("mean", "change")
+
+
+@dataclass(frozen=True)
+class CalibratedSigma:
+    """The fresh noise of a step.
+
+    Attributes:
+        sigma_corrected: standard deviation to use in place of the sampler's.
+        excess: variance that quantization adds to the step, negative where it takes some away.
+        unabsorbed_variance: the part of a positive excess that the noise could not give up, and the next state keeps.
+    """
+
+    sigma_corrected: float
+    excess: float
+    unabsorbed_variance: float
+
+
+def calibrate_sigma(sigma: float, excess: float) -> CalibratedSigma:
+    """`sigma'^2 = max(sigma^2 - excess, 0)`, at most `sigma^2`; the excess is one of the three below.
+
+    Noise is taken away and never added. Where coarse quantization leaves a step with too little variance, what is missing has the structure
+    of the image: white noise in its place restores the variance of a pixel and shows as grain.
+    """
+    corrected = min(math.sqrt(max(sigma**2 - excess, 0.0)), sigma)
+    return CalibratedSigma(corrected, excess, max(excess - sigma**2, 0.0))
+
+
+def keep_sigma(sigma: float, excess: float) -> CalibratedSigma:
+    """The sampler's own noise, where the schedule is not to be calibrated: nothing is absorbed."""
+    return CalibratedSigma(sigma, excess, max(excess, 0.0))
+
+
+def short_form_excess(B: float, residual_variance: float) -> float:
+    """The paper's `B^2 v`, right for a residual uncorrelated with `x` and `e`; `B` is that of the original sigma."""
+    return B**2 * residual_variance
+
+
+def step_variance(moments: Moments, affine: Affine | None, A: float, B: float) -> float:
+    """`Var(A x + B e')`, or `Var(A x + B e)` without a correction, from the moments of `x, e, d`."""
+    weights = _reference_weights(moments, A, B) if affine is None else _corrected_weights(affine, A, B)
+    return _mean_covariance(moments, weights, weights)
+
+
+def excess_variance(moments: Moments, affine: Affine, A: float, B: float) -> float:
+    """`Var(A x + B e') - Var(A x + B e)`, from the moments of `x, e, d`.
+
+    Taken as `Cov(s' - s, s' + s)` of the two steps: at 8 bits the difference is a small fraction of either variance.
+    """
+    corrected, reference = _corrected_weights(affine, A, B), _reference_weights(moments, A, B)
+    return _mean_covariance(moments, corrected - reference, corrected + reference)
+
+
+def measured_excess(moments: Moments) -> float:
+    """The excess of a step that is not linear in `x` and `e` (clipping, history).
+
+    Takes moments of `STEP_CHANGE`: the mean of the next state with `e`, and its change when `e'` takes the place of `e`.
+    """
+    return float(np.mean(2 * moments.covariance("mean", "change") + moments.variance("change")))
+
+
+def _reference_weights(moments: Moments, A: float, B: float) -> Float64:
+    """[C, 3] weights of `x, e, d` in `A x + B e`."""
+    return np.tile([A, B, 0.0], (moments.channels, 1))
+
+
+def _corrected_weights(affine: Affine, A: float, B: float) -> Float64:
+    """[C, 3] weights of `x, e, d` in `A x + B (gain (e + d) + state_gain x)`."""
+    return np.stack([A + B * affine.state_gain, B * affine.gain, B * affine.gain], axis=1)
+
+
+def _mean_covariance(moments: Moments, one: Float64, other: Float64) -> float:
+    """Covariance of two combinations [C, V] of the variables, averaged over channels."""
+    return float(np.mean(np.einsum("ci,cij,cj->c", one, moments.covariance_matrix(), other)))

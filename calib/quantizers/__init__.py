@@ -1,0 +1,1 @@
+"""Scales, fake quantizers and the oracle."""

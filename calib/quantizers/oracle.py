@@ -1,0 +1,71 @@
+"""The fake-quantized network in torch: the numerical oracle that exported graphs must match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
+from calib.quantizers.sharing_copy import sharing_copy
+
+
+def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of the network that computes what the quantized graph means, in float32 or float64.
+
+    It holds the quantized layers' integers and makes a layer's float weight while the layer runs: all of them in float64 would take more
+    memory than the rest of a build.
+
+    Args:
+        network: the full-precision network, left as it is.
+        layers: the quantized layers; the others stay in float.
+        dtype: of the arithmetic. Scales are float32 values in either.
+    """
+    rest = sharing_copy(network, without={f"{layer.layer.name}.weight" for layer in layers})
+    oracle = nn.Module.to(rest, dtype).eval()  # the `to` of diffusers' own networks warns of every cast
+    for layer in layers:
+        fake_quantize(oracle.get_submodule(layer.layer.name), layer, dtype)
+    return oracle
+
+
+def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) -> None:
+    """Give a module its integers and its dequantized bias, and fake quantizers around it."""
+    device = module.get_parameter("weight").device
+    module.register_parameter("weight", nn.Parameter(layer.integers.to(device), requires_grad=False))
+    parametrize.register_parametrization(module, "weight", _Dequantized(layer.weight, dtype), unsafe=True)  # unsafe: of another dtype
+    bias = layer.dequantized_bias(dtype)
+    if bias is not None:
+        module.register_parameter("bias", nn.Parameter(bias.to(device), requires_grad=False))
+    if layer.input is not None:
+        module.register_forward_pre_hook(_before(layer.input))
+    if layer.output is not None:
+        module.register_forward_hook(_after(layer.output))
+
+
+class _Dequantized(nn.Module):
+    """A weight that is made of its integers whenever it is read."""
+
+    def __init__(self, quantizer: WeightQuantizer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._quantizer = quantizer
+        self._dtype = dtype
+
+    def forward(self, integers: Tensor) -> Tensor:
+        return self._quantizer.dequantize(integers, self._dtype)
+
+
+def _before(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (quantizer.fake(args[0]), *args[1:])
+
+    return hook
+
+
+def _after(quantizer: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return quantizer.fake(out)
+
+    return hook

@@ -1,0 +1,1 @@
+"""The same function, easier to quantize."""

@@ -1,0 +1,106 @@
+"""From observed activations to quantized layers: every scale of one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from calib.quantizers.observers import Observed
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
+from calib.quantizers.rules.layers import Layer
+from calib.quantizers.rules.placement import NO_EXCEPTIONS, Exceptions, Placement, Rule, rule
+from calib.quantizers.rules.precision import Form, Precision
+from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
+
+ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantizer]
+"""By tensor, bits and form."""
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How scales are found, and what is left alone."""
+
+    weight_scale: Criterion = "mse"
+    activation_scale: Criterion = "mse"
+    exceptions: Exceptions = NO_EXCEPTIONS
+
+
+class Quantizer:
+    """Quantizes a network's layers at any precision from one set of observations.
+
+    Args:
+        network: full precision.
+        layers: its weighted layers.
+        seen: what `calib.quantizers.observers.observing` saw, by `<layer>.input` (of sources) and `<layer>.output`.
+        activations: quantizers that were found for these observations before; those that are found now are added.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[Layer],
+        seen: Mapping[str, Observed],
+        placement: Placement,
+        settings: QuantizationSettings,
+        activations: ActivationQuantizers | None = None,
+    ) -> None:
+        self._network = network
+        self._layers = layers
+        self._seen = seen
+        self._placement = placement
+        self._settings = settings
+        self._activations: ActivationQuantizers = {} if activations is None else activations
+
+    def quantize(self, precision: Precision) -> list[QuantizedLayer]:
+        """Every layer that gets integers at this precision."""
+        rules = ((layer, rule(layer, precision, self._placement, self._settings.exceptions)) for layer in self._layers)
+        return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
+
+    def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:
+        module = self._network.get_submodule(layer.name)
+        weight = module.get_parameter("weight").detach()
+        bias = module._parameters.get("bias")
+        source = self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
+        quantizer = self._weight(weight, rule)
+        if source is not None and bias is not None and rule.bias == "int32":
+            quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
+        return QuantizedLayer(
+            layer=layer,
+            rule=rule,
+            integers=quantizer.integers(weight.float()),
+            weight=quantizer,
+            input=source,
+            output=self._activation(f"{layer.name}.output", rule.output_bits, rule.form),
+            bias=None if bias is None else bias.detach().float(),
+        )
+
+    def _weight(self, weight: Tensor, rule: Rule) -> WeightQuantizer:
+        assert rule.weight_bits is not None
+        if rule.form == "e4m3":
+            return Float8WeightQuantizer.of(weight)
+        return weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
+
+    def _activation(self, tensor: str, bits: int | None, form: Form) -> ActivationQuantizer | None:
+        if bits is None:
+            return None
+        if (tensor, bits, form) not in self._activations:
+            self._activations[tensor, bits, form] = self._search(tensor, bits, form)
+        return self._activations[tensor, bits, form]
+
+    def _search(self, tensor: str, bits: int, form: Form) -> ActivationQuantizer:
+        seen = self._seen[tensor]
+        if form == "e4m3":
+            return Float8ActivationQuantizer.of(max(-seen.low, seen.high))
+        return activation_scale(
+            seen.values,
+            seen.low,
+            seen.high,
+            bits=bits,
+            signed=self._placement.signed,
+            symmetric=self._placement.symmetric,
+            criterion=self._settings.activation_scale,
+        )

@@ -1,0 +1,52 @@
+"""A layer with its quantizers resolved: what the torch oracle computes with and what the exporter writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
+from calib.quantizers.rules.layers import Layer
+from calib.quantizers.rules.placement import Rule
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer at one precision.
+
+    Attributes:
+        layer, rule: what it is and what it gets.
+        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn where the rule's form is that.
+        weight: its quantizer.
+        input, output: activation quantizers, None where that side stays in float.
+        bias: the layer's own float bias, or None.
+    """
+
+    layer: Layer
+    rule: Rule
+    integers: Tensor
+    weight: WeightQuantizer
+    input: ActivationQuantizer | None
+    output: ActivationQuantizer | None
+    bias: Tensor | None
+
+    @property
+    def bias_scale(self) -> Tensor:
+        """float32 [channels]: the scale that an integer kernel needs of its int32 bias, input scale times weight scale."""
+        assert self.input is not None
+        return torch.tensor(self.input.scale, dtype=torch.float32) * self.weight.scale
+
+    def bias_integers(self) -> Tensor:
+        """int32 [channels]."""
+        assert self.bias is not None
+        return torch.round(self.bias.double() / self.bias_scale.double()).clamp(-_INT32, _INT32).to(torch.int32)
+
+    def dequantized_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The bias that the graph adds."""
+        if self.bias is None or self.rule.bias == "float":
+            return None if self.bias is None else self.bias.to(dtype)
+        return self.bias_integers().to(dtype) * self.bias_scale.to(dtype)

@@ -1,0 +1,1 @@
+"""Which layer is quantized, and how."""

@@ -1,0 +1,194 @@
+"""Where quantizers go: one table row a runtime. What differs between targets is data here, never a branch in a pass."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from calib.quantizers.rules.layers import Layer, Op, Role
+from calib.quantizers.rules.precision import Form, Precision
+
+CONTAINER_BITS = 8
+"""Activations are carried in 8-bit integers, whatever their bits: no runtime computes with fewer today."""
+
+HighPrecision = Literal["fp32", "fp16", "bf16"]
+"""Type of what is not quantized."""
+
+HIGH_PRECISION_BITS: Mapping[HighPrecision, int] = MappingProxyType({"fp32": 32, "fp16": 16, "bf16": 16})
+
+
+@dataclass(frozen=True)
+class OpPlacement:
+    """Q/DQ around one operator.
+
+    Attributes:
+        quantize_output: put Q/DQ behind it too (ONNX Runtime makes a convolution an integer kernel only then).
+        bias: type of the stored bias.
+        int4: where weights of at most 4 bits are stored packed, two a byte (ONNX INT4): beside any activations, beside float ones only,
+            or nowhere; elsewhere they are INT8.
+        shifted: integers and zero point of the weights can be shifted together when the graph is loaded. ONNX Runtime has two kernels for
+            integer convolutions, and takes the one for zero points of 0 where all are, though on processors with AMX the other is twice as
+            fast.
+    """
+
+    quantize_output: bool
+    bias: Literal["int32", "float"]
+    int4: Literal["always", "weight_only", "never"]
+    shifted: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a runtime wants to find.
+
+    Attributes:
+        name: also the folder of the graphs.
+        signed: activations in int8, else uint8.
+        symmetric: zero points must be 0.
+        ops: which operators are quantized, and how.
+        int4_form: how packed weights are unpacked: `cast` to INT8 before DequantizeLinear, which ONNX Runtime folds when it loads the
+            graph; or by DequantizeLinear itself, `blocks` of input channels at a time, which is all that TensorRT has kernels for.
+        weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
+            loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
+            takes integers nowhere but behind `dequantize`.
+        group_norm: `instance` writes group norms with instance norm and batch norm, for which ONNX Runtime's CPU provider has kernels: it
+            has none of the operator. TensorRT has it.
+        attention: `operator` writes attention as ONNX's operator of opset 23, `products` leaves it as it was traced.
+        high_precisions: types that the float part of a graph can be written in; the first is the default.
+        forms: what quantized values can be stored as.
+    """
+
+    name: str
+    signed: bool
+    symmetric: bool
+    ops: Mapping[Op, OpPlacement]
+    int4_form: Literal["cast", "blocks"]
+    weight_only: Literal["dequantize", "multiply"]
+    group_norm: Literal["instance", "operator"]
+    attention: Literal["operator", "products"]
+    high_precisions: tuple[HighPrecision, ...]
+    forms: tuple[Form, ...]
+
+
+PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
+    {
+        "onnxruntime": Placement(
+            name="onnxruntime",
+            signed=False,
+            symmetric=False,
+            int4_form="cast",
+            weight_only="multiply",
+            group_norm="instance",
+            attention="operator",
+            high_precisions=("fp32",),
+            forms=("integer",),
+            ops=MappingProxyType(
+                {
+                    "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always", shifted=True),
+                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always"),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always"),
+                }
+            ),
+        ),
+        "tensorrt": Placement(
+            name="tensorrt",
+            signed=True,
+            symmetric=True,
+            int4_form="blocks",
+            weight_only="dequantize",
+            group_norm="operator",
+            attention="products",
+            high_precisions=("fp16", "bf16", "fp32"),
+            forms=("integer", "e4m3"),
+            ops=MappingProxyType(
+                {
+                    "Conv": OpPlacement(quantize_output=False, bias="float", int4="never"),
+                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
+                }
+            ),
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one layer gets at one precision.
+
+    Attributes:
+        weight_bits, activation_bits, output_bits: None where it stays in float.
+        bias: how its bias is stored.
+        reason: why its bits are not the precision's.
+        form: of weight and activations.
+    """
+
+    weight_bits: int | None
+    activation_bits: int | None
+    output_bits: int | None
+    bias: Literal["int32", "float"]
+    reason: str | None = None
+    form: Form = "integer"
+
+
+_FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
+    {
+        "boundary": "first or last layer: 8-bit weights, float activations "
+        "(8 bits on the state itself or on the output would bound the SNR)",
+        "embedding": "embedding branch, independent of the state: 8-bit weights, float activations",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Layers that do not get what their precision says.
+
+    Attributes:
+        keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
+        keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
+        slower: layers that keep integer weights and compute in float, with how many times as fast integers were.
+    """
+
+    keep_float: tuple[str, ...] = ()
+    keep_8bit_weights: tuple[str, ...] = ()
+    slower: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_EXCEPTIONS = Exceptions()
+
+
+def rule(layer: Layer, precision: Precision, placement: Placement, exceptions: Exceptions = NO_EXCEPTIONS) -> Rule:
+    """The rule for a layer.
+
+    Args:
+        layer: the layer.
+        precision: the plan's precision; float precisions keep every layer in float.
+        placement: the target's table.
+        exceptions: to what the precision says.
+    """
+    pattern = _matched(layer, exceptions.keep_float)
+    if pattern is not None:
+        return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
+    if precision.weight_bits is None or precision.activation_bits is None:
+        return Rule(None, None, None, "float", f"precision {precision.name}")
+    if layer.role != "inner":
+        return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
+    pattern = _matched(layer, exceptions.keep_8bit_weights)
+    widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
+    weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
+    if precision.activation_bits > CONTAINER_BITS:
+        return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
+    if layer.name in exceptions.slower:
+        return Rule(weight_bits, None, None, "float", f"integers are slower here: {exceptions.slower[layer.name]:.2f}x")
+    op = placement.ops[layer.op]
+    output_bits = CONTAINER_BITS if op.quantize_output else None
+    return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, form=precision.form)
+
+
+def _matched(layer: Layer, patterns: Sequence[str]) -> str | None:
+    """The first of the patterns that the layer's name matches."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)), None)

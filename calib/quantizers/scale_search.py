@@ -1,0 +1,113 @@
+"""Scales by least mean squared error (`mse`), or by the largest magnitude (`max`)."""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calib.quantizers.quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_range
+
+Criterion = Literal["mse", "max"]
+
+_CHUNK_VALUES = 2**15
+"""Values searched at a time: they stay in cache, and torch computes so few on one thread. Its team of threads would meet after each of
+the many small operations, and stand still whenever another process holds one of its cores."""
+
+
+def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
+    """Per-channel symmetric quantizer of a weight [channels, ...].
+
+    `mse` tries the channel's largest magnitude, and `candidates` clipping ratios between 0.25 and 1.05 of it, in chunks of channels so
+    that memory does not grow with the layer.
+    """
+    flat = weight.detach().float().reshape(len(weight), -1)
+    rows = max(1, _CHUNK_VALUES // flat.shape[1])
+    return WeightQuantizer(bits, torch.cat([_channel_scales(chunk, bits, criterion, candidates) for chunk in flat.split(rows)]))
+
+
+def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int) -> Tensor:
+    low, high = weight_range(bits)
+    largest = (flat.abs().amax(dim=1) / high).clamp_min(SMALLEST_SCALE)
+    if criterion == "max":
+        return largest
+    best = torch.full_like(largest, torch.inf)
+    chosen = largest.clone()
+    for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()]:
+        scale = (ratio * largest)[:, None]
+        error = (torch.round(flat / scale).clamp_(low, high).mul_(scale) - flat).square_().sum(dim=1)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, scale[:, 0], chosen)
+    return chosen
+
+
+def activation_scale(
+    values: Tensor, low: float, high: float, *, bits: int, signed: bool, symmetric: bool, criterion: Criterion = "mse"
+) -> ActivationQuantizer:
+    """Per-tensor quantizer from sampled values.
+
+    Args:
+        values: a sample of the tensor's values, 1-D.
+        low, high: smallest and largest value ever seen (the sample may have missed them).
+        bits: of the integers.
+        signed: int8 range, else uint8.
+        symmetric: zero point 0.
+        criterion: `mse` searches the clipping of both ends by coordinate descent on a grid, for the least squared error with what is
+            clipped weighted by `clipping_weight`; `max` keeps the whole range.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        low, high = -max(-low, high), max(-low, high)
+    if criterion == "max":
+        return _quantizer(low, high, bits, signed, symmetric)
+    error = cache(partial(_error, values))  # every grid holds the ends as they are, and the first ones one end many times
+    ends = [1.0, 1.0]
+    for radius in (0.8, 0.2, 0.05):
+        for end in (0,) if symmetric else (0, 1):
+            grid = [min(1.0, max(0.02, ends[end] + radius * (step / 10 - 1))) for step in range(21)]
+            tried = [[*ends] for _ in grid]
+            for pair, ratio in zip(tried, grid, strict=True):
+                pair[end] = ratio
+                if symmetric:
+                    pair[1 - end] = ratio
+            errors = [error(_quantizer(low * a, high * b, bits, signed, symmetric)) for a, b in tried]
+            ends = tried[errors.index(min(errors))]
+    return _quantizer(low * ends[0], high * ends[1], bits, signed, symmetric)
+
+
+def clipping_weight(bits: int) -> float:
+    """How much more a squared clipping error counts than a squared rounding error, `2^(bits / 2)`.
+
+    What is clipped at one step is clipped at the next too, so that clipping errors add up along a chain, where rounding errors average
+    out. The finer the steps are, the nearer rounding is to noise, and the less a wider range costs.
+    """
+    return math.sqrt(2**bits)
+
+
+def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
+    """Sum of squared errors, what is clipped counted as `clipping_weight` says."""
+    low, high = ((end - quantizer.zero_point) * quantizer.scale for end in (quantizer.low, quantizer.high))
+    extra = clipping_weight(quantizer.bits) - 1
+    error = 0.0
+    for part in values.split(_CHUNK_VALUES):
+        error += float((quantizer.fake(part) - part).square().sum()) + extra * float((part - part.clamp(low, high)).square().sum())
+    return error
+
+
+def _quantizer(low: float, high: float, bits: int, signed: bool, symmetric: bool) -> ActivationQuantizer:
+    levels = 2**bits - 1
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    if symmetric:
+        scale = _float32(max(high / (2 ** (bits - 1) - 1), SMALLEST_SCALE))
+        return ActivationQuantizer(bits, signed, scale, 0 if signed else 2 ** (bits - 1))
+    scale = _float32(max((high - low) / levels, SMALLEST_SCALE))
+    zero_point = max(lowest, min(lowest + levels, round(lowest - low / scale)))
+    return ActivationQuantizer(bits, signed, scale, zero_point)
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))

@@ -1,0 +1,1 @@
+"""Learned rounding, by layer or block."""

@@ -1,0 +1,53 @@
+"""Learned step size of an activation quantizer (LSQ: Esser et al. 2020, arXiv 1902.08153)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calib.quantizers.quantizers import ActivationQuantizer
+
+WIDEST = 2.0
+"""Most that a scale may grow or shrink: weight scales leave a factor of two before an int32 bias, counted in input scales, overflows."""
+
+
+class LearnedScale(nn.Module):
+    """Fake quantizer with a scale that learns: `scale exp(a)`, so that one learning rate fits all; the zero point is kept."""
+
+    def __init__(self, start: ActivationQuantizer, device: torch.device) -> None:
+        super().__init__()
+        self._start = start
+        self.a = nn.Parameter(torch.zeros((), device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fake: Tensor = _LearnedStep.apply(x.float(), self._scale(), self._start)  # type: ignore[no-untyped-call]  # torch does not type `apply`
+        return fake.to(x.dtype)
+
+    def quantizer(self) -> ActivationQuantizer:
+        start = self._start
+        return ActivationQuantizer(start.bits, start.signed, float(self._scale().detach()), start.zero_point)
+
+    def _scale(self) -> Tensor:
+        limit = math.log(WIDEST)
+        return self._start.scale * self.a.clamp(-limit, limit).exp()
+
+
+class _LearnedStep(torch.autograd.Function):
+    """`ActivationQuantizer.fake`; rounding passes gradients straight through, clipping stops those of `x` (LSQ, eq. 3)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+        integers = torch.round(x / scale) + quantizer.zero_point
+        inside = (integers >= quantizer.low) & (integers <= quantizer.high)
+        fake: Tensor = (integers.clamp_(quantizer.low, quantizer.high) - quantizer.zero_point) * scale
+        ctx.save_for_backward(x, scale, fake, inside)
+        return fake
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, scale, fake, inside = ctx.saved_tensors
+        through = grads[0] * inside
+        return through, ((grads[0] * fake).sum() - (through * x).sum()) / scale, None

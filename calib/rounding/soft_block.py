@@ -1,0 +1,107 @@
+"""A block of the network while it is learned: soft weights and learned activation scales in the place of its layers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.quantizers import ActivationQuantizer
+from calib.rounding.adaround import SoftRounding
+from calib.rounding.block_rows import Arguments
+from calib.rounding.learned_scale import LearnedScale
+
+
+class SoftBlock:
+    """See the module.
+
+    Args:
+        module: the block in full precision; it is lent, and left as it was.
+        layers: its layers, by their names within the block.
+        device: of the block.
+
+    Attributes:
+        roundings: by layer.
+        scales: by tensor, since layers that read the same tensor share its quantizer.
+    """
+
+    def __init__(self, module: nn.Module, layers: Mapping[str, QuantizedLayer], device: torch.device) -> None:
+        self._module = module
+        self._layers = layers
+        self.roundings = {
+            name: SoftRounding(module.get_submodule(name).get_parameter("weight"), layer.weight) for name, layer in layers.items()
+        }
+        quantizers = {tensor: quantizer for layer in layers.values() for tensor, quantizer in activations(layer).items()}
+        self.scales = {tensor: LearnedScale(quantizer, device) for tensor, quantizer in quantizers.items()}
+
+    def __call__(self, arguments: Arguments) -> Tensor:
+        weights = {f"{name}.weight".lstrip("."): rounding() for name, rounding in self.roundings.items()}
+        out: Tensor = functional_call(self._module, weights, *arguments)
+        return out
+
+    def undecided(self, beta: float) -> Tensor:
+        """Mean over all weights of `1 - |2h - 1|^beta`."""
+        roundings = self.roundings.values()
+        return torch.stack([rounding.undecided(beta) for rounding in roundings]).sum() / sum(rounding.V.numel() for rounding in roundings)
+
+    def hardened(self) -> dict[str, QuantizedLayer]:
+        """The layers with what they have learned."""
+        learned = {tensor: scale.quantizer() for tensor, scale in self.scales.items()}
+        return {
+            name: replace(with_activations(layer, learned), integers=self.roundings[name].integers())
+            for name, layer in self._layers.items()
+        }
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Puts the learned fake quantizers around the layers for a while."""
+        handles = []
+        for name, layer in self._layers.items():
+            part = self._module.get_submodule(name)
+            if layer.input is not None:
+                handles.append(part.register_forward_pre_hook(_before(self.scales[input_tensor(layer)])))
+            if layer.output is not None:
+                handles.append(part.register_forward_hook(_after(self.scales[output_tensor(layer)])))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def input_tensor(layer: QuantizedLayer) -> str:
+    return f"{layer.layer.source}.input"
+
+
+def output_tensor(layer: QuantizedLayer) -> str:
+    return f"{layer.layer.name}.output"
+
+
+def activations(layer: QuantizedLayer) -> dict[str, ActivationQuantizer]:
+    """The layer's activation quantizers by the tensor that they quantize."""
+    pairs = {input_tensor(layer): layer.input, output_tensor(layer): layer.output}
+    return {tensor: quantizer for tensor, quantizer in pairs.items() if quantizer is not None}
+
+
+def with_activations(layer: QuantizedLayer, quantizers: Mapping[str, ActivationQuantizer]) -> QuantizedLayer:
+    """The layer with those of the quantizers that are for its tensors."""
+    own = {**activations(layer), **quantizers}
+    return replace(
+        layer,
+        input=None if layer.input is None else own[input_tensor(layer)],
+        output=None if layer.output is None else own[output_tensor(layer)],
+    )
+
+
+def _before(scale: LearnedScale) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    return lambda _module, args: (scale(args[0]), *args[1:])
+
+
+def _after(scale: LearnedScale) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    return lambda _module, _args, out: scale(out)

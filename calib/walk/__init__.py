@@ -1,0 +1,1 @@
+"""All samples down a chain together: statistics, choice of precisions, schedule."""

@@ -1,0 +1,202 @@
+"""Fitting a schedule: networks, a sampler and calibration settings in; the schedule and what was measured out.
+
+Builds and `ptqd-export schedule` both call this. A schedule is fitted on a walk (`fit_on_walk`) or, in closed form, from the moments of an
+earlier one (`refit`). A budget is spent in between: `probe_fitted` says what each precision costs the end sample at each step,
+`calib.walk.budget` chooses, and the chosen chain is fitted like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from calib.correction.level_shift import LevelShift, check_shift
+from calib.correction.moments import Moments
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.fitted_schedule import schedule_of
+from calib.walk.policy import FixedPolicy, Policy
+from calib.walk.sensitivity import ProbePlan, Probes, probe
+from calib.walk.state_store import store_bytes
+from calib.walk.step_networks import BatchEvaluator
+from calib.walk.step_result import StepResult, fit_result
+from calib.walk.walk import Walk, WalkPlan
+from engines.chain.denoiser import Denoiser
+from engines.chain.schedule import SamplerRecord, Schedule
+from engines.host.room import check_room
+from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+
+PROBED_SAMPLES = 16
+"""Calibration samples that are probed, the first ones; the walk takes them all."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitSettings:
+    """What to fit, with nothing left open.
+
+    Attributes:
+        sampler: the chain's.
+        noise_schedule: of the model.
+        correction: what to correct.
+        policy: name of the rule that chooses the precisions; the schedule records it.
+        choose: the rule. Until a budget is spent it is another than `policy` says.
+        samples: that walk.
+        trajectory: whose states they visit: the corrected quantized sampler's, or full precision's.
+        batch_size: samples that a network is given at a time.
+    """
+
+    sampler: SamplerRecord
+    noise_schedule: NoiseSchedule
+    correction: CorrectionChoice
+    policy: str
+    choose: Policy
+    samples: CalibrationSamples
+    trajectory: Literal["quantized", "fp"]
+    batch_size: int
+
+    @cached_property
+    def table(self) -> SamplerTable:
+        """The sampler's coefficients."""
+        return compile_sampler(self.sampler.name, self.sampler.steps, self.sampler.eta, self.noise_schedule)
+
+    @property
+    def level_shift(self) -> LevelShift | None:
+        """What takes steps from noisier levels, where the correction asks for it.
+
+        Raises:
+            UsageError: the steps cannot be shifted.
+        """
+        if self.correction.variance != "shift":
+            return None
+        check_shift(self.table, self.trajectory)
+        return LevelShift.of(self.noise_schedule)
+
+    def spent(self, precisions: Sequence[str]) -> FitSettings:
+        """With the chain that a budget bought, a precision for each step."""
+        return replace(self, choose=FixedPolicy(tuple(precisions)))
+
+
+@dataclass(frozen=True)
+class FitNetworks:
+    """The networks that are measured, all on one measuring backend.
+
+    Attributes:
+        networks: by precision, full precision among them.
+        reference: name of full precision.
+        evaluator: evaluates them elsewhere, on a walk; None evaluates them here.
+    """
+
+    networks: Mapping[str, Denoiser]
+    reference: str
+    evaluator: BatchEvaluator | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FittedChain:
+    """What was found at every step, and the schedule that follows."""
+
+    settings: FitSettings
+    results: Sequence[StepResult]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        fit = self.settings
+        return schedule_of(fit.sampler, fit.correction, fit.policy, fit.table, self.results)
+
+
+def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_step: Callable[[int], None]) -> FittedChain:
+    """Walks the calibration samples down the chain, and fits every network at every step.
+
+    Args:
+        networks: to measure.
+        settings: of the chain.
+        folder: the states lie in a new folder under it meanwhile.
+        on_step: called after every step with the number of steps taken.
+
+    Raises:
+        UsageError: the steps of the sampler cannot be shifted.
+        NoRoomError: the disk has too little room for the states.
+    """
+    plan, results = walk_plan(networks, settings), list[StepResult]()
+    needed = len(plan.rows) * store_bytes(plan.noise.shape, len(plan.quantized), plan.table.history)
+    check_room(folder, needed, "the states of the walk")
+    with Walk(plan, folder) as steps:
+        for result in steps:
+            results.append(result)
+            on_step(len(results))
+    return FittedChain(settings, results)
+
+
+def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
+    """The walk of `fit_on_walk`."""
+    return WalkPlan(
+        table=settings.table,
+        reference=networks.networks[networks.reference],
+        quantized=networks.networks,
+        noise=settings.samples.noise,
+        rows=settings.samples.rows,
+        policy=settings.choose,
+        correction=settings.correction,
+        guidance=settings.sampler.guidance,
+        trajectory=settings.trajectory,
+        batch_size=settings.batch_size,
+        shift=settings.level_shift,
+        evaluator=networks.evaluator,
+    )
+
+
+def refit(settings: FitSettings, stored: Mapping[str, Sequence[Moments]], reference: str) -> FittedChain:
+    """Fits every precision at every step from the moments of an earlier walk; no network runs.
+
+    Args:
+        settings: of the chain; its samples are not walked.
+        stored: by precision, [S] moments before guidance.
+        reference: name of full precision, which has no moments of its own.
+    """
+    by_step = ({name: steps[i] for name, steps in stored.items()} for i in range(settings.table.steps))
+    return FittedChain(settings, [_refitted(settings, i, moments, reference) for i, moments in enumerate(by_step)])
+
+
+def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], reference: str) -> StepResult:
+    exact = _without_noise(next(iter(moments.values())))  # the full-precision variables are the same in the moments of every precision
+    return fit_result(
+        i,
+        settings.table.step(i),
+        {reference: exact, **moments},
+        guidance=settings.sampler.guidance,
+        correction=settings.correction,
+        policy=settings.choose,
+    )
+
+
+def _without_noise(moments: Moments) -> Moments:
+    """The moments of full precision against itself."""
+    kept = [not name.startswith("d") for name in moments.variables]
+    return moments.project(np.diag(np.array(kept, np.float64)), moments.variables)
+
+
+def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_step: Callable[[], None]) -> Probes:
+    """What every network but full precision's, corrected, does to the end sample at each step.
+
+    Args:
+        networks: for batches of `PROBED_SAMPLES`.
+        schedule: fitted on these networks.
+        samples: of the fit; the first `PROBED_SAMPLES` are probed.
+        on_step: called after every step.
+    """
+    probed = samples.first(PROBED_SAMPLES)
+    plan = ProbePlan(
+        schedule=schedule,
+        reference=networks.networks[networks.reference],
+        quantized={name: network for name, network in networks.networks.items() if name != networks.reference},
+        noise=probed.noise,
+        samples=probed.numbers,
+        rows=probed.rows,
+        batch_size=PROBED_SAMPLES,
+    )
+    return probe(plan, on_step)

@@ -1,0 +1,76 @@
+"""The schedule that follows from what was found at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from calib.correction.correction_fit import Part
+from calib.correction.step_fit import CorrectionChoice, StepCorrection
+from calib.walk.step_result import StepResult
+from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step, StepShift
+from engines.samplers import SamplerTable, TableStep
+
+
+def schedule_of(
+    sampler: SamplerRecord, correction: CorrectionChoice, policy: str, table: SamplerTable, results: Sequence[StepResult]
+) -> Schedule:
+    """The schedule of a chain.
+
+    Args:
+        sampler: what `table` was compiled from.
+        correction: what was fitted.
+        policy: name of the rule that chose the precisions.
+        table: the sampler's coefficients.
+        results: of every step.
+    """
+    return Schedule(
+        sampler=sampler,
+        correction=_record(correction),
+        policy=policy,
+        init_sigma=table.init_sigma,
+        steps=tuple(_step(table.step(result.step), result) for result in results),
+    )
+
+
+def _record(correction: CorrectionChoice) -> CorrectionRecord:
+    parts = tuple(part for part in get_args(Part) if part in correction.parts)
+    return CorrectionRecord(mode=correction.mode, parts=parts, variance=correction.variance)
+
+
+def _step(row: TableStep, result: StepResult) -> Step:
+    return Step(
+        step=result.step,
+        timestep=row.timestep,
+        precision=result.chosen,
+        x_coeff=row.x_coeff,
+        out_coeff=row.out_coeff,
+        prediction_coeffs=row.prediction_coeffs,
+        history_coeffs=row.history_coeffs,
+        input_scale=row.input_scale,
+        sigma=row.sigma,
+        clip=row.clip,
+        corrections={name: _correction(fitted) for name, fitted in result.corrections.items()},
+        shifted=None if result.shifted is None else _shift(result.shifted),
+    )
+
+
+def _shift(row: TableStep) -> StepShift:
+    return StepShift(
+        timestep=row.timestep,
+        input_scale=row.input_scale,
+        x_coeff=row.x_coeff,
+        out_coeff=row.out_coeff,
+        prediction_coeffs=row.prediction_coeffs,
+    )
+
+
+def _correction(fitted: StepCorrection) -> Correction:
+    return Correction(
+        gain=tuple(fitted.affine.gain.tolist()),
+        offset=tuple(fitted.affine.offset.tolist()),
+        state_gain=tuple(fitted.affine.state_gain.tolist()),
+        sigma_corrected=fitted.sigma_corrected,
+        residual_variance=fitted.residual_variance,
+        unabsorbed_variance=fitted.unabsorbed_variance,
+    )

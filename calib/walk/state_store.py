@@ -1,0 +1,72 @@
+"""The walk's states and outputs as memory-mapped files: what a walk holds in memory does not grow with the number of samples."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from engines.arrays import Float32
+from engines.host.mapped_file import mapped_file
+from engines.host.room import NoRoomError
+
+
+class StateStore:
+    """Float32 arrays [samples, *shape] in files of a folder of their own, which goes when the store is closed.
+
+    Attributes:
+        states: the current state of every sample.
+        reference: the full-precision output at the current step, after guidance.
+        outputs: the same of every quantized precision.
+    """
+
+    def __init__(self, parent: Path, shape: tuple[int, ...], precisions: Sequence[str], history_length: int) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="walk-", dir=parent)
+        self._shape = shape
+        try:
+            self.states = self._map("states")
+            self.reference = self._map("reference")
+            self.outputs = {name: self._map(f"outputs-{number}") for number, name in enumerate(precisions)}
+            self._history = [self._map(f"history-{j}") for j in range(history_length)]
+            self._exact_history = [self._map(f"exact-history-{j}") for j in range(history_length)]
+        except NoRoomError:
+            self.close()
+            raise
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def history(self, batch: slice, step: int) -> list[Float32]:
+        """The predictions `m_{i-1}, m_{i-2}, ...` that exist at a step; copies, since `advance` writes over them."""
+        return [np.array(predictions[batch]) for predictions in self._history[:step]]
+
+    def exact_history(self, batch: slice, step: int) -> list[Float32]:
+        """What full precision would have predicted at the same states."""
+        return [np.array(predictions[batch]) for predictions in self._exact_history[:step]]
+
+    def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32], exact: Sequence[Float32]) -> None:
+        """Stores the next states, and the predictions `m_i, m_{i-1}, ...` and those of full precision as their history."""
+        self.states[batch] = states
+        for files, newest_first in ((self._history, predictions), (self._exact_history, exact)):
+            for kept, prediction in zip(files, newest_first, strict=False):
+                kept[batch] = prediction
+
+    def _map(self, name: str) -> Float32:
+        return mapped_file(Path(self._folder.name) / name, np.float32, self._shape)
+
+
+def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:
+    """Bytes that a sample takes in a store of so many precisions; of a state alone, without any."""
+    arrays = 2 + precisions + 2 * history_length if precisions else 1
+    return arrays * math.prod(shape) * np.dtype(np.float32).itemsize

@@ -1,0 +1,92 @@
+"""What the networks give at a step of the walk, batch by batch: here or on a cluster, and the same for a batch everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from calib.correction.moments import Moments, observe
+from engines.arrays import Float32, Int64
+from engines.chain.denoiser import Denoiser, guide
+from engines.chain.finite import check_output
+from engines.chain.step import evaluate
+from engines.samplers.table import TableStep
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """States at a step.
+
+    Attributes:
+        step: index in the walk.
+        row: the coefficients that the step is taken with.
+        x: [batch, channels, ...].
+        rows: [batch] of the conditioning table.
+        folds: [batch] for cross-validation.
+    """
+
+    step: int
+    row: TableStep
+    x: Float32
+    rows: Int64
+    folds: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutputs:
+    """Outputs [batch, channels, ...] after guidance and moments before it; `outputs` and `moments` are by precision."""
+
+    reference: Float32
+    outputs: Mapping[str, Float32]
+    moments: Mapping[str, Moments]
+
+
+class BatchEvaluator(Protocol):
+    """Evaluates the batches `0 .. count - 1` of a step, which `batch` makes; yields them in any order."""
+
+    def __call__(self, count: int, batch: Callable[[int], StepBatch], /) -> Iterator[tuple[int, StepOutputs]]: ...
+
+
+@dataclass(frozen=True)
+class StepNetworks:
+    """Evaluates every network once at every state.
+
+    Attributes:
+        reference: the full-precision one.
+        quantized: by precision. One that is the reference itself is not evaluated again.
+        guidance: scale w, where the networks return two branches.
+    """
+
+    reference: Denoiser
+    quantized: Mapping[str, Denoiser]
+    guidance: float
+
+    def one_by_one(self, count: int, batch: Callable[[int], StepBatch]) -> Iterator[tuple[int, StepOutputs]]:
+        """A `BatchEvaluator` in this process."""
+        return ((index, self(batch(index))) for index in range(count))
+
+    def __call__(self, batch: StepBatch) -> StepOutputs:
+        e = self._outputs(self.reference, "full precision", batch)
+        outputs, moments = dict[str, Float32](), dict[str, Moments]()
+        for name, network in self.quantized.items():
+            q = e if network is self.reference else self._outputs(network, name, batch)
+            outputs[name] = guide(q, self.guidance)
+            moments[name] = observe(batch.x, e, q, batch.folds)
+        return StepOutputs(guide(e, self.guidance), outputs, moments)
+
+    def _outputs(self, network: Denoiser, name: str, batch: StepBatch) -> Float32:
+        """Raw outputs [branches, batch, channels, ...]."""
+        found = evaluate(network, batch.x, batch.row, batch.rows)
+        check_output(found, name, batch.row.timestep, batch.step)
+        return found
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Stands for a network that runs on the workers of a cluster."""
+
+    name: str
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:  # noqa: ARG002 (the protocol's)
+        raise RuntimeError(f"{self.name} runs elsewhere")

@@ -1,0 +1,1 @@
+"""The commands of `ptqd-run`, a folder each."""

@@ -1,0 +1,163 @@
+"""`ptqd-run bench`: whole chains in turn, one contestant a precision, and one that swaps engines as the schedule says."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engines.apps.bench.bench_result import BenchResult, ChainTime, swap_milliseconds
+from engines.apps.bench.timed_engine import Stopwatch, timed
+from engines.arrays import Int64
+from engines.backends.choice import Runtime, open_backend
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, rows_of
+from engines.chain.schedule import Schedule
+from engines.errors import UsageError
+from engines.host.machine import cores, processor
+from engines.host.progress import progress
+from engines.host.timing import interleaved_medians
+from engines.networks.chain_choice import AUTO
+from engines.networks.engine_bank import EngineBank
+from engines.networks.engine_denoiser import EngineDenoiser
+
+WARM_UP = 1
+SEED = 0
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to time.
+
+    Attributes:
+        bundle: its folder.
+        batch_size: samples in a chain.
+        rounds: chains of each contestant that count.
+        steps: take only so many of the schedule's steps; None takes all.
+        runtime: what runs the networks.
+    """
+
+    bundle: Path
+    batch_size: int = 8
+    rounds: int = 5
+    steps: int | None = None
+    runtime: Runtime = "target"
+
+
+def bench_bundle(request: BenchRequest) -> BenchResult:
+    """Time chains of a bundle's default schedule.
+
+    Raises:
+        UsageError: there is no bundle, or its schedule has fewer steps.
+        PtqdError: the bundle is damaged, or a network failed.
+    """
+    bundle = Bundle.open(request.bundle)
+    whole = bundle.schedule()
+    schedule = excerpt(whole, request.steps)
+    precisions = _costliest_first(bundle, schedule)
+    loads = {name: partial(_load, request, schedule, name) for name in precisions}
+    load_seconds = interleaved_medians(loads, rounds=1)
+    contestants = _contestants(request, bundle, schedule, precisions)
+    chains = _time(contestants, request.rounds, baseline=precisions[0])
+    return BenchResult(
+        processor=processor(),
+        cores=cores(),
+        batch_size=request.batch_size,
+        steps=len(schedule.steps),
+        schedule_steps=len(whole.steps),
+        rounds=request.rounds,
+        guidance=schedule.sampler.guidance,
+        baseline=precisions[0],
+        chains=chains,
+        load_milliseconds={name: 1000 * seconds for name, seconds in load_seconds.items()},
+        swap_milliseconds=swap_milliseconds(chains),
+    )
+
+
+def excerpt(schedule: Schedule, steps: int | None) -> Schedule:
+    """A schedule of so many of the steps, spread evenly from the first to the last: good for timing, not for sampling.
+
+    Raises:
+        UsageError: the schedule has fewer.
+    """
+    total = len(schedule.steps)
+    if steps is None:
+        return schedule
+    if steps > total:
+        raise UsageError("The schedule has fewer steps.", found=f"--steps {steps}", expected=f"1 to {total}")
+    chosen = np.linspace(0, total - 1, steps).round().astype(np.int64).tolist()
+    renumbered = tuple(schedule.steps[old].model_copy(update={"step": new}) for new, old in enumerate(chosen))
+    return schedule.model_copy(update={"steps": renumbered})
+
+
+def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
+    """Precisions by falling bit operations; the first is full precision."""
+    records = bundle.manifest.precisions
+    known = [name for name in records if name in schedule.precisions]
+    return sorted(known, key=lambda name: -records[name].weight_bits * records[name].activation_bits)
+
+
+def _load(request: BenchRequest, schedule: Schedule, precision: str) -> EngineDenoiser:
+    return _bank(request, Bundle.open(request.bundle), schedule)[precision]
+
+
+def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBank:
+    backend = open_backend(bundle, request.runtime)
+    timesteps = {name: Chain(schedule, {}, name).timesteps[name] for name in schedule.precisions}
+    return EngineBank(bundle, schedule.sampler.guidance, batch=request.batch_size, backend=backend, timesteps=timesteps)
+
+
+@dataclass
+class _Contestant:
+    """A chain that is run again and again from the same noise, each time as the first of a command."""
+
+    chain: Chain
+    engines: Mapping[str, EngineDenoiser]
+    watch: Stopwatch
+    noise: NoiseSource
+    rows: Int64
+    outside_engines: list[float] = field(default_factory=list)
+
+    def run(self, on_step: Callable[[], None]) -> None:
+        for engine in self.engines.values():
+            engine.forget()
+        in_engines, begin = self.watch.seconds, time.perf_counter()
+        self.chain.sample(self.noise, np.arange(len(self.rows), dtype=np.int64), self.rows, on_step)
+        elapsed = time.perf_counter() - begin
+        self.outside_engines.append(1 - (self.watch.seconds - in_engines) / elapsed)
+
+
+def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, precisions: list[str]) -> dict[str, _Contestant]:
+    bank, watch = _bank(request, bundle, schedule), Stopwatch()
+    engines = {name: timed(bank[name], watch) for name in precisions}
+    noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
+    samples = np.arange(request.batch_size, dtype=np.int64)
+    rows = np.zeros_like(samples) if bank.conditioning is None else rows_of(samples, noise, bank.conditioning.rows, None)
+    chains = {name: Chain(schedule, engines, name) for name in precisions} | {AUTO: Chain(schedule, engines)}
+    return {name: _Contestant(chain, engines, watch, noise, rows) for name, chain in chains.items()}
+
+
+def _time(contestants: Mapping[str, _Contestant], rounds: int, baseline: str) -> dict[str, ChainTime]:
+    steps = sum(len(contestant.chain.schedule.steps) for contestant in contestants.values())
+    with progress("timing", (WARM_UP + rounds) * steps) as advance:
+        runs = {name: partial(contestant.run, advance) for name, contestant in contestants.items()}
+        seconds = interleaved_medians(runs, rounds, WARM_UP)
+    return {name: _chain_time(contestants[name], seconds[name], seconds[baseline]) for name in contestants}
+
+
+def _chain_time(contestant: _Contestant, seconds: float, baseline_seconds: float) -> ChainTime:
+    return ChainTime(
+        precision_steps=dict(Counter(contestant.chain.step_precisions)),
+        milliseconds_a_chain=1000 * seconds,
+        milliseconds_a_step=1000 * seconds / len(contestant.chain.schedule.steps),
+        images_a_second=len(contestant.rows) / seconds,
+        speedup=baseline_seconds / seconds,
+        outside_engines=statistics.median(contestant.outside_engines[WARM_UP:]),
+    )

@@ -1,0 +1,1 @@
+"""`ptqd-run compare`, and the check of engines against their statistics."""

@@ -1,0 +1,192 @@
+"""`ptqd-run compare`: every engine of a bundle against full precision, at the states of the full-precision chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from engines.apps.compare.agreement import Agreement
+from engines.apps.compare.compare_result import CompareResult, PrecisionFigures, StepFigures, finite
+from engines.apps.compare.visits import Visit, spread_steps, visits
+from engines.apps.sample.sample_command import chosen_rows
+from engines.arrays import Float32, Int64
+from engines.backends.choice import Runtime, on_onnxruntime, open_backend
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.correction import correct
+from engines.chain.denoiser import guide
+from engines.chain.finite import check_output
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.errors import MissingBackendError, UsageError
+from engines.host.files import writable_folder
+from engines.host.progress import progress
+from engines.networks.engine_bank import EngineBank
+from engines.networks.engine_denoiser import EngineDenoiser
+
+REFERENCE = "reference"
+"""Name of the network that the others are held against, also where they are saved."""
+
+Runs = Iterable[tuple[Visit, Mapping[str, Float32]]]
+"""Of every visit, by network the outputs [branches, batch, *shape]."""
+
+RunEngines = Callable[[Iterable[Visit], Mapping[str, EngineDenoiser], Path | None], Runs]
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What to compare.
+
+    Attributes:
+        bundle: its folder.
+        schedule: whose full-precision chain gives the states.
+        num: samples, numbered from 0.
+        steps: take only so many of the schedule's steps; None takes all.
+        seed: of the noise.
+        precisions: None takes all but full precision.
+        batch_size: samples that go through the networks at a time.
+        save: folder for inputs and outputs in Polygraphy's format.
+        runtime: of the engines; the reference is full precision on ONNX Runtime and the CPU, whatever they run on.
+    """
+
+    bundle: Path
+    schedule: str = DEFAULT
+    num: int = 16
+    steps: int | None = None
+    seed: int = 0
+    precisions: tuple[str, ...] | None = None
+    batch_size: int = 16
+    save: Path | None = None
+    runtime: Runtime = "target"
+
+
+def compare_bundle(request: CompareRequest) -> CompareResult:
+    """Run full precision and every engine on the same inputs.
+
+    Raises:
+        UsageError: the request does not fit the bundle, or the folder to save to is not empty. Nothing is written then.
+        MissingBackendError: Polygraphy is not installed.
+        PtqdError: the bundle is damaged, or a network failed.
+    """
+    run_engines = _polygraphy()
+    bundle = Bundle.open(request.bundle)
+    schedule = bundle.schedule(request.schedule)
+    guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
+    backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle, provider="CPU")
+    full = full_precision(bundle, schedule)
+    names = _compared(request, bundle, schedule, full if backend == plain else None)
+    steps = spread_steps(schedule, request.steps)
+    reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True)[full]
+    bank = EngineBank(bundle, guidance, batch=batch, backend=backend, whole=True)
+    networks = {REFERENCE: reference, **{name: bank[name] for name in names}}
+    save = None if request.save is None else _empty_folder(request.save)
+    noise, rows = _samples(request, bundle)
+    chain = Chain(schedule, {full: reference}, full, corrected=False)
+    figures = Figures(schedule, names)
+    with progress("comparing", (steps[-1] + 1) * math.ceil(request.num / request.batch_size)) as advance:
+        visited = visits(chain, steps, noise, rows, request.batch_size, advance)
+        figures.add(run_engines(visited, networks, save))
+    return CompareResult(
+        schedule=request.schedule,
+        reference=reference.engine.label,
+        guidance=guidance,
+        num=request.num,
+        seed=request.seed,
+        precisions={name: PrecisionFigures.of(networks[name].engine.label, figures.of(name)) for name in names},
+    )
+
+
+def full_precision(bundle: Bundle, schedule: Schedule) -> str:
+    """The precision of most bits that the schedule knows."""
+    records = bundle.manifest.precisions
+    known = [name for name in schedule.precisions if name in records]
+    return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
+
+
+def _polygraphy() -> RunEngines:
+    try:
+        from engines.apps.compare.polygraphy_run import run_engines
+    except ImportError as error:
+        raise MissingBackendError("Polygraphy is not installed.", found=str(error), mend="pip install 'ptqd-export[compare]'") from error
+    return run_engines
+
+
+def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, itself: str | None) -> tuple[str, ...]:
+    """The precisions asked for, without the one whose engine is the reference itself."""
+    known = tuple(name for name in schedule.precisions if name in bundle.manifest.precisions and name != itself)
+    if not known:
+        raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} knows {itself} alone")
+    for name in request.precisions or ():
+        if name not in known:
+            raise UsageError("There is no such engine to compare.", found=name, expected=" or ".join(known))
+    return tuple(dict.fromkeys(request.precisions or known))
+
+
+def _empty_folder(path: Path) -> Path:
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError("The folder to save to is not empty.", found=path, expected="a new folder", mend="remove it, or name another one")
+    return writable_folder(path)
+
+
+def _samples(request: CompareRequest, bundle: Bundle) -> tuple[NoiseSource, Int64]:
+    """Noise and conditioning rows, as sampling with this seed has them."""
+    model = bundle.manifest.model
+    noise, numbers = NoiseSource(request.seed, model.sample_shape), np.arange(request.num, dtype=np.int64)
+    rows = chosen_rows(None, numbers, noise, model.conditioning)
+    return noise, np.zeros_like(numbers) if rows is None else rows
+
+
+@dataclass
+class _StepAgreement:
+    """Of one engine at one step, before and after the correction."""
+
+    timestep: float
+    raw: Agreement = field(default_factory=Agreement)
+    corrected: Agreement = field(default_factory=Agreement)
+
+
+class Figures:
+    """Sums up the outputs of engines at a schedule's steps.
+
+    Args:
+        schedule: with the corrections.
+        names: of the engines.
+    """
+
+    def __init__(self, schedule: Schedule, names: Sequence[str]) -> None:
+        self._schedule = schedule
+        self._found: dict[str, dict[int, _StepAgreement]] = {name: {} for name in names}
+
+    def add(self, runs: Runs) -> None:
+        """Add what networks gave, one visit after the other."""
+        guidance = self._schedule.sampler.guidance
+        for visit, outputs in runs:
+            check_output(outputs[REFERENCE], REFERENCE, visit.timestep, visit.step)
+            step, e = self._schedule.steps[visit.step], guide(outputs[REFERENCE], guidance)
+            for name, by_step in self._found.items():
+                found = by_step.setdefault(visit.step, _StepAgreement(visit.timestep))
+                check_output(outputs[name], name, visit.timestep, visit.step)
+                q, correction = guide(outputs[name], guidance), step.corrections[name]
+                found.raw.add(e, q)
+                x = visit.x / np.float32(step.input_scale)
+                found.corrected.add(e, correct(q, x, correction.gain, correction.offset, correction.state_gain))
+
+    def of(self, name: str) -> tuple[StepFigures, ...]:
+        """The figures of one precision by step."""
+        return tuple(self._figures(name, step, found) for step, found in sorted(self._found[name].items()))
+
+    def _figures(self, name: str, step: int, found: _StepAgreement) -> StepFigures:
+        return StepFigures(
+            step=step,
+            timestep=found.timestep,
+            chosen=self._schedule.steps[step].precision == name,
+            snr_db=finite(found.raw.snr_db),
+            cosine_similarity=found.raw.cosine_similarity,
+            psnr_db=finite(found.raw.psnr_db),
+            max_absolute_error=found.raw.max_absolute_error,
+            corrected_snr_db=finite(found.corrected.snr_db),
+        )

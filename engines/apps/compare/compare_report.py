@@ -1,0 +1,80 @@
+"""A comparison for people, as tables, and for programs, as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.apps.compare.compare_result import CompareResult, Decibels, PrecisionFigures, StepFigures
+from engines.host.files import write_text
+
+PLAIN_WIDTH = 160
+"""Columns where the output is no terminal: wide enough for the tables."""
+
+
+def write_report(result: CompareResult, path: Path) -> None:
+    """Write the fields of `CompareResult` as a JSON object."""
+    write_text(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+
+
+def print_report(result: CompareResult) -> None:
+    """Print the tables to standard output: every precision, then every step."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    console.print(_precisions(result))
+    console.print(_steps(result))
+    console.print(_notes(result), highlight=False)
+
+
+def _precisions(result: CompareResult) -> Table:
+    table = Table(title=f"against {result.reference}: {result.num} samples, schedule {result.schedule}", title_justify="left")
+    table.add_column("precision")
+    columns = ("mean SNR", "worst SNR", "at step", "cosine there", "PSNR there", "largest error", "mean corrected SNR", "steps it takes")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, figures in result.precisions.items():
+        table.add_row(name, *_cells(figures))
+    return table
+
+
+def _cells(figures: PrecisionFigures) -> list[str]:
+    worst = figures.worst
+    return [
+        _db(figures.mean_snr_db),
+        _db(worst.snr_db),
+        f"{worst.step} (t {worst.timestep:g})",
+        f"{worst.cosine_similarity:.6f}",
+        _db(worst.psnr_db),
+        f"{max(step.max_absolute_error for step in figures.steps):.3g}",
+        _db(figures.mean_corrected_snr_db),
+        f"{sum(step.chosen for step in figures.steps)} of {len(figures.steps)}",
+    ]
+
+
+def _steps(result: CompareResult) -> Table:
+    """SNR of every precision, raw and corrected; the schedule's choice in bold, marked with a star."""
+    table = Table(title="SNR by step, and corrected", title_justify="left")
+    for column in ("step", "timestep", *result.precisions):
+        table.add_column(column, justify="right")
+    by_step = zip(*(figures.steps for figures in result.precisions.values()), strict=True)
+    for steps in by_step:
+        table.add_row(str(steps[0].step), f"{steps[0].timestep:g}", *(_step_cell(step) for step in steps))
+    return table
+
+
+def _step_cell(step: StepFigures) -> str:
+    text = f"{_db(step.snr_db)}, {_db(step.corrected_snr_db)}"
+    return f"[bold]{text} *[/bold]" if step.chosen else f"{text}  "
+
+
+def _notes(result: CompareResult) -> str:
+    return f"guidance {result.guidance:g}, seed {result.seed}; states of the full-precision chain; *: the schedule takes the step with it"
+
+
+def _db(figure: Decibels) -> str:
+    return "same" if figure is None else f"{figure:.2f} dB"

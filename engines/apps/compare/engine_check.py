@@ -1,0 +1,156 @@
+"""Are the engines, as they run, still those that the statistics were measured on? A few states at a few steps tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from engines.apps.compare.agreement import Agreement
+from engines.apps.compare.visits import Visit, spread_steps, walk
+from engines.arrays import Float32, Int64
+from engines.chain.denoiser import Denoiser, guide
+from engines.chain.finite import check_output
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
+from engines.chain.schedule import Schedule
+from engines.errors import PtqdError
+
+CHECKED_STEPS = 4
+
+WALKED_SAMPLES = 32
+"""Samples that are taken down the chain, to steps other than the first. The first step's states are noise, and cost no walk: it is looked
+at with every sample of the statistics, and the figure must come out the same.
+"""
+
+RUNTIME_DB = 0.25
+"""How far an SNR may lie from one of the same samples: values at a rounding tie fall as batches and threads have it. On the digits model
+(256 samples, six precisions from w2a8 to w8a8, five steps) the stored figures came out to 0.01 dB.
+"""
+
+SAMPLING_DB = 20.0
+"""How far the SNR of M of N samples may lie from that of all of them, times sqrt(1/M - 1/N): twice the 9.8 dB that was the most in all
+sets of 4, 8, 16 and 32 of the same 256 samples.
+"""
+
+
+class DepartureError(PtqdError):
+    """An engine has other noise than its statistics say.
+
+    Attributes:
+        precision: of the engine.
+    """
+
+    def __init__(self, precision: str, *, found: str, expected: str) -> None:
+        super().__init__(
+            f"The engine of {precision} is not the one that the statistics were measured on.",
+            found=found,
+            expected=expected,
+            mend="an engine or its runtime has changed since: build again with --fresh, or look for the layer with `ptqd-export bisect`",
+        )
+        self.precision = precision
+
+
+@dataclass(frozen=True)
+class EngineCheck:
+    """What to check.
+
+    Attributes:
+        schedule: that was fitted on the walk of the statistics.
+        reference: name of full precision.
+        networks: by precision, `reference` among them.
+        expected: by precision, the `snr_db` of the statistics at every step; None where nothing differed.
+        noise: of the samples of the statistics.
+        rows: [N] conditioning rows of all of these samples.
+        trajectory: whose states the statistics are of.
+        batch_size: samples that a network is given at a time.
+        runtime_db: see `RUNTIME_DB`; more for another runtime than the statistics'.
+        rounding_db: an SNR above is of float rounding, which every runtime does in its own way: it need only stay above.
+    """
+
+    schedule: Schedule
+    reference: str
+    networks: Mapping[str, Denoiser]
+    expected: Mapping[str, Sequence[float | None]]
+    noise: NoiseSource
+    rows: Int64
+    trajectory: Literal["quantized", "fp"] = "quantized"
+    batch_size: int = WALKED_SAMPLES
+    runtime_db: float = RUNTIME_DB
+    rounding_db: float = math.inf
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that are checked."""
+        return spread_steps(self.schedule, min(CHECKED_STEPS, len(self.schedule.steps)))
+
+    @property
+    def pieces(self) -> tuple[tuple[Int64, int], ...]:
+        """Batches of sample numbers, and how many steps each is taken."""
+        samples = np.arange(len(self.rows), dtype=np.int64)
+        walked, others = (batches(part, self.batch_size) for part in (samples[:WALKED_SAMPLES], samples[WALKED_SAMPLES:]))
+        return (*((numbers, self.steps[-1] + 1) for numbers in walked), *((numbers, 1) for numbers in others))
+
+    @property
+    def chain(self) -> Chain:
+        """The one that the statistics were measured along."""
+        on_policy = self.trajectory == "quantized"
+        return Chain(self.schedule, self.networks, None if on_policy else self.reference, corrected=on_policy)
+
+
+def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None) -> float:
+    """Measure the noise of every engine again, at states of the statistics' own samples; returns the largest departure in dB.
+
+    Step 0 is judged first: no engine has touched its states, so that a wrong one is named there and not another that it leads astray.
+
+    Raises:
+        DepartureError: an SNR is not the one that was measured before.
+    """
+    observer = _Observer(check)
+    for numbers, count in check.pieces:
+        walk(check.chain, count, check.noise, numbers, check.rows[numbers], observer, on_step)
+    return max((_departure(check, name, step, found.snr_db) for (name, step), found in observer.found.items()), default=0.0)
+
+
+@dataclass
+class _Observer:
+    """Runs every engine at the visits of the steps that are checked."""
+
+    check: EngineCheck
+    found: dict[tuple[str, int], Agreement] = field(default_factory=dict)
+
+    def __call__(self, visit: Visit) -> None:
+        if visit.step in self.check.steps:
+            e = self._out(self.check.reference, visit)
+            for name in self.check.expected:
+                self.found.setdefault((name, visit.step), Agreement()).add(e, self._out(name, visit))
+
+    def _out(self, name: str, visit: Visit) -> Float32:
+        out = self.check.networks[name](visit.x, visit.timestep, visit.rows)
+        check_output(out, name, visit.timestep, visit.step)
+        return guide(out, self.check.schedule.sampler.guidance)
+
+
+def _departure(check: EngineCheck, name: str, step: int, found: float) -> float:
+    measured = check.expected[name][step]
+    expected, allowed = math.inf if measured is None else measured, _tolerance(check, step)
+    shown, known = (min(snr_db, check.rounding_db) for snr_db in (found, expected))
+    departure = 0.0 if shown == known else abs(shown - known)
+    if departure > allowed:
+        raise DepartureError(
+            name, found=f"SNR {found:.2f} dB at step {step}", expected=f"{known:.2f} dB{_or_more(known, check)}, within {allowed:.2f} dB"
+        )
+    return departure
+
+
+def _or_more(snr_db: float, check: EngineCheck) -> str:
+    return " or more" if snr_db == check.rounding_db < math.inf else ""
+
+
+def _tolerance(check: EngineCheck, step: int) -> float:
+    N = len(check.rows)
+    M = N if step == 0 else min(N, WALKED_SAMPLES)
+    return check.runtime_db + SAMPLING_DB * math.sqrt(1 / M - 1 / N)

@@ -1,0 +1,116 @@
+"""The states that a chain visits, as its networks are given them: the real inputs to compare engines on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engines.arrays import Float32, Int64
+from engines.chain.denoiser import Denoiser
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
+from engines.chain.schedule import Schedule
+from engines.errors import UsageError
+from engines.host.held_states import HeldStates
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """What a network is given at one step.
+
+    Attributes:
+        step: of the chain.
+        timestep: the training timestep that the network is told.
+        x: [batch, *shape] states, times the step's `input_scale`.
+        samples: [batch] their numbers.
+        rows: [batch] their rows of the conditioning table.
+    """
+
+    step: int
+    timestep: float
+    x: Float32
+    samples: Int64
+    rows: Int64
+
+
+def spread_steps(schedule: Schedule, count: int | None) -> tuple[int, ...]:
+    """So many steps of a schedule, spread evenly from the first to the last; None takes all.
+
+    Raises:
+        UsageError: the schedule has fewer.
+    """
+    total = len(schedule.steps)
+    if count is not None and count > total:
+        raise UsageError("The schedule has fewer steps.", found=f"--steps {count}", expected=f"1 to {total}")
+    return tuple(np.linspace(0, total - 1, count or total).round().astype(int).tolist())
+
+
+def visits(
+    chain: Chain, steps: Sequence[int], noise: NoiseSource, rows: Int64, batch_size: int, on_step: Callable[[], None] = lambda: None
+) -> Iterator[Visit]:
+    """Walk a chain as far as the last of the steps, one batch after the other, and give what its networks saw at these steps.
+
+    The states of a batch wait in a temporary file, so that memory grows neither with samples nor with steps.
+
+    Args:
+        chain: whose states.
+        steps: which, going up.
+        noise: of the samples 0, 1, ...
+        rows: [N] of these samples.
+        batch_size: samples that are walked together, and that one visit holds.
+        on_step: called after every step.
+    """
+    samples = np.arange(len(rows), dtype=np.int64)
+    for numbers, of_batch in zip(batches(samples, batch_size), batches(rows, batch_size), strict=True):
+        with HeldStates(noise.shape) as held:
+            timesteps = dict[int, float]()
+
+            def keep(visit: Visit, held: HeldStates = held, timesteps: dict[int, float] = timesteps) -> None:
+                if visit.step in steps:
+                    held.write(visit.x)
+                    timesteps[visit.step] = visit.timestep
+
+            walk(chain, steps[-1] + 1, noise, numbers, of_batch, keep, on_step)
+            held.rewind()
+            for step, timestep in timesteps.items():
+                yield Visit(step, timestep, held.read(len(numbers)), numbers, of_batch)
+
+
+def walk(
+    chain: Chain,
+    count: int,
+    noise: NoiseSource,
+    samples: Int64,
+    rows: Int64,
+    tell: Callable[[Visit], None],
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Tell of the first `count` visits of a chain with one batch, each before its network is called; the last one's never is."""
+    *taken, last = chain.schedule.steps[:count]
+    schedule = chain.schedule.model_copy(update={"steps": tuple(taken)})
+    told = _Told(chain, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
+    x = replace(chain, schedule=schedule, denoisers=told).sample(noise, samples, rows, on_step)
+    step = chain.move(last).step
+    tell(Visit(count - 1, step.timestep, np.asarray(np.float32(step.input_scale) * x), samples, rows))
+    on_step()
+
+
+class _Told:
+    """A chain's networks, which a chain calls once a step, in order."""
+
+    def __init__(self, chain: Chain, tell: Callable[[int, Float32, float], None]) -> None:
+        self._denoisers = chain.denoisers
+        self._tell = tell
+        self._step = 0
+
+    def __getitem__(self, precision: str) -> Denoiser:
+        denoiser = self._denoisers[precision]
+
+        def call(x: Float32, timestep: float, rows: Int64) -> Float32:
+            self._tell(self._step, x, timestep)
+            self._step += 1
+            return denoiser(x, timestep, rows)
+
+        return call

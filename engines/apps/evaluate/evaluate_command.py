@@ -1,0 +1,255 @@
+"""`ptqd-run evaluate`: a bundle's chain and full precision from the same noise, against a reference."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.apps.evaluate.evaluation_result import EvaluationResult, compare
+from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.metrics.confidence import Estimate
+from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
+from engines.apps.evaluate.reference import Reference
+from engines.apps.evaluate.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
+from engines.apps.sample.sample_command import chosen_rows
+from engines.arrays import Float32, Int64
+from engines.backends.choice import runtime_name
+from engines.bundle.bundle import MANIFEST, Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.session import Cluster, WorkerSize
+from engines.cluster.sharded import complete
+from engines.cluster.shards import Shards
+from engines.errors import UsageError
+from engines.host.files import sha256
+from engines.host.held_states import HeldStates
+from engines.host.interruption import keeping
+from engines.host.progress import progress
+from engines.networks.chain_choice import AUTO, ChainChoice
+from engines.networks.decoder import Decoder, open_decoder
+
+Estimates = Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to evaluate.
+
+    Attributes:
+        bundle: its folder.
+        reference: an .npz of images or statistics, see `Reference.load`.
+        features: an ONNX file, see `Extractor`.
+        num: samples of every seed.
+        seed: the first.
+        seeds: how many, one after the other.
+        batch_size: samples that go through the networks at a time.
+        classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
+        chain: how to sample.
+        cluster: where to sample; None is here.
+        shards: on a cluster, the folder where finished units are kept, so that a run that was cut off goes on; None keeps none.
+    """
+
+    bundle: Path
+    reference: Path
+    features: Path
+    num: int
+    seed: int = 0
+    seeds: int = 1
+    batch_size: int = 64
+    classes: tuple[int, ...] | Literal["all"] | None = None
+    chain: ChainChoice = field(default_factory=ChainChoice)
+    cluster: Cluster | None = None
+    shards: Path | None = None
+
+
+def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimates], None] = lambda *_: None) -> EvaluationResult:
+    """Sample and judge, full precision first.
+
+    Args:
+        request: what to evaluate.
+        tell: called with a chain's name, the seed and its figures as soon as these are known.
+
+    Raises:
+        UsageError: the request does not fit the bundle, or the extractor or the reference does not fit its samples.
+        PtqdError: the bundle is damaged, or a network failed.
+    """
+    _check(request)
+    bundle = Bundle.open(request.bundle)
+    shape = bundle.manifest.model.image_shape
+    walks = [_walk(request, bundle, request.seed + number) for number in range(request.seeds)]
+    extractor = Extractor(request.features)
+    extractor.check(shape, "the samples")
+    chain = request.chain.chosen(bundle)
+    full_precision = _full_precision(chain, bundle)
+    if request.cluster is None:
+        chain = request.chain.open(bundle, min(request.batch_size, request.num))
+        chain.denoisers[full_precision]  # opened, before any work is done
+    reference = Reference.load(request.reference, extractor, shape)
+    judge = _here if request.cluster is None else _on_cluster
+    both = judge(_Judged(request, bundle, chain, full_precision, walks, lambda: SampleScores(request.num, reference, extractor), tell))
+    return _result(request, chain, full_precision, reference, extractor, both)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is judged, and who is told of it."""
+
+    request: EvaluateRequest
+    bundle: Bundle
+    chain: Chain
+    full_precision: str
+    walks: Sequence[_Walk]
+    scores: Callable[[], SampleScores]
+    tell: Callable[[str, int, Estimates], None]
+
+
+def _here(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
+    """The figures of both chains by seed."""
+    exact = replace(judged.chain, precision=judged.full_precision, corrected=False)
+    decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
+    both: list[tuple[Estimates, Estimates]] = []
+    for walk in judged.walks:
+        with HeldStates(judged.bundle.manifest.model.image_shape) as held, keeping("the figures above stand, and no file is written"):
+            first = _judge_full_precision(exact, walk, decoder, judged.scores(), held)
+            judged.tell(judged.full_precision, walk.noise.seed, first)
+            second = _judge(judged.chain, walk, decoder, judged.scores(), held)
+            judged.tell(judged.request.chain.precision, walk.noise.seed, second)
+        both.append((first, second))
+    return both
+
+
+def _on_cluster(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
+    """Likewise: the sums are those of a run on one machine, added in the same order."""
+    request = judged.request
+    units = {walk.noise.seed: [unit_of(walk.noise.seed, *batch) for batch in walk.batches()] for walk in judged.walks}
+    with tempfile.TemporaryDirectory() as temporary:
+        shards = Shards(request.shards or Path(temporary), _asked(judged))
+        _complete(judged, [unit for of_seed in units.values() for unit in of_seed], shards)
+        both: list[tuple[Estimates, Estimates]] = []
+        for seed, of_seed in units.items():
+            first, second = judged.scores(), judged.scores()
+            for name, _ in of_seed:
+                measured = shards.read(name)
+                first.take(of_chain(measured, FULL_PRECISION))
+                second.take(of_chain(measured, QUANTIZED))
+            both.append((first.estimates(), second.estimates()))
+            for precision, estimates in zip((judged.full_precision, request.chain.precision), both[-1], strict=True):
+                judged.tell(precision, seed, estimates)
+        shards.remove()
+    return both
+
+
+def _complete(judged: _Judged, units: Sequence[tuple[str, PairUnit]], shards: Shards) -> None:
+    request = judged.request
+    assert request.cluster is not None
+
+    def work(ray: Any) -> PairWork:
+        features = FolderCopy.of(ray, request.features.absolute().parent, [request.features.name])
+        batch = min(request.batch_size, request.num)
+        return PairWork(FolderCopy.of_bundle(ray, judged.bundle), features, request.chain, judged.full_precision, batch, request.num)
+
+    size = WorkerSize.of(request.cluster, runtime_name(judged.bundle, request.chain.runtime))
+    complete(request.cluster, size, work, units, shards, "sampling and measuring")
+
+
+def _asked(judged: _Judged) -> dict[str, Any]:
+    """What decides the result of a unit."""
+    request = judged.request
+    return {
+        "bundle": sha256(judged.bundle.folder / MANIFEST),
+        "features": sha256(request.features),
+        "num": request.num,
+        "batch_size": request.batch_size,
+        "classes": request.classes,
+        "chain": asdict(request.chain),
+    }
+
+
+def _check(request: EvaluateRequest) -> None:
+    if request.num < LEAST_SAMPLES:
+        raise UsageError("There are too few samples to compare.", found=f"--num {request.num}", expected=f"at least {LEAST_SAMPLES}")
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The same noise and conditioning for every chain of one seed."""
+
+    noise: NoiseSource
+    samples: Int64
+    rows: Int64
+    batch_size: int
+
+    def batches(self) -> Iterator[tuple[Int64, Int64]]:
+        """Sample numbers and rows of each batch."""
+        return zip(batches(self.samples, self.batch_size), batches(self.rows, self.batch_size), strict=True)
+
+    def images(self, chain: Chain, decoder: Decoder, label: str) -> Iterator[Float32]:
+        """The chain's samples as images, batch by batch, in the order of their numbers."""
+        steps = len(chain.schedule.steps) * math.ceil(len(self.samples) / self.batch_size)
+        with progress(label, steps) as advance:
+            for samples, rows in self.batches():
+                yield decoder(chain.sample(self.noise, samples, rows, advance))
+
+
+def _walk(request: EvaluateRequest, bundle: Bundle, seed: int) -> _Walk:
+    model = bundle.manifest.model
+    noise = NoiseSource(seed, model.sample_shape)
+    samples = np.arange(request.num, dtype=np.int64)
+    rows = chosen_rows(request.classes, samples, noise, model.conditioning)
+    return _Walk(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
+
+
+def _full_precision(chain: Chain, bundle: Bundle) -> str:
+    """The precision of most bits, which needs no correction."""
+    records = bundle.manifest.precisions
+    known = [name for name in chain.schedule.precisions if name in records]
+    return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
+
+
+def _judge_full_precision(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in walk.images(chain, decoder, f"{chain.precision}, seed {walk.noise.seed}"):
+        held.write(images)
+        scores.add(images)
+    held.rewind()
+    return scores.estimates()
+
+
+def _judge(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in walk.images(chain, decoder, f"{chain.precision or AUTO}, seed {walk.noise.seed}"):
+        scores.add(images, held.read(len(images)))
+    return scores.estimates()
+
+
+def _result(
+    request: EvaluateRequest,
+    chain: Chain,
+    full_precision: str,
+    reference: Reference,
+    extractor: Extractor,
+    both: Sequence[tuple[Estimates, Estimates]],
+) -> EvaluationResult:
+    return EvaluationResult(
+        schedule=request.chain.schedule,
+        full_precision=full_precision,
+        precision=request.chain.precision,
+        precision_steps=dict(Counter(chain.step_precisions)),
+        correction=request.chain.correction,
+        guidance=chain.scale,
+        num=request.num,
+        seeds=tuple(request.seed + number for number in range(request.seeds)),
+        classes=request.classes,
+        reference_count=reference.count,
+        extractor=extractor.digest,
+        feature_dimension=len(reference.features.mean),
+        figures=compare(both),
+        unavailable=unavailable(reference, extractor),
+        warnings=warnings_about(request.num, reference),
+    )

@@ -1,0 +1,87 @@
+"""An evaluation for people, as a table, and for programs, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
+from engines.apps.evaluate.metrics.confidence import Estimate, Summary
+from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
+from engines.host.files import write_text
+
+PLAIN_WIDTH = 160
+"""Columns where the output is no terminal: wide enough for the table."""
+
+
+def write_report(result: EvaluationResult, path: Path) -> None:
+    """Write the fields of `EvaluationResult` as a JSON object."""
+    write_text(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+
+
+def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate]) -> None:
+    """Print the figures of one chain and seed to standard output, on one line."""
+    figures = ", ".join(f"{_words(name)} {_number(estimate.value)}" for name, estimate in estimates.items())
+    click.echo(f"{precision}, seed {seed}: {figures}")
+
+
+def print_report(result: EvaluationResult) -> None:
+    """Print the table to standard output."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    console.print(_table(result))
+    console.print(_notes(result), highlight=False)
+
+
+def _table(result: EvaluationResult) -> Table:
+    seeds = len(result.seeds)
+    table = Table(
+        title=f"{result.num} samples of {seeds} seed{'s' if seeds > 1 else ''}, guidance {result.guidance:g}", title_justify="left"
+    )
+    table.add_column("figure")
+    for column in (result.full_precision, f"{result.precision}, correction {result.correction}", "difference", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name, figure in result.figures.items():
+        shown = figure.difference or figure.quantized
+        full_precision = "-" if figure.full_precision is None else _spread(figure.full_precision)
+        difference = "-" if figure.difference is None else f"{figure.difference.mean:+.4g}" + _share(name, figure)
+        table.add_row(
+            _words(name), full_precision, _spread(figure.quantized), difference, " to ".join(f"{end:+.4g}" for end in shown.interval)
+        )
+    for name in result.unavailable:
+        table.add_row(_words(name), *["not available"] * 2, "-", "-")
+    return table
+
+
+def _notes(result: EvaluationResult) -> str:
+    steps = ", ".join(f"{count} {precision}" for precision, count in result.precision_steps.items())
+    lines = [f"steps: {steps}; +- is the deviation over seeds; the interval is that of the difference, or of a paired figure itself"]
+    lines += [f"{_words(name)} is not available: {reason}" for name, reason in result.unavailable.items()]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
+
+
+def _spread(summary: Summary) -> str:
+    deviation = "" if summary.deviation is None else f" +- {summary.deviation:.2g}"
+    return _number(summary.mean) + deviation
+
+
+def _share(name: str, figure: Figure) -> str:
+    """A distance's difference in percent of full precision's, as papers quote it."""
+    if figure.difference is None or figure.full_precision is None or name not in (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE):
+        return ""
+    return f" ({figure.difference.mean / figure.full_precision.mean:+.1%})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

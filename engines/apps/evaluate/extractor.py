@@ -1,0 +1,180 @@
+"""Any image network in ONNX as a feature extractor: its outputs are found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.arrays import Float32
+from engines.backends.onnxruntime.onnxruntime_session import open_session
+from engines.bundle.bundle_files import is_plain
+from engines.chain.finite import is_finite
+from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.host.files import sha256
+from engines.host.machine import cores
+from engines.untrusted.external_data import external_files
+
+FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
+
+SPATIAL_LIMIT = 2048
+"""Dimensions of spatial features at most. Of Inception's 768 maps of 17 x 17 that leaves the first 7, 2,023 dimensions: those of sFID."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What an extractor says of n images.
+
+    Attributes:
+        features: [n, D].
+        spatial: [n, height * width * channels] maps, channels varying fastest; None where the extractor gives none.
+        logits: [n, K] of classes, before the softmax; likewise.
+    """
+
+    features: Float32
+    spatial: Float32 | None
+    logits: Float32 | None
+
+
+class Extractor:
+    """An ONNX graph with one image input, float32 [batch, channels, height, width] in [-1, 1], run by ONNX Runtime on the CPU.
+
+    Outputs: `features` [batch, D] (or [batch, D, 1, 1]), or under another name if it is the only other output [batch, D]; and where it
+    has them `spatial` [batch, channels, height, width] for sFID and `logits` [batch, K] for the Inception Score.
+
+    Args:
+        path: the ONNX file.
+        threads: None takes every core that the process may use.
+
+    Raises:
+        MissingBackendError: onnxruntime is not installed.
+        UsageError: it is not such a graph.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        if not path.is_file():
+            raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
+        _check_weights(path)
+        self.path = path
+        self.digest = sha256(path)
+        self._session = _open(path, threads or cores())
+        self._input, self.input_shape = self._image_input()
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        self._features = self._find_features(outputs)
+        self._outputs = [self._features, *(name for name in (SPATIAL, LOGITS) if name in outputs)]
+
+    @property
+    def gives_spatial(self) -> bool:
+        return SPATIAL in self._outputs
+
+    @property
+    def gives_logits(self) -> bool:
+        return LOGITS in self._outputs
+
+    def __call__(self, images: Float32) -> Features:
+        """Features of images [n, C, H, W]; what lies beyond [-1, 1] is clipped.
+
+        Raises:
+            PtqdError: the extractor failed, or its output is not finite.
+        """
+        feeds = {self._input: images.clip(-1, 1).astype(np.float32, copy=False)}
+        try:
+            values = self._session.run(self._outputs, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise PtqdError("The feature extractor failed.", found=f"{self.path} on images {list(images.shape)}: {error}") from error
+        if not all(is_finite(value) for value in values):
+            raise PtqdError("The feature extractor's output is not finite.", found=f"NaN or infinity from {self.path}")
+        found = dict(zip(self._outputs, values, strict=True))
+        spatial = found.get(SPATIAL)
+        return Features(
+            features=found[self._features].reshape(len(images), -1),
+            spatial=None if spatial is None else flat_maps(spatial),
+            logits=found.get(LOGITS),
+        )
+
+    def check(self, shape: Sequence[int], whose: str) -> Features:
+        """The features of one black image [C, H, W], once it is known that the extractor takes such images.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if len(shape) != 3 or any(isinstance(side, int) and side != own for side, own in zip(self.input_shape, shape, strict=True)):
+            raise UsageError(
+                f"The feature extractor does not take {whose}.",
+                found=f"images of shape {list(shape)}",
+                expected=f"{[side if isinstance(side, int) else 'any' for side in self.input_shape]}, as in {self.path}",
+                mend="build resizing, or gray to RGB, into the extractor's graph",
+            )
+        return self(np.full((1, *shape), -1, dtype=np.float32))
+
+    def _image_input(self) -> tuple[str, tuple[int | str | None, ...]]:
+        inputs = self._session.get_inputs()
+        if len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(inputs[0].shape) == 4 and not isinstance(inputs[0].shape[0], int):
+            return str(inputs[0].name), tuple(inputs[0].shape[1:])
+        raise UsageError(
+            "The feature extractor does not take images.",
+            found=f"{self.path} with " + " and ".join(f"{value.name}: {value.type} {value.shape}" for value in inputs),
+            expected="one input, tensor(float) [batch, channels, height, width] whose batch is free",
+        )
+
+    def _find_features(self, outputs: dict[str, Sequence[Any]]) -> str:
+        vectors = [name for name, shape in outputs.items() if _is_vector(shape) and name not in (SPATIAL, LOGITS)]
+        if FEATURES in vectors:
+            return FEATURES
+        if len(vectors) == 1:
+            return vectors[0]
+        raise UsageError(
+            "The feature extractor has no output that is known to be features.",
+            found=f"{self.path} with " + " and ".join(f"{name} {list(shape)}" for name, shape in outputs.items()),
+            expected="an output called features, [batch, D], or just one output [batch, D] besides logits",
+        )
+
+
+def flat_maps(maps: Float32) -> Float32:
+    """Spatial features [n, C, H, W] as [n, H * W * channels]: the first channels, as many as `SPATIAL_LIMIT` has room for.
+
+    Channels vary fastest, as in the statistics files that sFID was published with.
+
+    Raises:
+        UsageError: there is no room for even one.
+    """
+    _, _, height, width = maps.shape
+    if height * width > SPATIAL_LIMIT:
+        raise UsageError(
+            "The feature extractor's spatial maps are too large.",
+            found=f"{height} x {width}",
+            expected=f"at most {SPATIAL_LIMIT} pixels",
+            mend="pool them in the extractor's graph, or leave the output out",
+        )
+    channels = SPATIAL_LIMIT // (height * width)
+    return np.moveaxis(maps[:, :channels], 1, -1).reshape(len(maps), -1)
+
+
+def _is_vector(shape: Sequence[Any]) -> bool:
+    return len(shape) == 2 or (len(shape) == 4 and list(shape[2:]) == [1, 1])
+
+
+def _check_weights(path: Path) -> None:
+    """Weights outside of the file lie beside it: runtimes of all ages follow what a graph says."""
+    try:
+        outside = [name for name in external_files(path) if not is_plain(name) or not (path.parent / name).is_file()]
+    except (OSError, ValueError) as error:
+        raise UsageError("The feature extractor cannot be read.", found=f"{path}: {error}", expected="an ONNX file") from error
+    if outside:
+        raise UsageError(
+            "The feature extractor reads a file elsewhere.", found=f"{path} wants {min(outside)!r}", expected="weights in a file beside it"
+        )
+
+
+def _open(path: Path, threads: int) -> Any:
+    try:
+        return open_session(path, {}, threads)
+    except MissingBackendError:
+        raise
+    except PtqdError as error:
+        raise UsageError(
+            "ONNX Runtime refuses the feature extractor.", found=f"{path}: {error.__cause__}", expected="an ONNX graph that it runs"
+        ) from error

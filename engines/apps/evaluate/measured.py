@@ -1,0 +1,85 @@
+"""What one batch of samples adds to the scores, measured wherever it was sampled: sums that add in the order of the samples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.apps.evaluate.extractor import Extractor, Features
+from engines.apps.evaluate.metrics.confidence import block_edges
+from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
+from engines.apps.evaluate.metrics.paired import PairedSums
+from engines.arrays import Float32, Float64, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A batch of n samples that falls into P of the blocks.
+
+    Attributes:
+        features: of the samples.
+        blocks: [P] their numbers.
+        edges: [P + 1] where the batch is cut for them, from 0 to n.
+        values: [P, 3] count, mean and scatter of the values of the states.
+        pairs: [P, 5] the fields of `PairedSums`; None where the samples were not paired.
+    """
+
+    features: Features
+    blocks: Int64
+    edges: Int64
+    values: Float64
+    pairs: Float64 | None
+
+    def parts(self) -> Iterator[tuple[int, slice, FeatureStatistics, PairedSums | None]]:
+        """Of each block its number, its samples in the batch, the statistics of their values, and of their pairs."""
+        for place, block in enumerate(self.blocks.tolist()):
+            count, mean, scatter = self.values[place]
+            values = FeatureStatistics(int(count), np.array([mean]), np.array([[scatter]]))
+            pairs = None if self.pairs is None else PairedSums(int(self.pairs[place, 0]), *self.pairs[place, 1:].tolist())
+            yield block, slice(*self.edges[place : place + 2].tolist()), values, pairs
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a file."""
+        known = {**vars(self), **vars(self.features)}
+        return {name: value for name, value in known.items() if isinstance(value, np.ndarray)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Measured:
+        features = Features(arrays["features"], arrays.get("spatial"), arrays.get("logits"))
+        return cls(features, arrays["blocks"], arrays["edges"], arrays["values"], arrays.get("pairs"))
+
+
+def measure(extractor: Extractor, states: Float32, full_precision: Float32 | None, *, seen: int, num: int) -> Measured:
+    """Measure samples [n, C, H, W], as the sampler leaves them.
+
+    Args:
+        extractor: of features.
+        states: they are clipped to [-1, 1] as images, but not where values of states are measured.
+        full_precision: the same samples by the full-precision network, or None.
+        seen: samples before them.
+        num: of all samples, which decides on the blocks.
+    """
+    cuts = (np.array([0, *block_edges(num), num]) - seen).clip(0, len(states))
+    blocks = np.flatnonzero(np.diff(cuts))
+    edges = np.append(cuts[blocks], cuts[blocks[-1] + 1])
+    parts = [slice(*pair) for pair in itertools.pairwise(edges.tolist())]
+    return Measured(
+        features=extractor(states),
+        blocks=blocks,
+        edges=edges,
+        values=np.array([_flat(FeatureStatistics.of(states[part].reshape(-1, 1))) for part in parts]),
+        pairs=None if full_precision is None else np.array([_fields(PairedSums.of(states[part], full_precision[part])) for part in parts]),
+    )
+
+
+def _flat(values: FeatureStatistics) -> tuple[float, float, float]:
+    return values.count, values.mean.item(), values.scatter.item()
+
+
+def _fields(pairs: PairedSums) -> tuple[float, ...]:
+    return pairs.count, pairs.psnr_sum, pairs.ssim_sum, pairs.squared_error, pairs.squared_norm

@@ -1,0 +1,1 @@
+"""The figures of `ptqd-run evaluate`, on arrays alone."""

@@ -1,0 +1,145 @@
+"""What samples are judged by: real images, or statistics of their features made before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.image_archive import ImageArchive, readable
+from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
+from engines.apps.evaluate.metrics.frechet import Gaussian
+from engines.apps.evaluate.metrics.manifold import NEIGHBOURS, POINTS_LIMIT, Manifold
+from engines.apps.evaluate.metrics.subset import Subset
+from engines.chain.finite import is_finite
+from engines.errors import UsageError
+from engines.host.files import replacing
+from engines.host.progress import progress
+from engines.untrusted.npz import array_names, read_arrays
+
+BATCH = 64
+
+_FEATURES, _SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
+_ARRAYS = (*_FEATURES, *_SPATIAL, "features", "count", "extractor")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Features of the reference's images.
+
+    Attributes:
+        features: their distribution.
+        spatial: that of their spatial features; None where unknown.
+        manifold: for precision and recall; None where unknown.
+        count: how many images; None where unknown.
+    """
+
+    features: Gaussian
+    spatial: Gaussian | None = None
+    manifold: Manifold | None = None
+    count: int | None = None
+
+    @classmethod
+    def load(cls, path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Reference:
+        """From an .npz of images (array `samples`, see `ImageArchive`), or of statistics.
+
+        Statistics are what `save` writes, or the arrays `mu` [D] and `sigma` [D, D] of other FID programs, beside which `mu_s` and
+        `sigma_s` are those of the spatial features.
+
+        Args:
+            path: the archive.
+            extractor: of the features.
+            shape: [C, H, W] of the samples to be judged.
+
+        Raises:
+            UsageError: it is no such archive, or does not fit the extractor or the samples.
+        """
+        with readable(path):
+            names = array_names(path)
+        if set(_FEATURES) <= names:
+            return _from_statistics(path, extractor, shape)
+        images = ImageArchive.open(path)
+        if images.shape != shape:
+            raise UsageError(
+                "The reference's images are of another shape than the samples.",
+                found=f"{path}: {list(images.shape)}",
+                expected=str(list(shape)),
+            )
+        return cls.of_images(images, extractor)
+
+    @classmethod
+    def of_images(cls, images: ImageArchive, extractor: Extractor) -> Reference:
+        """From images, a few at a time.
+
+        Raises:
+            UsageError: there are too few, or the extractor does not take them.
+        """
+        if images.count <= NEIGHBOURS:
+            raise UsageError(
+                "The reference holds too few images.", found=f"{images.path}: {images.count}", expected=f"more than {NEIGHBOURS}"
+            )
+        one = extractor.check(images.shape, "the reference's images")
+        features = FeatureStatistics.empty(one.features.shape[1])
+        spatial = None if one.spatial is None else FeatureStatistics.empty(one.spatial.shape[1])
+        points = Subset(images.count, POINTS_LIMIT)
+        with progress("features of the reference", math.ceil(images.count / BATCH)) as advance:
+            for batch in images.batches(BATCH):
+                more = extractor(batch)
+                features = features.add(more.features)
+                spatial = None if spatial is None or more.spatial is None else spatial.add(more.spatial)
+                points.add(more.features)
+                advance()
+        return cls(features.gaussian(), None if spatial is None else spatial.gaussian(), Manifold.of(points.vectors()), images.count)
+
+    def save(self, path: Path, extractor: Extractor) -> None:
+        """Write the statistics of a reference made of images as an .npz, whole or not at all."""
+        if self.manifold is None or self.count is None:
+            raise ValueError("another program's statistics are not ours to save")
+        arrays: dict[str, Any] = {"mu": self.features.mean, "sigma": self.features.covariance, "extractor": extractor.digest}
+        arrays |= {"features": self.manifold.points.astype(np.float32), "count": self.count}
+        if self.spatial is not None:
+            arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+
+def _from_statistics(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Reference:
+    with readable(path):
+        arrays = read_arrays(path, _ARRAYS)
+    made_with = str(arrays.get("extractor", extractor.digest))
+    if made_with != extractor.digest:
+        raise UsageError(
+            "The reference was made with another feature extractor.",
+            found=f"{path}: sha256 {made_with}",
+            expected=f"sha256 {extractor.digest}, that of {extractor.path}",
+            mend="give the extractor that it was made with, or make the reference again",
+        )
+    one = extractor.check(shape, "the samples")
+    features = _gaussian(arrays, _FEATURES, one.features.shape[1], path)
+    spatial = None if one.spatial is None or not set(_SPATIAL) <= set(arrays) else _gaussian(arrays, _SPATIAL, one.spatial.shape[1], path)
+    if "extractor" not in arrays:  # another program's file: what else it holds may mean anything
+        return Reference(features, spatial)
+    points, count = arrays.get("features", np.empty(0)), arrays.get("count", np.empty(0))
+    whole = points.ndim == 2 and points.shape[1] == len(features.mean) and NEIGHBOURS < len(points) <= POINTS_LIMIT
+    if not (whole and points.dtype.kind == "f" and is_finite(points) and count.shape == () and count.dtype.kind in "iu"):
+        raise UsageError("The reference is not what `ptqd-run reference` writes.", found=path, mend="make it again")
+    return Reference(features, spatial, Manifold.of(points), int(count))
+
+
+def _gaussian(arrays: Mapping[str, NDArray[Any]], names: tuple[str, str], dimension: int, path: Path) -> Gaussian:
+    mean, covariance = (np.asarray(arrays[name]) for name in names)
+    if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
+        raise UsageError(
+            "The reference's statistics are of other features than the extractor's.",
+            found=f"{path}: {names[0]} {list(mean.shape)}, {names[1]} {list(covariance.shape)}",
+            expected=f"{names[0]} {[dimension]}, {names[1]} {[dimension, dimension]}",
+        )
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or not (is_finite(mean) and is_finite(covariance)):
+        raise UsageError("The reference's statistics are not finite.", found=f"{path}: NaN or infinity in {names[0]} or {names[1]}")
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))

@@ -1,0 +1,140 @@
+"""Everything that is measured of one chain's samples, batch by batch."""
+
+from __future__ import annotations
+
+from engines.apps.evaluate.extractor import Extractor, Features
+from engines.apps.evaluate.measured import Measured, measure
+from engines.apps.evaluate.metrics.by_block import ByBlock
+from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate, block_edges
+from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
+from engines.apps.evaluate.metrics.frechet import Gaussian, frechet_distance
+from engines.apps.evaluate.metrics.inception_score import ClassSums
+from engines.apps.evaluate.metrics.manifold import POINTS_LIMIT, precision, recall
+from engines.apps.evaluate.metrics.paired import PairedSums
+from engines.apps.evaluate.metrics.subset import Subset
+from engines.apps.evaluate.reference import Reference
+from engines.arrays import Float32
+
+FRECHET_DISTANCE = "frechet_distance"
+SPATIAL_FRECHET_DISTANCE = "spatial_frechet_distance"
+INCEPTION_SCORE = "inception_score"
+PRECISION, RECALL = "precision", "recall"
+
+LEAST_SAMPLES = 5 * BLOCKS
+"""Fewer leave nothing to estimate an error from."""
+
+
+class SampleScores:
+    """Sums over the samples of one chain and one seed. Memory does not grow with their number, but for `POINTS_LIMIT` features.
+
+    Args:
+        num: samples that will be added, at least `LEAST_SAMPLES`.
+        reference: what they are judged by.
+        extractor: the one that the reference was made with.
+    """
+
+    def __init__(self, num: int, reference: Reference, extractor: Extractor) -> None:
+        if num < LEAST_SAMPLES:
+            raise ValueError(f"{num} samples; a score needs {LEAST_SAMPLES}")
+        self._num = num
+        self._reference = reference
+        self._extractor = extractor
+        self._seen = 0
+        self._features = ByBlock[FeatureStatistics]()
+        self._spatial = ByBlock[FeatureStatistics]()
+        self._classes = ByBlock[ClassSums]()
+        self._values = ByBlock[FeatureStatistics]()
+        self._pairs = ByBlock[PairedSums]()
+        self._points = Subset(num, POINTS_LIMIT)
+
+    def add(self, states: Float32, full_precision: Float32 | None = None) -> None:
+        """Take the next samples [n, C, H, W], as the sampler leaves them, in the order of their numbers.
+
+        Args:
+            states: they are clipped to [-1, 1] as images, but not where values of states are measured.
+            full_precision: the same samples by the full-precision network, for the paired figures; for all batches or for none.
+        """
+        self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num))
+
+    def take(self, measured: Measured) -> None:
+        """Take the next samples, measured as `add` would."""
+        self._points.add(measured.features.features)
+        for block, part, values, pairs in measured.parts():
+            self._values.add(block, values)
+            self._add(block, measured.features, part)
+            if pairs is not None:
+                self._pairs.add(block, pairs)
+        self._seen += len(measured.features.features)
+
+    def _add(self, block: int, features: Features, part: slice) -> None:
+        self._features.add(block, FeatureStatistics.of(features.features[part]))
+        if features.spatial is not None and self._reference.spatial is not None:
+            self._spatial.add(block, FeatureStatistics.of(features.spatial[part]))
+        if features.logits is not None:
+            self._classes.add(block, ClassSums.of(features.logits[part]))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every figure that the reference and the extractor allow, by name, once all samples were added."""
+        if self._seen != self._num:
+            raise ValueError(f"{self._seen} samples were added of {self._num}")
+        return self._distances() | self._diversity() | self._of_values() | self._paired()
+
+    def _distances(self) -> dict[str, Estimate]:
+        estimates = {FRECHET_DISTANCE: _distance(self._features, self._reference.features)}
+        if self._spatial.blocks and self._reference.spatial is not None:
+            estimates[SPATIAL_FRECHET_DISTANCE] = _distance(self._spatial, self._reference.spatial)
+        return estimates
+
+    def _diversity(self) -> dict[str, Estimate]:
+        estimates = {INCEPTION_SCORE: self._classes.mean(ClassSums.score)} if self._classes.blocks else {}
+        if self._reference.manifold is not None:
+            points = self._points.vectors()
+            edges = [self._points.kept_before(edge) for edge in block_edges(self._num)]
+            estimates[PRECISION] = precision(self._reference.manifold, points, edges)
+            estimates[RECALL] = recall(self._reference.manifold, points, edges)
+        return estimates
+
+    def _of_values(self) -> dict[str, Estimate]:
+        return {
+            "mean": self._values.estimate(lambda values: values.mean.item()),
+            "variance": self._values.estimate(lambda values: values.covariance.item()),
+        }
+
+    def _paired(self) -> dict[str, Estimate]:
+        if not self._pairs.blocks:
+            return {}
+        return {
+            "psnr": self._pairs.estimate(lambda pairs: pairs.psnr),
+            "ssim": self._pairs.estimate(lambda pairs: pairs.ssim),
+            "relative_l2": self._pairs.estimate(lambda pairs: pairs.relative_l2),
+        }
+
+
+def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
+    """Figures that cannot be had, each with the reason."""
+    reasons: dict[str, str] = {}
+    if not extractor.gives_spatial:
+        reasons[SPATIAL_FRECHET_DISTANCE] = "the extractor has no output called spatial"
+    elif reference.spatial is None:
+        reasons[SPATIAL_FRECHET_DISTANCE] = "the reference holds no statistics of spatial features"
+    if not extractor.gives_logits:
+        reasons[INCEPTION_SCORE] = "the extractor has no output called logits"
+    if reference.manifold is None:
+        reasons |= dict.fromkeys((PRECISION, RECALL), "the reference holds no features of single images")
+    return reasons
+
+
+def warnings_about(num: int, reference: Reference) -> tuple[str, ...]:
+    """What to know before distances of `num` samples are quoted."""
+    warnings = []
+    for name, gaussian in (("features", reference.features), ("spatial features", reference.spatial)):
+        if gaussian is not None and num <= len(gaussian.mean):
+            warnings.append(
+                f"{num} samples do not span {len(gaussian.mean)} {name}: their covariance is singular, "
+                "and the Frechet distance is far larger than that of many samples"
+            )
+    return tuple(warnings)
+
+
+def _distance(statistics: ByBlock[FeatureStatistics], reference: Gaussian) -> Estimate:
+    return statistics.estimate(lambda moments: frechet_distance(moments.gaussian(), reference))

@@ -1,0 +1,58 @@
+"""What is kept of a batch of samples, as arrays by name: made where the batch was sampled, written where the output is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.apps.pictures.images import to_levels, to_pixels
+from engines.arrays import Float32, Int64
+from engines.networks.decoder import Decoder
+
+Rendered: TypeAlias = Mapping[str, NDArray[Any]]
+
+Format = Literal["png", "npz"]
+SAMPLES, INDICES, IMAGES = "samples", "indices", "images"
+
+
+class Renderer(Protocol):
+    def __call__(self, samples: Int64, states: Float32, /) -> Rendered:
+        """Of the states [B, C, ...] of the samples with numbers [B]."""
+        ...
+
+
+@dataclass(frozen=True)
+class PngRenderer:
+    """`00000032.png` holds the bytes of that file, uint8: the picture of sample 32."""
+
+    decoder: Decoder
+
+    def __call__(self, samples: Int64, states: Float32) -> Rendered:
+        pixels = to_pixels(self.decoder(states))
+        return {f"{n:08d}.png": np.frombuffer(encode_png(one), np.uint8) for n, one in zip(samples.tolist(), pixels, strict=True)}
+
+
+@dataclass(frozen=True)
+class RawRenderer:
+    """`samples` float32 [B, C, ...], the states as the chain ends with them, and `indices` int64 [B]; with a decoder `images` uint8
+    [B, C, H, W] too, what the pictures would show.
+    """
+
+    decoder: Decoder | None
+
+    def __call__(self, samples: Int64, states: Float32) -> Rendered:
+        raw: dict[str, NDArray[Any]] = {SAMPLES: states, INDICES: samples}
+        return raw if self.decoder is None else raw | {IMAGES: to_levels(self.decoder(states))}
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """The file of a picture [H, W] or [H, W, 3]; the same pixels give the same bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""`ptqd-run sample`."""

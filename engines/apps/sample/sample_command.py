@@ -1,0 +1,230 @@
+"""`ptqd-run sample`: samples of a bundle into a folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.apps.pictures.images import check_drawable
+from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
+from engines.apps.sample.samples_record import SamplesRecord
+from engines.arrays import Int64
+from engines.backends.choice import runtime_name
+from engines.bundle.bundle import MANIFEST, Bundle, ConditioningRecord, ModelRecord
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches, rows_of
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.session import Cluster, WorkerSize
+from engines.cluster.sharded import complete
+from engines.cluster.shards import Shards, unit_name
+from engines.errors import UsageError
+from engines.host.files import sha256, writable_folder, write_text
+from engines.host.interruption import keeping
+from engines.host.progress import progress
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.prompts import TextModel, open_text, shortened
+
+RECORD = "samples.json"
+SAMPLING = "sampling"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to sample.
+
+    Attributes:
+        bundle: its folder.
+        output: folder to write to; files of the same names are replaced.
+        num: how many samples.
+        seed: of the noise.
+        first: number of the first sample.
+        batch_size: samples that go through the networks at a time.
+        classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
+        format: pictures, or one archive of raw states, of latent models with their images.
+        chain: how to sample.
+        prompts: of text models, to cycle through by sample number in place of the bundle's own rows; or None.
+        negative_prompt: what guidance leads away from, beside prompts; None is the model's own choice.
+        cluster: where to sample; None is here.
+    """
+
+    bundle: Path
+    output: Path
+    num: int
+    seed: int
+    first: int = 0
+    batch_size: int = 64
+    classes: tuple[int, ...] | Literal["all"] | None = None
+    format: Literal["png", "npz"] = "png"
+    chain: ChainChoice = field(default_factory=ChainChoice)
+    prompts: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
+    cluster: Cluster | None = None
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What was sampled, and how long it took without loading engines.
+
+    Attributes:
+        record: what `samples.json` holds.
+        output: its folder.
+        seconds: of sampling and writing.
+        cut: numbers of the prompts that were too long for the text encoder.
+        lost: workers of a cluster that died; what they were at was done again.
+    """
+
+    record: SamplesRecord
+    output: Path
+    seconds: float
+    cut: tuple[int, ...] = ()
+    lost: int = 0
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{count} {precision}" for precision, count in self.record.precision_steps.items())
+        rate = self.record.num / self.seconds
+        cut = f"; too long, their end is left out: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
+        lost = f"; workers lost, their work done again: {self.lost}" if self.lost else ""
+        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}{cut}{lost}; see {self.output}"
+
+
+def sample_bundle(request: SampleRequest) -> SampleResult:
+    """Sample, and write pictures and grid or archive, then `samples.json`.
+
+    Raises:
+        UsageError: the request does not fit the bundle, or the output cannot be written. Nothing is written then.
+        MissingBackendError: the runtime is missing, or the cluster.
+        PtqdError: the bundle is damaged, a network failed, or the disk is full.
+    """
+    bundle = Bundle.open(request.bundle)
+    model = bundle.manifest.model
+    if request.format == "png":
+        check_drawable(model.image_shape)
+    noise = NoiseSource(request.seed, model.sample_shape)
+    samples = _numbers(request)
+    text = _text(request, bundle)
+    prompts = request.prompts or ()
+    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
+    conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
+    chain = request.chain.chosen(bundle)
+    if request.negative_prompt is not None and chain.scale == 1:
+        raise UsageError("A negative prompt needs guidance.", found="guidance 1", expected="another --guidance, or no --negative-prompt")
+    work = SampleWork(request.chain, min(request.batch_size, request.num), request.seed, request.format, conditioning)
+    sampler = work.open(bundle) if request.cluster is None else None
+    folder = writable_folder(request.output)
+    (folder / RECORD).unlink(missing_ok=True)
+    output = _output(request, folder, rows, model)
+    begin = time.perf_counter()
+    every = np.zeros_like(samples) if rows is None else rows
+    drawn = [*zip(batches(samples, request.batch_size), batches(every, request.batch_size), strict=True)]
+    with keeping(f"every file in {folder} is whole, but without {RECORD} they are not all"):
+        lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
+        record = _record(request, chain, rows, output.finish())
+        write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts), lost)
+
+
+def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
+    """The bundle's text encoders, where prompts are asked for."""
+    if request.prompts is None:
+        if request.negative_prompt is not None:
+            raise UsageError("A negative prompt goes with prompts.", found="--negative-prompt alone", expected="prompts too")
+        return None
+    if request.classes is not None:
+        raise UsageError("Prompts take the place of classes.", found="prompts and --classes", expected="one of them")
+    return open_text(bundle)
+
+
+def _numbers(request: SampleRequest) -> Int64:
+    end = request.first + request.num
+    if end > 2**63:
+        raise UsageError("A sample number is out of range.", found=end - 1, expected="0 to 2^63 - 1")
+    return request.first + np.arange(request.num, dtype=np.int64)
+
+
+def chosen_rows(
+    classes: tuple[int, ...] | Literal["all"] | None, samples: Int64, noise: NoiseSource, conditioning: ConditioningRecord | None
+) -> Int64 | None:
+    """The row of each sample; None where the model is unconditional."""
+    if conditioning is None:
+        if classes is not None:
+            raise UsageError("The model is unconditional.", found="--classes", expected="no --classes")
+        return None
+    chosen = tuple(range(conditioning.rows)) if classes == "all" else classes
+    for row in chosen or ():
+        if not 0 <= row < conditioning.rows:
+            raise UsageError("A class is out of range.", found=row, expected=f"0 to {conditioning.rows - 1}")
+    return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
+
+
+def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
+    if request.format == "npz":
+        return NpzOutput(folder, rows)
+    return PngOutput(folder, _labels(request.prompts, rows, model.conditioning))
+
+
+def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: ConditioningRecord | None) -> list[str]:
+    """What the first samples are of."""
+    if rows is None or conditioning is None:
+        return [""] * GRID_TILES
+    if prompts is not None:
+        return [shortened(prompts[row]) for row in rows[:GRID_TILES]]
+    word = "class" if conditioning.file is None else "row"
+    return [f"{word} {row}" for row in rows[:GRID_TILES]]
+
+
+def _sample(sampler: BatchSampler, drawn: Sequence[Batch], output: SampleOutput) -> int:
+    with progress(SAMPLING, len(sampler.chain.schedule.steps) * len(drawn)) as advance:
+        for batch in drawn:
+            output.add(batch[0], sampler(batch, advance))
+    return 0
+
+
+def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork, drawn: Sequence[Batch], output: SampleOutput) -> int:
+    """The batches are those of a run on one machine, and so are their samples, to the last bit. Returns the number of workers lost."""
+    assert request.cluster is not None
+    units = [(unit_name(batch[0][0], batch[0][-1]), batch) for batch in drawn]
+    shards = Shards(request.output, _asked(request, bundle))
+    size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
+    lost = complete(request.cluster, size, lambda ray: SampleOnCopy(FolderCopy.of_bundle(ray, bundle), work), units, shards, SAMPLING)
+    for name, batch in units:
+        output.add(batch[0], shards.read(name))
+    shards.remove()
+    return lost
+
+
+def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
+    """What decides the result of a unit."""
+    return {
+        "bundle": sha256(bundle.folder / MANIFEST),
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "classes": request.classes,
+        "format": request.format,
+        "chain": asdict(request.chain),
+        "prompts": request.prompts,
+        "negative_prompt": request.negative_prompt,
+    }
+
+
+def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
+    return SamplesRecord(
+        seed=request.seed,
+        first=request.first,
+        num=request.num,
+        schedule=request.chain.schedule,
+        precision=request.chain.precision,
+        precision_steps=Counter(chain.step_precisions),
+        correction=request.chain.correction,
+        guidance=chain.scale,
+        rows=None if rows is None else tuple(rows.tolist()),
+        prompts=request.prompts,
+        negative_prompt=request.negative_prompt,
+        files=files,
+    )

@@ -1,0 +1,129 @@
+"""The two parts of a server on Ray Serve: a gateway that answers and makes batches, and replicas that sample them."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engines.apps.serve.gateway import Answer, Asked, Gateway
+from engines.apps.serve.image_request import Reader
+from engines.apps.serve.items import Item, ItemWork, Picture
+from engines.apps.serve.request_limits import Limits
+from engines.bundle.bundle import ModelRecord
+from engines.cluster.session import WorkerSize, import_ray
+
+NAME = "ptqd"
+SAMPLER = "sampler"
+
+AHEAD = 2
+"""Batches that a replica has at a time: one waits while the other is sampled. Other pictures wait in the gateway for a batch to be full."""
+
+ATTEMPTS = 20
+"""Times that a batch is asked for, a replica ending each time; the pauses between them give Ray a minute to start another."""
+
+SPARE = 100
+"""Requests that the gateway takes beyond those that can wait, so that it can refuse them itself."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes:
+        work: what replicas open.
+        model: of the bundle.
+        limits: of requests.
+        replicas: each with engines of its own.
+        size: of a replica.
+        batch: pictures that go through the networks at a time.
+        batch_wait: seconds that a batch waits for more.
+    """
+
+    work: ItemWork
+    model: ModelRecord
+    limits: Limits
+    replicas: int
+    size: WorkerSize
+    batch: int
+    batch_wait: float
+
+
+def application(serve: Any, settings: Settings) -> Any:
+    """What `ray.serve.run` takes."""
+    size = settings.size
+
+    class Sampler:
+        """One engine bank."""
+
+        def __init__(self) -> None:
+            self._sample = settings.work.open(size.cpus)
+            self._thread = ThreadPoolExecutor(1)  # so that the replica's loop goes on meanwhile
+
+        async def sample(self, items: list[Item]) -> list[Picture]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, items)
+
+    class Entrance:
+        """The gateway, where requests come in and batches are made."""
+
+        def __init__(self, sampler: Any) -> None:
+            self._sampler = sampler
+            reader = Reader(settings.model, settings.limits.number)
+            self._gateway = Gateway(reader, settings.limits, self.picture, running_replicas)
+
+        async def __call__(self, request: Any) -> Any:
+            client = request.client.host if request.client else ""
+            return _response(await self._gateway(Asked(request.method, request.url.path, client, request.stream())))
+
+        @serve.batch(  # type: ignore[untyped-decorator]  # Ray does not type it
+            max_batch_size=settings.batch,
+            batch_wait_timeout_s=settings.batch_wait,
+            max_concurrent_batches=AHEAD * settings.replicas,
+        )
+        async def picture(self, items: list[Item]) -> list[Picture]:
+            return await sampled(self._sampler, items)
+
+    resources = {"num_cpus": size.cpus, "num_gpus": size.gpus}
+    samplers = serve.deployment(
+        Sampler,
+        name=SAMPLER,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=AHEAD,
+        health_check_period_s=1,
+        ray_actor_options=resources,
+    )
+    entrance = serve.deployment(
+        Entrance, name="entrance", max_ongoing_requests=settings.limits.waiting + SPARE, ray_actor_options={"num_cpus": 0}
+    )
+    return entrance.bind(samplers.bind())
+
+
+async def sampled(sampler: Any, items: list[Item]) -> list[Picture]:
+    """Asks a replica for the pictures of a batch, and another one where it ended: nothing that was asked for is lost."""
+    deaths = import_ray().exceptions.RayActorError
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            pictures: list[Picture] = await sampler.sample.remote(items)
+            return [replace(picture, attempts=attempt) for picture in pictures]
+        except deaths:
+            if attempt == ATTEMPTS:
+                raise
+            await asyncio.sleep(0.3 * attempt)
+    raise AssertionError
+
+
+async def running_replicas() -> int:
+    """Samplers that take requests."""
+    from ray import serve
+
+    status = await asyncio.to_thread(serve.status)
+    application = status.applications.get(NAME)
+    states = {} if application is None else application.deployments[SAMPLER].replica_states
+    return sum(count for state, count in states.items() if state == "RUNNING")
+
+
+def _response(answer: Answer) -> Any:
+    from starlette.responses import Response
+
+    return Response(answer.content, answer.status, dict(answer.headers), answer.media_type)

@@ -1,0 +1,136 @@
+"""What a server answers: limits first, then pictures from wherever they are sampled. Knows no web framework and no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from engines.apps.serve.image_request import Reader, Refused
+from engines.apps.serve.items import Item, Picture
+from engines.apps.serve.request_limits import Limits, Rate, bounded
+from engines.apps.serve.server_metrics import Metrics
+
+IMAGES, HEALTH, METRICS = "/images", "/health", "/metrics"
+METHODS = {IMAGES: "POST", HEALTH: "GET", METRICS: "GET"}
+
+RETRY_SECONDS = 5
+"""After which a client may ask a full server again."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it comes.
+
+    Attributes:
+        client: its address.
+        body: in pieces.
+    """
+
+    method: str
+    path: str
+    client: str
+    body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    content: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Gateway:
+    """Answers requests.
+
+    Args:
+        reader: of bodies.
+        limits: see there.
+        sample: gives the picture of an item.
+        replicas: how many samplers run.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        limits: Limits,
+        sample: Callable[[Item], Awaitable[Picture]],
+        replicas: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._reader = reader
+        self._limits = limits
+        self._sample = sample
+        self._replicas = replicas
+        self._rate = Rate(limits.rate, time.monotonic)
+        self._metrics = Metrics()
+        self._waiting = 0
+
+    async def __call__(self, asked: Asked) -> Answer:
+        begin = time.monotonic()
+        try:
+            answer = await self._answer(asked)
+        except Refused as refusal:
+            headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+            answer = Answer(refusal.status, _json(error=str(refusal)), headers=headers)
+        except Exception as error:
+            answer = Answer(500, _json(error=f"the picture could not be sampled: {error}"))
+        if asked.path == IMAGES:
+            self._metrics.requests.labels(str(answer.status)).inc()
+            self._metrics.seconds.observe(time.monotonic() - begin)
+        return answer
+
+    async def _answer(self, asked: Asked) -> Answer:
+        if asked.path not in METHODS:
+            raise Refused(404, f"there is no {asked.path}; there are {', '.join(METHODS)}")
+        if asked.method != METHODS[asked.path]:
+            raise Refused(405, f"{asked.path} takes {METHODS[asked.path]}")
+        if asked.path == HEALTH:
+            return await self._health()
+        if asked.path == METRICS:
+            return Answer(200, self._metrics.text(), "text/plain; version=0.0.4")
+        return await self._images(asked)
+
+    async def _health(self) -> Answer:
+        replicas = await self._replicas()
+        status = "ok" if replicas else "no replica runs"
+        return Answer(200 if replicas else 503, _json(status=status, replicas=replicas, waiting=self._waiting))
+
+    async def _images(self, asked: Asked) -> Answer:
+        self._rate.take(asked.client)
+        items = self._reader.items(await bounded(asked.body, self._limits.body))
+        if self._waiting + len(items) > self._limits.waiting:
+            raise Refused(503, f"{self._waiting} pictures wait; at most {self._limits.waiting}", RETRY_SECONDS)
+        self._wait(len(items))
+        try:
+            pictures = await asyncio.gather(*(self._sample(item) for item in items))
+        finally:
+            self._wait(-len(items))
+        self._metrics.pictures.inc(len(pictures))
+        for picture in pictures:
+            self._metrics.batch.observe(picture.batch)
+            self._metrics.again.inc(picture.attempts - 1)
+        return _packed(pictures)
+
+    def _wait(self, more: int) -> None:
+        self._waiting += more
+        self._metrics.waiting.set(self._waiting)
+
+
+def _packed(pictures: Sequence[Picture]) -> Answer:
+    """One picture as it is, several in a zip archive, under the names that `ptqd-run sample` gives them."""
+    if len(pictures) == 1:
+        return Answer(200, pictures[0].png, "image/png")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, picture in enumerate(pictures):
+            archive.writestr(f"{number:08d}.png", picture.png)
+    return Answer(200, file.getvalue(), "application/zip")
+
+
+def _json(**content: object) -> bytes:
+    return json.dumps(content).encode()

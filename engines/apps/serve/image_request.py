@@ -1,0 +1,91 @@
+"""What a client may ask for, checked against the model and the limits before anything is queued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engines.apps.serve.items import Item
+from engines.arrays import Int64
+from engines.bundle.bundle import ModelRecord
+from engines.chain.noise import NoiseSource
+
+
+class Refused(Exception):  # noqa: N818 (it is an answer)
+    """A request that is not served.
+
+    Attributes:
+        status: of the answer.
+        retry_after: seconds to wait before asking again; None where asking again changes nothing.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class ImageRequest(BaseModel):
+    """The body of a POST, a JSON object.
+
+    Attributes:
+        seed: of the noise.
+        number: how many pictures: the samples 0 to number - 1 of this seed.
+        row: the key `class`: of class-conditional models; left out, each sample's is drawn from its seed and number.
+        prompt: of text models.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    number: Annotated[int, Field(ge=1)] = 1
+    row: Annotated[int | None, Field(alias="class", ge=0)] = None
+    prompt: Annotated[str | None, Field(min_length=1, max_length=10_000)] = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads bodies for one model.
+
+    Attributes:
+        model: of the bundle.
+        most: pictures of a request at most.
+    """
+
+    model: ModelRecord
+    most: int
+
+    def items(self, body: bytes) -> list[Item]:
+        """What is to be sampled.
+
+        Raises:
+            Refused: with 400, the request is not one for this model.
+        """
+        try:
+            request = ImageRequest.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the body"
+            raise Refused(400, f"{where}: {first['msg']}") from error
+        if request.number > self.most:
+            raise Refused(400, f"number: {request.number} pictures in a request; at most {self.most}")
+        numbers = np.arange(request.number, dtype=np.int64)
+        rows = self._rows(request, numbers)
+        return [Item(request.seed, int(n), row, request.prompt) for n, row in zip(numbers, rows, strict=True)]
+
+    def _rows(self, request: ImageRequest, numbers: Int64) -> list[int]:
+        conditioning, text = self.model.conditioning, self.model.text
+        if (request.prompt is None) != (text is None):
+            raise Refused(400, "prompt: this model takes no prompts" if text is None else "prompt: this model needs one")
+        if request.row is None and text is None and conditioning is not None:
+            return [int(row) for row in NoiseSource(request.seed, self.model.sample_shape).row(numbers, conditioning.rows)]
+        if request.row is None:
+            return [0] * request.number
+        if conditioning is None or text is not None:
+            raise Refused(400, "class: this model takes no classes")
+        if request.row >= conditioning.rows:
+            raise Refused(400, f"class: {request.row}; this model knows 0 to {conditioning.rows - 1}")
+        return [request.row] * request.number

@@ -1,0 +1,111 @@
+"""`ptqd-run serve`: a bundle behind HTTP until it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.apps.pictures.images import check_drawable
+from engines.apps.serve.application import NAME, Settings, application
+from engines.apps.serve.items import ItemWork
+from engines.apps.serve.request_limits import Limits
+from engines.backends.choice import runtime_name
+from engines.bundle.bundle import Bundle
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.session import Cluster, WorkerSize, joined
+from engines.errors import MissingBackendError, PtqdError
+from engines.networks.chain_choice import ChainChoice
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What to serve, and how.
+
+    Attributes:
+        bundle: its folder.
+        limits: of requests.
+        host: address to listen at.
+        port: likewise.
+        replicas: each with engines of its own.
+        batch_size: pictures that go through the networks at a time.
+        batch_wait: seconds that a batch waits for more.
+        chain: how to sample.
+        cluster: where.
+    """
+
+    bundle: Path
+    limits: Limits
+    host: str
+    port: int
+    replicas: int
+    batch_size: int
+    batch_wait: float
+    chain: ChainChoice = field(default_factory=ChainChoice)
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def serve_bundle(request: ServeRequest, tell: Any) -> None:
+    """Serve until interrupted.
+
+    Args:
+        request: what.
+        tell: called with a line for the user, once requests are taken.
+
+    Raises:
+        UsageError: the request does not fit the bundle.
+        MissingBackendError: Ray Serve, the cluster, or room on it is missing.
+        PtqdError: the server does not start.
+    """
+    with serving(request) as address, contextlib.suppress(KeyboardInterrupt):
+        tell(f"serving {request.bundle} at {address}; Ctrl-C ends it")
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def serving(request: ServeRequest) -> Iterator[str]:
+    """Serves while the block runs; yields the address."""
+    bundle = Bundle.open(request.bundle)
+    check_drawable(bundle.manifest.model.image_shape)
+    for precision in set(request.chain.chosen(bundle).step_precisions):
+        bundle.verified_graph(precision)
+    size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
+    serve = _import_serve()
+    with joined(request.cluster) as ray:
+        if size.room(ray) < request.replicas:
+            raise MissingBackendError(
+                "The cluster has no room for the replicas.",
+                found=f"room for {size.room(ray)} of {size.cpus} CPUs and {size.gpus} GPUs",
+                expected=f"{request.replicas}",
+                mend="give them less with --ray-cpus, or ask for fewer with --replicas",
+            )
+        work = ItemWork(FolderCopy.of_bundle(ray, bundle), request.chain, request.batch_size)
+        settings = Settings(work, bundle.manifest.model, request.limits, request.replicas, size, request.batch_size, request.batch_wait)
+        try:
+            _start(serve, request, settings)
+            yield f"http://{request.host}:{request.port}"
+        finally:
+            serve.shutdown()
+
+
+def _start(serve: Any, request: ServeRequest, settings: Settings) -> None:
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": request.host, "port": request.port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        serve.run(application(serve, settings), name=NAME)
+    except RuntimeError as error:
+        raise PtqdError("The server does not start.", found=error, mend="look into Ray's logs; is the port free?") from error
+
+
+def _import_serve() -> Any:
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise MissingBackendError("Ray Serve is not installed.", found=str(error), mend="pip install 'ptqd-export[ray]'") from error
+    return serve

@@ -1,0 +1,179 @@
+"""Sessions of ONNX Runtime: one memory for all of them, and products that are exact on this processor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, SHIFTED, WEIGHT_SHIFT, takes_shift
+from engines.errors import MissingBackendError, PtqdError
+from engines.host.timing import interleaved_medians
+
+Mode = Literal["fast", "exact", "optimized"]
+"""`fast` fuses Q/DQ into integer kernels, `exact` runs them as written, `optimized` takes a graph that `fast` wrote on this machine."""
+
+Provider = Literal["CPU", "CUDA"]
+
+PROBE = Path(__file__).with_name("saturation_probe.onnx")
+CONVOLUTION_PROBE = Path(__file__).with_name("convolution_probe.onnx")
+
+_PROBE_ROUNDS = 7
+"""Of a call that takes a fifth of a millisecond."""
+
+_AS_ASKED_FOR = 1
+"""The arena's way to grow, by number: `kSameAsRequested`."""
+
+_EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
+"""Kernels that cannot saturate: slower, and only needed on processors whose 8-bit products are summed in 16 bits."""
+
+_AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
+"""Q/DQ nodes run as written, in float32: the reference that graphs are held against the torch oracle in."""
+
+_NOT_AS_WRITTEN = ("ReluQuantRewrite",)
+"""Optimizers that would change such graphs: this one drops a Relu in front of a QuantizeLinear whose zero is its lowest value, and takes
+8-bit floats for such.
+"""
+
+_CHANNELS_LAST = ("NhwcTransformer", "TransposeOptimizer")
+"""Optimizers that put transpositions around integer convolutions and then move them through the graph, where they end up on float values:
+the kernels transpose 8-bit integers themselves, which is faster (a W8A8 U-Net of 36 million parameters: 5 % of a step), and the values are
+the same.
+"""
+
+
+def check_provider(provider: Provider) -> None:
+    """Open a small graph, to learn early what is missing.
+
+    Raises:
+        MissingBackendError: ONNX Runtime, the provider or its device is not there.
+    """
+    open_session(PROBE, {}, provider=provider)
+
+
+def open_session(
+    path: Path,
+    config: Mapping[str, str],
+    threads: int = 1,
+    optimized: Path | None = None,
+    provider: Provider = "CPU",
+    *,
+    as_it_is: bool = False,
+    shift: int = 0,
+) -> Any:
+    """An `onnxruntime.InferenceSession`.
+
+    Args:
+        path: the ONNX file.
+        config: entries of the session's configuration.
+        threads: that one call may use.
+        optimized: where to write the graph as the runtime optimized it.
+        provider: what runs it.
+        as_it_is: the runtime has optimized the graph before.
+        shift: of the weights, for graphs that take one.
+
+    Raises:
+        MissingBackendError: onnxruntime is not installed, or not with this provider.
+        PtqdError: the runtime refuses the graph.
+    """
+    ort = import_onnxruntime()
+    wanted = f"{provider}ExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        raise _missing_provider(wanted, ort.get_available_providers())
+    options = _options(ort, config, threads, provider)
+    if as_it_is:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if shift:
+        values = np.full(SHIFT_BYTES, shift, dtype=np.int8)
+        options.add_external_initializers([WEIGHT_SHIFT], [ort.OrtValue.ortvalue_from_numpy(values)])
+    try:
+        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else _CHANNELS_LAST
+        session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        lacking = "NOT_IMPLEMENTED" in str(error)
+        mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
+        raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend=mend) from error
+    if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
+        raise _missing_provider(wanted, session.get_providers())
+    return session
+
+
+def _options(ort: Any, config: Mapping[str, str], threads: int, provider: Provider) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
+    options.log_severity_level = 4  # what it would print of an error is in the exception too
+    if provider == "CPU":
+        _share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all sessions of the process: engines take turns, and so can their activations. It grows by what is asked for; an arena
+    that doubles would keep its first piece for ever.
+    """
+    ort = import_onnxruntime()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_ASKED_FOR}))
+
+
+def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
+    return MissingBackendError(
+        f"ONNX Runtime has no {wanted} here.",
+        found=", ".join(found),
+        mend="pip install 'ptqd-export[gpu]' in an environment without the CPU package, on a machine with an NVIDIA GPU",
+    )
+
+
+def session_config(mode: Mode) -> Mapping[str, str]:
+    return _AS_WRITTEN if mode == "exact" else _fast_config()
+
+
+@functools.cache
+def _fast_config() -> Mapping[str, str]:
+    """What keeps integer products exact on this processor: asked of the processor by a product that saturates, not of its name."""
+    return _EXACT_PRODUCTS if saturates({}) else {}
+
+
+def shift_of(graph: Path, mode: Mode, provider: Provider = "CPU") -> int:
+    """The shift of a graph's weights with which it runs fastest here; 0 where no integer kernel of the CPU runs them."""
+    return preferred_shift() if mode == "fast" and provider == "CPU" and takes_shift(graph) else 0
+
+
+@functools.cache
+def preferred_shift() -> int:
+    """The shift of weights with which integer convolutions are fastest on this processor: asked of the processor, as saturation is."""
+    sessions = {shift: open_session(CONVOLUTION_PROBE, _fast_config(), shift=shift) for shift in (0, SHIFTED)}
+    (x,) = next(iter(sessions.values())).get_inputs()
+    feeds = {x.name: np.ones((1, *x.shape[1:]), dtype=np.float32)}
+    calls = {str(shift): functools.partial(session.run, None, feeds) for shift, session in sessions.items()}
+    seconds = interleaved_medians(calls, _PROBE_ROUNDS)
+    return min(sessions, key=lambda shift: seconds[str(shift)])
+
+
+def saturates(config: Mapping[str, str]) -> bool:
+    """Whether uint8 x int8 products come out too small under a session configuration.
+
+    With inputs of one the probe (`tools/probes/make_saturation_probe.py`) gives 64, or about 32 where pairs of products saturate.
+    """
+    (out,) = open_session(PROBE, config).run(None, {"x": np.ones((1, 64), dtype=np.float32)})
+    return bool(np.abs(out - 64).max() > 0.5)
+
+
+def import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingBackendError(
+            "ONNX Runtime is not installed.", found=str(error), mend="pip install 'ptqd-export[cpu]' (or [gpu])"
+        ) from error
+    return onnxruntime

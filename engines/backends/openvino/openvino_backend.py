@@ -1,0 +1,131 @@
+"""OpenVINO on the CPU: asked for by name, where its integer kernels are faster than those of ONNX Runtime."""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32
+from engines.backends.base import Engine, TensorSpec
+from engines.backends.openvino.openvino_network import Calls, compile_outputs, name_of, open_network
+from engines.errors import PtqdError
+from engines.host.machine import cores
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.int64))
+
+
+class OpenVinoEngine(Engine):
+    """One graph, compiled for pieces of a batch that all have as many rows.
+
+    Pieces run side by side, as many at a time as there are rows or threads, and the threads are shared out among them. Compiled for one
+    shape a network takes 0.5 to 0.9 of the time that it takes for any. The last piece is filled up with its own last row, so that a call
+    may have any number of rows; one of fewer than promised takes as long as a whole piece. A row comes out the same to the bit in every
+    piece, whatever else is in it; engines opened for other batches may round it otherwise.
+
+    Integer products are exact: see `engines.backends.openvino.openvino_network`.
+
+    Args:
+        path: the ONNX file.
+        threads: that one call may use; None takes every core that the process may use.
+        batch: rows of the calls to come.
+        kept: file that spares the next opening the compilation, see `open_network`; None where there is none.
+
+    Raises:
+        MissingBackendError: OpenVINO is not installed.
+        PtqdError: it refuses the graph.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, batch: int = 1, kept: Path | None = None) -> None:
+        calls = Calls(batch, threads or cores())
+        self._network, label = open_network(path, calls, kept), f"{path.stem} on OpenVINO"
+        model = self._network.model
+        inputs, outputs = (tuple(_spec(port, label) for port in ports) for ports in (model.inputs, model.outputs))
+        if len(outputs) != 1 or not inputs:
+            raise PtqdError(f"{label} is no network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="one output")
+        super().__init__(label, inputs, outputs[0])
+        self._rows = model.outputs[0].shape[0]
+        self._workers = calls.workers
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(calls.workers):
+            self._idle.put(model.create_infer_request())
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        try:
+            return self._runs([np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs])
+        except Exception as error:  # openvino raises RuntimeError and what pybind11 makes of others
+            raise PtqdError(f"{self.label} failed.", found=error, mend="lower the batch size if memory is short") from error
+
+    def _runs(self, values: Sequence[NDArray[Any]]) -> Float32:
+        out = np.empty((len(values[0]), *self.output.shape), dtype=np.float32)
+        pieces = [slice(begin, begin + self._rows) for begin in range(0, len(out), self._rows)]
+        left = iter(pieces)
+        helpers = [_pool(self._workers - 1).submit(self._infer, values, out, left) for _ in pieces[1 : self._workers]]
+        self._infer(values, out, left)
+        for helper in helpers:
+            helper.result()
+        return out
+
+    def _infer(self, values: Sequence[NDArray[Any]], out: Float32, left: Iterator[slice]) -> None:
+        """Pieces of the batch until none is left; what the runtime gives lies in its own memory, and is copied to where it belongs."""
+        request = self._idle.get()
+        try:
+            for piece in left:
+                given = [_filled(value[piece], self._rows) for value in values]
+                result = request.infer(given, share_inputs=True, share_outputs=True)[0]
+                out[piece] = result[: len(out[piece])]
+        finally:
+            self._idle.put(request)
+
+
+@dataclass(frozen=True)
+class OpenVinoBackend:
+    """See `engines.backends.base.Backend`.
+
+    Attributes:
+        threads: see `OpenVinoEngine`.
+        folder: for compiled networks, one file a graph; is made when the first is written. None keeps none.
+    """
+
+    threads: int | None = None
+    folder: Path | None = None
+
+    def open(self, graph: Path, rows: int) -> OpenVinoEngine:
+        kept = None if self.folder is None else self.folder / f"{graph.stem}.compiled"
+        return OpenVinoEngine(graph, threads=self.threads, batch=rows, kept=kept)
+
+
+def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every output of a graph by each of its names, for graphs that have more than an engine's one."""
+    network = compile_outputs(path, cores())
+    results = network(dict(feeds))
+    return {name: np.array(results[port]) for port in network.outputs for name in port.names}
+
+
+def _filled(value: NDArray[Any], rows: int) -> NDArray[Any]:
+    """A piece of so many rows: its last one again and again where it has fewer."""
+    return value if len(value) == rows else np.concatenate([value, np.repeat(value[-1:], rows - len(value), axis=0)])
+
+
+@functools.cache
+def _pool(helpers: int) -> ThreadPoolExecutor:
+    """The threads that run pieces beside the calling one, the same for every engine of the process: engines take turns.
+
+    A request that a thread runs by itself begins at once; one that is queued in the runtime waits for one of its threads to wake up (eight
+    guided images of the digits model: 8.8 ms against 13.6).
+    """
+    return ThreadPoolExecutor(helpers, thread_name_prefix="ptqd-openvino")
+
+
+def _spec(port: Any, label: str) -> TensorSpec:
+    dtype = np.dtype(port.element_type.to_dtype())
+    if dtype not in _DTYPES:
+        raise PtqdError(f"{label} is no network.", found=f"{name_of(port)}: {dtype}", expected=" or ".join(map(str, _DTYPES)))
+    return TensorSpec(name_of(port), dtype, tuple(port.shape)[1:])

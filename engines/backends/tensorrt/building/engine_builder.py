@@ -1,0 +1,191 @@
+"""Build an engine in a child process, so that whatever the builder does is one error here, and never the end of this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import engines
+from engines.backends.tensorrt.building.build_spec import BuildSpec
+from engines.errors import PtqdError
+
+WORKER = "engines.backends.tensorrt.building.build_worker"
+PATIENCE = 900.0
+"""Seconds without any event after which the builder hangs: timing the kernels of one layer takes minutes at most."""
+
+LAST_MESSAGES = 8
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is.
+
+    Attributes:
+        pid: of the child process.
+        phase: that the builder is in, in its own words.
+        fraction: of the outermost phase that is done, 0 to 1; it never falls, though phases within run side by side.
+    """
+
+    pid: int
+    phase: str
+    fraction: float
+
+
+OnProgress: TypeAlias = Callable[[BuildProgress], None]
+
+
+def build_engine(
+    spec: BuildSpec,
+    output: Path,
+    *,
+    timing_cache: Path | None = None,
+    on_progress: OnProgress = lambda _: None,
+    patience: float = PATIENCE,
+) -> None:
+    """Build an engine into the file `output`, which holds nothing of use where this raises.
+
+    Raises:
+        PtqdError: the builder refused the graph, crashed, was killed, or hangs; with its last messages.
+        MissingBackendError: the flavour is not installed.
+    """
+    spec.traits.load()
+    arguments = [spec.to_json(), str(output), *([] if timing_cache is None else [str(timing_cache)])]
+    with tempfile.TemporaryFile() as stderr:
+        with _child(arguments, stderr) as process:
+            try:
+                outcome = _follow(process, on_progress, patience)
+            finally:
+                process.kill()  # a child that has ended already stays as it ended
+        if process.returncode != 0 or not outcome.done:
+            raise _failure(spec, process.returncode, outcome, _tail(stderr))
+
+
+def _child(arguments: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    root = str(Path(engines.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", WORKER, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "PYTHONPATH": path})
+
+
+@dataclass
+class _Outcome:
+    """What the child has told."""
+
+    phases: _Phases = field(default_factory=lambda: _Phases())
+    messages: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_MESSAGES))
+    fraction: float = 0.0
+    error: str | None = None
+    done: bool = False
+    silent_for: float | None = None
+
+
+class _Phases:
+    """Nested phases, outermost first, and how many of their steps are done."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[int, int]] = {}
+
+    def take(self, event: dict[str, Any]) -> None:
+        name = event["phase"]
+        if event["event"] == "start":
+            self._open[name] = (0, event["steps"])
+        elif event["event"] == "finish":
+            self._open.pop(name, None)
+        elif name in self._open:
+            self._open[name] = (event["step"] + 1, self._open[name][1])
+
+    @property
+    def current(self) -> str:
+        return next(reversed(self._open), "finishing")
+
+    @property
+    def fraction(self) -> float:
+        """A step of a phase is as much done as the phase within it."""
+        inner = 0.0
+        for done, steps in reversed(self._open.values()):
+            inner = min((done + inner) / steps, 1.0)
+        return inner if self._open else 1.0
+
+
+def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress, patience: float) -> _Outcome:
+    """Take events until there are no more."""
+    outcome = _Outcome()
+    for event in _events(process, patience):
+        match event:
+            case None:
+                outcome.silent_for = patience
+            case {"event": "log", "severity": severity, "message": message}:
+                outcome.messages.append(f"{severity.lower()}: {message}")
+            case {"event": "error", "message": message}:
+                outcome.error = message
+            case {"event": "done"}:
+                outcome.done = True
+            case _:
+                outcome.phases.take(event)
+                outcome.fraction = max(outcome.fraction, outcome.phases.fraction)
+                on_progress(BuildProgress(process.pid, outcome.phases.current, outcome.fraction))
+    if outcome.silent_for is None:
+        process.wait()
+    return outcome
+
+
+def _events(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[str, Any] | None]:
+    """Events as they come; None, and no more, after a silence longer than the patience."""
+    assert process.stdout is not None
+    pipe, pending = process.stdout.fileno(), b""
+    while True:
+        readable, _, _ = select.select([pipe], [], [], patience)
+        if not readable:
+            yield None
+            return
+        chunk = os.read(pipe, 65536)
+        if not chunk:
+            return
+        *lines, pending = (pending + chunk).split(b"\n")
+        yield from map(json.loads, lines)
+
+
+def _failure(spec: BuildSpec, returncode: int, outcome: _Outcome, stderr: str) -> PtqdError:
+    """One error for whatever became of the child, the builder's last messages below it."""
+    if outcome.error is not None:
+        said = [message for message in outcome.messages if not message.startswith("info:")]
+        return PtqdError(outcome.error + _listed(said))
+    what, mend = _end(returncode, outcome)
+    error = PtqdError(what, found=f"{spec.graph} for {spec.flavour}, in phase: {outcome.phases.current}", mend=mend)
+    return PtqdError(f"{error}{_listed([*outcome.messages, *stderr.splitlines()])}")
+
+
+def _listed(messages: Sequence[str]) -> str:
+    lines = [line for message in messages for line in message.splitlines()]
+    return "\n  the builder's last messages:" + "".join(f"\n    {line}" for line in lines) if lines else ""
+
+
+def _end(returncode: int, outcome: _Outcome) -> tuple[str, str]:
+    if outcome.silent_for is not None:
+        return (
+            f"The TensorRT builder hangs: it reported nothing for {outcome.silent_for:g} seconds.",
+            "build again on a machine with nothing else to do, or report the graph to NVIDIA",
+        )
+    if returncode == -signal.SIGKILL:
+        return "The TensorRT builder was killed: the machine may be out of memory.", "free memory, or lower target.workspace_gib"
+    if returncode < 0:
+        return (
+            f"The TensorRT builder crashed ({signal.Signals(-returncode).name}).",
+            "the graph holds what the builder cannot take; build the bundle for this target again, or report it",
+        )
+    return f"The TensorRT builder ended early, with exit code {returncode}.", "see its messages"
+
+
+def _tail(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    return "\n".join(stderr.read().decode(errors="replace").splitlines()[-LAST_MESSAGES:])

@@ -1,0 +1,1 @@
+"""The GPU: memory, streams and the kernel of a step."""

@@ -1,0 +1,96 @@
+"""The engines of a bundle on TensorRT, from the folder that `ptqd-export engines` filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from engines.backends.tensorrt.building.build_spec import BatchProfile, BuildSpec
+from engines.backends.tensorrt.building.engine_cache import EngineCache
+from engines.backends.tensorrt.device.arena import Arena
+from engines.backends.tensorrt.device.cuda import Cuda
+from engines.backends.tensorrt.device.device_identity import check_precision
+from engines.backends.tensorrt.device.update_kernel import UpdateKernels
+from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
+from engines.backends.tensorrt.tensorrt_engine import OpenOptions, TensorRtEngine
+from engines.host.machine import machine_name
+
+ANY_MACHINE = "any-machine"
+
+
+class Profile(Protocol):
+    """Rows of a network call; see `BatchProfile`."""
+
+    @property
+    def min(self) -> int: ...
+    @property
+    def opt(self) -> int: ...
+    @property
+    def max(self) -> int: ...
+
+
+class TensorRtBackend:
+    """See `engines.backends.base.Backend`. All engines that one backend opens share one arena.
+
+    Args:
+        settings: how the engines were built.
+        folder: of the bundle.
+        cuda_graphs: see `OpenOptions`.
+
+    Raises:
+        MissingBackendError: there is no device; or, when a graph is opened, it is too old for its precision.
+    """
+
+    def __init__(self, settings: EngineSettings, folder: Path, *, cuda_graphs: bool = True) -> None:
+        self._settings = settings
+        self._cache = engine_cache(folder, settings.flavour)
+        runtime_cache = folder / "local" / machine_name() / f"{settings.flavour}.kernels"
+        self._options = OpenOptions(cuda_graphs, runtime_cache)
+        self.arena = Arena(Cuda())
+
+    def open(self, graph: Path, rows: int) -> TensorRtEngine:
+        check_precision(graph.stem, self.arena.cuda)
+        path = self._cache.find(self._settings.spec(graph))
+        engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
+        engine.prepare(rows)
+        return engine
+
+    @cached_property
+    def update_kernels(self) -> UpdateKernels:
+        """The step as kernels of the device that the engines are on."""
+        return UpdateKernels(self.arena.cuda)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engines of a bundle are built: the same when they are built and when they are looked for.
+
+    Attributes:
+        flavour: of TensorRT.
+        profile: see `BuildSpec`.
+        workspace_gib: see there.
+    """
+
+    flavour: FlavourName
+    profile: BatchProfile
+    workspace_gib: float | None = None
+
+    @classmethod
+    def of(cls, flavour: FlavourName, profile: Profile, workspace_gib: float | None) -> EngineSettings:
+        """From what a manifest says of its target."""
+        return cls(flavour, BatchProfile(profile.min, profile.opt, profile.max), workspace_gib)
+
+    @property
+    def traits(self) -> Flavour:
+        return FLAVOURS[self.flavour]
+
+    def spec(self, graph: Path) -> BuildSpec:
+        return BuildSpec(graph, self.flavour, self.profile, self.workspace_gib)
+
+
+def engine_cache(folder: Path, flavour: FlavourName) -> EngineCache:
+    """Engines of a bundle: portable ones travel with its folder, others belong to this machine."""
+    place = ANY_MACHINE if FLAVOURS[flavour].portable else machine_name()
+    return EngineCache(folder / "local" / place / "engines")

@@ -1,0 +1,274 @@
+"""A TensorRT engine as an `Engine`: contexts without memory of their own, buffers from the arena, one CUDA graph a batch size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32
+from engines.backends.base import Engine, TensorSpec
+from engines.backends.tensorrt.device.arena import ACTIVATIONS, Arena
+from engines.backends.tensorrt.device.cuda import Graph
+from engines.backends.tensorrt.device.residency import does_not_fit
+from engines.backends.tensorrt.flavour import Flavour
+from engines.errors import PtqdError, UsageError
+from engines.host.files import replacing
+from engines.host.locks import locked
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to open an engine.
+
+    Attributes:
+        cuda_graphs: launch a captured graph instead of the engine's kernels one by one.
+        runtime_cache: file of compiled kernels, for flavours that compile when they open; None compiles every time.
+    """
+
+    cuda_graphs: bool = True
+    runtime_cache: Path | None = None
+
+
+class TensorRtEngine(Engine):
+    """One serialized engine on the device. The network's own output is the first of its outputs, and mostly the only one.
+
+    Args:
+        path: of the serialized engine.
+        flavour: that built it.
+        arena: buffers that it shares with the other engines of the bank.
+        options: see there.
+
+    Raises:
+        MissingBackendError: the flavour is not installed.
+        PtqdError: TensorRT refuses the engine, or its weights do not fit on the device.
+    """
+
+    def __init__(self, path: Path, flavour: Flavour, arena: Arena, options: OpenOptions | None = None) -> None:
+        self._trt = flavour.load()
+        self._flavour = flavour
+        self.arena = arena
+        self._options = options or OpenOptions()
+        self._plan = path.read_bytes()
+        self._logger = self._trt.Logger(self._trt.Logger.WARNING)
+        self._runtime = self._trt.Runtime(self._logger)
+        label = f"{path.stem} on {flavour.name}"
+        self._engine = self._open(label)
+        inputs, outputs = self._specs(self._trt.TensorIOMode.INPUT), self._specs(self._trt.TensorIOMode.OUTPUT)
+        self.outputs = outputs
+        super().__init__(label, inputs, outputs[0])
+        self._config = self._runtime_config() if flavour.runtime_cache else None
+        self._bound: dict[int, _Bound] = {}
+        self._staging: dict[int, dict[str, NDArray[Any]]] = {}
+        self._plan = self._plan if flavour.deferred_weights else b""  # the device holds the weights for good
+
+    def _open(self, label: str) -> Any:
+        if self._flavour.deferred_weights:
+            self._runtime.defer_weights_loading = True
+        else:
+            missing = len(self._plan) - self.arena.cuda.free_bytes()
+            if missing > 0:
+                raise does_not_fit(label, len(self._plan), missing)
+        engine = self._runtime.deserialize_cuda_engine(self._plan)
+        if engine is None:
+            raise PtqdError(
+                f"TensorRT refuses the engine {label}.",
+                found="an engine that was built for another device, version or driver, or a damaged file",
+                mend="build it again on this machine: `ptqd-export engines BUNDLE`",
+            )
+        return engine
+
+    def _specs(self, mode: Any) -> tuple[TensorSpec, ...]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        return tuple(self._spec(name) for name in names if self._engine.get_tensor_mode(name) == mode)
+
+    def _spec(self, name: str) -> TensorSpec:
+        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        return TensorSpec(name, dtype, tuple(self._engine.get_tensor_shape(name))[1:])
+
+    def _runtime_config(self) -> Any:
+        """Contexts of this engine share what was compiled for it."""
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # A captured graph keeps the kernels of the moment: those compiled for its shapes must be there by then.
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache = config.create_runtime_cache()
+        path = self._options.runtime_cache
+        if path is not None and path.exists():
+            with locked(path):
+                self._cache.deserialize(path.read_bytes())  # what it refuses is compiled again
+        config.set_runtime_cache(self._cache)
+        return config
+
+    def save_runtime_cache(self) -> None:
+        """Keep the kernels that were compiled; of two processes that do so the later one wins, and the other compiles again."""
+        path = self._options.runtime_cache
+        if path is None or self._config is None:
+            return
+        with locked(path), replacing(path) as temporary:
+            temporary.write_bytes(bytes(self._cache.serialize()))
+
+    # Weights that can leave, as `Residency` brings and takes them
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """On the device."""
+        nbytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
+        return nbytes
+
+    def load_weights(self) -> None:
+        if not self._engine.load_weights(self._plan):
+            raise PtqdError(f"TensorRT cannot bring the weights of {self.label} to the device.", mend="end other processes that use it")
+
+    def unload_weights(self) -> None:
+        self.arena.stream.synchronize()
+        for bound in self._bound.values():
+            bound.forget_graph()  # it holds addresses of the weights
+        self._engine.unload_weights()
+
+    # Runs
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows of one call."""
+        rows: int = self._engine.get_tensor_profile_shape(self.inputs[0].name, 0)[2][0]
+        return rows
+
+    def prepare(self, rows: int) -> None:
+        """Have the buffers that calls of so many rows take, so that no later one allocates.
+
+        Raises:
+            UsageError: the engine was built for other batch sizes.
+        """
+        if rows in self._bound:
+            return
+        least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(self.inputs[0].name, 0))
+        if not least <= rows <= most:
+            raise UsageError(
+                f"{self.label} was not built for this batch size.",
+                found=f"{rows} rows of a network call (guidance makes two of a sample)",
+                expected=f"{least} to {most}",
+                mend="sample with another --batch-size, or build the bundle with another target.batch",
+            )
+        self._bound[rows] = _Bound(self, rows)
+        shapes = self._bound[rows].shapes
+        self._staging[rows] = {spec.name: self.arena.cuda.pinned(shapes[spec.name], spec.dtype) for spec in (*self.inputs, *self.outputs)}
+
+    def create_context(self) -> Any:
+        if self._config is not None:
+            return self._engine.create_execution_context(self._config)
+        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def upload(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
+        """Copy inputs to their buffers; earlier copies must have ended."""
+        for name, value in feeds.items():
+            self._staging[rows][name][:] = value
+            self.arena.stream.upload(self._staging[rows][name], self.arena.address(name))
+
+    def enqueue(self, rows: int) -> None:
+        """Run on what lies in the buffers of the inputs; `prepare` comes first."""
+        if self._flavour.deferred_weights:
+            self.arena.residency.require(self)
+        self._bound[rows].enqueue()
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        return self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)
+
+    def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name, as new arrays of the shapes and types that the network gives them; see `run` for the feeds."""
+        self._check(feeds)
+        return {name: value.copy() for name, value in self._outputs(feeds, self.outputs).items()}
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]], wanted: tuple[TensorSpec, ...]) -> dict[str, NDArray[Any]]:
+        """These outputs, in arrays that the next run writes again."""
+        rows = len(next(iter(feeds.values())))
+        self.prepare(rows)
+        self.upload(feeds, rows)
+        self.enqueue(rows)
+        found = {spec.name: self._staging[rows][spec.name] for spec in wanted}
+        for name, out in found.items():
+            self.arena.stream.download(self.arena.address(name), out)
+        self.arena.stream.synchronize()
+        return found
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        return self._options.cuda_graphs
+
+    def layer_information(self) -> str:
+        """What the engine inspector says of every layer, as JSON."""
+        inspector = self._engine.create_engine_inspector()
+        text: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return text
+
+
+class _Bound:
+    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched.
+
+    Attributes:
+        shapes: of all inputs and outputs; outputs other than the network's own need not begin with the batch.
+    """
+
+    def __init__(self, engine: TensorRtEngine, rows: int) -> None:
+        self._engine = engine
+        self._context = engine.create_context()
+        self._graph: Graph | None = None
+        self._warm = False
+        self._generation = -1
+        for spec in engine.inputs:
+            self._must(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"shape of {spec.name}")
+        self._activations = int(self._context.update_device_memory_size_for_shapes())
+        engine.arena.reserve(ACTIVATIONS, self._activations)
+        self.shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*engine.inputs, *engine.outputs)}
+        for spec in (*engine.inputs, *engine.outputs):
+            engine.arena.reserve(spec.name, int(np.prod(self.shapes[spec.name])) * spec.dtype.itemsize)
+
+    def enqueue(self) -> None:
+        """Launch the graph. The first run has none: it is the one that TensorRT prepares itself in, and the second is captured."""
+        self._bind()
+        stream = self._engine.arena.stream
+        if not self._warm or not self._engine.uses_cuda_graphs:
+            self._execute()
+            if not self._warm:
+                self._engine.save_runtime_cache()
+            self._warm = True
+            return
+        if self._graph is None:
+            with stream.capture() as captured:
+                self._execute()
+            (self._graph,) = captured
+        stream.launch(self._graph)
+
+    def _bind(self) -> None:
+        """Take the arena's addresses, where they have changed."""
+        arena = self._engine.arena
+        if self._generation == arena.generation:
+            return
+        self.forget_graph()
+        self._context.set_device_memory(arena.address(ACTIVATIONS), arena.nbytes(ACTIVATIONS))
+        for spec in (*self._engine.inputs, *self._engine.outputs):
+            self._must(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"address of {spec.name}")
+        self._generation = arena.generation
+
+    def forget_graph(self) -> None:
+        self._graph = None
+
+    def _execute(self) -> None:
+        self._must(self._context.execute_async_v3(self._engine.arena.stream.handle), "run")
+
+    def _must(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise PtqdError(f"TensorRT refuses a {what}.", found=self._engine.label, mend="see TensorRT's messages above")
+
+
+def integer_layers(layer_information: str) -> Iterator[str]:
+    """Names of layers whose inputs the inspector shows as int8: those that run in integer kernels."""
+    for layer in json.loads(layer_information)["Layers"]:
+        if isinstance(layer, dict) and any("int8" in str(tensor.get("Format/Datatype", "")).lower() for tensor in layer.get("Inputs", [])):
+            yield str(layer.get("Name", "?"))

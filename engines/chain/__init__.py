@@ -1,0 +1,1 @@
+"""One chain from noise to sample: its schedule, its step, its noise."""

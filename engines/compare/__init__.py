@@ -1,1 +1,0 @@
-"""How far engines are from full precision, at the states of a chain."""

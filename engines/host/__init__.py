@@ -1,0 +1,1 @@
+"""What the machine gives: files, locks, room on disks, memory, signals, progress."""

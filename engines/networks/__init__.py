@@ -1,0 +1,1 @@
+"""A bundle's networks as denoisers: engines, conditions, prompts and the decoder."""

@@ -1,0 +1,110 @@
+"""Which chain of a bundle a user asks for, checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from engines.backends.base import Backend
+from engines.backends.choice import Runtime, open_backend
+from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
+from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import Denoisers
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.chain.stepper import HostStepper, Stepper
+from engines.errors import UsageError
+from engines.networks.conditioning import Conditioning
+from engines.networks.device_stepper import DeviceStepper
+from engines.networks.engine_bank import EngineBank
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ChainChoice:
+    """How to sample from a bundle.
+
+    Attributes:
+        schedule: its name.
+        precision: one for every step, or `auto` for the schedule's choice.
+        correction: off is the plain quantized sampler.
+        guidance: scale w, or None for the one that the schedule was fitted at.
+        accept_guidance: sample at a scale that the corrections were not fitted at.
+        runtime: what runs the networks.
+        update: where the steps are computed: on the host, or on the device that the engines are on.
+        threads: of a runtime on the CPU; None takes every core that the process may use.
+    """
+
+    schedule: str = "default"
+    precision: str = AUTO
+    correction: Literal["on", "off"] = "on"
+    guidance: float | None = None
+    accept_guidance: bool = False
+    runtime: Runtime = "target"
+    update: Literal["host", "device"] = "host"
+    threads: int | None = None
+
+    def chosen(self, bundle: Bundle) -> Chain:
+        """The chain without its engines, for what can be known before they are opened.
+
+        Raises:
+            UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
+        """
+        schedule = bundle.schedule(self.schedule)
+        self._check_precision(schedule)
+        precision = None if self.precision == AUTO else self.precision
+        return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
+
+    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None) -> Chain:
+        """The chain, its engines opened for batches of so many samples.
+
+        Args:
+            bundle: where the engines come from.
+            batch: samples that go through the networks at a time.
+            conditioning: rows in place of the bundle's own, or None.
+
+        Raises:
+            UsageError: see `chosen`.
+            MissingBackendError: the runtime or its device is missing.
+            PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
+        """
+        chain = self.chosen(bundle)
+        backend = open_backend(bundle, self.runtime, self.threads)
+        stepper = self._stepper(backend)
+        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning, timesteps=chain.timesteps)
+        bank.open(chain.step_precisions)
+        return replace(chain, denoisers=bank, stepper=stepper)
+
+    def _stepper(self, backend: Backend) -> Callable[[Denoisers], Stepper]:
+        if self.update == "host":
+            return HostStepper
+        if not isinstance(backend, TensorRtBackend):
+            raise UsageError("Steps are computed on the device for TensorRT alone.", found="--update device", expected="--update host")
+        return partial(DeviceStepper, kernels=backend.update_kernels)
+
+    def _check_precision(self, schedule: Schedule) -> None:
+        known = (AUTO, *schedule.precisions)
+        if self.precision not in known:
+            raise UsageError("The schedule has no such precision.", found=self.precision, expected=" or ".join(known))
+        if self.precision != AUTO and self.correction == "on" and not schedule.corrects(self.precision):
+            own = sorted({step.precision for step in schedule.steps})
+            raise UsageError(
+                "The schedule's steps are shifted by the noise of its own precisions.",
+                found=f"--precision {self.precision}",
+                expected=f"--precision {AUTO}, which takes {', '.join(own)}",
+                mend="add a schedule for that precision with `ptqd-export schedule`, or give --correction off",
+            )
+
+    def _guidance(self, schedule: Schedule) -> float:
+        fitted = schedule.sampler.guidance
+        if self.guidance is None or self.guidance == fitted or self.accept_guidance:
+            return fitted if self.guidance is None else self.guidance
+        raise UsageError(
+            "The corrections were fitted at another guidance.",
+            found=f"--guidance {self.guidance:g}",
+            expected=f"{fitted:g}, as in schedule {self.schedule}",
+            mend="add a schedule with `ptqd-export schedule --guidance`, or sample with these corrections all the same: --accept-guidance",
+        )

@@ -1,0 +1,111 @@
+"""Conditioning as a table: every sample is conditioned on one row, whether a class label or a prepared embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Int64
+from engines.bundle.bundle import ConditioningRecord, InputRecord
+from engines.chain.finite import is_finite
+from engines.errors import UsageError
+from engines.untrusted.npz import read_arrays
+
+NULL_PREFIX = "null."
+
+NULL_ROW = -1
+"""In place of a row: the value that means "unconditional"."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Conditioning inputs of a network.
+
+    Attributes:
+        tables: for each input of the network, its values [rows, ...].
+        null: for each input, the value [...] that means "unconditional", or None where the model has none.
+    """
+
+    tables: Mapping[str, NDArray[Any]]
+    null: Mapping[str, NDArray[Any]] | None
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.tables.values())))
+
+    def feeds(self, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
+        """Network inputs for a batch; under guidance the conditional half, then the unconditional half."""
+        return self.values(branch_rows(rows, guided=guided))
+
+    def values(self, rows: Int64) -> dict[str, NDArray[Any]]:
+        """Of every row [N] its values; those of `NULL_ROW` where the model has them."""
+        assert self.null is not None or NULL_ROW not in rows
+        found = {name: table[rows] for name, table in self.tables.items()}
+        for name, null in (self.null or {}).items():
+            found[name][rows == NULL_ROW] = null
+        return found
+
+    def record(self, file: str | None, null_class: int | None) -> ConditioningRecord:
+        """What the manifest says of this table."""
+        inputs = tuple(
+            InputRecord(name=name, dtype=str(table.dtype), shape=table.shape[1:])  # type: ignore[arg-type]  # pydantic checks it
+            for name, table in self.tables.items()
+        )
+        return ConditioningRecord(inputs=inputs, rows=self.rows, null_class=null_class, file=file)
+
+
+def branch_rows(rows: Int64, *, guided: bool) -> Int64:
+    """Rows of a network call; under guidance those of the conditional half, then of the unconditional half."""
+    return np.concatenate([rows, np.full_like(rows, NULL_ROW)]) if guided else rows
+
+
+def class_labels(count: int, null_class: int | None, name: str = "class_labels") -> Conditioning:
+    """Class-conditional models: row n is class n."""
+    null = None if null_class is None else {name: np.asarray(null_class, dtype=np.int64)}
+    return Conditioning({name: np.arange(count, dtype=np.int64)}, null)
+
+
+def load_table(path: Path, content: bytes | None = None) -> Conditioning:
+    """Read prepared embeddings: an .npz with one array [rows, ...] an input and, for guidance, `null.<input>` [...].
+
+    Args:
+        path: of the file.
+        content: of it, where it was read before.
+
+    Raises:
+        UsageError: the file cannot be read, holds no table of finite numbers, or its tables differ in their number of rows.
+    """
+    try:
+        arrays = {name: _plain(value) for name, value in read_arrays(path if content is None else content).items()}
+    except (OSError, ValueError) as error:
+        raise UsageError("The conditioning file cannot be read.", found=f"{path}: {error}", expected="an .npz of plain arrays") from error
+    tables = {name: value for name, value in arrays.items() if not name.startswith(NULL_PREFIX)}
+    null = {name.removeprefix(NULL_PREFIX): value for name, value in arrays.items() if name.startswith(NULL_PREFIX)}
+    rows = {len(table) if table.ndim else 0 for table in tables.values()}
+    if len(rows) != 1 or 0 in rows:
+        raise UsageError(
+            "The conditioning file holds no table.",
+            found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
+            expected="one array [rows, ...] for every conditioning input, all with the same number of rows",
+        )
+    if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items()}:
+        raise UsageError(
+            "The unconditional values do not fit the conditioning table.",
+            found=", ".join(f"null.{k} {v.shape}" for k, v in null.items()),
+            expected=", ".join(f"null.{k} {v.shape[1:]}" for k, v in tables.items()),
+        )
+    return Conditioning(tables, null or None)
+
+
+def _plain(value: NDArray[Any]) -> NDArray[Any]:
+    if value.dtype.kind not in "buif":
+        raise ValueError(f"values of type {value.dtype}")
+    plain = value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32)
+    if not is_finite(plain):
+        raise ValueError("NaN or infinity among the values")
+    return plain

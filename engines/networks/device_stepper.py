@@ -1,0 +1,161 @@
+"""Steps whose state stays on the device: only noise and a few numbers go there, and only the last state comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.arrays import Float32, Int64
+from engines.backends.tensorrt.device.arena import Arena
+from engines.backends.tensorrt.device.update_kernel import HISTORY, UpdateArguments, UpdateKernels
+from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
+from engines.chain.denoiser import Denoiser, Denoisers
+from engines.chain.finite import not_finite
+from engines.chain.step import Move
+from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
+
+X, Z, NOT_FINITE = "step x", "step z", "step not finite"
+CORRECTION = GAIN, OFFSET, STATE_GAIN = "step gain", "step offset", "step state gain"
+PREDICTIONS = tuple(f"step prediction {index}" for index in range(HISTORY + 1))
+"""Blocks of the arena; no network input is called so."""
+
+
+class DeviceStepper:
+    """See `engines.chain.stepper.Stepper`. Every denoiser runs on a TensorRT engine of one arena.
+
+    Args:
+        denoisers: by precision.
+        kernels: of the device that the engines are on.
+    """
+
+    def __init__(self, denoisers: Denoisers, kernels: UpdateKernels) -> None:
+        self._denoisers = denoisers
+        self._kernels = kernels
+        self._pinned: dict[str, NDArray[Any]] = {}
+        self._arena: Arena | None = None
+
+    def start(self, x: Float32, rows: Int64) -> None:
+        self._x, self._rows = x, rows
+        self._arena = None
+        self._newest = self._known = 0
+        self._taken: dict[int, tuple[str, float]] = {}
+
+    def take(self, move: Move, z: Float32 | None) -> None:
+        denoiser = _on_tensorrt(self._denoisers[move.precision])
+        engine = denoiser.engine
+        assert isinstance(engine, TensorRtEngine)
+        branches = 2 if denoiser.guided else 1
+        network_rows = branches * len(self._rows)
+        engine.prepare(network_rows)
+        arena = self._begin(engine.arena)
+        arena.stream.synchronize()  # the copies of the step before have left the pinned arrays, and its flag is here
+        self._check_finite()
+        self._send_numbers(arena, move, z)
+        feeds = {} if denoiser.conditioning is None else denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
+        feeds[TIMESTEP] = np.full(network_rows, move.step.timestep, dtype=np.float32)
+        engine.upload(feeds, network_rows)
+        scale = float(move.step.input_scale)
+        self._kernels.place(arena.stream.handle, arena.address(X), scale, self._x.size, branches, arena.address(STATE))
+        engine.enqueue(network_rows)
+        self._kernels.update(arena.stream.handle, self._arguments(arena, move, branches, engine.output.name))
+        arena.stream.download(arena.address(NOT_FINITE), self._pinned[NOT_FINITE])
+        self._taken[move.index] = (move.precision, move.step.timestep)
+
+    def state(self) -> Float32:
+        if self._arena is None:
+            return self._x
+        arena = self._arena
+        arena.stream.download(arena.address(X), self._pinned[X])
+        arena.stream.synchronize()
+        self._check_finite()
+        return self._pinned[X].copy()
+
+    def _check_finite(self) -> None:
+        """The kernel's flag is one more than the first step that gave NaN or infinity."""
+        flag = int(self._pinned[NOT_FINITE][0])
+        if flag:
+            precision, timestep = self._taken[flag - 1]
+            raise not_finite("The network's output is not finite, or the step's coefficients are too large.", precision, timestep, flag - 1)
+
+    def _begin(self, arena: Arena) -> Arena:
+        """The arena, the state in it."""
+        if self._arena is None:
+            self._arena = arena
+            channels, z_bytes = self._x.shape[1], self._x.nbytes
+            for name in (X, Z, *PREDICTIONS):
+                arena.reserve(name, z_bytes)
+            for name in CORRECTION:
+                arena.reserve(name, 4 * channels)
+            arena.reserve(NOT_FINITE, 4)
+            for name, shape in {X: self._x.shape, Z: self._x.shape, **dict.fromkeys(CORRECTION, (channels,))}.items():
+                self._pin(name, shape, np.float32)
+            self._pin(NOT_FINITE, (1,), np.int32)
+            self._pinned[X][:], self._pinned[NOT_FINITE][:] = self._x, 0
+            for name in (X, NOT_FINITE):
+                arena.stream.upload(self._pinned[name], arena.address(name))
+        return self._arena
+
+    def _pin(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        assert self._arena is not None
+        if name not in self._pinned or self._pinned[name].shape != shape:
+            self._pinned[name] = self._arena.cuda.pinned(shape, dtype)
+
+    def _send_numbers(self, arena: Arena, move: Move, z: Float32 | None) -> None:
+        sent: dict[str, Any] = {GAIN: move.gain, OFFSET: move.offset, STATE_GAIN: move.state_gain} | ({} if z is None else {Z: z})
+        for name, value in sent.items():
+            self._pinned[name][:] = value
+            arena.stream.upload(self._pinned[name], arena.address(name))
+
+    def _arguments(self, arena: Arena, move: Move, branches: int, output: str) -> UpdateArguments:
+        """Of the kernel; the buffers of the predictions take turns, the oldest one is written."""
+        step = move.step
+        wanted = len(step.history_coeffs)
+        assert wanted <= len(PREDICTIONS), "a sampler of higher order than the kernel knows"
+        terms = min(wanted, self._known + 1)
+        H = (*step.history_coeffs, *(0.0,) * (HISTORY + 1))[: HISTORY + 1]
+        target = (self._newest + 1) % len(PREDICTIONS)
+        earlier = [arena.address(PREDICTIONS[(target - age) % len(PREDICTIONS)]) for age in range(1, HISTORY + 1)]
+        if wanted:
+            self._newest, self._known = target, min(self._known + 1, wanted)
+        else:
+            self._known = 0
+        P, Q = step.prediction_coeffs
+        return UpdateArguments(
+            x=arena.address(X),
+            out=arena.address(output),
+            gain=arena.address(GAIN),
+            offset=arena.address(OFFSET),
+            state_gain=arena.address(STATE_GAIN),
+            z=arena.address(Z),
+            h1=earlier[0],
+            h2=earlier[1],
+            h3=earlier[2],
+            h4=earlier[3],
+            prediction=arena.address(PREDICTIONS[target]),
+            not_finite=arena.address(NOT_FINITE),
+            n=self._x.size,
+            inner=int(np.prod(self._x.shape[2:])),
+            channels=self._x.shape[1],
+            branches=branches,
+            terms=terms,
+            step=move.index,
+            guidance=move.guidance,
+            A=step.x_coeff,
+            B=step.out_coeff,
+            P=P,
+            Q=Q,
+            clip=0.0 if step.clip is None else step.clip,
+            H0=H[0],
+            H1=H[1],
+            H2=H[2],
+            H3=H[3],
+            H4=H[4],
+            sigma=move.sigma,
+        )
+
+
+def _on_tensorrt(denoiser: Denoiser) -> EngineDenoiser:
+    assert isinstance(denoiser, EngineDenoiser), "a bank of TensorRT engines"
+    return denoiser

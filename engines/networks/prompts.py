@@ -1,0 +1,212 @@
+"""Prompts as conditioning: the bundle's own tokenizers and text encoders, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from engines.arrays import Float32, Int64
+from engines.backends.onnxruntime.onnxruntime_session import open_session
+from engines.bundle.bundle import Bundle, TextEncoderRecord, TextRecord
+from engines.chain.finite import NotFiniteError, is_finite
+from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
+from engines.host.machine import cores
+from engines.networks.conditioning import Conditioning
+from engines.untrusted.plain_file import read_plain
+
+TOKEN_IDS = "input_ids"
+"""Input of a text encoder's graph, int64 [batch, tokens]; its outputs bear the names of the conditioning inputs that they are for."""
+
+LABEL_LETTERS = 28
+
+PROMPTS_LIMIT = 16 * 2**20
+"""Bytes of a file of prompts."""
+
+BATCH = 16
+"""Texts that go through a text encoder at a time."""
+
+
+class TextEncoder(Protocol):
+    """Whatever runs a text encoder: values [batch, ...] of the conditioning inputs that it gives, for token ids [batch, tokens]."""
+
+    def __call__(self, ids: Int64, /) -> dict[str, Float32]: ...
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder with its tokenizer.
+
+    Attributes:
+        tokenizer: a `tokenizers.Tokenizer` that pads and truncates by itself, to one length.
+        encoder: called with batches of at most `BATCH` texts.
+    """
+
+    tokenizer: Any
+    encoder: TextEncoder
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Float32]:
+        """Values [texts, ...] by conditioning input; texts of the same tokens are encoded once."""
+        ids, first = np.unique(self._ids(texts), axis=0, return_inverse=True)
+        batches = [self.encoder(ids[begin : begin + BATCH]) for begin in range(0, len(ids), BATCH)]
+        return {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
+
+    def _ids(self, texts: Sequence[str]) -> Int64:
+        return np.array([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], dtype=np.int64)
+
+    def cut(self, texts: Sequence[str]) -> set[int]:
+        """Which of the texts are longer than what the encoder takes."""
+        return {index for index, encoding in enumerate(self.tokenizer.encode_batch(list(texts))) if encoding.overflowing}
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """All text encoders of a model.
+
+    Attributes:
+        record: what the manifest says of them.
+        parts: in the record's order.
+    """
+
+    record: TextRecord
+    parts: tuple[TextPart, ...]
+
+    def condition(self, prompts: Sequence[str], negative: str | None = None) -> Conditioning:
+        """One row a prompt; the null row is the negative prompt.
+
+        Args:
+            prompts: at least one.
+            negative: None is the model's own choice: the empty prompt, or zeros.
+        """
+        tables = self._encode([negative or "", *prompts])
+        zeroed = negative is None and self.record.zero_without_negative
+        null = {name: np.zeros_like(table[0]) if zeroed else table[0] for name, table in tables.items()}
+        fixed = {name: np.array(values, dtype=np.float32) for name, values in self.record.fixed.items()}
+        repeated = {name: np.tile(values, (len(prompts), 1)) for name, values in fixed.items()}
+        return Conditioning({name: table[1:] for name, table in tables.items()} | repeated, null | fixed)
+
+    def cut(self, prompts: Sequence[str]) -> tuple[int, ...]:
+        """Which of the prompts are too long: their end has no influence."""
+        return tuple(sorted(set.union(*(part.cut(prompts) for part in self.parts))))
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Float32]:
+        """By conditioning input; where several encoders give the same one, side by side along the last axis."""
+        values: dict[str, list[Float32]] = {}
+        for part in self.parts:
+            for name, value in part.encode(texts).items():
+                values.setdefault(name, []).append(value)
+        return {name: np.concatenate(of_parts, axis=-1) for name, of_parts in values.items()}
+
+
+@dataclass(frozen=True)
+class _GraphEncoder:
+    """A text encoder's graph, opened when it is first used."""
+
+    graph: Path
+    outputs: tuple[str, ...]
+
+    def __call__(self, ids: Int64) -> dict[str, Float32]:
+        try:
+            values: list[Float32] = self._session.run(list(self.outputs), {TOKEN_IDS: ids})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise PtqdError("A text encoder failed.", found=f"{self.graph}: {error}", mend="rebuild the bundle") from error
+        if not all(is_finite(value) for value in values):
+            raise NotFiniteError("A text encoder's output is not finite.", found=f"NaN or infinity from {self.graph}")
+        return dict(zip(self.outputs, values, strict=True))
+
+    @cached_property
+    def _session(self) -> Any:
+        return open_session(self.graph, {}, cores())
+
+
+def open_text(bundle: Bundle) -> TextModel:
+    """The text encoders of a bundle.
+
+    Raises:
+        UsageError: the bundle has none.
+        MissingBackendError: tokenizers or ONNX Runtime is not installed.
+        BundleError: a tokenizer is damaged.
+    """
+    record = bundle.manifest.model.text
+    if record is None:
+        raise UsageError(
+            "The model takes no prompts.",
+            found=f"a bundle of a {bundle.manifest.model.family} without text encoders",
+            expected="a bundle that was built with model.prompts",
+            mend="choose rows or classes with --classes, or build again with model.prompts in the plan",
+        )
+    return TextModel(record, tuple(_open_part(bundle, one) for one in record.encoders))
+
+
+def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:
+    tokenizer = read_tokenizer(bundle.read(record.tokenizer), bundle.folder / record.tokenizer, record.tokens)
+    return TextPart(tokenizer, _GraphEncoder(bundle.graph(record.graph), record.inputs))
+
+
+def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
+    """The `tokenizers.Tokenizer` in the content of a file.
+
+    Args:
+        content: of the file.
+        path: where it came from.
+        tokens: length that it pads and truncates to.
+
+    Raises:
+        MissingBackendError: tokenizers is not installed.
+        BundleError: the file holds none, or one that pads to another length.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingBackendError("Prompts need tokenizers.", found=str(error), mend="pip install 'ptqd-export[text]'") from error
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError("A tokenizer of the bundle cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
+    padding = tokenizer.padding or {}
+    lengths = (padding.get("length"), (tokenizer.truncation or {}).get("max_length"), padding.get("pad_to_multiple_of"))
+    if lengths != (tokens, tokens, None):
+        raise BundleError(
+            "A tokenizer of the bundle is not the one that the manifest describes.",
+            found=f"{path}: pads to {lengths[0]}, truncates to {lengths[1]}, pads to multiples of {lengths[2]}",
+            expected=f"{tokens} tokens",
+            mend="rebuild the bundle",
+        )
+    return tokenizer
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts of a UTF-8 file, one a line; blank lines are skipped.
+
+    Raises:
+        UsageError: it cannot be read, or holds no prompt.
+    """
+    try:
+        lines = read_plain(path, PROMPTS_LIMIT).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt a line") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UsageError("The prompt file holds no prompt.", found=f"{path}: {len(lines)} blank lines", expected="one prompt a line")
+    return prompts
+
+
+def chosen_prompts(prompts: tuple[str, ...], file: Path | None) -> tuple[str, ...] | None:
+    """The prompts of a command line, written there or in a file; None where there are none.
+
+    Raises:
+        UsageError: both are given, or the file holds no prompt.
+    """
+    if prompts and file is not None:
+        raise UsageError("Prompts come from one place.", found="--prompt and --prompt-file", expected="one of them")
+    return read_prompts(file) if file is not None else prompts or None
+
+
+def shortened(prompt: str) -> str:
+    """A prompt as the label of a small picture."""
+    line = " ".join(prompt.split())
+    return line if len(line) <= LABEL_LETTERS else f"{line[: LABEL_LETTERS - 3].rstrip()}..."

@@ -1,0 +1,1 @@
+"""What a model was trained with: its noise levels, timesteps and predictions."""

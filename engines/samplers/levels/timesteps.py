@@ -1,0 +1,82 @@
+"""Which training timesteps a chain of S steps visits, the noisiest first; Lin et al. 2023, arXiv 2305.08891, table 2."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.arrays import Float64, Int64
+from engines.errors import UsageError
+from engines.samplers.levels.noise_schedule import NoiseSchedule
+
+
+def timesteps(schedule: NoiseSchedule, steps: int) -> Int64:
+    """Training timesteps [S], falling, as `set_timesteps` of diffusers' DDIM, DDPM and PNDM gives them.
+
+    One exception: at some counts (61 of 1000 is the first) diffusers' trailing spacing overruns by rounding and appends
+    timestep -1. Here a chain of S steps always has S.
+
+    Raises:
+        UsageError: `steps` is not within 1..T, or `steps_offset` pushes a timestep beyond T - 1.
+    """
+    T = schedule.num_train_timesteps
+    _require_steps(steps, T, T)
+    match schedule.timestep_spacing:
+        case "linspace":
+            return np.linspace(0, T - 1, steps).round()[::-1].astype(np.int64)
+        case "leading":
+            return _within(schedule, steps, np.arange(steps, dtype=np.int64)[::-1] * (T // steps) + schedule.steps_offset)
+        case "trailing":
+            return _trailing(steps, T, T)
+
+
+def fractional_timesteps(schedule: NoiseSchedule, steps: int) -> Float64:
+    """The same as Euler takes them: linspace is not rounded. Diffusers has them in float32."""
+    t = timesteps(schedule, steps).astype(np.float64)
+    return np.linspace(0, schedule.num_train_timesteps - 1, steps)[::-1] if schedule.timestep_spacing == "linspace" else t
+
+
+def timesteps_above_the_end(schedule: NoiseSchedule, steps: int, noisiest: int) -> Int64:
+    """Training timesteps [S] as DPM-Solver++ takes them: leading and linspace leave out the lowest of S + 1, where the last step ends.
+
+    Args:
+        schedule: its spacing and offset.
+        steps: length of the chain.
+        noisiest: how many of the training timesteps count, from the least noisy one.
+
+    Raises:
+        UsageError: so many steps do not fit, or `steps_offset` pushes a timestep beyond T - 1.
+    """
+    T = schedule.num_train_timesteps
+    if schedule.timestep_spacing == "trailing":
+        _require_steps(steps, min(T, len(_trailing(steps, T, noisiest))), T)
+        return _trailing(steps, T, noisiest)
+    _require_steps(steps, noisiest - 1, T)
+    if schedule.timestep_spacing == "linspace":
+        return np.linspace(0, noisiest - 1, steps + 1).round()[:0:-1].astype(np.int64)
+    return _within(schedule, steps, np.arange(steps + 1, dtype=np.int64)[:0:-1] * (noisiest // (steps + 1)) + schedule.steps_offset)
+
+
+def _trailing(steps: int, T: int, noisiest: int) -> Int64:
+    visited: Int64 = np.arange(noisiest, 0, -T / steps)[:steps].round().astype(np.int64) - 1
+    return visited
+
+
+def _require_steps(steps: int, most: int, T: int) -> None:
+    if not 1 <= steps <= most:
+        raise UsageError(
+            "the number of sampling steps does not fit the training schedule",
+            found=f"steps = {steps}",
+            expected=f"1 to {most} at num_train_timesteps = {T}",
+        )
+
+
+def _within(schedule: NoiseSchedule, steps: int, visited: Int64) -> Int64:
+    T = schedule.num_train_timesteps
+    if visited[0] >= T:
+        raise UsageError(
+            "steps_offset pushes the first timestep beyond the training schedule",
+            found=f"timestep {visited[0]} at steps = {steps}, steps_offset = {schedule.steps_offset}",
+            expected=f"at most {T - 1}",
+            mend="take fewer steps, or set steps_offset to 0",
+        )
+    return visited

@@ -1,1 +1,0 @@
-"""A bundle behind HTTP, on Ray Serve: `ptqd-run serve`."""

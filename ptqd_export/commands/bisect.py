@@ -1,0 +1,229 @@
+"""`ptqd-export bisect`: the first layer of an engine whose output departs from a reference."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from engines.apps.compare.agreement import Agreement
+from engines.apps.compare.compare_result import Decibels, finite
+from engines.apps.compare.visits import Visit, visits
+from engines.apps.sample.sample_command import chosen_rows
+from engines.backends.choice import Runtime, engine_settings, mode_of, runtime_name
+from engines.backends.onnxruntime import onnxruntime_backend as onnxruntime
+from engines.backends.onnxruntime.onnxruntime_session import Provider
+from engines.backends.openvino import openvino_backend as openvino
+from engines.backends.tensorrt import layer_run
+from engines.backends.tensorrt.tensorrt_backend import EngineSettings
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.errors import UsageError
+from engines.networks.engine_bank import EngineBank
+from engines.networks.engine_denoiser import EngineDenoiser
+from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.passes.layer_outputs import SHOWN, ShowLayerOutputs
+from ptqd_export.measuring.measuring_backend import bundle_measuring_backend, runnable
+from ptqd_export.plan import FULL_PRECISION
+
+Against = Literal["oracle", "fp32"]
+RunGraph = Callable[[Path, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Runs the graph of a file and returns all of its outputs."""
+
+MIN_SNR_DB: Mapping[Against, float] = {"oracle": 25.0, "fp32": 10.0}
+
+
+@dataclass(frozen=True)
+class BisectRequest:
+    """What to look into.
+
+    Attributes:
+        bundle: its folder.
+        precision: of the engine.
+        step: of the schedule, whose states go in.
+        against: the same graph as written, which shows faults of the runtime, or full precision, which shows badly quantized layers.
+        min_snr_db: a layer below departs; None takes `MIN_SNR_DB`.
+        schedule: its name.
+        num: samples, all in one batch.
+        seed: of their noise.
+        runtime: of the engine; the reference runs as written on ONNX Runtime and the CPU, whatever the engine runs on.
+    """
+
+    bundle: Path
+    precision: str
+    step: int = 0
+    against: Against = "oracle"
+    min_snr_db: float | None = None
+    schedule: str = DEFAULT
+    num: int = 4
+    seed: int = 0
+    runtime: Runtime = "target"
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """Output of one layer.
+
+    Attributes:
+        layer: name of the module; the last one is the network's output.
+        snr_db: power of the reference's output over that of the difference; None where they are the same.
+        max_absolute_error: largest difference.
+    """
+
+    layer: str
+    snr_db: Decibels
+    max_absolute_error: float
+
+
+@dataclass(frozen=True)
+class BisectResult:
+    """Every layer in the order of the graph.
+
+    Attributes:
+        precision: of the engine.
+        against: see `BisectRequest`.
+        step: likewise.
+        timestep: that the network was given.
+        num: samples.
+        seed: of their noise.
+        min_snr_db: a layer below departs.
+        first: the first layer that departs, or None.
+        layers: those that both graphs have.
+        only_here: layers that the reference does not have.
+    """
+
+    precision: str
+    against: Against
+    step: int
+    timestep: float
+    num: int
+    seed: int
+    min_snr_db: float
+    first: str | None
+    layers: tuple[LayerFigures, ...]
+    only_here: tuple[str, ...]
+    schema_version: Literal[1] = 1
+
+
+def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> BisectResult:
+    """Compare layer by layer on states of the full-precision chain.
+
+    Args:
+        request: what to look into.
+        run: the engine's runtime; None is the request's.
+
+    Raises:
+        UsageError: the request does not fit the bundle.
+        MissingBackendError: the runtime or its device is missing.
+        PtqdError: the bundle is damaged, or a runtime refuses a graph.
+    """
+    bundle = Bundle.open(request.bundle)
+    schedule = bundle.schedule(request.schedule)
+    _check(request, bundle, schedule)
+    run = run or _runtime(request, bundle)
+    bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=bundle_measuring_backend(bundle), whole=True)
+    visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
+    feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
+    bank.open([request.precision])  # verifies its files
+    graphs = {name: bundle.verified_graph(name) for name in (request.precision, FULL_PRECISION)}
+    reference = graphs[request.precision if request.against == "oracle" else FULL_PRECISION]
+    layers, only_here = compare_layers(graphs[request.precision], run, reference, _as_written, feeds)
+    least = MIN_SNR_DB[request.against] if request.min_snr_db is None else request.min_snr_db
+    return BisectResult(
+        precision=request.precision,
+        against=request.against,
+        step=request.step,
+        timestep=visit.timestep,
+        num=request.num,
+        seed=request.seed,
+        min_snr_db=least,
+        first=next((layer.layer for layer in layers if layer.snr_db is not None and layer.snr_db < least), None),
+        layers=layers,
+        only_here=only_here,
+    )
+
+
+def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
+    """The runtime that was asked for, and no other.
+
+    Raises:
+        UsageError: it runs the graphs as written on the CPU, so that nothing could depart from the same graph as written.
+    """
+    name, target = runtime_name(bundle, request.runtime), bundle.manifest.target.name
+    if name == "tensorrt" or name == "tensorrt-rtx":
+        return partial(_on_tensorrt, settings=engine_settings(bundle, name))
+    if name == "openvino":
+        return openvino.run_outputs
+    provider: Provider = "CUDA" if name == "onnxruntime-cuda" else "CPU"
+    mode = mode_of(target, provider)
+    if (mode, provider, request.against) == ("exact", "CPU", "oracle"):
+        raise UsageError(
+            "ONNX Runtime runs this bundle's graphs as they are written: there is no other engine to look into.",
+            found=f"a bundle for {target} on ONNX Runtime, against the oracle",
+            expected=f"--runtime {target}, or --against fp32",
+        )
+    return partial(onnxruntime.run_outputs, mode=mode, provider=provider)
+
+
+def _as_written(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The reference: on the CPU, node by node."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnxruntime.run_outputs(runnable(graph, Path(folder)), feeds, mode="exact")
+
+
+def _on_tensorrt(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: EngineSettings) -> Mapping[str, NDArray[Any]]:
+    check_tensorrt_graph(graph)
+    return layer_run.run_outputs(graph, feeds, settings)
+
+
+def compare_layers(
+    graph: Path, run: RunGraph, reference: Path, run_reference: RunGraph, feeds: Mapping[str, NDArray[Any]]
+) -> tuple[tuple[LayerFigures, ...], tuple[str, ...]]:
+    """The figures of every layer in the order of `graph`, the network's output last; and the layers that `reference` does not have."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / "engine.onnx", Path(folder) / "reference.onnx"]
+        (out, *names), _ = (_show_layers(source, path) for source, path in zip((graph, reference), paths, strict=True))
+        found, expected = run(paths[0], feeds), run_reference(paths[1], feeds)
+    layers = tuple(_figures(name, expected[name], found[name]) for name in (*names, out) if name in expected)
+    return layers, tuple(name.removeprefix(SHOWN) for name in names if name not in expected)
+
+
+def _show_layers(graph: Path, path: Path) -> list[str]:
+    """Write a graph that shows its layers; returns the names of its outputs, the network's own first."""
+    model = ir.load(graph)
+    ShowLayerOutputs()(model)
+    save_graph(model, path)
+    return [str(output.name) for output in model.graph.outputs]
+
+
+def _figures(name: str, expected: NDArray[Any], found: NDArray[Any]) -> LayerFigures:
+    agreement = Agreement()
+    agreement.add(expected.astype(np.float32), found.astype(np.float32))
+    return LayerFigures(name.removeprefix(SHOWN), finite(agreement.snr_db), agreement.max_absolute_error)
+
+
+def _check(request: BisectRequest, bundle: Bundle, schedule: Schedule) -> None:
+    known = [name for name in bundle.manifest.precisions if name != FULL_PRECISION]
+    if request.precision not in known:
+        raise UsageError("The bundle has no such engine.", found=request.precision, expected=" or ".join(known))
+    if request.step >= len(schedule.steps):
+        raise UsageError("The schedule has fewer steps.", found=f"--step {request.step}", expected=f"0 to {len(schedule.steps) - 1}")
+
+
+def _visit(request: BisectRequest, bundle: Bundle, schedule: Schedule, network: EngineDenoiser) -> Visit:
+    """What the network is given at the step."""
+    model = bundle.manifest.model
+    noise, samples = NoiseSource(request.seed, model.sample_shape), np.arange(request.num, dtype=np.int64)
+    rows = chosen_rows(None, samples, noise, model.conditioning)
+    chain = Chain(schedule, {FULL_PRECISION: network}, FULL_PRECISION, corrected=False)
+    return next(visits(chain, [request.step], noise, np.zeros_like(samples) if rows is None else rows, request.num))

@@ -1,0 +1,73 @@
+"""Are engines that were built on this machine those of the bundle's statistics? The build's own check, on another runtime."""
+
+from __future__ import annotations
+
+from engines.apps.compare.engine_check import EngineCheck, check_engines
+from engines.backends.base import Backend
+from engines.backends.choice import on_onnxruntime
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.errors import BundleError
+from engines.host.progress import progress
+from engines.networks.engine_bank import EngineBank
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.statistics_file import StatisticsFile, read_statistics
+from ptqd_export.records.stored_statistics import statistics_file
+from ptqd_export.schedules.settings import calibration_samples, stored_plan
+
+REFERENCE = "reference"
+"""Full precision as it ran when the statistics were measured; the engine of that precision is one of those that are checked."""
+
+OTHER_RUNTIME_DB = 1.0
+"""Room for another runtime's rounding of values at a tie and order of sums. A choice: no other runtime has been measured yet."""
+
+ROUNDING_DB = 50.0
+"""Float16 and TF32 keep 60 dB of a network and more; quantizers leave less than this."""
+
+
+def check_on(bundle: Bundle, backend: Backend) -> float:
+    """Measure the noise of a bundle's engines on a backend; returns the largest departure from the statistics in dB.
+
+    Raises:
+        DepartureError: an SNR is not that of the statistics.
+    """
+    check = _check(bundle, backend)
+    with progress("checking", sum(steps for _, steps in check.pieces)) as advance:
+        return check_engines(check, advance)
+
+
+def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
+    calibration, schedule = stored_plan(bundle).calibration, bundle.schedule()
+    guidance, samples = schedule.sampler.guidance, calibration_samples(bundle, calibration)
+    batch = _most_samples(bundle, calibration.batch_size, guided=guidance != 1.0)
+    engines = EngineBank(bundle, guidance, batch=batch, backend=backend)
+    reference = EngineBank(bundle, guidance, batch=batch, backend=on_onnxruntime(bundle))[FULL_PRECISION]
+    names = [name for name in bundle.manifest.precisions if name in schedule.precisions]
+    return EngineCheck(
+        schedule=schedule,
+        reference=REFERENCE,
+        networks={REFERENCE: reference, **{name: engines[name] for name in names}},
+        expected={name: _expected(bundle, name) for name in names},
+        noise=samples.noise,
+        rows=samples.rows,
+        trajectory=calibration.trajectory,
+        batch_size=batch,
+        runtime_db=OTHER_RUNTIME_DB,
+        rounding_db=ROUNDING_DB,
+    )
+
+
+def _most_samples(bundle: Bundle, wanted: int, *, guided: bool) -> int:
+    """The statistics' batch size, or the most that the engines were built for."""
+    profile = bundle.manifest.target.profile
+    return wanted if profile is None else min(wanted, profile.max // (2 if guided else 1))
+
+
+def _expected(bundle: Bundle, precision: str) -> list[float | None]:
+    """Its `snr_db` at every step; None where nothing differs, as full precision does from itself."""
+    if precision == FULL_PRECISION:
+        return [None] * len(bundle.schedule().steps)
+    file, steps = statistics_file(bundle, DEFAULT, precision), len(bundle.schedule().steps)
+    measured = [step.snr_db for step in read_statistics(bundle, file, StatisticsFile).steps]
+    if len(measured) != steps:
+        raise BundleError("Statistics are of another chain.", found=f"{file}: {len(measured)} steps", expected=f"{steps} steps")
+    return measured

@@ -1,0 +1,129 @@
+"""`ptqd-export engines`: the engines of a bundle, built for this machine from its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.apps.compare.engine_check import DepartureError
+from engines.backends.cached_engine import CachedEngine
+from engines.backends.choice import engine_settings, on_onnxruntime
+from engines.backends.tensorrt.building.engine_cache import EngineCache
+from engines.backends.tensorrt.device.cuda import Cuda
+from engines.backends.tensorrt.device.device_identity import LEAST_COMPUTE_CAPABILITY, check_precision
+from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
+from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend, engine_cache
+from engines.bundle.bundle import Bundle
+from engines.errors import MissingBackendError, UsageError
+from engines.host.interruption import keeping
+from engines.host.progress import fraction_bar
+from engines.networks.decoder import decoder_settings
+from ptqd_export.commands.built_engines_check import check_on
+from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
+from ptqd_export.records.bundle_lock import writing_to
+from ptqd_export.stages.finish.keep_optimized import DECODER, BuiltEngine, engine_graphs, optimize_graphs
+
+AS_ITS_GRAPHS = "not checked against the statistics: these compute what the graphs compute, in which the statistics were measured"
+
+
+def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
+    """Build the engine of every precision and of the decoder, or find it where it was built before. For ONNX Runtime on the CPU that is the
+    graph as it is optimized there.
+
+    Args:
+        folder: of the bundle.
+        target: flavour of TensorRT; None is the bundle's own.
+
+    Raises:
+        UsageError: there is no bundle, or its graphs are for another runtime.
+        MissingBackendError: the flavour is not installed, or needs a device that is not there.
+        PtqdError: TensorRT does not take a graph, or another process writes to the bundle.
+    """
+    bundle, kept = Bundle.open(folder), "engines that were built are kept, and the next run builds the others"
+    if _takes_optimized(bundle, target):
+        with writing_to(folder), keeping(kept):
+            return optimize_graphs(bundle)
+    settings = _settings(bundle, target)
+    with writing_to(folder), keeping(kept):
+        return _built(folder, bundle, settings)
+
+
+def _takes_optimized(bundle: Bundle, target: FlavourName | None) -> bool:
+    return target is None and on_onnxruntime(bundle).optimized is not None
+
+
+def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[BuiltEngine]:
+    cache = engine_cache(folder, settings.flavour)
+    if not settings.traits.portable:
+        for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):
+            check_precision(name, Cuda())
+    graphs, decoder = engine_graphs(bundle), bundle.manifest.model.decoder
+    own = {} if decoder is None else {DECODER: decoder_settings(settings, decoder.batch)}
+    built = []
+    for place, (name, graph) in enumerate(graphs.items(), start=1):
+        label = f"{name} for {settings.flavour} ({place} of {len(graphs)})"
+        built.append(BuiltEngine(name, _build(graph, label, own.get(name, settings), cache)))
+    return built
+
+
+def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName | None = None) -> str:
+    """Hold the engines against the bundle's statistics, where there is a device to run them on; returns what came of it.
+
+    Raises:
+        DepartureError: an engine has other noise than the statistics; its file is removed, so that nothing samples with it.
+    """
+    bundle = Bundle.open(folder)
+    if _takes_optimized(bundle, target):
+        return AS_ITS_GRAPHS
+    settings = _settings(bundle, target)
+    try:
+        backend = TensorRtBackend(settings, folder)
+    except MissingBackendError as error:
+        reason = str(error).splitlines()[0]
+        return f"not checked against the statistics: {reason} Run this again, or `ptqd-run compare`, on the machine that samples."
+    try:
+        departure = check_on(bundle, backend)
+    except DepartureError as error:
+        for engine in built:
+            if engine.name == error.precision:
+                engine.engine.path.unlink(missing_ok=True)
+        raise
+    return f"checked against the statistics: no SNR departs by more than {departure:.2f} dB"
+
+
+def _settings(bundle: Bundle, target: FlavourName | None) -> EngineSettings:
+    return engine_settings(bundle, target or _own_flavour(bundle))
+
+
+def _own_flavour(bundle: Bundle) -> FlavourName:
+    name = bundle.manifest.target.name
+    if name == "onnxruntime":
+        raise UsageError(
+            "The bundle's runtime builds no engines.",
+            found=f"target {name} on a GPU, which opens the graphs themselves",
+            expected=" or ".join(FLAVOURS),
+            mend="build a bundle with this target in its plan",
+        )
+    return name
+
+
+def _build(graph: Path, label: str, settings: EngineSettings, cache: EngineCache) -> CachedEngine:
+    check_tensorrt_graph(graph)
+    with fraction_bar(label) as show:
+        return cache.get(settings.spec(graph), lambda progress: show(progress.fraction, progress.phase))
+
+
+def print_engines(engines: list[BuiltEngine]) -> None:
+    """Print what was built."""
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title="engines")
+    for column in ("engine", "size", "seconds", "built", "file"):
+        table.add_column(column, justify="right" if column in ("size", "seconds") else "left")
+    for built in engines:
+        engine = built.engine
+        size = f"{engine.path.stat().st_size / 1e6:.2f} MB"
+        table.add_row(built.name, size, f"{engine.seconds:.1f}", "before" if engine.from_cache else "now", engine.path.name)
+    console.print(table)

@@ -1,0 +1,220 @@
+"""Hold an exported graph against the torch oracle, on real states, before it leaves the build."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib.correction.moments import FOLDS, Moments, observe
+from calib.correction.noise_fit import NoiseFit, fit_noise
+from calib.quantizers.oracle import fake_quantized
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.walk.activation_states import States
+from engines.arrays import Float32, Float64
+from engines.backends.base import Backend
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.errors import PtqdError
+from engines.networks.engine_denoiser import STATE, TIMESTEP
+from ptqd_export.models.base import LoadedModel
+
+TOLERANCE_DB = 1.0
+"""How much further a graph may be from the float64 oracle than the float32 oracle is: both carry one set of float32 sums."""
+
+FLOAT_MATCH_DB = 80.0
+"""An agreement that needs no explanation: two runs in float32, with no value rounded to another integer."""
+
+LEAST_FLOAT_DB = 40.0
+"""What half precision keeps of a network at least; 60 to 80 dB are usual."""
+
+BATCH = 8
+"""States at a time: the activations of a large network in float64 would else take more memory than the network."""
+
+CHANCE = 1e-4
+"""Probability at which a right graph is refused, at worst."""
+
+STANDARD_ERRORS = 5.0
+"""How far statistics of graph and oracle may lie apart."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured of one precision; every figure is in dB of the output's power.
+
+    Attributes:
+        noise: full precision against the graph as it runs: the quantization noise.
+        exact_noise: the same in the runtime's exact mode.
+        rounding: oracle in float64 against oracle in float32: what the order of float sums costs.
+        exact_match: oracle in float64 against the graph in exact mode.
+        fast_match: oracle in float64 against the graph as it runs.
+    """
+
+    noise: float
+    exact_noise: float
+    rounding: float
+    exact_match: float
+    fast_match: float
+
+
+FUSED, EXACT = OnnxRuntimeBackend(), OnnxRuntimeBackend(mode="exact")
+
+
+def verify(
+    model: LoadedModel,
+    graph: Path,
+    layers: Sequence[QuantizedLayer],
+    states: States,
+    *,
+    reference: NDArray[np.floating] | None = None,
+    backend: Backend = FUSED,
+    float32: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Verification:
+    """Compare a quantized graph with its oracle on conditional outputs at the given states.
+
+    Args:
+        model: whose network was quantized.
+        graph: as it runs.
+        layers: its quantized layers.
+        states: where to compare.
+        reference: full precision's outputs there, see `full_precision_outputs`; None computes them.
+        backend: what runs it.
+        float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
+        dtype: that the oracle computes in where the noise statistics are compared: bfloat16 adds noise of its own, float16 does not.
+
+    Raises:
+        PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
+            runs, are not the oracle's within sampling error.
+    """
+    reference = full_precision_outputs(model, states) if reference is None else reference
+    single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
+    exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
+    found = Verification(
+        noise=snr_db(reference, fast),
+        exact_noise=snr_db(reference, exact),
+        rounding=snr_db(double, single),
+        exact_match=snr_db(double, exact),
+        fast_match=snr_db(double, fast),
+    )
+    _no_further_than_rounding(graph, found, double, single, exact)
+    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
+    _same_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
+    return found
+
+
+def full_precision_outputs(model: LoadedModel, states: States) -> NDArray[np.floating]:
+    """Conditional outputs of the network as it is, from torch: the same for every precision that is verified at these states."""
+    return _torch_outputs(model, states, ())
+
+
+def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
+    """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
+
+    Raises:
+        PtqdError: it costs more than rounding can.
+    """
+    single, double = full_precision_outputs(model, states), _torch_outputs(model, states, (), torch.float64)
+    out = _graph_outputs(model, graph, states, backend)
+    noise, match = snr_db(single, out), snr_db(double, out)
+    found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
+    if match < LEAST_FLOAT_DB:
+        raise PtqdError(
+            f"The network does not fit the float type of {graph.name}.",
+            found=f"full precision's output over the difference is {match:.1f} dB",
+            expected=f"at least {LEAST_FLOAT_DB:.0f} dB",
+            mend='values overflow: leave this precision out, and set target.high_precision to "fp32"',
+        )
+    return found
+
+
+def _no_further_than_rounding(
+    graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32
+) -> None:
+    """Compare sample by sample: of two right graphs each is the further one in half of the samples at most. Means would say little: a value
+    at a rounding tie that falls the other way changes all of one sample behind it, and such samples are rare in small networks.
+    """
+    rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
+    further = int(np.sum(_power(exact - double) > 10 ** (TOLERANCE_DB / 10) * rounding))
+    if _chance(further, len(rounding)) < CHANCE:
+        raise PtqdError(
+            f"The graph {graph.name} does not compute what its oracle computes.",
+            found=f"they agree to {found.exact_match:.1f} dB, in {further} of {len(rounding)} samples worse than rounding explains",
+            expected=f"about {found.rounding:.1f} dB, and worse in half of the samples at most",
+            mend="this is a bug in ptqd-export: please report the model",
+        )
+
+
+def _chance(heads: int, tosses: int) -> float:
+    """Probability of at least so many heads."""
+    return float(sum(math.comb(tosses, count) for count in range(heads, tosses + 1)) / 2**tosses)
+
+
+def _power(difference: NDArray[np.floating]) -> Float64:
+    """[samples] mean square."""
+    return np.asarray(np.mean(np.square(difference, dtype=np.float64), axis=tuple(range(1, difference.ndim))))
+
+
+def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
+    """10 log10 of the signal's power over that of the difference; infinite where there is none."""
+    signal = signal.astype(np.float64)
+    noise = np.mean((signal - approximation) ** 2)
+    return float(10 * np.log10(np.mean(signal**2) / noise)) if noise else float("inf")
+
+
+def _torch_outputs(
+    model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
+) -> NDArray[np.floating]:
+    adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
+    wide = torch.promote_types(dtype, torch.float32)
+    types = {TIMESTEP: wide}  # no half precision holds 999
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
+        inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        out: torch.Tensor = adapter(
+            *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
+        )
+        return out.to(wide).numpy()
+
+    with torch.no_grad():
+        return np.concatenate([run(feeds) for feeds in _batches(model, states)])
+
+
+def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend) -> Float32:
+    engine = backend.open(graph, 1)
+    return np.concatenate([engine.run(feeds) for feeds in _batches(model, states)])
+
+
+def _batches(model: LoadedModel, states: States) -> Iterator[dict[str, NDArray[Any]]]:
+    feeds = _feeds(model, states)
+    for begin in range(0, len(states.rows), BATCH):
+        yield {name: value[begin : begin + BATCH] for name, value in feeds.items()}
+
+
+def _feeds(model: LoadedModel, states: States) -> dict[str, NDArray[Any]]:
+    conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=False)
+    return {STATE: states.samples, TIMESTEP: states.timesteps, **conditions}
+
+
+def _noise(states: States, reference: NDArray[np.floating], quantized: Float32) -> NoiseFit:
+    folds = np.arange(len(states.rows), dtype=np.int64) % FOLDS
+    moments: Moments = observe(states.samples, reference[None].astype(np.float32), quantized[None], folds)
+    return fit_noise(moments)
+
+
+def _same_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
+    """`k` within its standard errors; residual variance within those of a variance estimated from as many independent values as samples."""
+    apart = abs(engine.k - oracle.k) / max(oracle.k_standard_error, 1e-12)
+    relative = abs(np.log(engine.s2 / oracle.s2)) / np.sqrt(2 / oracle.n)
+    if max(apart, relative) > STANDARD_ERRORS:
+        raise PtqdError(
+            f"The noise of {graph.name} as it runs is not the oracle's.",
+            found=f"k {engine.k:.5f}, residual variance {engine.s2:.3e}",
+            expected=f"k {oracle.k:.5f}, residual variance {oracle.s2:.3e}",
+            mend="compare the runtime's exact mode: its fast kernels may be wrong on this CPU",
+        )

@@ -1,0 +1,191 @@
+"""Cut a network in two: what depends on timestep and conditions alone, and what is computed for every state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from engines.networks.engine_denoiser import STATE
+from ptqd_export.graph.reading.constants import constant
+
+WEIGHTED = frozenset({"Gemm", "MatMul", "Conv"})
+"""Operators whose results are worth keeping; copying what others give costs as much as computing it."""
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""Types whose values float32 holds exactly."""
+
+BATCH = "batch"
+"""Name of the first axis of all inputs, and of what has a row for each of theirs."""
+
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True)
+class CutNetwork:
+    """A network in pieces, which together compute what the whole does, node by node.
+
+    Attributes:
+        body: the network; `embedding_0`, `embedding_1`, ... float32 [batch, values] are inputs of it in place of what was cut off.
+        embeddings: by these inputs, the graph whose one output each is. No two of them depend on the same inputs of the network.
+    """
+
+    body: ir.Model
+    embeddings: Mapping[str, ir.Model]
+
+
+def cut_embeddings(model: ir.Model) -> CutNetwork | None:
+    """The network in pieces, or None where no weighted operator is independent of the state.
+
+    What is cut off ends with the last values that do not depend on the state. Those that depend on the same inputs of the network are laid
+    side by side, as one tensor of so many values a row.
+    """
+    found = _Dependencies(model.graph).frontier()
+    if not found:
+        return None
+    embeddings = {name: _embedding(model.clone(), name, values) for name, values in found.items()}
+    return CutNetwork(_body(model.clone(), found), embeddings)
+
+
+class _Dependencies:
+    """Of every value of a graph, the inputs that it depends on. The batch size is no dependency: it is the same in every input."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._found = {value: frozenset({str(value.name)}) for value in graph.inputs}
+        for node in graph:
+            used = [] if _asks_batch_size(node) else [self._found[value] for value in node.inputs if value in self._found]
+            self._found |= dict.fromkeys(node.outputs, frozenset[str]().union(*used))
+
+    def of(self, value: ir.Value) -> frozenset[str]:
+        return self._found.get(value, frozenset())
+
+    def frontier(self) -> dict[str, list[str]]:
+        """By name of an embedding, the names of the values in it."""
+        last = [value for node in self._graph if STATE in self.of(node.outputs[0]) for value in self._hoistable(node.inputs)]
+        groups: dict[frozenset[str], list[str]] = {}
+        for cut in dict.fromkeys(smallest for value in last for smallest in self._smallest(value)):
+            if _row(cut) is not None and cut.dtype in FLOATS and self._is_weighted(cut):
+                groups.setdefault(self.of(cut), []).append(str(cut.name))
+        return {f"{EMBEDDING}_{index}": groups[inputs] for index, inputs in enumerate(sorted(groups, key=sorted))}
+
+    def _hoistable(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
+        """Those that depend on inputs, and not on the state."""
+        return [value for value in values if value is not None and self.of(value) and STATE not in self.of(value)]
+
+    def _smallest(self, value: ir.Value) -> list[ir.Value]:
+        """The value, or what it is made larger from: an Expand stays in the body. So does what gives values of unknown shape."""
+        node = value.producer()
+        if node is None or node.op_type in WEIGHTED:
+            return [value]
+        sources = self._hoistable(node.inputs)
+        if _row(value) is not None and sum(map(_size, sources)) >= _size(value):
+            return [value]
+        return [smallest for source in sources for smallest in self._smallest(source)]
+
+    def _is_weighted(self, value: ir.Value) -> bool:
+        """Whether a weighted operator is among what made it."""
+        waiting, seen = [value], {value}
+        while waiting:
+            node = waiting.pop().producer()
+            if node is not None and node.op_type in WEIGHTED:
+                return True
+            new = set(self._hoistable(() if node is None else node.inputs)) - seen
+            seen |= new
+            waiting += new
+        return False
+
+
+def _asks_batch_size(node: ir.Node) -> bool:
+    return node.op_type == "Shape" and (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
+
+
+def _row(value: ir.Value) -> tuple[int, ...] | None:
+    """Shape of a value without the batch; None where the graph does not say it, or the first axis is another."""
+    if value.shape is None or not len(value.shape) or str(value.shape[0]) != BATCH:
+        return None
+    sides = tuple(side for side in value.shape[1:] if isinstance(side, int))
+    return sides if len(sides) == len(value.shape) - 1 else None
+
+
+def _known_row(value: ir.Value) -> tuple[int, ...]:
+    row = _row(value)
+    assert row is not None, f"a frontier value: {value}"
+    return row
+
+
+def _size(value: ir.Value) -> float:
+    row = _row(value)
+    return math.inf if row is None else math.prod(row)
+
+
+def _embedding(model: ir.Model, name: str, values: Sequence[str]) -> ir.Model:
+    """The graph that computes the values, side by side."""
+    graph = model.graph
+    wanted = _named(graph, values)
+    inputs = _Dependencies(graph).of(wanted[0])
+    tape = ir.tape.Tape()
+    out = tape.op("Concat", [_flattened(tape, value) for value in wanted], attributes={"axis": 1})
+    out.name, out.type, out.shape = name, ir.TensorType(ir.DataType.FLOAT), _side_by_side(wanted)
+    graph.extend(tape.nodes)
+    graph.outputs[:] = [out]
+    _prune(model, inputs)
+    return model
+
+
+def _body(model: ir.Model, found: Mapping[str, Sequence[str]]) -> ir.Model:
+    """The graph that takes the values instead of computing them."""
+    graph, tape = model.graph, ir.tape.Tape()
+    for name, values in found.items():
+        wanted = _named(graph, values)
+        given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=_side_by_side(wanted))
+        graph.inputs.append(given)
+        sizes = constant(graph, f"{name}_sizes", np.array([math.prod(_known_row(value)) for value in wanted], dtype=np.int64))
+        parts = tape.op_multi_out("Split", [given, sizes], attributes={"axis": 1}, num_outputs=len(wanted))
+        for value, part in zip(wanted, parts, strict=True):
+            value.replace_all_uses_with(_unflattened(tape, graph, part, value))
+    graph.insert_before(graph[0], tape.nodes)
+    _prune(model, {STATE, *found})
+    return model
+
+
+def _flattened(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
+    """As float32 [batch, values]."""
+    if value.dtype != ir.DataType.FLOAT:
+        value = tape.op("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+    return tape.op("Flatten", [value], attributes={"axis": 1})
+
+
+def _unflattened(tape: ir.tape.Tape, graph: ir.Graph, flat: ir.Value, value: ir.Value) -> ir.Value:
+    """As the value was."""
+    row = _known_row(value)
+    if value.dtype != ir.DataType.FLOAT:
+        flat = tape.op("Cast", [flat], attributes={"to": value.dtype})
+    if len(row) == 1:
+        return flat
+    return tape.op("Reshape", [flat, constant(graph, f"rows_of_{'_'.join(map(str, row))}", np.array([0, *row], dtype=np.int64))])
+
+
+def _side_by_side(values: Sequence[ir.Value]) -> ir.Shape:
+    return ir.Shape([BATCH, sum(math.prod(_known_row(value)) for value in values)])
+
+
+def _named(graph: ir.Graph, names: Iterable[str]) -> list[ir.Value]:
+    made = {value.name: value for node in graph for value in node.outputs}
+    return [made[name] for name in names]
+
+
+def _prune(model: ir.Model, inputs: Collection[str]) -> None:
+    """Take away what is not needed for the outputs; of the inputs of the whole network, those that are not named and not needed."""
+    graph = model.graph
+    first = next(value for value in graph.inputs if value.name in inputs)
+    for node in graph:
+        if _asks_batch_size(node):
+            node.replace_input_with(0, first)
+    common.RemoveUnusedNodesPass()(model)
+    for value in [value for value in graph.inputs if value.name not in inputs and not value.uses()]:
+        graph.inputs.remove(value)

@@ -1,0 +1,92 @@
+"""Let a graph show the output of every weighted layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+
+import onnx_ir as ir
+
+from calib.quantizers.preparation.split_layer import whole_name
+from ptqd_export.graph.reading.graph_layers import WEIGHT
+from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
+
+SHOWN = "shown."
+
+_FORMS = (".half", ".int", TRANSPOSED)
+"""What passes append to the name of a weight, the last one first."""
+
+_WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul", "Sub"})
+"""What stands between an integer weight and its layer."""
+
+
+class ShowLayerOutputs(ir.passes.InPlacePass):
+    """Make the output of every weighted layer an output of the graph, called `shown.<layer>`, by these rules:
+
+    1. a layer whose output is quantized at once shows what its integer kernel gives, through a DequantizeLinear of its own: an output in
+       between would keep the runtime from fusing the layer, and the fault might be gone;
+    2. of a layer that was split into parts the sum of the parts is shown;
+    3. of a layer that is called twice the first call;
+    4. in float32, whatever the layer computes in.
+
+    Requires: initializers named by `ParameterNames`, as they are or as `InsertQuantization` leaves them. Ensures: the graph's own outputs
+    come first; the others follow in the order of the layers.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        shown = {whole_name(name): _whole(node, name) for name, node in _layers(model.graph)}
+        for name, value in shown.items():
+            _show(model.graph, name, value)
+        return ir.passes.PassResult(model, bool(shown))
+
+
+def _layers(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
+    """Weighted layers in order, each once; a split one by its last part."""
+    found = dict[str, tuple[str, ir.Node]]()
+    for node in graph:
+        name = quantized_layer_name(node)
+        if name is not None and found.setdefault(whole_name(name), (name, node))[0] != name:
+            found[whole_name(name)] = (name, node)
+    yield from found.values()
+
+
+def quantized_layer_name(node: ir.Node) -> str | None:
+    """The module that a node was traced from, whether its weight is a float or an integer one; None where it has no weight."""
+    weight = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
+    while weight is not None and not weight.is_initializer():
+        producer = weight.producer()
+        weight = producer.inputs[0] if producer is not None and producer.op_type in _WEIGHT_OPS else None
+    if weight is None or weight.name is None:
+        return None
+    name = reduce(str.removesuffix, _FORMS, weight.name)
+    return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else None
+
+
+def _whole(node: ir.Node, name: str) -> ir.Value:  # rule 2
+    value = node.outputs[0]
+    while whole_name(name) != name and node.op_type != "Add":
+        ((node, _),) = value.uses()
+        value = node.outputs[0]
+    return value
+
+
+def _show(graph: ir.Graph, name: str, value: ir.Value) -> None:
+    kernel = _quantized_at_once(value)
+    last, seen, tape = kernel or value.producer(), value, ir.tape.Tape()
+    assert last is not None
+    if kernel is not None:  # rule 1
+        seen = tape.op("DequantizeLinear", [kernel.outputs[0], *kernel.inputs[1:]])
+        seen.shape, seen.type = value.shape, value.type
+    out = tape.op("Cast", [seen], attributes={"to": ir.DataType.FLOAT})  # rule 4
+    out.name, out.shape, out.type = f"{SHOWN}{name}", value.shape, ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(last, tape.nodes)
+    graph.outputs.append(out)
+
+
+def _quantized_at_once(value: ir.Value) -> ir.Node | None:
+    """The QuantizeLinear that is the only reader of a value, but for a Clip to its range."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output():
+        return None
+    (reader,) = readers
+    return _quantized_at_once(reader.outputs[0]) if reader.op_type == "Clip" else reader if reader.op_type == "QuantizeLinear" else None

@@ -1,0 +1,1 @@
+"""What a graph says of its layers and weights."""

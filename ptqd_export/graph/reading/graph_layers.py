@@ -1,0 +1,101 @@
+"""Find the weighted layers of a traced graph, and what part each plays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
+
+import onnx_ir as ir
+
+from calib.quantizers.rules.layers import Layer, Op, Role
+from engines.networks.engine_denoiser import STATE
+from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
+
+WEIGHT = ".weight"
+
+_LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
+
+
+def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
+    """The nodes of every layer by module name; a layer that the network calls twice has two."""
+    nodes: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        name = layer_name(node)
+        if name is not None:
+            nodes.setdefault(name, []).append(node)
+    return nodes
+
+
+def layer_name(node: ir.Node) -> str | None:
+    """The module that a node was traced from, or None where it is no weighted layer."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    weight = node.inputs[1]
+    if weight is None or not weight.is_initializer() or weight.name is None:
+        return None
+    name = weight.name.removesuffix(TRANSPOSED)
+    return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else None
+
+
+def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
+    """Every weighted layer in the order of the graph.
+
+    Args:
+        graph: a full-precision graph whose initializers carry parameter names.
+        macs: multiply-accumulates a sample, by module name.
+    """
+    depth = _weighted_depth(graph)
+    behind = _weighted_behind(graph)
+    sources: dict[ir.Value, str] = {}
+    layers = []
+    for name, nodes in weighted_nodes(graph).items():
+        weight = nodes[0].inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        shape = tuple(weight.const_value.shape.numpy())
+        op = cast(Op, nodes[0].op_type)
+        role = _least_quantized([_role(node, depth, behind) for node in nodes])
+        layers.append(Layer(name, op, role, shape[::-1] if op == "MatMul" else shape, macs[name], _source(name, nodes, sources)))
+    return layers
+
+
+def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -> str:
+    """A layer called on several tensors needs the range of all of them, which only its own calls see."""
+    x, *others = dict.fromkeys(node.inputs[0] for node in nodes)
+    assert x is not None
+    return name if others else sources.setdefault(x, name)
+
+
+def _least_quantized(roles: Collection[Role]) -> Role:
+    """The role of a layer called more than once."""
+    return next(role for role in _LEAST_QUANTIZED_FIRST if role in roles)
+
+
+def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], behind: set[ir.Node]) -> Role:
+    x = node.inputs[0]
+    assert x is not None
+    if depth[x] is None and node.op_type == "Gemm":
+        return "embedding"
+    return "boundary" if depth[x] == 0 or node not in behind else "inner"
+
+
+def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
+    """For every value the most weighted layers between it and the state; None where it does not depend on the state's values."""
+    depth: dict[ir.Value, int | None] = {value: 0 if value.name == STATE else None for value in graph.inputs}
+    depth |= dict.fromkeys(graph.initializers.values())
+    for node in graph:
+        known = [depth[value] for value in node.inputs if value is not None]
+        reached = [d for d in known if d is not None] if node.op_type != "Shape" else []
+        own = 1 if layer_name(node) is not None else 0
+        depth |= dict.fromkeys(node.outputs, max(reached) + own if reached else None)
+    return depth
+
+
+def _weighted_behind(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes with a weighted layer between them and the output."""
+    marked: set[ir.Node] = set()
+    for node in reversed(graph):
+        users = [use.node for value in node.outputs for use in value.uses()]
+        if any(layer_name(user) is not None or user in marked for user in users):
+            marked.add(node)
+    return marked

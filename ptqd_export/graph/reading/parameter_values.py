@@ -1,0 +1,41 @@
+"""Give parameters of a graph other values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
+
+
+def parameter_name(initializer: str) -> str:
+    """The network's own name of what an initializer holds, transposed or not."""
+    return initializer.removesuffix(TRANSPOSED)
+
+
+class ParameterValues(ir.passes.InPlacePass):
+    """Write values over the initializers that hold the named parameters, transposed where those are.
+
+    Args:
+        values: by parameter name, in torch's order; those that the graph does not hold are left out.
+
+    Requires: initializers named by `ParameterNames` and `TransposedWeights`.
+    """
+
+    def __init__(self, values: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__()
+        self._values = values
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        written = 0
+        for name, initializer in model.graph.initializers.items():
+            value = self._values.get(parameter_name(name))
+            if value is not None and initializer.const_value is not None:
+                ordered = np.ascontiguousarray(value.T) if name.endswith(TRANSPOSED) else value
+                initializer.const_value = ir.tensor(ordered, name=name)
+                written += 1
+        return ir.passes.PassResult(model, written > 0)

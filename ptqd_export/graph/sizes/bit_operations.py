@@ -1,0 +1,43 @@
+"""Bit operations: multiply-accumulates times weight bits times activation bits, the cost that the paper counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calib.quantizers.rules.layers import Layer
+from calib.quantizers.rules.placement import Rule
+
+_FULL_BITS = 32
+
+
+@dataclass(frozen=True)
+class BitOperations:
+    """How many times fewer bit operations than float32.
+
+    Attributes:
+        layers_saved: over the layers whose weights and activations are both integers, the count that papers quote.
+        all_saved: over every multiply-accumulate of the network, attention products and float layers at the bits of their type.
+    """
+
+    layers_saved: float
+    all_saved: float
+
+
+def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS) -> BitOperations:
+    """Savings of one precision.
+
+    Args:
+        layers: every weighted layer with its rule.
+        macs: of the whole network, a sample.
+        float_bits: of what is not quantized.
+    """
+    costs = [(layer.macs, layer.macs * (rule.weight_bits or float_bits) * (rule.activation_bits or float_bits)) for layer, rule in layers]
+    integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]
+    elsewhere = macs - sum(layer for layer, _ in costs)
+    return BitOperations(_saved(integer), _saved([*costs, (elsewhere, elsewhere * float_bits**2)]))
+
+
+def _saved(costs: Sequence[tuple[int, int]]) -> float:
+    full = sum(macs for macs, _ in costs) * _FULL_BITS**2
+    return full / sum(cost for _, cost in costs) if full else 1.0

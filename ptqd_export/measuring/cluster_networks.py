@@ -1,0 +1,96 @@
+"""The networks of a walk on the workers of a cluster: every step, they are all asked, and the walk waits for the last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib.quantizers.rules.placement import HighPrecision
+from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks, StepOutputs
+from engines.backends.onnxruntime.onnxruntime_session import Provider
+from engines.cluster.folder_copy import FolderCopy
+from engines.cluster.pool import WorkerPool
+from engines.cluster.session import Cluster, WorkerSize, joined
+from engines.networks.conditioning import Conditioning
+from engines.networks.engine_denoiser import EngineDenoiser
+from ptqd_export.measuring.measuring_backend import measuring_backend
+
+
+@dataclass(frozen=True)
+class ClusterTarget:
+    """A `MeasuredTarget` that travels to the workers."""
+
+    name: str
+    provider: Provider
+    high_precision: HighPrecision
+
+
+@dataclass(frozen=True)
+class NetworkOpener:
+    """How a worker opens the networks of a walk.
+
+    Attributes:
+        target: of the plan.
+        conditioning: of the model.
+        guidance: scale w.
+        batch: samples of a full batch.
+    """
+
+    target: ClusterTarget
+    conditioning: Conditioning | None
+    guidance: float
+    batch: int
+
+    def networks(self, graphs: Mapping[str, Path], reference: str, threads: int | None) -> StepNetworks:
+        backend = measuring_backend(self.target, threads)
+        guided = self.guidance != 1.0
+        rows = (2 if guided else 1) * self.batch
+        opened = {name: EngineDenoiser(backend.open(graph, rows), self.conditioning, guided) for name, graph in graphs.items()}
+        return StepNetworks(opened[reference], opened, self.guidance)
+
+
+@dataclass(frozen=True)
+class _OnCopy:
+    """The graphs as a worker's machine has them, by precision and name; see `engines.cluster.pool.Work`."""
+
+    opener: NetworkOpener
+    copy: FolderCopy
+    graphs: Mapping[str, str]
+    reference: str
+
+    def open(self, threads: int) -> StepNetworks:
+        folder = self.copy.local()
+        return self.opener.networks({name: folder / graph for name, graph in self.graphs.items()}, self.reference, threads)
+
+
+@contextlib.contextmanager
+def evaluating_on(
+    cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, Path], reference: str, batches: int
+) -> Iterator[BatchEvaluator]:
+    """Evaluates the batches of a walk on a cluster, while the block runs.
+
+    Args:
+        cluster: where.
+        opener: how they are opened.
+        graphs: by precision, full precision's among them; their folders lie beside each other.
+        reference: name of full precision.
+        batches: of a step.
+
+    Raises:
+        MissingBackendError: Ray, the cluster, or room on it is missing.
+    """
+    (parent,) = {graph.parent.parent for graph in graphs.values()}
+    names = {name: graph.relative_to(parent).as_posix() for name, graph in graphs.items()}
+    size = WorkerSize.of(cluster, "onnxruntime-cuda" if opener.target.provider == "CUDA" else "onnxruntime")
+    with joined(cluster) as ray:
+        on_copy = _OnCopy(opener, FolderCopy.of(ray, parent, _with_weights(parent, [*names.values()])), names, reference)
+        pool: WorkerPool[StepBatch, StepOutputs]
+        with WorkerPool(ray, on_copy, size, batches) as pool:
+            yield pool.run
+
+
+def _with_weights(folder: Path, graphs: Sequence[str]) -> list[str]:
+    """The graphs' files, those of their weights with them."""
+    return [name for graph in graphs for name in (graph, f"{graph}.data") if (folder / name).is_file()]

@@ -1,0 +1,76 @@
+"""What runs the networks while statistics are measured: ONNX Runtime, for every target; one place for builds and added schedules."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from calib.quantizers.rules.placement import HighPrecision
+from engines.backends.base import Backend, Engine
+from engines.backends.choice import mode_of
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.onnxruntime_session import Provider
+from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
+from engines.bundle.bundle import Bundle
+
+
+class MeasuredTarget(Protocol):
+    """What a plan and a manifest both say of their target."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def provider(self) -> Provider: ...
+    @property
+    def high_precision(self) -> HighPrecision: ...
+
+
+def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimized: OptimizedGraphs | None = None) -> Backend:
+    """The backend that measures the graphs of a target.
+
+    Args:
+        target: of the graphs.
+        threads: of a runtime on the CPU; None takes every core that the process may use.
+        optimized: graphs that this machine has optimized already; used in fast mode.
+    """
+    mode = mode_of(target.name, target.provider)
+    backend = OnnxRuntimeBackend(threads, target.provider, mode, optimized if mode == "fast" else None)
+    return Bfloat16StandIn(backend) if target.high_precision == "bf16" else backend
+
+
+def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
+    """The backend that the statistics of a bundle were measured on."""
+    return measuring_backend(bundle.manifest.target, threads, OptimizedGraphs.of(bundle))
+
+
+@dataclass(frozen=True)
+class Bfloat16StandIn:
+    """See `engines.backends.base.Backend`. ONNX Runtime has no bfloat16 kernels on the CPU: such graphs run in float32, with every result
+    rounded to bfloat16.
+
+    Attributes:
+        backend: that runs it.
+    """
+
+    backend: Backend
+
+    def open(self, graph: Path, rows: int) -> Engine:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.backend.open(runnable(graph, Path(folder)), rows)
+
+
+def runnable(graph: Path, folder: Path) -> Path:
+    """The graph, or where it computes in bfloat16 its stand-in, which is written to the folder under the same name."""
+    import onnx_ir as ir  # here, for commands that run no such graph load no framework
+
+    from ptqd_export.graph.graph_files import save_graph
+    from ptqd_export.graph.passes.rounded_float32 import ToRoundedFloat32
+
+    model = ir.load(graph)
+    if not ToRoundedFloat32()(model).modified:
+        return graph
+    path = folder / graph.name
+    save_graph(model, path)
+    return path

@@ -1,0 +1,159 @@
+"""`UNetModel` as diffusers' `UNet2DModel`, or with cross attention as its `UNet2DConditionModel`."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+
+from ptqd_export.models.compvis.compvis_config import UNetConfig
+from ptqd_export.models.compvis.links import Link, below, link
+
+Place: TypeAlias = tuple[str, str]
+"""Names of a module in the checkpoint and in diffusers."""
+
+_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+}
+_MIDDLE_RESNETS = (("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"))
+_MIDDLE_ATTENTION = ("middle_block.1", "mid_block.attentions.0")
+_TRANSFORMER = ("norm", "proj_in", "proj_out")
+_TRANSFORMER_BLOCK = (
+    *(f"attn{number}.{part}" for number in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
+    "ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3",
+)  # fmt: skip
+
+
+def empty_unet(config: UNetConfig) -> nn.Module:
+    """The network without values, on the meta device."""
+    return _cross_attention_unet(config) if config.use_spatial_transformer else _self_attention_unet(config)
+
+
+def _self_attention_unet(config: UNetConfig) -> nn.Module:
+    from diffusers import UNet2DModel
+    from diffusers.models.attention_processor import Attention
+
+    down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if config.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    attends = [config.attends(level) for level in range(len(config.widths))]
+    with torch.device("meta"):
+        network: nn.Module = UNet2DModel(
+            sample_size=config.image_size,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            block_out_channels=config.widths,
+            layers_per_block=config.num_res_blocks,
+            down_block_types=tuple("AttnDownBlock2D" if attend else down for attend in attends),
+            up_block_types=tuple("AttnUpBlock2D" if attend else up for attend in reversed(attends)),
+            downsample_type="resnet" if config.resblock_updown else "conv",
+            upsample_type="resnet" if config.resblock_updown else "conv",
+            resnet_time_scale_shift="scale_shift" if config.use_scale_shift_norm else "default",
+            attn_norm_num_groups=32,
+            attention_head_dim=None,
+        )
+    for module in network.modules():
+        if isinstance(module, Attention):  # UNet2DModel knows a width of heads, not their number
+            module.heads = config.heads(module.inner_dim)
+            module.scale = (module.inner_dim // module.heads) ** -0.5
+    return network
+
+
+def _cross_attention_unet(config: UNetConfig) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    attends = [config.attends(level) for level in range(len(config.widths))]
+    with torch.device("meta"):
+        network: nn.Module = UNet2DConditionModel(
+            sample_size=config.image_size,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            block_out_channels=config.widths,
+            layers_per_block=config.num_res_blocks,
+            down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+            up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+            cross_attention_dim=config.context_dim,
+            attention_head_dim=tuple(config.heads(width) for width in config.widths),  # diffusers means the number of heads
+            transformer_layers_per_block=config.transformer_depth,
+        )
+    return network
+
+
+def unet_links(config: UNetConfig, network: nn.Module) -> list[Link]:
+    """Every module of `UNetModel` with weights, and where they go."""
+    down, up = _down(config), _up(config)
+    resnets = [*_MIDDLE_RESNETS, *down.resnets, *up.resnets]
+    links = [link(source, target) for source, target in _ENDS.items()]
+    if config.resblock_updown:
+        resnets += [*down.resamplers, *up.resamplers]
+    else:
+        links += [link(f"{source}.op", f"{target}.conv") for source, target in down.resamplers]
+        links += [link(f"{source}.conv", f"{target}.conv") for source, target in up.resamplers]
+    for source, target in resnets:
+        shortcut = {"skip_connection": "conv_shortcut"} if network.get_submodule(target).conv_shortcut is not None else {}
+        links += below(source, target, _RESNET | shortcut)
+    attention = _transformer if config.use_spatial_transformer else _attention
+    for source, target in (_MIDDLE_ATTENTION, *down.attentions, *up.attentions):
+        links += attention(config, source, target, network.get_submodule(target))
+    return links
+
+
+def _transformer(config: UNetConfig, source: str, target: str, _: nn.Module) -> list[Link]:
+    blocks = [f"transformer_blocks.{number}.{part}" for number in range(config.transformer_depth) for part in _TRANSFORMER_BLOCK]
+    return below(source, target, {name: name for name in (*_TRANSFORMER, *blocks)})
+
+
+def _attention(config: UNetConfig, source: str, target: str, module: nn.Module) -> list[Link]:
+    projections = [f"{target}.{part}" for part in ("to_q", "to_k", "to_v")]
+    heads = 1 if config.use_new_attention_order else int(module.heads)  # type: ignore[arg-type]  # of diffusers' Attention
+    return [link(f"{source}.qkv", *projections, heads=heads), *below(source, target, {"norm": "group_norm", "proj_out": "to_out.0"})]
+
+
+class _Places(NamedTuple):
+    """Where the original has the modules of one half of the network, and where diffusers has them."""
+
+    resnets: list[Place]
+    attentions: list[Place]
+    resamplers: list[Place]
+
+
+def _down(config: UNetConfig) -> _Places:
+    """The original numbers the blocks of all levels through; what halves the resolution is a block of its own."""
+    places, numbers, last = _Places([], [], []), count(1), len(config.widths) - 1
+    for level in range(last + 1):
+        target = f"down_blocks.{level}"
+        for number in range(config.num_res_blocks):
+            _add_layer(places, config, level, f"input_blocks.{next(numbers)}", target, number)
+        if level < last:
+            places.resamplers.append((f"input_blocks.{next(numbers)}.0", f"{target}.downsamplers.0"))
+    return places
+
+
+def _up(config: UNetConfig) -> _Places:
+    """Likewise; what doubles the resolution is the last module of the last block of a level."""
+    places, numbers, last = _Places([], [], []), count(), len(config.widths) - 1
+    for level in range(last, -1, -1):
+        target = f"up_blocks.{last - level}"
+        for number in range(config.num_res_blocks + 1):
+            block = f"output_blocks.{next(numbers)}"
+            _add_layer(places, config, level, block, target, number)
+        if level > 0:
+            places.resamplers.append((f"{block}.{1 + config.attends(level)}", f"{target}.upsamplers.0"))
+    return places
+
+
+def _add_layer(places: _Places, config: UNetConfig, level: int, source: str, target: str, number: int) -> None:
+    places.resnets.append((f"{source}.0", f"{target}.resnets.{number}"))
+    if config.attends(level):
+        places.attentions.append((f"{source}.1", f"{target}.attentions.{number}"))

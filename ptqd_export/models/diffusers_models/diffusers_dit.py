@@ -1,0 +1,44 @@
+"""diffusers folders whose denoiser is a `DiTTransformer2DModel` (Peebles and Xie 2023)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from engines.samplers.of_scheduler import sampler_of
+from ptqd_export.models.base import Adapter, Declaration, Networks
+from ptqd_export.models.conditions import class_input
+from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
+from ptqd_export.models.diffusers_models.diffusers_shapes import image_size, state_channels
+
+
+class DiTAdapter(Adapter):
+    """Calls a DiT, and leaves out its learned variances: the second half of its output channels."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        (labels,) = conditions
+        out: Tensor = self.network(sample, timestep=timestep, class_labels=labels, return_dict=False)[0]
+        return out[:, : sample.shape[1]]
+
+
+def declare(path: Path) -> Declaration:
+    """See `ptqd_export.models.base.Family`. Behind the classes comes one label more, which means "no class"."""
+    folder = DiffusersFolder(path)
+    config = folder.config(folder.denoiser)
+    channels = state_channels(config["in_channels"], config["out_channels"] or config["in_channels"])
+    return Declaration(
+        family=f"diffusers {folder.kind}",
+        sample_shape=(channels, *image_size(config)),
+        inputs=(class_input(config["num_embeds_ada_norm"] + 1),),
+        noise_schedule=folder.noise_schedule,
+        sampler=sampler_of(folder.scheduler),
+    )
+
+
+def load(path: Path, declared: Declaration) -> Networks:
+    """See `ptqd_export.models.base.Family`."""
+    folder = DiffusersFolder(path)
+    adapter = DiTAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs))
+    return Networks(adapter, load_decoder(folder))

@@ -1,0 +1,124 @@
+"""The text side of a pipeline: prompts to conditions in torch for calibration, and the same encoders as files for the run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.bundle.bundle import TextEncoderRecord, TextRecord
+from engines.errors import UsageError
+from engines.networks.conditioning import Conditioning
+from engines.networks.prompts import TextModel, TextPart, read_prompts
+from ptqd_export.models.conditions import TIME_IDS, ConditionInput
+from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
+from ptqd_export.models.lora import Lora
+from ptqd_export.models.text.text_encoders import Layer, TextEncoder, TextFolders, find_text_folders
+from ptqd_export.models.text.tokenizer import portable_tokenizer
+
+TEXT = "text"
+"""Folder of the bundle for graphs and tokenizers."""
+
+LATENT_FACTOR = 8
+"""Pixels of a latent where the pipeline has no first stage that says otherwise; diffusers assumes the same."""
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into conditions as the model's own pipeline does. Nothing is loaded until it is asked for, or kept afterwards.
+
+    Attributes:
+        folders: of the text encoders, in the order in which their hidden states are concatenated.
+        layer: whose hidden states the network takes.
+        fixed: conditioning inputs that are the same for every prompt.
+        zero_without_negative: without a negative prompt the null row is zeros, not the empty prompt.
+        lora: fused into the encoders, or None.
+    """
+
+    folders: tuple[TextFolders, ...]
+    layer: Layer
+    fixed: Mapping[str, tuple[float, ...]]
+    zero_without_negative: bool
+    lora: Lora | None
+
+    def load(self) -> LoadedText:
+        """Raises what `TextFolders.load`, `Lora.fuse` and `portable_tokenizer` raise."""
+        loaded = [(self._module(one), portable_tokenizer(one.tokenizer)) for one in self.folders]
+        modules, tokenizers = zip(*loaded, strict=True)
+        return LoadedText(self, modules, tokenizers)
+
+    def _module(self, folders: TextFolders) -> TextEncoder:
+        module = folders.load(self.layer)
+        if self.lora is not None:
+            self.lora.fuse(folders.name, module.network)
+        return module
+
+
+@dataclass(frozen=True)
+class LoadedText:
+    """Text encoders in torch, and tokenizers as they will be shipped."""
+
+    source: PromptEncoder
+    modules: tuple[TextEncoder, ...]
+    tokenizers: tuple[Any, ...]
+
+    @property
+    def record(self) -> TextRecord:
+        """What the manifest says of them."""
+        encoders = tuple(
+            TextEncoderRecord(
+                graph=f"{TEXT}/{folders.encoder.name}.onnx",
+                tokenizer=f"{TEXT}/{folders.tokenizer.name}.json",
+                tokens=tokenizer.truncation["max_length"],
+                inputs=module.inputs,
+            )
+            for folders, module, tokenizer in zip(self.source.folders, self.modules, self.tokenizers, strict=True)
+        )
+        return TextRecord(encoders=encoders, fixed=dict(self.source.fixed), zero_without_negative=self.source.zero_without_negative)
+
+    def condition(self, prompts: Sequence[str], negative: str | None) -> Conditioning:
+        """See `engines.networks.prompts.TextModel.condition`."""
+        parts = (TextPart(tokenizer, module.encode) for tokenizer, module in zip(self.tokenizers, self.modules, strict=True))
+        return TextModel(self.record, tuple(parts)).condition(prompts, negative)
+
+
+def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None) -> PromptEncoder:
+    """The text side of a pipeline's folder.
+
+    Args:
+        path: of the pipeline.
+        inputs: what its network is conditioned on.
+        lora: see `PromptEncoder`.
+
+    Raises:
+        UsageError: the model takes no text, or its pipeline has no text encoders.
+    """
+    folders = find_text_folders(path)
+    if not folders:
+        raise UsageError(
+            "The model has no text encoder.",
+            found=f"model.prompts, and no text_encoder/ in {path}",
+            expected="the folder of a Stable Diffusion or SDXL pipeline",
+            mend="leave model.prompts out of the plan; prepared embeddings go into model.conditions",
+        )
+    added = any(one.name == TIME_IDS for one in inputs)
+    if not added:
+        return PromptEncoder(folders, "last", {}, zero_without_negative=False, lora=lora)
+    zeros = bool(read_config(path / INDEX).get("force_zeros_for_empty_prompt", True))
+    return PromptEncoder(folders, "penultimate", {TIME_IDS: _time_ids(DiffusersFolder(path))}, zero_without_negative=zeros, lora=lora)
+
+
+def _time_ids(folder: DiffusersFolder) -> tuple[float, ...]:
+    """Original size, crop corner and target size of an image that nothing was cut off, as the pipeline's own defaults."""
+    size, factor = folder.config(folder.denoiser)["sample_size"], LATENT_FACTOR
+    if "vae" in folder.parts:
+        factor = 2 ** (len(folder.config("vae")["block_out_channels"]) - 1)
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = (float(height * factor), float(width * factor))
+    return (*pixels, 0.0, 0.0, *pixels)
+
+
+def calibration_prompts(prompts: tuple[str, ...] | Path) -> tuple[str, ...]:
+    """The plan's prompts, read where it names a file."""
+    return read_prompts(prompts) if isinstance(prompts, Path) else prompts

@@ -1,0 +1,153 @@
+"""The CLIP text encoders of Stable Diffusion pipelines: which there are, what each gives, and their modules."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engines.arrays import Float32, Int64
+from engines.errors import MissingBackendError, PtqdError, UsageError
+from ptqd_export.models.conditions import EMBEDDINGS, POOLED
+from ptqd_export.models.diffusers_folder import first_cause, read_config
+
+ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Folders of text encoders and of their tokenizers, in the order in which their hidden states are concatenated."""
+
+KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HALF_WEIGHTS = ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
+
+Layer = Literal["last", "penultimate"]
+
+
+class TextEncoder(nn.Module):
+    """Token ids int64 [B, tokens] to hidden states [B, tokens, dim] and, where the encoder projects them, pooled embeddings [B, dim].
+
+    Args:
+        network: a CLIPTextModel, with projection or without.
+        layer: `last` takes the hidden states behind the final normalization, `penultimate` those in front of the last layer.
+        pooled: give the pooled embeddings too.
+    """
+
+    def __init__(self, network: nn.Module, layer: Layer, *, pooled: bool) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.layer = layer
+        self.pooled = pooled
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        out = self.network(input_ids=ids, output_hidden_states=True)
+        hidden = out.last_hidden_state if self.layer == "last" else out.hidden_states[-2]
+        return (hidden, out.text_embeds) if self.pooled else (hidden,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The conditioning inputs that the outputs are for."""
+        return (EMBEDDINGS, POOLED) if self.pooled else (EMBEDDINGS,)
+
+    @torch.no_grad()
+    def encode(self, ids: Int64) -> dict[str, Float32]:
+        """See `engines.networks.prompts.TextEncoder`."""
+        return {name: value.numpy() for name, value in zip(self.inputs, self(torch.from_numpy(ids)), strict=True)}
+
+
+@dataclass(frozen=True)
+class TextFolders:
+    """Where a pipeline keeps one text encoder.
+
+    Attributes:
+        model: the pipeline's folder.
+        name: of the encoder's folder.
+    """
+
+    model: Path
+    name: str
+
+    @property
+    def encoder(self) -> Path:
+        return self.model / self.name
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.model / ENCODERS[self.name]
+
+    def load(self, layer: Layer) -> TextEncoder:
+        """The encoder in float32.
+
+        Raises:
+            UsageError: its kind is not supported, or it has no safetensors weights.
+            MissingBackendError: transformers is not installed.
+            PtqdError: its weights cannot be read.
+        """
+        config = read_config(self.encoder / "config.json")
+        kind = _kind(self.encoder, config)
+        return TextEncoder(_load(self.encoder, kind), layer, pooled=layer == "penultimate" and kind == KINDS[1])
+
+
+def find_text_folders(model: Path) -> tuple[TextFolders, ...]:
+    """The text encoders of a pipeline's folder; none where it is no text model."""
+    return tuple(TextFolders(model, name) for name in ENCODERS if (model / name / "config.json").is_file())
+
+
+def _kind(folder: Path, config: Mapping[str, Any]) -> str:
+    kind = (config.get("architectures") or [""])[0]
+    if kind not in KINDS or config.get("use_attention_mask"):
+        raise UsageError(
+            "This text encoder is not supported.",
+            found=f"{folder}: {kind}" + (" with use_attention_mask" if config.get("use_attention_mask") else ""),
+            expected=" or ".join(KINDS),
+            mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
+        )
+    return str(kind)
+
+
+def _load(folder: Path, kind: str) -> nn.Module:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingBackendError("Text models need transformers.", found=str(error), mend="pip install transformers") from error
+    variant = _variant(folder)
+    network: Any = getattr(transformers, kind)
+    try:
+        with _no_progress_bar():
+            loaded: nn.Module = network.from_pretrained(folder, variant=variant, use_safetensors=True, torch_dtype=torch.float32)
+    except Exception as error:  # transformers wraps safetensors' errors in several types
+        raise PtqdError(
+            "The text encoder's weights cannot be read.",
+            found=f"{folder}: {first_cause(error)}",
+            expected="whole safetensors files that fit the configuration",
+            mend="copy the model again",
+        ) from error
+    return loaded
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one wherever its output goes; this project draws its own, on terminals."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _variant(folder: Path) -> str | None:
+    for variant, names in ((None, WEIGHTS), ("fp16", HALF_WEIGHTS)):
+        if any((folder / name).is_file() for name in names):
+            return variant
+    raise UsageError(
+        "The text encoder has no safetensors weights.",
+        found=f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}",
+        expected=" or ".join((*WEIGHTS, *HALF_WEIGHTS)),
+        mend="save the model again with `save_pretrained(..., safe_serialization=True)`",
+    )

@@ -1,0 +1,70 @@
+"""A plan's file: `plan.json` is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engines.errors import UsageError
+from engines.untrusted.untrusted_json import read_json_object
+from ptqd_export.plan.plan import Plan
+from ptqd_export.plan.plan_errors import plan_error
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan and where it was read, which is what its relative paths mean.
+
+    Attributes:
+        plan: as written.
+        folder: of the plan file.
+        output: of the command line, instead of the plan's; relative to the current folder.
+    """
+
+    plan: Plan
+    folder: Path
+    output: Path | None = None
+
+    @property
+    def model_path(self) -> Path:
+        """Of a model that is not made by a factory."""
+        assert self.plan.model.path is not None
+        return self.folder / self.plan.model.path
+
+    @property
+    def conditions_path(self) -> Path | None:
+        return None if self.plan.model.conditions is None else self.folder / self.plan.model.conditions
+
+    @property
+    def prompts(self) -> tuple[str, ...] | Path | None:
+        """The plan's prompts, or the file that holds them."""
+        written = self.plan.model.prompts
+        return self.folder / written if isinstance(written, str) else written
+
+    @property
+    def lora_path(self) -> Path | None:
+        return None if self.plan.model.lora is None else self.folder / self.plan.model.lora.path
+
+    @property
+    def output_path(self) -> Path:
+        return Path(os.path.normpath(self.folder / self.plan.output)) if self.output is None else self.output
+
+
+def load_plan(path: Path) -> PlanFile:
+    """Read a plan.
+
+    Raises:
+        UsageError: it is missing, is not a JSON object, or is not a valid plan; then every problem is listed.
+    """
+    if not path.is_file():
+        raise UsageError(
+            "there is no plan", found=f"no file {path}", expected="a plan.json", mend="write one with `ptqd-export init`, or correct --plan"
+        )
+    try:
+        plan = Plan.model_validate(read_json_object(path))
+    except ValidationError as error:
+        raise plan_error(error, Plan, path) from error
+    return PlanFile(plan, path.absolute().parent)

@@ -1,0 +1,1 @@
+"""Files of a bundle that only the exporter reads and writes."""

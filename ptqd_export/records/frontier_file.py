@@ -1,0 +1,107 @@
+"""The contract of `frontier.json`: error against cost of the chains that a choice of precision per step can make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from calib.walk.budget import Menu
+from calib.walk.sensitivity import Probes, pooled
+from engines.arrays import Float64
+
+SCHEMA_VERSION = 1
+
+Kind: TypeAlias = Literal["uniform", "snr", "budget", "frontier", "mixture"]
+Choice: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredError:
+    """End error of a real chain.
+
+    Attributes:
+        error: geometric mean over samples of their mean square difference to full precision.
+        log_standard_error: of the natural logarithm of `error`.
+        mean_square: plain mean over samples, which the few that became another image dominate.
+    """
+
+    error: float
+    log_standard_error: float
+    mean_square: float
+
+    @classmethod
+    def of(cls, errors: Float64) -> MeasuredError:
+        """From the mean square differences of the samples, [N]."""
+        exact = not errors.all()
+        spread = 0.0 if exact else float(np.log(errors).std(ddof=1)) / len(errors) ** 0.5
+        return cls(float(pooled(errors)), spread, float(errors.mean()))
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Chains, what they cost, and what the probes predict of them.
+
+    Attributes:
+        cost: what is counted.
+        menu: the costs and amplitudes that the program chose by.
+        probes: predict the error of a chain.
+        chains: by kind; a chain may be of several kinds.
+        measured: real chains, by choice.
+        samples: that they were measured on.
+    """
+
+    cost: Literal["bit_operations", "time"]
+    menu: Menu
+    probes: Probes
+    chains: Sequence[tuple[Kind, Choice]]
+    measured: Mapping[Choice, MeasuredError] = field(default_factory=dict)
+    samples: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The whole file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "cost": self.cost,
+            "cost_a_step": dict(zip(self.menu.precisions, self.menu.costs.tolist(), strict=True)),
+            "amplitudes": dict(zip(self.menu.precisions, self.menu.amplitudes.T.tolist(), strict=True)),
+            "chains": [self._chain(kind, choice) for kind, choice in self.chains],
+            "prediction": self._prediction(),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.record(), allow_nan=False) + "\n"
+
+    def _chain(self, kind: Kind, choice: Choice) -> dict[str, Any]:
+        found = self.measured.get(choice)
+        return {
+            "kind": kind,
+            "precisions": list(choice),
+            "cost": self.menu.cost_of(choice),
+            "bound": self.menu.bound_of(choice),
+            "predicted_error": self.probes.predict(choice),
+            "measured": None if found is None else asdict(found),
+        }
+
+    def _prediction(self) -> dict[str, Any]:
+        """How well predictions agree with real chains, exact ones apart; correlations of the logarithms."""
+        from scipy.stats import pearsonr, spearmanr  # see `calib.walk.budget._solve`
+
+        pairs = [(self.probes.predict(choice), found.error) for choice, found in self.measured.items()]
+        logs = np.log([pair for pair in pairs if all(pair)])
+        return {
+            "samples": self.samples,
+            "chains": len(logs),
+            "pearson": float(pearsonr(*logs.T).statistic) if len(logs) > 2 else None,
+            "spearman": float(spearmanr(*logs.T).statistic) if len(logs) > 2 else None,
+        }
+
+
+def measured_of(record: Mapping[str, Any]) -> tuple[dict[Choice, MeasuredError], int]:
+    """The chains that a frontier file says were measured, and on how many samples."""
+    chains = {tuple(chain["precisions"]): chain["measured"] for chain in record["chains"]}
+    measured = {choice: MeasuredError(**found) for choice, found in chains.items() if found is not None}
+    return measured, int(record["prediction"]["samples"])

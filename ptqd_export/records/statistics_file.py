@@ -1,0 +1,99 @@
+"""The contract of `statistics/<placement>/<precision>.json`: what was measured of one precision, step by step and layer by layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calib.correction.correction_fit import Affine, residual_mean, residual_variance
+from calib.correction.moments import Moments
+from calib.walk.walk import StepResult
+from engines.bundle.bundle import Bundle
+from engines.bundle.contract import first_problem
+from engines.errors import BundleError
+
+SCHEMA_VERSION = 1
+
+
+class StoredStep(BaseModel):
+    """What refits and checks read of a step."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    snr_db: float | None
+    moments: dict[str, Any]
+
+
+class StatisticsFile(BaseModel):
+    """What they read of the whole file."""
+
+    steps: Annotated[list[StoredStep], Field(min_length=1)]
+    layers: list[dict[str, Any]]
+
+
+Stored = TypeVar("Stored", bound=BaseModel)
+
+
+def read_statistics(bundle: Bundle, file: str, kind: type[Stored]) -> Stored:
+    """A statistics file of a bundle, or the part of it that `kind` describes.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(bundle.json(file)))
+    except ValidationError as error:
+        raise BundleError(
+            "Statistics do not hold what they should.", found=f"{bundle.folder / file}: {first_problem(error)}", mend="rebuild the bundle"
+        ) from error
+
+
+def step_record(result: StepResult, precision: str, guidance: float) -> dict[str, Any]:
+    """One step: the paper's split of the noise after guidance, what the correction leaves, and the moments that both follow from."""
+    noise, correction = result.noise[precision], result.corrections[precision]
+    joint = result.moments[precision]
+    return {
+        "step": result.step,
+        "timestep": result.timestep,
+        "n": noise.n,
+        "k": noise.k,
+        "k_standard_error": _finite(noise.k_standard_error),
+        "k_channel": noise.k_channel.tolist(),
+        "mu": noise.mu.tolist(),
+        "s2": noise.s2,
+        "r2": noise.r2,
+        "snr_db": _finite(noise.snr_db),
+        "corrected_snr_db": _finite(corrected_snr_db(joint.guided(guidance), correction.affine)),
+        "residual_variance": correction.residual_variance,
+        "moments": joint.to_json(),
+    }
+
+
+def corrected_snr_db(moments: Moments, affine: Affine) -> float:
+    """10 log10 of the power of `e` over that of `e' - e`, from the moments of `x, e, d`; infinite where nothing is left."""
+    signal = float(np.mean(moments.variance("e") + moments.mean_of("e") ** 2))
+    noise = residual_variance(moments, affine) + float(np.mean(residual_mean(moments, affine) ** 2))
+    return 10 * math.log10(signal / noise) if noise else math.inf
+
+
+def statistics(
+    precision: str, placement: str, guidance: float, steps: list[dict[str, Any]], layers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The whole file."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "precision": precision,
+        "placement": placement,
+        "guidance": guidance,
+        "steps": steps,
+        "layers": layers,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: None where nothing was quantized, or where there is one fold only."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,54 @@
+"""Where a bundle keeps what its engines were timed at, machine by machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt, ValidationError
+
+from engines.bundle.contract import first_problem
+from engines.chain.schedule import Strict
+from engines.errors import BundleError
+from engines.host.machine import machine_name
+from engines.untrusted.untrusted_json import read_json_object
+
+TIMES = "times.json"
+
+
+def times_file(bundle: Path) -> Path:
+    """Of this machine."""
+    return bundle / "local" / machine_name() / TIMES
+
+
+class MachineTimes(Strict):
+    """`local/<machine>/times.json`."""
+
+    processor: str
+    cores: PositiveInt
+    provider: Literal["CPU", "CUDA"]
+    batch: PositiveInt
+    guided: bool
+    milliseconds_a_step: dict[str, PositiveFloat]
+
+    @property
+    def machine(self) -> str:
+        device = "" if self.provider == "CPU" else f" with {self.provider}"
+        return f"{self.processor}, {self.cores} cores{device}, batch {self.batch}"
+
+
+def read_times(path: Path) -> MachineTimes:
+    """The times in a file.
+
+    Raises:
+        BundleError: they are damaged.
+    """
+    try:
+        return MachineTimes.model_validate_json(json.dumps(read_json_object(path, BundleError)))
+    except ValidationError as error:
+        raise BundleError(
+            "The measured times are damaged.",
+            found=f"{path}: {first_problem(error)}",
+            mend="delete the file, or build the bundle again",
+        ) from error

@@ -1,0 +1,50 @@
+"""`ptqd-export report`: the report of a bundle with what was measured on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.bundle.bundle import Bundle
+from engines.host.files import writable_folder, write_text
+from engines.host.machine import machine_name
+from ptqd_export.records.bundle_lock import writing_to
+from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.page import report_page
+
+REPORT = "report/index.html"
+"""The portable one: without measured times, so that it is the same bytes wherever the bundle is built again."""
+
+LOCAL_REPORT = "report.html"
+
+
+def write_report(folder: Path, output: Path | None = None, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Path:
+    """Write the report with times, evaluations and comparisons. The portable one stays as it is: the manifest has its hash.
+
+    Args:
+        folder: of the bundle.
+        output: file to write; None is `report.html` in the bundle's folder for this machine.
+        evaluations: files of `ptqd-run evaluate --json`.
+        comparisons: files of `ptqd-run compare --json`.
+
+    Raises:
+        UsageError: there is no bundle, a file is not what it should be, or the output cannot be written.
+        BundleError: the bundle is damaged.
+        PtqdError: another process writes to the bundle.
+    """
+    bundle = Bundle.open(folder)
+    if output is not None:
+        return _write(bundle, output, evaluations, comparisons)
+    with writing_to(folder):
+        return write_local_report(folder, evaluations, comparisons)
+
+
+def write_local_report(folder: Path, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Path:
+    """The same into the bundle's folder for this machine, for whoever holds the lock of the bundle."""
+    return _write(Bundle.open(folder), folder / "local" / machine_name() / LOCAL_REPORT, evaluations, comparisons)
+
+
+def _write(bundle: Bundle, path: Path, evaluations: Sequence[Path], comparisons: Sequence[Path]) -> Path:
+    writable_folder(path.absolute().parent)
+    write_text(path, report_page(bundle, Evidence.load(bundle, evaluations, comparisons)))
+    return path

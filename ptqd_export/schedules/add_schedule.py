@@ -1,0 +1,176 @@
+"""`ptqd-export schedule`: add a schedule to a bundle, without quantizing anything again."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from calib.walk.budget import Menu, check_budget, choose
+from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_fitted, refit
+from engines.bundle.bundle import DEFAULT, Bundle, FileRecord, write_manifest
+from engines.chain.schedule import Schedule
+from engines.errors import UsageError
+from engines.host.files import sha256, write_text
+from engines.host.interruption import keeping
+from engines.host.progress import progress
+from engines.networks.engine_bank import EngineBank
+from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.bundle_lock import writing_to
+from ptqd_export.records.statistics_file import statistics, step_record
+from ptqd_export.records.stored_statistics import StoredStatistics, load_statistics, statistics_file
+from ptqd_export.schedules.costs import costs_of
+from ptqd_export.schedules.settings import Budget, Fit, ScheduleRequest, ScheduleSettings, resolve
+from ptqd_export.schedules.sufficient import why_not_refit
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+@dataclass(frozen=True)
+class AddedSchedule:
+    """What was added, and how long it took."""
+
+    bundle: Path
+    name: str
+    schedule: Schedule
+    fit: Fit
+    seconds: float
+
+    def __str__(self) -> str:
+        taken = Counter(step.precision for step in self.schedule.steps)
+        steps = ", ".join(f"{count} {precision}" for precision, count in taken.items())
+        how = "refitted from the stored moments" if self.fit == "moments" else "fitted on a new walk"
+        return (
+            f"schedule {self.name}: {how} in {self.seconds:.1f} s, steps: {steps}; "
+            f"next: ptqd-run sample {self.bundle} --schedule {self.name} --num 64 --seed 1 --output out"
+        )
+
+
+def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
+    """Add `schedules/<name>.json`, and what a new walk measured.
+
+    Args:
+        folder: of the bundle.
+        name: of the schedule.
+        request: what it is to be.
+        force: replace a schedule of this name.
+
+    Raises:
+        UsageError: the request does not fit the bundle. Nothing is written then.
+        PtqdError: the bundle is damaged, a network failed, or another process writes to the bundle. Nothing is written then.
+    """
+    begin = time.perf_counter()
+    _check_name(Bundle.open(folder), name, force=force)
+    with writing_to(folder), keeping("the bundle has no new schedule"):
+        schedule, fit = _added(Bundle.open(folder), name, request, force=force)
+    return AddedSchedule(folder, name, schedule, fit, time.perf_counter() - begin)
+
+
+def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> tuple[Schedule, Fit]:
+    _check_name(bundle, name, force=force)
+    layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
+    stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
+    if settings.budget is not None:
+        settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
+    fitted = _fit(bundle, settings, stored)
+    measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
+    _store(bundle, name, {_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
+    return fitted.schedule, "walk" if stored is None else "moments"
+
+
+def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
+    if not re.fullmatch(NAME, name):
+        raise UsageError(
+            "A schedule cannot have this name.", found=name, expected="letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    if name == DEFAULT:
+        raise UsageError("The default schedule is the build's.", found=f"--name {name}", expected="another name")
+    if _file(name) in bundle.manifest.files and not force:
+        raise UsageError("The bundle has a schedule of this name.", found=name, expected="a new name", mend="give --force to replace it")
+
+
+def _sufficient(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
+    """The stored moments, if they say enough for this schedule."""
+    stored = load_statistics(bundle, request.base)
+    reason = why_not_refit(request, settings, bundle.schedule(request.base), stored)
+    if request.fit == "moments" and reason is not None:
+        raise UsageError("The stored moments do not say enough for this schedule.", found=f"--fit moments; {reason}", expected="--fit walk")
+    return stored if reason is None else None
+
+
+def _fit(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | None) -> FittedChain:
+    if stored is not None:
+        return refit(settings.fit, stored.moments, FULL_PRECISION)
+    networks = measured_networks(bundle, settings, settings.fit.batch_size)
+    with progress("walking", settings.fit.table.steps) as advance:
+        return fit_on_walk(networks, settings.fit, bundle.folder / "local", lambda _: advance())
+
+
+def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:
+    """With the chain that the budget buys: the least error that the probes predict.
+
+    Raises:
+        UsageError: no chain is as cheap as the budget.
+    """
+    costs = costs_of(bundle, settings.precisions, budget.cost)
+    check_budget(costs, budget.share)
+    networks = measured_networks(bundle, settings, PROBED_SAMPLES)
+    with progress("probing", settings.fit.table.steps) as advance:
+        probes = probe_fitted(networks, first, settings.fit.samples, advance)
+    return settings.spent(choose(Menu.of(probes, costs), budget.share))
+
+
+def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) -> FitNetworks:
+    """Full precision and the candidates, on the backend that the bundle's statistics were measured on, for batches of this many samples.
+
+    Raises:
+        UsageError: the model cannot be guided.
+    """
+    backend = bundle_measuring_backend(bundle, settings.threads)
+    bank = EngineBank(bundle, settings.fit.sampler.guidance, batch=batch, backend=backend)
+    return FitNetworks({name: bank[name] for name in dict.fromkeys((FULL_PRECISION, *settings.precisions))}, FULL_PRECISION)
+
+
+def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """By file: what was measured of each quantized precision that walked."""
+    placement, guidance = bundle.manifest.placement, fitted.settings.sampler.guidance
+    contents = {
+        precision: statistics(
+            precision, placement, guidance, [step_record(result, precision, guidance) for result in fitted.results], layers[precision]
+        )
+        for precision in fitted.results[0].corrections
+        if precision != FULL_PRECISION
+    }
+    return {statistics_file(bundle, name, key): json.dumps(content, allow_nan=False) + "\n" for key, content in contents.items()}
+
+
+def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
+    """Files first and the manifest last. A schedule that is replaced leaves the manifest before its files change, so that there is a sound
+    bundle at every moment.
+    """
+    files = bundle.manifest.files
+    statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"
+    replaced = {file for file in files if file == _file(name) or file.startswith(statistics_folder)}
+    kept = {file: record for file, record in files.items() if file not in replaced}
+    if replaced:
+        _write_manifest(bundle, kept)
+    for file in replaced:
+        (bundle.folder / file).unlink(missing_ok=True)
+    for file, text in texts.items():
+        write_text(bundle.folder / file, text)
+    added = {file: FileRecord(sha256=sha256(bundle.folder / file), bytes=(bundle.folder / file).stat().st_size) for file in texts}
+    _write_manifest(bundle, kept | added)
+
+
+def _write_manifest(bundle: Bundle, files: Mapping[str, FileRecord]) -> None:
+    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"files": dict(files)}))
+
+
+def _file(name: str) -> str:
+    return f"schedules/{name}.json"

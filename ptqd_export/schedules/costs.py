@@ -1,0 +1,37 @@
+"""What a step of each precision costs, for the policy `budget` of a schedule that is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engines.bundle.bundle import Bundle
+from engines.errors import UsageError
+from ptqd_export.plan import FULL_PRECISION, Cost
+from ptqd_export.records.times_file import read_times, times_file
+
+
+def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str, float]:
+    """What a step of each candidate costs, as a share of full precision's.
+
+    Raises:
+        UsageError: time is asked for, and this machine has not timed the bundle's engines.
+    """
+    if cost == "bit_operations":
+        return {name: 1 / bundle.manifest.precisions[name].bit_operations_saved_all for name in candidates}
+    times = _times(bundle)
+    for name in (FULL_PRECISION, *candidates):
+        if name not in times:
+            raise UsageError("An engine was not timed here.", found=name, expected=" or ".join(times), mend="build the bundle again")
+    return {name: times[name] / times[FULL_PRECISION] for name in candidates}
+
+
+def _times(bundle: Bundle) -> Mapping[str, float]:
+    path = times_file(bundle.folder)
+    if not path.is_file():
+        raise UsageError(
+            "The bundle's engines were not timed on this machine.",
+            found=f"no {path}",
+            expected="the file that `ptqd-export build` writes",
+            mend="build the bundle here, or give --cost bit_operations",
+        )
+    return read_times(path).milliseconds_a_step

@@ -1,0 +1,1 @@
+"""`ptqd-export build`, stage by stage."""

@@ -1,0 +1,43 @@
+"""Progress on the terminal: a bar while a stage runs, a line when it is done. Elsewhere only the lines."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """A `ptqd_export.stages.stage_cache.Reporter` that writes to standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", visible=False)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def start(self, stage: str) -> None:
+        self._bar.reset(self._task, description=stage, total=None, visible=True)
+
+    def advance(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:
+        self._bar.update(self._task, visible=False)
+        self._console.print(f"{stage:>16}  " + ("as before" if reused else f"{seconds:.1f} s"), highlight=False)

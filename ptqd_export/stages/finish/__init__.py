@@ -1,0 +1,1 @@
+"""From finished stages to a bundle in its place."""

@@ -1,0 +1,261 @@
+"""Put the stages' results together as a bundle, beside the one that is there; then it takes that one's place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
+from engines.bundle.bundle import (
+    Bundle,
+    DecoderRecord,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    PiecesRecord,
+    PrecisionRecord,
+    ProfileRecord,
+    TargetRecord,
+    TextRecord,
+    write_manifest,
+)
+from engines.host.files import replacing, sha256, write_text
+from engines.host.room import check_room, naming_full_disks
+from engines.networks.conditioning import NULL_PREFIX, Conditioning
+from engines.untrusted.external_data import graph_files
+from ptqd_export.models.text.prompts import TEXT
+from ptqd_export.records.bundle_lock import UNFINISHED
+from ptqd_export.records.statistics_file import statistics
+from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.page import report_page
+from ptqd_export.report.pictures import PICTURES
+from ptqd_export.report.write_report import REPORT
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.stages.finish.pieces import check_pieces, write_in_pieces
+from ptqd_export.stages.finish.put_in_place import install
+from ptqd_export.stages.finish.sample_pictures import SHEET
+from ptqd_export.stages.fit.budget import FRONTIER, Chosen
+from ptqd_export.stages.fit.statistics import SCHEDULE
+from ptqd_export.stages.network.decoding import DECODER, decoder_record
+from ptqd_export.stages.network.preparation import PREPARATION
+from ptqd_export.stages.network.text import text_record
+
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{TEXT}/*")
+PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Folders of the stages that a bundle is put together from.
+
+    Attributes:
+        graphs: by precision.
+        prepared: of the stage that prepared the network; or of the one that traced it.
+        decoder: of the first stage's graph, or None.
+        text: of the text encoders' graphs, or None.
+        walked: of the walk of the default schedule.
+        chosen: what a budget was spent on, or None.
+        pictures: folder of the pictures of the report, or None where samples are no pictures.
+    """
+
+    graphs: Mapping[str, Path]
+    prepared: Path
+    decoder: Path | None
+    text: Path | None
+    walked: Path
+    chosen: Chosen | None
+    pictures: Path | None
+
+
+def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
+    """Write the portable part of the bundle in place of what an earlier build left of it.
+
+    Raises:
+        NoRoomError: the disk is full; the earlier bundle is as it was.
+    """
+    made = output / UNFINISHED
+    check_room(made, _room(parts), "the bundle")
+    try:
+        _put_together(context, made, parts)
+        install(made, output, PORTABLE)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _room(parts: Parts) -> int:
+    """Bytes of the graphs and statistics, which make up most of a bundle."""
+    folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
+    writer = _Writer(folder)
+    writer.text("plan.json", context.plan.resolved_json())
+    writer.text("schedules/default.json", (parts.walked / SCHEDULE).read_text())
+    pieces = {name: _write_network(context, writer, graph_path(parts.graphs, name)) for name in parts.graphs}
+    if parts.decoder is not None:
+        for file in graph_files(parts.decoder / DECODER):
+            writer.copy(file.name, file)
+    if parts.text is not None:
+        for file in sorted((parts.text / TEXT).iterdir()):
+            writer.copy(f"{TEXT}/{file.name}", file)
+    records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
+    _write_statistics(context, parts, records, writer)
+    conditions = _conditions_file(context, writer)
+    if parts.pictures is not None:
+        writer.copy(PICTURES, parts.pictures / SHEET)
+    manifest = _manifest(context, records, pieces, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
+    check_pieces(Bundle(folder, manifest), context.samples.noise)
+    writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
+    manifest = manifest.model_copy(update={"files": writer.files})
+    write_manifest(folder, manifest)
+
+
+def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> PiecesRecord | None:
+    """The graph of a precision; returns the names of its pieces, where the target runs networks in pieces."""
+    folder = f"graphs/{context.placement.name}"
+    if context.in_pieces:
+        return writer.pieces(f"{folder}/{graph.name}", graph)
+    for file in graph_files(graph):
+        writer.copy(f"{folder}/{file.name}", file)
+    return None
+
+
+def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
+    """What was measured of each precision; what was done to the network before; what a budget was spent on."""
+    placement = context.placement.name
+    folder = f"statistics/{placement}"
+    for name, record in records.items():
+        steps = json.loads((parts.walked / f"{name}.json").read_text())
+        content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
+        writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    if (parts.prepared / PREPARATION).exists():
+        writer.copy(f"{folder}/{PREPARATION}", parts.prepared / PREPARATION)
+    if parts.chosen is not None:
+        writer.text(f"{folder}/{FRONTIER}", (parts.chosen.folder / FRONTIER).read_text())
+
+
+class _Writer:
+    """Writes files whole, and keeps the record of them."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self.files: dict[str, FileRecord] = {}
+
+    def text(self, name: str, content: str) -> None:
+        write_text(self._output / name, content)
+        self._record(name)
+
+    def copy(self, name: str, source: Path) -> None:
+        with replacing(self._output / name) as temporary:
+            shutil.copyfile(source, temporary)
+        self._record(name)
+
+    def pieces(self, name: str, source: Path) -> PiecesRecord | None:
+        """A graph, and where there is something to cut off its pieces."""
+        path = self._output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming_full_disks(path):
+            names, folder = write_in_pieces(source, path), PurePosixPath(name).parent
+        for file in sorted(path.parent.glob(f"{path.stem}.*")):
+            self._record(f"{folder}/{file.name}")
+        if names is None:
+            return None
+        return PiecesRecord(body=f"{folder}/{names.body}", embeddings={key: f"{folder}/{piece}" for key, piece in names.embeddings.items()})
+
+    def arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        with replacing(self._output / name) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        self._record(name)
+
+    def _record(self, name: str) -> None:
+        path = self._output / name
+        self.files[name] = FileRecord(sha256=sha256(path), bytes=path.stat().st_size)
+
+
+def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
+    """Embeddings travel with the bundle; class labels need no file."""
+    conditioning: Conditioning | None = context.model.conditioning
+    if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
+        return None
+    name = "conditioning/default.npz"
+    null = {f"{NULL_PREFIX}{key}": value for key, value in (conditioning.null or {}).items()}
+    writer.arrays(name, {**conditioning.tables, **null})
+    return name
+
+
+def _manifest(
+    context: BuildContext,
+    records: Mapping[str, Any],
+    pieces: Mapping[str, PiecesRecord | None],
+    decoder: DecoderRecord | None,
+    text: TextRecord | None,
+    conditions: str | None,
+    files: dict[str, FileRecord],
+) -> Manifest:
+    model, placement = context.model, context.placement.name
+    conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
+    full = {"layers_saved": 1.0, "all_saved": 1.0}
+    precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, full, pieces[FULL_PRECISION])}
+    for name, record in records.items():
+        parsed, width = Precision.parse(name), FLOAT_WIDTHS.get(name)
+        bits = (parsed.weight_bits or width, parsed.activation_bits or width)
+        precisions[name] = _precision(placement, name, *bits, record["bit_operations"], pieces[name])
+    return Manifest(
+        model=ModelRecord(
+            family=model.family,
+            parameters=model.parameters,
+            sample_shape=model.sample_shape,
+            conditioning=conditioning,
+            noise_schedule=context.noise_schedule,
+            decoder=decoder,
+            text=text,
+        ),
+        parameterization=context.noise_schedule.prediction_type,
+        target=_target(context),
+        placement=placement,
+        measured_on="onnxruntime-cuda" if context.plan.target.provider == "CUDA" else "onnxruntime",
+        precisions=precisions,
+        guidance=context.plan.sampler.guidance,
+        files=files,
+        versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def _target(context: BuildContext) -> TargetRecord:
+    section, branches = context.plan.target, 2 if context.guided else 1
+    batch = section.batch
+    return TargetRecord(
+        name=section.name,
+        provider=section.provider,
+        high_precision=section.high_precision,
+        profile=None if batch is None else ProfileRecord(min=batch.min, opt=branches * batch.opt, max=branches * batch.max),
+        workspace_gib=section.workspace_gib,
+    )
+
+
+def _precision(
+    placement: str,
+    name: str,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    saved: Mapping[str, float],
+    pieces: PiecesRecord | None,
+) -> PrecisionRecord:
+    assert weight_bits is not None
+    assert activation_bits is not None
+    return PrecisionRecord(
+        graph=f"graphs/{placement}/{name}.onnx",
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        bit_operations_saved=saved["layers_saved"],
+        bit_operations_saved_all=saved["all_saved"],
+        pieces=pieces,
+    )

@@ -1,0 +1,50 @@
+"""The graphs of a bundle as ONNX Runtime optimizes them for this machine, made before anybody samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.backends.cached_engine import CachedEngine
+from engines.backends.choice import on_onnxruntime
+from engines.bundle.bundle import Bundle
+from ptqd_export.measuring.trim_heap import trim_heap
+
+DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine of a bundle: of a precision, of a piece of its network, or of the decoder."""
+
+    name: str
+    engine: CachedEngine
+
+
+def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
+    """The graphs that engines are made of, by the engine's name; of networks in pieces those of the pieces."""
+    graphs: dict[str, Path] = {}
+    for name, record in bundle.manifest.precisions.items():
+        pieces = {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
+        body = record.graph if record.pieces is None else record.pieces.body
+        graphs |= {key: bundle.graph(graph, record.graph) for key, graph in {name: body, **pieces}.items()}
+    decoder = bundle.manifest.model.decoder
+    return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}
+
+
+def optimize_graphs(bundle: Bundle) -> list[BuiltEngine]:
+    """Optimize those that were not yet; none where another runtime than ONNX Runtime on the CPU runs the bundle. Nobody else may be
+    writing to it.
+
+    Raises:
+        PtqdError: ONNX Runtime refuses a graph, or the disk is full.
+    """
+    optimized = on_onnxruntime(bundle).optimized
+    if optimized is None:
+        return []
+    graphs = engine_graphs(bundle)
+    built = [BuiltEngine(name, optimized.get(graph)) for name, graph in graphs.items()]
+    optimized.keep(graphs.values())
+    trim_heap()
+    return built

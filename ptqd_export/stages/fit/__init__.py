@@ -1,0 +1,1 @@
+"""Stages that measure the graphs and fit the schedule."""

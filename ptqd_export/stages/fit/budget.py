@@ -1,0 +1,200 @@
+"""The policy `budget`: stages `probes` and `choice`, and the frontier that a chain is chosen from.
+
+They follow a walk with the policy `snr`, which gives the corrections of every precision, and come before the walk of the chosen chain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from calib.walk.budget import Menu, check_budget, choose, frontier
+from calib.walk.chain_error import ChainErrors
+from calib.walk.fit import PROBED_SAMPLES, probe_fitted
+from calib.walk.sensitivity import Probes
+from engines.chain.schedule import Schedule
+from engines.host.files import write_text
+from engines.host.machine import machine_name
+from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, measured_of
+from ptqd_export.records.times_file import TIMES
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.statistics import SCHEDULE
+from ptqd_export.stages.fit.timing import time_engines
+from ptqd_export.stages.stage_cache import Reporter, StageCache
+
+CHECKED_SAMPLES = 32
+"""Real chains of these, which are not those that were probed."""
+
+FRONTIER_POINTS = 24
+CHECKED_POINTS = 6
+MIXTURES = 6
+
+CHOICE = "choice.json"
+FRONTIER = "frontier.json"
+PROBES = "probes.npz"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chain that the budget buys.
+
+    Attributes:
+        precisions: one a step.
+        walked: folder of the walk before it.
+        probes: folder of the stage `probes`.
+        folder: of the stage `choice`, with `frontier.json`.
+        times: milliseconds a step by precision, measured on this machine; None where the target's engines do not run here.
+    """
+
+    precisions: Choice
+    walked: Path
+    probes: Path
+    folder: Path
+    times: Mapping[str, float] | None
+
+
+def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Chosen:
+    """Spend the plan's budget.
+
+    Args:
+        context: of the build.
+        cache: of its stages.
+        graphs: folders of the stages that made the graphs, by precision.
+        walked: folder of the stage that walked with the policy `snr`.
+
+    Raises:
+        UsageError: no chain is as cheap as the budget.
+    """
+    steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
+    times = None if context.target.stand_in else _times(context, cache, graphs)
+    costs = time_costs(context, times) if steps.cost == "time" and times is not None else bit_operation_costs(context, graphs)
+    assert steps.budget is not None
+    check_budget(costs, steps.budget)
+    probes = cache.run("probes", {"walked": walked.name, "graphs": names}, partial(make_probes, context, graphs, walked))
+    wanted = {"probes": probes.name, "budget": steps.budget, "costs": costs}
+    folder = cache.run("choice", wanted, partial(make_choice, context, graphs, walked, probes, costs))
+    return Chosen(tuple(json.loads((folder / CHOICE).read_text())), walked, probes, folder, times)
+
+
+def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> dict[str, float]:
+    names = {name: folder.name for name, folder in graphs.items()}
+    timed = {"graphs": names, "target": context.plan.target.model_dump(), "machine": machine_name()}
+    times: dict[str, float] = json.loads((cache.run("times", timed, partial(make_times, context, graphs)) / TIMES).read_text())
+    return times
+
+
+def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
+    """Writes `probes.npz`."""
+    schedule, taken = _schedule(walked), partial(next, count(1))
+    networks = context.fit_networks(graphs, PROBED_SAMPLES)
+    probes = probe_fitted(networks, schedule, context.samples, lambda: reporter.advance(taken(), len(schedule.steps)))
+    probes.save(folder / PROBES)
+
+
+def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
+    """Writes `times.json`, milliseconds a step by precision: a chain that was chosen by time stays chosen when a build goes on."""
+    (folder / TIMES).write_text(json.dumps(time_engines(context, graphs, reporter)))
+
+
+def make_choice(
+    context: BuildContext,
+    graphs: Mapping[str, Path],
+    walked: Path,
+    probed: Path,
+    costs: Mapping[str, float],
+    folder: Path,
+    reporter: Reporter,
+) -> None:
+    """Writes `choice.json`, and `frontier.json` against bit operations, with real chains that the predictions are held against."""
+    assert context.plan.steps.budget is not None
+    schedule, probes = _schedule(walked), Probes.load(probed / PROBES)
+    chosen = choose(Menu.of(probes, costs), context.plan.steps.budget)
+    (folder / CHOICE).write_text(json.dumps(chosen))
+    menu = Menu.of(probes, bit_operation_costs(context, graphs))
+    chains = [*_chains(menu, _own(schedule), chosen), *_mixtures(menu)]
+    measured: dict[Choice, MeasuredError] = {}
+    checked, errors = _checked(chains), _chain_errors(context, graphs, schedule)
+    for done, choice in enumerate(checked):
+        reporter.advance(done, len(checked))
+        measured[choice] = MeasuredError.of(errors.measure(choice))
+    found = Frontier("bit_operations", menu, probes, chains, measured, CHECKED_SAMPLES)
+    (folder / FRONTIER).write_text(found.to_json())
+
+
+def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, times: Mapping[str, float]) -> None:
+    """Writes `local/<machine>/frontier.json`: against milliseconds that were measured on this machine."""
+    probes = Probes.load(chosen.probes / PROBES)
+    menu = Menu.of(probes, time_costs(context, times))
+    measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
+    chains = list(_chains(menu, _own(_schedule(chosen.walked)), chosen.precisions))
+    found = Frontier("time", menu, probes, chains, measured, samples)
+    write_text(output / "local" / machine_name() / FRONTIER, found.to_json())
+
+
+def bit_operation_costs(context: BuildContext, graphs: Mapping[str, Path]) -> dict[str, float]:
+    """Bit operations of a step of the whole network by candidate, as a share of full precision's."""
+    return {precision.name: _bit_operations(graphs[precision.name], precision.name) for precision in context.precisions}
+
+
+def time_costs(context: BuildContext, times: Mapping[str, float]) -> dict[str, float]:
+    """Measured time of a step by candidate, as a share of full precision's."""
+    return {precision.name: times[precision.name] / times[FULL_PRECISION] for precision in context.precisions}
+
+
+def _bit_operations(folder: Path, name: str) -> float:
+    if name == FULL_PRECISION:
+        return 1.0
+    return 1 / float(json.loads((folder / "precision.json").read_text())["bit_operations"]["all_saved"])
+
+
+def _schedule(walked: Path) -> Schedule:
+    return Schedule.model_validate_json((walked / SCHEDULE).read_text())
+
+
+def _own(schedule: Schedule) -> Choice:
+    """The precisions that the schedule itself chose."""
+    return tuple(step.precision for step in schedule.steps)
+
+
+def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Choice]]:
+    """The chains of a frontier file: those to compare with, the one chosen, and the frontier itself."""
+    for name in menu.precisions:
+        yield "uniform", (name,) * len(menu.amplitudes)
+    yield "snr", snr
+    yield "budget", chosen
+    for choice in frontier(menu, FRONTIER_POINTS):
+        yield "frontier", choice
+
+
+def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
+    """Random chains, each with random shares of the precisions; the same ones every time."""
+    rng, steps = np.random.default_rng(0), len(menu.amplitudes)
+    for _ in range(MIXTURES):
+        shares = rng.dirichlet(np.ones(len(menu.precisions)))
+        yield "mixture", tuple(rng.choice(menu.precisions, steps, p=shares).tolist())
+
+
+def _checked(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
+    """Chains to measure: some of the frontier, and all others."""
+    on_it = [choice for kind, choice in chains if kind == "frontier"]
+    some = np.unique(np.linspace(0, len(on_it) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()
+    return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(on_it[i] for i in some)]))
+
+
+def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule) -> ChainErrors:
+    samples = context.samples.first(PROBED_SAMPLES + CHECKED_SAMPLES)
+    return ChainErrors(
+        schedule=schedule,
+        networks=context.fit_networks(graphs, CHECKED_SAMPLES).networks,
+        reference=FULL_PRECISION,
+        noise=samples.noise,
+        rows=samples.rows,
+        samples=np.arange(PROBED_SAMPLES, PROBED_SAMPLES + CHECKED_SAMPLES, dtype=np.int64),
+        batch_size=CHECKED_SAMPLES,
+    )

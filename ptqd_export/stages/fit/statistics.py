@@ -1,0 +1,24 @@
+"""Stage `statistics`: the walk of the calibration samples, what was measured on it, and the schedule that follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from calib.walk.fit import FitSettings, fit_on_walk
+from ptqd_export.records.statistics_file import step_record
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.stage_cache import Reporter
+
+SCHEDULE = "schedule.json"
+
+
+def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
+    """Writes `schedule.json` and, for every precision but full, `<precision>.json` with the records of all steps."""
+    with context.walked_networks(graphs) as networks:
+        fitted = fit_on_walk(networks, settings, folder, lambda taken: reporter.advance(taken, settings.table.steps))
+    for precision in context.engine_precisions:
+        records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
+        (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))
+    (folder / SCHEDULE).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")

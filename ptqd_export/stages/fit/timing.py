@@ -1,0 +1,51 @@
+"""Measured time of a step, engine by engine, on this machine; kept apart from the portable bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engines.host.files import write_text
+from engines.host.machine import cores, processor
+from engines.host.timing import interleaved_medians
+from ptqd_export.records.times_file import times_file
+from ptqd_export.stages.build_context import BuildContext, graph_path
+from ptqd_export.stages.stage_cache import Reporter
+
+ROUNDS = 15
+
+
+def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
+    """Median milliseconds of a step (guidance included) by precision."""
+    reporter.start("time")
+    runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
+    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+
+
+def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
+    """A graph's engine on a batch of the size that engines are timed at."""
+    batch = context.plan.target.benchmark_batch
+    samples = np.arange(batch, dtype=np.int64)
+    x = context.samples.noise.start(samples)
+    return partial(context.denoiser(graph, batch), x, float(context.table.timestep[0]), np.zeros_like(samples))
+
+
+def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:
+    """Write `local/<machine>/times.json`; without times, remove what an earlier build measured."""
+    path = times_file(output)
+    if times is None:
+        path.unlink(missing_ok=True)
+        return
+    target = context.plan.target
+    about = {
+        "processor": processor(),
+        "cores": cores(),
+        "provider": target.provider,
+        "batch": target.benchmark_batch,
+        "guided": context.guided,
+    }
+    write_text(path, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")

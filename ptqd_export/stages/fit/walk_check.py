@@ -1,0 +1,46 @@
+"""The last look before a bundle is put together: do the engines, as they run, have the noise that their corrections are for?"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+
+from engines.apps.compare.engine_check import EngineCheck, check_engines
+from engines.chain.schedule import Schedule
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.statistics import SCHEDULE
+from ptqd_export.stages.stage_cache import Reporter
+
+STAGE = "check"
+
+
+def check_walked(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
+    """Measure a few of the walk's figures again. Never cached: it is the files and the runtime of this very moment that are looked at.
+
+    Raises:
+        PtqdError: an engine has other noise than the walk measured.
+    """
+    begin = time.monotonic()
+    reporter.start(STAGE)
+    check = _check(context, graphs, walked)
+    total, taken = sum(steps for _, steps in check.pieces), count(1)
+    check_engines(check, lambda: reporter.advance(next(taken), total))
+    reporter.finish(STAGE, time.monotonic() - begin, reused=False)
+
+
+def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> EngineCheck:
+    calibration, samples = context.plan.calibration, context.samples
+    quantized = [name for name in graphs if name != FULL_PRECISION]
+    return EngineCheck(
+        schedule=Schedule.model_validate_json((walked / SCHEDULE).read_text()),
+        reference=FULL_PRECISION,
+        networks=context.fit_networks(graphs, calibration.batch_size).networks,
+        expected={name: [step["snr_db"] for step in json.loads((walked / f"{name}.json").read_text())] for name in quantized},
+        noise=samples.noise,
+        rows=samples.rows,
+        trajectory=calibration.trajectory,
+        batch_size=calibration.batch_size,
+    )

@@ -1,0 +1,1 @@
+"""Stages that need no precision: trace, decoder, text encoders, states, preparation."""

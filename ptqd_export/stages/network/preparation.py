@@ -1,0 +1,151 @@
+"""Stage `prepare`: a network that computes the same function as full precision and quantizes better."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch import Tensor, nn
+
+from calib.quantizers.preparation.channel_scaling import (
+    ScalableChannels,
+    observing_channels,
+    scale_channels,
+    scaled_parameters,
+    scaling_factors,
+)
+from calib.quantizers.preparation.split_layer import part_name, split_layers
+from calib.quantizers.sharing_copy import sharing_copy
+from calib.walk.activation_states import States
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.passes.split_concatenations import SplitConcatenations, concatenated_inputs
+from ptqd_export.graph.reading.graph_layers import find_layers
+from ptqd_export.graph.reading.parameter_values import ParameterValues
+from ptqd_export.graph.reading.scalable_channels import scalable_channels
+from ptqd_export.graph.trace import check_parity
+from ptqd_export.models.base import LoadedModel
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.network.states import load_states, network_inputs
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.stage_cache import Reporter
+
+PREPARATION = "preparation.json"
+FACTORS = "factors.npz"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to a network, in this order.
+
+    Attributes:
+        split: sizes of the parts of every split layer's input, by name.
+        scaled: channels and their factors, float32 [channels]; layers are named as they are after splitting.
+    """
+
+    split: Mapping[str, tuple[int, ...]]
+    scaled: tuple[tuple[ScalableChannels, Tensor], ...]
+
+    def apply(self, network: nn.Module) -> nn.Module:
+        """A prepared copy."""
+        prepared = sharing_copy(network)
+        split_layers(prepared, self.split)
+        for channels, factors in self.scaled:
+            scale_channels(prepared, channels, factors)
+        return prepared
+
+    def save(self, folder: Path) -> None:
+        """Writes `preparation.json`, for people too, and the factors themselves in `factors.npz`."""
+        scaled = [asdict(channels) | {"largest_factor": float(factors.max())} for channels, factors in self.scaled]
+        (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled}, indent=1))
+        np.savez(folder / FACTORS, allow_pickle=False, **{str(i): factors.numpy() for i, (_, factors) in enumerate(self.scaled)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Preparation:
+        stored = json.loads((folder / PREPARATION).read_text())
+        with np.load(folder / FACTORS) as archive:
+            factors = [torch.from_numpy(archive[str(i)]) for i in range(len(stored["scaled"]))]
+        channels = [ScalableChannels(one["producer"], one["first"], tuple(one["consumers"])) for one in stored["scaled"]]
+        return cls({name: tuple(sizes) for name, sizes in stored["split"].items()}, tuple(zip(channels, factors, strict=True)))
+
+
+def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
+    """The model around the network that the stages behind `prepare` quantize.
+
+    Args:
+        context: of the build.
+        prepared: folder of the stage `prepare`; or of `trace`, where nothing was to be prepared.
+    """
+    if not (prepared / PREPARATION).exists():
+        return context.model
+    return context.model.with_network(Preparation.load(prepared).apply(context.model.adapter.network))
+
+
+def make_preparation(context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter) -> None:
+    """Writes the prepared `fp32.onnx` and `network.json`, `preparation.json` and `factors.npz`.
+
+    Raises:
+        PtqdError: the prepared graph or network does not compute what the model computes.
+    """
+    settings = context.plan.quantization
+    graph, network = ir.load(traced / f"{FULL_PRECISION}.onnx"), Network.load(traced)
+    split = concatenated_inputs(graph.graph, _quantized(context, network)) if settings.split_concatenations else {}
+    SplitConcatenations(split)(graph)
+    network = _network(graph.graph, network, split)
+    found = [] if settings.channel_scaling is None else scalable_channels(graph.graph, _quantized(context, network))
+    preparation = Preparation(split, tuple(_scaled(context, Preparation(split, ()), found, load_states(states), reporter)))
+    model = context.model.with_network(preparation.apply(context.model.adapter.network))
+    changed = scaled_parameters(model.adapter.network, found)
+    ParameterValues({name: value.numpy() for name, value in changed.items()})(graph)
+    common.RemoveUnusedNodesPass()(graph)
+    path = folder / f"{FULL_PRECISION}.onnx"
+    save_graph(graph, path)
+    for computed in (context.model, model):
+        check_parity(computed, path)
+    (folder / "network.json").write_text(json.dumps(asdict(network), indent=1))
+    preparation.save(folder)
+
+
+def _quantized(context: BuildContext, network: Network) -> list[str]:
+    """Layers whose activations may become integers; a layer that the plan keeps in float keeps its name too."""
+    kept = context.plan.quantization.keep_float
+    inner = (layer.name for layer in network.layers if layer.role == "inner")
+    return [name for name in inner if not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)]
+
+
+def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, ...]]) -> Network:
+    """The layers after splitting; the multiply-accumulates of a part are its share of the input channels."""
+    macs = {layer.name: layer.macs for layer in network.layers}
+    for name, sizes in split.items():
+        macs |= {part_name(name, i): macs[name] * size // sum(sizes) for i, size in enumerate(sizes)}
+    return Network(tuple(find_layers(graph, macs)), network.macs)
+
+
+def _scaled(
+    context: BuildContext, split: Preparation, found: list[ScalableChannels], states: States, reporter: Reporter
+) -> Iterator[tuple[ScalableChannels, Tensor]]:
+    """Every group of channels with its factors; a layer may be in two, once for its inputs and once for its outputs."""
+    exponent = context.plan.quantization.channel_scaling
+    if exponent is None or not found:
+        return
+    network = split.apply(context.model.adapter.network)
+    x = _largest_inputs(context, context.model.with_network(network), [channels.consumers[0] for channels in found], states, reporter)
+    for channels in found:
+        factors = scaling_factors(network, channels, x[channels.consumers[0]], exponent)
+        scale_channels(network, channels, factors)
+        yield channels, factors
+
+
+def _largest_inputs(context: BuildContext, model: LoadedModel, layers: list[str], states: States, reporter: Reporter) -> dict[str, Tensor]:
+    """The largest magnitude of every input channel of these layers at the states."""
+    placed = context.calibration_device.place(model)
+    with observing_channels(placed.adapter.network, layers) as seen, torch.no_grad():
+        for batch in network_inputs(context, states, reporter):
+            placed.adapter(*batch)
+    return seen

@@ -1,0 +1,52 @@
+"""Stage `states`: real states of the sampler, for everything that looks at activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calib.walk.activation_states import States, draw_states
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.stages.stage_cache import Reporter
+
+STATES = "states.npz"
+
+
+def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Reporter) -> None:
+    """Writes `states.npz`: states of full-precision chains, the same number from every step."""
+    calibration, table = context.plan.calibration, context.table
+    a_step = -(-calibration.activation_samples // table.steps)
+    samples = context.samples.first(max(a_step, calibration.batch_size))
+    network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size)
+    states = draw_states(
+        table,
+        network,
+        context.plan.sampler.guidance,
+        samples,
+        calibration.activation_samples,
+        calibration.batch_size,
+        folder,
+        on_step=lambda done: reporter.advance(done, table.steps),
+    )
+    states.save(folder / STATES)
+
+
+def load_states(folder: Path) -> States:
+    """What `make_states` wrote."""
+    return States.load(folder / STATES)
+
+
+def network_inputs(context: BuildContext, states: States, reporter: Reporter) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs of the network in the plan's batches, on its calibration device; under guidance both branches of every state."""
+    conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
+    branches = 2 if context.guided else 1
+    for begin in range(0, len(states.rows), size):
+        reporter.advance(begin, len(states.rows))
+        part = slice(begin, begin + size)
+        sample, timestep = (np.concatenate([value[part]] * branches) for value in (states.samples, states.timesteps))
+        conditions = {} if conditioning is None else conditioning.feeds(states.rows[part], guided=context.guided)
+        yield context.calibration_device.place_inputs([torch.from_numpy(value) for value in (sample, timestep, *conditions.values())])

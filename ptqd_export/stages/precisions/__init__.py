@@ -1,0 +1,1 @@
+"""Stages that make the graph of a precision."""

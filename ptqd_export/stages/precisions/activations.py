@@ -1,0 +1,39 @@
+"""Stage `observe`, or one a precision: the activations of every layer at real states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calib.quantizers.observers import Observed, observing
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.preparation import prepared_model
+from ptqd_export.stages.network.states import load_states, network_inputs
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.stage_cache import Reporter
+
+OBSERVED = "observed.npz"
+
+
+def make_observations(context: BuildContext, prepared: Path, states: Path, steps: Sequence[int], folder: Path, reporter: Reporter) -> None:
+    """Writes `observed.npz`: at the states of some steps, the range and a sample of the values of every layer's input and output."""
+    layers = Network.load(prepared).layers
+    inputs = sorted({layer.source for layer in layers})
+    chosen = load_states(states).at(context.table.timestep[list(steps)])
+    model = context.calibration_device.place(prepared_model(context, prepared))
+    calls = -(-len(chosen.rows) // context.plan.calibration.batch_size)
+    with observing(model.adapter.network, inputs, [layer.name for layer in layers], calls) as seen, torch.no_grad():
+        for batch in network_inputs(context, chosen, reporter):
+            model.adapter(*batch)
+    arrays = {f"{name}.{part}": value for name, one in seen.items() for part, value in one.arrays().items()}
+    np.savez(folder / OBSERVED, allow_pickle=False, **arrays)
+
+
+def load_observations(folder: Path) -> dict[str, Observed]:
+    """What `make_observations` wrote, by `<layer>.input` and `<layer>.output`."""
+    with np.load(folder / OBSERVED) as archive:
+        names = [name.removesuffix(".values") for name in archive.files if name.endswith(".values")]
+        return {name: Observed.from_arrays(archive[f"{name}.values"], archive[f"{name}.range"]) for name in names}

@@ -1,0 +1,36 @@
+"""Stage `convert-<precision>`: full precision in another float type."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from calib.quantizers.rules.precision import Precision
+from ptqd_export.graph.checks.graph_checks import check_graph
+from ptqd_export.graph.checks.verify import verify_float
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.passes.half_precision import ToHalfPrecision
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.network.states import load_states
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.precisions.layer_records import precision_record
+from ptqd_export.stages.precisions.quantized_graph import VERIFIED_STATES
+from ptqd_export.stages.stage_cache import Reporter
+
+
+def make_converted_graph(
+    context: BuildContext, precision: Precision, traced: Path, states: Path, folder: Path, _reporter: Reporter
+) -> None:
+    """Writes `<precision>.onnx` and `precision.json`, as for a quantized precision."""
+    graph = ir.load(traced / f"{FULL_PRECISION}.onnx")
+    ir.passes.Sequential(ToHalfPrecision(), common.RemoveUnusedNodesPass())(graph)
+    path = folder / f"{precision.name}.onnx"
+    save_graph(graph, path)
+    check_graph(context.placement, path, ())
+    found = verify_float(context.model, path, load_states(states).first(VERIFIED_STATES), context.backend)
+    record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, Network.load(traced), ())}
+    (folder / "precision.json").write_text(json.dumps(record, indent=1))

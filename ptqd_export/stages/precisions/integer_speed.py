@@ -1,0 +1,107 @@
+"""Stage `integer-speed`: which layers run slower in integers than in float on this machine, measured where they stand in the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from calib.quantizers.quantize import QuantizationSettings, Quantizer
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.placement import Exceptions, rule
+from calib.quantizers.rules.precision import Precision
+from engines.host.timing import interleaved_medians
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.timing import one_step
+from ptqd_export.stages.network.preparation import prepared_model
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.precisions.activations import load_observations
+from ptqd_export.stages.stage_cache import Reporter
+
+SLOWER = "slower.json"
+
+ROUNDS = 11
+
+LEAST_SPEED = 0.98
+"""How much slower a step may be with the integers of one kind of layer: medians of equal graphs differ by less, most of the time."""
+
+MEASURED = Precision.parse("w8a8")
+"""All integer precisions run in the same kernels."""
+
+
+def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder: Path, reporter: Reporter) -> None:
+    """Writes `slower.json`: by layer, how many times as fast a step is with the integers of its kind, where they make it slower.
+
+    Layers of one kind have one shape of weight and one number of products: each kind in turn computes in float in an otherwise quantized
+    network, and takes turns with the network quantized throughout.
+    """
+    layers = _layers(context, prepared, seen)
+    kinds = _kinds(layers)
+    slower: dict[str, float] = {}
+    with TemporaryDirectory() as temporary:
+        integer = one_step(context, _written(context, prepared, layers, Path(temporary) / "integer.onnx"))
+        for done, names in enumerate(kinds):
+            mixed = _written(context, prepared, _without(context, layers, names), Path(temporary) / "mixed.onnx")
+            speed = _speed(integer, one_step(context, mixed))
+            if speed < LEAST_SPEED:
+                slower |= dict.fromkeys(names, speed)
+            reporter.advance(done + 1, len(kinds))
+    (folder / SLOWER).write_text(json.dumps(slower, indent=1))
+
+
+def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
+    """How many times as fast integers are; measured again where they seem slower, as other work on the machine can look like it."""
+    runs = {"integer": integer, "mixed": mixed}
+    speed = 0.0
+    for _ in range(2):
+        seconds = interleaved_medians(runs, ROUNDS, warm_up=2)
+        speed = max(speed, seconds["mixed"] / seconds["integer"])
+        if speed >= LEAST_SPEED:
+            break
+    return speed
+
+
+def load_slower(measured: Path) -> Mapping[str, float]:
+    """By layer."""
+    slower: dict[str, float] = json.loads((measured / SLOWER).read_text())
+    return slower
+
+
+def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[QuantizedLayer]:
+    """With the quickest scales: they do not change the time of a kernel."""
+    settings = QuantizationSettings("max", "max", context.exceptions())
+    network = prepared_model(context, prepared).adapter.network
+    return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
+
+
+def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:
+    kinds: dict[object, list[str]] = {}
+    for layer in layers:
+        if layer.input is not None:
+            kinds.setdefault((layer.layer.op, layer.layer.shape, layer.layer.macs), []).append(layer.layer.name)
+    return list(kinds.values())
+
+
+def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
+    """The named layers keep their integer weights and compute in float."""
+    slower = dict.fromkeys(names, 0.0)
+    return [
+        replace(layer, rule=rule(layer.layer, MEASURED, context.placement, Exceptions(slower=slower)), input=None, output=None)
+        if layer.layer.name in slower
+        else layer
+        for layer in layers
+    ]
+
+
+def _written(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
+    graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
+    ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
+    save_graph(graph, path)
+    return path

@@ -1,0 +1,100 @@
+"""Stages `reconstruct-<precision>`: learned rounding of one precision."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.rounding.block_fit import FitSettings
+from calib.rounding.learned_block import BlockRecord, load_block
+from calib.rounding.module_calls import Inputs
+from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
+from calib.walk.activation_states import States
+from engines.host.files import write_text
+from ptqd_export.models.base import LoadedModel
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.states import load_states
+from ptqd_export.stages.stage_cache import Reporter
+
+SUMMARY = "reconstruction.json"
+
+
+def make_reconstruction(
+    context: BuildContext, model: LoadedModel, unit: Unit, nearest: Sequence[QuantizedLayer], states: Path, folder: Path, reporter: Reporter
+) -> None:
+    """Writes what every block has learned, and `reconstruction.json`: errors, minutes, peak memory, and the layers that learned nothing.
+
+    Args:
+        context: of the build.
+        model: whose network is quantized.
+        unit: layer or block.
+        nearest: its layers at one precision, rounded to the nearest.
+        states: folder of the stage `states`.
+        folder: may hold the blocks that an interrupted run finished.
+        reporter: is told of every block.
+    """
+    chosen = load_states(states).first(context.plan.quantization.reconstruction.samples)
+    learned = reconstruct(
+        model.adapter.network, nearest, _calibration_rows(context, model, chosen), _settings(context, unit), folder, reporter.advance
+    )
+    records = list(_records(folder, nearest))
+    kept = {name for record in records if record.kept for name in record.layers}
+    summary = {
+        "unit": unit,
+        "states": len(chosen.rows),
+        "minutes": sum(record.seconds for record in records) / 60,
+        "peak_memory_gib": _peak_memory_gib(),
+        "blocks": [asdict(record) for record in records],
+        "nearest": [layer.layer.name for layer in learned if layer.layer.name not in kept],
+    }
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def load_reconstruction(folder: Path, nearest: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
+    """The layers that `make_reconstruction` learned, in the order of those it started from."""
+    named = {layer.layer.name: layer for layer in nearest}
+    learned = {layer.layer.name: layer for path in block_files(folder) for layer in load_block(path, named)[1]}
+    return [learned.get(name, layer) for name, layer in named.items()]
+
+
+def _records(folder: Path, nearest: Sequence[QuantizedLayer]) -> Iterator[BlockRecord]:
+    named = {layer.layer.name: layer for layer in nearest}
+    return (load_block(path, named)[0] for path in block_files(folder))
+
+
+def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
+    wanted, calibration = context.plan.quantization.reconstruction, context.plan.calibration
+    return ReconstructionSettings(
+        unit=unit,
+        fit=FitSettings(wanted.iterations, wanted.batch_size, wanted.activation_scales, torch.device(calibration.device)),
+        dtype=torch.bfloat16 if calibration.dtype == "bfloat16" else torch.float32,
+        memory_bytes=int(wanted.memory_gib * 2**30),
+    )
+
+
+def _calibration_rows(context: BuildContext, model: LoadedModel, states: States) -> CalibrationRows:
+    """Every state, under guidance in both branches."""
+    branches = 2 if context.guided else 1
+    sample, timestep = (np.concatenate([value] * branches) for value in (states.samples, states.timesteps))
+    conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=context.guided)
+
+    def forward(network: nn.Module, batch: Inputs) -> object:
+        return model.with_network(network).adapter(*batch)
+
+    inputs = tuple(torch.from_numpy(value) for value in (sample, timestep, *conditions.values()))
+    return CalibrationRows(forward, inputs, len(states.rows))
+
+
+def _peak_memory_gib() -> float:
+    """Most memory that this process has held: counted in KiB on Linux, in bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

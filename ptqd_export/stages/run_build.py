@@ -1,0 +1,224 @@
+"""`ptqd-export build`: from a plan to a bundle, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from calib.quantizers.rules.precision import Precision
+from engines.apps.pictures.images import is_drawable
+from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
+from engines.bundle.bundle import Bundle
+from engines.cluster.session import Cluster
+from engines.host.interruption import keeping
+from ptqd_export.measuring.trim_heap import trim_heap
+from ptqd_export.plan import PlanFile
+from ptqd_export.records.bundle_lock import writing_to
+from ptqd_export.report.write_report import write_local_report
+from ptqd_export.stages import stage_room as room
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.build_progress import Progress
+from ptqd_export.stages.finish.assemble import Parts, assemble
+from ptqd_export.stages.finish.keep_optimized import optimize_graphs
+from ptqd_export.stages.finish.sample_pictures import make_pictures
+from ptqd_export.stages.fit.budget import Chosen, choose_precisions, write_time_frontier
+from ptqd_export.stages.fit.statistics import make_statistics
+from ptqd_export.stages.fit.timing import time_engines, write_times
+from ptqd_export.stages.fit.walk_check import check_walked
+from ptqd_export.stages.network.decoding import decoder_record, make_decoder
+from ptqd_export.stages.network.preparation import make_preparation
+from ptqd_export.stages.network.states import make_states
+from ptqd_export.stages.network.text import make_text
+from ptqd_export.stages.network.tracing import make_trace
+from ptqd_export.stages.precisions.activations import make_observations
+from ptqd_export.stages.precisions.conversion import make_converted_graph
+from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
+from ptqd_export.stages.precisions.quantized_graph import Sources, make_learned_rounding, make_quantized_graph
+from ptqd_export.stages.stage_cache import StageCache
+from ptqd_export.stages.summary import print_summary
+
+
+def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
+    """Build the bundle of a plan into its output folder, resuming what an earlier run finished.
+
+    Args:
+        plan_file: the plan.
+        fresh: forget what an earlier run finished.
+        cluster: where the statistics are measured; None is here, with the same result.
+
+    Raises:
+        UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written then.
+        PtqdError: a stage failed, or another process writes to the output folder. Finished stages are kept.
+    """
+    context = BuildContext(plan_file, cluster)
+    context.check()
+    output = plan_file.output_path
+    kept = f"finished stages are kept in {output / STAGES}, and the next build, unless it is --fresh, goes on from there"
+    with writing_to(output), keeping(kept):
+        _build(context, output, fresh=fresh)
+
+
+def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
+    plan = context.plan
+    sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
+    with Progress() as progress:
+        cache = StageCache(output / STAGES, progress, fresh=fresh)
+        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+        decoder = _decoder(context, cache)
+        drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
+        states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
+        prepared = _prepared(context, cache, traced, states)
+        seen = _observed(context, cache, prepared, states)
+        slower = _slower_in_integers(context, cache, prepared, seen)
+        sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
+        quantized = {
+            precision.name: _quantized(context, cache, precision, sources[seen[precision.name]])
+            for precision in context.quantized_precisions
+        }
+        graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
+        walked, chosen = _walked(context, cache, graphs)
+        check_walked(context, graphs, walked, progress)
+        trim_heap()  # the check is no stage, which would do it
+        pictures = _pictures(context, cache, graphs, decoder, walked)
+        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
+        assemble(context, output, parts)
+        times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
+        write_times(context, output, times)
+        if chosen is not None and chosen.times is not None:
+            write_time_frontier(context, output, chosen, chosen.times)
+        progress.start("optimize")
+        optimize_graphs(Bundle.open(output))
+    write_local_report(output)
+    cache.prune()
+    print_summary(context, output, graphs, times, cache.finished)
+
+
+def _source(context: BuildContext) -> dict[str, str]:
+    """What every graph of full precision is made from."""
+    return {"model": context.fingerprint, "placement": context.placement.name}
+
+
+def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
+    """The folder with the graph of the first stage; None where the states are images."""
+    if context.model.decoder is None:
+        return None
+    return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
+
+
+def _text(context: BuildContext, cache: StageCache) -> Path | None:
+    """The folder with text encoders and tokenizers; None where the plan gives no prompts."""
+    prompts = context.model.prompts
+    if prompts is None:
+        return None
+    inputs = {"model": context.fingerprint, **context.model_settings}
+    return cache.run("text", inputs, partial(make_text, prompts), room=room.text(context))
+
+
+def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
+    """The network that is quantized: the traced one itself where the plan asks for no preparation."""
+    wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "keep_float"})
+    if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
+        return traced
+    inputs = {"states": states.name, **wanted, **_device(context)}
+    return cache.run("prepare", inputs, partial(make_preparation, context, traced, states), room=room.traced(context))
+
+
+def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
+    """By precision, what was observed for it: one stage for all of them, or one each on the steps that use it."""
+    inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
+    if context.plan.quantization.activation_steps == "all":
+        everywhere = range(context.table.steps)
+        make = partial(make_observations, context, prepared, states, everywhere)
+        seen = cache.run("observe", inputs, make, room=room.observed(prepared))
+        return {precision.name: seen for precision in context.quantized_precisions}
+    return {
+        precision.name: _observed_for(context, cache, precision, inputs, prepared, states) for precision in context.quantized_precisions
+    }
+
+
+def _observed_for(
+    context: BuildContext, cache: StageCache, precision: Precision, inputs: Mapping[str, Any], prepared: Path, states: Path
+) -> Path:
+    steps = context.steps_of(precision)
+    make = partial(make_observations, context, prepared, states, steps)
+    return cache.run(f"observe-{precision.name}", {**inputs, "steps": steps}, make, room=room.observed(prepared))
+
+
+def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:
+    """Layers that are slower in integers; none where the plan does not ask, or has no integers."""
+    if context.plan.quantization.integer_layers == "all" or not seen:
+        return {}
+    any_seen = next(iter(seen.values()))
+    timed = context.plan.target.model_dump(include={"threads", "benchmark_batch", "provider"})
+    inputs = {"prepared": prepared.name, "guided": context.guided, "keep_float": context.plan.quantization.keep_float, **timed}
+    make = partial(make_integer_speed, context, prepared, any_seen)
+    return load_slower(cache.run("integer-speed", inputs, make, room=room.quantized(context, prepared)))
+
+
+def _quantized(context: BuildContext, cache: StageCache, precision: Precision, sources: Sources) -> Path:
+    """The folder with the graph of a precision."""
+    prepared, quantization = sources.prepared, context.plan.quantization
+    settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
+    settings |= {"slower": sources.slower} if sources.slower else {}
+    learned = None
+    if quantization.rounding != "nearest" and precision.form == "integer":
+        learn = partial(make_learned_rounding, context, precision, sources)
+        inputs = {**settings, "states": sources.states.name, **_device(context)}
+        learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)
+        settings["learned"] = learned.name
+    make = partial(make_quantized_graph, context, precision, sources, learned)
+    settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
+    return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
+
+
+def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
+    """Folders of the precisions that are full precision in another float type."""
+    inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
+    converted = {}
+    for precision in context.engine_precisions:
+        if precision.weight_bits is None:
+            make = partial(make_converted_graph, context, precision, traced, states)
+            converted[precision.name] = cache.run(f"convert-{precision.name}", inputs, make, room=room.converted(context, precision))
+    return converted
+
+
+def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
+    """Milliseconds a step by precision; those that a budget was spent by stay as they are."""
+    return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
+
+
+def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
+    """The walk of the default schedule, and what a budget was spent on: a budget is spent on what a first walk has measured."""
+    plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
+    wanted = {
+        "graphs": names,
+        "provider": plan.target.provider,
+        **plan.model_dump(include={"sampler", "precisions", "calibration", "correction"}),
+    }
+    spends = plan.steps.policy == "budget"
+    steps = "snr" if spends else plan.steps.model_dump()
+    needed = room.walked(context, graphs)
+    settings = context.fit_settings
+    make = partial(make_statistics, context, graphs, settings)
+    first = cache.run("statistics", {**wanted, "steps": steps}, make, room=needed)
+    if not spends:
+        return first, None
+    chosen = choose_precisions(context, cache, graphs, first)
+    make = partial(make_statistics, context, graphs, settings.spent(chosen.precisions))
+    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make, room=needed), chosen
+
+
+def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
+    """The folder with the pictures of the report; None where samples are no pictures."""
+    record = decoder_record(decoder)
+    if not is_drawable(context.model.sample_shape if record is None else record.image_shape):
+        return None
+    inputs = {"graphs": {name: folder.name for name, folder in graphs.items()}, "walked": walked.name}
+    decoded = {} if decoder is None else {"decoder": decoder.name}
+    return cache.run("pictures", {**inputs, **decoded}, partial(make_pictures, context, graphs, decoder, walked))
+
+
+def _device(context: BuildContext) -> dict[str, str]:
+    return context.plan.calibration.model_dump(include={"device", "dtype"})

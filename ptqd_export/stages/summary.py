@@ -1,0 +1,104 @@
+"""The table at the end of a build."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.backends.onnxruntime.onnxruntime_session import saturates
+from engines.bundle.bundle import Bundle
+from engines.host.machine import machine_name
+from ptqd_export.report.write_report import LOCAL_REPORT
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.stage_cache import Finished
+
+
+def print_summary(
+    context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float] | None, finished: Iterable[Finished]
+) -> None:
+    """Print what was built: size, bit operations, measured time, noise."""
+    bundle = Bundle.open(output)
+    shown = min(str(output), os.path.relpath(output), key=len)
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title=f"{shown}: {context.plan.sampler.name}, {context.table.steps} steps, {context.plan.correction.mode} correction")
+    for column in (
+        "precision",
+        "size",
+        "bit ops saved (layers / all)",
+        "time a step",
+        "noise SNR",
+        "R2",
+        "corrected SNR",
+        "fast mode",
+        "steps",
+    ):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    chosen = Counter(step.precision for step in bundle.schedule().steps)
+    for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
+        table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
+    console.print(table)
+    time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
+    following = f"ptqd-run sample {shown} --num 64 --seed 1 --output out"
+    if context.target.stand_in:
+        time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
+        following = f"ptqd-export engines {shown}"
+    console.print(
+        f"time a step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
+        "fast mode: what the runtime's fused kernels, or float16, change in the SNR\n"
+        f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
+        f"{_saturation(context)}"
+        f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
+        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: {following}",
+        highlight=False,
+    )
+
+
+def _saturation(context: BuildContext) -> str:
+    """A line on what 7-bit weights would gain on this processor; none where they would gain nothing."""
+    target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
+    if target.name != "onnxruntime" or target.provider != "CPU" or "w8a8" not in names or "w7a8" in names or not saturates({}):
+        return ""
+    return "this processor sums 8-bit products in 16 bits, so w8a8 takes slow kernels; w7a8 takes fast ones, with hardly more noise\n"
+
+
+def _learned(name: str, folder: Path) -> str:
+    """A line on what learning the rounding of a precision took; none where it was not learned."""
+    if name == FULL_PRECISION or (took := json.loads((folder / "precision.json").read_text())["reconstruction"]) is None:
+        return ""
+    kept = sum(block["kept"] for block in took["blocks"])
+    cost = f"{took['minutes']:.1f} minutes, {took['peak_memory_gib']:.1f} GiB at most"
+    return f"{name}: rounding learned by {took['unit']} in {cost}; kept for {kept} of {len(took['blocks'])}\n"
+
+
+def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:
+    record = bundle.manifest.precisions[name]
+    sizes = {precision: _size(bundle, precision) for precision in (name, FULL_PRECISION)}
+    saved = f"{record.bit_operations_saved:.1f}x / {record.bit_operations_saved_all:.1f}x"
+    size = f"{sizes[name] / 1e6:.2f} MB ({sizes[name] / sizes[FULL_PRECISION]:.2f}x)"
+    speed = "-" if times is None else f"{times[name]:.1f} ms ({times[FULL_PRECISION] / times[name]:.2f}x)"
+    return [size, saved, speed, *_noise(bundle, name, graphs)]
+
+
+def _size(bundle: Bundle, precision: str) -> int:
+    graph = bundle.manifest.precisions[precision].graph
+    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in (graph, f"{graph}.data"))
+
+
+def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:
+    if name == FULL_PRECISION:
+        return ["-"] * 4
+    steps = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"]
+    verified = json.loads((graphs[name] / "precision.json").read_text())["verification"]
+    return [
+        f"{fmean(step['snr_db'] for step in steps):.1f} dB",
+        f"{fmean(step['r2'] for step in steps):.3f}",
+        f"{fmean(step['corrected_snr_db'] for step in steps):.1f} dB",
+        f"{verified['noise'] - verified['exact_noise']:+.2f} dB",
+    ]

@@ -1,0 +1,229 @@
+"""Learned rounding of whole networks: it pays, it never harms, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calib.quantizers.observers import observing
+from calib.quantizers.oracle import fake_quantized
+from calib.quantizers.quantize import QuantizationSettings, Quantizer
+from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.layers import Layer
+from calib.quantizers.rules.placement import PLACEMENTS
+from calib.quantizers.rules.precision import Precision
+from calib.rounding import reconstruction
+from calib.rounding.block_fit import BlockTask, FitSettings
+from calib.rounding.learned_block import load_block
+from calib.rounding.module_calls import Inputs
+from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
+
+CPU = torch.device("cpu")
+STATES = 96
+
+
+class Residual(nn.Module):
+    """Two layers of one source, and one behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.out(torch.tanh(self.a(x)) * torch.sigmoid(self.b(x)))
+        return out
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.blocks = nn.ModuleList([Residual(), Residual()])
+        self.last = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.last(h)
+        return out
+
+
+def _layers() -> tuple[Layer, ...]:
+    names = [f"blocks.{i}.{name}" for i in range(2) for name in ("a", "b", "out")]
+    inner = [
+        Layer(name, "Gemm", "inner", (16, 16), 256, source=name.replace(".b", ".a") if name.endswith(".b") else name) for name in names
+    ]
+    return (Layer("first", "Gemm", "boundary", (16, 8), 128, "first"), *inner, Layer("last", "Gemm", "boundary", (8, 16), 128, "last"))
+
+
+def _forward(network: nn.Module, inputs: Inputs) -> object:
+    return network(*inputs)
+
+
+@dataclass(frozen=True)
+class Case:
+    network: Network
+    x: Tensor
+    nearest: list[QuantizedLayer]
+
+    def learn(
+        self,
+        folder: Path,
+        unit: Unit = "block",
+        memory_bytes: int = 10**8,
+        on_block: Callable[[int, int], None] = lambda *_step: None,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[QuantizedLayer]:
+        folder.mkdir(exist_ok=True)
+        fit = FitSettings(iterations=40, batch_size=16, activation_scales=True, device=CPU)
+        rows = CalibrationRows(_forward, (self.x[:STATES],), STATES)
+        return reconstruct(self.network, self.nearest, rows, ReconstructionSettings(unit, fit, dtype, memory_bytes), folder, on_block)
+
+    def error(self, layers: list[QuantizedLayer]) -> float:
+        """Of the output, on samples that nothing was learned from."""
+        x = self.x[STATES:]
+        with torch.no_grad():
+            return float((fake_quantized(self.network, layers)(x) - self.network(x)).square().mean())
+
+
+def _case(precision: str) -> Case:
+    torch.manual_seed(0)
+    network = Network().eval()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(STATES + 200, 3, generator=generator) @ torch.randn(3, 8, generator=generator)
+    layers = _layers()
+    with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
+        network(x[:STATES])
+    quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], QuantizationSettings())
+    return Case(network, x, quantizer.quantize(Precision.parse(precision)))
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return _case("w3a8")
+
+
+@pytest.fixture(scope="module")
+def learned(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[QuantizedLayer]]:
+    folder = tmp_path_factory.mktemp("learned")
+    return folder, case.learn(folder)
+
+
+def _same(first: list[QuantizedLayer], second: list[QuantizedLayer]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(torch.equal(a.integers, b.integers) and (a.input, a.output) == (b.input, b.output) for a, b in pairs)
+
+
+def test_output_comes_nearer_to_full_precision(case: Case, learned: tuple[Path, list[QuantizedLayer]]) -> None:
+    assert case.error(learned[1]) < 0.6 * case.error(case.nearest)
+
+
+def test_layers_alone_learn_too(case: Case, tmp_path: Path) -> None:
+    layers = case.learn(tmp_path, unit="layer")
+    assert case.error(layers) < 0.8 * case.error(case.nearest)
+    assert len(block_files(tmp_path)) == 6
+
+
+def test_weights_are_within_one_step_of_the_nearest_and_boundaries_untouched(
+    case: Case, learned: tuple[Path, list[QuantizedLayer]]
+) -> None:
+    for before, after in zip(case.nearest, learned[1], strict=True):
+        assert after.layer is before.layer
+        assert after.weight is before.weight
+        moved = (after.integers - before.integers).abs().max()
+        assert moved == (1 if before.layer.role == "inner" else 0)
+        if before.layer.role != "inner":
+            assert after is before
+
+
+def test_layers_of_one_source_keep_sharing_a_quantizer_in_either_unit(
+    case: Case, learned: tuple[Path, list[QuantizedLayer]], tmp_path: Path
+) -> None:
+    for layers in (learned[1], case.learn(tmp_path, unit="layer")):
+        inputs = {layer.layer.name: layer.input for layer in layers}
+        assert inputs["blocks.0.a"] == inputs["blocks.0.b"]
+        assert inputs["blocks.0.a"] != next(layer.input for layer in case.nearest if layer.layer.name == "blocks.0.a")
+
+
+def test_record_is_of_the_oracle_and_no_block_is_worse_than_nearest(case: Case, learned: tuple[Path, list[QuantizedLayer]]) -> None:
+    folder, layers = learned
+    nearest = {layer.layer.name: layer for layer in case.nearest}
+    records = [load_block(path, nearest)[0] for path in block_files(folder)]
+    assert [record.name for record in records] == ["blocks.0", "blocks.1"]
+    x = case.x[:STATES][7::8]
+    done = {layer.layer.name: layer for layer in layers}
+    for i, record in enumerate(records):
+        assert record.kept
+        assert record.learned_error < record.nearest_error
+        with torch.no_grad():
+            quantized = fake_quantized(case.network, [layer if name.startswith("last") else done[name] for name, layer in nearest.items()])
+            reference, found = case.network.first(x), quantized.get_submodule("first")(x)
+            for block in range(i + 1):
+                reference, found = case.network.blocks[block](reference), quantized.get_submodule(f"blocks.{block}")(found)
+        assert record.learned_error == pytest.approx(float((reference - found).square().mean()), rel=1e-4)
+
+
+def test_a_block_that_learned_badly_stays_as_it_was(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worst(task: BlockTask, *_others: object) -> dict[str, QuantizedLayer]:
+        return {name: replace(layer, integers=torch.zeros_like(layer.integers)) for name, layer in task.layers.items()}
+
+    monkeypatch.setattr(reconstruction, "fit", worst)
+    assert _same(case.learn(tmp_path), case.nearest)
+    records = [load_block(path, {layer.layer.name: layer for layer in case.nearest})[0] for path in block_files(tmp_path)]
+    assert [record.kept for record in records] == [False, False]
+
+
+def test_interrupted_run_goes_on_to_the_same_bits(case: Case, learned: tuple[Path, list[QuantizedLayer]], tmp_path: Path) -> None:
+    def interrupt(done: int, _total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        case.learn(tmp_path, on_block=interrupt)
+    (first,) = block_files(tmp_path)
+    written = first.stat().st_mtime_ns
+    told: list[tuple[int, int]] = []
+    assert _same(case.learn(tmp_path, on_block=lambda *step: told.append(step)), learned[1])
+    assert first.stat().st_mtime_ns == written
+    assert told == [(0, 2), (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["block-0000.npz", "block-0001.npz"]
+
+
+def test_files_give_the_bits_that_memory_gives(case: Case, learned: tuple[Path, list[QuantizedLayer]], tmp_path: Path) -> None:
+    assert _same(case.learn(tmp_path, memory_bytes=0), learned[1])
+    record, _ = load_block(block_files(tmp_path)[0], {layer.layer.name: layer for layer in case.nearest})
+    assert (record.bytes_in_memory, record.bytes_in_files) == (0, 2 * STATES * 16 * 4)
+
+
+def test_network_is_left_as_it_was(case: Case, learned: tuple[Path, list[QuantizedLayer]]) -> None:
+    torch.manual_seed(0)
+    untouched = Network().state_dict()
+    assert all(torch.equal(value, untouched[name]) for name, value in case.network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in case.network.modules())
+    assert learned[1]
+
+
+@pytest.mark.parametrize("precision", ["w2a16", "w4a4"])
+def test_other_precisions_learn(precision: str, tmp_path: Path) -> None:
+    case = _case(precision)
+    assert case.error(case.learn(tmp_path)) < 0.8 * case.error(case.nearest)
+
+
+def test_products_may_be_computed_in_bfloat16(case: Case, tmp_path: Path) -> None:
+    layers = case.learn(tmp_path, dtype=torch.bfloat16)
+    assert case.error(layers) < 0.8 * case.error(case.nearest)
+
+
+@pytest.mark.parametrize(("states", "branches", "held_out"), [(10, 1, [7]), (17, 2, [7, 15, 24, 32]), (3, 1, [2]), (1, 1, [0])])
+def test_states_are_held_out_in_all_their_branches(states: int, branches: int, held_out: list[int]) -> None:
+    chosen, held = CalibrationRows(_forward, (torch.zeros(states * branches),), states).split()
+    assert held.tolist() == held_out
+    expected = [0] if states == 1 else np.setdiff1d(np.arange(states * branches), held_out).tolist()
+    assert chosen.tolist() == expected

@@ -1,0 +1,32 @@
+"""Figures of two chains over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engines.apps.evaluate.evaluation_result import compare
+from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate
+
+
+def estimate(value: float, spread: float = 0.0) -> Estimate:
+    return Estimate(value, value + spread * np.linspace(-1, 1, BLOCKS))
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    both = [({"recall": estimate(0.5, 1)}, {"recall": estimate(0.6, 1)}), ({"recall": estimate(0.7, 1)}, {"recall": estimate(0.9, 1)})]
+    figure = compare(both)["recall"]
+    assert figure.full_precision is not None
+    assert figure.difference is not None
+    assert figure.full_precision.values == (0.5, 0.7)
+    assert figure.quantized.mean == pytest.approx(0.75)
+    assert figure.difference.values == pytest.approx((0.1, 0.2))
+    low, high = figure.difference.interval
+    assert high - low == pytest.approx(0, abs=1e-12)  # what both share is no uncertainty of their difference
+    assert figure.quantized.interval[1] > 1
+
+
+def test_paired_figures_have_no_counterpart() -> None:
+    figure = compare([({}, {"psnr": estimate(30.0)})])["psnr"]
+    assert (figure.full_precision, figure.difference) == (None, None)
+    assert figure.quantized.values == (30.0,)

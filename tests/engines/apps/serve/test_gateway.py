@@ -1,0 +1,152 @@
+"""What a server answers, with samplers that are functions here."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engines.apps.serve.gateway import Answer, Asked, Gateway
+from engines.apps.serve.image_request import Reader
+from engines.apps.serve.items import Item, Picture
+from engines.apps.serve.request_limits import Limits
+from engines.bundle.bundle import ConditioningRecord, InputRecord, ModelRecord
+from engines.samplers import NoiseSchedule
+
+CLASSES = ConditioningRecord(inputs=(InputRecord(name="class_labels", dtype="int64", shape=()),), rows=3)
+LIMITS = Limits(body=200, number=4, waiting=6, rate=1000)
+
+Sample = Callable[[Item], Awaitable[Picture]]
+
+
+async def echo(item: Item) -> Picture:
+    await asyncio.sleep(0)
+    return Picture(repr((item.seed, item.number, item.row)).encode(), 2)
+
+
+def gateway(
+    sample: Sample = echo, limits: Limits = LIMITS, replicas: int = 1, conditioning: ConditioningRecord | None = CLASSES
+) -> Gateway:
+    model = ModelRecord(
+        family="tiny", parameters=1, sample_shape=(1, 4, 4), conditioning=conditioning, noise_schedule=NoiseSchedule(clip_sample=False)
+    )
+
+    async def running() -> int:
+        return replicas
+
+    return Gateway(Reader(model, limits.number), limits, sample, running)
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), 50):
+        yield body[begin : begin + 50]
+
+
+def asked(body: Any = b"", method: str = "POST", path: str = "/images", client: str = "one") -> Asked:
+    return Asked(method, path, client, pieces(body if isinstance(body, bytes) else json.dumps(body).encode()))
+
+
+def answers(of: Gateway, *requests: Asked) -> list[Answer]:
+    async def together() -> list[Answer]:
+        return await asyncio.gather(*(of(request) for request in requests))
+
+    return asyncio.run(together())
+
+
+def test_one_picture_comes_as_it_is_and_several_in_an_archive() -> None:
+    one, several = answers(gateway(), asked({"seed": 7, "class": 2}), asked({"seed": 8, "class": 1, "number": 3}))
+    assert (one.status, one.media_type, one.content) == (200, "image/png", b"(7, 0, 2)")
+    assert (several.status, several.media_type) == (200, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(several.content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "00000000.png": b"(8, 0, 1)",
+            "00000001.png": b"(8, 1, 1)",
+            "00000002.png": b"(8, 2, 1)",
+        }
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        (asked(b"{"), 400, "the body: Invalid JSON"),
+        (asked({}), 400, "seed: Field required"),
+        (asked({"seed": -1}), 400, "seed: Input should be greater than or equal to 0"),
+        (asked({"seed": 2**64}), 400, "seed: Input should be less than"),
+        (asked({"seed": "1"}), 400, "seed: Input should be a valid integer"),
+        (asked({"seed": 1, "steps": 3}), 400, "steps: Extra inputs are not permitted"),
+        (asked({"seed": 1, "number": 5}), 400, "number: 5 pictures in a request; at most 4"),
+        (asked({"seed": 1, "class": 3}), 400, "class: 3; this model knows 0 to 2"),
+        (asked({"seed": 1, "prompt": "a cat"}), 400, "prompt: this model takes no prompts"),
+        (asked({"seed": 1, "prompt": "x" * 200}), 413, "the body has more than 200 bytes"),
+        (asked(path="/other"), 404, "there is no /other"),
+        (asked(method="GET"), 405, "/images takes POST"),
+    ],
+)
+def test_wrong_requests_are_told_why(request_: Asked, status: int, message: str) -> None:
+    (answer,) = answers(gateway(), Asked(request_.method, request_.path, request_.client, request_.body))
+    assert answer.status == status
+    assert message in json.loads(answer.content)["error"]
+
+
+def test_classes_of_a_model_without_are_refused() -> None:
+    (answer,) = answers(gateway(conditioning=None), asked({"seed": 1, "class": 0}))
+    assert (answer.status, json.loads(answer.content)["error"]) == (400, "class: this model takes no classes")
+
+
+def test_no_more_wait_than_may() -> None:
+    several = {"seed": 1, "class": 0, "number": 3}
+    found = answers(gateway(), *(asked(several) for _ in range(3)))
+    assert [answer.status for answer in found] == [200, 200, 503]
+    assert found[2].headers == {"Retry-After": "5"}
+    server = gateway()
+    for _ in range(3):
+        assert [answer.status for answer in answers(server, asked(several), asked(several))] == [200, 200]
+
+
+def test_each_client_has_a_rate_of_its_own() -> None:
+    server = gateway(limits=Limits(200, 4, 600, rate=2))
+    found = answers(server, *(asked({"seed": 1}) for _ in range(3)), asked({"seed": 1}, client="other"))
+    assert [answer.status for answer in found] == [200, 200, 429, 200]
+    assert found[2].headers == {"Retry-After": "1"}
+
+
+def test_a_failure_is_told_and_leaves_nobody_waiting() -> None:
+    async def fail(_item: Item) -> Picture:
+        raise RuntimeError("no more memory")
+
+    server = gateway(fail)
+    for _ in range(9):
+        (answer,) = answers(server, asked({"seed": 1}))
+        assert (answer.status, json.loads(answer.content)["error"]) == (500, "the picture could not be sampled: no more memory")
+    (health,) = answers(server, asked(method="GET", path="/health"))
+    assert json.loads(health.content) == {"status": "ok", "replicas": 1, "waiting": 0}
+
+
+def test_health_is_that_of_the_replicas() -> None:
+    (answer,) = answers(gateway(replicas=0), asked(method="GET", path="/health"))
+    assert (answer.status, json.loads(answer.content)["status"]) == (503, "no replica runs")
+
+
+def test_metrics_count_what_was_answered() -> None:
+    async def twice(item: Item) -> Picture:
+        return replace(await echo(item), attempts=2)
+
+    server = gateway(twice)
+    answers(server, asked({"seed": 1, "number": 2}), asked({"seed": 1, "class": 9}))
+    (page,) = answers(server, asked(method="GET", path="/metrics"))
+    lines = page.content.decode().splitlines()
+    for line in (
+        'ptqd_requests_total{status="200"} 1.0',
+        'ptqd_requests_total{status="400"} 1.0',
+        "ptqd_pictures_total 2.0",
+        "ptqd_retries_total 2.0",
+        "ptqd_waiting_pictures 0.0",
+        'ptqd_batch_pictures_bucket{le="2.0"} 2.0',
+    ):
+        assert line in lines

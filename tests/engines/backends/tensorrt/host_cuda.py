@@ -1,0 +1,157 @@
+"""CUDA on host memory: the functions of `cuda.bindings.runtime`, with its names and argument counts, in order and at once."""
+
+# ruff: noqa: N802, N815  # the names are CUDA's and TensorRT's own
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from tests.engines.backends.tensorrt.signatures import argument_counts
+
+
+class HostCuda:
+    """Stands in for `cuda.bindings.runtime`.
+
+    Attributes:
+        real: the real module.
+        live: addresses of memory not yet freed, with their sizes.
+        calls: names of functions, as they were called.
+        free: bytes that the device says are free.
+        capability: for computing, as it says.
+        failing: names of functions that report to be out of memory.
+    """
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.live: dict[int, Any] = {}
+        self.calls: list[str] = []
+        self.free = 10**9
+        self.capability = (8, 9)
+        self.failing: set[str] = set()
+        self.capturing: list[Callable[[], object]] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.real, name)  # a name that does not exist fails here
+        if not name.startswith("cuda") or not callable(found) or isinstance(found, type):
+            return found
+        counts = argument_counts(found, name)
+        implementation = getattr(type(self), f"on_{name}", None)
+        assert implementation is not None, f"the fake does not do {name}"
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            assert any(least <= len(arguments) <= most for least, most in counts), f"{name} takes {counts}, not {len(arguments)}"
+            self.calls.append(name)
+            if name in self.failing:
+                return (self.real.cudaError_t.cudaErrorMemoryAllocation, None)
+            return (self.real.cudaError_t.cudaSuccess, *implementation(self, *arguments))
+
+        return call
+
+    def enqueue(self, work: Callable[[], object]) -> None:
+        """Work of a stream: done now, or recorded while a graph is captured."""
+        if self.capturing is None:
+            work()
+        else:
+            self.capturing.append(work)
+
+    def on_cudaGetDeviceCount(self) -> tuple[int]:
+        return (1,)
+
+    def on_cudaGetDevice(self) -> tuple[int]:
+        return (0,)
+
+    def on_cudaDriverGetVersion(self) -> tuple[int]:
+        return (13000,)
+
+    def on_cudaDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[int]:
+        del device
+        major, minor = self.capability
+        return (major if attribute == self.real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor,)
+
+    def on_cudaGetDeviceProperties(self, device: int) -> tuple[Any]:
+        del device
+        assert hasattr(self.real.cudaDeviceProp, "name")
+        return (SimpleNamespace(name=b"Host memory\0\0"),)
+
+    def on_cudaMemGetInfo(self) -> tuple[int, int]:
+        return (self.free, 10**10)
+
+    def on_cudaMalloc(self, size: int) -> tuple[int]:
+        block = (ctypes.c_byte * size)()
+        ctypes.memset(block, 0xFF, size)  # NaN, until something is written
+        self.live[ctypes.addressof(block)] = block
+        return (ctypes.addressof(block),)
+
+    on_cudaMallocHost = on_cudaMalloc
+
+    def on_cudaFree(self, address: int) -> tuple[()]:
+        del self.live[address]
+        return ()
+
+    on_cudaFreeHost = on_cudaFree
+
+    def on_cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Any) -> tuple[()]:
+        assert kind in (self.real.cudaMemcpyKind.cudaMemcpyHostToDevice, self.real.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        assert stream == 7
+        self.enqueue(lambda: ctypes.memmove(target, source, size))
+        return ()
+
+    def on_cudaStreamCreateWithFlags(self, flags: int) -> tuple[int]:
+        assert flags == self.real.cudaStreamNonBlocking
+        return (7,)
+
+    def on_cudaStreamDestroy(self, stream: int) -> tuple[()]:
+        del stream
+        return ()
+
+    def on_cudaStreamSynchronize(self, stream: int) -> tuple[()]:
+        assert self.capturing is None, "a stream cannot be waited for while it is captured"
+        del stream
+        return ()
+
+    def on_cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[()]:
+        del stream
+        assert isinstance(mode, self.real.cudaStreamCaptureMode)
+        self.capturing = []
+        return ()
+
+    def on_cudaStreamEndCapture(self, stream: int) -> tuple[Any]:
+        del stream
+        captured, self.capturing = self.capturing, None
+        return (captured,)
+
+    def on_cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any]:
+        assert flags == 0
+        return (list(graph),)
+
+    def on_cudaGraphDestroy(self, graph: Any) -> tuple[()]:
+        del graph
+        return ()
+
+    def on_cudaGraphExecDestroy(self, graph: Any) -> tuple[()]:
+        graph.clear()
+        return ()
+
+    def on_cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[()]:
+        assert graph, "an empty or destroyed graph"
+        del stream
+        for work in graph:
+            work()
+        return ()
+
+    def on_cudaEventCreate(self) -> tuple[int]:
+        return (11,)
+
+    def on_cudaEventRecord(self, event: int, stream: int) -> tuple[()]:
+        del event, stream
+        return ()
+
+    on_cudaEventSynchronize = on_cudaGraphDestroy
+    on_cudaEventDestroy = on_cudaGraphDestroy
+
+    def on_cudaEventElapsedTime(self, begin: int, end: int) -> tuple[float]:
+        del begin, end
+        return (1.5,)

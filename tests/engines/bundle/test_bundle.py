@@ -1,0 +1,242 @@
+"""The bundle contract: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engines.bundle.bundle import Bundle
+from engines.bundle.contract import sealed
+from engines.errors import BundleError, PtqdError, UsageError
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+GRAPH = "graphs/onnxruntime/fp32.onnx"
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+MANIFEST: dict[str, Any] = {
+    "schema_version": 1,
+    "model": {
+        "family": "diffusers UNet2DModel",
+        "parameters": 7,
+        "sample_shape": [3, 16, 8],
+        "conditioning": {
+            "inputs": [{"name": "class_labels", "dtype": "int64", "shape": []}],
+            "rows": 10,
+            "null_class": 10,
+            "file": None,
+        },
+        "noise_schedule": {
+            "num_train_timesteps": 500,
+            "beta_start": 0.001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "trained_betas": None,
+            "rescale_betas_zero_snr": False,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+            "steps_offset": 0,
+            "clip_sample": False,
+            "clip_sample_range": 1.0,
+            "set_alpha_to_one": True,
+            "variance_type": "fixed_small",
+            "skip_prk_steps": True,
+            "use_karras_sigmas": False,
+            "final_sigmas_type": "zero",
+            "lambda_min_clipped": None,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+            "shift": 1.0,
+        },
+        "decoder": None,
+        "text": None,
+    },
+    "parameterization": "v_prediction",
+    "target": {"name": "onnxruntime", "provider": "CPU", "high_precision": "fp32", "profile": None, "workspace_gib": None},
+    "placement": "onnxruntime",
+    "measured_on": "onnxruntime",
+    "precisions": {
+        "fp32": {
+            "graph": GRAPH,
+            "weight_bits": 32,
+            "activation_bits": 32,
+            "bit_operations_saved": 1.0,
+            "bit_operations_saved_all": 1.0,
+            "pieces": None,
+        }
+    },
+    "guidance": 1.5,
+    "files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": 0}},
+    "versions": {"numpy": "2.0"},
+}
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    return {**MANIFEST, **changes}
+
+
+def write(folder: Path, content: object) -> Path:
+    (folder / "manifest.json").write_text(json.dumps(sealed(content) if isinstance(content, dict) else content))
+    return folder
+
+
+def refusal(folder: Path, kind: type[PtqdError] = BundleError) -> str:
+    with pytest.raises(kind) as caught:
+        Bundle.open(folder)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_manifest_reads_as_the_contract_says(tmp_path: Path) -> None:
+    read = Bundle.open(write(tmp_path, MANIFEST)).manifest
+    assert read.model.sample_shape == (3, 16, 8)
+    assert read.model.conditioning is not None
+    assert (read.model.conditioning.rows, read.model.conditioning.null_class, read.model.conditioning.inputs[0].shape) == (10, 10, ())
+    assert read.precisions["fp32"].graph == GRAPH
+    assert json.loads(read.model_dump_json()) == MANIFEST
+
+
+def test_noise_schedule_is_the_model_s(tmp_path: Path) -> None:
+    schedule = Bundle.open(write(tmp_path, manifest())).manifest.model.noise_schedule
+    assert (schedule.num_train_timesteps, schedule.clip, schedule.prediction_type) == (500, None, "v_prediction")
+
+
+def test_unconditional_model_has_no_conditioning(tmp_path: Path) -> None:
+    model = {**MANIFEST["model"], "conditioning": None}
+    assert Bundle.open(write(tmp_path, manifest(model=model))).manifest.model.conditioning is None
+
+
+def test_file_is_found_once_its_hash_is_right(tmp_path: Path) -> None:
+    bundle = Bundle.open(write(tmp_path, MANIFEST))
+    (tmp_path / GRAPH).parent.mkdir(parents=True)
+    (tmp_path / GRAPH).touch()
+    assert bundle.path(GRAPH) == tmp_path / GRAPH
+
+
+def test_hash_is_computed_once(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny.folder)
+    first = bundle.path(GRAPH)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    assert bundle.path(GRAPH) == first
+
+
+def test_file_that_is_exchanged_is_hashed_again(own_tiny: TinyBundle) -> None:
+    bundle = Bundle.open(own_tiny.folder)
+    path = bundle.path(GRAPH)
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[::-1])
+    other.replace(path)
+    with pytest.raises(BundleError, match="changed or damaged"):
+        bundle.path(GRAPH)
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1] + b"?", lambda content: content[:-7]], ids=["same size", "truncated"])
+def test_changed_file_is_refused_with_both_hashes(own_tiny: TinyBundle, change: Any) -> None:
+    recorded = own_tiny.manifest()["files"][GRAPH]["sha256"]
+    own_tiny.edit(GRAPH, change)
+    with pytest.raises(BundleError, match="changed or damaged") as caught:
+        Bundle.open(own_tiny.folder).path(GRAPH)
+    message = str(caught.value)
+    assert recorded in message.split("expected:")[1]
+    assert recorded not in message.split("expected:")[0]
+    assert str(own_tiny.folder / GRAPH) in message
+
+
+def test_missing_file_is_refused(own_tiny: TinyBundle) -> None:
+    (own_tiny.folder / GRAPH).unlink()
+    with pytest.raises(BundleError, match=r"(?s)missing.*fp32\.onnx"):
+        Bundle.open(own_tiny.folder).path(GRAPH)
+
+
+def test_link_out_of_the_bundle_is_refused_even_to_the_right_bytes(own_tiny: TinyBundle) -> None:
+    outside = own_tiny.folder.parent / "outside.onnx"
+    (own_tiny.folder / GRAPH).rename(outside)
+    (own_tiny.folder / GRAPH).symlink_to(outside)
+    bundle = Bundle.open(own_tiny.folder)
+    for use in (bundle.path, bundle.read):
+        with pytest.raises(BundleError, match=rf"(?s)lies outside of it.*{GRAPH} leads to {outside}\n"):
+            use(GRAPH)
+
+
+def test_bundle_may_itself_be_reached_by_a_link(tiny: TinyBundle, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny.folder)
+    assert Bundle.open(tmp_path / "link").path(GRAPH).is_file()
+
+
+def test_file_that_the_manifest_does_not_list_is_refused(own_tiny: TinyBundle) -> None:
+    (own_tiny.folder / "extra.onnx").touch()
+    with pytest.raises(BundleError, match=r"(?s)does not list.*extra\.onnx"):
+        Bundle.open(own_tiny.folder).path("extra.onnx")
+
+
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "graphs/../../outside.onnx", "graphs\\fp32.onnx", "./x", "a//b", "."])
+def test_path_that_leaves_the_bundle_or_is_not_plain_is_refused(tmp_path: Path, name: str) -> None:
+    message = refusal(write(tmp_path, manifest(files={name: {"sha256": EMPTY_SHA256, "bytes": 0}})))
+    assert f"{name!r} is not a plain relative path inside the bundle" in message
+
+
+def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
+    message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
+    assert "schema version" in message
+    assert f"{version!r}\n  expected: 1\n" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"{", "is not JSON"), (b"\xff\xfe{}", "is not JSON"), (b"[" * 100_000, "is nested too deeply"), (b"[1]", "is not a JSON object")],
+)
+def test_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert f"manifest.json {complaint}" in refusal(tmp_path)
+
+
+def test_manifest_that_was_changed_is_refused_though_it_is_a_manifest_still(own_tiny: TinyBundle) -> None:
+    own_tiny.edit("manifest.json", lambda content: content.replace(b'"null_class": 3', b'"null_class": 2'))
+    assert "changed or damaged.\n  found:    " in refusal(own_tiny.folder)
+    own_tiny.edit_json("manifest.json", lambda _: None)  # which makes the digest right
+    conditioning = Bundle.open(own_tiny.folder).manifest.model.conditioning
+    assert conditioning is not None
+    assert conditioning.null_class == 2
+
+
+def test_text_of_the_manifest_may_be_laid_out_anew(own_tiny: TinyBundle) -> None:
+    before = Bundle.open(own_tiny.folder).manifest
+    own_tiny.edit("manifest.json", lambda content: json.dumps(json.loads(content), indent=7, sort_keys=True).encode())
+    assert Bundle.open(own_tiny.folder).manifest == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"guidance": -1}, "guidance"),
+        ({"parameterization": "score"}, "parameterization"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {GRAPH: {"sha256": "abc", "bytes": 0}}}, f"files.{GRAPH}.sha256"),
+        ({"files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": -1}}}, f"files.{GRAPH}.bytes"),
+        ({"model": {**MANIFEST["model"], "sample_shape": [3]}}, "model.sample_shape"),
+    ],
+)
+def test_manifest_that_breaks_the_contract_is_refused_with_the_place(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    assert f"manifest.json: {where}: " in refusal(write(tmp_path, manifest(**changes)))
+
+
+def test_schedule_is_found_by_name(tiny: TinyBundle) -> None:
+    assert len(Bundle.open(tiny.folder).schedule("default").steps) == 4
+
+
+@pytest.mark.parametrize("name", ["fast", "../schedules/default", ""])
+def test_unknown_schedule_is_an_error_of_usage_that_names_the_known_ones(tiny: TinyBundle, name: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)no such schedule.*expected: default") as caught:
+        Bundle.open(tiny.folder).schedule(name)
+    assert caught.value.exit_code == 2

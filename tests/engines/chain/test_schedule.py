@@ -1,0 +1,149 @@
+"""The schedule contract: a literal file, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engines.chain.schedule import Schedule
+
+
+def correction(gain: float) -> dict[str, Any]:
+    return {
+        "gain": [gain],
+        "offset": [0.25],
+        "state_gain": [0.125],
+        "sigma_corrected": 0.5,
+        "residual_variance": 0.01,
+        "unabsorbed_variance": 0.0,
+    }
+
+
+SHIFT = {"timestep": 512.25, "input_scale": 0.5, "x_coeff": 0.625, "out_coeff": -0.75, "prediction_coeffs": [1.0, -1.75]}
+
+
+def step(number: int, precision: str) -> dict[str, Any]:
+    return {
+        "step": number,
+        "timestep": 500.5,
+        "precision": precision,
+        "x_coeff": 1.25,
+        "out_coeff": -0.5,
+        "prediction_coeffs": [2.0, -1.5],
+        "history_coeffs": [0.1, 0.2],
+        "input_scale": 1.0,
+        "sigma": 0.75,
+        "clip": None,
+        "corrections": {"fp32": correction(1.0), "w8a8": correction(0.875)},
+        "shifted": None if number == 0 else SHIFT,
+    }
+
+
+SCHEDULE: dict[str, Any] = {
+    "schema_version": 1,
+    "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
+    "correction": {"mode": "signed", "parts": ["offset"], "variance": "shift"},
+    "policy": "snr",
+    "init_sigma": 1.0,
+    "steps": [step(0, "w8a8"), step(1, "fp32")],
+}
+
+
+def read(content: object) -> Schedule:
+    return Schedule.model_validate_json(json.dumps(content))
+
+
+def test_file_reads_and_writes_back_as_it_is() -> None:
+    schedule = read(SCHEDULE)
+    assert schedule.precisions == ("fp32", "w8a8")
+    assert [one.precision for one in schedule.steps] == ["w8a8", "fp32"]
+    assert schedule.steps[0].corrections["w8a8"].gain == (0.875,)
+    assert schedule.steps[0].prediction_coeffs == (2.0, -1.5)
+    assert json.loads(schedule.model_dump_json()) == SCHEDULE
+
+
+def test_a_corrected_chain_takes_the_shifted_step() -> None:
+    plain, shifted = read(SCHEDULE).steps
+    assert plain.corrected is plain
+    taken = shifted.corrected
+    assert (taken.timestep, taken.input_scale, taken.x_coeff, taken.out_coeff) == (512.25, 0.5, 0.625, -0.75)
+    assert (taken.prediction_coeffs, taken.sigma, taken.corrections) == ((1.0, -1.75), shifted.sigma, shifted.corrections)
+
+
+def test_a_schedule_is_shifted_where_a_step_is() -> None:
+    assert read(SCHEDULE).is_shifted
+    assert not read(SCHEDULE | {"steps": [step(0, "w8a8")]}).is_shifted
+
+
+def test_coefficients_keep_every_bit() -> None:
+    content = copy.deepcopy(SCHEDULE)
+    content["steps"][0]["x_coeff"] = 1.5963931094360255
+    written = read(content).model_dump_json()
+    assert Schedule.model_validate_json(written).steps[0].x_coeff == 1.5963931094360255
+
+
+def _set(*path: Any, value: Any) -> Callable[[Any], None]:
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+OF_W8A8 = ("steps", 0, "corrections", "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_set("steps", 0, "precision", value="w4a4"), "step 0 uses w4a4, which has no correction"),
+        (_set("steps", 1, "step", value=2), "not numbered 0, 1, 2"),
+        (_set("steps", value=[step(1, "fp32"), step(0, "fp32")]), "not numbered 0, 1, 2"),
+        (_set("steps", value=[]), "at least 1 item"),
+        (_set("steps", 0, "corrections", value={"w8a8": correction(1.0)}), "a correction for the same precisions"),
+        (_set(*OF_W8A8, "offset", value=[0.0, 0.0]), "gain, offset and state_gain have 1 channels, 2 and 1"),
+        (_set(*OF_W8A8, value=correction(1.0) | {"gain": [], "offset": [], "state_gain": []}), "have 0 channels"),
+        (_set(*OF_W8A8, "gain", value=[float("nan")]), "finite"),
+        (_set(*OF_W8A8, "sigma_corrected", value=-0.1), "greater than or equal to 0"),
+        (_set(*OF_W8A8, "residual_variance", value=float("inf")), "finite"),
+        (_set(*OF_W8A8, "unabsorbed_variance", value=None), "valid number"),
+        (_set("steps", 0, "x_coeff", value=float("inf")), "finite"),
+        (_set("steps", 0, "timestep", value=-1.0), "greater than or equal to 0"),
+        (_set("steps", 0, "clip", value=0.0), "greater than 0"),
+        (_set("steps", 0, "prediction_coeffs", value=[1.0]), "required"),
+        (_set("steps", 0, "surprise", value=1), "not permitted"),
+        (_set("init_sigma", value=0.0), "greater than 0"),
+        (_set("steps", 1, "shifted", value=SHIFT | {"timestep": -1.0}), "greater than or equal to 0"),
+        (_set("steps", 1, "shifted", value=SHIFT | {"sigma": 0.5}), "not permitted"),
+        (_set("correction", "parts", value=["gain", "scale"]), "'gain' or 'offset'"),
+        (_set("correction", "mode", value="best"), "'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
+        (_set("steps", 0, "sigma", value="0.75"), "valid number"),
+        (_set("sampler", "steps", value=2.0), "valid integer"),
+        (_set("schema_version", value=2), "should be 1"),
+    ],
+)
+def test_file_that_breaks_the_contract_is_refused(change: Callable[[Any], None], complaint: str) -> None:
+    content = copy.deepcopy(SCHEDULE)
+    change(content)
+    with pytest.raises(ValidationError) as caught:
+        read(content)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sampler", "correction", "policy", "init_sigma", "steps"])
+def test_nothing_may_be_left_out(key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"(?s){key}.*Field required"):
+        read({name: value for name, value in SCHEDULE.items() if name != key})
+
+
+def test_a_step_without_its_corrections_is_no_step() -> None:
+    content = copy.deepcopy(SCHEDULE)
+    del content["steps"][0]["corrections"]
+    with pytest.raises(ValidationError, match=r"(?s)corrections.*Field required"):
+        read(content)

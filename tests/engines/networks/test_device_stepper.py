@@ -1,0 +1,122 @@
+"""The state on the device takes the host's very steps: the kernels' source, compiled for the host, against `HostStepper`, bit by bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from engines.backends.tensorrt.device.update_kernel import UpdateKernels, _compile
+from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
+from engines.bundle.bundle import Bundle
+from engines.chain.finite import NotFiniteError
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.chain.schedule import Schedule
+from engines.errors import MissingBackendError
+from engines.networks.conditioning import class_labels
+from engines.networks.device_stepper import DeviceStepper
+from engines.networks.engine_denoiser import EngineDenoiser
+from tests.engines.backends.tensorrt.host_tensorrt import HostTensorRt
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+NOISE = NoiseSource(5, (1, 8, 8))
+SAMPLES = np.array([3, 1, 4], dtype=np.int64)
+ROWS = np.array([0, 2, 1], dtype=np.int64)
+ORDER = ("w4a8", "w4a8", "fp32", "w4a8")
+
+
+@pytest.fixture
+def denoisers(open_engine: Callable[..., TensorRtEngine]) -> dict[str, EngineDenoiser]:
+    engines = {"w4a8": open_engine("double"), "fp32": open_engine("negate")}
+    return {name: EngineDenoiser(engine, class_labels(3, 3), guided=True) for name, engine in engines.items()}
+
+
+@pytest.fixture
+def schedule(tiny: TinyBundle) -> Schedule:
+    whole = Bundle.open(tiny.folder).schedule()
+    steps = (step.model_copy(update={"precision": name, "input_scale": 0.3}) for step, name in zip(whole.steps, ORDER, strict=True))
+    return whole.model_copy(update={"steps": tuple(steps)})
+
+
+def with_history(schedule: Schedule, *coefficients: float, clip: float | None = None) -> Schedule:
+    steps = (step.model_copy(update={"history_coeffs": coefficients, "clip": clip}) for step in schedule.steps)
+    return schedule.model_copy(update={"steps": tuple(steps)})
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize(
+    "history", [(), (0.5,), (0.4, -0.2), (0.3, -0.2, 0.1), (0.3, -0.2, 0.1, 0.05), (0.3, -0.2, 0.1, 0.0, 0.05)], ids=len
+)
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_steps_on_the_device_are_those_of_the_host_bit_by_bit(
+    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, history: tuple[float, ...], clip: float | None, corrected: bool
+) -> None:
+    chain = Chain(with_history(schedule, *history, clip=clip), denoisers, corrected=corrected, guidance=2.5)
+    on_host = chain.sample(NOISE, SAMPLES, ROWS)
+    on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
+    np.testing.assert_array_equal(on_device, on_host)
+    assert abs(on_host).max() > 0.1
+
+
+def test_networks_without_guidance_and_batches_of_several_sizes(denoisers: Any, schedule: Schedule, kernels: UpdateKernels) -> None:
+    unguided = {name: replace(denoiser, guided=False) for name, denoiser in denoisers.items()}
+    chain = Chain(with_history(schedule, 0.4, -0.2), unguided, guidance=1.0)
+    device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels))
+    for samples in (SAMPLES, SAMPLES[:1], np.arange(8)):
+        rows = samples % 3
+        np.testing.assert_array_equal(device.sample(NOISE, samples, rows), chain.sample(NOISE, samples, rows))
+
+
+def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_and_flags_come_down(
+    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+) -> None:
+    cuda = host_tensorrt.cuda
+    chain = Chain(schedule, denoisers, "fp32", stepper=partial(DeviceStepper, kernels=kernels))
+    chain.sample(NOISE, SAMPLES, ROWS)
+    before = cuda.calls.count("cudaMemcpyAsync")
+    chain.sample(NOISE, SAMPLES, ROWS)
+    noisy = sum(step.corrections["fp32"].sigma_corrected > 0 for step in schedule.steps)
+    numbers = 5 * len(schedule.steps)  # gain, offset, state gain, timestep, labels
+    assert cuda.calls.count("cudaMemcpyAsync") - before == 2 + numbers + noisy + len(schedule.steps) + 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
+    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels, value: float
+) -> None:
+    host_tensorrt.engines[0].network.__closure__[0].cell_contents = np.float32(value)
+    hidden = with_history(schedule, 1.0, clip=1.0)
+    steps = (step.model_copy(update={"out_coeff": 0.0}) for step in hidden.steps)
+    chain = Chain(hidden.model_copy(update={"steps": tuple(steps)}), denoisers, "w4a8", stepper=partial(DeviceStepper, kernels=kernels))
+    first = schedule.steps[0].timestep
+    with pytest.raises(NotFiniteError, match=rf"output is not finite(?s:.*)from w4a8 at step 0, timestep {first:g}\n"):
+        chain.sample(NOISE, SAMPLES, ROWS)
+
+
+def test_chain_stops_a_step_after_the_one_that_it_names(
+    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
+) -> None:
+    host_tensorrt.engines[1].network.__closure__[0].cell_contents = np.float32(math.nan)  # full precision takes step 2 alone
+    taken = []
+    with pytest.raises(NotFiniteError, match=rf"from fp32 at step 2, timestep {schedule.steps[2].timestep:g}\n"):
+        Chain(schedule, denoisers, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS, lambda: taken.append(1))
+    assert len(taken) == 3
+
+
+def test_compiler_that_is_missing_is_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+
+    def absent() -> None:
+        raise RuntimeError("Failed to dlopen libnvrtc")
+
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", absent)
+    with pytest.raises(MissingBackendError, match="run-time compiler is not installed"):
+        _compile("8.9")

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from engines.bundle.bundle import Bundle, TextEncoderRecord, TextRecord
+from engines.cli import main
+from engines.errors import BundleError, MissingBackendError, UsageError
+from engines.networks.prompts import (
+    BATCH,
+    LABEL_LETTERS,
+    TextModel,
+    TextPart,
+    chosen_prompts,
+    open_text,
+    read_prompts,
+    read_tokenizer,
+    shortened,
+)
+from tests.conftest import TinyBundle
+
+Array = NDArray[Any]
+WORDS = {"<pad>": 0, "a": 1, "red": 2, "cat": 3}
+TOKENS = 3
+TABLE = np.random.default_rng(0).standard_normal((len(WORDS), 4)).astype(np.float32)
+
+
+def tokenizer() -> Tokenizer:
+    """Word by word, three at most."""
+    made = Tokenizer(models.WordLevel(WORDS, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.enable_truncation(TOKENS)
+    made.enable_padding(length=TOKENS, pad_id=0, pad_token="<pad>")
+    return made
+
+
+def encoder(scale: float, *, pooled: bool = False, calls: list[int] | None = None) -> Callable[[Array], dict[str, Array]]:
+    """Rows of a table, and their mean."""
+
+    def encode(ids: Array) -> dict[str, Array]:
+        if calls is not None:
+            calls.append(len(ids))
+        hidden = np.float32(scale) * TABLE[ids]
+        return {"hidden": hidden, "pooled": hidden.mean(axis=1)} if pooled else {"hidden": hidden}
+
+    return encode
+
+
+def text_model(*, zero: bool = False, calls: list[int] | None = None) -> TextModel:
+    first = TextEncoderRecord(graph="text/a.onnx", tokenizer="text/a.json", tokens=TOKENS, inputs=("hidden",))
+    second = TextEncoderRecord(graph="text/b.onnx", tokenizer="text/b.json", tokens=TOKENS, inputs=("hidden", "pooled"))
+    record = TextRecord(encoders=(first, second), fixed={"sizes": (8.0, 9.0)}, zero_without_negative=zero)
+    return TextModel(record, (TextPart(tokenizer(), encoder(1, calls=calls)), TextPart(tokenizer(), encoder(2, pooled=True))))
+
+
+def test_encoders_are_concatenated_and_fixed_inputs_repeated() -> None:
+    found = text_model().condition(["a red cat", "cat"], "red")
+    assert found.null is not None
+    assert found.rows == 2
+    ids = np.array([[1, 2, 3], [3, 0, 0], [2, 0, 0]])
+    hidden = np.concatenate([TABLE[ids], 2 * TABLE[ids]], axis=-1)
+    pooled = 2 * TABLE[ids].mean(axis=1)
+    np.testing.assert_array_equal(found.tables["hidden"], hidden[:2])
+    np.testing.assert_array_equal(found.null["hidden"], hidden[2])
+    np.testing.assert_allclose(found.tables["pooled"], pooled[:2])
+    np.testing.assert_allclose(found.null["pooled"], pooled[2])
+    assert found.tables["sizes"].tolist() == [[8, 9], [8, 9]]
+    assert found.null["sizes"].tolist() == [8, 9]
+    assert {table.dtype for table in (*found.tables.values(), *found.null.values())} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(("zero", "negative", "expected"), [(False, None, TABLE[0]), (True, None, 0 * TABLE[0]), (True, "", TABLE[0])])
+def test_without_a_negative_prompt_the_model_decides(zero: bool, negative: str | None, expected: Array) -> None:
+    null = text_model(zero=zero).condition(["cat"], negative).null
+    assert null is not None
+    np.testing.assert_array_equal(null["hidden"][:, :4], np.tile(expected, (TOKENS, 1)))
+
+
+def test_prompts_are_encoded_in_batches_and_equal_ones_once() -> None:
+    calls: list[int] = []
+    words = [" ".join((x, y, z)) for x in WORDS for y in WORDS for z in WORDS]
+    found = text_model(calls=calls).condition([*words, *words], "red")
+    assert max(calls) == BATCH
+    assert sum(calls) == len({tuple(tokenizer().encode(text).ids) for text in (*words, "red")}) <= len(words)
+    np.testing.assert_array_equal(found.tables["hidden"][: len(words)], found.tables["hidden"][len(words) :])
+    ids = np.array([tokenizer().encode(text).ids for text in words])
+    np.testing.assert_array_equal(found.tables["hidden"][: len(words), :, :4], TABLE[ids])
+
+
+def test_prompts_that_are_too_long_are_named() -> None:
+    assert text_model().cut(["a red cat", "a red red cat", "cat", "a a a a a"]) == (1, 3)
+    assert text_model().cut(["a red cat"]) == ()
+
+
+# Files and command lines
+
+
+def test_a_prompt_file_holds_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  caf\u00e9, \u732b \r\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt") == ("a cat", "caf\u00e9, \u732b")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "holds no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")])
+def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_prompts(tmp_path / "prompts.txt")
+
+
+def test_prompts_come_from_the_command_line_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat")
+    assert chosen_prompts((), None) is None
+    assert chosen_prompts(("b", ""), None) == ("b", "")
+    assert chosen_prompts((), tmp_path / "prompts.txt") == ("a cat",)
+    with pytest.raises(UsageError, match="--prompt and --prompt-file"):
+        chosen_prompts(("b",), tmp_path / "prompts.txt")
+
+
+def test_long_prompts_are_shortened_for_labels() -> None:
+    assert shortened("  a red\ncat ") == "a red cat"
+    assert shortened("x" * LABEL_LETTERS) == "x" * LABEL_LETTERS
+    assert shortened("word " * 20) == "word word word word word..."
+    assert len(shortened("x" * 100)) == LABEL_LETTERS
+
+
+def test_a_missing_library_is_told_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, content = tmp_path / "tokenizer.json", tokenizer().to_str().encode()
+    assert read_tokenizer(content, path, 3).encode("cat").ids == [3, 0, 0]
+    with pytest.raises(
+        BundleError,
+        match=r"(?s)not the one that the manifest describes.*pads to 3, truncates to 3, pads to multiples of None\n  expected: 4 tokens",
+    ):
+        read_tokenizer(content, path, 4)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingBackendError, match=r"pip install 'ptqd-export\[text\]'") as raised:
+        read_tokenizer(content, path, 3)
+    assert raised.value.exit_code == 3
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="tokenizer of the bundle cannot be read"):
+        read_tokenizer(b"{}", tmp_path / "tokenizer.json", 3)
+
+
+def sample(bundle: Path, output: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["sample", str(bundle), "--num", "2", "--seed", "1", "--output", str(output), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", "a cat"), "The model takes no prompts"),
+        (("--prompt", "a cat", "--classes", "1"), "prompts and --classes"),
+        (("--negative-prompt", "a cat"), "A negative prompt goes with prompts"),
+        (("--prompt-file", "absent.txt"), "The prompt file cannot be read"),
+    ],
+)
+def test_a_bundle_without_text_refuses_prompts(tiny: TinyBundle, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = sample(tiny.folder, tmp_path / "out", *arguments)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_prompts_the_record_names_none(tiny: TinyBundle, tmp_path: Path) -> None:
+    assert sample(tiny.folder, tmp_path / "out").exit_code == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["prompts"], record["negative_prompt"]) == (None, None)
+
+
+def test_text_files_are_verified_before_they_are_read(own_tiny: TinyBundle) -> None:
+    text = {
+        "encoders": [{"graph": "text/a.onnx", "tokenizer": "text/a.json", "tokens": TOKENS, "inputs": ["hidden"]}],
+        "fixed": {}, "zero_without_negative": False,
+    }  # fmt: skip
+    own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(text=text))
+    (own_tiny.folder / "text").mkdir()
+    tokenizer().save(str(own_tiny.folder / "text" / "a.json"))
+    with pytest.raises(BundleError, match="does not list a file"):
+        open_text(Bundle.open(own_tiny.folder))
+    own_tiny.rehash("text/a.json")
+    own_tiny.edit("text/a.json", lambda content: content + b" ")
+    with pytest.raises(BundleError, match="was changed or damaged"):
+        open_text(Bundle.open(own_tiny.folder))

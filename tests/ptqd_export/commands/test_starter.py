@@ -1,0 +1,181 @@
+"""Starter plans, from the configuration files of a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.errors import UsageError
+from ptqd_export.commands.starter import starter_plan, write_starter_plan
+from ptqd_export.plan import load_plan
+
+SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "clip_sample": False}
+
+UNET = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3}
+DIT = {"_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 10}
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _pipeline(folder: Path, *, denoiser: str = "unet", config: dict[str, object] | None = None, scheduler: object = None) -> Path:
+    parts = {"_class_name": "SomePipeline", "scheduler": ["diffusers", "DDPMScheduler"], denoiser: ["diffusers", "SomeModel"]}
+    _write(folder / "model_index.json", parts)
+    _write(folder / denoiser / "config.json", UNET | (config or {}))
+    _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER if scheduler is None else scheduler)
+    return folder
+
+
+def _error(model: Path, target: str = "onnxruntime") -> str:
+    with pytest.raises(UsageError) as caught:
+        starter_plan(model, target, model.parent)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_unconditional_pipeline_gets_no_guidance(tmp_path: Path) -> None:
+    plan = starter_plan(_pipeline(tmp_path / "flowers"), "onnxruntime", tmp_path)
+    assert (plan.sampler.name, plan.sampler.steps, plan.sampler.eta, plan.sampler.guidance) == ("ddpm", 20, 1.0, 1.0)
+    assert plan.precisions == ("w8a8", "w4a8")
+    assert plan.target.name == "onnxruntime"
+    assert (plan.model.path, plan.output) == ("flowers", "build/flowers")
+
+
+def test_model_with_classes_gets_guidance(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "digits", config={"num_class_embeds": 11})
+    assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.5
+
+
+def test_model_whose_class_count_is_null_gets_no_guidance(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "digits", config={"num_class_embeds": None})
+    assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.0
+
+
+def test_transformer_is_a_denoiser_too(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "dit", denoiser="transformer", config=DIT)
+    assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.5
+
+
+def test_text_model_gets_prompts_to_calibrate_with(tmp_path: Path) -> None:
+    config = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "out_channels": 4, "cross_attention_dim": 16}
+    model = _pipeline(tmp_path / "paintings", config=config)
+    assert starter_plan(model, "onnxruntime", tmp_path).model.prompts is None
+    _write(model / "text_encoder" / "config.json", {"architectures": ["CLIPTextModel"]})
+    plan = starter_plan(model, "onnxruntime", tmp_path)
+    assert plan.model.prompts
+    assert all(isinstance(prompt, str) for prompt in plan.model.prompts)
+    assert plan.sampler.guidance == 7.5
+
+
+def test_single_model_folder_with_its_scheduler(tmp_path: Path) -> None:
+    _write(tmp_path / "net" / "config.json", UNET | {"num_class_embeds": 11})
+    _write(tmp_path / "net" / "scheduler_config.json", SCHEDULER)
+    assert starter_plan(tmp_path / "net", "onnxruntime", tmp_path).sampler.guidance == 1.5
+
+
+def test_chain_is_not_longer_than_the_training_schedule(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "short", scheduler=SCHEDULER | {"num_train_timesteps": 8})
+    assert starter_plan(model, "onnxruntime", tmp_path).sampler.steps == 8
+
+
+def test_written_plan_is_complete_and_points_back_at_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pipeline(tmp_path / "models" / "digits")
+    monkeypatch.chdir(tmp_path)
+    write_starter_plan(Path("models/digits"), "onnxruntime", Path("plans/first/plan.json"), force=False)
+    text = Path("plans/first/plan.json").read_text()
+    assert json.loads(text)["model"]["path"] == "../../models/digits"
+    plan_file = load_plan(Path("plans/first/plan.json"))
+    assert plan_file.model_path.resolve() == tmp_path / "models" / "digits"
+    assert plan_file.plan.resolved_json() == text
+
+
+def test_bundle_is_named_after_the_folder_even_where_it_is_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_pipeline(tmp_path / "digits"))
+    plan = starter_plan(Path(), "onnxruntime", Path())
+    assert (plan.model.path, plan.output) == (".", "build/digits")
+
+
+def test_file_in_the_way_is_kept_unless_forced(tmp_path: Path) -> None:
+    model, path = _pipeline(tmp_path / "digits"), tmp_path / "plan.json"
+    path.write_text("precious")
+    with pytest.raises(UsageError) as caught:
+        write_starter_plan(model, "onnxruntime", path, force=False)
+    assert str(caught.value) == (
+        f"a file is in the way\n  found:    {path}\n  expected: a new file\n  mend:     name another with -o, or overwrite it with --force"
+    )
+    assert path.read_text() == "precious"
+    write_starter_plan(model, "onnxruntime", path, force=True)
+    assert load_plan(path).plan.model.path == "digits"
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert _error(tmp_path / "none") == (
+        f"The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n"
+        "  expected: a folder that a diffusers pipeline or model wrote with `save_pretrained`, "
+        "or a file .ckpt or .safetensors beside its YAML\n"
+        "  mend:     correct model.path, which is relative to the plan, or --model"
+    )
+
+
+def test_folder_of_something_else(tmp_path: Path) -> None:
+    assert f"found:    {tmp_path} with no part that diffusers wrote" in _error(tmp_path)
+
+
+def test_pipeline_without_a_denoiser(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "codec", denoiser="vae")
+    assert _error(model).startswith(f"The model folder has no denoiser.\n  found:    {model} with vae\n")
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_incomplete_folder_names_the_missing_file(tmp_path: Path, file: str) -> None:
+    model = _pipeline(tmp_path / "digits")
+    (model / file).unlink()
+    assert file in _error(model)
+
+
+def test_configuration_without_a_key_names_it(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "digits")
+    _write(model / "unet" / "config.json", {"_class_name": "UNet2DModel", "sample_size": 8})
+    assert f"found:    no in_channels in {model / 'unet' / 'config.json'}" in _error(model)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name", "eta"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "ddim", 1.0),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "plms", 0.0),
+        ({"_class_name": "EulerDiscreteScheduler"}, "euler", 0.0),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler-ancestral", 1.0),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-euler", 0.0),
+    ],
+)
+def test_the_sampler_is_the_models_own(tmp_path: Path, scheduler: dict[str, object], name: str, eta: float) -> None:
+    sampler = starter_plan(_pipeline(tmp_path / "model", scheduler=scheduler), "onnxruntime", tmp_path).sampler
+    assert (sampler.name, sampler.eta) == (name, eta)
+
+
+def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
+    model = _pipeline(tmp_path / "edm", scheduler={"_class_name": "EDMEulerScheduler"})
+    message = _error(model)
+    assert "found:    EDMEulerScheduler" in message
+    assert "expected:" in message
+
+
+def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
+    message = _error(_pipeline(tmp_path / "digits"), target="openvino")
+    assert message == (
+        "unknown target\n  found:    openvino\n  expected: onnxruntime or tensorrt or tensorrt-rtx\n  mend:     correct --target"
+    )
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_plan_for_tensorrt_shows_what_its_engines_are_built_with(tmp_path: Path, target: str) -> None:
+    write_starter_plan(_pipeline(tmp_path / "flowers"), target, tmp_path / "plan.json", force=False)
+    section = json.loads((tmp_path / "plan.json").read_text())["target"]
+    assert (section["name"], section["high_precision"], section["workspace_gib"]) == (target, "fp16", None)
+    assert section["batch"] == {"min": 1, "opt": 8, "max": 64}
+    assert load_plan(tmp_path / "plan.json").plan.target.name == target

@@ -1,0 +1,112 @@
+"""A right graph passes with its figures; wrong ones are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from calib.walk.activation_states import States
+from engines.arrays import Float32
+from engines.errors import PtqdError
+from ptqd_export.graph.checks import verify as module
+from ptqd_export.graph.checks.verify import FUSED, Verification, snr_db, verify
+
+if TYPE_CHECKING:
+    from engines.backends.base import Backend
+    from tests.ptqd_export.conftest import Array, Built
+
+
+def _verify(built: Built, precision: str, graph: Path | None = None) -> Verification:
+    states = States.load(built.stage("states") / "states.npz")
+    return verify(built.context.model, graph or built.graph(precision), built.quantize(precision), states)
+
+
+def _damaged(built: Built, precision: str, folder: Path, initializer: str, change: Callable[[Array], Any]) -> Path:
+    """The graph of a precision with one initializer changed."""
+    model = onnx.load(built.graph(precision))
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == initializer)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(value), value.dtype), initializer))
+    onnx.save(model, folder / f"{precision}.onnx")
+    return folder / f"{precision}.onnx"
+
+
+def test_power_ratio_in_decibels() -> None:
+    signal = np.array([3.0, -4.0], dtype=np.float32)
+    assert snr_db(signal, signal + np.float32(0.5)) == pytest.approx(10 * np.log10(12.5 / 0.25))
+    assert snr_db(signal, signal) == np.inf
+
+
+@pytest.mark.parametrize(("heads", "tosses", "chance"), [(0, 3, 1.0), (3, 3, 1 / 8), (2, 3, 0.5), (1, 1, 0.5), (9, 10, 11 / 1024)])
+def test_chance_of_a_fair_coin(heads: int, tosses: int, chance: float) -> None:
+    assert module._chance(heads, tosses) == pytest.approx(chance)
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w4a4"])
+def test_right_graph_passes_with_its_figures(class_build: Built, precision: str) -> None:
+    found = _verify(class_build, precision)
+    stored = json.loads((class_build.stage(f"quantize-{precision}") / "precision.json").read_text())["verification"]
+    assert asdict(found) == pytest.approx(stored, abs=0.01)
+    assert found.noise < found.exact_match  # rounding ties cost less than quantization does
+    assert found.exact_noise == pytest.approx(found.noise, abs=1.5)
+
+
+def test_noise_grows_as_bits_fall(class_build: Built) -> None:
+    noise = [_verify(class_build, precision).noise for precision in ("w8a8", "w4a8", "w3a8")]
+    assert noise[0] > noise[1] + 3 > noise[2] + 3
+
+
+def test_weights_alone_agree_to_float_precision(cross_build: Built) -> None:
+    found = _verify(cross_build, "w4a16")
+    assert found.exact_match > 100
+    assert found.noise == pytest.approx(found.exact_noise, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "change"),
+    [
+        ("mid_block.resnets.0.conv1.weight.scale", lambda scale: 1.5 * scale),
+        ("mid_block.resnets.0.conv1.weight.int", lambda weight: weight[::-1]),
+        ("down_blocks.0.resnets.0.conv2.bias.int", lambda bias: bias + 2000),
+        ("conv_out.bias", lambda bias: bias + 0.1),
+    ],
+)
+def test_graph_that_computes_something_else_is_refused(
+    class_build: Built, tmp_path: Path, initializer: str, change: Callable[[Array], Any]
+) -> None:
+    graph = _damaged(class_build, "w8a8", tmp_path, initializer, change)
+    with pytest.raises(PtqdError, match=r"w8a8\.onnx does not compute what its oracle computes"):
+        _verify(class_build, "w8a8", graph)
+
+
+def test_graph_of_another_precision_is_refused(class_build: Built) -> None:
+    with pytest.raises(PtqdError, match="does not compute what its oracle computes"):
+        _verify(class_build, "w8a8", class_build.graph("w4a8"))
+
+
+def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = module._graph_outputs
+
+    def noisy(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
+        out = run(model, graph, states, backend)
+        return out + np.random.default_rng(0).normal(0, 0.3, out.shape).astype(np.float32) if backend == FUSED else out
+
+    monkeypatch.setattr(module, "_graph_outputs", noisy)
+    with pytest.raises(PtqdError, match=r"The noise of w8a8\.onnx as it runs is not the oracle's") as error:
+        _verify(class_build, "w8a8")
+    assert "residual variance" in str(error.value)
+
+
+def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = module._graph_outputs
+    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[-1] == FUSED else 1))
+    with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
+        _verify(class_build, "w8a8")

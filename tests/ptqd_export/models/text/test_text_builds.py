@@ -1,0 +1,200 @@
+"""From a pipeline's folder to pictures of prompts: builds, and what `ptqd-run sample --prompt` makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+
+from engines.bundle.bundle import Bundle
+from engines.cli import main
+from engines.networks.decoder import open_decoder
+from engines.networks.prompts import open_text
+from ptqd_export.models.load import load_model
+from ptqd_export.plan import PlanFile
+from ptqd_export.stages.run_build import run_build
+from tests.ptqd_export.models.pipelines import GUIDANCE, NEGATIVE, PROMPTS, SEED, STEPS, of_pipeline, pipeline, plan_of, start
+from tests.ptqd_export.models.text import tiny_text
+
+OTHERS = ("the dog of caf\u00e9, \u732b!", "word " * 100, "")
+"""Prompts that nothing was calibrated with."""
+
+
+def built(plan: PlanFile) -> PlanFile:
+    run_build(plan)
+    return plan
+
+
+def sample(bundle: Path, output: Path, *arguments: str) -> dict[str, Any]:
+    """Sample; the record, and what was printed."""
+    done = CliRunner().invoke(main, ["sample", str(bundle), "--seed", str(SEED), "--output", str(output), *arguments])
+    assert done.exit_code == 0, done.output
+    record: dict[str, Any] = {**json.loads((output / "samples.json").read_text()), "printed": done.output}
+    return record
+
+
+def check_against_pipeline(plan: PlanFile, tmp_path: Path, negative: str | None) -> None:
+    """Latents and images at full precision, of prompts that nothing was calibrated with."""
+    options = [f"--prompt={prompt}" for prompt in OTHERS] + ([] if negative is None else ["--negative-prompt", negative])
+    sample(plan.output_path, tmp_path / "npz", "--num", "3", "--precision", "fp32", "--format", "npz", *options)
+    with np.load(tmp_path / "npz" / "samples.npz") as archive:
+        latents, pixels, rows = archive["samples"], archive["images"], archive["rows"]
+    begin = start(latents.shape[1:], len(OTHERS))
+    expected, images = (of_pipeline(plan.model_path, OTHERS, negative, begin, kind) for kind in ("latent", "pt"))
+    assert rows.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(latents, expected, atol=1e-3)
+    assert np.abs(expected - begin).max() > 0.1
+    decoded = open_decoder(Bundle.open(plan.output_path), "target")(latents)
+    np.testing.assert_allclose(decoded.clip(-1, 1), images, atol=1e-3)
+    np.testing.assert_allclose(pixels / 127.5 - 1, images, atol=1 / 255 + 1e-3)
+
+
+def check_embeddings(plan: PlanFile, negative: str | None) -> None:
+    """The graphs' embeddings against those of the pipeline."""
+    bundle = Bundle.open(plan.output_path)
+    found = open_text(bundle).condition(OTHERS, negative)
+    with torch.no_grad():
+        expected = pipeline(plan.model_path).encode_prompt(
+            list(OTHERS), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True,
+            negative_prompt=None if negative is None else [negative] * len(OTHERS),
+        )  # fmt: skip
+    assert found.null is not None
+    for i, name in enumerate(("encoder_hidden_states", "text_embeds")[: len(expected) // 2]):
+        np.testing.assert_allclose(found.tables[name], expected[2 * i].numpy(), atol=1e-4)
+        np.testing.assert_allclose(found.null[name], expected[2 * i + 1][0].numpy(), atol=1e-4)
+
+
+def check_calibrated_rows(plan: PlanFile) -> None:
+    """The bundle's own rows are the plan's prompts."""
+    bundle, model = Bundle.open(plan.output_path), load_model(plan)
+    record = bundle.manifest.model.conditioning
+    assert model.conditioning is not None
+    assert record is not None
+    assert (record.rows, record.file, record.null_class) == (len(PROMPTS), "conditioning/default.npz", None)
+    with np.load(bundle.path("conditioning/default.npz")) as stored:
+        assert set(stored) == {prefix + name for name in model.adapter.conditions for prefix in ("", "null.")}
+        for name, table in model.conditioning.tables.items():
+            np.testing.assert_array_equal(stored[name], table)
+
+
+@pytest.fixture(scope="module")
+def sdxl_plan(sdxl: Path) -> PlanFile:
+    return built(plan_of(sdxl))
+
+
+def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
+    bundle = Bundle.open(sdxl_plan.output_path)
+    assert bundle.manifest.model.text is not None
+    text = bundle.manifest.model.text.model_dump()
+    assert text == {
+        "encoders": (
+            {"graph": "text/text_encoder.onnx", "tokenizer": "text/tokenizer.json", "tokens": 77, "inputs": ("encoder_hidden_states",)},
+            {
+                "graph": "text/text_encoder_2.onnx", "tokenizer": "text/tokenizer_2.json", "tokens": 77,
+                "inputs": ("encoder_hidden_states", "text_embeds"),
+            },
+        ),
+        "fixed": {"time_ids": (16.0, 16.0, 0.0, 0.0, 16.0, 16.0)},
+        "zero_without_negative": True,
+    }  # fmt: skip
+    for one in bundle.manifest.model.text.encoders:
+        (ids,) = onnxruntime.InferenceSession(bundle.graph(one.graph)).get_inputs()
+        assert (ids.name, ids.type, ids.shape[1:]) == ("input_ids", "tensor(int64)", [77])
+    assert {path.name for path in (sdxl_plan.output_path / "text").iterdir()} == {
+        "text_encoder.onnx", "text_encoder_2.onnx", "tokenizer.json", "tokenizer_2.json",
+    }  # fmt: skip
+    check_calibrated_rows(sdxl_plan)
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVE])
+def test_sdxl_prompts_are_embedded_and_sampled_as_by_the_pipeline(sdxl_plan: PlanFile, tmp_path: Path, negative: str | None) -> None:
+    check_embeddings(sdxl_plan, negative)
+    check_against_pipeline(sdxl_plan, tmp_path, negative)
+
+
+def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cat\n\nthe photo of the dog and the word of the dog\n")
+    options = ("--prompt-file", str(tmp_path / "prompts.txt"), "--negative-prompt", NEGATIVE)
+    record = sample(sdxl_plan.output_path, tmp_path / "out", "--num", "4", "--first", "1", *options)
+    assert record["prompts"] == ["a red cat", "the photo of the dog and the word of the dog"]
+    assert record["negative_prompt"] == NEGATIVE
+    assert record["rows"] == [1, 0, 1, 0]
+    assert record["guidance"] == GUIDANCE
+    assert record["precision_steps"] == {"w8a8": STEPS}
+    pictures = [np.asarray(Image.open(tmp_path / "out" / name)) for name in record["files"]]
+    assert [picture.shape for picture in pictures] == [(16, 16, 3)] * 4
+    assert (tmp_path / "out" / "grid.png").exists()
+    assert "too long" not in record["printed"]
+
+
+def test_a_prompt_that_is_too_long_is_named(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    record = sample(sdxl_plan.output_path, tmp_path / "out", "--num", "1", "--prompt", "a cat", "--prompt", "word " * 100)
+    assert "too long, their end is left out: prompts 1;" in record["printed"]
+
+
+def test_sampling_of_prompts_loads_no_framework(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom engines.cli import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'torch', 'onnx', 'diffusers', 'transformers', 'scipy', 'tokenizers'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    options = ["--num", "1", "--seed", "1", "--output", str(tmp_path / "out"), "--prompt", "a cat"]
+    command = [sys.executable, "-c", program, "sample", str(sdxl_plan.output_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "['tokenizers']\n")
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["prompts"] == ["a cat"]
+
+
+def test_a_negative_prompt_without_guidance_is_refused(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    options = ("--prompt", "cat", "--negative-prompt", "dog", "--guidance", "1", "--accept-guidance", "--num", "1", "--seed", "1")
+    done = CliRunner().invoke(main, ["sample", str(sdxl_plan.output_path), "--output", str(tmp_path / "out"), *options])
+    assert (done.exit_code, "A negative prompt needs guidance" in done.output) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_depend_on_prompt_and_negative_prompt(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    states = []
+    for number, options in enumerate((("--prompt", "cat"), ("--prompt", "dog"), ("--prompt", "cat", "--negative-prompt", "dog"))):
+        sample(sdxl_plan.output_path, tmp_path / str(number), "--num", "1", "--format", "npz", *options)
+        with np.load(tmp_path / str(number) / "samples.npz") as archive:
+            states.append(archive["samples"])
+    differences = [np.abs(states[i] - states[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert min(differences) > 1e-3
+
+
+@pytest.mark.slow
+def test_stable_diffusion_1_in_half_precision_with_a_lora(tmp_path: Path) -> None:
+    folder = tiny_text.write_sd1(tmp_path / "model", variant="fp16")
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {f"{key}.lora_down.weight": torch.randn(2, 16), f"{key}.lora_up.weight": torch.randn(16, 2)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    plan = built(plan_of(folder, lora={"path": "lora.safetensors"}, negative_prompt=NEGATIVE))
+    query = pipeline(folder).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    with torch.no_grad():
+        query.weight += factors[f"{key}.lora_up.weight"] @ factors[f"{key}.lora_down.weight"]
+    check_calibrated_rows(plan)
+    check_embeddings(plan, NEGATIVE)
+    check_against_pipeline(plan, tmp_path, NEGATIVE)
+    record = sample(plan.output_path, tmp_path / "out", "--num", "2", "--prompt", "a cat")
+    assert record["precision_steps"] == {"w8a8": STEPS}
+
+
+@pytest.mark.slow
+def test_stable_diffusion_2_predicts_v(tmp_path: Path, sd2: Path) -> None:
+    plan = built(plan_of(Path(shutil.copytree(sd2, tmp_path / "model"))))
+    assert Bundle.open(plan.output_path).manifest.parameterization == "v_prediction"
+    check_calibrated_rows(plan)
+    check_embeddings(plan, None)
+    check_against_pipeline(plan, tmp_path, None)
+    record = sample(plan.output_path, tmp_path / "out", "--num", "2", "--prompt", "a cat")
+    assert record["precision_steps"] == {"w8a8": STEPS}

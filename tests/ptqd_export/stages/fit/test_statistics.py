@@ -1,0 +1,53 @@
+"""What the plan says of corrections reaches the schedule that is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engines.bundle.bundle import Bundle
+from engines.errors import UsageError
+from ptqd_export.plan import Plan, PlanFile
+from ptqd_export.schedules.add_schedule import add_schedule
+from ptqd_export.schedules.settings import ScheduleRequest
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.run_build import run_build
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Built
+
+
+def test_parts_and_shift_are_those_of_the_plan(class_build: Built, tmp_path: Path) -> None:
+    correction = {"mode": "mmse", "parts": ["offset"], "variance": "shift"}
+    steps = {"policy": "fixed", "precisions": ["w3a8"]}
+    run_build(class_build.resumed_in(tmp_path / "out", correction=correction, steps=steps))
+    schedule = Bundle.open(tmp_path / "out").schedule()
+    assert schedule.correction.model_dump(mode="json") == correction
+    fitted = [step.corrections["w3a8"] for step in schedule.steps]
+    assert all(correction.gain == (1.0,) for correction in fitted)
+    assert any(correction.offset != (0.0,) for correction in fitted)
+    assert [step.shifted is not None for step in schedule.steps] == [False, *(one.unabsorbed_variance > 0 for one in fitted[:-2]), False]
+
+
+@pytest.mark.usefixtures("class_build")
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [({"sampler": {"clip_sample": True}}, "clip_sample"), ({"calibration": {"trajectory": "fp"}}, "trajectory")],
+)
+def test_a_chain_that_cannot_be_shifted_is_told_before_the_build(class_build: Built, sections: dict[str, Any], named: str) -> None:
+    content = class_build.plan_file.plan.model_dump(mode="json") | {"correction": {"variance": "shift"}}
+    changed = {name: content[name] | section for name, section in sections.items()}
+    with pytest.raises(UsageError, match=named):
+        BuildContext(PlanFile(Plan.model_validate(content | changed), class_build.plan_file.folder)).check()
+
+
+def test_the_built_schedule_follows_from_what_the_bundle_stores(class_build: Built, tmp_path: Path) -> None:
+    run_build(class_build.resumed_in(tmp_path / "out"))
+    added = add_schedule(tmp_path / "out", "same", ScheduleRequest())
+    assert added.fit == "moments"
+    assert added.schedule == Bundle.open(tmp_path / "out").schedule()
+    walked = add_schedule(tmp_path / "out", "walked", ScheduleRequest(fit="walk"))
+    assert set(walked.schedule.precisions) == {"fp32", "w3a8", "w4a4", "w4a8", "w8a8"}
+    assert walked.schedule == added.schedule

@@ -1,0 +1,38 @@
+"""Statistics that were measured on a cluster are those of one machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engines.cluster.session import Cluster
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.fit.statistics import make_statistics
+from tests.ptqd_export.stages.recorder import Recorder
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Built
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build: Built, tmp_path: Path) -> None:
+    graphs = {name: class_build.stage(stage) for name, stage in (("fp32", "trace"), *_quantized(class_build))}
+    made: list[dict[str, Any]] = []
+    for place, cluster in (("here", None), ("there", Cluster(cpus=1))):
+        context = BuildContext(replace(class_build.plan_file), cluster)
+        (tmp_path / place).mkdir()
+        make_statistics(context, graphs, context.fit_settings, tmp_path / place, Recorder())
+        made.append({path.name: path.read_bytes() for path in sorted((tmp_path / place).iterdir())})
+    here, there = made
+    assert len(here) == 1 + len(graphs) - 1
+    assert len(json.loads(here["schedule.json"])["steps"]) > 1
+    assert there == here
+
+
+def _quantized(built: Built) -> list[tuple[str, str]]:
+    return [(precision.name, f"quantize-{precision.name}") for precision in built.context.quantized_precisions]

@@ -1,0 +1,316 @@
+"""Preparations change no output, on real networks; and what is quantized behind them still matches its oracle."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor
+
+import ptqd_export.stages.run_build as module
+from calib.quantizers.preparation.channel_scaling import ScalableChannels, scaled_parameters
+from calib.quantizers.rules.placement import PLACEMENTS
+from calib.quantizers.rules.precision import Precision
+from calib.walk.activation_states import States
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.bundle.bundle import Bundle
+from engines.networks.conditioning import class_labels
+from engines.samplers import NoiseSchedule
+from ptqd_export.graph.passes.split_concatenations import SplitConcatenations, concatenated_inputs
+from ptqd_export.graph.reading.graph_layers import weighted_nodes
+from ptqd_export.graph.reading.parameter_values import ParameterValues
+from ptqd_export.graph.reading.scalable_channels import scalable_channels
+from ptqd_export.graph.trace import check_parity, lower, trace
+from ptqd_export.models.base import Adapter, LoadedModel
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.finish.assemble import Parts, assemble
+from ptqd_export.stages.network.preparation import Preparation, make_preparation, prepared_model
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.precisions.activations import load_observations, make_observations
+from ptqd_export.stages.precisions.quantized_graph import Sources, make_quantized_graph
+from ptqd_export.stages.run_build import run_build
+from ptqd_export.stages.stage_cache import Finished
+from tests.ptqd_export.stages.recorder import Recorder
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Array, Built
+
+SPLIT = {"split_concatenations": True}
+SCALED = {"channel_scaling": 0.5}
+
+
+class Prepared:
+    """The stage `prepare` run on the finished `trace` and `states` of a build."""
+
+    def __init__(self, built: Built, folder: Path, **quantization: Any) -> None:
+        self.built = built
+        plan = built.plan_file.plan.model_dump(mode="json")
+        self.context = BuildContext(built.resumed_in(folder / "bundle", quantization=plan["quantization"] | quantization))
+        self.folder, self.states = folder / "prepare", built.stage("states")
+        self.folder.mkdir()
+        make_preparation(self.context, built.stage("trace"), self.states, self.folder, Recorder())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "preparation.json").read_text())
+        return content
+
+    @property
+    def layers(self) -> set[str]:
+        return {layer.name for layer in Network.load(self.folder).layers}
+
+
+@pytest.fixture(params=[("class_build", SPLIT), ("class_build", SCALED), ("cross_build", SPLIT | SCALED)], ids=["split", "scaled", "both"])
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
+    name, options = request.param
+    return Prepared(request.getfixturevalue(name), tmp_path, **options)
+
+
+def _outputs(model: LoadedModel, graph: Path) -> tuple[Array, Array]:
+    """Of torch and of the graph, at states that nothing was fitted to."""
+    inputs = model.example_inputs(5)
+    names = ("sample", "timestep", *model.adapter.conditions)
+    found = OnnxRuntimeEngine(graph, threads=1).run({name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        return model.adapter(*inputs).numpy(), found
+
+
+def test_prepared_graph_and_network_compute_what_full_precision_computes(prepared: Prepared) -> None:
+    expected, graph = _outputs(prepared.context.model, prepared.folder / "fp32.onnx")
+    network, _ = _outputs(prepared_model(prepared.context, prepared.folder), prepared.folder / "fp32.onnx")
+    for found in (graph, network):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Prepared, tmp_path: Path) -> None:
+    (seen := tmp_path / "seen").mkdir()
+    (quantized := tmp_path / "quantized").mkdir()
+    make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Recorder())
+    precision = Precision.parse("w4a8")
+    sources = Sources(prepared.folder, prepared.states, seen)
+    make_quantized_graph(prepared.context, precision, sources, None, quantized, Recorder())
+    record = json.loads((quantized / "precision.json").read_text())
+    assert {layer["name"] for layer in record["layers"]} == prepared.layers
+    assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10
+
+
+def test_every_skip_connection_is_split(class_build: Built, tmp_path: Path) -> None:
+    prepared = Prepared(class_build, tmp_path, **SPLIT)
+    ups = [f"up_blocks.{block}.resnets.{resnet}" for block in range(2) for resnet in range(2)]
+    split = {f"{up}.{layer}" for up in ups for layer in ("conv1", "conv_shortcut")}
+    assert set(prepared.record["split"]) == split
+    assert prepared.record["split"]["up_blocks.0.resnets.1.conv1"] == [32, 16]
+    parts = {f"{name}.parts.{i}" for name in split for i in range(2)}
+    assert prepared.layers == {layer.name for layer in class_build.network.layers} - split | parts
+    nodes = Counter(node.op_type for node in ir.load(prepared.folder / "fp32.onnx").graph)
+    assert nodes["Split"] == 4  # the shortcuts read the parts themselves
+
+
+def test_multiply_accumulates_are_shared_out(class_build: Built, tmp_path: Path) -> None:
+    whole, parts = class_build.network, Network.load(Prepared(class_build, tmp_path, **SPLIT).folder)
+    assert parts.macs == whole.macs
+    assert sum(layer.macs for layer in parts.layers) == sum(layer.macs for layer in whole.layers)
+    of = {layer.name: layer.macs for layer in parts.layers}
+    assert of["up_blocks.0.resnets.1.conv1.parts.0"] == 2 * of["up_blocks.0.resnets.1.conv1.parts.1"]  # 32 and 16 channels
+
+
+def test_layer_that_the_plan_keeps_in_float_stays_whole(class_build: Built, tmp_path: Path) -> None:
+    prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["*.conv_shortcut"])
+    assert all(name.endswith(".conv1") for name in prepared.record["split"])
+    assert "up_blocks.0.resnets.0.conv_shortcut" in prepared.layers
+
+
+def test_what_was_scaled_is_listed_with_its_largest_factor(cross_build: Built, tmp_path: Path) -> None:
+    prepared = Prepared(cross_build, tmp_path, **SCALED)
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    found = {one["producer"]: one for one in prepared.record["scaled"] if one["producer"].startswith("mid_block")}
+    assert {producer.removeprefix(f"{block}."): one["consumers"] for producer, one in found.items()} == {
+        "mid_block.attentions.0.norm": ["mid_block.attentions.0.proj_in"],
+        "norm1": [f"{block}.attn1.to_{letter}" for letter in "kqv"],
+        "attn1.to_v": [f"{block}.attn1.to_out.0"],
+        "norm2": [f"{block}.attn2.to_q"],
+        "attn2.to_v": [f"{block}.attn2.to_out.0"],
+        "norm3": [f"{block}.ff.net.0.proj"],
+        "ff.net.0.proj": [f"{block}.ff.net.2"],
+    }
+    factors = Preparation.load(prepared.folder).scaled
+    for one, (channels, values) in zip(prepared.record["scaled"], factors, strict=True):
+        assert one["producer"] == channels.producer
+        assert one["largest_factor"] == pytest.approx(values.max().item())
+        assert 1 < values.max() < 64
+
+
+def test_scaling_evens_out_the_channels(cross_build: Built, tmp_path: Path) -> None:
+    """With exponent 1 all channels that a layer reads have one range, as far as the states show."""
+    prepared = Prepared(cross_build, tmp_path, channel_scaling=1.0)
+    name = "mid_block.attentions.0.proj_in"
+    largest: list[Tensor] = []
+    for model in (prepared.context.model, prepared_model(prepared.context, prepared.folder)):
+        with (
+            model.adapter.network.get_submodule(name).register_forward_pre_hook(
+                lambda _module, args: largest.append(args[0].abs().amax((0, 2, 3)))
+            ),
+            torch.no_grad(),
+        ):
+            states = States.load(prepared.states / "states.npz")
+            conditioning = model.conditioning
+            assert conditioning is not None
+            feeds = [torch.from_numpy(value) for value in conditioning.feeds(states.rows, guided=True).values()]
+            sample, timestep = (torch.from_numpy(np.concatenate([value] * 2)) for value in (states.samples, states.timesteps))
+            model.adapter(sample, timestep, *feeds)
+    before, after = (float(x.max() / x.min()) for x in largest)
+    assert before > 1.2
+    assert after == pytest.approx(1, abs=1e-3)
+
+
+def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tmp_path: Path) -> None:
+    prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["up_blocks.*"])
+    assert prepared.record == {"split": {}, "scaled": []}
+    assert prepared.layers == {layer.name for layer in class_build.network.layers}
+
+
+def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
+    quantized = {precision.name: prepared.built.stage(f"quantize-{precision.name}") for precision in prepared.context.quantized_precisions}
+    graphs = {"fp32": prepared.built.stage("trace"), **quantized}
+    parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=prepared.built.stage("statistics"), chosen=None, pictures=None)
+    assemble(prepared.context, prepared.context.plan_file.output_path, parts)
+    bundle = Bundle.open(prepared.context.plan_file.output_path)
+    assert bundle.path("statistics/onnxruntime/preparation.json").read_bytes() == (prepared.folder / "preparation.json").read_bytes()
+
+
+def test_network_of_the_trace_is_the_models_own(class_build: Built) -> None:
+    assert prepared_model(class_build.context, class_build.stage("trace")) is class_build.context.model
+
+
+# A transformer with adaptive norms, and any factors
+
+
+class DiTAdapter(Adapter):
+    def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
+        out: Tensor = self.network(sample, timestep=timestep, class_labels=conditions[0], return_dict=False)[0]
+        return out
+
+
+@pytest.fixture(scope="module")
+def dit() -> LoadedModel:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=2, num_layers=2, sample_size=8, patch_size=2,
+        num_embeds_ada_norm=10, norm_num_groups=2,
+    )  # fmt: skip
+    return LoadedModel("DiT", DiTAdapter(network, ("class_labels",)), (2, 8, 8), class_labels(9, 9), 9, NoiseSchedule(clip_sample=False))
+
+
+def test_transformer_scales_values_and_leaves_adaptive_norms_alone(dit: LoadedModel, tmp_path: Path) -> None:
+    graph = trace(dit)
+    lower(graph, PLACEMENTS["onnxruntime"])
+    layers = [name for name in weighted_nodes(graph.graph) if ".emb." not in name]
+    assert concatenated_inputs(graph.graph, layers) == {}
+    found = scalable_channels(graph.graph, layers)
+    blocks = [f"transformer_blocks.{i}.attn1" for i in range(2)]
+    assert found == [ScalableChannels(f"{block}.to_v", 0, (f"{block}.to_out.0",)) for block in blocks]
+    _check_with_random_factors(dit, graph, found, {}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["class_build", "cross_build"])
+def test_any_factors_preserve_the_function(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    built: Built = request.getfixturevalue(name)
+    graph = ir.load(built.stage("trace") / "fp32.onnx")
+    names = [layer.name for layer in built.network.layers if layer.role == "inner"]
+    split = concatenated_inputs(graph.graph, names)
+    found = scalable_channels(graph.graph, names)
+    assert split
+    assert len(found) >= 8
+    _check_with_random_factors(built.context.model, graph, found, split, tmp_path)
+
+
+def _check_with_random_factors(
+    model: LoadedModel, graph: ir.Model, found: list[ScalableChannels], split: dict[str, tuple[int, ...]], folder: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [model.adapter.network.get_parameter(f"{channels.consumers[0]}.weight").shape[1] for channels in found]
+    scaled = tuple((channels, 4 ** (2 * torch.rand(size, generator=generator) - 1)) for channels, size in zip(found, sizes, strict=True))
+    prepared = Preparation(split, scaled).apply(model.adapter.network)
+    SplitConcatenations(split)(graph)
+    ParameterValues({name: value.numpy() for name, value in scaled_parameters(prepared, found).items()})(graph)
+    ir.passes.common.RemoveUnusedNodesPass()(graph)
+    ir.save(graph, folder / "prepared.onnx")
+    assert check_parity(model, folder / "prepared.onnx") < 1e-4
+    assert check_parity(model.with_network(prepared), folder / "prepared.onnx") < 1e-4
+    moved = scaled[0][0].consumers[0]
+    assert not torch.equal(prepared.get_parameter(f"{moved}.weight"), model.adapter.network.get_parameter(f"{moved}.weight"))
+
+
+# In a build
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[Finished]:
+    stages: list[Finished] = []
+    monkeypatch.setattr(module, "print_summary", lambda *given: stages.extend(given[-1]))
+    return stages
+
+
+def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
+    plan = class_build.plan_file.plan.model_dump(mode="json")
+    plan_file = class_build.resumed_in(
+        tmp_path / "bundle",
+        precisions=["w8a8", "w4a8"],
+        quantization=plan["quantization"] | SPLIT | SCALED | {"activation_steps": "used"},
+        steps={"policy": "fixed", "precisions": ["w4a8", "fp32", "fp32", "w4a8"]},
+    )
+    run_build(plan_file)
+    made = [stage.name for stage in finished]
+    assert made == [
+        "trace",
+        "states",
+        "prepare",
+        "observe-w4a8",
+        "observe-w8a8",
+        "quantize-w4a8",
+        "quantize-w8a8",
+        "statistics",
+        "pictures",
+    ]
+    stages = {stage: next((tmp_path / "bundle" / "local" / "stages").glob(f"{stage}-*")) for stage in made}
+    table, states = class_build.context.table, States.load(class_build.stage("states") / "states.npz")
+    for precision, steps in (("w4a8", [0, 3]), ("w8a8", [0, 1, 2, 3])):  # no step is w8a8's, so that it takes all
+        largest = np.abs(states.at(table.timestep[steps]).samples).max()
+        seen = load_observations(stages[f"observe-{precision}"])["conv_in.input"]
+        assert max(-seen.low, seen.high) == pytest.approx(largest)
+    bundle = Bundle.open(tmp_path / "bundle")
+    traced, full = (ir.load(path).graph for path in (class_build.stage("trace") / "fp32.onnx", bundle.verified_graph("fp32")))
+    assert [node.op_type for node in full] == [node.op_type for node in traced]
+    assert full.initializers.keys() == traced.initializers.keys()
+    for name, value in traced.initializers.items():
+        np.testing.assert_array_equal(full.initializers[name].const_value, value.const_value)
+
+
+def test_observing_in_bfloat16_sees_nearly_the_same(class_build: Built, tmp_path: Path) -> None:
+    plan = class_build.plan_file.plan.model_dump(mode="json")
+    context = BuildContext(class_build.resumed_in(tmp_path / "b", calibration=plan["calibration"] | {"dtype": "bfloat16"}))
+    make_observations(context, class_build.stage("trace"), class_build.stage("states"), range(4), tmp_path, Recorder())
+    found, expected = (load_observations(folder) for folder in (tmp_path, class_build.stage("observe")))
+    assert found.keys() == expected.keys()
+    name = "mid_block.resnets.0.conv1.input"
+    assert found[name].values.dtype == torch.float32
+    assert found[name].high == pytest.approx(expected[name].high, rel=0.03)
+    assert found[name].high != expected[name].high
+
+
+@pytest.mark.parametrize(
+    ("listed", "w4a8", "w8a8"),
+    [(["w4a8"], [0, 1, 2, 3], [0, 1, 2, 3]), (["w4a8", "w8a8", "w8a8", "fp32"], [0], [1, 2]), (None, [0, 1, 2, 3], [0, 1, 2, 3])],
+)
+def test_steps_of_a_precision(class_build: Built, tmp_path: Path, listed: list[str] | None, w4a8: list[int], w8a8: list[int]) -> None:
+    steps = {"policy": "snr"} if listed is None else {"policy": "fixed", "precisions": listed}
+    context = BuildContext(class_build.resumed_in(tmp_path / "b", steps=steps))
+    assert [context.steps_of(Precision.parse(name)) for name in ("w4a8", "w8a8")] == [w4a8, w8a8]

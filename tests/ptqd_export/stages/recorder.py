@@ -1,0 +1,32 @@
+"""A reporter that writes down what it is told, for tests that ask and for those that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Recorder:
+    """A `ptqd_export.stages.stage_cache.Reporter`.
+
+    Attributes:
+        told: in order, each call by its name and what it said.
+    """
+
+    told: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def start(self, stage: str) -> None:
+        self.told.append(("start", stage))
+
+    def advance(self, done: int, total: int) -> None:
+        self.told.append(("advance", done, total))
+
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None:
+        assert seconds >= 0
+        self.told.append(("finish", stage, reused))
+
+    @property
+    def finished(self) -> dict[str, bool]:
+        """Whether each finished stage was reused."""
+        return {entry[1]: entry[2] for entry in self.told if entry[0] == "finish"}

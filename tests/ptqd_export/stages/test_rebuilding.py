@@ -1,0 +1,116 @@
+"""A build run again: nothing is made twice, byte by byte the same comes out, and what fails leaves no half bundle."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import ptqd_export.stages.run_build as module
+from engines.bundle.bundle import Bundle
+from engines.errors import PtqdError
+from ptqd_export.plan import Plan
+from ptqd_export.stages.run_build import run_build
+from ptqd_export.stages.stage_cache import Finished
+from tests.ptqd_export.stages.whole_builds import QUANTIZED, portable, remade_stages
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Built
+
+
+def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
+    class_build: Built, tmp_path: Path, finished: list[Finished]
+) -> None:
+    plan_file = class_build.resumed_in(tmp_path / "bundle")
+    run_build(plan_file)
+    assert {stage.name for stage in finished} == {
+        "trace",
+        "states",
+        "observe",
+        "statistics",
+        "pictures",
+        *(f"quantize-{p}" for p in QUANTIZED["class_build"]),
+    }
+    assert all(stage.reused for stage in finished)
+    assert portable(tmp_path / "bundle") == class_build.portable()
+    run_build(plan_file)  # over its own bundle
+    assert portable(tmp_path / "bundle") == class_build.portable()
+
+
+def test_fresh_build_writes_the_same_bytes_and_nothing_but_its_stages_on_the_terminal(
+    class_build: Built, tmp_path: Path, finished: list[Finished], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_build(class_build.resumed_in(tmp_path / "bundle"), fresh=True)
+    assert not any(stage.reused for stage in finished)
+    out, err = capfd.readouterr()
+    assert out == ""
+    *made, pictures = (stage.name for stage in finished)
+    assert [line.split()[0] for line in err.splitlines()] == [*made, "check", pictures]
+    assert portable(tmp_path / "bundle") == class_build.portable()
+
+
+def test_interrupted_build_leaves_no_manifest_and_resumes(
+    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: list[Finished]
+) -> None:
+    output = tmp_path / "bundle"
+    plan_file = class_build.resumed_in(output)
+    shutil.rmtree(next(output.glob("local/stages/statistics-*")))
+
+    def fail(*_given: Any) -> None:
+        raise PtqdError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_statistics", fail)
+        with pytest.raises(PtqdError, match="the power went"):
+            run_build(plan_file)
+    assert portable(output) == {}
+    assert not list(output.glob("local/stages/.unfinished*"))
+    run_build(plan_file)
+    assert list(remade_stages(finished)) == ["statistics"]
+    assert portable(output) == class_build.portable()
+
+
+def test_build_that_fails_while_it_writes_the_bundle_leaves_the_earlier_one_whole(
+    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: list[Finished]
+) -> None:
+    plan_file = class_build.resumed_in(tmp_path / "bundle")
+    run_build(plan_file)
+    assert finished
+
+    def fail(*_given: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(sys.modules["ptqd_export.stages.finish.assemble"], "statistics", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run_build(plan_file)
+    assert portable(tmp_path / "bundle") == class_build.portable()
+
+
+def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
+    output = tmp_path / "bundle"
+    run_build(class_build.resumed_in(output))
+    plan = Plan.model_validate(class_build.plan_file.plan.model_dump(mode="json") | {"precisions": ["w8a8"]})
+    run_build(replace(class_build.plan_file, plan=plan, output=output))
+    assert {path.name.partition(".")[0] for path in (output / "graphs" / "onnxruntime").iterdir()} == {"fp32", "w8a8"}
+    assert {path.stem for path in (output / "statistics" / "onnxruntime").iterdir()} == {"w8a8"}
+    assert {path.name.partition("-")[0] for path in (output / "local" / "stages").iterdir()} == {
+        "trace", "states", "observe", "quantize", "statistics", "pictures",
+    }  # fmt: skip
+    assert set(portable(output)) == {"manifest.json", *Bundle.open(output).manifest.files}
+    assert len(finished) == 9 + 6
+
+
+def test_table_at_the_end_names_every_precision_and_what_to_do_next(
+    class_build: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_build(class_build.resumed_in(tmp_path / "bundle"))
+    out, err = capsys.readouterr()
+    for precision in ("fp32", *QUANTIZED["class_build"]):
+        assert f" {precision} " in out
+    assert "ptqd-run sample" in out.replace("\n", " ")
+    assert err.count("as before") == 9
+    assert "\x1b" not in out + err

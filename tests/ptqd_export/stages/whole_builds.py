@@ -1,0 +1,52 @@
+"""What the tests of whole builds know of the two tiny models, and do with their bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain
+from engines.networks.engine_bank import EngineBank
+from ptqd_export.plan import PlanFile
+from ptqd_export.stages.stage_cache import Finished
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Array, Built
+
+CHANNELS = {"class_build": 1, "cross_build": 2}
+STEPS = {"class_build": 4, "cross_build": 3}
+QUANTIZED = {"class_build": ("w8a8", "w4a8", "w4a4", "w3a8"), "cross_build": ("w8a8", "w4a8", "w4a16")}
+
+
+def remade_stages(finished: list[Finished]) -> Iterator[str]:
+    """Names of the stages that were not reused."""
+    return (stage.name for stage in finished if not stage.reused)
+
+
+def portable(folder: Path) -> dict[str, bytes]:
+    """Every file that travels with the bundle in a folder."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
+
+
+def sample(folder: Path, *, first: int = 0, precision: str | None = None, corrected: bool = True) -> Array:
+    """Six samples of a bundle, by its schedule."""
+    bundle = Bundle.open(folder)
+    schedule = bundle.schedule()
+    bank = EngineBank(bundle, schedule.sampler.guidance, threads=1)
+    noise = NoiseSource(5, bundle.manifest.model.sample_shape)
+    samples = np.arange(first, first + 6, dtype=np.int64)
+    rows = np.zeros_like(samples) if bank.conditioning is None else samples % bank.conditioning.rows
+    return Chain(schedule, bank, precision, corrected).sample(noise, samples, rows)
+
+
+def changed(built: Built, output: Path, **sections: Any) -> PlanFile:
+    """The plan with some keys of some sections replaced, for a folder with the stages of the build."""
+    plan = built.plan_file.plan.model_dump(mode="json")
+    merged = {key: plan[key] | value if isinstance(value, dict) else value for key, value in sections.items()}
+    return built.resumed_in(output, **merged)

@@ -1,0 +1,1 @@
+"""Every part of the method, on two models."""

@@ -1,0 +1,168 @@
+"""What every part of the method is worth: precision x correction x eta, and mixtures of precisions against uniform ones.
+
+    python -m tools.ablation build/digits-ablation --reference build/digits-reference.npz --features tools/digits/classifier.onnx \\
+        --output build/ablation/digits
+
+The bundle fixes the quantizers and the list of precisions before anything is fitted. Every row (`ablation_rows`) is a schedule of its own
+that is added to the bundle and sampled with the noise of the same seeds as full precision. What is done is kept in the output folder, a
+file a row, so that an interrupted run goes on where it was; `ablation_page` makes the page of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import click
+import numpy as np
+
+from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.metrics.confidence import Estimate
+from engines.apps.evaluate.reference import Reference
+from engines.apps.evaluate.scores import SampleScores
+from engines.arrays import Float32
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches, rows_of
+from engines.host.files import write_text
+from engines.networks.chain_choice import ChainChoice
+from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.schedules.add_schedule import add_schedule
+from tools.ablation.ablation_rows import CONTENDERS, Row, full_precision_row, mixed_rows, uniform_rows
+
+ETAS = tuple(CONTENDERS)
+BATCH = 64
+
+Estimates = Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows share.
+
+    Attributes:
+        bundle: folder of the bundle.
+        output: folder of the results.
+        extractor, reference: of the distances.
+        num: samples of a seed.
+        seeds: of the noise.
+    """
+
+    bundle: Path
+    output: Path
+    extractor: Extractor
+    reference: Reference
+    num: int
+    seeds: Sequence[int]
+
+    def states(self, chain: Chain, seed: int) -> Iterator[Float32]:
+        """The samples of a seed, batch by batch."""
+        model = Bundle.open(self.bundle).manifest.model
+        noise, samples = NoiseSource(seed, model.sample_shape), np.arange(self.num, dtype=np.int64)
+        rows = np.zeros_like(samples) if model.conditioning is None else rows_of(samples, noise, model.conditioning.rows, None)
+        for part, of_rows in zip(batches(samples, BATCH), batches(rows, BATCH), strict=True):
+            yield chain.sample(noise, part, of_rows)
+
+    def full_precision_file(self, eta: float, seed: int) -> Path:
+        """Where full precision's samples are kept for the paired figures."""
+        return self.output / f"{FULL_PRECISION}-eta{eta:g}-seed{seed}.npy"
+
+
+def run_row(study: Study, row: Row) -> None:
+    """Fit, sample and judge a row, unless an earlier run did."""
+    result = study.output / f"{row.name}.json"
+    if result.exists():
+        return
+    begin = time.perf_counter()
+    _add_schedule(study, row)
+    fitted = time.perf_counter()
+    chain = ChainChoice(row.name, correction="on").open(Bundle.open(study.bundle), BATCH)
+    judge = _judge_full_precision if row.precision == FULL_PRECISION else _judge
+    estimates = [judge(study, chain, row, seed) for seed in study.seeds]
+    record = {
+        "row": asdict(row),
+        "steps": chain.step_precisions,
+        "num": study.num,
+        "seeds": list(study.seeds),
+        "figures": {name: [_stored(of_seed[name]) for of_seed in estimates] for name in estimates[0]},
+        "fit_seconds": fitted - begin,
+        "seconds": time.perf_counter() - begin,
+    }
+    write_text(result, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    figures = ", ".join(f"{name} {fmean(one[name].value for one in estimates):.4g}" for name in estimates[0])
+    click.echo(f"{row.name}: {figures} ({record['seconds']:.0f} s)")
+
+
+def _stored(estimate: Estimate) -> dict[str, object]:
+    return {"value": estimate.value, "without_block": estimate.without_block.tolist()}
+
+
+def _add_schedule(study: Study, row: Row) -> None:
+    if f"schedules/{row.name}.json" not in Bundle.open(study.bundle).manifest.files:
+        add_schedule(study.bundle, row.name, row.request)
+
+
+def _judge_full_precision(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
+    states = np.concatenate(list(study.states(chain, seed)))
+    np.save(study.full_precision_file(row.eta, seed), states)
+    scores = SampleScores(study.num, study.reference, study.extractor)
+    scores.add(states)
+    return scores.estimates()
+
+
+def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
+    kept = np.load(study.full_precision_file(row.eta, seed), mmap_mode="r")
+    scores = SampleScores(study.num, study.reference, study.extractor)
+    for begin, states in zip(range(0, study.num, BATCH), study.states(chain, seed), strict=True):
+        scores.add(states, np.asarray(kept[begin : begin + len(states)]))
+    return scores.estimates()
+
+
+def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:
+    """Full precision first, since the others are held against it."""
+    for eta in ETAS:
+        yield full_precision_row(eta)
+        for precision in precisions:
+            yield from uniform_rows(precision, eta)
+    yield from mixed_rows(mixtures(bundle), bundle.schedule().sampler.eta)
+
+
+def mixtures(bundle: Bundle) -> dict[str, tuple[str, ...]]:
+    """The paper's choice and the least predicted error at no higher cost, where the bundle was built with the policy `budget`."""
+    name = f"statistics/{bundle.manifest.placement}/frontier.json"
+    if name not in bundle.manifest.files:
+        return {}
+    chains = json.loads(bundle.path(name).read_text())["chains"]
+    (snr,) = (chain for chain in chains if chain["kind"] == "snr")
+    affordable = (chain for chain in chains if chain["kind"] in ("budget", "frontier") and chain["cost"] <= snr["cost"])
+    budget = min(affordable, key=lambda chain: float(chain["predicted_error"]))
+    return {"snr": tuple(snr["precisions"]), "budget": tuple(budget["precisions"])}
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(value.split(","))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Path(path_type=Path), required=True, help="An .npz of real images.")
+@click.option("--features", type=click.Path(path_type=Path), required=True, help="An ONNX feature extractor.")
+@click.option("--precisions", callback=_names, required=True, help="Such as w8a8,w4a8: rows of the table, in its order.")
+@click.option("--num", default=512, show_default=True, help="Samples of a seed.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds 0, 1, ...")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
+def main(bundle: Path, reference: Path, features: Path, precisions: tuple[str, ...], num: int, seeds: int, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    extractor = Extractor(features)
+    known = Reference.load(reference, extractor, Bundle.open(bundle).manifest.model.sample_shape)
+    study = Study(bundle, output, extractor, known, num, range(seeds))
+    for row in all_rows(Bundle.open(bundle), precisions):
+        run_row(study, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A row of the ablation as it was stored, and what two rows say of each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from engines.apps.evaluate.metrics.confidence import Estimate, Summary, summarize
+from engines.apps.evaluate.scores import FRECHET_DISTANCE
+from ptqd_export.plan import FULL_PRECISION
+
+
+@dataclass(frozen=True)
+class Result:
+    """One chain.
+
+    Attributes:
+        label: of the correction, or of the policy of a mixed chain.
+        precision: that takes all steps, or None for a mixture.
+        eta: of the sampler.
+        steps: the precision of every step.
+        num: samples of a seed.
+        figures: by name, one estimate a seed.
+    """
+
+    label: str
+    precision: str | None
+    eta: float
+    steps: tuple[str, ...]
+    num: int
+    figures: Mapping[str, Sequence[Estimate]]
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        stored: dict[str, Any] = json.loads(path.read_text())
+        row = stored["row"]
+        figures = {name: [_estimate(one) for one in of_seeds] for name, of_seeds in stored["figures"].items()}
+        return cls(row["label"], row["precision"], row["eta"], tuple(stored["steps"]), stored["num"], figures)
+
+    @property
+    def is_full_precision(self) -> bool:
+        return self.precision == FULL_PRECISION
+
+    def summary(self, name: str) -> Summary:
+        """A figure over the seeds."""
+        return summarize(self.figures[name])
+
+    def difference(self, other: Result, name: str) -> Summary:
+        """The same less another row's, paired by noise."""
+        return summarize([mine - its for mine, its in zip(self.figures[name], other.figures[name], strict=True)])
+
+    def ratio(self, other: Result, name: str) -> float:
+        """The same as a share of another row's, mean over the seeds."""
+        return fmean(mine.value / its.value for mine, its in zip(self.figures[name], other.figures[name], strict=True))
+
+    def gap_closed(self, none: Result, reference: Result) -> float:
+        """Share of the uncorrected chain's distance beyond full precision's that the correction takes away."""
+        gap = none.difference(reference, FRECHET_DISTANCE).mean
+        return 1 - self.difference(reference, FRECHET_DISTANCE).mean / gap
+
+
+def _estimate(stored: Mapping[str, Any]) -> Estimate:
+    return Estimate(stored["value"], np.array(stored["without_block"]))
