@@ -16,7 +16,7 @@ VALUES_A_TENSOR = 2**16
 
 
 @dataclass
-class Observed:
+class ObservedActivations:
     """What was seen of one tensor: its range, and a sample of its values."""
 
     low: float = 0.0
@@ -39,32 +39,34 @@ class Observed:
         return {"values": self.values.numpy(), "range": np.array([self.low, self.high], dtype=np.float32)}
 
     @classmethod
-    def from_arrays(cls, values: NDArray[np.float32], limits: NDArray[np.float32]) -> Observed:
+    def from_arrays(cls, values: NDArray[np.float32], limits: NDArray[np.float32]) -> ObservedActivations:
         return cls(float(limits[0]), float(limits[1]), [torch.from_numpy(values)])
 
 
 @contextmanager
-def observing(network: nn.Module, inputs: Iterable[str], outputs: Iterable[str], calls: int) -> Iterator[dict[str, Observed]]:
+def observe_activations(
+    network: nn.Module, inputs: Iterable[str], outputs: Iterable[str], calls: int
+) -> Iterator[dict[str, ObservedActivations]]:
     """Observe the inputs and outputs of named modules while the block runs the network `calls` times.
 
     Yields:
         what is seen, by `<name>.input` and `<name>.output`.
     """
-    seen: dict[str, Observed] = {}
+    seen: dict[str, ObservedActivations] = {}
     count = max(1, VALUES_A_TENSOR // calls)
     generator = torch.Generator().manual_seed(0)
     handles = []
     for name in inputs:
-        observed = seen[f"{name}.input"] = Observed()
+        observed = seen[f"{name}.input"] = ObservedActivations()
 
-        def before(_module: nn.Module, args: tuple[Tensor, ...], observed: Observed = observed) -> None:
+        def before(_module: nn.Module, args: tuple[Tensor, ...], observed: ObservedActivations = observed) -> None:
             observed.add(args[0], count, generator)
 
         handles.append(network.get_submodule(name).register_forward_pre_hook(before))
     for name in outputs:
-        observed = seen[f"{name}.output"] = Observed()
+        observed = seen[f"{name}.output"] = ObservedActivations()
 
-        def after(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor, observed: Observed = observed) -> None:
+        def after(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor, observed: ObservedActivations = observed) -> None:
             observed.add(out, count, generator)
 
         handles.append(network.get_submodule(name).register_forward_hook(after))

@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from calib.quantizers.observers import Observed
+from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.quantizers.rules.layers import Layer
-from calib.quantizers.rules.placement import NO_EXCEPTIONS, Exceptions, Placement, Rule, rule
+from calib.quantizers.rules.placement import NO_OVERRIDES, LayerOverrides, Placement, Rule, rule
 from calib.quantizers.rules.precision import Form, Precision
 from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
 
@@ -26,7 +26,7 @@ class QuantizationSettings:
 
     weight_scale: Criterion = "mse"
     activation_scale: Criterion = "mse"
-    exceptions: Exceptions = NO_EXCEPTIONS
+    overrides: LayerOverrides = NO_OVERRIDES
 
 
 class Quantizer:
@@ -35,7 +35,7 @@ class Quantizer:
     Args:
         network: full precision.
         layers: its weighted layers.
-        seen: what `calib.quantizers.observers.observing` saw, by `<layer>.input` (of sources) and `<layer>.output`.
+        seen: what `calib.quantizers.observers.observe_activations` saw, by `<layer>.input` (of sources) and `<layer>.output`.
         activations: quantizers that were found for these observations before; those that are found now are added.
     """
 
@@ -43,7 +43,7 @@ class Quantizer:
         self,
         network: nn.Module,
         layers: Sequence[Layer],
-        seen: Mapping[str, Observed],
+        seen: Mapping[str, ObservedActivations],
         placement: Placement,
         settings: QuantizationSettings,
         activations: ActivationQuantizers | None = None,
@@ -57,7 +57,7 @@ class Quantizer:
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
         """Every layer that gets integers at this precision."""
-        rules = ((layer, rule(layer, precision, self._placement, self._settings.exceptions)) for layer in self._layers)
+        rules = ((layer, rule(layer, precision, self._placement, self._settings.overrides)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 
     def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:

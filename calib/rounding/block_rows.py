@@ -64,7 +64,7 @@ class BlockRows:
 
 
 @dataclass(frozen=True)
-class Networks:
+class BlockNetworks:
     """Full precision, the same with every block quantized that comes before the current one, and how to run either."""
 
     reference: nn.Module
@@ -72,7 +72,7 @@ class Networks:
     forward: Forward
 
 
-def collect(block: Block, networks: Networks, inputs: Inputs, batch_size: int, device: torch.device, store: RowStore) -> BlockRows:
+def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: int, device: torch.device, store: RowStore) -> BlockRows:
     """Runs both networks up to the block, batch by batch on the device; what comes behind it is not run."""
     samples = len(inputs[0])
     kept: BlockRows | None = None

@@ -18,7 +18,7 @@ from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.sharing_copy import sharing_copy
 from calib.rounding.block_fit import BlockTask, FitSettings, fit
-from calib.rounding.block_rows import Networks, collect
+from calib.rounding.block_rows import BlockNetworks, collect
 from calib.rounding.blocks import Block, candidates, find_blocks, single_layers
 from calib.rounding.learned_block import BlockRecord, load_block, save_block
 from calib.rounding.module_calls import Forward, Inputs, module_calls
@@ -136,7 +136,7 @@ class _Learner:
         others = [layer for name, layer in nearest.items() if name not in learning]
         reference = network if device.type == "cpu" else nn.Module.to(sharing_copy(network), device)
         quantized = fake_quantized(network, others).requires_grad_(False)
-        self._networks = Networks(reference, nn.Module.to(quantized, device), calibration.forward)
+        self._networks = BlockNetworks(reference, nn.Module.to(quantized, device), calibration.forward)
         self._nearest = nearest
         self._calibration = calibration
         self._settings = settings

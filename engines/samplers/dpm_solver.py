@@ -35,7 +35,7 @@ def compile_dpm_2m(spec: ChainSpec) -> SamplerTable:
 
 def _compile(spec: ChainSpec, order: int) -> SamplerTable:
     schedule, levels = spec.schedule, noise_levels(spec.alphas)
-    t, level = _walk(schedule, spec.steps, levels)
+    t, level = _visited_levels(schedule, spec.steps, levels)
     level_next = np.append(level[1:], final_level(schedule, levels))
     a, a_next = alpha_bar_of(level), alpha_bar_of(level_next)
     k = 1 + spec.eta
@@ -50,7 +50,7 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
     return build_table(spec, t, a, C=C, D=D, E=np.zeros(spec.steps), sigma=sigma)
 
 
-def _walk(schedule: NoiseSchedule, steps: int, levels: Float64) -> tuple[Float64, Float64]:
+def _visited_levels(schedule: NoiseSchedule, steps: int, levels: Float64) -> tuple[Float64, Float64]:
     """Timesteps [S] and noise levels [S]."""
     if schedule.use_karras_sigmas:
         level = karras_levels(levels[-1], levels[0], steps)

@@ -74,7 +74,7 @@ class Declaration:
 
 
 @dataclass(frozen=True)
-class Networks:
+class ModelModules:
     """A model's weights in modules.
 
     Attributes:
@@ -93,7 +93,7 @@ class Family(Protocol):
         """What the model at `path` is, from configuration files alone."""
         ...
 
-    def load(self, path: Path, declared: Declaration) -> Networks:
+    def load(self, path: Path, declared: Declaration) -> ModelModules:
         """The modules of what was declared, in float32."""
         ...
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from calib.correction.step_fit import CorrectionChoice
-from calib.quantizers.rules.placement import Exceptions, HighPrecision, Placement
+from calib.quantizers.rules.placement import HighPrecision, LayerOverrides, Placement
 from calib.quantizers.rules.precision import Precision
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fit import FitNetworks, FitSettings
@@ -101,10 +101,10 @@ class BuildContext:
         """What runs the graphs in the build."""
         return measuring_backend(self.plan.target, self.plan.target.threads)
 
-    def exceptions(self, slower: Mapping[str, float] = MappingProxyType({})) -> Exceptions:
+    def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
         """The plan's, and the layers that were measured to be slower in integers."""
         settings = self.plan.quantization
-        return Exceptions(settings.keep_float, settings.keep_8bit_weights, slower)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower)
 
     @property
     def fit_settings(self) -> FitSettings:

@@ -26,7 +26,7 @@ from ptqd_export.stages.finish.sample_pictures import make_pictures
 from ptqd_export.stages.fit.budget import Chosen, choose_precisions, write_time_frontier
 from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
-from ptqd_export.stages.fit.walk_check import check_walked
+from ptqd_export.stages.fit.walk_check import check_fitted
 from ptqd_export.stages.network.decoding import decoder_record, make_decoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
@@ -78,8 +78,8 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
             for precision in context.quantized_precisions
         }
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
-        walked, chosen = _walked(context, cache, graphs)
-        check_walked(context, graphs, walked, progress)
+        walked, chosen = _fitted_schedule(context, cache, graphs)
+        check_fitted(context, graphs, walked, progress)
         trim_heap()  # the check is no stage, which would do it
         pictures = _pictures(context, cache, graphs, decoder, walked)
         parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
@@ -189,7 +189,7 @@ def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | N
     return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
 
 
-def _walked(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
+def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
     """The walk of the default schedule, and what a budget was spent on: a budget is spent on what a first walk has measured."""
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
     wanted = {

@@ -82,7 +82,7 @@ def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) ->
 
 
 @contextmanager
-def observing_channels(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def observe_channels(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Observe the largest magnitude of every input channel of named layers while the block runs the network.
 
     Yields:

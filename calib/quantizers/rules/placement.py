@@ -144,7 +144,7 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Exceptions:
+class LayerOverrides:
     """Layers that do not get what their precision says.
 
     Attributes:
@@ -158,32 +158,32 @@ class Exceptions:
     slower: Mapping[str, float] = field(default_factory=dict)
 
 
-NO_EXCEPTIONS = Exceptions()
+NO_OVERRIDES = LayerOverrides()
 
 
-def rule(layer: Layer, precision: Precision, placement: Placement, exceptions: Exceptions = NO_EXCEPTIONS) -> Rule:
+def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
     """The rule for a layer.
 
     Args:
         layer: the layer.
         precision: the plan's precision; float precisions keep every layer in float.
         placement: the target's table.
-        exceptions: to what the precision says.
+        overrides: to what the precision says.
     """
-    pattern = _matched(layer, exceptions.keep_float)
+    pattern = _matched(layer, overrides.keep_float)
     if pattern is not None:
         return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
     if precision.weight_bits is None or precision.activation_bits is None:
         return Rule(None, None, None, "float", f"precision {precision.name}")
     if layer.role != "inner":
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
-    pattern = _matched(layer, exceptions.keep_8bit_weights)
+    pattern = _matched(layer, overrides.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
-    if layer.name in exceptions.slower:
-        return Rule(weight_bits, None, None, "float", f"integers are slower here: {exceptions.slower[layer.name]:.2f}x")
+    if layer.name in overrides.slower:
+        return Rule(weight_bits, None, None, "float", f"integers are slower here: {overrides.slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]
     output_bits = CONTAINER_BITS if op.quantize_output else None
     return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, form=precision.form)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from engines.apps.compare.agreement import Agreement
-from engines.apps.compare.visits import Visit, spread_steps, walk
+from engines.apps.compare.visits import Visit, spread_steps, tell_visits
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser, guide
 from engines.chain.finite import check_output
@@ -111,7 +111,7 @@ def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None
     """
     observer = _Observer(check)
     for numbers, count in check.pieces:
-        walk(check.chain, count, check.noise, numbers, check.rows[numbers], observer, on_step)
+        tell_visits(check.chain, count, check.noise, numbers, check.rows[numbers], observer, on_step)
     return max((_departure(check, name, step, found.snr_db) for (name, step), found in observer.found.items()), default=0.0)
 
 

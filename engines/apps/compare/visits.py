@@ -72,13 +72,13 @@ def visits(
                     held.write(visit.x)
                     timesteps[visit.step] = visit.timestep
 
-            walk(chain, steps[-1] + 1, noise, numbers, of_batch, keep, on_step)
+            tell_visits(chain, steps[-1] + 1, noise, numbers, of_batch, keep, on_step)
             held.rewind()
             for step, timestep in timesteps.items():
                 yield Visit(step, timestep, held.read(len(numbers)), numbers, of_batch)
 
 
-def walk(
+def tell_visits(
     chain: Chain,
     count: int,
     noise: NoiseSource,

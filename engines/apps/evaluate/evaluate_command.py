@@ -84,7 +84,7 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     _check(request)
     bundle = Bundle.open(request.bundle)
     shape = bundle.manifest.model.image_shape
-    walks = [_walk(request, bundle, request.seed + number) for number in range(request.seeds)]
+    samples = [_seeded_samples(request, bundle, request.seed + number) for number in range(request.seeds)]
     extractor = Extractor(request.features)
     extractor.check(shape, "the samples")
     chain = request.chain.chosen(bundle)
@@ -94,7 +94,7 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
         chain.denoisers[full_precision]  # opened, before any work is done
     reference = Reference.load(request.reference, extractor, shape)
     judge = _here if request.cluster is None else _on_cluster
-    both = judge(_Judged(request, bundle, chain, full_precision, walks, lambda: SampleScores(request.num, reference, extractor), tell))
+    both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), tell))
     return _result(request, chain, full_precision, reference, extractor, both)
 
 
@@ -106,7 +106,7 @@ class _Judged:
     bundle: Bundle
     chain: Chain
     full_precision: str
-    walks: Sequence[_Walk]
+    samples: Sequence[_SeededSamples]
     scores: Callable[[], SampleScores]
     tell: Callable[[str, int, Estimates], None]
 
@@ -116,12 +116,12 @@ def _here(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
     exact = replace(judged.chain, precision=judged.full_precision, corrected=False)
     decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
     both: list[tuple[Estimates, Estimates]] = []
-    for walk in judged.walks:
+    for seeded in judged.samples:
         with HeldStates(judged.bundle.manifest.model.image_shape) as held, keeping("the figures above stand, and no file is written"):
-            first = _judge_full_precision(exact, walk, decoder, judged.scores(), held)
-            judged.tell(judged.full_precision, walk.noise.seed, first)
-            second = _judge(judged.chain, walk, decoder, judged.scores(), held)
-            judged.tell(judged.request.chain.precision, walk.noise.seed, second)
+            first = _judge_full_precision(exact, seeded, decoder, judged.scores(), held)
+            judged.tell(judged.full_precision, seeded.noise.seed, first)
+            second = _judge(judged.chain, seeded, decoder, judged.scores(), held)
+            judged.tell(judged.request.chain.precision, seeded.noise.seed, second)
         both.append((first, second))
     return both
 
@@ -129,7 +129,7 @@ def _here(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
 def _on_cluster(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
     """Likewise: the sums are those of a run on one machine, added in the same order."""
     request = judged.request
-    units = {walk.noise.seed: [unit_of(walk.noise.seed, *batch) for batch in walk.batches()] for walk in judged.walks}
+    units = {seeded.noise.seed: [unit_of(seeded.noise.seed, *batch) for batch in seeded.batches()] for seeded in judged.samples}
     with tempfile.TemporaryDirectory() as temporary:
         shards = Shards(request.shards or Path(temporary), _asked(judged))
         _complete(judged, [unit for of_seed in units.values() for unit in of_seed], shards)
@@ -179,7 +179,7 @@ def _check(request: EvaluateRequest) -> None:
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _SeededSamples:
     """The same noise and conditioning for every chain of one seed."""
 
     noise: NoiseSource
@@ -199,12 +199,12 @@ class _Walk:
                 yield decoder(chain.sample(self.noise, samples, rows, advance))
 
 
-def _walk(request: EvaluateRequest, bundle: Bundle, seed: int) -> _Walk:
+def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> _SeededSamples:
     model = bundle.manifest.model
     noise = NoiseSource(seed, model.sample_shape)
     samples = np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(request.classes, samples, noise, model.conditioning)
-    return _Walk(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
+    return _SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
 
 
 def _full_precision(chain: Chain, bundle: Bundle) -> str:
@@ -214,16 +214,16 @@ def _full_precision(chain: Chain, bundle: Bundle) -> str:
     return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
 
 
-def _judge_full_precision(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in walk.images(chain, decoder, f"{chain.precision}, seed {walk.noise.seed}"):
+def _judge_full_precision(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in seeded.images(chain, decoder, f"{chain.precision}, seed {seeded.noise.seed}"):
         held.write(images)
         scores.add(images)
     held.rewind()
     return scores.estimates()
 
 
-def _judge(chain: Chain, walk: _Walk, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in walk.images(chain, decoder, f"{chain.precision or AUTO}, seed {walk.noise.seed}"):
+def _judge(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images in seeded.images(chain, decoder, f"{chain.precision or AUTO}, seed {seeded.noise.seed}"):
         scores.add(images, held.read(len(images)))
     return scores.estimates()
 

@@ -36,7 +36,7 @@ def scalable_channels(graph: ir.Graph, names: Collection[str]) -> list[ScalableC
     once = _called_once(graph)
     found = []
     for made in _made_channels(graph, once):
-        walk = _Walk(once)
+        walk = _ChannelTrace(once)
         if walk.follow(made.value, (made.axis,)) and not walk.consumers.isdisjoint(names):
             found.append(ScalableChannels(made.producer, made.first, tuple(sorted(walk.consumers))))
     return found
@@ -109,7 +109,7 @@ def _sole_use(value: ir.Value, op: str) -> list[tuple[ir.Node, int]]:
     return uses if len(uses) == 1 and uses[0][0].op_type == op and not value.is_graph_output() else []
 
 
-class _Walk:
+class _ChannelTrace:
     """Follows channels to the layers that read them."""
 
     def __init__(self, once: Collection[str]) -> None:

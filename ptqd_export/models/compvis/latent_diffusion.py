@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.alphas import alpha_bar
-from ptqd_export.models.base import Adapter, Declaration, Decoder, Networks
+from ptqd_export.models.base import Adapter, Declaration, Decoder, ModelModules
 from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.compvis_unet import empty_unet, unet_links
@@ -92,7 +92,7 @@ def declare(path: Path) -> Declaration:
     )
 
 
-def load(path: Path, declared: Declaration) -> Networks:
+def load(path: Path, declared: Declaration) -> ModelModules:
     """The checkpoint's weights in modules of diffusers; float32 ones are mapped from the file, not copied.
 
     Raises:
@@ -111,7 +111,7 @@ def load(path: Path, declared: Declaration) -> Networks:
         used |= fill(embedder, [link("embedding", "embedding")], tensors, CLASSES.__add__)
         adapter = ClassAdapter(ClassConditionalUNet(unet, embedder), names)
     refuse_unused({name for name in tensors.keys() - used if not name.startswith(_TRAINING)})
-    return Networks(adapter, decoder)
+    return ModelModules(adapter, decoder)
 
 
 def find_config(checkpoint: Path) -> Path:

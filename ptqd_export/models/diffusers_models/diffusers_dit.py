@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engines.samplers.of_scheduler import sampler_of
-from ptqd_export.models.base import Adapter, Declaration, Networks
+from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
@@ -37,8 +37,8 @@ def declare(path: Path) -> Declaration:
     )
 
 
-def load(path: Path, declared: Declaration) -> Networks:
+def load(path: Path, declared: Declaration) -> ModelModules:
     """See `ptqd_export.models.base.Family`."""
     folder = DiffusersFolder(path)
     adapter = DiTAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs))
-    return Networks(adapter, load_decoder(folder))
+    return ModelModules(adapter, load_decoder(folder))

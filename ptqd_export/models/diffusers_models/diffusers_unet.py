@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engines.errors import UsageError
 from engines.samplers.of_scheduler import sampler_of
-from ptqd_export.models.base import Adapter, Declaration, Networks
+from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import EMBEDDINGS, IMAGE, POOLED, TIME_IDS, ConditionInput, class_input, image_input
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
@@ -56,11 +56,11 @@ def declare(path: Path) -> Declaration:
     )
 
 
-def load(path: Path, declared: Declaration) -> Networks:
+def load(path: Path, declared: Declaration) -> ModelModules:
     """See `ptqd_export.models.base.Family`."""
     folder = DiffusersFolder(path)
     adapter = DiffusersAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs))
-    return Networks(adapter, load_decoder(folder))
+    return ModelModules(adapter, load_decoder(folder))
 
 
 def _inputs(kind: str, config: Mapping[str, Any]) -> tuple[ConditionInput, ...]:

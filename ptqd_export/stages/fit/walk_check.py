@@ -17,7 +17,7 @@ from ptqd_export.stages.stage_cache import Reporter
 STAGE = "check"
 
 
-def check_walked(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
+def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
     """Measure a few of the walk's figures again. Never cached: it is the files and the runtime of this very moment that are looked at.
 
     Raises:

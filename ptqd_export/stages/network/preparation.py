@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from calib.quantizers.preparation.channel_scaling import (
     ScalableChannels,
-    observing_channels,
+    observe_channels,
     scale_channels,
     scaled_parameters,
     scaling_factors,
@@ -145,7 +145,7 @@ def _scaled(
 def _largest_inputs(context: BuildContext, model: LoadedModel, layers: list[str], states: States, reporter: Reporter) -> dict[str, Tensor]:
     """The largest magnitude of every input channel of these layers at the states."""
     placed = context.calibration_device.place(model)
-    with observing_channels(placed.adapter.network, layers) as seen, torch.no_grad():
+    with observe_channels(placed.adapter.network, layers) as seen, torch.no_grad():
         for batch in network_inputs(context, states, reporter):
             placed.adapter(*batch)
     return seen

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calib.quantizers.observers import Observed, observing
+from calib.quantizers.observers import ObservedActivations, observe_activations
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
@@ -25,15 +25,15 @@ def make_observations(context: BuildContext, prepared: Path, states: Path, steps
     chosen = load_states(states).at(context.table.timestep[list(steps)])
     model = context.calibration_device.place(prepared_model(context, prepared))
     calls = -(-len(chosen.rows) // context.plan.calibration.batch_size)
-    with observing(model.adapter.network, inputs, [layer.name for layer in layers], calls) as seen, torch.no_grad():
+    with observe_activations(model.adapter.network, inputs, [layer.name for layer in layers], calls) as seen, torch.no_grad():
         for batch in network_inputs(context, chosen, reporter):
             model.adapter(*batch)
     arrays = {f"{name}.{part}": value for name, one in seen.items() for part, value in one.arrays().items()}
     np.savez(folder / OBSERVED, allow_pickle=False, **arrays)
 
 
-def load_observations(folder: Path) -> dict[str, Observed]:
+def load_observations(folder: Path) -> dict[str, ObservedActivations]:
     """What `make_observations` wrote, by `<layer>.input` and `<layer>.output`."""
     with np.load(folder / OBSERVED) as archive:
         names = [name.removesuffix(".values") for name in archive.files if name.endswith(".values")]
-        return {name: Observed.from_arrays(archive[f"{name}.values"], archive[f"{name}.range"]) for name in names}
+        return {name: ObservedActivations.from_arrays(archive[f"{name}.values"], archive[f"{name}.range"]) for name in names}

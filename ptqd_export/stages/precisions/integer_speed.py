@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.quantizers.rules.placement import Exceptions, rule
+from calib.quantizers.rules.placement import LayerOverrides, rule
 from calib.quantizers.rules.precision import Precision
 from engines.host.timing import interleaved_medians
 from ptqd_export.graph.graph_files import save_graph
@@ -76,7 +76,7 @@ def load_slower(measured: Path) -> Mapping[str, float]:
 
 def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[QuantizedLayer]:
     """With the quickest scales: they do not change the time of a kernel."""
-    settings = QuantizationSettings("max", "max", context.exceptions())
+    settings = QuantizationSettings("max", "max", context.overrides())
     network = prepared_model(context, prepared).adapter.network
     return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
 
@@ -93,7 +93,7 @@ def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Seq
     """The named layers keep their integer weights and compute in float."""
     slower = dict.fromkeys(names, 0.0)
     return [
-        replace(layer, rule=rule(layer.layer, MEASURED, context.placement, Exceptions(slower=slower)), input=None, output=None)
+        replace(layer, rule=rule(layer.layer, MEASURED, context.placement, LayerOverrides(slower=slower)), input=None, output=None)
         if layer.layer.name in slower
         else layer
         for layer in layers

@@ -25,7 +25,7 @@ def precision_record(
 ) -> dict[str, Any]:
     """Bit operations, and what every layer of the network got."""
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
-    rules = [(layer, rule(layer, precision, context.placement, context.exceptions(slower))) for layer in network.layers]
+    rules = [(layer, rule(layer, precision, context.placement, context.overrides(slower))) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),

@@ -45,7 +45,7 @@ class Sources:
 
     Attributes:
         prepared, states, seen: folders of these stages.
-        slower: layers that keep integer weights and compute in float, see `calib.quantizers.rules.placement.Exceptions`.
+        slower: layers that keep integer weights and compute in float, see `calib.quantizers.rules.placement.LayerOverrides`.
         found: activation quantizers that were found from these observations so far: precisions share them.
         reference: full precision's outputs where graphs are verified, once a precision needed them; shared too.
     """
@@ -102,7 +102,7 @@ def rounded_to_nearest(
     """Every layer that gets integers, with its scales, rounded to the nearest."""
     settings = context.plan.quantization
     _check_patterns(settings, [layer.name for layer in network.layers])
-    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.exceptions(sources.slower))
+    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
     seen = load_observations(sources.seen)
     return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.quantizers import observers
-from calib.quantizers.observers import VALUES_A_TENSOR, Observed, observing
+from calib.quantizers.observers import VALUES_A_TENSOR, ObservedActivations, observe_activations
 
 
 class TwoLayers(nn.Module):
@@ -35,8 +35,8 @@ def _batches(count: int = 4) -> list[Tensor]:
     return [torch.randn(10, 3, generator=generator) * (1 + i) for i in range(count)]
 
 
-def _observe(network: TwoLayers, batches: list[Tensor]) -> dict[str, Observed]:
-    with observing(network, ["first", "second"], ["second"], len(batches)) as seen, torch.no_grad():
+def _observe(network: TwoLayers, batches: list[Tensor]) -> dict[str, ObservedActivations]:
+    with observe_activations(network, ["first", "second"], ["second"], len(batches)) as seen, torch.no_grad():
         for batch in batches:
             network(batch)
     return seen
@@ -79,9 +79,9 @@ def test_the_same_run_draws_the_same_values(network: TwoLayers) -> None:
 def test_observing_does_not_change_the_network_and_hooks_go(network: TwoLayers) -> None:
     x = _batches()[0]
     expected = network(x)
-    with observing(network, ["first"], ["second"], 1):
+    with observe_activations(network, ["first"], ["second"], 1):
         torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="shapes"), observing(network, ["first"], ["second"], 1):
+    with pytest.raises(RuntimeError, match="shapes"), observe_activations(network, ["first"], ["second"], 1):
         network(torch.zeros(2, 5))
     assert not network.first._forward_pre_hooks
     assert not network.second._forward_hooks
@@ -98,7 +98,7 @@ def test_a_layer_called_twice_is_seen_twice() -> None:
             return out
 
     network = Twice()
-    with observing(network, ["layer"], [], 1) as seen:
+    with observe_activations(network, ["layer"], [], 1) as seen:
         network(torch.tensor([[1.0, -2.0]]))
     assert (seen["layer.input"].low, seen["layer.input"].high) == (-20.0, 10.0)
 
@@ -107,6 +107,6 @@ def test_observations_survive_a_file(network: TwoLayers, tmp_path: Path) -> None
     seen = _observe(network, _batches())["second.output"]
     np.savez(tmp_path / "seen.npz", allow_pickle=False, **seen.arrays())
     with np.load(tmp_path / "seen.npz") as archive:
-        loaded = Observed.from_arrays(archive["values"], archive["range"])
+        loaded = ObservedActivations.from_arrays(archive["values"], archive["range"])
     torch.testing.assert_close(loaded.values, seen.values, rtol=0, atol=0)
     assert (loaded.low, loaded.high) == (seen.low, seen.high)

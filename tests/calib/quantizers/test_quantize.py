@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calib.quantizers.observers import Observed, observing
+from calib.quantizers.observers import ObservedActivations, observe_activations
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.layers import Layer
-from calib.quantizers.rules.placement import PLACEMENTS, Exceptions
+from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_search import activation_scale, weight_scale
 
@@ -48,20 +48,20 @@ def network() -> Attention:
 
 
 @pytest.fixture
-def seen(network: Attention) -> Mapping[str, Observed]:
-    with observing(network, ["query", "out"], ["query", "key", "out"], 1) as seen, torch.no_grad():
+def seen(network: Attention) -> Mapping[str, ObservedActivations]:
+    with observe_activations(network, ["query", "out"], ["query", "key", "out"], 1) as seen, torch.no_grad():
         network(torch.randn(50, 7, 6, generator=torch.Generator().manual_seed(1)))
     return seen
 
 
 def _quantize(
-    network: nn.Module, seen: Mapping[str, Observed], precision: str, settings: QuantizationSettings = DEFAULT
+    network: nn.Module, seen: Mapping[str, ObservedActivations], precision: str, settings: QuantizationSettings = DEFAULT
 ) -> dict[str, QuantizedLayer]:
     quantizer = Quantizer(network, LAYERS, seen, ORT, settings)
     return {layer.layer.name: layer for layer in quantizer.quantize(Precision.parse(precision))}
 
 
-def test_layers_that_read_one_tensor_share_its_quantizer(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_layers_that_read_one_tensor_share_its_quantizer(network: Attention, seen: Mapping[str, ObservedActivations]) -> None:
     layers = _quantize(network, seen, "w4a6")
     assert layers["key"].input is layers["query"].input
     observed = seen["query.input"]
@@ -70,7 +70,7 @@ def test_layers_that_read_one_tensor_share_its_quantizer(network: Attention, see
 
 
 def test_outputs_are_quantized_in_their_container_and_only_where_the_placement_says(
-    network: Attention, seen: Mapping[str, Observed]
+    network: Attention, seen: Mapping[str, ObservedActivations]
 ) -> None:
     layers = _quantize(network, seen, "w4a4")
     assert layers["query"].output is None
@@ -82,7 +82,7 @@ def test_outputs_are_quantized_in_their_container_and_only_where_the_placement_s
 
 @pytest.mark.parametrize(("precision", "bits"), [("w8a8", 8), ("w4a8", 4), ("w3a16", 3)])
 def test_weights_are_searched_at_the_bits_of_the_precision(
-    network: Attention, seen: Mapping[str, Observed], precision: str, bits: int
+    network: Attention, seen: Mapping[str, ObservedActivations], precision: str, bits: int
 ) -> None:
     layer = _quantize(network, seen, precision)["query"]
     expected = weight_scale(network.query.weight, bits)
@@ -92,25 +92,27 @@ def test_weights_are_searched_at_the_bits_of_the_precision(
     assert torch.equal(layer.bias if layer.bias is not None else torch.empty(0), network.query.bias)
 
 
-def test_layer_without_bias_has_none(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_layer_without_bias_has_none(network: Attention, seen: Mapping[str, ObservedActivations]) -> None:
     assert _quantize(network, seen, "w8a8")["key"].bias is None
 
 
-def test_sixteen_activation_bits_quantize_weights_only(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_sixteen_activation_bits_quantize_weights_only(network: Attention, seen: Mapping[str, ObservedActivations]) -> None:
     layers = _quantize(network, seen, "w4a16")
     assert len(layers) == 3
     assert all(layer.input is None and layer.output is None for layer in layers.values())
 
 
-def test_float_precisions_and_layers_kept_by_the_plan_are_not_quantized(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_float_precisions_and_layers_kept_by_the_plan_are_not_quantized(
+    network: Attention, seen: Mapping[str, ObservedActivations]
+) -> None:
     assert _quantize(network, seen, "fp32") == {}
-    assert set(_quantize(network, seen, "w8a8", QuantizationSettings(exceptions=Exceptions(keep_float=("que*", "nothing"))))) == {
+    assert set(_quantize(network, seen, "w8a8", QuantizationSettings(overrides=LayerOverrides(keep_float=("que*", "nothing"))))) == {
         "key",
         "out",
     }
 
 
-def test_criteria_of_the_plan_are_used(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_criteria_of_the_plan_are_used(network: Attention, seen: Mapping[str, ObservedActivations]) -> None:
     searched = _quantize(network, seen, "w4a4")["out"]
     largest = _quantize(network, seen, "w4a4", QuantizationSettings(weight_scale="max", activation_scale="max"))["out"]
     torch.testing.assert_close(largest.weight.scale, network.out.weight.detach().abs().amax(dim=(1, 2)) / 7)
@@ -122,7 +124,7 @@ def test_criteria_of_the_plan_are_used(network: Attention, seen: Mapping[str, Ob
     assert not torch.equal(searched.weight.scale, largest.weight.scale)
 
 
-def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: Mapping[str, ObservedActivations]) -> None:
     with torch.no_grad():
         network.out.weight[1] = 0
         network.out.bias[1] = -2000.0  # type: ignore[index]  # a tensor, as the layer has a bias
@@ -136,7 +138,9 @@ def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: 
     torch.testing.assert_close(layer.weight.scale[[0, 2]], others, rtol=0, atol=0)
 
 
-def test_precisions_share_the_quantizers_of_activations_that_they_have_in_common(network: Attention, seen: Mapping[str, Observed]) -> None:
+def test_precisions_share_the_quantizers_of_activations_that_they_have_in_common(
+    network: Attention, seen: Mapping[str, ObservedActivations]
+) -> None:
     found: ActivationQuantizers = {}
     first = Quantizer(network, LAYERS, seen, ORT, DEFAULT, found).quantize(Precision.parse("w8a8"))
     searched = dict(found)

@@ -17,7 +17,7 @@ from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
 from calib.quantizers.scale_search import weight_scale
 from calib.rounding.block_fit import BlockTask, FitSettings, fit
-from calib.rounding.block_rows import BlockRows, Networks, collect
+from calib.rounding.block_rows import BlockNetworks, BlockRows, collect
 from calib.rounding.blocks import Block
 from calib.rounding.row_store import RowStore
 
@@ -46,7 +46,7 @@ def x() -> Tensor:
 @pytest.fixture
 def rows(linear: nn.Linear, x: Tensor, tmp_path: Path) -> BlockRows:
     with RowStore(tmp_path / "rows", 10**6) as store:
-        networks = Networks(linear, linear, lambda network, inputs: network(*inputs))
+        networks = BlockNetworks(linear, linear, lambda network, inputs: network(*inputs))
         return collect(Block("", ("",), (True,)), networks, (x,), 64, CPU, store)
 
 

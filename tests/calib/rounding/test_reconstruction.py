@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
@@ -99,7 +99,7 @@ def _case(precision: str) -> Case:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(STATES + 200, 3, generator=generator) @ torch.randn(3, 8, generator=generator)
     layers = _layers()
-    with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
+    with observe_activations(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
         network(x[:STATES])
     quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], QuantizationSettings())
     return Case(network, x, quantizer.quantize(Precision.parse(precision)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.quantize import Quantizer
 from calib.quantizers.rules.placement import Placement
 from calib.quantizers.rules.precision import Precision
@@ -25,7 +25,7 @@ def case(graph_of: GraphOf) -> Callable[..., Case]:
         x = torch.randn(16, *SHAPES[kind], generator=torch.Generator().manual_seed(1))
         model = graph_of(kind.text, network)
         layers = find_layers(model.graph, dict.fromkeys(dict(network.named_modules()), 1))
-        with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen:
+        with observe_activations(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen:
             network(x)
         quantizer = Quantizer(network, layers, seen, placement, DEFAULT)
         return Case(placement, network, model, x, quantizer.quantize(Precision.parse(precision)))

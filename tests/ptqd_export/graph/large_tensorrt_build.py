@@ -13,7 +13,7 @@ def export(folder: Path) -> None:
     import torch
     from onnx_ir.passes import common
 
-    from calib.quantizers.observers import observing
+    from calib.quantizers.observers import observe_activations
     from calib.quantizers.quantize import QuantizationSettings, Quantizer
     from calib.quantizers.rules.placement import PLACEMENTS
     from calib.quantizers.rules.precision import Precision
@@ -30,7 +30,7 @@ def export(folder: Path) -> None:
     graph = trace(model)
     lower(graph, placement)
     layers = find_layers(graph.graph, dict.fromkeys(weighted_nodes(graph.graph), 1))
-    with observing(network, [layer.source for layer in layers], [], 1) as seen, torch.no_grad():
+    with observe_activations(network, [layer.source for layer in layers], [], 1) as seen, torch.no_grad():
         model.adapter(*model.example_inputs(2))
     found = Quantizer(network, layers, seen, placement, QuantizationSettings("max", "max")).quantize(Precision.parse("w8a8"))
     passes = (InsertQuantization(with_scales_in("fp16", found), placement), ToHalfPrecision(), common.RemoveUnusedNodesPass())

@@ -16,7 +16,7 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.placement import PLACEMENTS, HighPrecision
@@ -226,7 +226,7 @@ def _quantized(
     model: LoadedModel, traced: ir.Model, precision: str, high: HighPrecision, folder: Path
 ) -> tuple[Path, list[QuantizedLayer]]:
     layers = find_layers(traced.graph, count_macs(model))
-    with observing(model.adapter.network, sorted({layer.source for layer in layers}), [], 1) as seen, torch.no_grad():
+    with observe_activations(model.adapter.network, sorted({layer.source for layer in layers}), [], 1) as seen, torch.no_grad():
         model.adapter(*model.example_inputs(16))
     found = Quantizer(model.adapter.network, layers, seen, TRT, QuantizationSettings()).quantize(Precision.parse(precision))
     found = with_scales_in(high, found)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.preparation.channel_scaling import (
     LARGEST_FACTOR,
     ScalableChannels,
-    observing_channels,
+    observe_channels,
     scale_channels,
     scaled_parameters,
     scaling_factors,
@@ -131,7 +131,7 @@ def test_largest_magnitude_of_every_channel_is_over_all_calls(name: str) -> None
     network, inputs = Norms(), [torch.randn(3, 5, 6) * (1 + i) for i in range(3)]
     seen_inputs: list[Tensor] = []
     watch = network.get_submodule(name).register_forward_pre_hook(lambda _module, args: seen_inputs.append(args[0]))
-    with observing_channels(network, [name]) as seen, torch.no_grad():
+    with observe_channels(network, [name]) as seen, torch.no_grad():
         for x in inputs:
             network(x)
     watch.remove()
@@ -165,7 +165,7 @@ def _snr_db(change: Callable[[nn.Module, Tensor], object], precision: str) -> fl
     change(network, x)
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
     layers = [Layer("fc", "MatMul", "inner", (16, 32), 1, "fc")]
-    with observing(network, ["fc"], ["fc"], 1) as seen:
+    with observe_activations(network, ["fc"], ["fc"], 1) as seen:
         network(x)
     quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], QuantizationSettings())
     found = fake_quantized(network, quantizer.quantize(Precision.parse(precision)))(x)
@@ -174,7 +174,7 @@ def _snr_db(change: Callable[[nn.Module, Tensor], object], precision: str) -> fl
 
 def _scale(network: nn.Module, x: Tensor) -> None:
     channels = ScalableChannels("norm", 0, ("fc",))
-    with observing_channels(network, ["fc"]) as seen:
+    with observe_channels(network, ["fc"]) as seen:
         network(x)
     scale_channels(network, channels, scaling_factors(network, channels, seen["fc"], 0.5))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.preparation.split_layer import SplitLayer, part_name, split_layers
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
@@ -75,7 +75,7 @@ def test_each_part_is_observed_on_its_own() -> None:
     network, x = Skip(), torch.randn(4, 8, 5, 5)
     split_layers(network, {"inner.merge": (8, 8)})
     names = [part_name("inner.merge", i) for i in range(2)]
-    with observing(network, names, names, 1) as seen, torch.no_grad():
+    with observe_activations(network, names, names, 1) as seen, torch.no_grad():
         network(x)
     assert [round(seen[f"{name}.input"].high) for name in names] == [1, 20]
 
@@ -86,7 +86,7 @@ def _snr_db(network: nn.Module, names: Sequence[str], precision: str) -> float:
     shapes = [tuple(network.get_parameter(f"{name}.weight").shape) for name in names]
     layers = [Layer(name, op, "inner", shape, 1, name) for name, shape in zip(names, shapes, strict=True)]
     x = torch.randn(64, 8, 6, 6, generator=torch.Generator().manual_seed(1))
-    with observing(network, names, names, 1) as seen, torch.no_grad():
+    with observe_activations(network, names, names, 1) as seen, torch.no_grad():
         expected = network(x)
     quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], QuantizationSettings())
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calib.quantizers.rules.layers import Layer, Op, Role
-from calib.quantizers.rules.placement import PLACEMENTS, Exceptions, Rule, rule
+from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides, Rule, rule
 from calib.quantizers.rules.precision import Precision
 
 ORT, TRT = PLACEMENTS["onnxruntime"], PLACEMENTS["tensorrt"]
@@ -75,10 +75,10 @@ def test_float_precisions_quantize_nothing(role: Role, name: str) -> None:
     ],
 )
 def test_weights_that_the_plan_names_have_eight_bits(precision: str, bits: tuple[int, int | None], reason: str | None) -> None:
-    found = rule(_layer(), Precision.parse(precision), ORT, Exceptions(keep_8bit_weights=("other", "block.*")))
+    found = rule(_layer(), Precision.parse(precision), ORT, LayerOverrides(keep_8bit_weights=("other", "block.*")))
     assert ((found.weight_bits, found.activation_bits), found.reason) == (bits, reason)
     assert (
-        rule(_layer(), Precision.parse(precision), ORT, Exceptions(keep_8bit_weights=("other",))).reason
+        rule(_layer(), Precision.parse(precision), ORT, LayerOverrides(keep_8bit_weights=("other",))).reason
         != "8-bit weights by the plan (other)"
     )
 
@@ -87,7 +87,7 @@ def test_weights_that_the_plan_names_have_eight_bits(precision: str, bits: tuple
     ("pattern", "kept"), [("block.*", True), ("block.conv", True), ("*.conv", True), ("BLOCK.*", False), ("block", False), ("conv", False)]
 )
 def test_layers_that_the_plan_names_stay_in_float_with_the_pattern_as_the_reason(pattern: str, kept: bool) -> None:
-    found = rule(_layer(), Precision.parse("w8a8"), ORT, Exceptions(keep_float=("other", pattern)))
+    found = rule(_layer(), Precision.parse("w8a8"), ORT, LayerOverrides(keep_float=("other", pattern)))
     assert (found.weight_bits is None) is kept
     if kept:
         assert found == Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engines.apps.compare.visits import Visit, spread_steps, visits, walk
+from engines.apps.compare.visits import Visit, spread_steps, tell_visits, visits
 from engines.arrays import Float32, Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
@@ -70,7 +70,7 @@ def test_states_are_those_of_the_chain(schedule: Schedule, batch_size: int) -> N
 def test_the_walk_ends_before_the_network_of_the_last_step_that_is_wanted(schedule: Schedule) -> None:
     network, told, seen = Linear(), list[Visit](), list[int]()
     walked = replace(chain(schedule), denoisers={"fp32": network})
-    walk(walked, 2, NoiseSource(4, (1, 8, 8)), np.arange(5), ROWS, told.append, lambda: seen.append(1))
+    tell_visits(walked, 2, NoiseSource(4, (1, 8, 8)), np.arange(5), ROWS, told.append, lambda: seen.append(1))
     assert (network.calls, len(seen), [visit.step for visit in told]) == (1, 2, [0, 1])
 
 

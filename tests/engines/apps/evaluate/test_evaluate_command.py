@@ -235,10 +235,10 @@ def test_a_missing_runtime_exits_3(tiny: TinyBundle, images: Path, extractor_fil
 
 def test_rows_left_out_are_those_of_the_seed(tiny: TinyBundle) -> None:
     """What `sample` draws, `evaluate` draws: the rows come from (seed, number) for both."""
-    from engines.apps.evaluate.evaluate_command import _walk
+    from engines.apps.evaluate.evaluate_command import _seeded_samples
 
-    walk = _walk(EvaluateRequest(tiny.folder, Path(), Path(), 50), Bundle.open(tiny.folder), seed=9)
-    np.testing.assert_array_equal(walk.rows, NoiseSource(9, (1, 8, 8)).row(np.arange(50), 3))
+    seeded = _seeded_samples(EvaluateRequest(tiny.folder, Path(), Path(), 50), Bundle.open(tiny.folder), seed=9)
+    np.testing.assert_array_equal(seeded.rows, NoiseSource(9, (1, 8, 8)).row(np.arange(50), 3))
 
 
 def test_latent_models_are_judged_by_their_images(tiny_decoded: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path) -> None:

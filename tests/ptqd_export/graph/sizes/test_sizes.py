@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from calib.quantizers.observers import observing
+from calib.quantizers.observers import observe_activations
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.rules.placement import PLACEMENTS
 from calib.quantizers.rules.precision import Precision
@@ -101,7 +101,7 @@ def _sizes(model: LoadedModel, precisions: tuple[str, ...], folder: Path) -> dic
     save_graph(graph, path)
     layers = find_layers(graph.graph, dict.fromkeys(weighted_nodes(graph.graph), 1))
     network = model.adapter.network
-    with observing(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
+    with observe_activations(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
         model.adapter(*model.example_inputs(2))
     quantizer = Quantizer(network, layers, seen, ORT, QuantizationSettings("max", "max"))
     sizes = {"fp32": _bytes(path)}

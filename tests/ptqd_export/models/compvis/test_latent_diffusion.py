@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers import NoiseSchedule, compile_sampler
-from ptqd_export.models.base import Adapter, LoadedModel, Networks
+from ptqd_export.models.base import Adapter, LoadedModel, ModelModules
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.load import fingerprint, load_model, model_files
@@ -45,11 +45,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: small_checkpoint(name, folder / name) for name in SMALL}
 
 
-def _load(path: Path) -> Networks:
+def _load(path: Path) -> ModelModules:
     return latent_diffusion.load(path, latent_diffusion.declare(path))
 
 
-def _load_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Networks:
+def _load_tensors(
+    tensors: Mapping[str, Tensor], described: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelModules:
     """As if they were read from a file."""
     (folder / "model.ckpt").touch()
     write_yaml(described, folder / "model.yaml")
@@ -67,7 +69,7 @@ def _count(module: nn.Module) -> int:
     return sum(value.numel() for value in module.state_dict().values())
 
 
-def _run(networks: Networks, channels: int, classes: bool) -> tuple[Tensor, Tensor]:
+def _run(networks: ModelModules, channels: int, classes: bool) -> tuple[Tensor, Tensor]:
     x, z = (torch.from_numpy(random_values(name, (2, channels, size, size))) for name, size in (("x", 16), ("z", 4)))
     labels = (torch.tensor([3, 10]),) if classes else ()
     assert networks.decoder is not None

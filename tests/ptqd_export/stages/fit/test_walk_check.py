@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from engines.apps.compare.engine_check import check_engines
 from engines.errors import PtqdError
 from ptqd_export.stages.build_context import FULL_PRECISION
-from ptqd_export.stages.fit.walk_check import _check, check_walked
+from ptqd_export.stages.fit.walk_check import _check, check_fitted
 from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.stages.recorder import Recorder
 
@@ -41,7 +41,7 @@ def test_engines_of_a_build_measure_as_before(name: str, request: pytest.Fixture
 
 def test_progress_is_told_to_the_end(class_build: Built) -> None:
     reported = Recorder()
-    check_walked(class_build.context, stages(class_build), class_build.stage("statistics"), reported)
+    check_fitted(class_build.context, stages(class_build), class_build.stage("statistics"), reported)
     total = 4 * 2  # steps, and batches of 8 of the 16 samples
     assert reported.told == [("start", "check"), *(("advance", done, total) for done in range(1, total + 1)), ("finish", "check", False)]
 
