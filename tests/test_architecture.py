@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,31 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_the_contracts_of_the_layers_hold() -> None:
+def test_the_contracts_of_packages_and_rooms_hold() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    assert [contract["type"] for contract in contracts] == ["layers", "forbidden"]
+    assert Counter(contract["type"] for contract in contracts) == {"layers": 4, "forbidden": 1, "acyclic_siblings": 1}
     done = _run("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Contracts: {len(contracts)} kept, 0 broken." in done.stdout
+
+
+@pytest.mark.parametrize(("package", "most"), [("engines", 14), ("calib", 5), ("ptqd_export", 12)])
+def test_a_package_has_few_rooms_and_few_modules_beside_them(package: str, most: int) -> None:
+    folders = {path.parent for path in (ROOT / package).glob("*/__init__.py")}
+    modules = {path for path in (ROOT / package).glob("*.py") if path.stem not in ("__init__", "__main__")}
+    assert len(folders) + len(modules) <= most
+    assert len(modules) <= 8
+
+
+@pytest.mark.parametrize("package", ["engines", "calib", "ptqd_export"])
+def test_file_names_are_unique_within_a_package(package: str) -> None:
+    names = Counter(path.name for path in (ROOT / package).rglob("*.py") if path.stem not in ("__init__", "__main__"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_folder_of_sources_is_called_as_if_it_were_generated() -> None:
+    folders = {path.parent for package in ("engines", "calib", "ptqd_export", "tools", "tests") for path in (ROOT / package).rglob("*.py")}
+    assert [folder for folder in folders if {"build", "dist", "out"} & set(folder.relative_to(ROOT).parts)] == []
 
 
 # Imports as they are written, lazy ones too

@@ -31,7 +31,7 @@ InnerLayers: TypeAlias = Mapping[str, QuantizedLayer]
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class BlockFitSettings:
     """How a block is learned.
 
     Attributes:
@@ -63,7 +63,7 @@ class BlockTask:
     frozen: Collection[str]
     rows: BlockRows
 
-    def error(self, layers: InnerLayers, samples: NDArray[np.int64], settings: FitSettings) -> float:
+    def error(self, layers: InnerLayers, samples: NDArray[np.int64], settings: BlockFitSettings) -> float:
         """Mean squared error of the block's output with such layers, in the arithmetic of the oracle."""
         quantized = copy.deepcopy(self.module)
         for name, layer in layers.items():
@@ -78,7 +78,7 @@ class BlockTask:
 
 
 def fit(
-    task: BlockTask, samples: NDArray[np.int64], scale: float, settings: FitSettings, generator: torch.Generator
+    task: BlockTask, samples: NDArray[np.int64], scale: float, settings: BlockFitSettings, generator: torch.Generator
 ) -> dict[str, QuantizedLayer]:
     """Learns which way the weights of a block are rounded, and its activation scales.
 

@@ -17,7 +17,7 @@ from calib.quantizers.oracle import fake_quantize, fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.sharing_copy import sharing_copy
-from calib.rounding.block_fit import BlockTask, FitSettings, fit
+from calib.rounding.block_fit import BlockFitSettings, BlockTask, fit
 from calib.rounding.block_rows import BlockNetworks, collect
 from calib.rounding.blocks import Block, candidates, find_blocks, single_layers
 from calib.rounding.learned_block import BlockRecord, load_block, save_block
@@ -43,7 +43,7 @@ class ReconstructionSettings:
     """
 
     unit: Unit
-    fit: FitSettings
+    fit: BlockFitSettings
     dtype: torch.dtype
     memory_bytes: int
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.correction.step_fit import CorrectionChoice
 from calib.walk.calibration_samples import CalibrationSamples
-from calib.walk.policy import FixedPolicy
-from calib.walk.walk import Walk, WalkPlan
 from engines.arrays import Float32, Float64, Int64
 from engines.chain.denoiser import Denoiser
+from engines.chain.finite import check_output
+from engines.chain.sampling import batches
+from engines.chain.step import ChainState, Move, advance, evaluate
 from engines.samplers.table import SamplerTable
+
+FULL_PRECISION = "full precision"
+"""What messages call the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,33 +54,35 @@ def draw_states(
     samples: CalibrationSamples,
     count: int,
     batch_size: int,
-    folder: Path,
     on_step: Callable[[int], None],
 ) -> States:
     """About `count` states, the same number from every step of full-precision chains, one chain for each of the samples.
 
     No state is drawn twice: there are fewer than asked for where there are fewer chains than states a step.
+
+    Args:
+        table: the sampler.
+        network: full precision.
+        guidance: scale w.
+        samples: N of them.
+        count: states to draw.
+        batch_size: samples that walk together.
+        on_step: called after every step of every batch with the number of steps taken.
     """
-    name = "fp32"
-    plan = WalkPlan(
-        table,
-        network,
-        {name: network},
-        samples.noise,
-        samples.rows,
-        FixedPolicy((name,) * table.steps),
-        CorrectionChoice("none", "none"),
-        guidance=guidance,
-        trajectory="fp",
-        batch_size=batch_size,
-    )
-    a_step = min(-(-count // table.steps), len(samples.rows))
-    kept: list[States] = []
-    with Walk(plan, folder) as walk:
-        for result in walk:
-            chosen = (result.step * a_step + np.arange(a_step)) % len(samples.rows)
-            scale = np.float32(table.input_scale[result.step])
-            timesteps = np.full(a_step, result.timestep, dtype=np.float32)
-            kept.append(States(scale * walk.states[chosen], timesteps, samples.rows[chosen]))
-            on_step(result.step)
-    return States(*(np.concatenate([getattr(part, name) for part in kept]) for name in ("samples", "timesteps", "rows")))
+    a_step = min(-(-count // table.steps), samples.count)
+    drawn = np.add.outer(np.arange(table.steps) * a_step, np.arange(a_step)) % samples.count  # [steps, a_step] sample numbers
+    found = np.empty((*drawn.shape, *samples.noise.shape), np.float32)
+    taken = 0
+    for numbers in batches(samples.numbers, batch_size):
+        state = ChainState(np.float32(table.init_sigma) * samples.noise.start(numbers))
+        for i in range(table.steps):
+            row, mine = table.step(i), np.isin(drawn[i], numbers)
+            found[i, mine] = np.float32(row.input_scale) * state.x[drawn[i, mine] - numbers[0]]
+            move = Move(i, row, FULL_PRECISION, guidance, sigma=row.sigma)
+            outputs = evaluate(network, state.x, row, samples.rows[numbers])
+            check_output(outputs, FULL_PRECISION, row.timestep, i)
+            state = advance(state, outputs, move, samples.noise.step(i, numbers) if row.sigma > 0 else None)
+            taken += 1
+            on_step(taken)
+    timesteps = np.repeat(table.timestep.astype(np.float32), a_step)
+    return States(found.reshape(-1, *samples.noise.shape), timesteps, samples.rows[drawn.ravel()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from engines.backends.base import Backend
-from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
-from engines.backends.onnxruntime.onnxruntime_session import Mode, Provider
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, mode_of
+from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
 from engines.backends.openvino.openvino_backend import OpenVinoBackend
 from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
@@ -56,13 +56,6 @@ def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provide
     provider = provider or target.provider
     mode = mode_of(target.name, provider)
     return OnnxRuntimeBackend(threads, provider, mode, OptimizedGraphs.of(bundle) if mode == "fast" else None)
-
-
-def mode_of(target: str, provider: Provider) -> Mode:
-    """How ONNX Runtime runs the graphs of a target. Its fused kernels are for its own graphs on the CPU: another target's run faster as
-    written (the W8A8 U-Net of the digits model: 29 ms against 43), because the weights are unpacked once, and closer to what was quantized.
-    """
-    return "fast" if target == "onnxruntime" and provider == "CPU" else "exact"
 
 
 def engine_settings(bundle: Bundle, flavour: FlavourName) -> EngineSettings:

@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 
 from engines.bundle.bundle_files import COPY_AGAIN, BundleFiles, is_plain
 from engines.bundle.contract import contract, sealed, unsealed
-from engines.chain.schedule import SCHEMA_VERSION, Schedule, Strict
+from engines.chain.schedule import Schedule, Strict
 from engines.errors import BundleError, UsageError
 from engines.host.files import write_text
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
@@ -102,7 +102,9 @@ class PiecesRecord(Strict):
 
 
 class PrecisionRecord(Strict):
-    """One precision: its graph, and what it costs relative to the float32 graph."""
+    """One precision: its graph, what it costs relative to the float32 graph, and the versions of the libraries that made the graph
+    (empty in bundles of schema version 1).
+    """
 
     graph: Name
     weight_bits: Annotated[PositiveInt, Field(le=64)]
@@ -110,6 +112,7 @@ class PrecisionRecord(Strict):
     bit_operations_saved: PositiveFloat
     bit_operations_saved_all: PositiveFloat
     pieces: PiecesRecord | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class ProfileRecord(Strict):
@@ -133,7 +136,7 @@ class TargetRecord(Strict):
 class Manifest(Strict):
     """Everything that the run time must know before it opens another file."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = 2
     model: ModelRecord
     parameterization: PredictionType
     target: TargetRecord
@@ -184,7 +187,7 @@ class Bundle:
                 expected="a folder that `ptqd-export build` finished",
                 mend="run `ptqd-export build --plan plan.json`, and give the plan's output folder",
             )
-        return cls(folder, contract(Manifest, unsealed(read_json_object(path, BundleError), path), path))
+        return cls(folder, contract(Manifest, unsealed(Manifest, read_json_object(path, BundleError), path), path))
 
     def path(self, name: str) -> Path:
         """Where a file lies, once its size and hash are those of the manifest: for runtimes, which open files by themselves."""

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
 from engines.bundle.bundle_files import COPY_AGAIN
-from engines.chain.schedule import SCHEMA_VERSION, Strict
+from engines.chain.schedule import Strict
 from engines.errors import BundleError
 
 DIGEST = "digest"
@@ -26,7 +26,7 @@ def contract(kind: type[Contract], content: Mapping[str, object], source: Path) 
     Raises:
         BundleError: it is of another schema version, or is not what it should be.
     """
-    _check_version(content, source)
+    _check_version(kind, content, source)
     try:
         return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
@@ -46,13 +46,13 @@ def sealed(content: Mapping[str, object]) -> dict[str, object]:
     return {**rest, DIGEST: _digest(rest)}
 
 
-def unsealed(content: Mapping[str, object], source: Path) -> dict[str, object]:
+def unsealed(kind: type[Contract], content: Mapping[str, object], source: Path) -> dict[str, object]:
     """What was sealed.
 
     Raises:
         BundleError: it is of another schema version, or was changed since.
     """
-    _check_version(content, source)
+    _check_version(kind, content, source)
     rest = {key: value for key, value in content.items() if key != DIGEST}
     if content.get(DIGEST) != _digest(rest):
         raise BundleError(
@@ -69,12 +69,12 @@ def _digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _check_version(content: Mapping[str, object], source: Path) -> None:
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
+def _check_version(kind: type[Strict], content: Mapping[str, object], source: Path) -> None:
+    version, known = content.get("schema_version"), get_args(kind.model_fields["schema_version"].annotation)
+    if version not in known or isinstance(version, bool):
         raise BundleError(
             "The bundle has a schema version that this ptqd-run does not know.",
             found=f"{source}: {version!r:.80}",
-            expected=str(SCHEMA_VERSION),
+            expected=" or ".join(map(str, known)),
             mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
         )

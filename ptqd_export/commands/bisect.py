@@ -17,8 +17,9 @@ from engines.apps.compare.agreement import Agreement
 from engines.apps.compare.compare_result import Decibels, finite
 from engines.apps.compare.visits import Visit, visits
 from engines.apps.sample.sample_command import chosen_rows
-from engines.backends.choice import Runtime, engine_settings, mode_of, runtime_name
+from engines.backends.choice import Runtime, engine_settings, runtime_name
 from engines.backends.onnxruntime import onnxruntime_backend as onnxruntime
+from engines.backends.onnxruntime.onnxruntime_backend import mode_of
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.openvino import openvino_backend as openvino
 from engines.backends.tensorrt import layer_run

@@ -9,8 +9,7 @@ from typing import Protocol
 
 from calib.quantizers.rules.placement import HighPrecision
 from engines.backends.base import Backend, Engine
-from engines.backends.choice import mode_of
-from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, mode_of
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
 from engines.bundle.bundle import Bundle

@@ -19,6 +19,7 @@ from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Adapter, Declaration, Decoder, LoadedModel
 from ptqd_export.models.conditions import ConditionInput, class_input, conditioning_of, image_input
+from ptqd_export.source_tree import SourceTree
 
 __all__ = ["ConditionInput", "FactoryModel", "class_input", "declare_factory", "image_input", "load_factory"]
 
@@ -78,7 +79,7 @@ def load_factory(name: str, folder: Path, null_class: int | None = None, conditi
         UsageError: there is no such function, or it returns something else than it should.
         PtqdError: it raised an exception.
     """
-    made, source = _made(name, folder)
+    made, sources = _made(name, folder)
     conditioning, null = conditioning_of(made.inputs, null_class, conditions)
     model = LoadedModel(
         family=f"factory {name}",
@@ -88,7 +89,7 @@ def load_factory(name: str, folder: Path, null_class: int | None = None, conditi
         null_class=null,
         noise_schedule=_noise_schedule(made.noise_schedule),
         decoder=None if made.decoder is None else FactoryDecoder(made.decoder),
-        files=(source, *(folder / file for file in made.files)),
+        files=(*sources, *(folder / file for file in made.files)),
     )
     _check_network(name, model)
     _check_decoder(name, model)
@@ -106,11 +107,14 @@ def declare_factory(name: str, folder: Path) -> Declaration:
     return Declaration(f"factory {name}", tuple(made.sample_shape), made.inputs, _noise_schedule(made.noise_schedule))
 
 
-def _made(name: str, folder: Path) -> tuple[FactoryModel, Path]:
-    """What the factory returns, and the file that it lies in."""
+def _made(name: str, folder: Path) -> tuple[FactoryModel, tuple[Path, ...]]:
+    """What the factory returns, and the source files that it comes from: its own, and its helper modules in the folder."""
     with _importable(folder):
         function = _resolve(name, folder)
-        return _call(name, function), Path(inspect.getfile(inspect.unwrap(function)))
+        made = _call(name, function)
+        source = Path(inspect.getfile(inspect.unwrap(function)))
+        helpers = {*SourceTree(folder).reached(name.partition(":")[0]).values()} - {source}
+        return made, (source, *sorted(helpers))
 
 
 @contextlib.contextmanager

@@ -13,17 +13,21 @@ from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.bundle.bundle import Bundle
 from engines.cluster.session import Cluster
 from engines.host.interruption import keeping
+from engines.host.machine import machine_name
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.report.write_report import write_local_report
 from ptqd_export.stages import stage_room as room
+from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.build_progress import Progress
+from ptqd_export.stages.cluster_walk import walking_on
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.finish.keep_optimized import optimize_graphs
 from ptqd_export.stages.finish.sample_pictures import make_pictures
 from ptqd_export.stages.fit.budget import Chosen, choose_precisions, write_time_frontier
+from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted
@@ -35,7 +39,9 @@ from ptqd_export.stages.network.tracing import make_trace
 from ptqd_export.stages.precisions.activations import make_observations
 from ptqd_export.stages.precisions.conversion import make_converted_graph
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
-from ptqd_export.stages.precisions.quantized_graph import Sources, make_learned_rounding, make_quantized_graph
+from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
+from ptqd_export.stages.precisions.nearest_rounding import Sources
+from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.stage_cache import StageCache
 from ptqd_export.stages.summary import print_summary
 
@@ -52,8 +58,8 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written then.
         PtqdError: a stage failed, or another process writes to the output folder. Finished stages are kept.
     """
-    context = BuildContext(plan_file, cluster)
-    context.check()
+    context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster))
+    check_build(context)
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}, and the next build, unless it is --fresh, goes on from there"
     with writing_to(output), keeping(kept):
@@ -82,7 +88,8 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         check_fitted(context, graphs, walked, progress)
         trim_heap()  # the check is no stage, which would do it
         pictures = _pictures(context, cache, graphs, decoder, walked)
-        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures)
+        versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
+        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
         assemble(context, output, parts)
         times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
         write_times(context, output, times)
@@ -153,6 +160,7 @@ def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path
     any_seen = next(iter(seen.values()))
     timed = context.plan.target.model_dump(include={"threads", "benchmark_batch", "provider"})
     inputs = {"prepared": prepared.name, "guided": context.guided, "keep_float": context.plan.quantization.keep_float, **timed}
+    inputs["machine"] = machine_name()
     make = partial(make_integer_speed, context, prepared, any_seen)
     return load_slower(cache.run("integer-speed", inputs, make, room=room.quantized(context, prepared)))
 
@@ -200,7 +208,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     spends = plan.steps.policy == "budget"
     steps = "snr" if spends else plan.steps.model_dump()
     needed = room.walked(context, graphs)
-    settings = context.fit_settings
+    settings = fit_settings(context)
     make = partial(make_statistics, context, graphs, settings)
     first = cache.run("statistics", {**wanted, "steps": steps}, make, room=needed)
     if not spends:

@@ -9,27 +9,19 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ptqd_export
 from engines.host.files import sync, sync_tree
 from engines.host.room import check_room, naming_full_disks
 from ptqd_export.measuring.trim_heap import trim_heap
-
-PACKAGES = ("engines", "calib", "ptqd_export")
+from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.stage_code import StageCode
 
 UNFINISHED = ".unfinished-"
 """How the name of a folder begins that is no stage yet, or no longer."""
-
-
-class Reporter(Protocol):
-    """Shows how far a stage is."""
-
-    def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
-    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
 StageMaker = Callable[[Path, Reporter], None]
@@ -57,7 +49,8 @@ class StageCache:
     def __init__(self, folder: Path, reporter: Reporter, *, fresh: bool = False) -> None:
         self._folder = folder
         self._reporter = reporter
-        self._used: set[Path] = set()
+        self._code = StageCode(Path(ptqd_export.__file__).parents[1])
+        self._libraries: dict[Path, Mapping[str, str]] = {}
         self.finished: list[Finished] = []
         if fresh:
             self.prune()
@@ -67,30 +60,36 @@ class StageCache:
 
         Args:
             name: of the stage, once a build.
-            inputs: JSON values that, with the source code, determine the result. Name the folders of earlier stages here.
-            make: when it raises, nothing is kept.
+            inputs: JSON values that, with the code of `make` and the libraries under it, determine the result. Name the folders of earlier
+                stages here.
+            make: a function, or a `partial` of one; when it raises, nothing is kept.
             room: about how many bytes it writes.
             resumable: keep what it wrote, and give it the same folder again in the next run: `make` tells whole files from others.
 
         Raises:
             NoRoomError: there is too little room on the disk.
         """
-        folder = self._folder / f"{name}-{self._key(name, inputs)}"
+        module = _module_of(make)
+        folder = self._folder / f"{name}-{self._key(name, inputs, module)}"
         begin = time.monotonic()
         reused = folder.is_dir()
         if not reused:
             check_room(folder, room, f"stage {name}")
             self._reporter.start(name)
             self._make(folder, make, resumable=resumable)
-        self._used.add(folder)
+        self._libraries[folder] = self._code.libraries(module)
         self.finished.append(Finished(name, time.monotonic() - begin, reused))
         self._reporter.finish(name, self.finished[-1].seconds, reused=reused)
         return folder
 
+    def libraries(self, folder: Path) -> Mapping[str, str]:
+        """Versions of the libraries that made a stage of this build, by package."""
+        return self._libraries[folder]
+
     def prune(self) -> None:
         """Remove the stages that this build did not use."""
         for folder in self._folder.glob("*"):
-            if folder not in self._used:
+            if folder not in self._libraries:
                 _remove(folder)
 
     def _make(self, folder: Path, make: StageMaker, *, resumable: bool) -> None:
@@ -110,16 +109,16 @@ class StageCache:
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _key(self, name: str, inputs: Mapping[str, Any]) -> str:
-        content = json.dumps([name, self._sources, inputs], sort_keys=True)
+    def _key(self, name: str, inputs: Mapping[str, Any], module: str) -> str:
+        content = json.dumps([name, self._code.key(module), inputs], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    @cached_property
-    def _sources(self) -> str:
-        """Hash of this project's own code: what another version made is not reused."""
-        root = Path(ptqd_export.__file__).parents[1]
-        files = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
-        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+def _module_of(make: StageMaker) -> str:
+    """The module whose code makes a stage."""
+    while isinstance(make, partial):
+        make = make.func
+    return getattr(make, "__module__", type(make).__module__)
 
 
 def _remove(folder: Path) -> None:

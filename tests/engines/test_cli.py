@@ -217,7 +217,7 @@ def _unknown_operator(bundle: TinyBundle) -> None:
 
 
 def _newer_manifest(bundle: TinyBundle) -> None:
-    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=2))
+    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=3))
 
 
 def _newer_schedule(bundle: TinyBundle) -> None:

@@ -42,6 +42,9 @@ CHANCE = 1e-4
 STANDARD_ERRORS = 5.0
 """How far statistics of graph and oracle may lie apart."""
 
+VERIFIED_STATES = 64
+"""States that a graph is held against its oracle at."""
+
 
 @dataclass(frozen=True)
 class Verification:

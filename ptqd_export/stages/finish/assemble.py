@@ -15,7 +15,6 @@ import numpy as np
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from engines.bundle.bundle import (
     Bundle,
-    DecoderRecord,
     FileRecord,
     Manifest,
     ModelRecord,
@@ -23,7 +22,6 @@ from engines.bundle.bundle import (
     PrecisionRecord,
     ProfileRecord,
     TargetRecord,
-    TextRecord,
     write_manifest,
 )
 from engines.host.files import replacing, sha256, write_text
@@ -63,6 +61,7 @@ class Parts:
         walked: of the walk of the default schedule.
         chosen: what a budget was spent on, or None.
         pictures: folder of the pictures of the report, or None where samples are no pictures.
+        versions: by precision, the versions of the libraries that made its graph, by package.
     """
 
     graphs: Mapping[str, Path]
@@ -72,6 +71,7 @@ class Parts:
     walked: Path
     chosen: Chosen | None
     pictures: Path | None
+    versions: Mapping[str, Mapping[str, str]]
 
 
 def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
@@ -111,7 +111,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     conditions = _conditions_file(context, writer)
     if parts.pictures is not None:
         writer.copy(PICTURES, parts.pictures / SHEET)
-    manifest = _manifest(context, records, pieces, decoder_record(parts.decoder), text_record(parts.text), conditions, writer.files)
+    manifest = _manifest(context, parts, records, pieces, conditions, writer.files)
     check_pieces(Bundle(folder, manifest), context.samples.noise)
     writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
     manifest = manifest.model_copy(update={"files": writer.files})
@@ -193,21 +193,22 @@ def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
 
 def _manifest(
     context: BuildContext,
+    parts: Parts,
     records: Mapping[str, Any],
     pieces: Mapping[str, PiecesRecord | None],
-    decoder: DecoderRecord | None,
-    text: TextRecord | None,
     conditions: str | None,
     files: dict[str, FileRecord],
 ) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     full = {"layers_saved": 1.0, "all_saved": 1.0}
-    precisions = {FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, full, pieces[FULL_PRECISION])}
+    precisions = {
+        FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, full, pieces[FULL_PRECISION], parts.versions[FULL_PRECISION])
+    }
     for name, record in records.items():
         parsed, width = Precision.parse(name), FLOAT_WIDTHS.get(name)
         bits = (parsed.weight_bits or width, parsed.activation_bits or width)
-        precisions[name] = _precision(placement, name, *bits, record["bit_operations"], pieces[name])
+        precisions[name] = _precision(placement, name, *bits, record["bit_operations"], pieces[name], parts.versions[name])
     return Manifest(
         model=ModelRecord(
             family=model.family,
@@ -215,8 +216,8 @@ def _manifest(
             sample_shape=model.sample_shape,
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
-            decoder=decoder,
-            text=text,
+            decoder=decoder_record(parts.decoder),
+            text=text_record(parts.text),
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),
@@ -248,6 +249,7 @@ def _precision(
     activation_bits: int | None,
     saved: Mapping[str, float],
     pieces: PiecesRecord | None,
+    versions: Mapping[str, str],
 ) -> PrecisionRecord:
     assert weight_bits is not None
     assert activation_bits is not None
@@ -258,4 +260,5 @@ def _precision(
         bit_operations_saved=saved["layers_saved"],
         bit_operations_saved_all=saved["all_saved"],
         pieces=pieces,
+        versions=dict(versions),
     )

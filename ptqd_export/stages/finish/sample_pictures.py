@@ -15,7 +15,7 @@ from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
 from ptqd_export.stages.fit.statistics import SCHEDULE
 from ptqd_export.stages.network.decoding import decoder_record
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 SHEET = "pictures.png"
 

@@ -24,9 +24,11 @@ from engines.host.machine import machine_name
 from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, measured_of
 from ptqd_export.records.times_file import TIMES
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.fit_inputs import fit_networks
 from ptqd_export.stages.fit.statistics import SCHEDULE
 from ptqd_export.stages.fit.timing import time_engines
-from ptqd_export.stages.stage_cache import Reporter, StageCache
+from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.stage_cache import StageCache
 
 CHECKED_SAMPLES = 32
 """Real chains of these, which are not those that were probed."""
@@ -92,7 +94,7 @@ def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path])
 def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
     """Writes `probes.npz`."""
     schedule, taken = _schedule(walked), partial(next, count(1))
-    networks = context.fit_networks(graphs, PROBED_SAMPLES)
+    networks = fit_networks(context, graphs, PROBED_SAMPLES)
     probes = probe_fitted(networks, schedule, context.samples, lambda: reporter.advance(taken(), len(schedule.steps)))
     probes.save(folder / PROBES)
 
@@ -191,7 +193,7 @@ def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: S
     samples = context.samples.first(PROBED_SAMPLES + CHECKED_SAMPLES)
     return ChainErrors(
         schedule=schedule,
-        networks=context.fit_networks(graphs, CHECKED_SAMPLES).networks,
+        networks=fit_networks(context, graphs, CHECKED_SAMPLES).networks,
         reference=FULL_PRECISION,
         noise=samples.noise,
         rows=samples.rows,

@@ -9,14 +9,15 @@ from pathlib import Path
 from calib.walk.fit import FitSettings, fit_on_walk
 from ptqd_export.records.statistics_file import step_record
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.fit.fit_inputs import walked_networks
+from ptqd_export.stages.reporter import Reporter
 
 SCHEDULE = "schedule.json"
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
     """Writes `schedule.json` and, for every precision but full, `<precision>.json` with the records of all steps."""
-    with context.walked_networks(graphs) as networks:
+    with walked_networks(context, graphs) as networks:
         fitted = fit_on_walk(networks, settings, folder, lambda taken: reporter.advance(taken, settings.table.steps))
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]

@@ -14,7 +14,7 @@ from engines.host.machine import cores, processor
 from engines.host.timing import interleaved_medians
 from ptqd_export.records.times_file import times_file
 from ptqd_export.stages.build_context import BuildContext, graph_path
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 ROUNDS = 15
 

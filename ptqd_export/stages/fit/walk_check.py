@@ -11,8 +11,9 @@ from pathlib import Path
 from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.chain.schedule import Schedule
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.fit_inputs import fit_networks
 from ptqd_export.stages.fit.statistics import SCHEDULE
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 STAGE = "check"
 
@@ -37,7 +38,7 @@ def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> E
     return EngineCheck(
         schedule=Schedule.model_validate_json((walked / SCHEDULE).read_text()),
         reference=FULL_PRECISION,
-        networks=context.fit_networks(graphs, calibration.batch_size).networks,
+        networks=fit_networks(context, graphs, calibration.batch_size).networks,
         expected={name: [step["snr_db"] for step in json.loads((walked / f"{name}.json").read_text())] for name in quantized},
         noise=samples.noise,
         rows=samples.rows,

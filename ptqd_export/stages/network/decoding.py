@@ -11,7 +11,7 @@ from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_module_parity, lower, trace_decoder
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 DECODER = "decoder.onnx"
 RECORD = "decoder.json"

@@ -34,7 +34,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import Network
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 PREPARATION = "preparation.json"
 FACTORS = "factors.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from calib.walk.activation_states import States, draw_states
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 STATES = "states.npz"
 
@@ -21,16 +22,14 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
     calibration, table = context.plan.calibration, context.table
     a_step = -(-calibration.activation_samples // table.steps)
     samples = context.samples.first(max(a_step, calibration.batch_size))
-    network = context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size)
     states = draw_states(
         table,
-        network,
+        context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size),
         context.plan.sampler.guidance,
         samples,
         calibration.activation_samples,
         calibration.batch_size,
-        folder,
-        on_step=lambda done: reporter.advance(done, table.steps),
+        on_step=lambda taken: reporter.advance(taken, table.steps * math.ceil(samples.count / calibration.batch_size)),
     )
     states.save(folder / STATES)
 

@@ -15,7 +15,7 @@ from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
 from ptqd_export.models.text.text_encoders import TextEncoder
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 RECORD = "text.json"
 PROOF = ("", "a photo of a cat", "three words more")

@@ -14,7 +14,7 @@ from ptqd_export.graph.reading.graph_layers import find_layers
 from ptqd_export.graph.sizes.macs import count_macs
 from ptqd_export.graph.trace import check_parity, lower, trace
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 
 @dataclass(frozen=True)

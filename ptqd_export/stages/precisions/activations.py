@@ -13,7 +13,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import Network
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 OBSERVED = "observed.npz"
 

@@ -11,15 +11,14 @@ from onnx_ir.passes import common
 
 from calib.quantizers.rules.precision import Precision
 from ptqd_export.graph.checks.graph_checks import check_graph
-from ptqd_export.graph.checks.verify import verify_float
+from ptqd_export.graph.checks.verify import VERIFIED_STATES, verify_float
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import Network
 from ptqd_export.stages.precisions.layer_records import precision_record
-from ptqd_export.stages.precisions.quantized_graph import VERIFIED_STATES
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 
 def make_converted_graph(

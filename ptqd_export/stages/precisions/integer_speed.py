@@ -23,7 +23,7 @@ from ptqd_export.stages.fit.timing import one_step
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.tracing import Network
 from ptqd_export.stages.precisions.activations import load_observations
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.reporter import Reporter
 
 SLOWER = "slower.json"
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.rounding.block_fit import FitSettings
+from calib.quantizers.rules.precision import Precision
+from calib.rounding.block_fit import BlockFitSettings
 from calib.rounding.learned_block import BlockRecord, load_block
 from calib.rounding.module_calls import Inputs
 from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
@@ -22,10 +23,22 @@ from calib.walk.activation_states import States
 from engines.host.files import write_text
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
-from ptqd_export.stages.stage_cache import Reporter
+from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
+from ptqd_export.stages.reporter import Reporter
 
 SUMMARY = "reconstruction.json"
+
+
+def make_learned_rounding(context: BuildContext, precision: Precision, sources: Sources, folder: Path, reporter: Reporter) -> None:
+    """Writes what `make_reconstruction` learns; goes on where an earlier run was interrupted."""
+    unit = context.plan.quantization.rounding
+    assert unit != "nearest"
+    model = prepared_model(context, sources.prepared)
+    nearest = rounded_to_nearest(context, precision, sources, Network.load(sources.prepared), model)
+    make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
 
 
 def make_reconstruction(
@@ -75,7 +88,7 @@ def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
     wanted, calibration = context.plan.quantization.reconstruction, context.plan.calibration
     return ReconstructionSettings(
         unit=unit,
-        fit=FitSettings(wanted.iterations, wanted.batch_size, wanted.activation_scales, torch.device(calibration.device)),
+        fit=BlockFitSettings(wanted.iterations, wanted.batch_size, wanted.activation_scales, torch.device(calibration.device)),
         dtype=torch.bfloat16 if calibration.dtype == "bfloat16" else torch.float32,
         memory_bytes=int(wanted.memory_gib * 2**30),
     )

@@ -16,13 +16,13 @@ from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer, we
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
 from calib.quantizers.scale_search import weight_scale
-from calib.rounding.block_fit import BlockTask, FitSettings, fit
+from calib.rounding.block_fit import BlockFitSettings, BlockTask, fit
 from calib.rounding.block_rows import BlockNetworks, BlockRows, collect
 from calib.rounding.blocks import Block
 from calib.rounding.row_store import RowStore
 
 CPU = torch.device("cpu")
-SETTINGS = FitSettings(iterations=150, batch_size=32, activation_scales=False, device=CPU)
+SETTINGS = BlockFitSettings(iterations=150, batch_size=32, activation_scales=False, device=CPU)
 WIDTH, OUT, SAMPLES = 8, 16, 256
 ROWS = np.arange(SAMPLES, dtype=np.int64)
 BITS = 3
@@ -56,7 +56,7 @@ def _nearest(linear: nn.Linear, rule: Rule, source: ActivationQuantizer | None =
     return QuantizedLayer(layer, rule, quantizer.integers(linear.weight), quantizer, source, None, linear.bias)
 
 
-def _fit(linear: nn.Linear, layer: QuantizedLayer, rows: BlockRows, settings: FitSettings = SETTINGS, seed: int = 0) -> QuantizedLayer:
+def _fit(linear: nn.Linear, layer: QuantizedLayer, rows: BlockRows, settings: BlockFitSettings = SETTINGS, seed: int = 0) -> QuantizedLayer:
     task = BlockTask(linear, {"": layer}, (), rows)
     return fit(task, ROWS, _output_error(linear, layer, rows), settings, torch.Generator().manual_seed(seed))[""]
 

@@ -19,7 +19,7 @@ from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import PLACEMENTS
 from calib.quantizers.rules.precision import Precision
 from calib.rounding import reconstruction
-from calib.rounding.block_fit import BlockTask, FitSettings
+from calib.rounding.block_fit import BlockFitSettings, BlockTask
 from calib.rounding.learned_block import load_block
 from calib.rounding.module_calls import Inputs
 from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
@@ -82,7 +82,7 @@ class Case:
         dtype: torch.dtype = torch.float32,
     ) -> list[QuantizedLayer]:
         folder.mkdir(exist_ok=True)
-        fit = FitSettings(iterations=40, batch_size=16, activation_scales=True, device=CPU)
+        fit = BlockFitSettings(iterations=40, batch_size=16, activation_scales=True, device=CPU)
         rows = CalibrationRows(_forward, (self.x[:STATES],), STATES)
         return reconstruct(self.network, self.nearest, rows, ReconstructionSettings(unit, fit, dtype, memory_bytes), folder, on_block)
 

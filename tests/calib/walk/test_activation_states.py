@@ -29,9 +29,9 @@ def _table(input_scale: float = 1.0) -> SamplerTable:
     return replace(table, input_scale=np.full(STEPS, input_scale))
 
 
-def _draw(folder: Path, count: int, chains: int = 8, input_scale: float = 1.0) -> tuple[States, list[int]]:
+def _draw(count: int, chains: int = 8, input_scale: float = 1.0) -> tuple[States, list[int]]:
     done: list[int] = []
-    return draw_states(_table(input_scale), _network, 1.0, _samples(chains), count, 3, folder, done.append), done
+    return draw_states(_table(input_scale), _network, 1.0, _samples(chains), count, 3, done.append), done
 
 
 def _samples(chains: int) -> CalibrationSamples:
@@ -53,8 +53,8 @@ def _visited(chains: int = 8) -> list[Float32]:
 
 
 @pytest.mark.parametrize(("count", "a_step"), [(20, 4), (21, 5), (1, 1), (40, 8), (1000, 8)])
-def test_every_step_gives_the_same_number_of_states_and_none_twice(tmp_path: Path, count: int, a_step: int) -> None:
-    states, _ = _draw(tmp_path, count)
+def test_every_step_gives_the_same_number_of_states_and_none_twice(count: int, a_step: int) -> None:
+    states, _ = _draw(count)
     assert states.samples.shape == (a_step * STEPS, *SHAPE)
     timesteps, counts = np.unique(states.timesteps, return_counts=True)
     assert timesteps.tolist() == sorted(_table().timestep.tolist())
@@ -62,8 +62,8 @@ def test_every_step_gives_the_same_number_of_states_and_none_twice(tmp_path: Pat
     assert len(np.unique(states.samples.reshape(len(states.samples), -1), axis=0)) == len(states.samples)
 
 
-def test_states_are_those_of_the_full_precision_sampler_with_their_own_rows(tmp_path: Path) -> None:
-    states, _ = _draw(tmp_path, 20)
+def test_states_are_those_of_the_full_precision_sampler_with_their_own_rows() -> None:
+    states, _ = _draw(20)
     for n, (sample, timestep, row) in enumerate(zip(states.samples, states.timesteps, states.rows, strict=True)):
         step, chain = n // 4, n % 8  # four a step, eight chains in turn
         assert timestep == _table().timestep[step]
@@ -71,19 +71,18 @@ def test_states_are_those_of_the_full_precision_sampler_with_their_own_rows(tmp_
         assert row == _samples(8).rows[chain]
 
 
-def test_states_are_scaled_as_the_network_takes_them(tmp_path: Path) -> None:
-    states, _ = _draw(tmp_path, STEPS, input_scale=0.5)
+def test_states_are_scaled_as_the_network_takes_them() -> None:
+    states, _ = _draw(STEPS, input_scale=0.5)
     np.testing.assert_allclose(states.samples[0], 0.5 * _visited()[0][0], rtol=1e-6)
 
 
-def test_steps_are_reported_and_the_folder_is_left_clean(tmp_path: Path) -> None:
-    _, done = _draw(tmp_path, 5)
-    assert done == list(range(STEPS))
-    assert list(tmp_path.iterdir()) == []
+def test_steps_of_every_batch_are_reported() -> None:
+    _, done = _draw(5)
+    assert done == list(range(1, 3 * STEPS + 1)), "8 chains in batches of 3"
 
 
 def test_states_survive_a_file(tmp_path: Path) -> None:
-    states, _ = _draw(tmp_path, 10)
+    states, _ = _draw(10)
     states.save(tmp_path / "states.npz")
     loaded = States.load(tmp_path / "states.npz")
     for name in ("samples", "timesteps", "rows"):
@@ -92,15 +91,15 @@ def test_states_survive_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "found"), [(1, 1), (5, 5), (7, 7), (20, 20), (500, 20)])
-def test_first_states_are_spread_over_the_timesteps(tmp_path: Path, count: int, found: int) -> None:
-    states, _ = _draw(tmp_path, 20)
+def test_first_states_are_spread_over_the_timesteps(count: int, found: int) -> None:
+    states, _ = _draw(20)
     first = states.first(count)
     assert len(first.rows) == len(first.samples) == len(first.timesteps) == found
     assert len(np.unique(first.timesteps)) == min(found, STEPS)
 
 
-def test_states_of_some_timesteps(tmp_path: Path) -> None:
-    states, _ = _draw(tmp_path, 20)
+def test_states_of_some_timesteps() -> None:
+    states, _ = _draw(20)
     known = np.unique(states.timesteps).astype(np.float64)
     chosen = states.at(known[[0, 2]])
     assert set(chosen.timesteps.tolist()) == {known[0], known[2]}

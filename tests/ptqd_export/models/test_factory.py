@@ -119,6 +119,20 @@ def test_decoder_and_files_are_taken(write: Write, tmp_path: Path) -> None:
     assert fingerprint(model, None) != first
 
 
+def test_helper_modules_in_the_folder_count(write: Write, tmp_path: Path) -> None:
+    name = re.sub(r"\W", "_", f"helper_{tmp_path.name}")
+    helper, bystander = tmp_path / f"{name}.py", tmp_path / "bystander.py"
+    for path in (helper, bystander):
+        path.write_text("CHANNELS = 3\n")
+    model = _load(write(f"import {name}; return model(sample_shape=({name}.CHANNELS, 4, 4))"), tmp_path)
+    assert helper in model.files
+    first = fingerprint(model, None)
+    bystander.write_text("CHANNELS = 4\n")
+    assert fingerprint(model, None) == first
+    helper.write_text("CHANNELS = 2 + 1\n")
+    assert fingerprint(model, None) != first
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -7,13 +7,16 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.host.room import NoRoomError
-from ptqd_export.stages.stage_cache import Reporter, StageCache, StageMaker
+from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.stage_cache import StageCache, StageMaker
+from ptqd_export.stages.stage_code import StageCode
 from tests.dying import every_death
 from tests.ptqd_export.stages.recorder import Recorder
 from tests.small_disks import largest_file
@@ -77,22 +80,17 @@ def test_other_inputs_are_another_stage(cache: Callable[..., StageCache], name: 
     assert (second / "result").read_text() == "other"
 
 
-def test_other_source_code_is_another_stage(cache: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cache().run("trace", {}, Maker())
-    monkeypatch.setattr(StageCache, "_sources", "another version")
+@pytest.mark.parametrize("wrap", [lambda make: make, partial, lambda make: partial(partial(make))])
+def test_other_source_code_is_another_stage(
+    cache: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Maker], StageMaker]
+) -> None:
+    asked: list[str] = []
+    first = cache().run("trace", {}, wrap(Maker()))
+    monkeypatch.setattr(StageCode, "key", lambda _, module: {"code": asked.append(module) or "another version"})
     make = Maker()
-    assert cache().run("trace", {}, make) != first
+    assert cache().run("trace", {}, wrap(make)) != first
     assert make.calls == 1
-
-
-def test_source_code_of_every_package_counts(cache: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptqd_export.stages import stage_cache as stages
-
-    hashes = {cache()._sources}
-    for packages in (("engines",), ("calib",), ("ptqd_export",)):
-        monkeypatch.setattr(stages, "PACKAGES", packages)
-        hashes.add(cache()._sources)
-    assert len(hashes) == 4
+    assert asked == [Maker.__module__]
 
 
 def test_what_a_stage_left_in_cycles_is_gone_before_the_next(cache: Callable[..., StageCache]) -> None:

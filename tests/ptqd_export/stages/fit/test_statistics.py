@@ -12,6 +12,7 @@ from engines.errors import UsageError
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
+from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.run_build import run_build
 
@@ -40,7 +41,7 @@ def test_a_chain_that_cannot_be_shifted_is_told_before_the_build(class_build: Bu
     content = class_build.plan_file.plan.model_dump(mode="json") | {"correction": {"variance": "shift"}}
     changed = {name: content[name] | section for name, section in sections.items()}
     with pytest.raises(UsageError, match=named):
-        BuildContext(PlanFile(Plan.model_validate(content | changed), class_build.plan_file.folder)).check()
+        check_build(BuildContext(PlanFile(Plan.model_validate(content | changed), class_build.plan_file.folder)))
 
 
 def test_the_built_schedule_follows_from_what_the_bundle_stores(class_build: Built, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from engines.cluster.session import Cluster
 from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.cluster_walk import walking_on
+from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
 from tests.ptqd_export.stages.recorder import Recorder
 
@@ -24,9 +27,9 @@ def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build
     graphs = {name: class_build.stage(stage) for name, stage in (("fp32", "trace"), *_quantized(class_build))}
     made: list[dict[str, Any]] = []
     for place, cluster in (("here", None), ("there", Cluster(cpus=1))):
-        context = BuildContext(replace(class_build.plan_file), cluster)
+        context = BuildContext(replace(class_build.plan_file), None if cluster is None else partial(walking_on, cluster))
         (tmp_path / place).mkdir()
-        make_statistics(context, graphs, context.fit_settings, tmp_path / place, Recorder())
+        make_statistics(context, graphs, fit_settings(context), tmp_path / place, Recorder())
         made.append({path.name: path.read_bytes() for path in sorted((tmp_path / place).iterdir())})
     here, there = made
     assert len(here) == 1 + len(graphs) - 1

@@ -1,0 +1,28 @@
+"""The networks of a build's walk on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from calib.walk.step_networks import BatchEvaluator
+from engines.cluster.session import Cluster
+from ptqd_export.measuring.cluster_networks import ClusterTarget, NetworkOpener, evaluating_on
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+
+
+@contextlib.contextmanager
+def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[BatchEvaluator]:
+    """Evaluates the networks of the graphs, by precision, on the cluster while the block runs; with the result of one machine.
+
+    Raises:
+        MissingBackendError: Ray, the cluster, or room on it is missing.
+    """
+    calibration, target = context.plan.calibration, context.plan.target
+    on_worker = ClusterTarget(target.name, target.provider, target.high_precision)
+    opener = NetworkOpener(on_worker, context.model.conditioning, context.plan.sampler.guidance, calibration.batch_size)
+    batches = math.ceil(calibration.samples / calibration.batch_size)
+    with evaluating_on(cluster, opener, graphs, FULL_PRECISION, batches) as evaluator:
+        yield evaluator

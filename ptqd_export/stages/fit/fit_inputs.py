@@ -1,0 +1,45 @@
+"""What a build gives to the fitting service: its settings and its networks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.fit import FitNetworks, FitSettings
+from calib.walk.policy import FixedPolicy, SnrPolicy
+from calib.walk.step_networks import Elsewhere
+from engines.chain.schedule import SamplerRecord
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+
+
+def fit_settings(context: BuildContext) -> FitSettings:
+    """What the plan asks for. A budget is spent on a first fit, whose precisions the paper's rule chooses."""
+    plan, listed = context.plan, context.plan.steps.precisions
+    candidates = tuple(precision.name for precision in context.precisions)
+    return FitSettings(
+        sampler=SamplerRecord(name=context.table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance),
+        noise_schedule=context.noise_schedule,
+        correction=CorrectionChoice(plan.correction.mode, plan.correction.variance, frozenset(plan.correction.parts)),
+        policy=plan.steps.policy,
+        choose=SnrPolicy(candidates) if listed is None else FixedPolicy(context.everywhere(listed)),
+        samples=context.samples,
+        trajectory=plan.calibration.trajectory,
+        batch_size=plan.calibration.batch_size,
+    )
+
+
+def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> FitNetworks:
+    """The networks in the folders of the stages that made their graphs, opened here for batches of this many samples."""
+    return FitNetworks({name: context.denoiser(graph_path(graphs, name), batch) for name in graphs}, FULL_PRECISION)
+
+
+@contextlib.contextmanager
+def walked_networks(context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[FitNetworks]:
+    """The networks of a walk: opened here or, while the block runs, on the cluster."""
+    if context.elsewhere is None:
+        yield fit_networks(context, graphs, context.plan.calibration.batch_size)
+        return
+    with context.elsewhere(context, {name: graph_path(graphs, name) for name in graphs}) as evaluator:
+        yield FitNetworks({name: Elsewhere(name) for name in graphs}, FULL_PRECISION, evaluator)

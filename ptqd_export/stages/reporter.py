@@ -1,0 +1,13 @@
+"""How a build shows its progress."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Shows how far a stage is."""
+
+    def start(self, stage: str) -> None: ...
+    def advance(self, done: int, total: int) -> None: ...
+    def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...

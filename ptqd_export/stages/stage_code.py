@@ -1,0 +1,60 @@
+"""What a stage's result depends on besides its inputs: the code that it runs, and the libraries under that code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+from ptqd_export.source_tree import SourceTree, content_digest, imported_names
+
+PACKAGES = ("engines", "calib", "ptqd_export")
+
+LIBRARIES = frozenset(
+    {
+        "torch", "numpy", "scipy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "diffusers", "transformers", "tokenizers", "safetensors",
+        "ml_dtypes", "PIL", "matplotlib",
+    }
+)  # fmt: skip
+"""Libraries whose version may change a result, by the names that are imported."""
+
+UNDERNEATH = {"onnx_ir": "onnx", "onnxscript": "onnx"}
+"""Libraries that others of them call."""
+
+
+class StageCode:
+    """The code of a stage: the module that makes it, and the project's modules that this one imports.
+
+    An edit of the server, say, is in the code of no stage, and reruns nothing.
+
+    Args:
+        root: folder of the project's packages.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._tree = SourceTree(root, PACKAGES)
+
+    def key(self, module: str) -> dict[str, object]:
+        """JSON values that change when the code of a module does, or the version of a library that it runs on."""
+        return {"code": self.digest(module), "libraries": self.libraries(module)}
+
+    def digest(self, module: str) -> str:
+        """Hash of the code."""
+        found = hashlib.sha256()
+        for name, path in sorted(self._tree.reached(module).items()):
+            found.update(f"{name} {content_digest(path)}\n".encode())
+        return found.hexdigest()
+
+    def libraries(self, module: str) -> dict[str, str]:
+        """Versions of the `LIBRARIES` that the code uses, by name of the installed package."""
+        used = {name for path in self._tree.reached(module).values() for name in imported_names(path)} & LIBRARIES
+        used |= {UNDERNEATH[name] for name in used if name in UNDERNEATH}
+        return {package: version(package) for name in sorted(used) for package in _packages().get(name, ())}
+
+
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    """Installed packages by what they are imported as."""
+    return {name: sorted(set(packages)) for name, packages in packages_distributions().items() if name in LIBRARIES}
