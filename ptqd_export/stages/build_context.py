@@ -129,4 +129,9 @@ def graph_path(folders: Mapping[str, Path], precision: str) -> Path:
     return folders[precision] / f"{precision}.onnx"
 
 
-__all__ = ["FULL_PRECISION", "BuildContext", "graph_path"]
+def schedule_path(folder: Path) -> Path:
+    """The schedule in the folder of the stage that fitted it."""
+    return folder / "schedule.json"
+
+
+__all__ = ["FULL_PRECISION", "BuildContext", "graph_path", "schedule_path"]

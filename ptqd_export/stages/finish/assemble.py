@@ -35,12 +35,11 @@ from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 from ptqd_export.report.pictures import PICTURES
 from ptqd_export.report.write_report import REPORT
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path, schedule_path
 from ptqd_export.stages.finish.pieces import check_pieces, write_in_pieces
 from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
-from ptqd_export.stages.fit.statistics import SCHEDULE
 from ptqd_export.stages.network.decoding import DECODER, decoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
 from ptqd_export.stages.network.text import text_record
@@ -98,7 +97,7 @@ def _room(parts: Parts) -> int:
 def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer = _Writer(folder)
     writer.text("plan.json", context.plan.resolved_json())
-    writer.text("schedules/default.json", (parts.walked / SCHEDULE).read_text())
+    writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
     pieces = {name: _write_network(context, writer, graph_path(parts.graphs, name)) for name in parts.graphs}
     if parts.decoder is not None:
         for file in graph_files(parts.decoder / DECODER):

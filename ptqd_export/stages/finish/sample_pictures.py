@@ -12,8 +12,7 @@ from engines.chain.schedule import Schedule
 from engines.networks.decoder import Decoder
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
-from ptqd_export.stages.fit.statistics import SCHEDULE
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path, schedule_path
 from ptqd_export.stages.network.decoding import decoder_record
 from ptqd_export.stages.reporter import Reporter
 
@@ -24,7 +23,7 @@ def make_pictures(
     context: BuildContext, graphs: Mapping[str, Path], decoder: Path | None, walked: Path, folder: Path, reporter: Reporter
 ) -> None:
     """Writes `pictures.png`: of eight samples at most, and no more than walked, so that this takes a small part of the walk's time."""
-    schedule = Schedule.model_validate_json((walked / SCHEDULE).read_text())
+    schedule = Schedule.model_validate_json(schedule_path(walked).read_text())
     kinds = _states(context, graphs, schedule, reporter)
     trim_heap()  # the networks are closed: decoding takes as much memory as they did
     decode = _decoder(context, decoder)

@@ -23,9 +23,8 @@ from engines.host.files import write_text
 from engines.host.machine import machine_name
 from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, measured_of
 from ptqd_export.records.times_file import TIMES
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
-from ptqd_export.stages.fit.statistics import SCHEDULE
 from ptqd_export.stages.fit.timing import time_engines
 from ptqd_export.stages.reporter import Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -156,7 +155,7 @@ def _bit_operations(folder: Path, name: str) -> float:
 
 
 def _schedule(walked: Path) -> Schedule:
-    return Schedule.model_validate_json((walked / SCHEDULE).read_text())
+    return Schedule.model_validate_json(schedule_path(walked).read_text())
 
 
 def _own(schedule: Schedule) -> Choice:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from calib.walk.fit import FitSettings, fit_on_walk
 from ptqd_export.records.statistics_file import step_record
-from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.build_context import BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import walked_networks
 from ptqd_export.stages.reporter import Reporter
-
-SCHEDULE = "schedule.json"
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
@@ -22,4 +20,4 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))
-    (folder / SCHEDULE).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")
+    schedule_path(folder).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.chain.schedule import Schedule
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
-from ptqd_export.stages.fit.statistics import SCHEDULE
 from ptqd_export.stages.reporter import Reporter
 
 STAGE = "check"
@@ -36,7 +35,7 @@ def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> E
     calibration, samples = context.plan.calibration, context.samples
     quantized = [name for name in graphs if name != FULL_PRECISION]
     return EngineCheck(
-        schedule=Schedule.model_validate_json((walked / SCHEDULE).read_text()),
+        schedule=Schedule.model_validate_json(schedule_path(walked).read_text()),
         reference=FULL_PRECISION,
         networks=fit_networks(context, graphs, calibration.batch_size).networks,
         expected={name: [step["snr_db"] for step in json.loads((walked / f"{name}.json").read_text())] for name in quantized},

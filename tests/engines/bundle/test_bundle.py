@@ -19,7 +19,7 @@ GRAPH = "graphs/onnxruntime/fp32.onnx"
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "model": {
         "family": "diffusers UNet2DModel",
         "parameters": 7,
@@ -68,6 +68,7 @@ MANIFEST: dict[str, Any] = {
             "bit_operations_saved": 1.0,
             "bit_operations_saved_all": 1.0,
             "pieces": None,
+            "versions": {"torch": "2.13.0"},
         }
     },
     "guidance": 1.5,
@@ -99,6 +100,13 @@ def test_manifest_reads_as_the_contract_says(tmp_path: Path) -> None:
     assert (read.model.conditioning.rows, read.model.conditioning.null_class, read.model.conditioning.inputs[0].shape) == (10, 10, ())
     assert read.precisions["fp32"].graph == GRAPH
     assert json.loads(read.model_dump_json()) == MANIFEST
+
+
+def test_manifest_of_the_first_version_lacks_the_versions_of_a_precision(tmp_path: Path) -> None:
+    (record,) = MANIFEST["precisions"].values()
+    old = {name: value for name, value in record.items() if name != "versions"}
+    read = Bundle.open(write(tmp_path, {**MANIFEST, "schema_version": 1, "precisions": {"fp32": old}})).manifest
+    assert (read.schema_version, read.precisions["fp32"].versions) == (1, {})
 
 
 def test_noise_schedule_is_the_model_s(tmp_path: Path) -> None:

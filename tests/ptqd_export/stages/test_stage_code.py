@@ -52,7 +52,7 @@ def _keys(root: Path) -> dict[str, dict[str, object]]:
     [
         ("engines/apps/serve/gateway.py", set()),
         ("engines/cluster/pool.py", set()),
-        ("engines/backends/tensorrt/tensorrt_engine.py", set()),
+        ("engines/backends/tensorrt/tensorrt_engine.py", {"pictures"}),
         ("engines/cli.py", set()),
         ("ptqd_export/cli.py", set()),
         ("ptqd_export/report/page.py", set()),
