@@ -17,11 +17,13 @@ from engines.bundle.bundle import Bundle
 from engines.chain.finite import NotFiniteError
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
-from engines.chain.schedule import Schedule
+from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.errors import MissingBackendError
 from engines.networks.conditioning import class_labels
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
+from engines.samplers.table import TableStep
 from tests.engines.backends.tensorrt.host_tensorrt import HostTensorRt
 
 if TYPE_CHECKING:
@@ -63,6 +65,46 @@ def test_steps_on_the_device_are_those_of_the_host_bit_by_bit(
     on_host = chain.sample(NOISE, SAMPLES, ROWS)
     on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
     np.testing.assert_array_equal(on_device, on_host)
+    assert abs(on_host).max() > 0.1
+
+
+def random_schedule(sampler: str, seed: int) -> Schedule:
+    """A chain of a sampler with random corrections, clipped where the sampler clips; odd steps are random rows of its table."""
+    rng, traits = np.random.default_rng(seed), SAMPLERS[sampler]
+    trained = NoiseSchedule(prediction_type=traits.predictions[0], clip_sample=traits.clips, clip_sample_range=1.5)
+    eta = float(rng.uniform()) if traits.any_eta else traits.eta
+    table = compile_sampler(sampler, 8, eta, trained)
+    rows = [table.step(i if i % 2 == 0 else int(rng.integers(table.steps))) for i in range(table.steps)]
+
+    def correction(row: TableStep) -> Correction:
+        gain, offset, state_gain = (tuple(rng.normal(mean, 0.3, 1).tolist()) for mean in (1, 0, 0))
+        sigma = row.sigma * float(rng.uniform())
+        return Correction(
+            gain=gain, offset=offset, state_gain=state_gain, sigma_corrected=sigma, residual_variance=0.1, unabsorbed_variance=0.0
+        )
+
+    steps = [
+        Step(
+            step=i,
+            precision=str(rng.choice(["w4a8", "fp32"])),
+            corrections={name: correction(row) for name in ("w4a8", "fp32")},
+            **{name: value for name, value in vars(row).items() if name in Step.model_fields},
+        )
+        for i, row in enumerate(rows)
+    ]
+    record = SamplerRecord(name=sampler, steps=8, eta=eta, guidance=float(rng.uniform(0.5, 8)))
+    fitted = CorrectionRecord(mode="joint", variance="schedule")
+    return Schedule(sampler=record, correction=fitted, policy="fixed", init_sigma=table.init_sigma, steps=tuple(steps))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_random_steps_of_every_sampler_are_the_one_step_bit_by_bit(denoisers: Any, kernels: UpdateKernels, sampler: str, seed: int) -> None:
+    chain = Chain(random_schedule(sampler, seed), denoisers)
+    on_host = chain.sample(NOISE, SAMPLES, ROWS)
+    on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
+    np.testing.assert_array_equal(on_device, on_host)
+    assert np.isfinite(on_host).all()
     assert abs(on_host).max() > 0.1
 
 
