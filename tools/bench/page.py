@@ -57,7 +57,7 @@ def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyTy
         for result in of_model:
             lines += ["", *table(result)]
         if model in starts:
-            lines += ["", _started(starts[model])]
+            lines += ["", _start_text(starts[model])]
         lines += ["", *_profiles(of_model[0])]
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def _profiles(result: Result) -> Iterator[str]:
     yield _line(("all", *(f"{sum(row.profile.values()):.2f}" for row in watched)))
 
 
-def _started(start: Start) -> str:
+def _start_text(start: Start) -> str:
     graphs = ", ".join(f"{name} {size:.1f}" for name, size in start.graph_mib.items())
     weights = ", ".join(f"{name} {engine.weights_mib:.1f}" for name, engine in start.engines.items())
     memory, largest = start.memory, start.largest

@@ -41,7 +41,7 @@ def coloured(count: int, generator: torch.Generator, chosen: NDArray[np.intp] | 
     index = among[torch.randint(len(among), (count,), generator=generator)]
     ink = _colour(count, generator, saturation=(0.6, 1.0), value=(0.75, 1.0))
     ground = _colour(count, generator, saturation=(0.3, 1.0), value=(0.1, 0.5))
-    mask = _placed(handwriting[index], generator)
+    mask = _place(handwriting[index], generator)
     images = ground[:, :, None, None] + mask * (ink - ground)[:, :, None, None]
     return Coloured(images, labels[index], ink, ground)
 
@@ -53,7 +53,7 @@ def _handwriting() -> tuple[torch.Tensor, torch.Tensor]:
     return (images + 1) / 2, labels
 
 
-def _placed(mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _place(mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Place masks [N, 1, 16, 16] at a random width and position on the canvas [N, 1, 32, 32]; there is no ink outside the masks."""
     zoom = SIZE / _uniform(len(mask), WIDTH, generator)
     shift = _uniform(2 * len(mask), (-SHIFT, SHIFT), generator).reshape(-1, 2) * 2 / SIZE

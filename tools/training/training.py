@@ -92,7 +92,7 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _follow(average, model, decay=min(LONGEST_DECAY, (1 + step) / (10 + step)))
+        _update_average(average, model, decay=min(LONGEST_DECAY, (1 + step) / (10 + step)))
         losses.append(loss.item())
         step += 1
         if elapsed > 60 * (len(log) + 1):
@@ -130,7 +130,7 @@ def _error(
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     for kept, current in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(current, 1 - decay)
 
