@@ -83,7 +83,7 @@ class GpuCheck:
 
 @dataclass(frozen=True)
 class _Study:
-    """One bundle on the device, ready to be measured."""
+    """One bundle on the device, with the settings for measuring it."""
 
     bundle: Bundle
     settings: EngineSettings

@@ -57,7 +57,7 @@ def check_damage(subject: Subject, run: Run, data: st.DataObject) -> str:
         return "refused"
     if outcome.exit_code != 0:
         reject(outcome)
-    assert subject.is_as_before(prompts), f"a wrong image from a damaged {name}"
+    assert subject.is_as_before(prompts), f"a damaged {name} gave a wrong image"
     return "harmless"
 
 

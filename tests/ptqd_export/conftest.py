@@ -106,7 +106,7 @@ def class_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cross_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a UNet2DConditionModel with cross attention; `conditions.npz` beside it holds its table."""
+    """Folder of a UNet2DConditionModel with cross attention; `conditions.npz` beside it contains its conditioning table."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(1)

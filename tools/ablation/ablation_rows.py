@@ -1,4 +1,4 @@
-"""The rows of the ablation, as data."""
+"""Define the rows of the ablation as data."""
 
 from __future__ import annotations
 

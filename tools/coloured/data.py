@@ -48,7 +48,7 @@ def coloured(count: int, generator: torch.Generator, chosen: NDArray[np.intp] | 
 
 @lru_cache(maxsize=1)
 def _handwriting() -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of ink in each pixel, [1797, 1, 16, 16] in [0, 1], and the labels [1797]."""
+    """Return the share of ink in each pixel, [1797, 1, 16, 16] in [0, 1], and the labels [1797]."""
     images, labels = digits()
     return (images + 1) / 2, labels
 

@@ -18,7 +18,7 @@ GRID = 4
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4x4 positions, one hidden layer: 0.05 M parameters for 16x16 images, 0.06 M for 32x32."""
+    """A network of convolutions down to 4x4 positions and one hidden layer: 0.05 M parameters for 16x16 images, 0.06 M for 32x32."""
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
         super().__init__()

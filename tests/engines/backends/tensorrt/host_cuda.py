@@ -81,7 +81,7 @@ class HostCuda:
 
     def on_cudaMalloc(self, size: int) -> tuple[int]:
         block = (ctypes.c_byte * size)()
-        ctypes.memset(block, 0xFF, size)  # NaN, until something is written
+        ctypes.memset(block, 0xFF, size)  # reads as NaN until something is written
         self.live[ctypes.addressof(block)] = block
         return (ctypes.addressof(block),)
 
