@@ -1,4 +1,4 @@
-"""A tiny bundle made without torch: a two-layer network, whose own arithmetic is here too, in numpy and float64."""
+"""A tiny bundle made without torch: a two-layer network, with a reference implementation in numpy and float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Array = NDArray[Any]
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
-    """Connected to a cluster of two CPUs for all tests that need one: starting it takes longer than they do."""
+    """A cluster of two CPUs, shared by all tests that need one because starting it takes longer than the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engines.cluster.session.cores", lambda: 2)
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -73,7 +73,7 @@ class TinyNetwork:
         return cls(first / 3, embedding, time, second / 6)
 
     def rounded(self, levels: int) -> TinyNetwork:
-        """Weights of so many levels either side of zero."""
+        """Return the network with weights rounded to `levels` levels on either side of zero."""
         first, second = (np.round(w / abs(w).max() * levels) / levels * abs(w).max() for w in (self.first, self.second))
         return replace(self, first=first.astype(np.float32), second=second.astype(np.float32))
 
@@ -113,7 +113,7 @@ class TinyNetwork:
 
 @dataclass(frozen=True)
 class TinyBundle:
-    """A bundle on disk, and the networks in it by precision."""
+    """A bundle on disk, and its networks by precision."""
 
     folder: Path
     networks: dict[str, TinyNetwork]
@@ -123,43 +123,43 @@ class TinyBundle:
         return content
 
     def edit(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        """Change the content of a file, and leave the manifest alone."""
+        """Change the content of a file without updating the manifest."""
         path = self.folder / name
         path.write_bytes(change(path.read_bytes()))
 
     def edit_json(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-        """Change a JSON file in place; the manifest keeps a digest that is right."""
+        """Change a JSON file in place; an edited manifest gets a correct digest."""
         content = json.loads((self.folder / name).read_text())
         change(content)
         (self.folder / name).write_text(json.dumps(sealed(content) if name == MANIFEST else content))
 
     def rehash(self, name: str) -> None:
-        """Have the manifest know a file as it is."""
+        """Update the manifest's record of a file."""
         record = _file_record(self.folder / name).model_dump()
         self.edit_json("manifest.json", lambda manifest: manifest["files"].update({name: record}))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """Class-conditional, guided, gray; not to be changed."""
+    """A class-conditional, guided bundle with grayscale samples. Tests must not modify it."""
     return build_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
 @pytest.fixture
 def own_tiny(tiny: TinyBundle, tmp_path: Path) -> TinyBundle:
-    """A copy of it to damage."""
+    """A copy of `tiny` that a test may damage."""
     return replace(tiny, folder=Path(shutil.copytree(tiny.folder, tmp_path / "bundle")))
 
 
 @pytest.fixture
 def tiny_latent(tmp_path: Path) -> TinyBundle:
-    """Class-conditional, with samples of four channels."""
+    """A class-conditional bundle with samples of four channels."""
     return build_tiny_bundle(tmp_path / "latent", channels=4)
 
 
 @pytest.fixture(scope="session")
 def tiny_decoded(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """The same with a first stage: `tanh` of a mixture of the channels; not to be changed."""
+    """A bundle like `tiny_latent` with a decoder: `tanh` of a mixture of the channels. Tests must not modify it."""
     bundle = build_tiny_bundle(tmp_path_factory.mktemp("decoded") / "bundle", channels=4)
     onnx.save(_decoder(), bundle.folder / "decoder.onnx")
     record = {"file": "decoder.onnx", "image_shape": [1, SIZE, SIZE], "batch": 4}
@@ -170,20 +170,20 @@ def tiny_decoded(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 
 @pytest.fixture
 def tiny_unconditional(tmp_path: Path) -> TinyBundle:
-    """Without classes and guidance, in color."""
+    """An unconditional, unguided bundle with colour samples."""
     return build_tiny_bundle(tmp_path / "unconditional", channels=3, conditional=False)
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT reaches this process and its children, also where the tests run in the background: a shell has it ignored there."""
+    """Let SIGINT reach this process and its children even if a shell started the tests in the background, with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def build_tiny_bundle(folder: Path, *, channels: int = 1, conditional: bool = True) -> TinyBundle:
-    """Write a bundle whose precisions differ by the rounding of their weights, with corrections that no fit made."""
+    """Write a bundle whose precisions differ in the rounding of their weights; its corrections are made up, not fitted."""
     fp32 = TinyNetwork.random(channels)
     networks = {"fp32": fp32, "w4a8": fp32.rounded(7), "w8a8": fp32.rounded(127)}
     guidance = 1.5 if conditional else 1.0
@@ -206,7 +206,7 @@ def _decoder() -> onnx.ModelProto:
 
 
 def _conv(x: Array, weight: Array) -> Array:
-    """Cross-correlation with 3x3 kernels, zeros around."""
+    """Cross-correlation with 3x3 kernels and zero padding."""
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     height, width = x.shape[2:]
     shifted = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]

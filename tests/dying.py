@@ -1,4 +1,4 @@
-"""A process that dies at the n-th change that it makes to files, as if it were killed there: nothing that comes later changes anything."""
+"""Simulate a process that is killed at its n-th change to files: this change and all later ones raise and have no effect."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class Killed(BaseException):
-    """The process would be dead by now."""
+    """Raised at the change where the process would have been killed."""
 
 
 class _Process:
-    """Counts the changes while it is watched; `last` is the number of the one that it does not live to make."""
+    """Counts the changes to files while `watched` is set, and raises from change number `last` on."""
 
     def __init__(self) -> None:
         self.watched = False
@@ -37,7 +37,10 @@ sys.addaudithook(_process)
 
 @contextlib.contextmanager
 def dying_at(change: int) -> Iterator[None]:
-    """In the block, this change and all that follow, those of `finally` clauses too, raise instead; the block ends there, or well."""
+    """Make this change and all later ones in the block raise, including those in `finally` clauses.
+
+    The block ends at the first of them, or normally if it makes fewer changes.
+    """
     _process.changes, _process.last, _process.watched = 0, change, True
     try:
         with contextlib.suppress(Killed):
@@ -47,7 +50,10 @@ def dying_at(change: int) -> Iterator[None]:
 
 
 def every_death(prepare: Callable[[], None], act: Callable[[], object]) -> Iterator[int]:
-    """Let `act` die at its first change, at its second and so on, each time after `prepare`, until it lives; yields how far it came."""
+    """Call `prepare` and `act` repeatedly, killing `act` at its first change, then at its second and so on, until it survives.
+
+    Yields the number of the change after each attempt.
+    """
     for change in range(1, sys.maxsize):
         prepare()
         with dying_at(change):

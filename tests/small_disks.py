@@ -1,4 +1,4 @@
-"""Disks that fill up: a real one in memory where mounting is permitted, and a limit on the size of files, which needs no permission."""
+"""Simulate disks that fill up: by a small file system in memory where mounting is permitted, or by a limit on the size of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes: a write that crosses the limit fails half-done, as on a full disk."""
+    """Limit the files of this process to `size` bytes: a write across the limit fails halfway, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -24,7 +24,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes, mounted on a new folder; the test is skipped where that is not permitted."""
+    """Mount a file system of `size` bytes on a new folder; skip the test if mounting is not permitted."""
     folder.mkdir()
     options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -38,5 +38,5 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def grow(folder: Path, size: int) -> None:
-    """Make the disk larger, and keep what is on it."""
+    """Resize the disk to `size` bytes and keep its content."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

@@ -1,9 +1,9 @@
-"""`make demo`: build the digits bundle, sample it, and show what quantization costs and what the corrections bring back.
+"""`make demo`: build the digits bundle, sample it, and show what quantization costs and what the corrections recover.
 
     python -m tools.demo
 
-Ends with a table and two pictures in `out/`: `samples/grid.png` (the schedule's own choice of precisions) and `comparison.png` (full
-precision, uncorrected and corrected, same seeds, at the lowest precision).
+Prints a table and writes two pictures to `out/`: `samples/grid.png`, drawn with the precisions that the schedule chose, and
+`comparison.png`, which compares full precision with the lowest precision, uncorrected and corrected, for the same seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     _draw(lowest, OUTPUT / "comparison.png")
     console = Console()
     console.print(quality_table(rows))
-    console.print(f"schedule: the precisions that the bundle's schedule chose; see {OUTPUT}/samples/grid.png and {OUTPUT}/comparison.png")
+    console.print(f"schedule: precisions chosen by the bundle's schedule; pictures: {OUTPUT}/samples/grid.png and {OUTPUT}/comparison.png")
 
 
 def _run(*command: str) -> None:

@@ -1,6 +1,6 @@
-"""Everything that TensorRT on this machine's GPU is asked to do, run once and measured: `python -m tools.gpu_check --bundle DIR`.
+"""Run and measure everything that the project does with TensorRT on this machine's GPU: `python -m tools.gpu_check --bundle DIR`.
 
-The bundle is one that was built for a TensorRT target; engines are built where they are missing.
+The bundle must have been built for a TensorRT target. Missing engines are built.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class PrecisionRow:
-    """One precision; times are medians of a network call, guidance included, copies to and from the device too."""
+    """Figures of one precision; times are medians of a network call, including guidance and the copies to and from the device."""
 
     precision: str
     megabytes: float
@@ -54,16 +54,16 @@ class PrecisionRow:
 
 @dataclass(frozen=True)
 class GpuCheck:
-    """All figures of a machine.
+    """All figures of one machine.
 
     Attributes:
-        swap_milliseconds: what a call costs more where engines take turns than where one runs again and again.
-        host_update_milliseconds: of a step of the schedule's chain, the update on the host.
-        device_update_milliseconds: the same with the state on the device.
-        update_difference: largest difference of the two chains' samples.
-        shared_bytes: the buffers of all engines together.
-        device_bytes: what the device lacks while all engines are open: weights, buffers, contexts, graphs and compiled kernels, once with
-            CUDA graphs and once without.
+        swap_milliseconds: extra time of a call when engines take turns, compared with one engine that runs repeatedly.
+        host_update_milliseconds: time of a step of the schedule's chain with the update on the host.
+        device_update_milliseconds: time of a step with the state and the update on the device.
+        update_difference: largest difference between the samples of these two chains.
+        shared_bytes: size of the buffers that all engines share.
+        device_bytes: device memory in use while all engines are open, once with CUDA graphs and once without: weights, buffers, contexts,
+            graphs and compiled kernels.
     """
 
     device: str
@@ -83,7 +83,7 @@ class GpuCheck:
 
 @dataclass(frozen=True)
 class _Study:
-    """One bundle on the device, ready to be measured."""
+    """One bundle on the device, with the settings for measuring it."""
 
     bundle: Bundle
     settings: EngineSettings
@@ -100,10 +100,10 @@ class _Study:
 
 
 def check(folder: Path, flavour: FlavourName, batch: int) -> GpuCheck:
-    """Run everything.
+    """Run and measure everything.
 
     Raises:
-        MissingBackendError: the flavour or a device is missing.
+        MissingBackendError: this flavour of TensorRT is not installed, or there is no device.
     """
     cuda, bundle = Cuda(), Bundle.open(folder)
     built = build_engines(folder, flavour)
@@ -151,14 +151,14 @@ def _precision(study: _Study, built: BuiltEngine, bank: EngineBank, plain: Engin
 
 
 def _swap(study: _Study, bank: EngineBank, names: list[str]) -> float:
-    """Engines in turn, against each by itself, a call."""
+    """Extra milliseconds per call when the engines take turns, compared with each engine by itself; mean over the engines."""
     in_turn = interleaved_medians({name: partial(study.call, bank[name]) for name in names}, ROUNDS, warm_up=3)
     alone = {name: interleaved_medians({name: partial(study.call, bank[name])}, ROUNDS, warm_up=3)[name] for name in names}
     return 1000 * float(np.mean([in_turn[name] - alone[name] for name in names]))
 
 
 def _updates(study: _Study, backend: TensorRtBackend, bank: EngineBank) -> tuple[float, float, float]:
-    """Milliseconds a step on the host and on the device, and how far apart the samples are."""
+    """Milliseconds per step with the update on the host and on the device, and the largest difference between the samples."""
     on_host = Chain(study.schedule, bank)
     on_device = Chain(study.schedule, bank, stepper=partial(DeviceStepper, kernels=backend.update_kernels))
     noise, samples = NoiseSource(SEED, study.bundle.manifest.model.sample_shape), np.arange(study.batch, dtype=np.int64)
@@ -172,7 +172,7 @@ def _updates(study: _Study, backend: TensorRtBackend, bank: EngineBank) -> tuple
 
 
 def print_check(result: GpuCheck) -> None:
-    """Print the one table."""
+    """Print all figures as one table."""
     table = Table(title=f"{result.device} ({result.compute_capability}), {result.flavour} {result.version}, batch {result.batch}")
     for column in ("precision", "size", "build", "parity", "with CUDA graph", "without", "int8 layers"):
         table.add_column(column, justify="left" if column == "precision" else "right")
@@ -187,7 +187,7 @@ def print_check(result: GpuCheck) -> None:
             str(row.integer_layers),
         )
     table.caption = (
-        f"swap {result.swap_milliseconds:+.3f} ms; a step with the update on the host {result.host_update_milliseconds:.3f} ms, "
+        f"swap {result.swap_milliseconds:+.3f} ms; step with the update on the host {result.host_update_milliseconds:.3f} ms, "
         f"on the device {result.device_update_milliseconds:.3f} ms (samples differ by {result.update_difference:.1e}); "
         f"shared buffers {result.shared_bytes / 1e6:.1f} MB; all engines, with and without graphs, {result.device_bytes / 1e6:.1f} MB"
     )
@@ -195,9 +195,9 @@ def print_check(result: GpuCheck) -> None:
 
 
 @click.group(cls=CommandLine, invoke_without_command=True)
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Built for a TensorRT target.")
-@click.option("--flavour", type=click.Choice(list(FLAVOURS)), default="tensorrt", show_default=True, help="Of TensorRT.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples in a call.")
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Bundle that was built for a TensorRT target.")
+@click.option("--flavour", type=click.Choice(list(FLAVOURS)), default="tensorrt", show_default=True, help="Flavour of TensorRT to use.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Samples in one network call.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def main(bundle: Path, flavour: FlavourName, batch: int, json_file: Path | None) -> None:
     """Check TensorRT on this machine's GPU."""

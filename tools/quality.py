@@ -1,9 +1,10 @@
-"""Draw the same samples by every way to run a bundle, and say what became of them.
+"""Draw the same samples in every way that a bundle can run, and compare their quality.
 
     python -m tools.quality build/dit --num 1000
 
-Two tables: of every precision, the schedule's choice among them, the share of samples that the committed classifier takes for the digit
-asked for and their distance to full precision's; of every step, the signal-to-noise ratio of the network's output.
+Prints two tables. The first has a row for every precision and for the schedule's own choice: the share of samples in which the committed
+classifier recognises the requested digit, and their distance to the full-precision samples. The second has a row for every step: the
+signal-to-noise ratio of the network's output.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BATCH = 200
 
 @dataclass(frozen=True)
 class Row:
-    """Images of one way to run the bundle, float32 [N, C, H, W], of which number n shows class n modulo the number of classes."""
+    """Images from one way to run the bundle, float32 [N, C, H, W]; image n shows class n modulo the number of classes."""
 
     precision: str
     correction: str
@@ -43,8 +44,8 @@ class Study:
     """Draws samples of a class-conditional bundle on ONNX Runtime.
 
     Args:
-        bundle: its model is conditioned on one digit a row.
-        count: samples, always the first ones of `SEED`.
+        bundle: bundle of a model that is conditioned on one digit per row.
+        count: number of samples; they are always the first ones of `SEED`.
     """
 
     def __init__(self, bundle: Bundle, count: int) -> None:
@@ -56,7 +57,7 @@ class Study:
         self._quantized = quantized(bundle)
 
     def rows(self) -> Iterator[Row]:
-        """Every way to run the bundle; full precision first, the lowest precision last."""
+        """Yield one row for every way to run the bundle, from full precision down to the lowest precision."""
         yield Row("fp32", "-", self._draw("fp32", corrected=False))
         for name in (None, *self._quantized):
             for corrected in (False, True):
@@ -69,18 +70,18 @@ class Study:
 
 
 def quantized(bundle: Bundle) -> list[str]:
-    """The bundle's precisions but full precision, going down in bit operations."""
+    """The bundle's precisions without full precision, in descending order of bit operations."""
     costs = {name: record.weight_bits * record.activation_bits for name, record in bundle.manifest.precisions.items()}
     return sorted(costs, key=lambda name: -costs[name])[1:]
 
 
 def digits_of(numbers: Int64) -> Int64:
-    """The digit that each sample is asked to show."""
+    """The digit that each sample should show."""
     return numbers % 10
 
 
 def quality_table(rows: list[Row]) -> Table:
-    """What became of the samples; the first row is the reference."""
+    """Table of the sample quality of all rows; the first row is the reference."""
     reference = rows[0].images
     labels = digits_of(np.arange(len(reference), dtype=np.int64))
     table = Table(title=f"{len(reference)} samples each, same seeds")
@@ -94,14 +95,14 @@ def quality_table(rows: list[Row]) -> Table:
 
 
 def psnr(images: Float32, reference: Float32) -> float:
-    """Mean over images of the PSNR in dB; the peak is 2, from -1 to 1."""
+    """PSNR in dB, averaged over the images; the peak is 2 because pixels range from -1 to 1."""
     error = np.square(images.clip(-1, 1) - reference.clip(-1, 1), dtype=np.float64).mean(axis=(1, 2, 3))
     return float(np.mean(10 * np.log10(4 / error)))
 
 
 def step_table(bundle: Bundle) -> Table:
-    """Signal-to-noise ratio of every quantized precision's output at every step, in dB: as it is, and corrected."""
-    table = Table(title="signal-to-noise ratio of the network's output in dB, plain / corrected")
+    """Table of the signal-to-noise ratio in dB of every quantized precision's output at every step, uncorrected and corrected."""
+    table = Table(title="signal-to-noise ratio of the network's output in dB, uncorrected / corrected")
     table.add_column("step", justify="right")
     table.add_column("timestep", justify="right")
     names = quantized(bundle)
@@ -116,7 +117,7 @@ def step_table(bundle: Bundle) -> Table:
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--num", default=1000, show_default=True, help="Samples of every row.")
+@click.option("--num", default=1000, show_default=True, help="Number of samples in every row.")
 def main(folder: Path, num: int) -> None:
     bundle = Bundle.open(folder)
     console = Console()

@@ -1,4 +1,4 @@
-"""Small graphs that the real builder takes, refuses or crashes on, and a device made of host memory."""
+"""Small graphs that the real builder accepts, rejects or crashes on, and fakes of CUDA and TensorRT on host memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ CHANNELS = 4
 
 
 def quantized_graph(path: Path, *, layers: int = 1, zero_point: int = 0, scale: str = "s") -> Path:
-    """Convolutions with int8 Q/DQ on inputs and weights, and a timestep that is added; `scale="r"` makes the scale a run-time input."""
+    """Write a graph of convolutions with int8 Q/DQ on inputs and weights, which adds the timestep to the result.
+
+    `scale="r"` makes the scale a run-time input.
+    """
     weight = np.random.default_rng(0).integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8)
     constants = {
         "s": np.float32(0.05), "z": np.array(zero_point, np.int8), "w": weight,
@@ -64,13 +67,13 @@ def graph(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_graph(tmp_path: Path) -> Callable[..., Path]:
-    """Another graph: see `quantized_graph`."""
+    """Write another graph with the options of `quantized_graph`."""
     return lambda name="other", **options: quantized_graph(tmp_path / f"{name}.onnx", **options)
 
 
 @pytest.fixture
 def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    """In place of `cuda.bindings.runtime`."""
+    """A fake that replaces `cuda.bindings.runtime`."""
     fake = HostCuda(pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
     return fake
@@ -78,7 +81,7 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
 
 @pytest.fixture
 def host_tensorrt(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
-    """In place of tensorrt_rtx; its engines are `double`, `negate` and `shown`."""
+    """A fake that replaces `tensorrt_rtx`, with the engines `double`, `negate` and `shown`."""
 
     def network(factor: float) -> Callable[..., Array]:
         return lambda sample, timestep, labels: np.float32(factor) * sample + (timestep / 1000 + labels)[:, None, None, None]
@@ -97,7 +100,7 @@ def arena(host_cuda: HostCuda) -> Arena:
 
 @pytest.fixture
 def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Callable[..., TensorRtEngine]:
-    """Opens `double`, `negate` or `shown`."""
+    """Open the engine `double`, `negate` or `shown`."""
     del host_tensorrt
 
     def open_(name: str, **options: Any) -> TensorRtEngine:
@@ -110,16 +113,16 @@ def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Ca
 
 @pytest.fixture(scope="session")
 def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The update's kernels, compiled for the host."""
+    """The kernels of the update, compiled for the host."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler to run the kernels' source with")
+        pytest.skip("there is no C++ compiler to compile the kernels with")
     return compile_for_host(compiler, SOURCE, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture
 def kernels(host_cuda: HostCuda, kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> UpdateKernels:
-    """In place of CUDA's driver and run-time compiler."""
+    """The update's kernels on fakes that replace CUDA's driver and run-time compiler."""
     del host_cuda
     driver, nvrtc = (pytest.importorskip(f"cuda.bindings.{name}", reason="cuda-bindings is not installed") for name in ("driver", "nvrtc"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library))

@@ -1,4 +1,4 @@
-"""What must become of a bundle that was damaged: one clear error, or the very same samples."""
+"""Checks that a damaged bundle gives either one clear error or the same samples as before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run: TypeAlias = Callable[[Sequence[object]], Outcome]
 
 JSON = (MANIFEST, "schedules/default.json", "tokenizer.json")
 NATIVE = ("encoder.onnx", "decoder.onnx", "graphs/onnxruntime/w4a8.onnx", "graphs/onnxruntime/w4a8.onnx.data")
-"""What the runtime parses itself."""
+"""Files that the runtime itself parses."""
 
 
 def in_process(arguments: Sequence[object]) -> Outcome:
@@ -33,7 +33,7 @@ def in_process(arguments: Sequence[object]) -> Outcome:
 
 
 def remember(subject: Subject, run: Run) -> Subject:
-    """Sample the untouched bundle both ways."""
+    """Sample the undamaged bundle with and without prompts, and store the samples as expected."""
     for prompts in (False, True):
         outcome = run(subject.command(prompts))
         assert outcome.exit_code == 0, outcome.message
@@ -42,7 +42,7 @@ def remember(subject: Subject, run: Run) -> Subject:
 
 
 def check_damage(subject: Subject, run: Run, data: st.DataObject) -> str:
-    """Any file, its hash left as it was: refused, or harmless."""
+    """Damage any file without updating its hash: the bundle must be refused, or the damage harmless."""
     name = data.draw(st.sampled_from(sorted(subject.files)))
     content = subject.files[name]
     if name == MANIFEST and data.draw(st.booleans()):
@@ -57,12 +57,12 @@ def check_damage(subject: Subject, run: Run, data: st.DataObject) -> str:
         return "refused"
     if outcome.exit_code != 0:
         reject(outcome)
-    assert subject.is_as_before(prompts), f"a wrong image from a damaged {name}"
+    assert subject.is_as_before(prompts), f"a damaged {name} gave a wrong image"
     return "harmless"
 
 
 def check_contract(subject: Subject, run: Run, data: st.DataObject) -> str:
-    """A contract that was changed with its hash: refused, or another chain whose samples are whole and finite."""
+    """Damage a contract and update its hash: the bundle must be refused, or give complete and finite samples."""
     name = data.draw(st.sampled_from(JSON))
     changed = data.draw(damaged_json(json.loads(subject.files[name])))
     if name == MANIFEST:
@@ -73,21 +73,24 @@ def check_contract(subject: Subject, run: Run, data: st.DataObject) -> str:
 
 
 def check_archive(subject: Subject, run: Run, data: st.DataObject) -> str:
-    """Prepared embeddings, changed with their hash."""
+    """Damage the prepared embeddings and update their hash: the bundle must be refused, or give complete and finite samples."""
     content = subject.files["rows.npz"]
     subject.put("rows.npz", data.draw(damaged(content) | damaged_archive(content)))
     return _finite_or_refused(subject, run, prompts=False)
 
 
 def check_graph(subject: Subject, run: Run, data: st.DataObject) -> str:
-    """A graph or its weights, changed with their hash: refused, or another network's samples. The runtime may crash."""
+    """Damage a graph or its weights and update their hash: the bundle must be refused, or give complete and finite samples.
+
+    The runtime may also crash.
+    """
     name = data.draw(st.sampled_from(NATIVE))
     subject.put(name, data.draw(damaged(subject.files[name])))
     return _finite_or_refused(subject, run, prompts=True)
 
 
 def _sealed(text: str) -> str:
-    """With a digest that is right, if there is one for it."""
+    """Return the text with a correct digest, or unchanged if no digest can be computed."""
     try:
         return json.dumps(sealed(json.loads(text)))
     except (ValueError, AttributeError):
@@ -112,4 +115,4 @@ def _finite_or_refused(subject: Subject, run: Run, *, prompts: bool) -> str:
 CHECKS: dict[str, Callable[[Subject, Run, Any], str]] = {
     "damage": check_damage, "contract": check_contract, "archive": check_archive, "graph": check_graph,
 }  # fmt: skip
-"""By kind; `graph` is for a child process."""
+"""Checks by kind; `graph` must run in a child process."""

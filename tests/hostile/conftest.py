@@ -1,4 +1,4 @@
-"""A bundle with a file of every kind that sampling reads: prompts, prepared embeddings, a decoder, a graph with its weights beside it."""
+"""A bundle with every kind of file that sampling reads: tokenizer and text encoder, embeddings, a decoder, graphs with external weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Subject:
-    """A bundle to damage, file by file.
+    """A bundle whose files can be damaged one by one.
 
     Attributes:
-        folder: of the bundle.
-        output: where its samples go.
-        files: of the untouched bundle, by name.
-        expected: samples of the untouched bundle, by the arguments that they were made with.
+        folder: folder of the bundle.
+        output: folder for its samples.
+        files: contents of the undamaged bundle's files, by name.
+        expected: samples of the undamaged bundle, by the arguments that they were made with.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Subject:
             (self.folder / name).write_bytes(content)
 
     def put(self, name: str, content: bytes) -> None:
-        """Exchange a file, and let the manifest know; of the manifest itself, make the digest right."""
+        """Replace a file and update its record in the manifest; a replaced manifest gets a correct digest."""
         if name == MANIFEST:
             content = json.dumps(sealed(json.loads(content))).encode()
         (self.folder / name).write_bytes(content)
@@ -77,7 +77,7 @@ def reject(outcome: Outcome) -> None:
 
 @pytest.fixture(scope="session")
 def whole_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """The undamaged bundle. Tests must not modify it."""
     bundle = build_tiny_bundle(tmp_path_factory.mktemp("hostile") / "bundle")
     folder = bundle.folder
     for scale, name in enumerate(GRAPHS.values()):
@@ -102,7 +102,7 @@ def whole_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
@@ -123,7 +123,7 @@ def tokenizer() -> Any:
 
 
 def save_network(path: Path, scale: float) -> None:
-    """`0.9 x + conv(x) + scale * mean(hidden) + t/1000`, the convolution's weights in a file beside the graph."""
+    """Save `0.9 x + conv(x) + scale * mean(hidden) + t/1000`, with the convolution's weights in a file beside the graph."""
     sample = helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["N", 1, SIZE, SIZE])
     timestep = helper.make_tensor_value_info("timestep", TensorProto.FLOAT, ["N"])
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["N", TOKENS, 2])

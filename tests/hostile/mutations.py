@@ -1,4 +1,4 @@
-"""Damage to files, as a strategy of hypothesis: of bytes, of JSON by its structure, and of arrays in archives."""
+"""Hypothesis strategies that damage files: raw bytes, the structure of JSON, and arrays in archives."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]
 
 RAW = {"@NaN": "NaN", "@Infinity": "-Infinity", "@1e999": "1e999", "@digits": "9" * 5000, "@half": '"\\ud800"'}
-"""What JSON's writers do not write, by the string that stands for it until the text is made."""
+"""Text that JSON writers never produce, by the placeholder string that stands for it until the text is written."""
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 10**9, 10**12, 2**63, -(10**400), 1e308, -1e-308, 0.5, "", "x", "fp32", "w4a8", "x" * 10_000,
     "../../../etc/passwd", "/etc/passwd", "a\x00b", "\x1b[2J", "graphs/onnxruntime/w8a8.onnx", "manifest.json", "schedules", ".", [], {},
     [1], [[]], {"": None}, [10**6, 10**6, 10**6], [0, 8, 8], [1, 8], [1.5] * 9, *RAW,
 )  # fmt: skip
-"""Among them values of the tiny bundle itself, in the wrong place."""
+"""Values to put in place of others; some are taken from the tiny bundle, where they are valid in other places."""
 
 
 @st.composite
 def damaged(draw: Draw, data: bytes) -> bytes:
-    """Some bytes of a file flipped, cut off, left out, repeated or put in."""
+    """Flip, cut off, leave out, repeat, insert or overwrite some bytes of a file."""
     at, end = sorted((int(draw(st.integers(0, len(data)))), int(draw(st.integers(0, len(data))))))
     match draw(st.sampled_from(["flip", "flip", "cut", "leave out", "repeat", "insert", "overwrite"])):
         case "flip":
@@ -49,7 +49,7 @@ def damaged(draw: Draw, data: bytes) -> bytes:
 
 @st.composite
 def damaged_json(draw: Draw, content: Any) -> str:
-    """One to three values of JSON of other types, absurd, not finite, missing, twice there or exchanged; or all of it nested."""
+    """Damage one to three values of JSON: replace them by values of other types or absurd ones, or remove, duplicate, swap or nest them."""
     content = deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(content))
@@ -74,7 +74,7 @@ def damaged_json(draw: Draw, content: Any) -> str:
 
 
 def as_text(content: Any) -> str:
-    """JSON, with what its writers do not write."""
+    """Write JSON, with the placeholders replaced by text that JSON writers never produce."""
     text = json.dumps(content)
     for stand_in, raw in RAW.items():
         text = text.replace(json.dumps(stand_in), raw)
@@ -82,7 +82,7 @@ def as_text(content: Any) -> str:
 
 
 def _places(content: Any) -> Any:
-    """Holder and key of every value, the outer ones first."""
+    """Yield the container and key of every value, outer values first."""
     keys = list(content) if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
     for key in keys:
         yield content, key
@@ -91,7 +91,7 @@ def _places(content: Any) -> Any:
 
 @st.composite
 def damaged_archive(draw: Draw, data: bytes) -> bytes:
-    """An archive whose arrays were damaged, and whose checksums are right."""
+    """Damage one array of an archive, and keep the checksums of the archive correct."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     name = draw(st.sampled_from(sorted(entries)))

@@ -1,4 +1,4 @@
-"""Everything that is read besides a bundle, each with a file that it takes."""
+"""Every kind of file that the project reads besides bundles, each with a valid example."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ LORA = "unet.down_blocks.0.attentions.0.to_q"
 
 @dataclass(frozen=True)
 class Reader:
-    """One kind of file.
+    """One kind of file and its reader.
 
     Attributes:
-        path: of a file that it takes.
-        read: what reads it.
-        is_json: it can be damaged by its structure.
-        is_archive: likewise, as an archive of arrays.
+        path: path of a valid file.
+        read: function that reads the file.
+        is_json: whether the file is JSON, whose structure can be damaged.
+        is_archive: whether the file is an archive, whose arrays can be damaged.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Reader:
     is_archive: bool = False
 
     def check(self, data: Any) -> str:
-        """Damage the file, and read it: refused, or read. Any other error than the user's own is a failure."""
+        """Damage the file and read it; return `refused` or `harmless`. Any error that is not a `PtqdError` is a failure."""
         content = self.path.read_bytes()
         by_structure = data.draw(st.booleans())
         if self.is_json and by_structure:
@@ -73,7 +73,7 @@ class Reader:
 
 
 def readers(folder: Path) -> dict[str, Reader]:
-    """By kind; their files are written into the folder."""
+    """Return the readers by kind, and write their files to the folder."""
     extractor = Extractor(TinyExtractor().save(folder / "extractor.onnx"), threads=1)
     images, statistics, rows = folder / "images.npz", folder / "statistics.npz", folder / "rows.npz"
     np.savez(images, samples=IMAGES)

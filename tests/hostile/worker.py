@@ -1,4 +1,7 @@
-"""Commands in a child process with little memory, which may crash or hang: `python -m tests.hostile.worker`, one JSON object a line."""
+"""Run commands in a child process with limited memory, which may crash or hang: `python -m tests.hostile.worker`.
+
+The process reads and writes one line of JSON per command.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 6 * 2**30
-"""Bytes of address space: threads and libraries reserve much more of it than they use."""
+"""Bytes of address space; threads and libraries reserve much more of it than they use."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command.
+    """Outcome of a command.
 
     Attributes:
-        exit_code: its own; that of the process, negative, where a signal ended it; None where it did not end.
-        message: its standard error, or a traceback.
+        exit_code: exit code of the command; a negative one if a signal ended the process; None if the command did not end.
+        message: standard error of the command, or a traceback.
     """
 
     exit_code: int | None
@@ -33,7 +36,7 @@ class Outcome:
 
     @property
     def refused(self) -> bool:
-        """One message, and no bug."""
+        """Whether the command ended with an error message that reports no bug."""
         return self.exit_code in (1, 2, 3) and self.message.startswith("error: ") and "this is a bug" not in self.message
 
     @property
@@ -42,11 +45,12 @@ class Outcome:
 
 
 class Worker:
-    """Runs commands one after the other; a process that crashed or hung is replaced.
+    """Runs commands one after the other, and replaces a process that crashed or hung.
 
     Args:
         command_line: module of the command line, such as `engines.cli`.
         patience: seconds that one command may take.
+        memory: limit of the address space, in bytes.
     """
 
     def __init__(self, command_line: str, patience: float = 60.0, memory: int = MEMORY) -> None:
@@ -78,7 +82,7 @@ class Worker:
             self._process = None
 
     def _died(self) -> bool:
-        """A process that closed its output is about to end by itself, with a status that tells why."""
+        """Wait for a process that closed its output, which is about to end with a status that tells why; return whether it ended."""
         assert self._process is not None
         try:
             self._process.wait(timeout=1.0)
@@ -100,7 +104,7 @@ def serve(command_line: str, memory: int) -> None:
     main: Any = importlib.import_module(command_line).main
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints
+    os.dup2(2, 1)  # libraries must not print between the answers
     for line in sys.stdin:
         result = CliRunner().invoke(main, json.loads(line))
         raised = result.exception is not None and not isinstance(result.exception, SystemExit)

@@ -1,4 +1,4 @@
-"""Two tiny random diffusers models, each built once into a bundle; the tests look at the results, or copy them to damage them."""
+"""Two tiny random diffusers models, each built into bundles once; tests read the results, or copy them in order to damage them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CALIBRATION = {"samples": 16, "batch_size": 8, "activation_samples": 64}
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build: its plan, and what its stages left."""
+    """A finished build: its plan and the output of its stages."""
 
     plan_file: PlanFile
     quantized: dict[str, list[QuantizedLayer]] = field(default_factory=dict, repr=False)
@@ -70,7 +70,7 @@ class Built:
         return content
 
     def quantize(self, precision: str) -> list[QuantizedLayer]:
-        """The layers that the build wrote, made again from its observations."""
+        """Recompute the quantized layers of the build from its observations."""
         if precision not in self.quantized:
             network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
             quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
@@ -78,13 +78,13 @@ class Built:
         return self.quantized[precision]
 
     def portable(self) -> dict[str, bytes]:
-        """Every file that travels with the bundle."""
+        """Return the contents of all files outside `local/`, by name."""
         files = (path for path in self.folder.rglob("*") if path.is_file())
         named = {path.relative_to(self.folder).as_posix(): path for path in files}
         return {name: path.read_bytes() for name, path in named.items() if not name.startswith("local/")}
 
     def resumed_in(self, output: Path, **sections: Any) -> PlanFile:
-        """The plan, with changed sections, for an output folder that holds the finished stages of this build and no bundle."""
+        """Copy the finished stages of this build to a new output folder without a bundle; return the plan for it, with changed sections."""
         shutil.copytree(self.folder / "local" / "stages", output / "local" / "stages")
         plan = Plan.model_validate(self.plan_file.plan.model_dump(mode="json") | sections)
         return PlanFile(plan, self.plan_file.folder, output)
@@ -106,7 +106,7 @@ def class_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cross_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a UNet2DConditionModel with cross attention; `conditions.npz` beside it holds its table."""
+    """Folder of a UNet2DConditionModel with cross attention; `conditions.npz` beside it contains its conditioning table."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(1)
@@ -125,7 +125,7 @@ def cross_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def class_build(class_model: Path) -> Built:
-    """Four quantized precisions, DDIM with full noise, guided; not to be changed."""
+    """A guided build with four quantized precisions and DDIM with eta 1. Tests must not modify it."""
     return _build(
         class_model.parent,
         sampler={"name": "ddim", "steps": 4, "eta": 1.0, "guidance": 1.5},
@@ -135,7 +135,7 @@ def class_build(class_model: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def cross_build(cross_model: Path) -> Built:
-    """Float, 8-bit, 4-bit and weight-only precisions, DDPM, guided; not to be changed."""
+    """A guided build with float, 8-bit, 4-bit and weight-only precisions and DDPM. Tests must not modify it."""
     return _build(
         cross_model.parent,
         model={"path": "model", "conditions": "conditions.npz"},
@@ -147,7 +147,7 @@ def cross_build(cross_model: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def class_trt_build(class_model: Path) -> Built:
-    """For TensorRT-RTX with the float part in float32; not to be changed."""
+    """A build for TensorRT-RTX whose float part is float32. Tests must not modify it."""
     return _build(
         class_model.parent,
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
@@ -159,7 +159,7 @@ def class_trt_build(class_model: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def cross_trt_build(cross_model: Path) -> Built:
-    """For TensorRT with the float part in float16, full precision in float16 among the precisions; not to be changed."""
+    """A build for TensorRT whose float part is float16, with float16 full precision among its precisions. Tests must not modify it."""
     return _build(
         cross_model.parent,
         model={"path": "model", "conditions": "conditions.npz"},
@@ -172,7 +172,7 @@ def cross_trt_build(cross_model: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The demo's model for TensorRT-RTX, everything but calibration at its defaults; not to be changed."""
+    """A build of the demo's model for TensorRT-RTX, with default quantization and target settings. Tests must not modify it."""
     return _build(
         tmp_path_factory.mktemp("digits"),
         model={"path": str(Path(__file__).parents[2] / "tools" / "digits" / "model")},
@@ -185,13 +185,13 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="session")
 def build_in() -> Callable[..., Built]:
-    """Build a plan whose model lies in a folder: `build_in(folder, **sections)`."""
+    """A function `build_in(folder, **sections)` that builds a plan for the model in a folder."""
     return _build
 
 
 @pytest.fixture(scope="session")
 def as_model() -> Callable[[nn.Module, tuple[int, ...]], LoadedModel]:
-    """Any module of one argument, as an unconditional model whose time has no influence."""
+    """A function that wraps any module of one argument as an unconditional model that ignores the timestep."""
 
     class Timeless(Adapter):
         def forward(self, sample: Tensor, timestep: Tensor, *_conditions: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def as_model() -> Callable[[nn.Module, tuple[int, ...]], LoadedModel]:
 
 @pytest.fixture(scope="session")
 def parse_graph() -> Callable[[str], ir.Model]:
-    """A graph in ONNX's text form, as a model."""
+    """A function that parses a graph in ONNX's text form."""
 
     def parse(text: str) -> ir.Model:
         model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
@@ -218,7 +218,10 @@ def parse_graph() -> Callable[[str], ir.Model]:
 
 @pytest.fixture(scope="session")
 def graph_of(parse_graph: Callable[[str], ir.Model]) -> Callable[[str, nn.Module], ir.Model]:
-    """A graph in text form; its input `fc_weight` becomes the module's parameter `fc.weight`, and `fc_weight_T` the transpose of it."""
+    """A function that parses a graph and binds its inputs to a module's parameters.
+
+    The input `fc_weight` becomes the parameter `fc.weight`, and `fc_weight_T` its transpose.
+    """
 
     def graph_of(text: str, network: nn.Module) -> ir.Model:
         model = parse_graph(text)
@@ -236,7 +239,7 @@ def graph_of(parse_graph: Callable[[str], ir.Model]) -> Callable[[str, nn.Module
 
 @pytest.fixture
 def run_graph(tmp_path: Path) -> Callable[..., Array]:
-    """Run a graph on ONNX Runtime: as written, unless `fast` is asked for."""
+    """A function that runs a graph on ONNX Runtime, by default in the mode `exact`, which runs the graph as written."""
 
     def run(graph: ir.Model, feeds: Feeds, mode: Mode = "exact") -> Array:
         path = tmp_path / "graph.onnx"

@@ -1,4 +1,4 @@
-"""The demo's bundle, built once a session from its own plan with less calibration; not to be changed."""
+"""The demo's bundle, built once per session from the demo's plan with less calibration. Tests must not modify it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ptqd_export.stages.run_build import run_build
 ROOT = Path(__file__).parents[2]
 CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
 CORRECTION = {"mode": "signed", "variance": "schedule"}
-"""The one whose arithmetic the tests write out."""
+"""The correction whose arithmetic the tests spell out."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The bundle on disk."""
+    """The demo's bundle on disk."""
 
     folder: Path
 
@@ -40,7 +40,7 @@ class Digits:
         return self.json(f"statistics/onnxruntime/{precision}.json")
 
     def sample(self, precision: str, seed: int, numbers: Int64, rows: Int64) -> Float32:
-        """Corrected samples, one precision throughout."""
+        """Draw corrected samples with one precision at every step."""
         bundle = Bundle.open(self.folder)
         schedule = bundle.schedule()
         bank = EngineBank(bundle, schedule.sampler.guidance, batch=len(numbers))

@@ -1,1 +1,1 @@
-"""Every part of the method, on two models."""
+"""Ablation of every part of the method on two models."""

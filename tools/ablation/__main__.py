@@ -1,11 +1,11 @@
-"""What every part of the method is worth: precision x correction x eta, and mixtures of precisions against uniform ones.
+"""Measure what every part of the method contributes: precision x correction x eta, and mixed against uniform precisions.
 
     python -m tools.ablation build/digits-ablation --reference build/digits-reference.npz --features tools/digits/classifier.onnx \\
         --output build/ablation/digits
 
-The bundle fixes the quantizers and the list of precisions before anything is fitted. Every row (`ablation_rows`) is a schedule of its own
-that is added to the bundle and sampled with the noise of the same seeds as full precision. What is done is kept in the output folder, a
-file a row, so that an interrupted run goes on where it was; `ablation_page` makes the page of it.
+The bundle fixes the quantizers and the list of precisions before anything is fitted. Every row (`ablation_rows`) is a separate schedule
+that is added to the bundle and sampled with the same noise seeds as full precision. Each finished row is kept as a file in the output
+folder, so that an interrupted run resumes where it stopped. `ablation_page` turns the results into a page.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ Estimates = Mapping[str, Estimate]
 
 @dataclass(frozen=True)
 class Study:
-    """What all rows share.
+    """Settings that all rows share.
 
     Attributes:
         bundle: folder of the bundle.
         output: folder of the results.
-        extractor, reference: of the distances.
-        num: samples of a seed.
-        seeds: of the noise.
+        extractor, reference: feature extractor and reference images for the distances.
+        num: samples per seed.
+        seeds: noise seeds.
     """
 
     bundle: Path
@@ -60,7 +60,7 @@ class Study:
     seeds: Sequence[int]
 
     def states(self, chain: Chain, seed: int) -> Iterator[Float32]:
-        """The samples of a seed, batch by batch."""
+        """Yield the samples of one seed, batch by batch."""
         model = Bundle.open(self.bundle).manifest.model
         noise, samples = NoiseSource(seed, model.sample_shape), np.arange(self.num, dtype=np.int64)
         rows = np.zeros_like(samples) if model.conditioning is None else rows_of(samples, noise, model.conditioning.rows, None)
@@ -68,12 +68,12 @@ class Study:
             yield chain.sample(noise, part, of_rows)
 
     def full_precision_file(self, eta: float, seed: int) -> Path:
-        """Where full precision's samples are kept for the paired figures."""
+        """Return the file that keeps the full-precision samples for the paired figures."""
         return self.output / f"{FULL_PRECISION}-eta{eta:g}-seed{seed}.npy"
 
 
 def run_row(study: Study, row: Row) -> None:
-    """Fit, sample and judge a row, unless an earlier run did."""
+    """Fit, sample and evaluate a row, unless an earlier run has done so."""
     result = study.output / f"{row.name}.json"
     if result.exists():
         return
@@ -123,7 +123,7 @@ def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
 
 
 def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:
-    """Full precision first, since the others are held against it."""
+    """Yield all rows; full precision comes first because the others are compared with it."""
     for eta in ETAS:
         yield full_precision_row(eta)
         for precision in precisions:
@@ -132,7 +132,10 @@ def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:
 
 
 def mixtures(bundle: Bundle) -> dict[str, tuple[str, ...]]:
-    """The paper's choice and the least predicted error at no higher cost, where the bundle was built with the policy `budget`."""
+    """Return the precisions of the paper's choice (`snr`), and of the least predicted error at no higher cost (`budget`).
+
+    Empty unless the bundle was built with the policy `budget`.
+    """
     name = f"statistics/{bundle.manifest.placement}/frontier.json"
     if name not in bundle.manifest.files:
         return {}
@@ -149,12 +152,12 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), required=True, help="An .npz of real images.")
+@click.option("--reference", type=click.Path(path_type=Path), required=True, help="An .npz file of real images.")
 @click.option("--features", type=click.Path(path_type=Path), required=True, help="An ONNX feature extractor.")
-@click.option("--precisions", callback=_names, required=True, help="Such as w8a8,w4a8: rows of the table, in its order.")
-@click.option("--num", default=512, show_default=True, help="Samples of a seed.")
-@click.option("--seeds", default=3, show_default=True, help="Seeds 0, 1, ...")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
+@click.option("--precisions", callback=_names, required=True, help="Precisions in the order of the table, such as w8a8,w4a8.")
+@click.option("--num", default=512, show_default=True, help="Samples per seed.")
+@click.option("--seeds", default=3, show_default=True, help="Number of seeds; they are 0, 1, ...")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 def main(bundle: Path, reference: Path, features: Path, precisions: tuple[str, ...], num: int, seeds: int, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     extractor = Extractor(features)

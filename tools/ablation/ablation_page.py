@@ -1,4 +1,4 @@
-"""The ablation's results as a Markdown page.
+"""Format the ablation's results as a Markdown page.
 
 python -m tools.ablation.ablation_page build/ablation/digits build/digits-ablation --title "Ablation: digits" > docs/ablation-digits.md
 """
@@ -24,14 +24,14 @@ from tools.ablation.ablation_rows import CONTENDERS, OURS, SHIFTED
 
 HEADER = ("correction", "FD", "FD against FP's (95 %)", "sFD", "variance / FP's", "mean less FP's", "PSNR to FP, dB")
 PAPER = {1.0: "+ variance", 0.0: "+ bias"}
-"""The whole of the paper's correction, by eta."""
+"""Label of the paper's full correction, by eta."""
 WORTH = 1.1
-"""Distances of less than so many times full precision's leave no gap to speak of."""
+"""An uncorrected distance below this multiple of full precision's leaves no meaningful gap to close."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All results of one eta, and the bundle that they are of."""
+    """All results of one eta, and the bundle that they belong to."""
 
     eta: float
     results: Sequence[Result]
@@ -39,7 +39,7 @@ class Table:
 
     @cached_property
     def reference(self) -> Result:
-        """Full precision."""
+        """The result of full precision."""
         (found,) = (result for result in self.results if result.is_full_precision)
         return found
 
@@ -49,7 +49,7 @@ class Table:
         return [name for name in names if name is not None]
 
     def rows(self, precision: str | None) -> list[Result]:
-        """In the order of the corrections; mixtures in the order of their making."""
+        """Results of one precision in the order of the corrections; mixtures (None) in the order in which they were made."""
         labels = [*(contender.label for contender in CONTENDERS[self.eta]), SHIFTED.label]
         rows = [result for result in self.results if result.precision == precision]
         return rows if precision is None else sorted(rows, key=lambda row: labels.index(row.label))
@@ -60,7 +60,7 @@ class Table:
 
 
 def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
-    """For each eta an overview, a table for each precision, and one of the mixtures."""
+    """Return the page: for each eta an overview, a table for each precision, and a table of the mixtures."""
     lines = [f"# {title}", "", "Written by `python -m tools.ablation.ablation_page`.", ""]
     for eta in sorted({result.eta for result in results}, reverse=True):
         table = Table(eta, [result for result in results if result.eta == eta], bundle)
@@ -82,7 +82,7 @@ def _full_precision(reference: Result) -> str:
 
 
 def _overview(table: Table) -> Iterator[str]:
-    """What is left of the distance to full precision without correction, with the paper's, and with ours."""
+    """Compare the distances that remain without correction, with the paper's correction and with ours."""
     names = ("none", PAPER[table.eta], OURS[table.eta])
     yield from _markdown_head(
         "precision",

@@ -1,4 +1,4 @@
-"""A row of the ablation as it was stored, and what two rows say of each other."""
+"""A stored row of the ablation, and comparisons of two rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ptqd_export.plan import FULL_PRECISION
 
 @dataclass(frozen=True)
 class Result:
-    """One chain.
+    """Result of one chain.
 
     Attributes:
-        label: of the correction, or of the policy of a mixed chain.
-        precision: that takes all steps, or None for a mixture.
-        eta: of the sampler.
-        steps: the precision of every step.
-        num: samples of a seed.
-        figures: by name, one estimate a seed.
+        label: label of the correction, or of the policy of a mixed chain.
+        precision: precision of all steps, or None for a mixture.
+        eta: the sampler's eta.
+        steps: precision of every step.
+        num: samples per seed.
+        figures: figures by name, one estimate per seed.
     """
 
     label: str
@@ -48,19 +48,22 @@ class Result:
         return self.precision == FULL_PRECISION
 
     def summary(self, name: str) -> Summary:
-        """A figure over the seeds."""
+        """Summarize a figure over the seeds."""
         return summarize(self.figures[name])
 
     def difference(self, other: Result, name: str) -> Summary:
-        """The same less another row's, paired by noise."""
+        """Summarize the figure minus that of another row, paired by noise."""
         return summarize([mine - its for mine, its in zip(self.figures[name], other.figures[name], strict=True)])
 
     def ratio(self, other: Result, name: str) -> float:
-        """The same as a share of another row's, mean over the seeds."""
+        """Mean over the seeds of the figure divided by that of another row."""
         return fmean(mine.value / its.value for mine, its in zip(self.figures[name], other.figures[name], strict=True))
 
     def gap_closed(self, none: Result, reference: Result) -> float:
-        """Share of the uncorrected chain's distance beyond full precision's that the correction takes away."""
+        """Share of the gap between the uncorrected chain (`none`) and full precision (`reference`) that the correction closes.
+
+        The gap is the difference of their Frechet distances.
+        """
         gap = none.difference(reference, FRECHET_DISTANCE).mean
         return 1 - self.difference(reference, FRECHET_DISTANCE).mean / gap
 

@@ -1,4 +1,4 @@
-"""The rows of the ablation, as data."""
+"""Define the rows of the ablation as data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOTH: tuple[Part, ...] = ("gain", "offset")
 
 @dataclass(frozen=True)
 class Contender:
-    """A correction under its name in the table; the words are those of the plan's `correction` section."""
+    """A correction and its label in the table; the other fields are those of the plan's `correction` section."""
 
     label: str
     mode: Mode
@@ -44,25 +44,24 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
         Contender("mmse", "mmse"),
     ),
 }
-"""By eta: the paper's correction part by part, each row with what the rows above it have, then ours. Without fresh noise there is no
-variance to calibrate."""
+"""By eta: the paper's correction, one part added per row, then ours. With eta 0 there is no fresh noise, hence no variance to calibrate."""
 
 OURS: Mapping[float, str] = {1.0: "joint + variance", 0.0: "joint"}
-"""The default correction, by eta. It is walked, and the others are refitted from the moments of its walk."""
+"""Label of the default correction, by eta. Only this one is walked; the others are refitted from the moments of its walk."""
 
 SHIFTED = Contender("joint + shift", "joint", variance="shift")
-"""What takes the place of the variance schedule where there is no fresh noise."""
+"""Correction that replaces the variance schedule when there is no fresh noise."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One chain.
+    """One chain to fit and sample.
 
     Attributes:
-        label: of the correction, or of the policy of a mixed chain.
-        precision: that takes all steps, or None for a mixture.
-        eta: of the sampler.
-        request: its schedule.
+        label: label of the correction, or of the policy of a mixed chain.
+        precision: precision of all steps, or None for a mixture.
+        eta: the sampler's eta.
+        request: request for the chain's schedule.
     """
 
     label: str
@@ -72,19 +71,22 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of its schedule and of its file."""
+        """Name of the row's schedule and of its result file."""
         words = "-".join(word for word in self.label.replace("+", " plus ").split())
         return f"{self.precision or 'mixed'}-eta{self.eta:g}-{words}"
 
 
 def full_precision_row(eta: float) -> Row:
-    """What the others are held against."""
+    """Return the full-precision row, which all other rows are compared with."""
     request = ScheduleRequest(eta=eta, policy="fixed", precisions=(FULL_PRECISION,), mode="none", variance="none", samples=1, fit="walk")
     return Row("full precision", FULL_PRECISION, eta, request)
 
 
 def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
-    """One precision throughout under every correction: one walk, and what follows from its moments."""
+    """Yield the rows of one precision with every correction: the walked default, then the corrections refitted from its moments.
+
+    With eta 0, a second walk with the shift correction follows.
+    """
     (ours,) = (contender for contender in CONTENDERS[eta] if contender.label == OURS[eta])
     walked = Row(ours.label, precision, eta, _request(precision, eta, ours, fit="walk"))
     yield walked
@@ -97,7 +99,7 @@ def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
 
 
 def mixed_rows(chains: Mapping[str, tuple[str, ...]], eta: float) -> Iterator[Row]:
-    """Mixtures of precisions by name, each corrected on its own walk."""
+    """Yield one row per named mixture of precisions, each corrected on its own walk."""
     for name, choice in chains.items():
         request = ScheduleRequest(eta=eta, policy="fixed", precisions=choice, mode="joint", variance="schedule", fit="walk")
         yield Row(name, None, eta, request)

@@ -1,4 +1,4 @@
-"""`python -m tools.bench`; see the package."""
+"""Command line of the benchmark, `python -m tools.bench`; see the package."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group(cls=CommandLine)
 def main() -> None:
-    """Measure everything that can sample a diffusion model on this machine, in turn."""
+    """Benchmark everything that can sample a diffusion model on this machine."""
 
 
 @main.command()
 @click.argument("models", nargs=-1, type=NAMES)
-@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models go, one folder each.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder for the models, one subfolder each.")
 def build(models: tuple[str, ...], folder: Path) -> None:
-    """Make models, bundles, and the graphs of ONNX Runtime's own tool; the usual three models where none is named."""
+    """Make MODELS, their bundles, and the graphs of ONNX Runtime's own tool. Default: the usual three models."""
     from ptqd_export.plan import load_plan
     from ptqd_export.stages.run_build import run_build
     from tools.bench.case import Case
@@ -38,13 +38,13 @@ def build(models: tuple[str, ...], folder: Path) -> None:
 
 @main.command()
 @click.argument("model", type=NAMES)
-@click.option("--batch", "batches", type=COUNT, multiple=True, default=(1, 8), show_default=True, help="Samples of a chain, once or again.")
-@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Of everything; the medians count.")
-@click.option("--steps", type=COUNT, help="Take only so many steps of the chain, spread evenly.")
-@click.option("--only", "only", help="Contestants by name, set apart by commas. Left out: all.")
-@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models are.")
+@click.option("--batch", "batches", type=COUNT, multiple=True, default=(1, 8), show_default=True, help="Samples per chain; repeatable.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Rounds of every measurement; medians are reported.")
+@click.option("--steps", type=COUNT, help="Take only this many steps of the chain, evenly spaced.")
+@click.option("--only", "only", help="Comma-separated names of contestants. Default: all.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder of the models.")
 def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, only: str | None, folder: Path) -> None:
-    """Measure a model that was built; a JSON file for each batch beside it."""
+    """Measure MODEL, which must have been built, and write a JSON file per batch to its folder."""
     from engines.errors import UsageError
     from tools.bench.case import Case
     from tools.bench.contestants import CONTESTANTS
@@ -53,7 +53,7 @@ def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, on
 
     names = tuple(CONTESTANTS) if only is None else tuple(name.strip() for name in only.split(","))
     if unknown := set(names) - set(CONTESTANTS):
-        raise UsageError("There is no such contestant.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
+        raise UsageError("The contestant does not exist.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
     for batch in batches:
         result = measure(model, Case(folder / model, batch, steps), names, rounds, lambda text: click.echo(text, err=True))
         result.save(folder / model / f"batch-{batch}.json")
@@ -62,10 +62,10 @@ def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, on
 
 @main.command()
 @click.argument("model", type=NAMES)
-@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples of a chain.")
-@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Where the models are.")
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples per chain.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder of the models.")
 def start(model: str, batch: int, folder: Path) -> None:
-    """Measure how soon sampling starts, what a swap of engines costs, and memory with all engines loaded."""
+    """Measure MODEL's start-up time, the cost of an engine swap, and the memory with all engines loaded."""
     from tools.bench.case import Case
     from tools.bench.start import measure_start
 
@@ -77,7 +77,7 @@ def start(model: str, batch: int, folder: Path) -> None:
 @main.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def page(results: tuple[Path, ...]) -> None:
-    """Print what `run` and `start` measured as a Markdown page."""
+    """Print the results of `run` and `start` as a Markdown page."""
     from tools.bench.page import page
     from tools.bench.result import Result
     from tools.bench.start import Start

@@ -1,9 +1,9 @@
-/* Hides AVX-512, VNNI and AMX from a process, so that its libraries choose the kernels of processors that have AVX2 alone:
+/* Hides AVX-512, VNNI and AMX from a process, so that its libraries choose the kernels for processors that have only AVX2:
 
        mkdir -p build && cc -O2 -shared -fPIC tools/bench/avx2_only.c -o build/avx2_only.so
        LD_PRELOAD=$PWD/build/avx2_only.so python -m tools.bench run ddpm-36m
 
-   Instructions run as fast as ever: only CPUID is answered here, which Linux can make fault on x86-64 processors with `cpuid_fault` in
+   Instructions run at full speed. Only CPUID is intercepted: Linux can make it fault on x86-64 processors with `cpuid_fault` in
    /proc/cpuinfo. See arch_prctl(2), and CPUID in volume 2A of Intel's manual. */
 
 #define _GNU_SOURCE
@@ -29,7 +29,7 @@ static int let_cpuid(int on) { return (int)syscall(SYS_arch_prctl, ARCH_SET_CPUI
 static void answer(int number, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *code = (const unsigned char *)registers[REG_RIP];
-    if (code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: a crash like any other */
+    if (code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: let the process crash as usual */
         signal(number, SIG_DFL);
         return;
     }
@@ -47,7 +47,7 @@ static void answer(int number, siginfo_t *info, void *context) {
 __attribute__((constructor)) static void hide(void) {
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER};
     if (sigaction(SIGSEGV, &action, NULL) != 0 || let_cpuid(0) != 0) {
-        fputs("this processor or kernel cannot hide features (no cpuid_fault)\n", stderr);
+        fputs("This processor or kernel cannot hide features: it has no cpuid_fault.\n", stderr);
         exit(1);
     }
 }

@@ -1,4 +1,4 @@
-"""One case of the benchmark: a model that was built, at one batch."""
+"""One case of the benchmark: a built model at one batch size."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FULL_PRECISION = "fp32"
 
 @dataclass(frozen=True)
 class Visited:
-    """What a network was given along a chain.
+    """The inputs of a network along a chain.
 
     Attributes:
-        states: [steps, batch, *sample_shape].
-        timesteps: [steps].
-        rows: [batch].
+        states: states, [steps, batch, *sample_shape].
+        timesteps: timesteps, [steps].
+        rows: rows of the conditioning table, [batch].
     """
 
     states: Float32
@@ -42,12 +42,12 @@ class Visited:
 
 @dataclass(frozen=True)
 class Case:
-    """See the module; small enough to be sent to every process.
+    """A built model at one batch size; the object is small enough to send to every process.
 
     Attributes:
-        folder: of the model, as `tools.bench build` left it.
-        batch: samples of a chain.
-        steps: take only so many of the schedule's steps, spread evenly; None takes all.
+        folder: the model's folder, as written by `tools.bench build`.
+        batch: samples per chain.
+        steps: number of steps to take, evenly spaced over the schedule; None takes all.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class Case:
 
     @property
     def engine_rows(self) -> int:
-        """Rows of a network call: guidance makes two of a sample."""
+        """Rows of a network call; guidance needs two per sample."""
         return (2 if self.guided else 1) * self.batch
 
     def rows(self, samples: Int64) -> Int64:
@@ -83,12 +83,12 @@ class Case:
         return NoiseSource(seed, self.bundle.manifest.model.sample_shape)
 
     def sample(self, denoisers: Denoisers, precision: str, seed: int = SEED) -> Float32:
-        """One batch through our loop."""
+        """Draw one batch with our sampling loop."""
         samples = np.arange(self.batch, dtype=np.int64)
         return Chain(self.schedule, denoisers, precision).sample(self.noise(seed), samples, self.rows(samples))
 
     def call(self, denoiser: Denoiser) -> float:
-        """Seconds of a network call at the first step."""
+        """Return the seconds that a network call at the first step takes."""
         samples = np.arange(self.batch, dtype=np.int64)
         x, rows = self.noise().start(samples), self.rows(samples)
         begin = time.perf_counter()
@@ -96,7 +96,7 @@ class Case:
         return time.perf_counter() - begin
 
     def visited(self, denoisers: Denoisers, seed: int = SEED) -> Visited:
-        """The states of whole full-precision chains, at the case's steps."""
+        """Return the states of full-precision chains at the case's steps; the chains take all steps of the schedule."""
         recorder, samples = _Recorder(denoisers[FULL_PRECISION]), np.arange(self.batch, dtype=np.int64)
         rows, taken = self.rows(samples), {step.timestep for step in self.schedule.steps}
         Chain(self.bundle.schedule(), {FULL_PRECISION: recorder}, FULL_PRECISION).sample(self.noise(seed), samples, rows)
@@ -106,7 +106,7 @@ class Case:
 
 
 class _Recorder:
-    """A denoiser that keeps what it is given."""
+    """A denoiser that records its inputs."""
 
     def __init__(self, denoiser: Any) -> None:
         self._denoiser = denoiser

@@ -1,4 +1,4 @@
-"""The contestants: how each is loaded, in a process that holds no other."""
+"""The contestants of the benchmark, and how each is loaded in its own process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.bench.case import FULL_PRECISION, Case, Visited
 from tools.bench.operators import profiled
 
 STATIC, STATIC_WEIGHTED = "static.onnx", "static-weighted.onnx"
-"""Graphs of `onnxruntime.quantization.quantize_static`: with its defaults, and of Conv, Gemm and MatMul alone."""
+"""Graphs by `onnxruntime.quantization.quantize_static`: with its default operators, and with only Conv, Gemm and MatMul quantized."""
 
 
 class Runner(Protocol):
@@ -32,21 +32,21 @@ class Runner(Protocol):
         """Sample one batch."""
 
     def network(self) -> object:
-        """One call of the network, both branches under guidance."""
+        """Call the network once, with both branches under guidance."""
 
     def outputs(self, visited: Visited) -> Float32:
-        """Raw outputs [steps, branches * batch, ...] at the states of a chain."""
+        """Return the raw outputs [steps, branches * batch, ...] at the states of a chain."""
 
 
 @dataclass(frozen=True)
 class EngineRunner:
-    """A graph in our own loop.
+    """A graph in our own sampling loop.
 
     Attributes:
-        case: what is sampled.
-        graph: its file.
-        denoiser: runs the graph.
-        precision: whose corrections the chain applies; those of full precision change nothing.
+        case: case to sample.
+        graph: file of the graph.
+        denoiser: denoiser that runs the graph.
+        precision: precision whose corrections the chain applies; those of full precision change nothing.
     """
 
     case: Case
@@ -55,7 +55,7 @@ class EngineRunner:
     precision: str = FULL_PRECISION
 
     def chain(self) -> object:
-        self.denoiser.forget()  # every chain is the first of a command
+        self.denoiser.forget()  # so that every chain runs like the first one of a command
         return self.case.sample({self.precision: self.denoiser}, self.precision)
 
     def network(self) -> object:
@@ -67,22 +67,22 @@ class EngineRunner:
         return np.stack(outs).reshape(len(outs), -1, *visited.states.shape[2:])
 
     def visited(self) -> Visited:
-        """The states of this contestant's own chain."""
+        """Return the states of this contestant's own chain."""
         return self.case.visited({FULL_PRECISION: self.denoiser})
 
     def profile(self) -> dict[str, float]:
-        """Milliseconds of a network call by operator; of engines of ONNX Runtime."""
+        """Return the milliseconds of a network call by operator; the engine must run on ONNX Runtime."""
         return profiled(self.denoiser.engine, self.graph, self.denoiser.feeds(*self._first))
 
     @cached_property
     def _first(self) -> tuple[Float32, float, Int64]:
-        """What the network is given at the first step."""
+        """Inputs of the network at the first step."""
         samples = np.arange(self.case.batch, dtype=np.int64)
         return self.case.noise().start(samples), self.case.schedule.steps[0].timestep, self.case.rows(samples)
 
 
 def ours(case: Case, precision: str, runtime: Runtime = "target") -> EngineRunner:
-    """An engine of the bundle, opened as `ptqd-run` opens it."""
+    """Load an engine of the bundle in the way `ptqd-run` does."""
     timesteps, backend = Chain(case.schedule, {}, precision).timesteps, open_backend(case.bundle, runtime)
     bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, backend=backend, timesteps=timesteps)
     record = case.bundle.precision(precision)
@@ -91,7 +91,7 @@ def ours(case: Case, precision: str, runtime: Runtime = "target") -> EngineRunne
 
 
 def static(case: Case, name: str, engine: Callable[..., Engine] = OnnxRuntimeEngine) -> EngineRunner:
-    """A graph of ONNX Runtime's own tool, on a runtime as we open it."""
+    """Load a graph made by ONNX Runtime's own tool, on a runtime opened with our settings."""
     graph = case.folder / name
     return _in_our_loop(case, graph, engine(graph, batch=case.engine_rows))
 
@@ -101,14 +101,14 @@ def _in_our_loop(case: Case, graph: Path, engine: Engine, precision: str = FULL_
 
 
 def eager(case: Case) -> Runner:
-    """diffusers' scheduler and network in PyTorch."""
+    """Load diffusers' scheduler and network in PyTorch."""
     from tools.bench.diffusers_runner import DiffusersRunner
 
     return DiffusersRunner.load(case)
 
 
 def compiled(case: Case) -> Runner:
-    """The same through `torch.compile`."""
+    """Load diffusers' scheduler and network in PyTorch, compiled by `torch.compile`."""
     from tools.bench.diffusers_runner import DiffusersRunner
 
     return DiffusersRunner.load(case, compiled=True)
@@ -119,9 +119,9 @@ class Contestant:
     """One row of the tables.
 
     Attributes:
-        title: for people.
-        load: opens it.
-        on_onnxruntime: the runtime's profiler can be asked where its time goes.
+        title: display name.
+        load: loads the contestant.
+        on_onnxruntime: whether it runs on ONNX Runtime, whose profiler shows where the time goes.
     """
 
     title: str
@@ -146,4 +146,4 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "openvino-w7a8": Contestant("ours, W7A8, OpenVINO", partial(ours, precision="w7a8", runtime="openvino")),
     "openvino-w4a8": Contestant("ours, W4A8, OpenVINO", partial(ours, precision="w4a8", runtime="openvino")),
 }
-"""In the order of the tables."""
+"""All contestants by name, in the order of the tables."""

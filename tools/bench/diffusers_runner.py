@@ -1,4 +1,4 @@
-"""A model as diffusers runs it: its own DDIM scheduler, the float32 network in PyTorch, guidance by one doubled batch."""
+"""Run a model as diffusers does: its own DDIM scheduler, the float32 network in PyTorch, and guidance as one batch of doubled size."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ COMPILERS = ("c++", "g++", "clang++")
 
 @dataclass(frozen=True)
 class DiffusersRunner:
-    """See `tools.bench.contestants.Runner`.
+    """A `tools.bench.contestants.Runner` that uses diffusers and PyTorch.
 
     Attributes:
-        case: what is sampled.
-        model: loaded as the build loads it.
-        call: its network, as it is or compiled.
-        scheduler: diffusers' own, of the model's configuration.
+        case: case to sample.
+        model: model, loaded in the way a build does.
+        call: the model's network, plain or compiled.
+        scheduler: diffusers' own scheduler in the model's configuration.
     """
 
     case: Case
@@ -42,10 +42,10 @@ class DiffusersRunner:
 
     @classmethod
     def load(cls, case: Case, *, compiled: bool = False) -> DiffusersRunner:
-        """Load the model of a plan.
+        """Load the model of the case's plan.
 
         Raises:
-            MissingBackendError: `torch.compile` has no C++ compiler.
+            MissingBackendError: there is no C++ compiler for `torch.compile`.
         """
         from diffusers import DDIMScheduler
 
@@ -78,7 +78,7 @@ class DiffusersRunner:
         return np.stack([self._branches(torch.from_numpy(x), timestep, conditions).numpy() for x, timestep in calls])
 
     def _timesteps(self) -> list[int]:
-        """Of the scheduler, as many as the case has steps."""
+        """As many of the scheduler's timesteps as the case has steps, evenly spaced."""
         chosen = np.linspace(0, len(self.scheduler.timesteps) - 1, len(self.case.schedule.steps)).round().astype(np.int64)
         return [int(timestep) for timestep in self.scheduler.timesteps[chosen]]
 

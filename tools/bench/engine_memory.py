@@ -1,4 +1,4 @@
-"""What one engine needs, as ONNX Runtime itself tells: the weights of its graph, and by how much its arena grows for a call."""
+"""Measure the memory that one engine needs, as reported by ONNX Runtime: the weights of its graph, and its arena's growth in a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engines.networks.engine_bank import EngineBank
 from tools.bench.case import Case
 
 INFORMATION, WARNING = 1, 2
-"""Severities: of the arena's messages, and what the runtime prints from on if it is not told otherwise."""
+"""Log severities: that of the arena's messages, and the lowest one that the runtime prints by default."""
 
 GROWTH = re.compile(r"Extended allocation by (\d+) bytes")
 MIB = 2**20
@@ -23,11 +23,11 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """See the module.
+    """Memory that one engine needs.
 
     Attributes:
-        weights_mib: of the constants in the graph that the runtime executes, its own folding and layouts included.
-        activations_mib: that the arena, which grows by what is asked for, took in the first call.
+        weights_mib: size of the constants in the graph that the runtime executes, after its own folding and layout changes.
+        activations_mib: growth of the arena in the first call; the arena grows by exactly the requested sizes.
     """
 
     weights_mib: float
@@ -39,15 +39,15 @@ class EngineMemory:
 
 
 def engine_memory(case: Case, precision: str) -> EngineMemory:
-    """Of an engine of the case's bundle, in a process that has opened no other."""
+    """Measure an engine of the case's bundle; the process must not have opened another engine before."""
     engine = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch)[precision]
     activations = arena_growth(partial(case.call, engine))
     return EngineMemory(weights_bytes(case.bundle.verified_graph(precision)) / MIB, activations / MIB)
 
 
 def weights_bytes(graph: Path) -> int:
-    """Of a graph as the runtime executes it."""
-    import onnx_ir as ir  # not with the module: processes whose memory is measured import that
+    """Return the bytes of the weights in a graph as the runtime executes it."""
+    import onnx_ir as ir  # not at module level, because processes whose memory is measured import this module
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / graph.name
@@ -57,7 +57,7 @@ def weights_bytes(graph: Path) -> int:
 
 
 def arena_growth(call: Callable[[], object]) -> int:
-    """Bytes that the arena takes while something runs."""
+    """Return the bytes by which the arena grows during a call."""
     messages: list[str] = []
     ort = import_onnxruntime()
     ort.set_default_logger_callback(lambda *about: messages.append(about[-1]), INFORMATION)

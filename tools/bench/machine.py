@@ -1,4 +1,4 @@
-"""A description of the machine that figures belong to."""
+"""Describe the machine on which the benchmark runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engines.host.machine import cores, instructions, processor
 from tools.bench.result import Machine
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm")
-"""Those that matter to the speed of networks."""
+"""Instruction sets that affect the speed of networks."""
 
 PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "numpy")
 

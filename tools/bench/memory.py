@@ -1,4 +1,4 @@
-"""Memory of this process, as the system counts it."""
+"""Read this process's memory use from the system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 def memory_mib(what: Literal["VmRSS", "VmHWM", "RssFile"]) -> float:
-    """Resident now (`VmRSS`), pages of files among it (`RssFile`), or at most so far (`VmHWM`).
+    """Return, in MiB, the resident memory (`VmRSS`), the part of it that is file pages (`RssFile`), or its peak so far (`VmHWM`).
 
     (`getrusage` would count the parent that the process was forked from.)
     """

@@ -1,4 +1,4 @@
-"""The models of the benchmark: one that was trained, and three of usual shapes with random weights, always the same."""
+"""The models of the benchmark: one trained model, and three of common architectures with fixed random weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class BenchModel:
     """One model and the plan of its bundle.
 
     Attributes:
-        title: for people.
-        sampler: section of the plan; the sampler is DDIM, as diffusers' side runs that.
-        calibration: section of the plan: what the integers need, as nobody looks at the samples.
-        save: writes a diffusers model to a folder, and its conditions beside it; None where the repository holds the model.
-        source: of a model that the repository holds.
-        model: more of the plan's section.
+        title: display name.
+        sampler: `sampler` section of the plan; the sampler is always DDIM, which the diffusers contestants run.
+        calibration: `calibration` section of the plan, kept to what the quantizers need because nobody looks at the samples.
+        save: writes a diffusers model to a folder, and its conditions beside it; None if the model is in the repository.
+        source: folder of a model in the repository.
+        model: further keys of the plan's `model` section.
     """
 
     title: str
@@ -38,7 +38,7 @@ class BenchModel:
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
-        """Write the model, once, and its plan; returns the plan."""
+        """Write the model, unless it exists, and its plan; return the path of the plan."""
         path = self.source or folder / MODEL
         if self.save is not None and not path.exists():
             self.save(path)
@@ -56,7 +56,7 @@ class BenchModel:
 
 
 def _save_ddpm(folder: Path) -> None:
-    """The U-Net of 36 million parameters that DDPM trains on CIFAR-10, as diffusers lays it out."""
+    """Save DDPM's U-Net for CIFAR-10, 36 million parameters, in diffusers' layout."""
     from diffusers import UNet2DModel
 
     _save(
@@ -69,7 +69,7 @@ def _save_ddpm(folder: Path) -> None:
 
 
 def _save_dit(folder: Path) -> None:
-    """DiT-S/2 of 256 x 256 images (Peebles and Xie 2023)."""
+    """Save DiT-S/2 for images of 256 x 256 (Peebles and Xie 2023)."""
     from diffusers import DiTTransformer2DModel
 
     _save(
@@ -81,7 +81,7 @@ def _save_dit(folder: Path) -> None:
 
 
 def _save_ldm(folder: Path) -> None:
-    """The U-Net of LDM-4 ImageNet, 401 million parameters, and a few random classes."""
+    """Save the U-Net of LDM-4 ImageNet, 401 million parameters, and embeddings of a few random classes."""
     from diffusers import UNet2DConditionModel
 
     attention = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
@@ -134,4 +134,4 @@ MODELS: Mapping[str, BenchModel] = {
 }
 
 USUAL = ("digits", "ddpm-36m", "dit-s2")
-"""Those that are built where none is named: LDM-4 has ten times as many parameters."""
+"""Models that are built by default; LDM-4 is left out because it has ten times as many parameters."""

@@ -1,4 +1,4 @@
-"""Where an engine's time goes, by kind of operator, as ONNX Runtime's own profiler counts it."""
+"""Profile an engine by kind of operator with ONNX Runtime's own profiler."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CALLS = 5
 
 
 def profiled(engine: Engine, graph: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Milliseconds of a network call by operator, most first.
+    """Return the milliseconds of a network call by operator, in descending order.
 
-    The graph is opened a second time with the engine's own options and the profiler on. All rows go through it in one call: where the
-    engine cuts the batch into shards, that is what all shards take together.
+    The graph is opened a second time with the engine's own options and the profiler on. All rows go through the graph in one call; if the
+    engine splits the batch into shards, the time is that of all shards together.
     """
     import onnxruntime
 
-    session = engine._session  # type: ignore[attr-defined]  # there is no other way to its options
+    session = engine._session  # type: ignore[attr-defined]  # the only way to get its options
     options = session.get_session_options()
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
@@ -35,7 +35,7 @@ def profiled(engine: Engine, graph: Path, feeds: Mapping[str, NDArray[Any]]) -> 
 
 
 def by_operator(events: Iterable[Mapping[str, Any]], calls: int) -> dict[str, float]:
-    """Milliseconds a call from the profiler's events; the first call of each node warms it up and is left out."""
+    """Return the milliseconds per call from the profiler's events; the first call of each node is a warm-up and does not count."""
     seen: dict[str, int] = defaultdict(int)
     milliseconds: dict[str, float] = defaultdict(float)
     for event in events:

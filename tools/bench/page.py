@@ -1,4 +1,4 @@
-"""The benchmark's results as a Markdown page."""
+"""Format the benchmark's results as a Markdown page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADER = (
     "SNR, dB", "load, s", "peak memory, MiB",
 )  # fmt: skip
 OPERATORS = 8
-"""Of a profile that are shown; the others are added up."""
+"""Number of operators that a profile shows; the others are summed."""
 
 INTRODUCTION = """\
 # Benchmark
@@ -28,25 +28,25 @@ Written by `python -m tools.bench page build/bench/*/*.json`, from what these co
     python -m tools.bench run dit-s2
     python -m tools.bench start digits
 
-`ldm-4` is a fourth model, of ten times as many parameters, built and run where it is named.
+A fourth model, `ldm-4`, has ten times as many parameters. It is built and run only when it is named.
 
-Every contestant is a process of its own; they take turns, chain by chain and call by call, after a round that does not count, and the
-medians are compared. Ratios are the result: times belong to the machine. Above 1 is faster. What each column is:
+Every contestant runs in its own process. The contestants take turns, chain by chain and call by call, after a warm-up round, and the
+tables show medians. Compare the ratios, because the times depend on the machine. A ratio above 1 is faster. The columns are:
 
-* **chain**: a whole chain, with its noise and its steps, of the batch. diffusers runs its own DDIM scheduler, all others our loop.
+* **chain**: one whole chain of the batch, with its noise and its steps. diffusers runs its own DDIM scheduler; all others run our loop.
 * **network**: one call of the network; guidance makes two rows of each sample.
-* **SNR**: outputs of the network against full precision on ONNX Runtime, at the states of full-precision chains; mean over the steps.
-* **load**: from importing the runtime to the end of the first network call; of `torch.compile` that is the compilation. Our engines on
-  OpenVINO compile at their first load on a machine, which is measured here, and keep the result for the next.
-* **peak memory**: of the contestant's process, Python and loading included.
+* **SNR**: the network's outputs compared with full precision on ONNX Runtime, at the states of full-precision chains; mean over the steps.
+* **load**: time from importing the runtime to the end of the first network call. For `torch.compile` this includes the compilation. Our
+  engines on OpenVINO compile at their first load on a machine, which is measured here, and keep the result for the next load.
+* **peak memory**: peak memory of the contestant's process, including Python and loading.
 
-`quantize_static` is ONNX Runtime's own tool, calibrated by range on states of full-precision chains, weights per channel. All rows on
-OpenVINO are run by the engine of `--runtime openvino`: in float32 where a graph has no integers, as ONNX Runtime is. By itself that runtime
-takes bfloat16 on processors that have it, and quantizes inputs that a graph does not."""
+`quantize_static` is ONNX Runtime's own tool. It calibrates ranges on states of full-precision chains and quantizes weights per channel. All
+OpenVINO rows use the engine of `--runtime openvino`, which, like ONNX Runtime, computes in float32 where a graph has no integers. By
+default, OpenVINO uses bfloat16 on processors that support it, and quantizes inputs that the graph leaves unquantized."""
 
 
 def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:
-    """A section for each model: its batches, its profile, and by name of the model what comes before and between the steps."""
+    """Return the page, with a section for each model: its batches, its start-up figures (`starts`, by model) and its profile."""
     lines = [INTRODUCTION, "", *_machines(results)]
     for model in MODELS:
         of_model = sorted((result for result in results if result.model == model), key=lambda result: result.batch)
@@ -57,13 +57,13 @@ def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyTy
         for result in of_model:
             lines += ["", *table(result)]
         if model in starts:
-            lines += ["", _started(starts[model])]
+            lines += ["", _start_text(starts[model])]
         lines += ["", *_profiles(of_model[0])]
     return "\n".join(lines)
 
 
 def table(result: Result) -> Iterator[str]:
-    """All contestants at one batch, and who is left out."""
+    """Yield the table of all contestants at one batch, and the contestants that were left out."""
     steps = f"{result.steps} steps" if result.steps == result.schedule_steps else f"{result.steps} of {result.schedule_steps} steps"
     yield f"Batch {result.batch}, {steps}, median of {result.rounds} rounds:"
     yield ""
@@ -92,7 +92,7 @@ def _cells(row: Row, result: Result) -> tuple[str, ...]:
 
 
 def _profiles(result: Result) -> Iterator[str]:
-    """Milliseconds of a call by operator, of every contestant that the profiler knows."""
+    """Yield the milliseconds of a call by operator, for every contestant with a profile."""
     watched = [row for row in result.rows.values() if row.profile]
     totals = {
         name: max(row.profile.get(name, 0.0) for row in watched) for name in dict.fromkeys(key for row in watched for key in row.profile)
@@ -107,23 +107,23 @@ def _profiles(result: Result) -> Iterator[str]:
     yield _line(("all", *(f"{sum(row.profile.values()):.2f}" for row in watched)))
 
 
-def _started(start: Start) -> str:
+def _start_text(start: Start) -> str:
     graphs = ", ".join(f"{name} {size:.1f}" for name, size in start.graph_mib.items())
     weights = ", ".join(f"{name} {engine.weights_mib:.1f}" for name, engine in start.engines.items())
     memory, largest = start.memory, start.largest
     return (
-        f"`ptqd-run sample` begins its first batch {start.seconds:.2f} s after the start of the process. A swap of engines costs "
-        f"{start.swap_milliseconds:.2f} ms of a network call at batch {start.batch}. Sizes of the graphs in MiB: {graphs}.\n"
+        f"`ptqd-run sample` begins its first batch {start.seconds:.2f} s after the start of the process. An engine swap adds "
+        f"{start.swap_milliseconds:.2f} ms to a network call at batch {start.batch}. Sizes of the graphs in MiB: {graphs}.\n"
         "\n"
-        f"Memory, with all precisions loaded: sampling takes {memory.peak_mib:.0f} MiB at most, {memory.before_mib:.0f} of it before the "
-        f"first engine; {memory.file_mib:.0f} MiB are pages of files, which processes share. By ONNX Runtime's own account the engines' "
-        f"constants are, in MiB, {weights}, and the activations of the largest {largest.activations_mib:.1f}. What the engines take is "
-        f"{start.against_all:.2f} times all of these together, and {start.against_largest:.2f} times what the largest engine needs alone."
+        f"Memory with all precisions loaded: sampling peaks at {memory.peak_mib:.0f} MiB, {memory.before_mib:.0f} MiB of them in use "
+        f"before the first engine; {memory.file_mib:.0f} MiB are file pages, which processes share. ONNX Runtime reports, in MiB, "
+        f"constants of {weights}, and activations of {largest.activations_mib:.1f} for the largest engine. The engines use "
+        f"{start.against_all:.2f} times the sum of these, and {start.against_largest:.2f} times what the largest engine needs alone."
     )
 
 
 def _machines(results: Iterable[Result]) -> Iterator[str]:
-    """One line, as long as all was measured on one machine."""
+    """Yield one line per machine; usually there is only one."""
     for machine in dict.fromkeys(_described(result.machine) for result in results):
         yield f"Measured on {machine}."
 

@@ -1,4 +1,4 @@
-"""What the benchmark found, and what its JSON files hold."""
+"""The benchmark's results, as stored in its JSON files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SCHEMA_VERSION: Literal[1] = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """What the figures belong to.
+    """The machine on which the figures were measured.
 
     Attributes:
-        processor: its name.
-        cores: that every contestant may use.
-        instructions: those of the processor that speed up inference, by the system's names.
-        versions: of the packages that were measured.
+        processor: name of the processor.
+        cores: number of cores that every contestant may use.
+        instructions: the processor's instruction sets that speed up inference, by the system's names.
+        versions: versions of the measured packages.
     """
 
     processor: str
@@ -32,17 +32,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant.
+    """Figures of one contestant.
 
     Attributes:
-        title: for people.
-        chain_seconds: median of whole chains.
-        network_seconds: median of single network calls.
-        load_seconds: from importing the runtime to the end of the first network call.
-        peak_mib: the most memory of its process, after everything was run.
-        before_mib: what the process held before the contestant was loaded.
-        snr_db: outputs against full precision on ONNX Runtime at the same states; None of that itself.
-        profile: milliseconds of a network call by kind of operator, most first; empty where the runtime does not say.
+        title: display name.
+        chain_seconds: median time of a whole chain.
+        network_seconds: median time of a single network call.
+        load_seconds: time from importing the runtime to the end of the first network call.
+        peak_mib: peak memory of the process after all measurements.
+        before_mib: memory of the process before the contestant was loaded.
+        snr_db: SNR of the outputs relative to full precision on ONNX Runtime at the same states; None for that contestant itself.
+        profile: milliseconds of a network call by kind of operator, in descending order; empty if the runtime has no profiler.
     """
 
     title: str
@@ -60,17 +60,17 @@ class Result:
     """All contestants at one batch.
 
     Attributes:
-        model: a name of `tools.bench.models.MODELS`.
-        title: of the model.
-        parameters: of the model.
-        batch: samples of a chain.
-        steps: of a chain.
-        schedule_steps: of the schedule that they were taken from.
-        guidance: other than 1 doubles the batch within the networks.
-        rounds: that the medians are over.
-        machine: that everything was measured on.
-        rows: by contestant.
-        left_out: reasons, by contestant.
+        model: key of `tools.bench.models.MODELS`.
+        title: display name of the model.
+        parameters: number of parameters of the model.
+        batch: samples per chain.
+        steps: number of steps of a chain.
+        schedule_steps: number of steps of the schedule from which the steps were taken.
+        guidance: guidance scale; any value other than 1 doubles the batch within the networks.
+        rounds: number of rounds over which the medians are taken.
+        machine: machine on which everything was measured.
+        rows: figures by contestant.
+        left_out: reasons for leaving contestants out, by contestant.
     """
 
     model: str
@@ -93,7 +93,7 @@ class Result:
         """Read what `save` wrote."""
         stored = json.loads(path.read_text())
         if stored.pop("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"{path} is of another version")
+            raise ValueError(f"{path} has another schema version")
         machine = stored["machine"]
         stored["machine"] = Machine(**{**machine, "instructions": tuple(machine["instructions"])})
         stored["rows"] = {name: Row(**row) for name, row in stored["rows"].items()}

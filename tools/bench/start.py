@@ -1,4 +1,4 @@
-"""What comes before and between the steps: the start of a process that samples, a swap of engines, memory with all of them loaded."""
+"""Measure the costs outside the steps: the start of a sampling process, an engine swap, and the memory with all engines loaded."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def marked(self, samples):
 NoiseSource.start = marked
 main(sys.argv[1:])
 """
-"""`ptqd-run` that tells when the noise of the first batch is drawn: the engines are open then, and the steps follow."""
+"""Runs `ptqd-run` and prints the time when the noise of the first batch is drawn: the engines are open by then, and the steps follow."""
 
 ROUNDS = 9
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a process that sampled with each precision of the bundle in turn, all loaded.
+    """Memory of a process that sampled with each precision of the bundle in turn, with all precisions loaded.
 
     Attributes:
-        before_mib: once Python, its packages and the runtime are imported, before the first engine.
-        peak_mib: at most, all of it.
-        file_mib: of it pages of files, which processes share, and which the system can take back.
+        before_mib: memory before the first engine, after the imports of Python packages and the runtime.
+        peak_mib: peak memory in total.
+        file_mib: part of the memory that is file pages, which processes share and the system can reclaim.
     """
 
     before_mib: float
@@ -59,15 +59,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Start:
-    """See the module.
+    """Costs of one bundle outside the steps.
 
     Attributes:
-        seconds: from the start of `ptqd-run sample` until its first batch begins, files in the system's cache; median.
-        swap_milliseconds: of a call behind one of another precision, less that of a call behind one of its own; medians.
-        memory: with every engine loaded.
-        engines: what each engine needs by itself, by precision.
-        graph_mib: size of the graphs by precision.
-        batch: samples of a chain.
+        seconds: median time from the start of `ptqd-run sample` until its first batch begins, with the files in the system's cache.
+        swap_milliseconds: median time of a call that follows a call of another precision, minus that of one that follows its own.
+        memory: memory with every engine loaded.
+        engines: memory that each engine needs by itself, by precision.
+        graph_mib: size of each graph, by precision.
+        batch: samples per chain.
     """
 
     seconds: float
@@ -79,17 +79,17 @@ class Start:
 
     @property
     def largest(self) -> EngineMemory:
-        """The engine that needs most."""
+        """Memory of the engine that needs the most."""
         return max(self.engines.values(), key=lambda engine: engine.mib)
 
     @property
     def against_largest(self) -> float:
-        """What the engines took at most, in units of what the largest needs."""
+        """Peak memory of all engines, relative to the need of the largest engine."""
         return (self.memory.peak_mib - self.memory.before_mib) / self.largest.mib
 
     @property
     def against_all(self) -> float:
-        """The same, in units of all weights and the largest engine's activations: one arena serves all engines."""
+        """Peak memory of all engines, relative to all weights plus the largest engine's activations: one arena serves all engines."""
         needed = sum(engine.weights_mib for engine in self.engines.values()) + self.largest.activations_mib
         return (self.memory.peak_mib - self.memory.before_mib) / needed
 
@@ -105,7 +105,7 @@ class Start:
 
 
 def measure_start(case: Case) -> Start:
-    """Everything; each figure from processes of its own."""
+    """Measure everything, each figure in separate processes."""
     precisions = case.bundle.manifest.precisions
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         memory = pool.submit(_memory, case).result()
@@ -152,7 +152,7 @@ def _memory(case: Case) -> Memory:
 
 
 def _swap_milliseconds(case: Case) -> float:
-    """Of the two cheapest precisions, whose calls it is the largest part of."""
+    """Measure swaps between the two cheapest precisions, where a swap is the largest part of a call."""
     bank = _bank(case)
     one, other = list(case.bundle.manifest.precisions)[-2:]
     kept: list[float] = []

@@ -1,4 +1,4 @@
-"""What a user of ONNX Runtime's own tool gets: `quantize_static`, calibrated on states of full-precision chains."""
+"""Make the graphs of ONNX Runtime's own tool: `quantize_static`, calibrated on states of full-precision chains."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tools.bench.contestants import STATIC, STATIC_WEIGHTED
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 OPERATORS: Mapping[str, tuple[str, ...] | None] = {STATIC: None, STATIC_WEIGHTED: WEIGHTED}
-"""By file: kinds of operators that are quantized, None for those of the tool's choice."""
+"""Kinds of operators to quantize, by file; None leaves the choice to the tool."""
 
 
 def make_static_graphs(case: Case) -> None:
-    """Write both graphs to the case's folder; its batch is how many samples calibrate them, its steps how many states of each."""
+    """Write both graphs to the case's folder; they are calibrated on `case.batch` samples, each at the case's steps."""
     feeds = list(_calibration_feeds(case))
     graph = case.bundle.verified_graph(FULL_PRECISION)
     for name, operators in OPERATORS.items():
@@ -30,7 +30,7 @@ def make_static_graphs(case: Case) -> None:
 
 
 def _calibration_feeds(case: Case) -> Iterator[dict[str, NDArray[Any]]]:
-    """What the network is given along full-precision chains of other samples than those that are compared."""
+    """Yield the network's inputs along full-precision chains; their samples are not among those that the benchmark compares."""
     bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, whole=True)
     visited = case.visited(bank, CALIBRATION_SEED)
     for x, timestep in zip(visited.states, visited.timesteps, strict=True):
@@ -50,7 +50,7 @@ def _quantize(graph: Path, path: Path, feeds: list[dict[str, NDArray[Any]]], ope
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(graph, prepared, skip_symbolic_shape=True, save_as_external_data=True)  # as the weights of the graph are
+        quant_pre_process(graph, prepared, skip_symbolic_shape=True, save_as_external_data=True)  # like the graph's own weights
         quantize_static(
             prepared,
             path,
@@ -64,7 +64,7 @@ def _quantize(graph: Path, path: Path, feeds: list[dict[str, NDArray[Any]]], ope
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The tool prints and logs its progress."""
+    """Suppress the progress that the tool prints and logs."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

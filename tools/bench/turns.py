@@ -1,4 +1,4 @@
-"""Contestants take turns at one case."""
+"""Measure one case, with the contestants taking turns."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tools.bench.result import Result, Row
 from tools.bench.worker import LeftOutError, Worker
 
 CALLS = 3
-"""Network calls that are timed together, so that telling a process what to do takes no part of them."""
+"""Network calls that are timed together, so that the communication with the process is negligible."""
 
 
 def measure(model: str, case: Case, names: Iterable[str], rounds: int, tell: Callable[[str], None]) -> Result:
-    """Everything about a case.
+    """Measure all contestants of a case.
 
     Args:
-        model: a name of `MODELS`.
-        case: of this model.
-        names: of contestants; full precision on ONNX Runtime, which the others are held against, takes part whether named or not.
-        rounds: that count, after one that does not.
-        tell: is told what happens.
+        model: key of `MODELS`.
+        case: case of this model.
+        names: names of contestants; full precision on ONNX Runtime always takes part, because the others are compared with it.
+        rounds: number of rounds that count, after one warm-up round.
+        tell: receives progress messages.
 
     Raises:
-        LeftOutError: full precision cannot be run.
+        LeftOutError: full precision cannot run.
     """
     left_out: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -87,6 +87,6 @@ def _rows(workers: Mapping[str, Worker], chains: Mapping[str, float], networks: 
 
 
 def snr_db(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:
-    """Mean over steps of the signal-to-noise ratio [dB] of outputs [steps, ...] against those of full precision."""
+    """Signal-to-noise ratio in dB of outputs [steps, ...] relative to those of full precision, averaged over the steps."""
     e, d = (value.reshape(len(reference), -1).astype(np.float64) for value in (reference, outputs - reference))
     return float(np.mean(10 * np.log10((e**2).sum(1) / np.maximum((d**2).sum(1), np.finfo(np.float64).tiny))))

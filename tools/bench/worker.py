@@ -1,6 +1,6 @@
-"""A contestant in a process of its own: it loads, and then does what it is told, and waits, so that contestants can take turns.
+"""Run a contestant in its own process, which loads it and then waits for commands, so that contestants can take turns.
 
-Memory is then the contestant's alone, and runtimes whose threads would fight, or whose libraries would clash, never meet.
+The memory of the process is then that of one contestant, and runtimes with competing threads or clashing libraries stay apart.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tools.bench.contestants import CONTESTANTS, Runner
 from tools.bench.memory import memory_mib
 
 Answer: TypeAlias = Any
-"""Whatever a command returns; it travels between processes."""
+"""Result of a command, sent between processes."""
 
 
 class LeftOutError(PtqdError):
-    """A contestant cannot run here."""
+    """A contestant cannot run on this machine."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading took.
+    """Cost of loading a contestant.
 
     Attributes:
-        seconds: from importing the runtime to the end of the first network call.
-        before_mib: the process before that: Python, numpy, and the contracts of the bundle.
+        seconds: time from importing the runtime to the end of the first network call.
+        before_mib: memory of the process before loading: Python, numpy and the bundle's contracts.
     """
 
     seconds: float
@@ -38,10 +38,10 @@ class Loaded:
 
 
 class Worker:
-    """A contestant's process, seen from the outside.
+    """A handle to a contestant's process.
 
     Raises:
-        LeftOutError: it cannot be loaded.
+        LeftOutError: the contestant cannot be loaded.
     """
 
     def __init__(self, name: str, case: Case) -> None:
@@ -57,7 +57,7 @@ class Worker:
             raise
 
     def ask(self, command: str, *arguments: Any) -> Answer:
-        """Have it run a function of `_Commands`, and wait."""
+        """Have the process run a method of `_Commands`, and wait for the result."""
         self._connection.send((command, arguments))
         return self._answer()
 
@@ -70,7 +70,7 @@ class Worker:
             answer = self._connection.recv()
         except EOFError as error:
             self._process.join()
-            raise LeftOutError(f"the process ended with {self._process.exitcode}") from error
+            raise LeftOutError(f"the process ended with exit code {self._process.exitcode}") from error
         if isinstance(answer, _Failure):
             raise LeftOutError(answer.reason)
         return answer
@@ -82,7 +82,7 @@ class _Failure:
 
 
 class _Commands:
-    """What a worker can be told."""
+    """The commands that a worker accepts."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -98,22 +98,22 @@ class _Commands:
         return self._runner.outputs(visited)
 
     def visited(self) -> Any:
-        return self._runner.visited()  # type: ignore[attr-defined]  # asked of full precision alone
+        return self._runner.visited()  # type: ignore[attr-defined]  # called for full precision only
 
     def profile(self) -> Any:
-        return self._runner.profile()  # type: ignore[attr-defined]  # asked of contestants on ONNX Runtime alone
+        return self._runner.profile()  # type: ignore[attr-defined]  # called for contestants on ONNX Runtime only
 
     def peak_mib(self) -> float:
         return memory_mib("VmHWM")
 
 
 def serve(connection: Connection, name: str, case: Case) -> None:
-    """Load a contestant, and answer commands until the other end is closed."""
+    """Load a contestant, and answer commands until the other end closes the connection."""
     before, begin = memory_mib("VmRSS"), time.perf_counter()
     try:
         commands = _Commands(CONTESTANTS[name].load(case))
         commands.network(1)
-    except Exception as error:  # whatever a runtime raises is a reason to be told
+    except Exception as error:  # whatever a runtime raises is the reason to report
         connection.send(_Failure(_reason(error)))
         return
     connection.send(Loaded(time.perf_counter() - begin, before))
@@ -126,7 +126,7 @@ def serve(connection: Connection, name: str, case: Case) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """One line."""
+    """Format an error as one line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     text = "; ".join(line for line in lines if line) if isinstance(error, PtqdError) else next(iter(lines), "")
     return text if isinstance(error, PtqdError) else f"{type(error).__name__}: {text}"

@@ -1,8 +1,8 @@
-"""Train the unconditional U-Net on coloured digits, on a CPU, and write a diffusers folder.
+"""Train the unconditional U-Net on coloured digits on a CPU, and write a diffusers folder.
 
     python -m tools.coloured.train --minutes 50
 
-Ends by sampling with diffusers' own DDIM and comparing the samples with real images by the classifier's confidence and features; the
+After training, draws samples with diffusers' own DDIM and compares them with real images by the classifier's confidence and features. The
 figures go to `training_log.json`.
 """
 
@@ -24,14 +24,14 @@ from tools.training.training import linear_betas, sample, squared_error, train, 
 HERE = Path(__file__).parent
 SAMPLES = 1000
 COLOUR_VARIANCE = 0.06
-"""Of a channel's mean over an image."""
+"""Variance of a channel's mean over an image."""
 COLOUR_WEIGHT = 0.1
 
 
 def network() -> UNet2DModel:
-    """1.7 M parameters, 6.8 MB in float32; three resolutions, attention at 8x8 only.
+    """Return a U-Net of 1.7 M parameters, 6.8 MB in float32, with three resolutions and attention at 8x8 only.
 
-    One group a norm: what a norm takes away, the mean of a group, is little of the mean colour then.
+    Each norm has a single group. A norm removes the mean of each group, and with one group this removes little of the mean colour.
     """
     return UNet2DModel(
         sample_size=SIZE,
@@ -47,11 +47,11 @@ def network() -> UNet2DModel:
 
 
 def colour_aware(error: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """Mean squared error, with that of the mean colour counted over again.
+    """Mean squared error, plus an extra term for the error of the mean colour.
 
-    The mean is one of 1,024 modes of a channel, and plain training leaves it half wrong; early in a chain that is divided by
-    sqrt(alpha_bar) = 0.01 and paints whole images. It is weighted by the share of noise in its variance, which is what can be told of the
-    noise. The best predictor remains the conditional mean.
+    The mean is one of 1,024 modes of a channel, and plain training leaves it half wrong. Early in a chain this error is divided by
+    sqrt(alpha_bar) = 0.01 and colours whole images. The term is weighted by the share of noise in the variance of the mean, because only
+    this share of the noise can be predicted. The best predictor remains the conditional mean.
     """
     pixels = SIZE**2
     noise_share = (1 - alpha_bar) / (1 - alpha_bar + pixels * COLOUR_VARIANCE * alpha_bar)
@@ -61,7 +61,7 @@ def colour_aware(error: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generator) -> dict[str, float]:
-    """Confidence in samples and in real images, and the distance of the samples' features from the real ones'."""
+    """Return the classifier's confidence in samples and real images, and the Frechet distance between their features."""
     samples = sample(lambda x, timestep: model(x, timestep).sample, scheduler, (SAMPLES, CHANNELS, SIZE, SIZE))
     logits, features = seen(samples.numpy())
     real_logits, real_features = seen(coloured(SAMPLES, generator).images.numpy())
@@ -74,7 +74,7 @@ def look(model: UNet2DModel, scheduler: DDPMScheduler, generator: torch.Generato
 
 
 @click.command()
-@click.option("--minutes", default=50.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=50.0, show_default=True, help="Training time on an otherwise idle machine.")
 @click.option("--batch", default=96, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:

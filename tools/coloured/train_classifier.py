@@ -2,9 +2,9 @@
 
     python -m tools.coloured.train_classifier
 
-The features are trained to tell the digit and, by linear read-out, the colours of ink, ground and the whole image: a Frechet distance of
-features that knew shapes only would not see a drift of the mean colour. Trained on the training split's digits; the printed figures are
-of the others.
+The features are trained to predict the digit and, by a linear read-out, the colours of the ink, the background and the whole image. With
+features that encode only shapes, a Frechet distance would miss a drift of the mean colour. Training uses the digits of the training split;
+the printed figures are measured on the held-out digits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tools.training.classifier import FEATURES, Classifier, save_onnx
 
 HERE = Path(__file__).parent
 COLOUR_WEIGHT = 4.0
-"""Of the colours' mean squared error, against the digits' cross entropy."""
+"""Weight of the colours' mean squared error relative to the digits' cross entropy."""
 
 
 def colours(real: Coloured) -> torch.Tensor:
-    """Ink, ground and mean colour, [N, 9]."""
+    """Colours of ink, background and the image's mean, [N, 9]."""
     return torch.cat([real.ink, real.ground, real.images.mean(dim=(2, 3))], dim=1)
 
 
@@ -51,7 +51,7 @@ def train(model: Classifier, read_out: nn.Linear, steps: int, batch: int = 128) 
 
 @torch.no_grad()
 def held_out_figures(model: Classifier, read_out: nn.Linear, count: int = 2000) -> dict[str, float]:
-    """Share of digits told and of the colours' variance explained, on digits that training has not seen."""
+    """Share of digits recognised, and share of the colours' variance explained, on digits that training did not use."""
     real = coloured(count, torch.Generator().manual_seed(1), split()[1])
     logits, features, _ = model(real.images)
     unexplained = (read_out(features) - colours(real)).var(dim=0) / colours(real).var(dim=0)

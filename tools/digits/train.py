@@ -1,9 +1,9 @@
-"""Train the demo's class-conditional U-Net on the handwritten digits, on a CPU, and write a diffusers folder.
+"""Train the demo's class-conditional U-Net on the handwritten digits on a CPU, and write a diffusers folder.
 
     python -m tools.digits.train --minutes 45
 
-The label is dropped with probability 0.1 (class 10 is "no class") for classifier-free guidance. Ends by sampling with diffusers' own
-DDIM and asking the classifier what it sees; the figures go to `training_log.json`.
+For classifier-free guidance, the label is dropped with probability 0.1 (class 10 is "no class"). After training, draws samples with
+diffusers' own DDIM and classifies them. The figures go to `training_log.json`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GUIDANCE = 1.5
 
 
 def network() -> UNet2DModel:
-    """1.7 M parameters, 6.9 MB in float32; one attention block at 8x8."""
+    """Return a U-Net of 1.7 M parameters, 6.9 MB in float32, with one attention block at 8x8."""
     return UNet2DModel(
         sample_size=SIZE,
         in_channels=1,
@@ -40,7 +40,7 @@ def network() -> UNet2DModel:
 
 
 @click.command()
-@click.option("--minutes", default=45.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=45.0, show_default=True, help="Training time on an otherwise idle machine.")
 @click.option("--batch", default=128, show_default=True)
 @click.option("--output", default=HERE / "model", show_default=True, type=click.Path(path_type=Path))
 def main(minutes: float, batch: int, output: Path) -> None:

@@ -2,7 +2,7 @@
 
     python -m tools.digits.train_classifier
 
-Trained on 80 % of the real images; the printed accuracy is that of the other 20 %.
+Training uses 80 % of the real images; the printed accuracy is measured on the other 20 %.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def jitter(images: torch.Tensor) -> torch.Tensor:
-    """Random shifts of up to two pixels, rotations of up to 10 degrees, scales within 10 %: what handwriting varies in."""
+    """Shift images by up to two pixels, rotate them by up to 10 degrees and scale them by up to 10 %, as handwriting varies."""
     count = len(images)
     angle = (torch.rand(count) - 0.5) * 0.35
     scale = 1 + (torch.rand(count) - 0.5) * 0.2

@@ -1,9 +1,9 @@
-"""Train the class-conditional diffusion transformer on latents of coloured digits, on a CPU, and write a diffusers folder.
+"""Train the class-conditional diffusion transformer on latents of coloured digits on a CPU, and write a diffusers folder.
 
     python -m tools.dit.train --minutes 11
 
-A `DiTPipeline` around the first stage of `tools.latent.first_stage`. Ends by sampling with diffusers' own DDIM and asking the classifier
-what it sees; the figures go to `training_log.json`.
+Writes a `DiTPipeline` around the first stage of `tools.latent.first_stage`. After training, draws samples with diffusers' own DDIM and
+classifies them. The figures go to `training_log.json`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ FOLDER = HERE / "model"
 
 
 def network() -> DiTTransformer2DModel:
-    """2.1 M parameters: six blocks 128 wide on 4x4 patches of 2x2 latents, begun as the identity (adaLN-Zero, Peebles & Xie 2023)."""
+    """Return a DiT of 2.1 M parameters: six blocks of width 128 on 4x4 patches of 2x2 latents.
+
+    The blocks are initialised as the identity (adaLN-Zero, Peebles & Xie 2023).
+    """
     model = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -38,7 +41,7 @@ def network() -> DiTTransformer2DModel:
     for layer in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    return model.eval()  # in training mode each block would drop labels by itself
+    return model.eval()  # in training mode each block would also drop labels
 
 
 def save(model: DiTTransformer2DModel, first_stage: AutoencoderKL, scheduler: DDPMScheduler) -> None:
@@ -50,7 +53,7 @@ def save(model: DiTTransformer2DModel, first_stage: AutoencoderKL, scheduler: DD
 
 
 @click.command()
-@click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=11.0, show_default=True, help="Training time on an otherwise idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
     train_on_latents(network, linear_betas(), save, minutes, batch, HERE / "training_log.json")

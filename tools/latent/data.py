@@ -1,4 +1,4 @@
-"""What latent models are trained on: coloured digits through the first stage, once."""
+"""Training data of the latent models: coloured digits, encoded once by the first stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SEED = 0
 
 
 def latents(first_stage: AutoencoderKL) -> Draw:
-    """Draws of the latents [N, 4, 8, 8] of 10,000 images of the training split, with their labels, a tenth of which are dropped."""
+    """Encode 10,000 images of the training split, and return a function that draws from their latents [N, 4, 8, 8] with their labels.
+
+    A tenth of the labels are dropped.
+    """
     generator = torch.Generator().manual_seed(SEED)
     training, _ = split()
     pieces = [coloured(1000, generator, training) for _ in range(IMAGES // 1000)]

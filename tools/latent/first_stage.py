@@ -1,9 +1,10 @@
-"""Train the first stage on coloured digits, on a CPU: 32x32 RGB images to and from 8x8 latents of four channels (f = 4).
+"""Train the first stage on coloured digits on a CPU: it encodes 32x32 RGB images to 8x8 latents of four channels (f = 4) and decodes them.
 
     python -m tools.latent.first_stage --minutes 4
 
-Writes `model/vae`, which the latent models share. Squared error and a light Kullback-Leibler term, whose noise on the latents is what
-makes the decoder bear the small errors of a denoiser. Ends by asking the classifier what it sees in images that went to and fro.
+Writes `model/vae`, which the latent models share. The loss is the squared error plus a light Kullback-Leibler term; the noise that this
+term puts on the latents makes the decoder robust to the small errors of a denoiser. After training, classifies images that were encoded
+and decoded.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ HELD_OUT = 1000
 
 
 def network() -> AutoencoderKL:
-    """0.65 M parameters, 0.41 M of them in the decoder."""
+    """Return an autoencoder of 0.65 M parameters, 0.41 M of them in the decoder."""
     return AutoencoderKL(
         in_channels=CHANNELS,
         out_channels=CHANNELS,
@@ -47,7 +48,7 @@ def network() -> AutoencoderKL:
 
 
 def loss(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the decoded images, and nats per latent value."""
+    """Mean squared error of the decoded images, plus the weighted KL divergence in nats per latent value."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.encode(images).latent_dist
         decoded = model.decode(posterior.sample()).sample
@@ -58,15 +59,15 @@ def loss(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 
 def load_first_stage() -> AutoencoderKL:
-    """The committed first stage."""
+    """Load the committed first stage."""
     model: AutoencoderKL = AutoencoderKL.from_pretrained(FOLDER, use_safetensors=True).float().eval().requires_grad_(False)
-    model.register_to_config(_name_or_path="")  # or whatever is saved with it would say where it was read
+    model.register_to_config(_name_or_path="")  # otherwise the saved pipelines would name the folder that it was loaded from
     return model
 
 
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Latents that a denoiser is trained on, [N, 4, 8, 8] of variance 1: drawn from the posterior, times the scaling factor."""
+    """Return the latents that a denoiser is trained on, [N, 4, 8, 8] of variance 1: posterior samples times the scaling factor."""
     pieces = [model.encode(piece).latent_dist.sample() for piece in images.split(256)]
     scale: float = model.config["scaling_factor"]
     return torch.cat(pieces) * scale
@@ -74,13 +75,13 @@ def encode(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def decode(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images [N, 3, 32, 32]."""
+    """Decode latents [N, 4, 8, 8] to images [N, 3, 32, 32]."""
     pieces: list[torch.Tensor] = [model.decode(piece / model.config["scaling_factor"]).sample for piece in latents.split(256)]
     return torch.cat(pieces)
 
 
 def save(model: AutoencoderKL, images: torch.Tensor) -> None:
-    """Round the weights to float16 and write them, with the scaling factor that these images' latents call for."""
+    """Round the weights to float16 and write them, with the scaling factor that gives the latents of these images unit variance."""
     model.register_to_config(scaling_factor=1.0)
     model.register_to_config(scaling_factor=round(1 / encode(model, images).std().item(), 4))
     model.half().save_pretrained(FOLDER)
@@ -88,7 +89,7 @@ def save(model: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 def look(model: AutoencoderKL, real: Coloured) -> dict[str, float]:
-    """Decoded images of held-out digits against the images themselves."""
+    """Compare the decoded images of held-out digits with the original images."""
     decoded = decode(model, encode(model, real.images)).clamp(-1, 1)
     error = (decoded - real.images).square().mean().item()
     labels = real.labels.numpy()
@@ -101,7 +102,7 @@ def look(model: AutoencoderKL, real: Coloured) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--minutes", default=4.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=4.0, show_default=True, help="Training time on an otherwise idle machine.")
 @click.option("--batch", default=48, show_default=True)
 def main(minutes: float, batch: int) -> None:
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Samples of a latent model, judged by the classifier of coloured digits."""
+"""Judge samples of a latent model with the classifier of coloured digits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES = 1000
 
 @torch.no_grad()
 def look(model: nn.Module, first_stage: AutoencoderKL, scheduler: DDPMScheduler) -> dict[str, float]:
-    """Share of samples of diffusers' own DDIM that show the digit asked for."""
+    """Sample with diffusers' own DDIM, and return the share of samples that show the requested digit."""
     labels = torch.arange(SAMPLES) % CLASSES
     shape = (SAMPLES, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
     images = sample(guided(model, labels, NO_CLASS, GUIDANCE), scheduler, shape, decode=lambda latents: decode(first_stage, latents))

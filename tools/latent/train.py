@@ -1,10 +1,10 @@
-"""Train the latent U-Net with cross attention on a class embedding, on a CPU, and write a diffusers folder: the paper's LDM in miniature.
+"""Train a latent U-Net with cross attention to a class embedding on a CPU, and write a diffusers folder: the paper's LDM in miniature.
 
     python -m tools.latent.train --minutes 11
 
-A `StableDiffusionPipeline` without text encoder around the first stage of `tools.latent.first_stage`; the class embeddings that the U-Net
-was trained with lie beside it in `conditions.npz`, the one of "no class" as the unconditional value. Ends by sampling with diffusers' own
-DDIM and asking the classifier what it sees; the figures go to `training_log.json`.
+Writes a `StableDiffusionPipeline` without a text encoder around the first stage of `tools.latent.first_stage`. The class embeddings of the
+U-Net go to `conditions.npz` beside the pipeline's folder, with the embedding of "no class" as the unconditional value. After training,
+draws samples with diffusers' own DDIM and classifies them. The figures go to `training_log.json`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ EMBEDDING = 64
 
 
 class ClassUNet(nn.Module):
-    """A U-Net that attends to one learned vector a class, "no class" being the last (the ClassEmbedder of latent diffusion).
+    """A U-Net that attends to one learned vector per class; the last is "no class" (the ClassEmbedder of latent diffusion).
 
-    2.5 M parameters; attention at 4x4 only, as the paper's model has none at its full size.
+    It has 2.5 M parameters, and attention at 4x4 only because the paper's model has none at its full resolution.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class ClassUNet(nn.Module):
 
 
 def save(model: ClassUNet, first_stage: AutoencoderKL, scheduler: DDPMScheduler) -> None:
-    """Round the weights to float16 and write the pipeline's folder, and the table of embeddings [10, 1, 64]."""
+    """Round the weights to float16, and write the pipeline's folder and the table of embeddings [10, 1, 64]."""
     model.half()
     pipeline = StableDiffusionPipeline(
         vae=first_stage.half(),
@@ -78,11 +78,11 @@ def save(model: ClassUNet, first_stage: AutoencoderKL, scheduler: DDPMScheduler)
 
 
 @click.command()
-@click.option("--minutes", default=11.0, show_default=True, help="Training time, by the clock of an idle machine.")
+@click.option("--minutes", default=11.0, show_default=True, help="Training time on an otherwise idle machine.")
 @click.option("--batch", default=64, show_default=True)
 def main(minutes: float, batch: int) -> None:
     scheduler = linear_betas()
-    scheduler.register_to_config(steps_offset=1)  # as latent diffusion walks; the pipeline's class deprecates anything else
+    scheduler.register_to_config(steps_offset=1)  # as in latent diffusion; the pipeline class deprecates other values
     train_on_latents(ClassUNet, scheduler, save, minutes, batch, HERE / "training_log.json")
 
 

@@ -1,4 +1,4 @@
-"""What the trainings of the models on latents have in common."""
+"""Training steps that the models on latents share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def train_on_latents(
     batch: int,
     log: Path,
 ) -> None:
-    """Train a network for some minutes, saving its average once a minute and at the end; the log says what its samples look like."""
+    """Train a network for some minutes, save its average once a minute and at the end, and log the quality of its samples."""
     torch.manual_seed(0)
     first_stage = load_first_stage()
 

@@ -1,1 +1,1 @@
-"""Makers of committed graphs."""
+"""Scripts that write the committed probe graphs."""

@@ -1,9 +1,9 @@
-"""Write `engines/backends/convolution_probe.onnx`: one integer convolution whose weights can be shifted, to be timed both ways.
+"""Write `convolution_probe.onnx`: one integer convolution that can be timed with plain and with shifted weights.
 
     python -m tools.probes.make_convolution_probe
 
-`x` float32 [1, 256, 16, 16], quantized, and a kernel of 3 x 3 with 256 output channels, as a U-Net has many of. The weights are all ones:
-what they are does not change a kernel's time, and so the file holds none.
+The input `x`, float32 [1, 256, 16, 16], is quantized and convolved with a 3 x 3 kernel of 256 output channels, a common size in U-Nets. The
+graph generates weights of all ones instead of storing them, because their values do not change the kernel's time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Write `engines/backends/saturation_probe.onnx`: one integer product that overflows 16 bits wherever pairs of products are summed in them.
+"""Write `saturation_probe.onnx`: one integer product that overflows where a CPU sums pairs of products in 16 bits.
 
     python -m tools.probes.make_saturation_probe
 
-`x` float32 [1, 64] times a weight of ones, both quantized: uint8 255 times int8 127, so that a pair sums to 64,770. With `x` all ones
-the result is 64 on a CPU whose kernels are exact.
+The graph multiplies `x`, float32 [1, 64], by a weight of ones. Both are quantized, to uint8 255 and int8 127, so that a pair sums to
+64,770. With `x` all ones the result is 64 on a CPU whose kernels are exact.
 """
 
 from __future__ import annotations

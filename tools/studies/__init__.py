@@ -1,1 +1,1 @@
-"""Measurements for the docs."""
+"""Scripts that make the measurements quoted in the docs."""

@@ -1,8 +1,9 @@
-"""Which layers make a precision's noise: each is quantized alone, in the arithmetic of the oracle, on states of full-precision chains.
+"""Measure how much each layer contributes to a precision's noise: each layer is quantized alone, on states of full-precision chains.
 
     python -m tools.studies.layer_noise tools/digits/learned.json --precision w4a8
 
-The plan must have been built: its stages are read. A layer with much of the noise and little of the work is one for `keep_8bit_weights`.
+The layers run in the oracle's arithmetic. The plan must have been built, because its stages are read. A layer with much of the noise and
+little of the work is a candidate for `keep_8bit_weights`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ HEADER = ("layer", "share of the noise", "share of the multiply-accumulates")
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """What a layer does by itself; both shares are of all layers that are listed.
+    """What a layer contributes by itself; both shares are relative to the sum over all listed layers.
 
     Attributes:
-        name: of the layer.
-        noise: share of the squared error of the network's output, the mean over states of equal weight.
-        macs: share of the work.
+        name: name of the layer.
+        noise: share of the squared error of the network's output, averaged over equally weighted states.
+        macs: share of the multiply-accumulates.
     """
 
     name: str
@@ -47,7 +48,7 @@ class LayerNoise:
 
 
 def layer_noise(context: BuildContext, sources: Sources, precision: Precision, states: int) -> list[LayerNoise]:
-    """The quantized layers by falling noise, on at most so many states."""
+    """Return the quantized layers in descending order of noise, measured on at most `states` states."""
     network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
     layers = rounded_to_nearest(context, precision, sources, network, model)
     with Progress() as progress, torch.no_grad():
@@ -65,20 +66,20 @@ def layer_noise(context: BuildContext, sources: Sources, precision: Precision, s
 
 
 def _errors(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    """Squared error of every state's output."""
+    """Squared error of the output for every state."""
     return torch.cat([(out - e).square().flatten(1).sum(1) for out, e in zip(outputs, exact, strict=True)]).tolist()
 
 
 def stage(output: Path, name: str) -> Path | None:
-    """The folder of a stage of the bundle's build, if it has one."""
+    """Return the folder of a stage of the bundle's build, or None."""
     return next((output / STAGES).glob(f"{name}-*"), None)
 
 
 def built_sources(output: Path) -> Sources:
-    """What the bundle's graphs were made from.
+    """Return the stages that the bundle's graphs were made from.
 
     Raises:
-        UsageError: the plan was not built, or its stages were removed.
+        UsageError: the plan has not been built, or its stages were removed.
     """
     prepared, states, seen = stage(output, "prepare") or stage(output, "trace"), stage(output, "states"), stage(output, "observe")
     if prepared is None or states is None or seen is None:
@@ -89,8 +90,8 @@ def built_sources(output: Path) -> Sources:
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--precision", default="w4a8", show_default=True)
-@click.option("--states", default=100, show_default=True, help="States that the layers are compared on.")
-@click.option("--top", default=12, show_default=True, help="Layers to print.")
+@click.option("--states", default=100, show_default=True, help="Number of states on which the layers are compared.")
+@click.option("--top", default=12, show_default=True, help="Number of layers to print.")
 def main(plan: Path, precision: str, states: int, top: int) -> None:
     plan_file = load_plan(plan)
     found = layer_noise(BuildContext(plan_file), built_sources(plan_file.output_path), Precision.parse(precision), states)

@@ -1,9 +1,9 @@
-"""How far the mean of the states drifts from full precision's over a chain, uncorrected and corrected, step by step.
+"""Measure how far the mean of the states drifts from that of full precision at every step of a chain, uncorrected and corrected.
 
     python -m tools.studies.mean_drift build/coloured-ablation --schedules w8a8-eta1-joint-plus-variance,w3a8-eta1-joint-plus-variance
 
-A constant error of the network's output adds up over the chain. All chains start from the same noise and get the same fresh noise, so that
-the means differ by nothing else.
+A constant error of the network's output accumulates over the chain. All chains start from the same noise and get the same fresh noise, so
+that only this error makes the means differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ptqd_export.plan import FULL_PRECISION
 
 @dataclass
 class MeanRecorder:
-    """Makes steppers that note the mean of each channel after every step."""
+    """Creates steppers that record the mean of each channel after every step."""
 
     means: list[Float64] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class MeanRecorder:
 
 
 def channel_means(bundle: Bundle, schedule: str, samples: Int64, *, precision: str | None, corrected: bool) -> Float64:
-    """[steps, channels] means of the states after every step of a schedule's chain."""
+    """Return the channel means [steps, channels] of the states after every step of a schedule's chain."""
     found, model = bundle.schedule(schedule), bundle.manifest.model
     noise, recorder = NoiseSource(0, model.sample_shape), MeanRecorder()
     rows = np.zeros_like(samples) if model.conditioning is None else rows_of(samples, noise, model.conditioning.rows, None)
@@ -54,7 +54,7 @@ def channel_means(bundle: Bundle, schedule: str, samples: Int64, *, precision: s
 
 
 def drift(bundle: Bundle, schedule: str, samples: Int64, *, corrected: bool) -> Float64:
-    """[steps] largest distance over the channels to full precision's mean, with its sign."""
+    """Return, for every step, the signed deviation [steps] of the channel whose mean is farthest from that of full precision."""
     exact = channel_means(bundle, schedule, samples, precision=FULL_PRECISION, corrected=False)
     apart = channel_means(bundle, schedule, samples, precision=None, corrected=corrected) - exact
     largest: Float64 = np.take_along_axis(apart, np.abs(apart).argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -63,8 +63,8 @@ def drift(bundle: Bundle, schedule: str, samples: Int64, *, corrected: bool) -> 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--schedules", required=True, help="Names, set apart by commas.")
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Samples.")
+@click.option("--schedules", required=True, help="Comma-separated names of schedules.")
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Number of samples.")
 def main(bundle: Path, schedules: str, num: int) -> None:
     opened, samples, names = Bundle.open(bundle), np.arange(num, dtype=np.int64), schedules.split(",")
     drifts = {name: [drift(opened, name, samples, corrected=corrected) for corrected in (False, True)] for name in names}

@@ -1,4 +1,4 @@
-"""Processes that this one started, and theirs, by the title that they give themselves: for proofs that kill one of them."""
+"""Find descendants of this process by title, for proofs that kill one of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def own_processes(title: str) -> list[int]:
-    """Numbers of the descendants of this process whose title begins so."""
+    """Return the process ids of this process's descendants whose title starts with `title`."""
     parents = {int(path.parent.name): _parent(path) for path in Path("/proc").glob("[0-9]*/stat")}
     return [process for process in parents if _descends(process, parents) and _title(process).startswith(title)]
 
@@ -22,7 +22,7 @@ def _parent(stat: Path) -> int | None:
     try:
         return int(stat.read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return None  # it has ended
+        return None  # the process has ended
 
 
 def _title(process: int) -> str:

@@ -1,8 +1,9 @@
-"""Draw the frontier of a bundle built with the policy `budget`: error of the end sample against the cost of the chain.
+"""Plot the frontier of a bundle that was built with the policy `budget`: error of the final sample against the cost of the chain.
 
     python -m tools.studies.plot_frontier build/digits/statistics/onnxruntime/frontier.json frontier.png
 
-Needs matplotlib. Real chains stand on the picture where they were measured; the line is the prediction. Exact chains have no place on it.
+Needs matplotlib. Points are measured errors of real chains; the line is the prediction. Chains without error are left out because the axis
+is logarithmic.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BLUE, ORANGE, GREEN, GRAY = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98"
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Draw a frontier file as a picture; the format follows the suffix."""
+    """Plot the content of a frontier file; the suffix of `path` selects the picture format."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
@@ -36,7 +37,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     _measured(axes, by_kind["snr"], GREEN, "^", "snr, the paper's rule", name="snr")
     _measured(axes, by_kind["budget"], BLUE, "*", "chosen for the budget")
     axes.set(yscale="log", xlabel=f"{COSTS[record['cost']]}, as a share of full precision's")
-    if record["cost"] == "bit_operations":  # which spread over decades; times lie close together
+    if record["cost"] == "bit_operations":  # bit operations spread over decades; times lie close together
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -54,7 +55,7 @@ def _kinds(chains: Iterable[Chain]) -> dict[str, None]:
 
 
 def _inexact(chains: Iterable[Chain]) -> list[Chain]:
-    """Chains that have a place on a logarithmic axis."""
+    """Chains with an error above zero, which a logarithmic axis can show."""
     return [chain for chain in chains if chain["predicted_error"] > 0]
 
 
@@ -64,7 +65,7 @@ def _points(chains: Iterable[Chain]) -> tuple[list[float], list[float]]:
 
 
 def _measured(axes: Any, chains: Iterable[Chain], color: str, marker: str, label: str, *, fill: bool = True, name: str = "") -> None:
-    """Real chains as points, with a name beside each that is formatted from the chain."""
+    """Draw measured chains as points, each labelled with `name` formatted from the chain."""
     found = [chain for chain in _inexact(chains) if chain["measured"]]
     costs, errors = [chain["cost"] for chain in found], [chain["measured"]["error"] for chain in found]
     size = 170 if marker == "*" else 55
@@ -86,7 +87,7 @@ def _title(prediction: Chain) -> str:
 @click.argument("frontier", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 def main(frontier: Path, output: Path) -> None:
-    """Draw FRONTIER, a frontier.json of a bundle, as OUTPUT, such as frontier.png or frontier.svg."""
+    """Plot FRONTIER, a bundle's frontier.json, to OUTPUT, such as frontier.png or frontier.svg."""
     plot(json.loads(frontier.read_text()), output)
 
 

@@ -1,4 +1,4 @@
-"""Real images of the bundled data sets, as references for `ptqd-run evaluate` and the ablation.
+"""Write real images of the bundled data sets, as references for `ptqd-run evaluate` and the ablation.
 
 python -m tools.studies.real_images digits build/digits-real.npz
 python -m tools.studies.real_images coloured build/coloured-real.npz
@@ -19,7 +19,7 @@ from tools.digits.data import digits
 
 COLOURED_COUNT = 8192
 SEED = 1
-"""Of the coloured digits; training draws them from another."""
+"""Seed of the coloured digits; training uses a different one."""
 
 
 def _coloured() -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""What learned rounding is worth: one plan built with every way of rounding, and the networks' noise compared step by step.
+"""Measure the gain of learned rounding: build one plan with every rounding method, and compare the networks' noise step by step.
 
     python -m tools.studies.rounding_gain tools/digits/rounding.json build/rounding/digits
 
-The statistics are taken on full precision's trajectory, so that all networks see the same states. What is built already is taken as it is.
+The statistics are taken on the full-precision trajectory, so that all networks see the same states. Finished builds are reused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADER = ("precision", "rounding", "SNR, dB", "gain, dB", "least gain of a step,
 
 
 def build(plan_file: PlanFile, rounding: str, output: Path) -> Bundle:
-    """The plan's bundle with this way of rounding, and statistics of the states of full precision's chain."""
+    """Build the plan with this rounding method, with statistics on the states of the full-precision chain."""
     plan = plan_file.plan
     wanted = {
         "quantization": plan.quantization.model_copy(update={"rounding": rounding}),
@@ -36,20 +36,20 @@ def build(plan_file: PlanFile, rounding: str, output: Path) -> Bundle:
 
 
 def noise(bundle: Bundle, precision: str) -> list[float]:
-    """SNR of a precision's output at every step, in dB."""
+    """Return the SNR of a precision's output at every step, in dB."""
     statistics = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{precision}.json").read_text())
     return [step["snr_db"] for step in statistics["steps"]]
 
 
 def cost(bundle: Bundle, precision: str) -> Mapping[str, Any]:
-    """What learning took, as the build wrote it."""
+    """Return the time and memory that learning took, as the build recorded them."""
     (folder,) = (bundle.folder / "local" / "stages").glob(f"reconstruct-{precision}-*")
     found: Mapping[str, Any] = json.loads((folder / SUMMARY).read_text())
     return found
 
 
 def rows(bundles: Mapping[str, Bundle], precision: str) -> Iterator[tuple[str, ...]]:
-    """The table's rows of a precision."""
+    """Yield the table rows of one precision."""
     nearest = noise(bundles["nearest"], precision)
     yield precision.upper(), "nearest", f"{fmean(nearest):.1f}", "", "", "", ""
     for rounding in LEARNED:

@@ -1,10 +1,10 @@
-"""Load on `ptqd-run serve`, over loopback: throughput against the bare loop, and every answer against the picture of the bare loop.
+"""Load test of `ptqd-run serve` over loopback: compares throughput with the bare sampling loop, and every answer with the loop's picture.
 
     python -m tools.studies.serve_load build/digits --json load.json
 
-Each round times the bare loop, then the server, on pictures of seeds of their own. In the last round of all, which is not timed, a
-replica is killed while requests wait. An answer is lost if it is no picture, and crossed if it is another one than the bare loop's for its
-seed and class.
+Each round times the bare loop and then the server on the same pictures, with new seeds in every round. In the last round, which is not
+timed, a replica is killed while requests wait. An answer is lost if it is not a picture, and crossed if its picture differs from the bare
+loop's picture for the same seed and class.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ NO_LIMITS = Limits(body=65536, number=64, waiting=100_000, rate=1e6)
 
 @dataclass(frozen=True)
 class Load:
-    """What was found.
+    """Result of a load test.
 
     Attributes:
-        processor: of the machine.
-        threads: of the bare loop, and of each replica.
-        batch_size: of both.
-        clients: that asked at the same time.
-        bare: pictures a second by round.
-        served: likewise.
-        share: median of the rounds' served / bare.
-        requests: sent, those of the round with a kill among them.
-        killed: replicas.
-        lost: requests without a picture.
-        crossed: with another picture than the bare loop's.
+        processor: name of the machine's processor.
+        threads: threads of the bare loop, and of each replica.
+        batch_size: batch size of the bare loop and of the server.
+        clients: number of concurrent clients.
+        bare: pictures per second of the bare loop, by round.
+        served: pictures per second of the server, by round.
+        share: median over the rounds of served / bare.
+        requests: number of requests sent, including those of the round with a kill.
+        killed: number of replicas killed.
+        lost: number of requests that got no picture.
+        crossed: number of requests that got a picture other than the bare loop's.
     """
 
     processor: str
@@ -70,7 +70,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Study:
-    """How the load is made."""
+    """Settings of a load test."""
 
     bundle: Path
     port: int
@@ -82,7 +82,7 @@ class Study:
 
 
 def measure(study: Study) -> Load:
-    """Run it all."""
+    """Run all rounds of a load test."""
     loop = ItemWork(FolderCopy(study.bundle, {}, {}), ChainChoice(), study.batch_size).open(study.threads)
     classes = _classes(study.bundle)
     request = ServeRequest(study.bundle, NO_LIMITS, "127.0.0.1", study.port, 1, study.batch_size, 0.05, cluster=Cluster(cpus=study.threads))
@@ -102,7 +102,7 @@ def measure(study: Study) -> Load:
             if number < study.rounds:
                 bare.append(len(items) / (middle - begin))
                 served.append(len(items) / (end - middle))
-                click.echo(f"round {number}: bare {bare[-1]:.3g}, served {served[-1]:.3g} pictures a second", err=True)
+                click.echo(f"round {number}: bare {bare[-1]:.3g}, served {served[-1]:.3g} pictures per second", err=True)
             wrong[0] += sum(answers[item] is None for item in items)
             wrong[1] += sum(answers[item] not in (None, expected[item]) for item in items)
     share = statistics.median(one / other for one, other in zip(served, bare, strict=True))
@@ -113,7 +113,7 @@ def measure(study: Study) -> Load:
 def _classes(bundle: Path) -> int:
     conditioning = Bundle.open(bundle).manifest.model.conditioning
     if conditioning is None:
-        raise click.UsageError("the load is made for class-conditional models")
+        raise click.UsageError("The load test needs a class-conditional model.")
     return conditioning.rows
 
 
@@ -123,7 +123,7 @@ def _pictures(loop: ItemSampler, items: Sequence[Item], batch_size: int) -> dict
 
 
 def _ask(study: Study, items: Sequence[Item]) -> Mapping[Item, bytes | None]:
-    """What the server answers to one request an item, from many clients at once."""
+    """Return the server's answer to one request per item, sent by many clients at once."""
     connections = threading.local()
 
     def ask(item: Item) -> bytes | None:
@@ -147,15 +147,15 @@ def _kill_replica() -> None:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--port", default=8765, show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Of the bare loop, and CPUs of the replica.")
+@click.option("--threads", default=1, show_default=True, help="Threads of the bare loop, and CPUs of the replica.")
 @click.option("--batch-size", default=16, show_default=True)
 @click.option("--clients", default=64, show_default=True)
-@click.option("--pictures", default=320, show_default=True, help="Of a round.")
+@click.option("--pictures", default=320, show_default=True, help="Pictures per round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(json_file: Path | None, **study: object) -> None:
-    """Throughput of the server, and whether each answer is the right one."""
-    found = asdict(measure(Study(**study)))  # type: ignore[arg-type]  # click gives the options by name
+    """Measure the throughput of the server, and check that every answer is correct."""
+    found = asdict(measure(Study(**study)))  # type: ignore[arg-type]  # click passes the options by name
     text = json.dumps(found, indent=1)
     if json_file is not None:
         json_file.write_text(text + "\n")

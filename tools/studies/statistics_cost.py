@@ -1,9 +1,9 @@
-"""What the statistics cost beside the networks that they need: time over the bare evaluations, and memory against the number of samples.
+"""Measure the cost of the statistics: time relative to the network evaluations alone, and memory against the number of samples.
 
     python -m tools.studies.statistics_cost build/digits --samples 64,4096 --steps 4
 
-Each walk is a process of its own. Memory is what the process holds for itself (anonymous pages), looked at after every step: the states and
-outputs lie in memory-mapped files, whose pages the system may take back at any time.
+Each walk runs in its own process. Memory is the process's anonymous memory, read after every step. The states and outputs do not count:
+they lie in memory-mapped files, whose pages the system may reclaim at any time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADER = ("samples", "steps", "walk, s", "networks, s", "walk / networks", "own 
 
 
 def under_stopwatch(measured: FitNetworks, watch: Stopwatch) -> FitNetworks:
-    """The same networks, every call timed."""
+    """Return the same networks with every call timed by `watch`."""
     networks: dict[str, Denoiser] = {}
     for name, network in measured.networks.items():
         assert isinstance(network, EngineDenoiser)
@@ -38,14 +38,14 @@ def under_stopwatch(measured: FitNetworks, watch: Stopwatch) -> FitNetworks:
 
 
 def own_memory() -> float:
-    """MiB of anonymous pages that this process holds."""
+    """Anonymous memory of this process, in MiB."""
     found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
 
 
 def walk_once(bundle: Bundle, samples: int, steps: int) -> tuple[float, ...]:
-    """Seconds of a walk, seconds of the networks in it, and the most memory."""
+    """Take one walk; return its seconds, the seconds spent in its networks, and its peak anonymous memory in MiB."""
     watch, most = Stopwatch(), 0.0
 
     def look(_: int) -> None:
@@ -60,13 +60,13 @@ def walk_once(bundle: Bundle, samples: int, steps: int) -> tuple[float, ...]:
 
 
 def row(samples: int, steps: int, figures: tuple[float, ...]) -> tuple[str, ...]:
-    """A row of the table."""
+    """Format one row of the table."""
     walk, networks, memory = figures
     return str(samples), str(steps), f"{walk:.1f}", f"{networks:.1f}", f"{walk / networks:.3f}", f"{memory:.0f}"
 
 
 def in_a_process(bundle: Path, samples: int, steps: int) -> str:
-    """The row of a walk in a process of its own."""
+    """Take one walk in a new process and return its table row."""
     command = [
         sys.executable,
         "-m",
@@ -83,8 +83,8 @@ def in_a_process(bundle: Path, samples: int, steps: int) -> str:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--samples", required=True, help="Such as 64,4096: one walk each.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of every walk.")
+@click.option("--samples", required=True, help="Comma-separated numbers of samples, such as 64,4096; each gets its own walk.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of every walk.")
 @click.option("--here", is_flag=True, hidden=True)
 def main(bundle: Path, samples: str, steps: int, here: bool) -> None:
     counts = [int(count) for count in samples.split(",")]

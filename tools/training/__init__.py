@@ -1,1 +1,1 @@
-"""Training of the small models."""
+"""Training code that the small bundled models share."""

@@ -1,7 +1,7 @@
-"""The small image classifiers that judge samples of the bundled models, and their ONNX form.
+"""The small image classifiers that judge samples of the bundled models, and their export to ONNX.
 
 Input `images`, float32 [batch, C, H, W] in [-1, 1]. Outputs `logits` [batch, 10], `features` [batch, 64] (for Frechet distances) and
-`spatial` [batch, 32, 4, 4] (for spatial ones).
+`spatial` [batch, 32, 4, 4] (for spatial Frechet distances).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRID = 4
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4x4 positions, one hidden layer: 0.05 M parameters for 16x16 images, 0.06 M for 32x32."""
+    """A network of convolutions down to 4x4 positions and one hidden layer: 0.05 M parameters for 16x16 images, 0.06 M for 32x32."""
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 def save_onnx(model: Classifier, example: torch.Tensor, output: Path) -> None:
-    """Write the classifier as ONNX with a free batch size; nothing of the machine (source lines, node metadata) stays in the file."""
+    """Write the classifier as ONNX with a dynamic batch size, without source lines or node metadata, which depend on the machine."""
     program = torch.onnx.export(
         model.eval(),
         (example,),

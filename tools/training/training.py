@@ -1,6 +1,7 @@
-"""Train for some minutes on a CPU, and look at what a denoiser samples: what the bundled models have in common.
+"""The training loop of the bundled models, which runs for some minutes on a CPU, and sampling from a trained denoiser.
 
-Bfloat16 autocast, AdamW, and an exponential moving average of the weights, which is the model that is kept. Denoisers predict epsilon.
+Training uses bfloat16 autocast, AdamW and an exponential moving average of the weights; the averaged model is the one that is kept.
+Denoisers predict epsilon.
 """
 
 from __future__ import annotations
@@ -23,38 +24,38 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 M = TypeVar("M", bound=nn.Module)
 
 Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor | None]]
-"""From a count to as many clean images, float32 [count, C, H, W], and their class numbers [count], or None without classes."""
+"""Draws `count` clean images, float32 [count, C, H, W], and their class numbers [count], or None without classes."""
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From states [N, C, H, W] and a timestep to the predicted noise."""
+"""Predicts the noise from states [N, C, H, W] and a timestep."""
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From the predicted noise's error [N, C, H, W] and the states' cumulative alphas [N] to a scalar."""
+"""Returns a scalar loss from the error of the predicted noise [N, C, H, W] and the states' alpha_bar [N]."""
 
 PEAK = 1e-3
 LONGEST_DECAY = 0.999
 NO_CLASS_SHARE = 0.1
-"""Of the training images, which are shown without their class."""
+"""Share of the training images that are shown without their class."""
 
 
 def linear_betas() -> DDPMScheduler:
-    """1000 linear betas from 1e-4 to 0.02 (Ho et al. 2020)."""
+    """Return a scheduler of 1000 linear betas from 1e-4 to 0.02 (Ho et al. 2020)."""
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
 
 
 def learning_rate(progress: float, peak: float = PEAK, warm_up: float = 0.02) -> float:
-    """Linear warm-up, then a cosine down to 1 % of the peak; `progress` in [0, 1]."""
+    """Learning rate at `progress` in [0, 1]: linear warm-up, then a cosine down to 1 % of the peak."""
     if progress < warm_up:
         return peak * progress / warm_up
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
 def squared_error(error: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Mean over everything."""
+    """Mean squared error over all elements."""
     return error.square().mean()
 
 
 def idle_machine_s() -> float:
-    """Processor time over threads, in seconds: what a wall clock would show if the machine did nothing else."""
+    """Processor time divided by the number of threads, in seconds: what a wall clock would show on an otherwise idle machine."""
     return time.process_time() / torch.get_num_threads()
 
 
@@ -65,17 +66,17 @@ def fit(
     rate: Callable[[float], float] = learning_rate,
     keep: Callable[[M], None] = lambda _: None,
 ) -> tuple[M, list[dict[str, float]]]:
-    """Train for some minutes.
+    """Train a model for some minutes.
 
     Args:
-        model: in the mode (of training or evaluation) to be trained in.
-        loss_of: draws a batch, and returns the model's loss on it.
-        minutes: of a machine that does nothing else.
-        rate: from the progress in [0, 1] to the learning rate.
-        keep: called once a minute with the averaged model, so that what a training that is stopped came to is not lost.
+        model: model to train, in its current mode (training or evaluation).
+        loss_of: draws a batch and returns the model's loss on the batch.
+        minutes: training time on an otherwise idle machine.
+        rate: returns the learning rate for the progress in [0, 1].
+        keep: called once a minute with the averaged model, so that the result of an interrupted training is not lost.
 
     Returns:
-        The averaged model, and one log row a minute.
+        The averaged model and one log row per minute.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-4)
@@ -91,7 +92,7 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _follow(average, model, decay=min(LONGEST_DECAY, (1 + step) / (10 + step)))
+        _update_average(average, model, decay=min(LONGEST_DECAY, (1 + step) / (10 + step)))
         losses.append(loss.item())
         step += 1
         if elapsed > 60 * (len(log) + 1):
@@ -111,7 +112,7 @@ def train(
     loss_of: Loss = squared_error,
     keep: Callable[[M], None] = lambda _: None,
 ) -> tuple[M, list[dict[str, float]]]:
-    """Train a denoiser for some minutes; returns the averaged model and one log row a minute."""
+    """Train a denoiser for some minutes; return the averaged model and one log row per minute."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return fit(model, lambda: loss_of(*_error(model, scheduler, *draw(batch))), minutes, keep=keep)
 
@@ -119,23 +120,23 @@ def train(
 def _error(
     model: nn.Module, scheduler: DDPMScheduler, clean: torch.Tensor, label: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The predicted noise's error at random timesteps, and these timesteps' cumulative alphas."""
+    """Return the error of the predicted noise at random timesteps, and the alpha_bar of those timesteps."""
     clean = clean.contiguous(memory_format=torch.channels_last)
     noise = torch.randn_like(clean)
     timestep = torch.randint(scheduler.config["num_train_timesteps"], (len(clean),))
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass takes twice as long
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the backward pass of the fused kernel takes twice as long
         predicted = model(scheduler.add_noise(clean, noise, timestep), timestep, label).sample
     return predicted.float() - noise, scheduler.alphas_cumprod[timestep]
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     for kept, current in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(current, 1 - decay)
 
 
 def labelled(images: torch.Tensor, labels: torch.Tensor, no_class: int) -> Draw:
-    """Draws of the images [N, C, H, W] with their labels [N], a tenth of which are dropped."""
+    """Return a function that draws from images [N, C, H, W] with their labels [N] and drops a tenth of the labels."""
 
     def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.randint(len(images), (count,))
@@ -145,7 +146,7 @@ def labelled(images: torch.Tensor, labels: torch.Tensor, no_class: int) -> Draw:
 
 
 def guided(model: nn.Module, labels: torch.Tensor, no_class: int, guidance: float) -> Predict:
-    """The model's prediction for one sample of each label, guided by the one without class."""
+    """Return the model's guided prediction for one sample of each label; the unconditional branch has no class."""
     condition = torch.cat([labels, torch.full_like(labels, no_class)])
 
     def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -164,7 +165,7 @@ def sample(
     steps: int = 20,
     decode: Callable[[torch.Tensor], torch.Tensor] = lambda states: states,
 ) -> torch.Tensor:
-    """Samples of diffusers' own DDIM (eta 1): final states, float32 of the given shape, decoded to images in [-1, 1]."""
+    """Sample with diffusers' own DDIM (eta 1): final states, float32 of the given shape, decoded to images in [-1, 1]."""
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
     x = torch.randn(shape)
@@ -176,7 +177,7 @@ def sample(
 def write_log(
     path: Path, model: nn.Module, settings: Mapping[str, float], figures: Mapping[str, float], log: list[dict[str, float]]
 ) -> None:
-    """Write what a training was and came to as JSON, and show it without the rows of the log."""
+    """Write the settings, results and log of a training as JSON, and print everything but the log rows."""
     steps = log[-1]["step"] if log else 0
     summary = {"parameters": sum(parameter.numel() for parameter in model.parameters()), **settings, "steps": steps, **figures}
     path.write_text(json.dumps(summary | {"log": log}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Walks over Gaussian data, where the exact noise prediction is known, with planted quantization noise in place of a network's.
+"""Walks over Gaussian data, for which the exact noise prediction is known, with planted instead of real quantization noise.
 
 With `x0 ~ N(m_c, S^2)` in every pixel, `eps = sqrt(1 - a) (x - sqrt(a) m_c) / (a S^2 + 1 - a)`.
 """
@@ -30,7 +30,7 @@ ALPHA_BAR: Float64 = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000), dtype=np.floa
 
 
 def ddim(eta: float = 1.0, steps: int = STEPS) -> SamplerTable:
-    """DDIM (arXiv 2010.02502, equation 12) by this test's own arithmetic."""
+    """DDIM (arXiv 2010.02502, equation 12), implemented independently of the sampler under test."""
     timestep = np.arange(steps)[::-1] * (1000 // steps)
     a = ALPHA_BAR[timestep]
     previous = np.append(a[1:], 1.0)
@@ -46,7 +46,7 @@ def ddim(eta: float = 1.0, steps: int = STEPS) -> SamplerTable:
 
 
 def clipped(table: SamplerTable, clip: float, history: int = 1) -> SamplerTable:
-    """`x <- A x + B out` with its `C x0` part taken out of it as `C` times clipped predictions, the older ones with falling weight."""
+    """Rewrite `x <- A x + B out` so that its `C x0` part becomes `C` times a weighted sum of the last `history` clipped predictions."""
     C = np.sqrt(np.append(table.alpha_bar[1:], 1.0))
     weights = np.array([1.0]) if history == 1 else np.array([1.5, -0.5])
     return replace(
@@ -60,13 +60,13 @@ def column(per_channel: Float64) -> Float64:
 
 
 def slope(alpha_bar: float) -> float:
-    """`c` of `eps = c (x - sqrt(a) m)`."""
+    """The factor `c` in `eps = c (x - sqrt(a) m)`."""
     return math.sqrt(1 - alpha_bar) / (alpha_bar * S**2 + 1 - alpha_bar)
 
 
 @dataclass
 class Exact:
-    """The full-precision network: `eps` in closed form. Writes down the samples of every call."""
+    """The full-precision network: `eps` in closed form. Records the timestep and rows of every call."""
 
     mean: Float64 = field(default_factory=lambda: MEAN)
     calls: list[tuple[float, Int64]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Exact:
 
 @cache
 def _noise_of(timestep: float, seed: int) -> Float64:
-    """[samples, *SHAPE] the planted noise at a timestep: a table by row, so that it does not depend on the batch."""
+    """Planted noise at a timestep, [samples, *SHAPE]; it is indexed by row, so that it does not depend on the batch."""
     return np.random.default_rng([int(timestep), seed]).standard_normal((2048, *SHAPE))
 
 
@@ -124,7 +124,7 @@ def always(name: str) -> Policy:
 def take(
     plan: WalkPlan, folder: Path, observe: Callable[[StepResult, Float32], None] = lambda *_: None
 ) -> tuple[list[StepResult], Float32]:
-    """All results, and the final states; `observe` sees each result with the states that it was fitted on."""
+    """Take the walk; return all results and the final states. `observe` receives each result and the states it was fitted on."""
     results = []
     with Walk(plan, folder) as walk:
         for result in walk:

@@ -1,4 +1,4 @@
-"""A tiny unconditional model of diffusers, its bundle, and the run time's own noise inside pipelines."""
+"""A tiny unconditional diffusers model with its bundle, and a fixture that makes pipelines draw the run time's noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class PlainModel:
-    """A diffusers folder, and the bundle that was built from it: schedules `default` (DDIM, eta 1, clipped) and `ddpm`."""
+    """A diffusers folder and its bundle, with the schedules `default` (DDIM, eta 1, clipped) and `ddpm`."""
 
     folder: Path
     bundle: Path
@@ -36,7 +36,7 @@ class PlainModel:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
-    """An unconditional UNet2DModel in color; not to be changed."""
+    """An unconditional UNet2DModel for colour images. Tests must not modify it."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     folder = tmp_path_factory.mktemp("plain")
@@ -63,7 +63,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
 
 @dataclass(frozen=True)
 class OwnNoise:
-    """The run time's noise for the samples 4, 0 and 9, handed to pipelines in the order in which they draw."""
+    """The run time's noise for the samples 4, 0 and 9, given to pipelines in the order in which they draw noise."""
 
     source: NoiseSource
 
@@ -71,14 +71,17 @@ class OwnNoise:
         return torch.from_numpy(self.source.start(SAMPLES))
 
     def chain(self, bundle: Path, choice: ChainChoice, rows: NDArray[np.int64] | None = None) -> Tensor:
-        """What `ptqd-run sample` would draw: final states."""
+        """Return the final states that `ptqd-run sample` would produce."""
         opened = choice.open(Bundle.open(bundle), len(SAMPLES))
         return torch.from_numpy(opened.sample(self.source, SAMPLES, np.zeros_like(SAMPLES) if rows is None else rows))
 
 
 @pytest.fixture
 def own_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OwnNoise]:
-    """Has pipelines draw the run time's noise: the start from their own module, if it is given, steps from the scheduler's."""
+    """A function that makes pipelines draw the run time's noise.
+
+    It patches the scheduler's module for the noise of the steps and, if `start` is given, that module for the start states.
+    """
 
     def install(shape: tuple[int, ...], start: Any = None) -> OwnNoise:
         own, drawn = OwnNoise(NoiseSource(11, shape)), iter(range(1000))
@@ -97,7 +100,7 @@ def own_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OwnNoise]:
 
 @pytest.fixture
 def quiet() -> Callable[[Any], Any]:
-    """A pipeline without its progress bar."""
+    """A function that turns off a pipeline's progress bar."""
 
     def hush(pipe: Any) -> Any:
         pipe.set_progress_bar_config(disable=True)

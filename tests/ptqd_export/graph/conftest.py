@@ -1,4 +1,4 @@
-"""The networks of `quantized_networks`, observed and quantized."""
+"""A fixture that observes and quantizes the networks of `quantized_networks`."""
 
 from __future__ import annotations
 

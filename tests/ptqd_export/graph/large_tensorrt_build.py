@@ -1,4 +1,4 @@
-"""One half of the 36 M proof in a process of its own, which prints its peak memory in GB: `export` writes w8a8.onnx, `build` builds it."""
+"""Run one half of the 36 M proof in its own process and print the peak memory in GB: `export` writes w8a8.onnx, `build` builds it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def export(folder: Path) -> None:
-    """Trace and quantize a DDPM U-Net of 36 million random weights, scales of the whole range, float16 around the integers."""
+    """Trace and quantize a DDPM U-Net with 36 million random weights; scales cover the full range, and the float part is float16."""
     import onnx_ir as ir
     import torch
     from onnx_ir.passes import common
@@ -39,7 +39,7 @@ def export(folder: Path) -> None:
 
 
 def build(folder: Path) -> None:
-    """Check the graph and have the real builder build it."""
+    """Check the graph and build its engine with the real builder."""
     from engines.backends.tensorrt.building.build_spec import BatchProfile, BuildSpec
     from engines.backends.tensorrt.building.engine_builder import build_engine
     from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
@@ -50,7 +50,7 @@ def build(folder: Path) -> None:
 
 
 def peak_gigabytes() -> float:
-    """Of this process or of a child that has ended, whichever held more."""
+    """Peak memory in GB of this process or of its finished children, whichever is larger."""
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return max(peaks) * 1024 / 1e9
 

@@ -1,4 +1,4 @@
-"""The DDPM U-Net of 36 million parameters that sizes and builds are proven on."""
+"""The DDPM U-Net of 36 million parameters that the tests of sizes and large builds use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ptqd_export.models.diffusers_models.diffusers_unet import DiffusersAdapter
 
 
 def large_u_net() -> LoadedModel:
-    """With random weights, always the same."""
+    """Return the U-Net with random weights that are always the same."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Small random models of every family, as diffusers' own pipelines save them."""
+"""Small random models of every family, saved by diffusers' own pipelines."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ GUIDANCE = {"dit": 1.5}
 
 
 SLOW = ("pixel", "super-resolution")
-"""Whose parts other builds go through too: those of the class model, and of the latent one."""
+"""Families marked slow: the builds of the class model and of the latent model also cover their parts."""
 
 
 @pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SAVE])
 def family(request: pytest.FixtureRequest) -> str:
-    """Each family that a diffusers pipeline can vouch for."""
+    """Name of each family for which a diffusers pipeline can serve as the oracle."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def family_model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder; the conditions of one that takes images lie beside it."""
+    """Folder of the family's model; conditions, if the model takes images, are stored beside it."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(family) / "model"
     SAVE[family](folder)
@@ -91,7 +91,7 @@ def family_model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def family_build(family: str, family_model: Path, build_in: Callable[..., Built]) -> Built:
-    """Its W8A8 bundle, of three deterministic steps."""
+    """W8A8 bundle of the family's model, with three deterministic steps."""
     conditions = {"conditions": "conditions.npz"} if (family_model.parent / "conditions.npz").exists() else {}
     return build_in(
         family_model.parent,

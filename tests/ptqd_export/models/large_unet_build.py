@@ -1,5 +1,7 @@
-"""One half of the proof of Stable Diffusion 1.5 in a process of its own, which prints its peak memory in GB: `write` saves the U-Net with
-random weights, `build` takes it through every stage of a build."""
+"""Run one half of the Stable Diffusion 1.5 proof in its own process and print the peak memory in GB.
+
+`write` saves the U-Net with random weights; `build` runs every stage of a build.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 
 
 def write(folder: Path, size: int) -> None:
-    """The published configuration, for latents [4, size, size], and one embedding of 77 tokens."""
+    """Write the published configuration for latents [4, size, size], one embedding of 77 tokens, and a plan."""
     import numpy as np
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -40,7 +42,7 @@ def write(folder: Path, size: int) -> None:
 
 
 def build(folder: Path) -> None:
-    """The whole build, which prints its stages and their seconds."""
+    """Run the whole build, which prints its stages and their seconds."""
     from ptqd_export.plan import load_plan
     from ptqd_export.stages.run_build import run_build
 

@@ -1,4 +1,4 @@
-"""diffusers' own pipelines as the oracle, and chains of this project beside them."""
+"""diffusers' own pipelines as the oracle, and this project's chains to compare with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEGATIVE = "the word"
 
 @cache
 def pipeline(folder: Path) -> Any:
-    """The pipeline of a folder, whatever variant its weights are."""
+    """Load the pipeline of a folder, with weights of either variant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import DiffusionPipeline
@@ -39,12 +39,12 @@ def pipeline(folder: Path) -> Any:
 
 
 def start(model_shape: tuple[int, ...], count: int) -> Array:
-    """The start of the first chains; every sampler here begins with variance 1."""
+    """Return the start states of the first `count` chains; every sampler here starts with variance 1."""
     return NoiseSource(SEED, model_shape).start(np.arange(count))
 
 
 def of_pipeline(folder: Path, prompts: Sequence[str], negative: str | None, latents: Array, output: str) -> Array:
-    """Latents [N, C, h, w], or images [N, 3, H, W] in [-1, 1] where they stay within, of the pipeline."""
+    """Run the pipeline; return latents [N, C, h, w], or images [N, 3, H, W] clipped to [-1, 1]."""
     found = pipeline(folder)(
         prompt=list(prompts), negative_prompt=None if negative is None else [negative] * len(prompts), latents=torch.from_numpy(latents),
         num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, output_type=output, return_dict=False,
@@ -53,7 +53,7 @@ def of_pipeline(folder: Path, prompts: Sequence[str], negative: str | None, late
 
 
 def of_modules(model: LoadedModel, prompts: int, sampler: str = "ddim") -> Array:
-    """Latents of the model's torch network, walked by hand over the sampler's table."""
+    """Sample latents with the model's torch network, step by step over the sampler's table."""
     assert model.conditioning is not None
     table = compile_sampler(sampler, STEPS, 0.0, model.noise_schedule)
     feeds = model.conditioning.feeds(np.arange(prompts), guided=True)
@@ -70,7 +70,7 @@ def of_modules(model: LoadedModel, prompts: int, sampler: str = "ddim") -> Array
 
 
 def plan_of(folder: Path, **model: Any) -> PlanFile:
-    """A plan beside the model's folder."""
+    """Write a plan beside the model's folder and load the plan."""
     plan = {
         "model": {"path": folder.name, "prompts": list(PROMPTS), **model},
         "sampler": {"name": "ddim", "steps": STEPS, "guidance": GUIDANCE},

@@ -1,4 +1,4 @@
-"""A writer of plans."""
+"""A fixture that writes plans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ptqd_export.plan.plans import SHORTEST, Write
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes the shortest plan with some sections replaced."""
+    """A function that writes the shortest plan with some sections replaced."""
 
     def write_plan(**sections: object) -> Path:
         path = tmp_path / "plan.json"

@@ -1,4 +1,4 @@
-"""Plans, right and wrong, and what is said of the wrong ones."""
+"""Valid and invalid plans, and the error messages for the invalid ones."""
 
 from __future__ import annotations
 
@@ -156,14 +156,14 @@ REFUSED = [
     ({"output": None}, "output: found null, expected a string"),
     ({"outputs": "x"}, 'outputs: unknown key; did you mean "output"?'),
 ]
-"""Sections that make the shortest plan a wrong one, and what is said of them."""
+"""Sections that make the shortest plan invalid, each with the expected message."""
 
 
 Write = Callable[..., Path]
 
 
 def problems(path: Path) -> list[str]:
-    """What is said of a wrong plan, a line for each key."""
+    """Return the error message for an invalid plan, one line per key."""
     with pytest.raises(UsageError) as caught:
         load_plan(path)
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to through two pipes in its DevTools protocol: no driver, no network, nothing to install."""
+"""Control a headless Chromium over two pipes with the DevTools protocol: needs no driver, no network and no extra package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 PATIENCE = 60.0
-"""Seconds for an answer; an old machine starts a browser in ten."""
+"""Seconds to wait for an answer; an old machine needs ten to start a browser."""
 
 FLAGS = (
     "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
@@ -27,7 +27,7 @@ FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """A Chromium or Chrome on the path, or one that Playwright keeps."""
+    """Find a Chromium or Chrome on the path, or one installed by Playwright."""
     kept = sorted(Path.home().glob(".cache/ms-playwright/chromium*/*/*"))
     found = [shutil.which(name) for name in NAMES] + [str(path) for path in kept if path.name in NAMES and os.access(path, os.X_OK)]
     return next((name for name in found if name), None)
@@ -38,7 +38,10 @@ class Tab:
     """A page in the browser.
 
     Attributes:
-        complaints: errors and warnings of the console, and exceptions that nobody caught.
+        read: descriptor for the browser's messages.
+        write: descriptor for commands.
+        session: DevTools session of the tab, or None for the browser itself.
+        complaints: errors and warnings on the console, and uncaught exceptions.
     """
 
     read: int
@@ -61,26 +64,26 @@ class Tab:
         return result
 
     def open(self, path: Path) -> None:
-        """Load a file, and wait until it is there."""
+        """Load a file and wait until loading is complete."""
         self.call("Page.navigate", url=path.absolute().as_uri())
         deadline = time.monotonic() + PATIENCE
         while self.run("location.protocol + document.readyState") != "file:complete":
-            assert time.monotonic() < deadline, f"{path} is not there after {PATIENCE:g} s"
+            assert time.monotonic() < deadline, f"{path} has not loaded after {PATIENCE:g} s"
 
     def run(self, expression: str) -> Any:
-        """The value of an expression of JavaScript; the page's policy does not hold for it."""
+        """Evaluate a JavaScript expression, which the page's security policy does not restrict."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def show(self, width: int, height: int, *, dark: bool = False) -> None:
-        """The size of the window in CSS pixels, and the colour scheme that the user prefers."""
+        """Set the size of the window in CSS pixels and the user's preferred colour scheme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, path: Path) -> Path:
-        """The whole page as a PNG."""
+        """Write the whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
@@ -90,9 +93,9 @@ class Tab:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self.read], [], [], PATIENCE)
-            assert ready, f"the browser said nothing for {PATIENCE:g} s"
+            assert ready, f"the browser has sent nothing for {PATIENCE:g} s"
             piece = os.read(self.read, 1 << 16)
-            assert piece, "the browser is gone"
+            assert piece, "the browser has closed the pipe"
             self._buffer += piece
         message, _, self._buffer = self._buffer.partition(b"\0")
         received: dict[str, Any] = json.loads(message)
@@ -110,7 +113,7 @@ class Tab:
 
 @contextmanager
 def chromium(program: str, profile: Path) -> Iterator[Tab]:
-    """A browser with one tab. It reads commands from descriptor 3 and writes to 4, wherever they are here."""
+    """Start a browser with one tab. The browser reads commands from its descriptor 3 and writes answers to its descriptor 4."""
     (its_input, our_output), (our_input, its_output) = (_pipe(), _pipe())
     quiet = os.open(os.devnull, os.O_RDWR)
     places = [(os.POSIX_SPAWN_DUP2, its_input, 3), (os.POSIX_SPAWN_DUP2, its_output, 4)]
@@ -133,7 +136,7 @@ def chromium(program: str, profile: Path) -> Iterator[Tab]:
 
 
 def _pipe() -> tuple[int, int]:
-    """Reading and writing end, away from the descriptors that the browser wants."""
+    """Return the read and write ends of a pipe, numbered above the descriptors that the browser uses."""
     ends = os.pipe()
     moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:
@@ -142,7 +145,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def _end(process: int) -> None:
-    """A browser leaves when its pipe closes; one that does not is killed."""
+    """Wait for the browser to exit after its pipe has closed, and kill it if it does not."""
     for _ in range(50):
         if os.waitpid(process, os.WNOHANG)[0]:
             return

@@ -1,4 +1,4 @@
-"""Bundles with statistics of random moments and pictures, made without a build; results of `ptqd-run`; the page as a tree."""
+"""Fixtures for reports: bundles with random statistics and pictures, made without a build, results of `ptqd-run`, and a page parser."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Element:
     text: str = ""
 
     def all(self, tag: str) -> list[Element]:
-        """Elements of this tag inside, in their order."""
+        """Return all descendants with this tag, in document order."""
         return [found for child in self.children for found in ([child] if child.tag == tag else []) + child.all(tag)]
 
     @property
@@ -69,7 +69,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A page as a tree. What is closed must be what was opened last; self-closing is for drawings."""
+    """A page, parsed into a tree. Every end tag must match the last open start tag; only drawings use self-closing tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Page(HTMLParser):
             self._open.append(self._open[-1].children[-1])
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        assert len(dict(attrs)) == len(attrs), f"duplicate attribute: {tag} {attrs}"
         self._open[-1].children.append(Element(tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
@@ -95,14 +95,14 @@ class Page(HTMLParser):
         self._open[-1].text += data
 
     def table(self, caption: str) -> list[list[str]]:
-        """Heading and rows of the table whose caption begins so."""
+        """Return the heading and rows of the table whose caption starts with `caption`."""
         (found,) = (table for table in self.root.all("table") if table.all("caption")[0].text.startswith(caption))
         return [[cell.whole_text for cell in row.children] for row in found.all("tr")]
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A bundle on disk with everything that a report is made from, and the portable report."""
+    """A bundle on disk with the portable report and everything that the report is made from."""
 
     folder: Path
 
@@ -122,7 +122,7 @@ class Reported:
         return self.json(f"statistics/onnxruntime/{precision}.json")
 
     def write(self, name: str, content: str) -> None:
-        """Write a file, and have the manifest know it."""
+        """Write a file and record it in the manifest."""
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(content)
         self.register(name)
@@ -133,7 +133,7 @@ class Reported:
         (self.folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
     def edit(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-        """Change a JSON file, and have the manifest know it."""
+        """Change a JSON file and update its record in the manifest."""
         content = self.json(name)
         change(content)
         if name == "manifest.json":
@@ -144,24 +144,24 @@ class Reported:
 
 @pytest.fixture(scope="session")
 def reported(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Reported:
-    """Class-conditional, guided, gray; not to be changed."""
+    """A class-conditional, guided bundle with grayscale samples. Tests must not modify it."""
     return _reported(tiny.folder, tmp_path_factory.mktemp("reported") / "bundle")
 
 
 @pytest.fixture
 def own_reported(reported: Reported, tmp_path: Path) -> Reported:
-    """A copy of it to change."""
+    """A copy of `reported` that a test may modify."""
     return Reported(Path(shutil.copytree(reported.folder, tmp_path / "bundle")))
 
 
 @pytest.fixture
 def reported_latent(tiny_latent: TinyBundle, tmp_path: Path) -> Reported:
-    """With samples of four channels, which are no pictures."""
+    """A bundle with samples of four channels, which cannot be drawn as pictures."""
     return _reported(tiny_latent.folder, tmp_path / "latent-reported")
 
 
 def _reported(tiny: Path, folder: Path) -> Reported:
-    """A tiny bundle with a schedule and statistics fitted to random moments, a plan, pictures and a report."""
+    """Copy a tiny bundle and add a schedule and statistics fitted to random moments, a plan, pictures and a report."""
     reported = Reported(Path(shutil.copytree(tiny, folder)))
     before = reported.bundle
     was, shape = before.schedule(), before.manifest.model.sample_shape
@@ -186,7 +186,7 @@ def _reported(tiny: Path, folder: Path) -> Reported:
 
 
 def _result(table: SamplerTable, i: int, channels: int, guidance: float) -> StepResult:
-    """Fits to moments of states, outputs and noises that were drawn."""
+    """Fit a step to the moments of random states, outputs and noise."""
     rng, folds = np.random.default_rng(i), np.arange(16) % 4
     x, cond, uncond, *noise = rng.standard_normal((5, 16, channels, 5, 5))
     moments = {
@@ -203,7 +203,7 @@ def parse_page() -> Callable[[str], Page]:
 
 @pytest.fixture
 def evaluation_file(tmp_path: Path) -> Path:
-    """An evaluation of such a bundle."""
+    """File with an evaluation of a reported bundle."""
     figures = {
         "frechet_distance": Figure(_summary(4.5), _summary(6.25), _summary(1.75)),
         "paired_psnr": Figure(None, _summary(31.5), None),
@@ -218,7 +218,7 @@ def evaluation_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def comparison_file(tmp_path: Path) -> Path:
-    """A comparison of such a bundle; its second step is exact."""
+    """File with a comparison of a reported bundle; its second step is exact."""
     steps = (
         StepFigures(0, 750.0, True, 30.25, 0.999, 41.5, 0.125, 32.75),
         StepFigures(1, 500.0, False, None, 1.0, None, 0.0, None),

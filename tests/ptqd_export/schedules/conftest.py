@@ -1,4 +1,4 @@
-"""Tiny bundles as a build would leave them, made without torch: walked with their own engines, with plan, default schedule, statistics."""
+"""Tiny bundles as a build would write them, but made without torch: with a plan, statistics, and a default schedule fitted on a walk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLAN = {
 
 
 def finish(tiny: TinyBundle) -> TinyBundle:
-    """Replace the corrections that no fit made."""
+    """Add a plan and statistics to a tiny bundle, and replace its made-up corrections by fitted ones."""
     bundle, plan = Bundle.open(tiny.folder), Plan.model_validate(PLAN)
     sampler = SamplerRecord(name="ddim", steps=4, eta=1.0, guidance=bundle.manifest.guidance)
     fit = FitSettings(
@@ -68,13 +68,13 @@ def finish(tiny: TinyBundle) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def finished_tiny(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """Guided; not to be changed."""
+    """A finished bundle with guidance. Tests must not modify it."""
     return finish(replace(tiny, folder=Path(shutil.copytree(tiny.folder, tmp_path_factory.mktemp("finished") / "bundle"))))
 
 
 @pytest.fixture
 def built_tiny(finished_tiny: TinyBundle, tmp_path: Path) -> TinyBundle:
-    """A copy of it."""
+    """A copy of `finished_tiny` that a test may modify."""
     return replace(finished_tiny, folder=Path(shutil.copytree(finished_tiny.folder, tmp_path / "built")))
 
 
@@ -85,7 +85,7 @@ def built_unconditional(tiny_unconditional: TinyBundle) -> TinyBundle:
 
 @pytest.fixture
 def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails whatever starts an engine."""
+    """Make every start of an engine fail the test."""
 
     def refuse(*_: object, **__: object) -> Callable[..., object]:
         raise AssertionError("an engine was started")

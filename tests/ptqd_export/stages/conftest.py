@@ -1,4 +1,4 @@
-"""The stages of the builds that a test runs."""
+"""A fixture that collects the stages of a test's builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ptqd_export.stages.stage_cache import Finished
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> list[Finished]:
-    """The stages of the builds that a test runs, in place of the table at the end."""
+    """The stages of all builds that the test runs, collected instead of printed as the final table."""
     stages: list[Finished] = []
     monkeypatch.setattr(module, "print_summary", lambda *given: stages.extend(given[-1]))
     return stages

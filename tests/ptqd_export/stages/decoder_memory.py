@@ -1,5 +1,8 @@
-"""One half of the proof of a decoder's memory in a process of its own: `write NAME FOLDER` the graph of a first stage of published size
-with random weights, `decode FOLDER BATCH` images with it; `decode` prints the seconds that it took and its peak memory in GB."""
+"""Run one half of the proof of a decoder's memory in its own process.
+
+`write NAME FOLDER` writes the graph of a first stage of published size with random weights. `decode FOLDER BATCH` decodes images with the
+graph, and prints the width of the images, the seconds that decoding took, and the peak memory in GB.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 
 GRAPH = "decoder.onnx"
 SHAPES = {"vq-f4": (3, 64, 64), "kl-f8": (4, 64, 64)}
-"""Of the latents: of LDM-4 for images of 256 x 256, of Stable Diffusion 1.5 for 512 x 512."""
+"""Shapes of the latents: those of LDM-4 for images of 256 x 256, and of Stable Diffusion 1.5 for images of 512 x 512."""
 
 
 def write(name: str, folder: Path) -> None:
@@ -40,7 +43,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def decode(folder: Path, batch: int) -> None:
-    """As `ptqd-run sample` does, on two threads."""
+    """Decode images as `ptqd-run sample` does, on two threads."""
     from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
     from engines.networks.decoder import Decoder
 

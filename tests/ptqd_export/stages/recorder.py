@@ -1,4 +1,4 @@
-"""A reporter that writes down what it is told, for tests that ask and for those that do not."""
+"""A reporter that records its calls, for tests that check them and for tests that need some reporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Recorder:
     """A `ptqd_export.stages.stage_cache.Reporter`.
 
     Attributes:
-        told: in order, each call by its name and what it said.
+        told: recorded calls in order, each with its name and arguments.
     """
 
     told: list[tuple[Any, ...]] = field(default_factory=list)

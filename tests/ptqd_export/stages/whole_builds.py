@@ -1,4 +1,4 @@
-"""What the tests of whole builds know of the two tiny models, and do with their bundles."""
+"""Facts about the two tiny models, and operations on their bundles, that the tests of whole builds share."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ QUANTIZED = {"class_build": ("w8a8", "w4a8", "w4a4", "w3a8"), "cross_build": ("w
 
 
 def remade_stages(finished: list[Finished]) -> Iterator[str]:
-    """Names of the stages that were not reused."""
+    """Yield the names of the stages that were not reused."""
     return (stage.name for stage in finished if not stage.reused)
 
 
 def portable(folder: Path) -> dict[str, bytes]:
-    """Every file that travels with the bundle in a folder."""
+    """Return the contents of all files of a bundle outside `local/`, by name."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
 
 
 def sample(folder: Path, *, first: int = 0, precision: str | None = None, corrected: bool = True) -> Array:
-    """Six samples of a bundle, by its schedule."""
+    """Draw six samples of a bundle with its default schedule."""
     bundle = Bundle.open(folder)
     schedule = bundle.schedule()
     bank = EngineBank(bundle, schedule.sampler.guidance, threads=1)
@@ -46,7 +46,7 @@ def sample(folder: Path, *, first: int = 0, precision: str | None = None, correc
 
 
 def changed(built: Built, output: Path, **sections: Any) -> PlanFile:
-    """The plan with some keys of some sections replaced, for a folder with the stages of the build."""
+    """Copy the finished stages of a build to a new output folder; return the plan for it, with some keys replaced."""
     plan = built.plan_file.plan.model_dump(mode="json")
     merged = {key: plan[key] | value if isinstance(value, dict) else value for key, value in sections.items()}
     return built.resumed_in(output, **merged)

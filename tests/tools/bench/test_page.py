@@ -75,11 +75,11 @@ def test_the_start_is_told_with_its_model(result: Result) -> None:
     start = Start(0.456, 0.031, Memory(45.2, 255.4, 99.6), engines, {"fp32": 6.66, "w8a8": 1.78}, 1)
     text = page([result], {"digits": start})
     assert "begins its first batch 0.46 s after" in text
-    assert "costs 0.03 ms of a network call at batch 1" in text
+    assert "adds 0.03 ms to a network call at batch 1" in text
     assert "Sizes of the graphs in MiB: fp32 6.7, w8a8 1.8." in text
-    assert "sampling takes 255 MiB at most, 45 of it before the first engine; 100 MiB are pages of files" in text
-    assert "in MiB, fp32 100.0, w8a8 30.0, and the activations of the largest 20.0." in text
-    assert "1.40 times all of these together, and 1.75 times what the largest engine needs alone." in text
+    assert "sampling peaks at 255 MiB, 45 MiB of them in use before the first engine; 100 MiB are file pages" in text
+    assert "in MiB, constants of fp32 100.0, w8a8 30.0, and activations of 20.0 for the largest engine." in text
+    assert "1.40 times the sum of these, and 1.75 times what the largest engine needs alone." in text
     assert "begins its first batch" not in page([result], {"dit-s2": start})
 
 

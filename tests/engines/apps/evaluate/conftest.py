@@ -1,4 +1,4 @@
-"""A tiny feature extractor, and its own arithmetic in numpy and float64."""
+"""A tiny feature extractor, with a reference implementation in numpy and float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def weights(shape: tuple[int, int], scale: float) -> Float32:
 
 @dataclass(frozen=True, eq=False)
 class TinyExtractor:
-    """`features = tanh(x W)`, `logits = features V`, `spatial` every second row and column, once as it is and once negated."""
+    """`features = tanh(x W)` and `logits = features V`; `spatial` is every second row and column, in plain and in negated form."""
 
     W: Float32 = field(default_factory=lambda: weights((64, FEATURES), 1 / 8))
     V: Float32 = field(default_factory=lambda: weights((FEATURES, CLASSES), 2))
@@ -35,7 +35,7 @@ class TinyExtractor:
         return np.asarray(self.features(images) @ self.V)
 
     def spatial(self, images: Float32) -> Float64:
-        """[n, 4 * 4 * 2], channels varying fastest."""
+        """Spatial features [n, 4 * 4 * 2], channels varying fastest."""
         corners = images.clip(-1, 1)[:, 0, ::2, ::2].astype(np.float64)
         return np.stack([corners, -corners], axis=-1).reshape(len(images), -1)
 
@@ -47,7 +47,7 @@ class TinyExtractor:
         kind: int = TensorProto.FLOAT,
         names: dict[str, str] | None = None,
     ) -> Path:
-        """As an ONNX file, with some outputs left out or renamed, and an input of another kind if asked for."""
+        """Write the extractor as an ONNX file, optionally with missing or renamed outputs, or an input of another shape or type."""
         names = names or {}
         shapes = {"logits": ["N", CLASSES], "features": ["N", self.W.shape[1]], "spatial": ["N", 2, 4, 4]}
         nodes = [
@@ -82,5 +82,5 @@ def network() -> TinyExtractor:
 
 @pytest.fixture(scope="session")
 def extractor_file(network: TinyExtractor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three outputs."""
+    """File of an extractor with all three outputs."""
     return network.save(tmp_path_factory.mktemp("extractor") / "extractor.onnx")

@@ -1,4 +1,4 @@
-"""CUDA on host memory: the functions of `cuda.bindings.runtime`, with its names and argument counts, in order and at once."""
+"""A fake of CUDA on host memory: the functions of `cuda.bindings.runtime`, checked by name and argument count, executed immediately."""
 
 # ruff: noqa: N802, N815  # the names are CUDA's and TensorRT's own
 
@@ -17,11 +17,11 @@ class HostCuda:
 
     Attributes:
         real: the real module.
-        live: addresses of memory not yet freed, with their sizes.
-        calls: names of functions, as they were called.
-        free: bytes that the device says are free.
-        capability: for computing, as it says.
-        failing: names of functions that report to be out of memory.
+        live: memory not yet freed, by address.
+        calls: names of the called functions, in order.
+        free: bytes that the device reports as free.
+        capability: compute capability that the device reports.
+        failing: names of functions that report out of memory.
     """
 
     def __init__(self, real: Any) -> None:
@@ -34,12 +34,12 @@ class HostCuda:
         self.capturing: list[Callable[[], object]] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.real, name)  # a name that does not exist fails here
+        found = getattr(self.real, name)  # fails for a name that does not exist
         if not name.startswith("cuda") or not callable(found) or isinstance(found, type):
             return found
         counts = argument_counts(found, name)
         implementation = getattr(type(self), f"on_{name}", None)
-        assert implementation is not None, f"the fake does not do {name}"
+        assert implementation is not None, f"the fake does not implement {name}"
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             assert any(least <= len(arguments) <= most for least, most in counts), f"{name} takes {counts}, not {len(arguments)}"
@@ -51,7 +51,7 @@ class HostCuda:
         return call
 
     def enqueue(self, work: Callable[[], object]) -> None:
-        """Work of a stream: done now, or recorded while a graph is captured."""
+        """Run the work of a stream now, or record it while a graph is captured."""
         if self.capturing is None:
             work()
         else:
@@ -81,7 +81,7 @@ class HostCuda:
 
     def on_cudaMalloc(self, size: int) -> tuple[int]:
         block = (ctypes.c_byte * size)()
-        ctypes.memset(block, 0xFF, size)  # NaN, until something is written
+        ctypes.memset(block, 0xFF, size)  # reads as NaN until something is written
         self.live[ctypes.addressof(block)] = block
         return (ctypes.addressof(block),)
 
@@ -136,7 +136,7 @@ class HostCuda:
         return ()
 
     def on_cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[()]:
-        assert graph, "an empty or destroyed graph"
+        assert graph, "the graph is empty or was destroyed"
         del stream
         for work in graph:
             work()

@@ -1,4 +1,4 @@
-"""CUDA's driver and run-time compiler on host memory: the kernels' own source, compiled for the host, run thread by thread."""
+"""Fakes of CUDA's driver and run-time compiler: the kernels' own source is compiled for the host and run thread by thread."""
 
 # ruff: noqa: N802  # the names are CUDA's and TensorRT's own
 
@@ -19,7 +19,7 @@ extern "C" { Index blockIdx, blockDim, threadIdx; }
 
 
 def compile_for_host(compiler: str, source: str, folder: Path) -> ctypes.CDLL:
-    """A library of the kernels; products and sums are rounded apart, as the device's are."""
+    """Compile the kernels to a library; products and sums are rounded separately, as on the device."""
     (folder / "kernels.cpp").write_text(SHIM + source)
     command = [compiler, "-shared", "-fPIC", "-O1", "-ffp-contract=off", "-Wall", "-Werror", "kernels.cpp", "-o", "kernels.so"]
     subprocess.run(command, cwd=folder, check=True)
@@ -27,7 +27,7 @@ def compile_for_host(compiler: str, source: str, folder: Path) -> ctypes.CDLL:
 
 
 class HostModule:
-    """Stands in for `cuda.bindings.driver` or `cuda.bindings.nvrtc`, held against the signatures of the real one."""
+    """Stands in for `cuda.bindings.driver` or `cuda.bindings.nvrtc`, and checks calls against the real module's signatures."""
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -100,7 +100,7 @@ class HostNvrtc(HostModule):
 
     def on_nvrtcGetPTX(self, program: str, target: bytes) -> tuple[()]:
         del program
-        ctypes.memmove(ctypes.c_char_p(target), b"PTX", len(target))  # as the real one: into the bytes that it is given
+        ctypes.memmove(ctypes.c_char_p(target), b"PTX", len(target))  # like the real function, this writes into the given bytes
         return ()
 
     def on_nvrtcDestroyProgram(self, program: str) -> tuple[()]:

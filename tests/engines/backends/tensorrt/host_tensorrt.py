@@ -1,4 +1,4 @@
-"""TensorRT-RTX on host memory: its run-time classes, with the names and argument counts of the installed package; networks are numpy."""
+"""A fake of TensorRT-RTX's run-time classes on host memory, checked against the installed package; its networks are numpy functions."""
 
 # ruff: noqa: N802  # the names are CUDA's and TensorRT's own
 
@@ -18,22 +18,23 @@ Array = NDArray[Any]
 SHAPES = {"sample": (1, 8, 8), "timestep": (), "class_labels": (), "out": (1, 8, 8)}
 DTYPES = {"sample": "FLOAT", "timestep": "FLOAT", "class_labels": "INT64", "out": "FLOAT", "shown.inside": "HALF"}
 INSIDE = "shown.inside"
-"""A second output in half precision, [2 * batch, 4]: what is inside a network need not begin with the batch."""
+"""A second output in half precision, [2 * batch, 4]: the first axis of a tensor inside a network need not be the batch."""
 
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 BATCHES = (1, 4, 8)
 
 
 def at(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The array at an address."""
+    """Return the array at an address."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     array: Array = np.ctypeslib.as_array((ctypes.c_byte * size).from_address(address)).view(dtype).reshape(shape)
     return array
 
 
 class HostTensorRt:
-    """Stands in for the module: real enumerations, fake classes that do work. `networks` are found by the bytes of a serialized engine;
-    that of an engine called `shown` has the output `INSIDE` too.
+    """Stands in for the module, with its real enumerations and fake classes that compute.
+
+    `networks` maps the bytes of a serialized engine to its network. The engine `shown` also has the output `INSIDE`.
     """
 
     def __init__(self, real: Any, cuda: HostCuda, networks: dict[bytes, Callable[..., Array]]) -> None:
@@ -144,7 +145,7 @@ class HostRuntimeCache(Specced):
 
 
 class HostContext(Specced):
-    """Computes at once, or as part of a graph, from the addresses that it was given by then."""
+    """Computes immediately or as part of a captured graph, with the addresses set at the time of the call."""
 
     def __init__(self, engine: HostEngine) -> None:
         super().__init__(engine.trt.real.IExecutionContext)
@@ -178,7 +179,7 @@ class HostContext(Specced):
             live = self.engine_.trt.cuda.live
             assert self.engine_.weights_loaded, "the weights are not on the device"
             assert size >= 100 * rows
-            assert {memory, *addresses.values()} <= live.keys(), "an address that was freed"
+            assert {memory, *addresses.values()} <= live.keys(), "an address was freed"
             inputs = [at(addresses[name], (rows, *SHAPES[name]), NUMPY[DTYPES[name]]) for name in ("sample", "timestep", "class_labels")]
             at(addresses["out"], (rows, *SHAPES["out"]), np.float32)[:] = self.engine_.network(*inputs)
             if INSIDE in addresses:

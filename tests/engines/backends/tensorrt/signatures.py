@@ -1,4 +1,4 @@
-"""The signatures of C extensions, from their docstrings: what a fake is held against, so that a wrong name or count of arguments fails."""
+"""Read the signatures of C extensions from their docstrings, so that fakes fail on a wrong name or number of arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def split_arguments(text: str) -> list[str]:
-    """Top-level pieces of an argument list."""
+    """Split an argument list at its top-level commas."""
     pieces, depth, piece = [], 0, ""
     for letter in text:
         depth += (letter in "([{<") - (letter in ")]}>")
@@ -20,8 +20,8 @@ def split_arguments(text: str) -> list[str]:
 
 
 def argument_counts(function: Any, name: str) -> list[tuple[int, int]]:
-    """Least and most arguments of every overload, `self` not counted."""
-    doc = (function.__doc__ or "").replace("->", "=>")  # an arrow is no closing bracket
+    """Return the smallest and largest number of arguments of every overload, without `self`."""
+    doc = (function.__doc__ or "").replace("->", "=>")  # an arrow is not a closing bracket
     found = []
     for match in re.finditer(rf"^\s*(?:\d+\. )?{name}\((.*?)\)(?: =>|$)", doc, flags=re.MULTILINE):
         arguments = [a for a in split_arguments(match[1]) if not a.startswith(("self", "*"))]
@@ -33,7 +33,7 @@ def argument_counts(function: Any, name: str) -> list[tuple[int, int]]:
 
 
 class Specced:
-    """A fake of an object of a real class: attributes that the class lacks, and calls that no overload takes, fail.
+    """A fake instance of a real class, which fails on attributes that the class lacks and on calls that no overload accepts.
 
     Subclasses implement what the test needs as methods or attributes named `on_<name>`.
     """
@@ -53,7 +53,7 @@ class Specced:
             raise AttributeError(name)
         assert hasattr(self._real, name), f"{self._real.__name__} has no {name}"
         implementation = getattr(type(self), f"on_{name}", None)
-        assert implementation is not None, f"the fake of {self._real.__name__} does not do {name}"
+        assert implementation is not None, f"the fake of {self._real.__name__} does not implement {name}"
         counts = argument_counts(getattr(self._real, name), name)
 
         def call(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Networks of a few layers, their graphs node by node, and both of them quantized."""
+"""Networks of a few layers with their graphs, written node by node, and both in quantized form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT = QuantizationSettings()
 
 
 class Convolutions(nn.Module):
-    """Three in a row: the middle one alone is no boundary."""
+    """Three convolutions in a row; only the middle one is not a boundary layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Convolutions(nn.Module):
 
 
 class Attention(nn.Module):
-    """`query` and `key` read one tensor, behind a layer and before one."""
+    """`query` and `key` read the same tensor, between a first and a last layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Repeated(nn.Module):
 
 
 class Wide(nn.Module):
-    """The middle layer reads three blocks of 32 channels; of the last but one's 20 channels no block is made."""
+    """The middle layer reads three blocks of 32 channels; the 20 input channels of `narrow` do not form a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Wide(nn.Module):
 
 
 class Flat(nn.Module):
-    """Linear layers of vectors that depend on the state: Gemm."""
+    """Linear layers on vectors that depend on the state, which become Gemm nodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ SHAPES: dict[Kind, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its graph, an input, and the layers to quantize."""
+    """A network, its graph, an input, and the quantized layers."""
 
     placement: Placement
     network: Convolutions | Attention | Repeated | Wide | Flat

@@ -1,5 +1,8 @@
-"""One half of the full-size proof in a process of its own: `write FOLDER` a checkpoint of the published layout with random weights,
-`build FOLDER` it into a bundle; `build` prints its peak memory in GB, and on standard error the seconds of every stage."""
+"""Run one half of the full-size proof in its own process.
+
+`write FOLDER` writes a checkpoint of the published layout with random weights. `build FOLDER` builds a bundle from the checkpoint, and
+prints its peak memory in GB, and the seconds of every stage on standard error.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ PLAN = {
     "target": {"name": "onnxruntime", "threads": 2, "benchmark_batch": 1},
     "output": "bundle",
 }
-"""The least that goes through every stage: what it proves is structure and memory, and neither grows with samples."""
+"""The smallest plan that runs every stage: the proof is about structure and memory, which do not depend on the number of samples."""
 
 
 def write(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""The latent diffusion models of the paper: their YAML, the names and shapes of their tensors, and random checkpoints of either.
+"""The latent diffusion models of the paper: their YAML, the names and shapes of their tensors, and random checkpoints.
 
-`layouts/*.txt.gz` hold a line `name shape` for every entry of the state dict of `LatentDiffusion` as it was published (commit a506df5 of
-its repository), built once by the original classes from the original YAML. `small-*` are of the same classes and the `small` YAML below.
-FFHQ and CelebA-HQ have the layout of LSUN-Bedrooms.
+`layouts/*.txt.gz` contain a line `name shape` for every entry of the state dict of the published `LatentDiffusion` (commit a506df5 of its
+repository), generated once with the original classes from the original YAML. `small-*` come from the same classes and the `small` YAML
+below. FFHQ and CelebA-HQ have the layout of LSUN-Bedrooms.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LAYOUT = {
     "ffhq": "lsun-bedrooms",
     "celebahq": "lsun-bedrooms",
 }
-"""The layout of each published model."""
+"""Name of the layout of each published model."""
 
 SMALL = ("cin256-v2", "lsun-bedrooms", "lsun-churches")
-"""One of each structure."""
+"""One model of each structure."""
 
 SMALL_SIZE, SMALL_CODES, SMALL_CLASSES = 16, 64, 11
 
@@ -111,7 +111,7 @@ _DIFFUSION = {
 
 
 def config(name: str) -> dict[str, Any]:
-    """The part of the published YAML that describes the model."""
+    """Return the part of the published YAML that describes the model."""
     unconditional = {"cond_stage_trainable": False, "concat_mode": False, "cond_stage_config": "__is_unconditional__"}
     own: dict[str, Any] = {
         "cin256-v2": {"cond_stage_trainable": True, "conditioning_key": "crossattn", "use_ema": False, "cond_stage_config": _CLASSES},
@@ -125,7 +125,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def small(name: str) -> dict[str, Any]:
-    """The same with narrow layers and 16 x 16 latents."""
+    """Return `config` with narrow layers and 16 x 16 latents."""
     shrunk = config(name)
     params = shrunk["model"]["params"]
     params["image_size"] = SMALL_SIZE
@@ -141,21 +141,21 @@ def small(name: str) -> dict[str, Any]:
 
 
 def layout(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors; `name` as in `layouts/`."""
+    """Return the shapes of all tensors by name; `name` is a file name in `layouts/` without its suffix."""
     with gzip.open(LAYOUTS / f"{name}.txt.gz", "rt") as file:
         lines = (line.split() for line in file)
         return {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape in lines}
 
 
 def random_values(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Even noise of mean 0 and variance 1 that depends on the name alone."""
+    """Return uniform noise of mean 0 and variance 1 that depends only on the name and shape."""
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
     even = (raw / 2.0**64 - 0.5) * np.sqrt(12)
     return np.asarray(even, dtype=np.float32).reshape(shape)
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], described: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Random weights that keep the size of activations, and the tables of the described schedule of betas."""
+    """Yield random weights that preserve the magnitude of activations, and the tables of the described beta schedule."""
     params = described["model"]["params"]
     betas = np.linspace(params["linear_start"] ** 0.5, params["linear_end"] ** 0.5, params["timesteps"]) ** 2
     known = {"alphas_cumprod": np.cumprod(1 - betas), "scale_factor": 0.25, "model_ema.num_updates": 1000}
@@ -176,7 +176,7 @@ def write_yaml(described: Mapping[str, Any], path: Path) -> Path:
 
 
 def small_checkpoint(name: str, folder: Path) -> Path:
-    """`model.ckpt` with random weights, in a folder of its own with its YAML."""
+    """Write `model.ckpt` with random weights and its YAML to a folder; return the path of the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(small(name), folder / "config.yaml")
     torch.save({"state_dict": dict(random_tensors(layout(f"small-{name}"), small(name))), "epoch": 1}, folder / "model.ckpt")

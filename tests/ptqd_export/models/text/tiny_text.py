@@ -1,4 +1,4 @@
-"""Tiny random Stable Diffusion pipelines with a real, tiny tokenizer, as `save_pretrained` writes them; and its algorithm, written out."""
+"""Tiny random Stable Diffusion pipelines in the format of `save_pretrained`, with a real tiny tokenizer and a reference implementation."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ LENGTH = 77
 
 
 def byte_letters() -> list[str]:
-    """A printable letter for every byte, as GPT-2 chose them: its own where it is printable, else one from 256 on."""
+    """Return GPT-2's printable character for every byte: the byte's own character if printable, else one of the code points from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def vocabulary() -> dict[str, int]:
-    """Letters in CLIP's order (printable ones first, so that "!" is 0), the same at the end of a word, merges, start and end."""
+    """Token numbers: letters in CLIP's order (printable first, so that "!" is 0), word-final letters, merges, start and end."""
     letters = sorted(byte_letters())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in MERGES), START, END]
     return {token: number for number, token in enumerate(tokens)}
 
 
 def slow_ids(text: str, pad: str) -> list[int]:
-    """Token ids by the algorithm of CLIP's own tokenizer (Radford et al. 2021, simple_tokenizer.py), padded and truncated."""
+    """Return padded and truncated token ids by the algorithm of CLIP's own tokenizer (Radford et al. 2021, simple_tokenizer.py)."""
     vocab, letters = vocabulary(), byte_letters()
     words = [word for word in re.split(f"({'|'.join(re.escape(t) for t in {START, END, pad})})", text) if word]
     ids: list[int] = []
@@ -51,7 +51,7 @@ def slow_ids(text: str, pad: str) -> list[int]:
 
 
 def _merged(letters: list[str]) -> list[str]:
-    """Byte-pair encoding of one word: of all neighbours that may merge, the pair that was learned first, everywhere."""
+    """Byte-pair encoding of one word: of all mergeable neighbours, merge the pair that was learned first everywhere, and repeat."""
     word = [*letters[:-1], f"{letters[-1]}</w>"]
     ranks = {tuple(merge.split()): rank for rank, merge in enumerate(MERGES)}
     while pairs := [pair for pair in itertools.pairwise(word) if pair in ranks]:
@@ -65,7 +65,7 @@ def _merged(letters: list[str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path, pad: str) -> None:
-    """As CLIP's slow tokenizer is stored: no tokenizer.json."""
+    """Write the tokenizer in the format of CLIP's slow tokenizer, without a tokenizer.json."""
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary()))
     (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *MERGES, "")))
@@ -76,18 +76,18 @@ def write_tokenizer(folder: Path, pad: str) -> None:
 
 
 def write_sd1(folder: Path, *, variant: str | None = None) -> Path:
-    """Epsilon prediction; one text encoder, whose last layer is taken."""
+    """Write a pipeline with epsilon prediction and one text encoder, whose last layer is used."""
     return _write_sd(folder, {}, {"prediction_type": "epsilon"}, {"hidden_act": "quick_gelu"}, variant)
 
 
 def write_sd2(folder: Path) -> Path:
-    """Prediction of v; linear projections, heads of one size, zeros behind the words."""
+    """Write a pipeline with v prediction, linear projections, attention heads of one size, and prompts padded with token 0."""
     unet = {"use_linear_projection": True, "attention_head_dim": (2,), "upcast_attention": True}
     return _write_sd(folder, unet, {"prediction_type": "v_prediction"}, {"hidden_act": "gelu"}, None, pad="!")
 
 
 def write_sdxl(folder: Path, *, variant: str | None = None, zeros: bool = True) -> Path:
-    """Two text encoders, pooled embeddings and sizes."""
+    """Write a pipeline with two text encoders, pooled embeddings and size conditioning."""
     from diffusers import StableDiffusionXLPipeline
 
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def _write_sd(
 
 
 def _save(pipeline: Any, folder: Path, variant: str | None) -> Path:
-    """Everything but the tokenizers, which are stored already."""
+    """Save everything but the tokenizers, which are already in the folder."""
     if variant == "fp16":
         pipeline.to(torch.float16)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -145,7 +145,7 @@ def _text_encoder(kind: str, width: int, settings: Mapping[str, Any]) -> Any:
         max_position_embeddings=LENGTH, bos_token_id=vocab[START], eos_token_id=vocab[END], pad_token_id=1, **settings,
     )  # fmt: skip
     network = getattr(transformers, kind)(config).eval()
-    for parameter in network.parameters():  # the library's own start is so small that every prompt gives nearly the same
+    for parameter in network.parameters():  # with the library's small initial weights, all prompts give nearly the same output
         torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
     return network
 
