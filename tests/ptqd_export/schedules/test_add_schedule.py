@@ -16,12 +16,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 import engines.cli
+from calib.walk.fit import PROBED_SAMPLES
+from engines.backends.base import Engine
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import machine_name
 from engines.networks.chain_choice import ChainChoice
 from ptqd_export.cli import main
+from ptqd_export.measuring.measuring_backend import Bfloat16StandIn
 from ptqd_export.schedules.add_schedule import AddedSchedule, _store, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from tests.dying import every_death
@@ -172,6 +176,31 @@ def test_a_budget_is_spent_where_it_counts(built_tiny: TinyBundle, share: float,
 
 def _save_bit_operations(precision: str, saved: float, manifest: dict[str, Any]) -> None:
     manifest["precisions"][precision]["bit_operations_saved_all"] = saved
+
+
+def test_walk_and_probes_run_on_the_backend_that_measured_the_bundle(built_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    built_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(high_precision="bf16"))
+    opened: list[tuple[str, int, bool]] = []
+    standing_in: list[bool] = []
+    stand_in, plain = Bfloat16StandIn.open, OnnxRuntimeBackend.open
+
+    def open_stand_in(self: Bfloat16StandIn, graph: Path, rows: int) -> Engine:
+        standing_in.append(True)
+        try:
+            return stand_in(self, graph, rows)
+        finally:
+            standing_in.pop()
+
+    def open_plain(self: OnnxRuntimeBackend, graph: Path, rows: int) -> Engine:
+        opened.append((graph.stem, rows, bool(standing_in)))
+        return plain(self, graph, rows)
+
+    monkeypatch.setattr(Bfloat16StandIn, "open", open_stand_in)
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", open_plain)
+    _add(built_tiny, policy="budget", budget=1.0, fit="walk")
+    walked, probed = 2 * 10, 2 * PROBED_SAMPLES
+    assert {(name, rows) for name, rows, _ in opened} >= {(name, rows) for name in ("fp32", "w4a8", "w8a8") for rows in (walked, probed)}
+    assert all(through_stand_in for *_, through_stand_in in opened)
 
 
 def test_a_budget_of_time_is_what_this_machine_measured(built_tiny: TinyBundle) -> None:
