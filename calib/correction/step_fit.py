@@ -63,7 +63,7 @@ def fit_step(
     elif measure is not None:
         excess = measure(affine)
     else:
-        raise ValueError("the moments do not determine the variance of a step with clipping or history: pass `measure`")
+        raise ValueError("the moments do not determine the variance of a step with clipping or history: it must be measured")
     calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
     return StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
 
