@@ -1,4 +1,4 @@
-"""Find the weighted layers of a traced graph, and what part each plays."""
+"""Finds the weighted layers of a traced graph and their roles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
 
 
 def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """The nodes of every layer by module name; a layer that the network calls twice has two."""
+    """Returns the nodes of every layer by module name. A layer that the network calls twice has two nodes."""
     nodes: dict[str, list[ir.Node]] = {}
     for node in graph:
         name = layer_name(node)
@@ -27,7 +27,7 @@ def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
 
 
 def layer_name(node: ir.Node) -> str | None:
-    """The module that a node was traced from, or None where it is no weighted layer."""
+    """Name of the module that a node was traced from; None if the node is not a weighted layer."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = node.inputs[1]
@@ -38,11 +38,11 @@ def layer_name(node: ir.Node) -> str | None:
 
 
 def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
-    """Every weighted layer in the order of the graph.
+    """Returns every weighted layer in the order of the graph.
 
     Args:
-        graph: a full-precision graph whose initializers carry parameter names.
-        macs: multiply-accumulates a sample, by module name.
+        graph: full-precision graph whose initializers have parameter names.
+        macs: multiply-accumulates per sample, by module name.
     """
     depth = _weighted_depth(graph)
     behind = _weighted_behind(graph)
@@ -60,7 +60,7 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
 
 
 def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -> str:
-    """A layer called on several tensors needs the range of all of them, which only its own calls see."""
+    """Source of a layer. A layer called on several tensors is its own source: it needs the range of all of them, seen only by its calls."""
     x, *others = dict.fromkeys(node.inputs[0] for node in nodes)
     assert x is not None
     return name if others else sources.setdefault(x, name)
@@ -80,7 +80,7 @@ def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], behind: set[ir.No
 
 
 def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
-    """For every value the most weighted layers between it and the state; None where it does not depend on the state's values."""
+    """Largest number of weighted layers between the state and each value; None if the value does not depend on the state's values."""
     depth: dict[ir.Value, int | None] = {value: 0 if value.name == STATE else None for value in graph.inputs}
     depth |= dict.fromkeys(graph.initializers.values())
     for node in graph:
