@@ -206,7 +206,10 @@ def _noise(states: States, reference: NDArray[np.floating], quantized: Float32) 
 
 
 def _check_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
-    """Compares `k` within its standard errors, and the residual variance within those of a variance of `n` independent values."""
+    """Compares `k` within its standard errors, and the residual variance within those of a variance estimated from `oracle.n` values.
+
+    Each sample counts as one independent value.
+    """
     apart = abs(engine.k - oracle.k) / max(oracle.k_standard_error, 1e-12)
     relative = abs(np.log(engine.s2 / oracle.s2)) / np.sqrt(2 / oracle.n)
     if max(apart, relative) > STANDARD_ERRORS:

@@ -64,7 +64,7 @@ def _kept_in_float32(graph: ir.Graph) -> set[ir.Node]:
         elif not early.isdisjoint(node.inputs):
             early.update(node.outputs)
             kept.add(node)
-    for node in reversed(graph):  # nodes that only read constants follow their readers
+    for node in reversed(graph):  # nodes that depend only on constants follow their readers
         if late.isdisjoint(node.outputs) and any(use.node in kept for value in node.outputs for use in value.uses()):
             kept.add(node)
     return kept

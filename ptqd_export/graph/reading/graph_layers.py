@@ -45,7 +45,7 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
         macs: multiply-accumulates per sample, by module name.
     """
     depth = _weighted_depth(graph)
-    behind = _weighted_behind(graph)
+    before_weighted = _before_weighted(graph)
     sources: dict[ir.Value, str] = {}
     layers = []
     for name, nodes in weighted_nodes(graph).items():
@@ -54,7 +54,7 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
         assert weight.const_value is not None
         shape = tuple(weight.const_value.shape.numpy())
         op = cast(Op, nodes[0].op_type)
-        role = _least_quantized([_role(node, depth, behind) for node in nodes])
+        role = _least_quantized([_role(node, depth, before_weighted) for node in nodes])
         layers.append(Layer(name, op, role, shape[::-1] if op == "MatMul" else shape, macs[name], _source(name, nodes, sources)))
     return layers
 
@@ -67,16 +67,16 @@ def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -
 
 
 def _least_quantized(roles: Collection[Role]) -> Role:
-    """The role of a layer called more than once."""
+    """The role of a layer that is called in several roles."""
     return next(role for role in _LEAST_QUANTIZED_FIRST if role in roles)
 
 
-def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], behind: set[ir.Node]) -> Role:
+def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], before_weighted: set[ir.Node]) -> Role:
     x = node.inputs[0]
     assert x is not None
     if depth[x] is None and node.op_type == "Gemm":
         return "embedding"
-    return "boundary" if depth[x] == 0 or node not in behind else "inner"
+    return "boundary" if depth[x] == 0 or node not in before_weighted else "inner"
 
 
 def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
@@ -91,7 +91,7 @@ def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
     return depth
 
 
-def _weighted_behind(graph: ir.Graph) -> set[ir.Node]:
+def _before_weighted(graph: ir.Graph) -> set[ir.Node]:
     """Nodes with a weighted layer between them and the output."""
     marked: set[ir.Node] = set()
     for node in reversed(graph):
