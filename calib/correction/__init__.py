@@ -1,1 +1,1 @@
-"""What is measured of the quantization noise at a step, and the correction that follows."""
+"""Moments of the quantization noise at each step, and the corrections fitted from them."""

@@ -1,4 +1,4 @@
-"""The affine correction `e' = gain_c q + offset_c + state_gain_c x` of every mode, fitted from moments of `x, e, d`."""
+"""Fits the affine correction `e' = gain_c q + offset_c + state_gain_c x` of every mode from the moments of `x, e, d`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH_PARTS: frozenset[Part] = frozenset(("gain", "offset"))
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """`e' = gain q + offset + state_gain x`; all [C] float64."""
+    """Affine correction `e' = gain q + offset + state_gain x`. All fields are [C] float64."""
 
     gain: Float64
     offset: Float64
@@ -38,16 +38,16 @@ class Affine:
 
     @property
     def error_weights(self) -> Float64:
-        """[C, 3] weights of `x, e, d` in `e' - e`, less the offset."""
+        """[C, 3] weights of `x, e, d` in `e' - e`, without the offset."""
         return np.stack([self.state_gain, self.gain - 1, self.gain], axis=1)
 
 
 def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_PARTS) -> Affine:
-    """The correction of a mode, from the moments of `x, e, d`.
+    """Returns the correction of a mode, fitted from the moments of `x, e, d`.
 
-    The modes differ in the gains alone. The offset, `-mu_c gain_c` in the paper's terms, is in all of them the one that leaves no mean
-    error in any channel, for the gains that are applied: without the part "gain" the correction is `q - E[d]`. It has no gate as the gain
-    of `signed` has: the mean over n samples is wrong by at most the n-th part of the squared error that their own means make anyway.
+    The modes differ only in their gains. In every mode, the offset (`-mu_c gain_c` in the paper's terms) is the one that leaves no mean
+    error in any channel with the gains that are applied. Without the part "gain" the correction is `q - E[d]`. The offset needs no gate
+    like the gain of `signed`: a mean over n samples adds at most 1/n of the squared error that the samples' own means cause anyway.
     """
     if mode == "none":
         return Affine.identity(moments.channels)
@@ -83,14 +83,14 @@ def _regression_gain(moments: Moments) -> Float64:
     return np.divide(var_e + cov_ed, var_q, out=np.ones_like(var_q), where=var_q > 0)
 
 
-def _alone(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments], tuple[Float64, Float64]]:
-    """A gain that leaves the state out."""
+def _without_state(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments], tuple[Float64, Float64]]:
+    """Adds a state gain of 0 to a gain."""
     return lambda moments: (gain_of(moments), np.zeros(moments.channels))
 
 
 _GAINS: Mapping[Mode, Callable[[Moments], tuple[Float64, Float64]]] = {
-    "ptqd": _alone(_paper_gain),
-    "signed": _alone(signed_gain),
+    "ptqd": _without_state(_paper_gain),
+    "signed": _without_state(signed_gain),
     "joint": joint_gains,
-    "mmse": _alone(_regression_gain),
+    "mmse": _without_state(_regression_gain),
 }

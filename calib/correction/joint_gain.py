@@ -1,8 +1,8 @@
-"""The gains of the `joint` correction: the quantization noise follows the state as well as the output.
+"""Gains of the `joint` correction, in which the quantization noise depends on the state as well as on the output.
 
 With `d = k_c e + m_c x + r` in every channel, `e' = (q - m_c x - mu_c) / (1 + k_c)`. Rounded weights and clipped activations attenuate the
-image in the state and the noise in it by different amounts, and a slope on the output alone, which mostly is noise, knows nothing of that.
-It is the split that is inverted, not a regression of `e` on what is known: such a regression shrinks the image towards its mean.
+image and the noise in the state by different amounts. A slope on the output alone, which is mostly noise, cannot tell them apart.
+The correction inverts this split. It does not regress `e` on `q` and `x`, because a regression shrinks the image towards its mean.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from calib.correction.signed_gain import LEAST_SIGNAL, signed_gain
 from engines.arrays import Float64
 
 D = 2
-"""Column of `d` in `PLAIN` moments, behind `x` and `e`."""
+"""Column of `d` in `PLAIN` moments, after `x` and `e`."""
 
 
 def joint_gains(moments: Moments) -> tuple[Float64, Float64]:
-    """[C] gain and [C] gain of the state; that of `signed` and 0 where folds held out do not bear the state out."""
+    """[C] gain and [C] state gain. Channels where held-out folds do not confirm the state get the `signed` gain and a state gain of 0."""
     gain, state_gain = _inverted(joint_slopes(moments))
     helps = _state_helps(moments)
     return np.where(helps, gain, signed_gain(moments)), np.where(helps, state_gain, 0.0)
 
 
 def joint_slopes(moments: Moments) -> Float64:
-    """[C, 2] slopes `m_c, k_c` of `d` on `x` and `e`, by least squares within each channel; of least norm where the two are one.
+    """[C, 2] least-squares slopes `m_c, k_c` of `d` on `x` and `e` within each channel; of minimum norm if `x` and `e` are collinear.
 
-    Both are taken in units of their own deviation: the state of a sampler may have a variance of thousands.
+    `x` and `e` are first scaled to unit variance, because the state of a sampler may have a variance of thousands.
     """
     covariance = moments.covariance_matrix()
     gram, target = covariance[:, :D, :D], covariance[:, :D, D]
@@ -48,19 +48,19 @@ def _inverted(slopes: Float64) -> tuple[Float64, Float64]:
 
 
 def _state_helps(moments: Moments) -> NDArray[np.bool_]:
-    """[C] whether the state explains more of the `d` of folds left out of the fit than the output alone, by `MARGIN` standard errors.
+    """[C] whether the state explains more of `d` on held-out folds than the output alone, by `MARGIN` standard errors.
 
-    That `e'` comes nearer to `e` is not asked for: undoing an attenuation also amplifies the residual, and at the end of the chain the
-    attenuation costs more.
+    `e'` need not be closer to `e`: undoing an attenuation also amplifies the residual, but at the end of the chain the attenuation costs
+    more.
     """
     folds = np.flatnonzero(moments.count)
     if len(folds) < 2:
         return np.zeros(moments.channels, bool)
-    return borne_out(np.stack([_held_out_fall(moments, int(fold)) for fold in folds]))
+    return borne_out(np.stack([_held_out_improvement(moments, int(fold)) for fold in folds]))
 
 
-def _held_out_fall(moments: Moments, fold: int) -> Float64:
-    """[C] fall of the sum of `(d - m x - k e - mu)^2` on a fold when slopes of the other folds on both replace that on `e` alone."""
+def _held_out_improvement(moments: Moments, fold: int) -> Float64:
+    """[C] decrease of the sum of `(d - m x - k e - mu)^2` on a fold when the other folds' slopes on `x, e` replace their slope on `e`."""
     rest, held = moments.leave_out(fold), moments.only(fold)
     k = ratio(rest.covariance("d", "e"), rest.variance("e"))
     alone = np.stack([np.zeros_like(k), k], axis=1)

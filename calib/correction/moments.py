@@ -1,7 +1,7 @@
-"""Streamed first and second moments of a few variables, per fold and channel: all that the fits ever see of the data.
+"""Streamed first and second moments of a few variables, per fold and channel. The fits see nothing else of the data.
 
 Moments add (Chan, Golub and LeVeque 1979), so they merge across batches, processes and machines, and a fit can be repeated from a
-file without running a network. Folds are groups of whole samples: the spread between them is the only honest measure of error, since
+file without running a network. Folds are groups of whole samples. Only the spread between folds measures the error honestly, because
 the pixels of one image are not independent.
 """
 
@@ -24,12 +24,12 @@ GUIDED = ("x", "e_cond", "e_uncond", "d_cond", "d_uncond")
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of V variables over F folds and C channels; never modified once made. All floats are float64.
+    """Moments of V variables over F folds and C channels. A finished instance is never modified. All floats are float64.
 
     Attributes:
-        variables: the V names, `PLAIN` or `GUIDED` for the statistics of a network, with `d = q - e`.
-        count: [F] values seen per channel.
-        samples: [F] images seen.
+        variables: the V names; for the statistics of a network `PLAIN` or `GUIDED`, with `d = q - e`.
+        count: [F] number of values seen per channel.
+        samples: [F] number of images seen.
         mean: [F, C, V].
         scatter: [F, C, V, V] sums of products of deviations from the fold's own mean.
     """
@@ -51,7 +51,7 @@ class Moments:
         """Moments of one batch, in float64.
 
         Args:
-            values: [V, batch, channels, ...]. Differences must have been taken in float64 already, see `observe`.
+            values: [V, batch, channels, ...]. Differences must already have been taken in float64, see `observe`.
             folds: [batch] fold of each sample.
         """
         V, _, C = values.shape[:3]
@@ -75,9 +75,9 @@ class Moments:
         return int(self.mean.shape[1])
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of samples, exact up to rounding."""
+        """Returns the moments of both sets of samples together, exact up to rounding."""
         if (self.variables, self.mean.shape) != (other.variables, other.mean.shape):
-            raise ValueError(f"moments of {self.variables} {self.mean.shape} and {other.variables} {other.mean.shape} do not merge")
+            raise ValueError(f"moments of {self.variables} {self.mean.shape} and {other.variables} {other.mean.shape} cannot be merged")
         count = self.count + other.count
         share = (other.count / np.maximum(count, 1))[:, None, None]
         delta = other.mean - self.mean
@@ -87,12 +87,12 @@ class Moments:
         )
 
     def about_pooled_mean(self) -> Float64:
-        """[F, C, V, V] each fold's sums of products of deviations from the mean over all folds; they sum to the pooled scatter."""
+        """[F, C, V, V] sums, per fold, of products of deviations from the mean over all folds; they add up to the pooled scatter."""
         delta = self.mean - self._pooled_mean()
         return self.scatter + self.count[:, None, None, None] * delta[..., :, None] * delta[..., None, :]
 
     def pooled(self) -> Moments:
-        """All folds as one."""
+        """Merges all folds into one."""
         scatter = self.about_pooled_mean().sum(axis=0, keepdims=True)
         return Moments(self.variables, self.count.sum(keepdims=True), self.samples.sum(keepdims=True), self._pooled_mean()[None], scatter)
 
@@ -100,7 +100,7 @@ class Moments:
         return self._select(np.array([fold]))
 
     def leave_out(self, fold: int) -> Moments:
-        """The other F - 1 folds."""
+        """Moments of the other F - 1 folds."""
         return self._select(np.delete(np.arange(self.fold_count), fold))
 
     def project(self, matrix: Float64, variables: tuple[str, ...]) -> Moments:
@@ -109,7 +109,7 @@ class Moments:
         return Moments(variables, self.count, self.samples, self.mean @ M.T, M @ self.scatter @ M.T)
 
     def guided(self, guidance: float) -> Moments:
-        """Moments of `x, e, d` of the guided output `u + w (c - u)`; those of an unguided network already are."""
+        """Moments of `x, e, d` for the guided output `u + w (c - u)`. Moments of an unguided network are returned unchanged."""
         if self.variables == PLAIN:
             return self
         w, u = guidance, 1 - guidance
@@ -121,7 +121,7 @@ class Moments:
         return mean
 
     def covariance_matrix(self) -> Float64:
-        """[C, V, V] covariances within each channel over all folds (divided by the count, not by the count less one)."""
+        """[C, V, V] covariances within each channel over all folds (divided by the count, not by the count minus one)."""
         covariances: Float64 = self.about_pooled_mean().sum(axis=0) / self.count.sum()
         return covariances
 
@@ -134,13 +134,13 @@ class Moments:
         return self.covariance(variable, variable)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists; `from_json` gives back the same floats to the last bit."""
+        """Returns plain lists, from which `from_json` restores the same floats to the last bit."""
         arrays = {"count": self.count, "samples": self.samples, "mean": self.mean, "scatter": self.scatter}
         return {"variables": list(self.variables)} | {key: array.tolist() for key, array in arrays.items()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Moments:
-        """Raises BundleError where a field is missing, has the wrong shape or type, or is not finite."""
+        """Raises BundleError if a field is missing, has the wrong shape or type, or contains NaN or infinity."""
         try:
             moments = cls(
                 tuple(stored["variables"]),
@@ -163,7 +163,7 @@ class Moments:
             if array.shape != shape or 0 in shape:
                 raise ValueError(f"{key} has shape {array.shape}")
             if not np.isfinite(array).all():
-                raise ValueError(f"{key} is not finite")
+                raise ValueError(f"{key} contains NaN or infinity")
         if not ((self.count >= self.samples) & (self.samples >= 0)).all():
             raise ValueError("count and samples do not agree")
 
@@ -176,7 +176,7 @@ class Moments:
 
 
 def observe(x: Float32, reference: Float32, quantized: Float32, folds: Int64) -> Moments:
-    """Moments of a batch of outputs of the full-precision and of a quantized network at the same states.
+    """Moments of one batch of outputs of the full-precision network and a quantized network at the same states.
 
     Args:
         x: [batch, channels, ...] states.
@@ -188,7 +188,7 @@ def observe(x: Float32, reference: Float32, quantized: Float32, folds: Int64) ->
         raise ValueError(f"outputs {reference.shape} and {quantized.shape} do not match states {x.shape}")
     branches = len(reference)
     values = np.concatenate([x[None], reference, quantized], dtype=np.float64)
-    # In float64 before the subtraction: q and e agree in most of their digits, and the moments are those of what is left.
+    # Convert to float64 before subtracting: q and e agree in most of their digits, and the moments describe what is left.
     values[1 + branches :] -= values[1 : 1 + branches]
     return Moments.of(PLAIN if branches == 1 else GUIDED, values, folds)
 

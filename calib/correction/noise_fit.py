@@ -1,4 +1,4 @@
-"""The paper's split of the quantization noise, `d = k e + r` (PTQD, arXiv 2305.10657, section 3.2), from moments."""
+"""Fits the paper's split of the quantization noise, `d = k e + r` (PTQD, arXiv 2305.10657, section 3.2), from moments."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class NoiseFit:
     """The split at one step and precision, as reported in the statistics.
 
     Attributes:
-        k: least-squares slope of `d` on `e` over all pixels and channels, each channel's own means removed. (The model has a mean
-            `mu_c` per channel; without removing it, differences between channels would pass for correlation.)
-        k_standard_error: from the spread between folds; infinite with fewer than two folds.
+        k: least-squares slope of `d` on `e` over all pixels and channels, after removing each channel's own means. (The model has a mean
+            `mu_c` per channel. If it were not removed, differences between channels would count as correlation.)
+        k_standard_error: standard error of `k` from the spread between folds; infinite with fewer than two folds.
         k_channel: [C] slope within each channel.
         mu: [C] mean of `r = d - k e`.
         s2: variance of `r - mu_c`, pooled over channels.
         r2: share of the variance of `d` within channels that `k e` explains.
-        snr_db: `10 log10(E[e^2] / E[d^2])`, infinite where nothing was quantized.
-        n: samples seen.
+        snr_db: `10 log10(E[e^2] / E[d^2])`; infinite if nothing was quantized.
+        n: number of samples seen.
     """
 
     k: float
@@ -38,7 +38,7 @@ class NoiseFit:
 
 
 def fit_noise(moments: Moments, clamp: bool = False) -> NoiseFit:
-    """The split of `d` in the moments of `x, e, d`; with `clamp` negative k become 0 (the paper), and the rest is that of the clamped k."""
+    """Splits `d`, given the moments of `x, e, d`. With `clamp`, negative k become 0 (as in the paper) before the rest is computed."""
     var_e, var_d, cov_de = moments.variance("e"), moments.variance("d"), moments.covariance("d", "e")
     k_channel, k = ratio(cov_de, var_e), pooled_slope(moments)
     if clamp:
@@ -68,10 +68,10 @@ def slope_variance(scores: Float64, weight: Float64) -> Float64:
 
         Var(k) = F / (F - 1) sum_f u_f^2 / (sum of (e - E[e])^2)^2
 
-    over the F folds that are not empty.
+    over the F non-empty folds.
 
     Args:
-        scores: [F, ...] `u_f`, of the folds that are not empty.
+        scores: [F, ...] `u_f` of the non-empty folds.
         weight: [...] sum of squared deviations of `e` over all folds.
     """
     F = len(scores)
@@ -81,14 +81,14 @@ def slope_variance(scores: Float64, weight: Float64) -> Float64:
 
 
 def fold_sums(moments: Moments) -> tuple[Float64, Float64]:
-    """[F, C] sums of `(d - E[d]) (e - E[e])` and of `(e - E[e])^2` in each fold that is not empty."""
+    """[F, C] sums of `(d - E[d]) (e - E[e])` and of `(e - E[e])^2` in each non-empty fold."""
     scatter = moments.about_pooled_mean()[moments.count > 0]
     e, d = moments.variables.index("e"), moments.variables.index("d")
     return scatter[:, :, d, e], scatter[:, :, e, e]
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float64:
-    """A slope or a share, 0 where there is nothing to divide by."""
+    """Elementwise quotient, 0 where the denominator is not positive."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     quotient: Float64 = np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 0)
     return quotient

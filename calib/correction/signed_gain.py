@@ -1,7 +1,7 @@
-"""The gain of the `signed` correction: a slope of either sign per channel, used only where folds that it has not seen profit.
+"""Gain of the `signed` correction: a slope of either sign per channel, used only where it helps folds that were left out of the fit.
 
-Clamping k at 0 throws away what theory and measurement show at low bits, a negative k; inverting a slope that is mere noise hurts where
-R^2 is low. Hence two guards, both judged by the spread between folds: shrinkage and a gate.
+Clamping k at 0 discards the negative k that theory and measurements show at low bit widths. But inverting a slope that is only noise does
+harm where R^2 is low. Two guards prevent this, shrinkage and a gate. Both rely on the spread between folds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from calib.correction.moments import Moments
 from calib.correction.noise_fit import fold_sums, pooled_slope, ratio, slope_variance
 from engines.arrays import Float64
 
-# Below this 1 + k the output hardly depends on e any more, and its inverse is decided by rounding.
+# Below this value of 1 + k the output hardly depends on e, and rounding decides the inverse.
 LEAST_SIGNAL = 1e-3
 
 
@@ -24,7 +24,7 @@ def signed_gain(moments: Moments) -> Float64:
 
 
 def shrunken_slopes(moments: Moments) -> Float64:
-    """[C] per-channel slopes drawn towards the pooled one, as far as their scatter is explained by their errors (empirical Bayes).
+    """[C] per-channel slopes drawn towards the pooled slope to the degree that sampling errors explain their spread (empirical Bayes).
 
     With `V_c` the sampling variance of `k_c` from the folds and `p_c` the channel's share of the variance of `e` (so that the pooled
     slope is `k = sum p_c k_c`), the variance of the true slopes between channels follows by the method of moments, and
@@ -46,10 +46,10 @@ def shrunken_slopes(moments: Moments) -> Float64:
 
 
 def _gain_helps(moments: Moments) -> NDArray[np.bool_]:
-    """[C] whether folds left out of the fit bear it out: the slope predicts their `d`, and `e'` is nearer to `e` than without the gain.
+    """[C] whether held-out folds confirm the fit: the slope predicts their `d`, and `e'` is closer to `e` than without the gain.
 
-    The first alone would invert a negative slope that hardly matters and so amplify the residual by more than it removes. The second
-    alone would take any positive slope, chance or not: a gain below 1 shrinks the residual too.
+    The first condition alone would invert negative slopes that hardly matter, and so amplify the residual by more than it removes. The
+    second alone would accept any positive slope, even a chance one, because a gain below 1 shrinks the residual too.
     """
     folds = np.flatnonzero(moments.count)
     if len(folds) < 2:
@@ -61,7 +61,7 @@ def _gain_helps(moments: Moments) -> NDArray[np.bool_]:
 
 
 def _held_out_improvements(moments: Moments, fold: int) -> tuple[Float64, Float64]:
-    """[C] fall of two sums of squares on a fold, `(d - k e - mu)^2` and `(e' - e)^2`, when the slope of the other folds replaces 0."""
+    """[C] decrease of two sums of squares on a fold, `(d - k e - mu)^2` and `(e' - e)^2`, when the slope of the other folds replaces 0."""
     rest, held = moments.leave_out(fold), moments.only(fold)
     k = shrunken_slopes(rest)
     gain = _inverse(k)

@@ -1,4 +1,4 @@
-"""Everything that a schedule holds for one precision at one step, fitted from moments: affine correction and calibrated noise."""
+"""Fits everything that a schedule stores for one precision at one step: the affine correction and the calibrated noise."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CorrectionChoice:
 
     Attributes:
         mode: how the affine correction is fitted.
-        variance: calibrate the fresh noise ("schedule"), and also take what it could not absorb as a higher noise level of the next state
-            ("shift", see `calib.correction.level_shift`), or keep the sampler's noise.
-        parts: of the affine correction; fewer than both are for ablations.
+        variance: "schedule" calibrates the fresh noise; "shift" also treats what the fresh noise could not absorb as a higher noise level
+            of the next state (see `calib.correction.level_shift`); "none" keeps the sampler's noise.
+        parts: parts of the affine correction to fit; fewer than both are for ablations.
     """
 
     mode: Mode = "joint"
@@ -32,7 +32,7 @@ class CorrectionChoice:
 
 @dataclass(frozen=True, eq=False)
 class StepCorrection:
-    """The correction of one precision at one step; the fields of the schedule contract."""
+    """The correction of one precision at one step, with the fields of the schedule contract."""
 
     affine: Affine
     sigma_corrected: float
@@ -41,7 +41,7 @@ class StepCorrection:
 
 
 def is_linear(step: TableStep) -> bool:
-    """Whether the step is `A x + B e` and no more. Clipping acts through the predictions, so it too needs history coefficients."""
+    """Whether the step is just `A x + B e`. Clipping acts on the predictions, so a clipped step has history coefficients too."""
     return not any(step.history_coeffs)
 
 
@@ -51,10 +51,10 @@ def fit_step(
     """Fits the correction of a step.
 
     Args:
-        moments: of `x, e, d` after guidance.
+        moments: moments of `x, e, d` after guidance.
         step: the sampler's coefficients.
         choice: what to correct.
-        measure: the excess variance of the whole step under a correction; needed where `is_linear` is false.
+        measure: returns the excess variance of the whole step under a correction; required if `is_linear` is false.
     """
     affine = fit_correction(moments, choice.mode, choice.parts)
     v = residual_variance(moments, affine)
@@ -63,7 +63,7 @@ def fit_step(
     elif measure is not None:
         excess = measure(affine)
     else:
-        raise ValueError("the variance of a step with clipping or history is not in the moments: it has to be measured")
+        raise ValueError("the moments do not determine the variance of a step with clipping or history: it must be measured")
     calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
     return StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
 

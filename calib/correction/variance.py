@@ -1,6 +1,6 @@
-"""Calibration of the variance schedule: the step's fresh noise gives up exactly the variance that quantization added.
+"""Calibrates the variance schedule: the step's fresh noise gives up exactly the variance that quantization added.
 
-"Variance" is within each channel, over samples and pixels, averaged over channels.
+"Variance" means the variance within each channel, over samples and pixels, averaged over channels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class CalibratedSigma:
 
     Attributes:
         sigma_corrected: standard deviation to use in place of the sampler's.
-        excess: variance that quantization adds to the step, negative where it takes some away.
-        unabsorbed_variance: the part of a positive excess that the noise could not give up, and the next state keeps.
+        excess: variance that quantization adds to the step; negative if quantization reduces the variance.
+        unabsorbed_variance: part of a positive excess that the noise could not give up, so the next state keeps it.
     """
 
     sigma_corrected: float
@@ -33,22 +33,22 @@ class CalibratedSigma:
 
 
 def calibrate_sigma(sigma: float, excess: float) -> CalibratedSigma:
-    """`sigma'^2 = max(sigma^2 - excess, 0)`, at most `sigma^2`; the excess is one of the three below.
+    """`sigma'^2 = max(sigma^2 - excess, 0)`, at most `sigma^2`. One of the three functions below gives the excess.
 
-    Noise is taken away and never added. Where coarse quantization leaves a step with too little variance, what is missing has the structure
-    of the image: white noise in its place restores the variance of a pixel and shows as grain.
+    Noise is only removed, never added. If coarse quantization leaves a step with too little variance, the missing part has the structure
+    of the image. White noise in its place would restore the variance of a pixel but show as grain.
     """
     corrected = min(math.sqrt(max(sigma**2 - excess, 0.0)), sigma)
     return CalibratedSigma(corrected, excess, max(excess - sigma**2, 0.0))
 
 
 def keep_sigma(sigma: float, excess: float) -> CalibratedSigma:
-    """The sampler's own noise, where the schedule is not to be calibrated: nothing is absorbed."""
+    """Keeps the sampler's own noise, for a schedule that is not calibrated. Nothing is absorbed."""
     return CalibratedSigma(sigma, excess, max(excess, 0.0))
 
 
 def short_form_excess(B: float, residual_variance: float) -> float:
-    """The paper's `B^2 v`, right for a residual uncorrelated with `x` and `e`; `B` is that of the original sigma."""
+    """The paper's `B^2 v`, valid if the residual is uncorrelated with `x` and `e`. `B` belongs to the original sigma."""
     return B**2 * residual_variance
 
 
@@ -61,16 +61,16 @@ def step_variance(moments: Moments, affine: Affine | None, A: float, B: float) -
 def excess_variance(moments: Moments, affine: Affine, A: float, B: float) -> float:
     """`Var(A x + B e') - Var(A x + B e)`, from the moments of `x, e, d`.
 
-    Taken as `Cov(s' - s, s' + s)` of the two steps: at 8 bits the difference is a small fraction of either variance.
+    Computed as `Cov(s' - s, s' + s)` of the two steps, because at 8 bits the difference is a small fraction of either variance.
     """
     corrected, reference = _corrected_weights(affine, A, B), _reference_weights(moments, A, B)
     return _mean_covariance(moments, corrected - reference, corrected + reference)
 
 
 def measured_excess(moments: Moments) -> float:
-    """The excess of a step that is not linear in `x` and `e` (clipping, history).
+    """Excess variance of a step that is not linear in `x` and `e` (clipping, history).
 
-    Takes moments of `STEP_CHANGE`: the mean of the next state with `e`, and its change when `e'` takes the place of `e`.
+    Takes moments of `STEP_CHANGE`: the mean of the next state with `e`, and the change of that mean when `e'` replaces `e`.
     """
     return float(np.mean(2 * moments.covariance("mean", "change") + moments.variance("change")))
 

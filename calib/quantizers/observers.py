@@ -1,4 +1,4 @@
-"""Samples of a network's activations, drawn while it runs: memory does not grow with the number of states."""
+"""Samples a network's activations while it runs. Memory does not grow with the number of states."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 VALUES_A_TENSOR = 2**16
-"""Values kept of one tensor in all; half as many miss enough of the tails to cost 1 dB at W8A8."""
+"""Total number of values kept per tensor. Half as many miss enough of the tails to cost 1 dB at W8A8."""
 
 
 @dataclass
 class ObservedActivations:
-    """What was seen of one tensor: its range, and a sample of its values."""
+    """Range of one observed tensor, and a sample of its values."""
 
     low: float = 0.0
     high: float = 0.0
@@ -35,7 +35,7 @@ class ObservedActivations:
         return torch.cat(self.drawn)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """To store it: `values` [count] and `range` [2], float32."""
+        """Returns the arrays to store: `values` [count] and `range` [2], float32."""
         return {"values": self.values.numpy(), "range": np.array([self.low, self.high], dtype=np.float32)}
 
     @classmethod
@@ -47,10 +47,10 @@ class ObservedActivations:
 def observe_activations(
     network: nn.Module, inputs: Iterable[str], outputs: Iterable[str], calls: int
 ) -> Iterator[dict[str, ObservedActivations]]:
-    """Observe the inputs and outputs of named modules while the block runs the network `calls` times.
+    """Observes the inputs and outputs of named modules while the `with` block runs the network `calls` times.
 
     Yields:
-        what is seen, by `<name>.input` and `<name>.output`.
+        the observations, by `<name>.input` and `<name>.output`.
     """
     seen: dict[str, ObservedActivations] = {}
     count = max(1, VALUES_A_TENSOR // calls)

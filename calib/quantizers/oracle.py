@@ -14,28 +14,28 @@ from calib.quantizers.sharing_copy import sharing_copy
 
 
 def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy of the network that computes what the quantized graph means, in float32 or float64.
+    """Returns a copy of the network that computes what the quantized graph means, in float32 or float64.
 
-    It holds the quantized layers' integers and makes a layer's float weight while the layer runs: all of them in float64 would take more
-    memory than the rest of a build.
+    The copy stores the integers of the quantized layers, and dequantizes a layer's weight while the layer runs: all weights in float64
+    would take more memory than the rest of a build.
 
     Args:
-        network: the full-precision network, left as it is.
-        layers: the quantized layers; the others stay in float.
-        dtype: of the arithmetic. Scales are float32 values in either.
+        network: full-precision network; not modified.
+        layers: quantized layers; all other layers stay in float.
+        dtype: type of the arithmetic. Scales are float32 values in either case.
     """
     rest = sharing_copy(network, without={f"{layer.layer.name}.weight" for layer in layers})
-    oracle = nn.Module.to(rest, dtype).eval()  # the `to` of diffusers' own networks warns of every cast
+    oracle = nn.Module.to(rest, dtype).eval()  # the `to` of diffusers networks warns about every cast
     for layer in layers:
         fake_quantize(oracle.get_submodule(layer.layer.name), layer, dtype)
     return oracle
 
 
 def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) -> None:
-    """Give a module its integers and its dequantized bias, and fake quantizers around it."""
+    """Gives a module its integer weight and dequantized bias, and attaches fake quantizers to its input and output."""
     device = module.get_parameter("weight").device
     module.register_parameter("weight", nn.Parameter(layer.integers.to(device), requires_grad=False))
-    parametrize.register_parametrization(module, "weight", _Dequantized(layer.weight, dtype), unsafe=True)  # unsafe: of another dtype
+    parametrize.register_parametrization(module, "weight", _Dequantized(layer.weight, dtype), unsafe=True)  # unsafe: the dtype changes
     bias = layer.dequantized_bias(dtype)
     if bias is not None:
         module.register_parameter("bias", nn.Parameter(bias.to(device), requires_grad=False))
@@ -46,7 +46,7 @@ def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) 
 
 
 class _Dequantized(nn.Module):
-    """A weight that is made of its integers whenever it is read."""
+    """Dequantizes a weight from its integers whenever the weight is read."""
 
     def __init__(self, quantizer: WeightQuantizer, dtype: torch.dtype) -> None:
         super().__init__()

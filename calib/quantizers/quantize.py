@@ -1,4 +1,4 @@
-"""From observed activations to quantized layers: every scale of one precision."""
+"""Turns observed activations into quantized layers, with every scale of one precision."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from calib.quantizers.rules.precision import Form, Precision
 from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
 
 ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantizer]
-"""By tensor, bits and form."""
+"""Activation quantizers by tensor, bits and form."""
 
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """How scales are found, and what is left alone."""
+    """How scales are found, and which layers are exempt from the precision."""
 
     weight_scale: Criterion = "mse"
     activation_scale: Criterion = "mse"
@@ -33,10 +33,10 @@ class Quantizer:
     """Quantizes a network's layers at any precision from one set of observations.
 
     Args:
-        network: full precision.
-        layers: its weighted layers.
-        seen: what `calib.quantizers.observers.observe_activations` saw, by `<layer>.input` (of sources) and `<layer>.output`.
-        activations: quantizers that were found for these observations before; those that are found now are added.
+        network: full-precision network.
+        layers: weighted layers of the network.
+        seen: observations of `calib.quantizers.observers.observe_activations`, by `<layer>.input` (of sources) and `<layer>.output`.
+        activations: quantizers found earlier for the same observations; new ones are added.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Quantizer:
         self._activations: ActivationQuantizers = {} if activations is None else activations
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
-        """Every layer that gets integers at this precision."""
+        """Returns every layer that gets integers at this precision."""
         rules = ((layer, rule(layer, precision, self._placement, self._settings.overrides)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 

@@ -1,4 +1,4 @@
-"""A layer with its quantizers resolved: what the torch oracle computes with and what the exporter writes."""
+"""A layer with its quantizers, as the torch oracle uses it and the exporter writes it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class QuantizedLayer:
     """One layer at one precision.
 
     Attributes:
-        layer, rule: what it is and what it gets.
-        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn where the rule's form is that.
-        weight: its quantizer.
-        input, output: activation quantizers, None where that side stays in float.
+        layer, rule: the layer, and the rule that applies to it.
+        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn if the rule's form is `e4m3`.
+        weight: weight quantizer.
+        input, output: activation quantizers, None if that side stays in float.
         bias: the layer's own float bias, or None.
     """
 
@@ -36,12 +36,12 @@ class QuantizedLayer:
 
     @property
     def bias_scale(self) -> Tensor:
-        """float32 [channels]: the scale that an integer kernel needs of its int32 bias, input scale times weight scale."""
+        """float32 [channels]: scale that an integer kernel requires for its int32 bias, input scale times weight scale."""
         assert self.input is not None
         return torch.tensor(self.input.scale, dtype=torch.float32) * self.weight.scale
 
     def bias_integers(self) -> Tensor:
-        """int32 [channels]."""
+        """The bias in units of `bias_scale`, int32 [channels]."""
         assert self.bias is not None
         return torch.round(self.bias.double() / self.bias_scale.double()).clamp(-_INT32, _INT32).to(torch.int32)
 

@@ -1,4 +1,4 @@
-"""Quantizers: integers or 8-bit floats, and what they stand for. Rounding is to the nearest, ties to even, as in ONNX."""
+"""Quantizers map values to integers or 8-bit floats and back. They round to nearest, ties to even, as ONNX does."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SMALLEST_SCALE = 1e-12
 
 @dataclass(frozen=True)
 class WeightQuantizer:
-    """Symmetric, per output channel: scale [channels] float32, integers in [-2^(bits-1), 2^(bits-1) - 1] (8 bits: from -127)."""
+    """Symmetric per-channel quantizer: scale [channels] float32, integers in [-2^(bits-1), 2^(bits-1) - 1] (8 bits: from -127)."""
 
     bits: int
     scale: Tensor
 
     def integers(self, weight: Tensor) -> Tensor:
-        """What is stored, int8 [channels, ...]."""
+        """Returns the values to store, int8 [channels, ...]."""
         low, high = weight_range(self.bits)
         return torch.round(weight / self._along(weight)).clamp(low, high).to(torch.int8)
 
@@ -26,7 +26,7 @@ class WeightQuantizer:
         return integers.to(dtype) * self._along(integers).to(dtype)
 
     def at_least(self, floor: Tensor) -> WeightQuantizer:
-        """The same with every scale at least `floor` [channels]: keeps an int32 bias, counted in these scales, from overflowing."""
+        """Raises every scale to at least `floor` [channels], so that an int32 bias counted in these scales does not overflow."""
         return replace(self, scale=torch.maximum(self.scale, floor))
 
     def _along(self, weight: Tensor) -> Tensor:
@@ -34,13 +34,13 @@ class WeightQuantizer:
 
 
 def weight_range(bits: int) -> tuple[int, int]:
-    """Integers of a weight. -128 is left out: it gains nothing at 8 bits, and some kernels overflow on it."""
+    """Smallest and largest integer of a weight. -128 is excluded: it gains nothing at 8 bits, and some kernels overflow on it."""
     return (-127 if bits == 8 else -(2 ** (bits - 1))), 2 ** (bits - 1) - 1
 
 
 @dataclass(frozen=True)
 class ActivationQuantizer:
-    """Static, per tensor: `scale` (a float32 value) and `zero_point`, integers in [low, high]."""
+    """Static per-tensor quantizer: `scale` (a float32 value) and `zero_point`, integers in [low, high]."""
 
     bits: int
     signed: bool
@@ -56,7 +56,7 @@ class ActivationQuantizer:
         return self.low + (1 << self.bits) - 1
 
     def fake(self, x: Tensor) -> Tensor:
-        """Quantize and dequantize, in the dtype of `x` but at least in float32: the arithmetic of QuantizeLinear and DequantizeLinear."""
+        """Quantizes and dequantizes in the dtype of `x`, but at least in float32, as QuantizeLinear and DequantizeLinear do."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale = torch.tensor(self.scale, dtype=dtype)
         integers = (x.to(dtype) / scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
@@ -64,33 +64,33 @@ class ActivationQuantizer:
 
 
 FLOAT8_LARGEST = 448.0
-"""Of E4M3 without infinities, `torch.float8_e4m3fn`."""
+"""Largest value of E4M3 without infinities, `torch.float8_e4m3fn`."""
 
 
 @dataclass(frozen=True)
 class Float8WeightQuantizer(WeightQuantizer):
-    """Per output channel, in place of the integers E4M3 values in [-448, 448]. The largest weight of a channel becomes the largest of them:
-    a float's relative error is the same at any scale, so that none is searched for.
+    """Per-channel quantizer with E4M3 values in [-448, 448] instead of integers. The largest weight of a channel becomes 448: a float's
+    relative error is the same at any scale, so there is no scale to search for.
     """
 
     @classmethod
     def of(cls, weight: Tensor) -> Float8WeightQuantizer:
-        """For a weight [channels, ...]."""
+        """Returns the quantizer of a weight [channels, ...]."""
         largest = weight.detach().float().abs().reshape(len(weight), -1).amax(dim=1)
         return cls(8, (largest / FLOAT8_LARGEST).clamp_min(SMALLEST_SCALE))
 
     def integers(self, weight: Tensor) -> Tensor:
-        """What is stored, float8_e4m3fn [channels, ...]."""
+        """Returns the values to store, float8_e4m3fn [channels, ...]."""
         return _float8(weight / self._along(weight))
 
 
 @dataclass(frozen=True)
 class Float8ActivationQuantizer(ActivationQuantizer):
-    """Static, per tensor, in E4M3; `zero_point` is 0."""
+    """Static per-tensor quantizer in E4M3; `zero_point` is 0."""
 
     @classmethod
     def of(cls, largest: float) -> Float8ActivationQuantizer:
-        """For values of at most this magnitude."""
+        """Returns the quantizer for values of at most this magnitude."""
         return cls(8, signed=True, scale=float(torch.tensor(max(largest / FLOAT8_LARGEST, SMALLEST_SCALE))), zero_point=0)
 
     def fake(self, x: Tensor) -> Tensor:
@@ -101,5 +101,7 @@ class Float8ActivationQuantizer(ActivationQuantizer):
 
 
 def _float8(x: Tensor) -> Tensor:
-    """The nearest values, from float32 as runtimes have it; of what lies beyond the range torch makes a NaN, QuantizeLinear the largest."""
+    """Rounds to the nearest E4M3 value from float32, as runtimes do. Clamped first: beyond the range, torch returns NaN and QuantizeLinear
+    the largest value.
+    """
     return x.float().clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST).to(torch.float8_e4m3fn)

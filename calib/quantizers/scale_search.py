@@ -1,4 +1,4 @@
-"""Scales by least mean squared error (`mse`), or by the largest magnitude (`max`)."""
+"""Finds scales by least mean squared error (`mse`) or by the largest magnitude (`max`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from calib.quantizers.quantizers import SMALLEST_SCALE, ActivationQuantizer, Wei
 Criterion = Literal["mse", "max"]
 
 _CHUNK_VALUES = 2**15
-"""Values searched at a time: they stay in cache, and torch computes so few on one thread. Its team of threads would meet after each of
-the many small operations, and stand still whenever another process holds one of its cores."""
+"""Values searched at a time. This many stay in cache, and torch processes them on one thread. Its thread pool would synchronize after each
+of the many small operations, and stall whenever another process occupies one of its cores."""
 
 
 def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
-    """Per-channel symmetric quantizer of a weight [channels, ...].
+    """Returns the per-channel symmetric quantizer of a weight [channels, ...].
 
-    `mse` tries the channel's largest magnitude, and `candidates` clipping ratios between 0.25 and 1.05 of it, in chunks of channels so
-    that memory does not grow with the layer.
+    `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05 of it. It works in chunks of
+    channels, so memory does not grow with the layer.
     """
     flat = weight.detach().float().reshape(len(weight), -1)
     rows = max(1, _CHUNK_VALUES // flat.shape[1])
@@ -48,23 +48,23 @@ def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: i
 def activation_scale(
     values: Tensor, low: float, high: float, *, bits: int, signed: bool, symmetric: bool, criterion: Criterion = "mse"
 ) -> ActivationQuantizer:
-    """Per-tensor quantizer from sampled values.
+    """Returns the per-tensor quantizer for sampled values.
 
     Args:
         values: a sample of the tensor's values, 1-D.
         low, high: smallest and largest value ever seen (the sample may have missed them).
-        bits: of the integers.
-        signed: int8 range, else uint8.
-        symmetric: zero point 0.
-        criterion: `mse` searches the clipping of both ends by coordinate descent on a grid, for the least squared error with what is
-            clipped weighted by `clipping_weight`; `max` keeps the whole range.
+        bits: bit width of the integers.
+        signed: int8 range, otherwise uint8.
+        symmetric: clip both ends alike; the zero point is then 0 if signed.
+        criterion: `mse` searches the clipping of both ends by coordinate descent on a grid for the least squared error, where clipping
+            errors are weighted by `clipping_weight`; `max` keeps the whole range.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         low, high = -max(-low, high), max(-low, high)
     if criterion == "max":
         return _quantizer(low, high, bits, signed, symmetric)
-    error = cache(partial(_error, values))  # every grid holds the ends as they are, and the first ones one end many times
+    error = cache(partial(_error, values))  # every grid includes the current ends, and the first grids repeat one end many times
     ends = [1.0, 1.0]
     for radius in (0.8, 0.2, 0.05):
         for end in (0,) if symmetric else (0, 1):
@@ -80,16 +80,16 @@ def activation_scale(
 
 
 def clipping_weight(bits: int) -> float:
-    """How much more a squared clipping error counts than a squared rounding error, `2^(bits / 2)`.
+    """Weight of a squared clipping error relative to a squared rounding error, `2^(bits / 2)`.
 
-    What is clipped at one step is clipped at the next too, so that clipping errors add up along a chain, where rounding errors average
-    out. The finer the steps are, the nearer rounding is to noise, and the less a wider range costs.
+    A value that is clipped at one step is clipped at the next too, so clipping errors add up along a chain, while rounding errors average
+    out. The finer the scale, the closer rounding is to noise, and the less a wider range costs.
     """
     return math.sqrt(2**bits)
 
 
 def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
-    """Sum of squared errors, what is clipped counted as `clipping_weight` says."""
+    """Sum of squared errors, with clipping errors weighted by `clipping_weight`."""
     low, high = ((end - quantizer.zero_point) * quantizer.scale for end in (quantizer.low, quantizer.high))
     extra = clipping_weight(quantizer.bits) - 1
     error = 0.0

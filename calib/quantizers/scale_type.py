@@ -1,4 +1,4 @@
-"""Scales as values of the type that a graph stores them in."""
+"""Rounds scales to the type that a graph stores them in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DTYPES: Mapping[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": t
 
 
 def with_scales_in(precision: HighPrecision, layers: Iterable[QuantizedLayer]) -> list[QuantizedLayer]:
-    """The same integers with the nearest scales that the type has, so that oracle and graph scale alike.
+    """Returns the same integers with scales rounded to the type, so that oracle and graph use the same scales.
 
-    In float16 a scale moves by 2^-11 of itself at most, far less than half a step of the integers; in bfloat16 by 2^-9, a quarter of a step
-    of the largest 8-bit integers. In float16, below 6e-5, where it loses digits, a channel's integer weights are too small to matter; 8-bit
-    floats, whose scales are smaller, lose 2^-7 of a weight at most where a channel's largest is above 0.002. No scale becomes zero.
+    float16 changes a scale by at most 2^-11 of its value, far less than half a step of the integers; bfloat16 by 2^-9, a quarter of a step
+    of the largest 8-bit integers. float16 loses digits below 6e-5, but there a channel's integer weights are too small to matter. 8-bit
+    floats have smaller scales; they lose at most 2^-7 of a weight if the channel's largest weight is above 0.002. No scale becomes zero.
     """
     dtype = _DTYPES[precision]
     return [

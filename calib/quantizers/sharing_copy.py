@@ -1,4 +1,4 @@
-"""Copies of a network that do not take its memory twice."""
+"""Copies a network without copying the values of its parameters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 
 def sharing_copy(network: nn.Module, without: Collection[str] = ()) -> nn.Module:
-    """A copy whose modules and parameters are its own, but not their values: replaced, cast or moved they leave the network as it is;
-    nothing may be written into them.
+    """Returns a copy with its own modules and parameters that shares the parameters' values. Replacing, casting or moving them leaves the
+    network unchanged, but nothing may be written into them.
 
     Args:
-        network: what to copy.
-        without: names of parameters that are empty in the copy, since they will be replaced.
+        network: network to copy.
+        without: names of parameters that are empty in the copy, because they will be replaced.
     """
     shared = {
         id(parameter): nn.Parameter(parameter.detach()[:0] if name in without else parameter.detach(), requires_grad=False)

@@ -1,1 +1,1 @@
-"""Learned rounding, by layer or block."""
+"""Learned rounding of weights, per layer or per block."""

@@ -1,4 +1,4 @@
-"""AdaRound: whether each weight is rounded up or down is learned (Nagel et al. 2020, arXiv 2004.10568)."""
+"""AdaRound: learns whether each weight is rounded up or down (Nagel et al. 2020, arXiv 2004.10568)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from calib.quantizers.quantizers import WeightQuantizer, weight_range
 
 GAMMA, ZETA = -0.1, 1.1
-"""Stretch of the sigmoid (eq. 23): clipped to [0, 1], it reaches both ends at finite `V`."""
+"""Stretch of the sigmoid (eq. 23). Clipped to [0, 1], the stretched sigmoid reaches both ends at finite `V`."""
 
 
 class SoftRounding(nn.Module):
-    """A weight between the integer below it and the one above: `scale * clip(floor(w / scale) + h(V))`, starting as the weight itself.
+    """A weight between the integers below and above it: `scale * clip(floor(w / scale) + h(V))`. It starts at the original weight.
 
     Args:
         weight: float32 [channels, ...].
-        quantizer: its scales and bits, which stay as they are.
+        quantizer: scales and bits of the weight; they stay fixed.
     """
 
     def __init__(self, weight: Tensor, quantizer: WeightQuantizer) -> None:
@@ -28,7 +28,7 @@ class SoftRounding(nn.Module):
         self.V = nn.Parameter(torch.logit((ratio - self._floor - GAMMA) / (ZETA - GAMMA)))
 
     def h(self) -> Tensor:
-        """Share of a step above the lower integer, in [0, 1] (eq. 23)."""
+        """Fraction of a step above the lower integer, in [0, 1] (eq. 23)."""
         return (torch.sigmoid(self.V) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def forward(self) -> Tensor:
@@ -36,18 +36,18 @@ class SoftRounding(nn.Module):
         return self._scale * (self._floor + self.h()).clamp(*self._range)
 
     def undecided(self, beta: float) -> Tensor:
-        """Sum of `1 - |2h - 1|^beta` (eq. 24): 0 once every weight is up or down."""
+        """Sum of `1 - |2h - 1|^beta` (eq. 24), 0 once every weight is rounded up or down."""
         return (1 - (2 * self.h() - 1).abs().pow(beta)).sum()
 
     def integers(self) -> Tensor:
-        """int8 [channels, ...], on the CPU."""
+        """The rounded weight as int8 [channels, ...], on the CPU."""
         return (self._floor + (self.V >= 0)).clamp(*self._range).to(torch.int8).cpu()
 
 
 def annealed_beta(progress: float, warm_up: float = 0.2, start: float = 20.0, end: float = 2.0) -> float | None:
-    """Exponent of the regulariser at a share of the iterations: none during warm-up, then from `start` to `end` along a straight line.
+    """Exponent of the regulariser after a fraction of the iterations: None during warm-up, then linear from `start` to `end`.
 
-    A large exponent leaves weights free that are far from both integers, a small one drives them there.
+    A large exponent leaves weights free that are far from both integers; a small one drives them to an integer.
     """
     if progress < warm_up:
         return None

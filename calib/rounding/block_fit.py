@@ -1,4 +1,4 @@
-"""Learned rounding of one block (BRECQ: Li et al. 2021, arXiv 2102.05426): the block's output shall stay what it was."""
+"""Learns the rounding of one block so that the block's output changes least (BRECQ: Li et al. 2021, arXiv 2102.05426)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from calib.rounding.block_rows import BlockRows
 from calib.rounding.soft_block import SoftBlock
 
 ROUNDING_RATE = 0.3
-"""Adam's learning rate of `V`."""
+"""Adam's learning rate for `V`."""
 SCALE_RATE = 1e-3
-"""Adam's first learning rate of the logarithm of an activation scale; it falls to 0, or the scales would never come to rest."""
+"""Adam's initial learning rate for the logarithm of an activation scale. It decays to 0, or the scales would never settle."""
 DECISION_WEIGHT = 100.0
-"""Weight of the regulariser, whose mean over the weights is in [0, 1], against an error of 1 for rounding to the nearest."""
+"""Weight of the regulariser, whose mean over the weights is in [0, 1], relative to an error of 1 for rounding to nearest."""
 
 InnerLayers: TypeAlias = Mapping[str, QuantizedLayer]
-"""Layers of a block by their names within it; "" where the block is the layer."""
+"""Layers of a block by their names within the block; "" if the block is the layer."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class BlockFitSettings:
     """How a block is learned.
 
     Attributes:
-        iterations: optimizer steps.
-        batch_size: samples in one step.
-        activation_scales: learn them too.
-        device: of the networks.
+        iterations: number of optimizer steps.
+        batch_size: samples per step.
+        activation_scales: whether activation scales are learned too.
+        device: device of the networks.
     """
 
     iterations: int
@@ -49,13 +49,13 @@ class BlockFitSettings:
 
 @dataclass(frozen=True, eq=False)
 class BlockTask:
-    """What is to be learned.
+    """What a fit learns.
 
     Attributes:
-        module: the block in full precision; it is left as it was.
-        layers: its layers, rounded to the nearest.
+        module: the block in full precision; not modified.
+        layers: the block's layers, rounded to nearest.
         frozen: tensors whose quantizers other blocks have learned.
-        rows: what goes into the block and should come out.
+        rows: inputs of the block and the outputs that it should produce.
     """
 
     module: nn.Module
@@ -64,7 +64,7 @@ class BlockTask:
     rows: BlockRows
 
     def error(self, layers: InnerLayers, samples: NDArray[np.int64], settings: BlockFitSettings) -> float:
-        """Mean squared error of the block's output with such layers, in the arithmetic of the oracle."""
+        """Mean squared error of the block's output with the given layers, in the arithmetic of the oracle."""
         quantized = copy.deepcopy(self.module)
         for name, layer in layers.items():
             fake_quantize(quantized.get_submodule(name), layer, torch.float32)
@@ -80,14 +80,14 @@ class BlockTask:
 def fit(
     task: BlockTask, samples: NDArray[np.int64], scale: float, settings: BlockFitSettings, generator: torch.Generator
 ) -> dict[str, QuantizedLayer]:
-    """Learns which way the weights of a block are rounded, and its activation scales.
+    """Learns whether the weights of a block are rounded up or down, and its activation scales.
 
     Args:
         task: the block.
         samples: rows to learn from.
-        scale: unit of the objective: the error of rounding to the nearest, so that the constants above fit any block.
-        settings: see there.
-        generator: draws the batches, on the CPU.
+        scale: unit of the objective, the error of rounding to nearest, so that the constants above suit any block.
+        settings: see `FitSettings`.
+        generator: CPU generator that draws the batches.
     """
     soft = SoftBlock(task.module, task.layers, settings.device)
     steps = [step.a for tensor, step in soft.scales.items() if settings.activation_scales and tensor not in task.frozen]

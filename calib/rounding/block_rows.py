@@ -1,4 +1,4 @@
-"""What goes into a block and comes out of it at every calibration sample, stored row by row."""
+"""Stores the inputs and outputs of a block at every calibration sample, row by row."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a module."""
 
 
-class _Reached(Exception):  # noqa: N818 - not an error, but the way out of a forward pass whose rest is not needed
+class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass whose rest is not needed
     pass
 
 
 class StoredArguments:
-    """A block's arguments at every sample; what has no row a sample is kept once.
+    """A block's arguments at every sample. Arguments without one row per sample are stored once.
 
     Args:
-        store: gives the arrays.
-        block: whose arguments.
-        first: those of the first batch.
-        samples: rows in all.
+        store: allocates the arrays.
+        block: the block that takes the arguments.
+        first: arguments of the first batch.
+        samples: total number of rows.
     """
 
     def __init__(self, store: RowStore, block: Block, first: Arguments, samples: int) -> None:
@@ -46,7 +46,7 @@ class StoredArguments:
                 kept[rows] = _numpy(leaf)
 
     def take(self, rows: NDArray[np.int64], device: torch.device) -> Arguments:
-        """The arguments at these samples, copied to the device."""
+        """Returns the arguments at these samples, copied to the device."""
         leaves = [
             torch.from_numpy(np.asarray(leaf[rows])).to(device) if batched else leaf
             for leaf, batched in zip(self._leaves, self._batched, strict=True)
@@ -57,7 +57,7 @@ class StoredArguments:
 
 @dataclass(frozen=True, eq=False)
 class BlockRows:
-    """Arguments of a block in the network quantized so far, and its output in full precision, float32 [samples, ...]."""
+    """Arguments of a block in the network quantized so far, and the block's full-precision output, float32 [samples, ...]."""
 
     arguments: StoredArguments
     target: NDArray[Any]
@@ -65,7 +65,7 @@ class BlockRows:
 
 @dataclass(frozen=True)
 class BlockNetworks:
-    """Full precision, the same with every block quantized that comes before the current one, and how to run either."""
+    """The full-precision network, a copy in which every block before the current one is quantized, and how to run either."""
 
     reference: nn.Module
     quantized: nn.Module
@@ -73,7 +73,7 @@ class BlockNetworks:
 
 
 def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: int, device: torch.device, store: RowStore) -> BlockRows:
-    """Runs both networks up to the block, batch by batch on the device; what comes behind it is not run."""
+    """Runs both networks up to the block, batch by batch on the device. Modules after the block are not run."""
     samples = len(inputs[0])
     kept: BlockRows | None = None
     for begin in range(0, samples, batch_size):
@@ -90,7 +90,7 @@ def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: i
 
 
 def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Arguments:
-    """Runs a network until it enters the block."""
+    """Runs a network until it enters the block, and returns the block's arguments."""
     met: list[Arguments] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inpu
 
 
 def output_of(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Tensor:
-    """Runs a network until it leaves the block."""
+    """Runs a network until it leaves the block, and returns the block's output."""
     met: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:
@@ -123,6 +123,6 @@ def _rows_like(store: RowStore, batch: Tensor, samples: int) -> NDArray[Any]:
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """On the CPU; floats as float32."""
+    """Copies a tensor to the CPU, floats as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

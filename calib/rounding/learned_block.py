@@ -1,4 +1,4 @@
-"""What a block has learned, as a file."""
+"""Saves what a block has learned to a file, and loads it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class BlockRecord:
     """How a block was learned.
 
     Attributes:
-        name, layers: of the block.
-        nearest_error, learned_error: mean squared error of its output on samples held out, in the network quantized so far.
-        kept: what was learned is used; where it is worse than rounding to the nearest it is not.
-        seconds: of the whole block, collecting included.
-        bytes_in_memory, bytes_in_files: of its stored inputs and outputs.
+        name, layers: names of the block and of its layers.
+        nearest_error, learned_error: mean squared error of the block's output on held-out samples, in the network quantized so far.
+        kept: whether the learned rounding is used; it is used only if its error is smaller than that of rounding to nearest.
+        seconds: time for the whole block, including collecting its rows.
+        bytes_in_memory, bytes_in_files: size of the block's stored inputs and outputs.
     """
 
     name: str
@@ -40,7 +40,7 @@ class BlockRecord:
 
 
 def save_block(path: Path, record: BlockRecord, layers: Iterable[QuantizedLayer]) -> None:
-    """Writes a whole .npz or nothing: `record`, and by layer `<name>.integers`, `<name>.input` and `<name>.output` (scales, float32)."""
+    """Writes a complete .npz or nothing: `record`, and per layer `<name>.integers`, `<name>.input`, `<name>.output` (scales, float32)."""
     arrays: dict[str, NDArray[Any]] = {"record": np.array(json.dumps(asdict(record)))}
     for layer in layers:
         arrays[f"{layer.layer.name}.integers"] = layer.integers.numpy()
@@ -52,7 +52,7 @@ def save_block(path: Path, record: BlockRecord, layers: Iterable[QuantizedLayer]
 
 
 def load_block(path: Path, nearest: Mapping[str, QuantizedLayer]) -> tuple[BlockRecord, list[QuantizedLayer]]:
-    """What `save_block` wrote, for layers whose other properties are those of rounding to the nearest."""
+    """Reads what `save_block` wrote. The layers' other properties come from `nearest`, the layers rounded to nearest."""
     with np.load(path) as archive:
         stored = json.loads(str(archive["record"]))
         record = BlockRecord(**{**stored, "layers": tuple(stored["layers"])})

@@ -1,4 +1,4 @@
-"""Learned step size of an activation quantizer (LSQ: Esser et al. 2020, arXiv 1902.08153)."""
+"""Learns the step size of an activation quantizer (LSQ: Esser et al. 2020, arXiv 1902.08153)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from calib.quantizers.quantizers import ActivationQuantizer
 
 WIDEST = 2.0
-"""Most that a scale may grow or shrink: weight scales leave a factor of two before an int32 bias, counted in input scales, overflows."""
+"""Largest factor by which a scale may grow or shrink: weight scales leave a factor of two before an int32 bias, counted in input scales,
+overflows."""
 
 
 class LearnedScale(nn.Module):
-    """Fake quantizer with a scale that learns: `scale exp(a)`, so that one learning rate fits all; the zero point is kept."""
+    """Fake quantizer with the learned scale `scale exp(a)`, so that one learning rate fits all scales. The zero point is fixed."""
 
     def __init__(self, start: ActivationQuantizer, device: torch.device) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class LearnedScale(nn.Module):
 
 
 class _LearnedStep(torch.autograd.Function):
-    """`ActivationQuantizer.fake`; rounding passes gradients straight through, clipping stops those of `x` (LSQ, eq. 3)."""
+    """`ActivationQuantizer.fake` with gradients: rounding passes them straight through, clipping stops those of `x` (LSQ, eq. 3)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, quantizer: ActivationQuantizer) -> Tensor:

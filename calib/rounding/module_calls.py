@@ -1,4 +1,4 @@
-"""How a network calls its modules: found by running it, so that nothing must be known about its family."""
+"""Runs a network to find out how it calls its modules, so that nothing needs to be known about the model family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten  # as torch.export and functorch flatten arguments
 
 Inputs: TypeAlias = tuple[Tensor, ...]
-"""Arguments of a network, one row a sample each."""
+"""Arguments of a network, each with one row per sample."""
 
 Forward: TypeAlias = Callable[[nn.Module, Inputs], object]
 """Runs a network, or a copy of it, on its inputs."""
@@ -23,10 +23,10 @@ class ModuleCall:
     """How one forward pass of the network calls a module.
 
     Attributes:
-        order: rank among the first calls of the modules looked at.
-        times: calls in a pass.
-        batched: for each leaf of `(args, kwargs)` of the call, whether it is a tensor with one row a sample.
-        tensor_out: the result is one tensor with one row a sample.
+        order: rank among the first calls of the observed modules.
+        times: calls per forward pass.
+        batched: for each leaf of `(args, kwargs)` of the call, whether it is a tensor with one row per sample.
+        tensor_out: whether the result is one tensor with one row per sample.
     """
 
     order: int
@@ -36,13 +36,13 @@ class ModuleCall:
 
     @property
     def separable(self) -> bool:
-        """Can run alone on stored rows."""
+        """Whether the module can run alone on stored rows."""
         return self.times == 1 and self.tensor_out and any(self.batched)
 
 
 @dataclass
 class _Seen:
-    """First call of a module: rows of each argument and of the result, None for what has none."""
+    """First call of a module: number of rows of each argument and of the result, None for values without rows."""
 
     times: int = 0
     rows_in: list[int | None] = field(default_factory=list)
@@ -50,9 +50,9 @@ class _Seen:
 
 
 def module_calls(network: nn.Module, names: Collection[str], forward: Forward, inputs: Inputs) -> dict[str, ModuleCall]:
-    """The calls of the named modules, in the order in which they begin; modules that are never called are left out.
+    """Returns the calls of the named modules, in the order in which they begin. Modules that are never called are left out.
 
-    Runs the network on batches of two sizes: what has one row a sample changes with them.
+    Runs the network on two batch sizes: a value with one row per sample changes its number of rows with the batch size.
     """
     two, three = (_watch(network, names, partial(forward, network, _resized(inputs, size))) for size in (2, 3))
     return {

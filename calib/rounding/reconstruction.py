@@ -1,4 +1,4 @@
-"""Learned rounding of a network, block by block in the order in which it runs; an interruption costs the current block at most."""
+"""Learns the rounding of a network block by block, in the order in which they run. An interruption loses at most the current block."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from calib.rounding.row_store import RowStore
 from calib.rounding.soft_block import activations, with_activations
 
 HELD_OUT = 8
-"""One state in so many is not learned from, and decides whether what was learned is used."""
+"""One state in this many is held out. The held-out states decide whether the learned rounding is used."""
 
 Unit = Literal["layer", "block"]
 
@@ -37,9 +37,9 @@ class ReconstructionSettings:
 
     Attributes:
         unit: what is learned together.
-        fit: of one unit.
-        dtype: of matrix products and convolutions meanwhile; all else is float32.
-        memory_bytes: most memory for stored inputs and outputs; what exceeds it lies in files.
+        fit: settings for learning one unit.
+        dtype: type of matrix products and convolutions during learning; everything else is float32.
+        memory_bytes: most memory for stored inputs and outputs; the rest is stored in files.
     """
 
     unit: Unit
@@ -50,12 +50,12 @@ class ReconstructionSettings:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationRows:
-    """What the network is run on.
+    """Calibration data that the network is run on.
 
     Attributes:
         forward: runs the network, or a copy of it, on a batch.
-        inputs: on the CPU, one row for each branch of guidance and state: all states of the first branch, then all of the second.
-        states: how many there are.
+        inputs: on the CPU, one row per guidance branch and state: all states of the first branch, then all of the second.
+        states: number of states.
     """
 
     forward: Forward
@@ -63,7 +63,7 @@ class CalibrationRows:
     states: int
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows to learn from, and rows held out: all branches of every eighth state. A single state serves as both."""
+        """Returns the rows to learn from, and the held-out rows: all branches of every eighth state. A single state serves as both."""
         rows = np.arange(len(self.inputs[0]), dtype=np.int64)
         held_out = rows % self.states % HELD_OUT == min(HELD_OUT, self.states) - 1
         return (rows, rows) if held_out.all() else (rows[~held_out], rows[held_out])
@@ -77,21 +77,21 @@ def reconstruct(
     folder: Path,
     on_block: Callable[[int, int], None],
 ) -> list[QuantizedLayer]:
-    """Learns the rounding of the inner layers, and the scales of their activations where the settings say so.
+    """Learns the rounding of the inner layers and, if the settings say so, the scales of their activations.
 
-    Boundary and embedding layers, whose weights have 8 bits and whose activations are float, stay as they are, and so do layers that a
-    forward pass calls more than once. Layers that read the same tensor keep sharing one quantizer: the first block that reads it learns it.
+    Boundary and embedding layers, which have 8-bit weights and float activations, stay as they are. So do layers that a forward pass calls
+    more than once. Layers that read the same tensor keep sharing one quantizer, learned by the first block that reads the tensor.
 
     Args:
-        network: in full precision and in evaluation mode; left as it is.
-        layers: rounded to the nearest.
+        network: full-precision network in evaluation mode; not modified.
+        layers: layers rounded to nearest.
         calibration: states to learn from.
-        settings: see there.
-        folder: keeps every finished block as `block-<number>.npz`; blocks that an interrupted call left there are taken as they are.
-        on_block: is told the finished blocks, and all.
+        settings: see `ReconstructionSettings`.
+        folder: stores every finished block as `block-<number>.npz`; blocks left there by an interrupted call are reused.
+        on_block: called with the number of finished blocks and the total number of blocks.
 
     Returns:
-        the layers in the same order, each weight rounded up or down, with the same weight scales.
+        the layers in the same order, with each weight rounded up or down and the same weight scales.
     """
     nearest = {layer.layer.name: layer for layer in layers}
     blocks = _blocks(network, nearest, calibration, settings.unit)
@@ -106,7 +106,7 @@ def reconstruct(
 
 
 def block_files(folder: Path) -> list[Path]:
-    """The finished blocks, in their order."""
+    """Paths of the finished blocks, in order."""
     return sorted(folder.glob("block-*.npz"))
 
 
@@ -117,10 +117,10 @@ def _blocks(network: nn.Module, nearest: Mapping[str, QuantizedLayer], calibrati
 
 
 class _Learner:
-    """The networks between two blocks: full precision, and quantized up to here.
+    """Holds the full-precision network, and a copy quantized up to the current block.
 
     Attributes:
-        learned: the layers of all blocks so far, by name.
+        learned: layers of all finished blocks, by name.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class _Learner:
         self.learned: dict[str, QuantizedLayer] = {}
 
     def learn(self, number: int, block: Block, rows_folder: Path) -> tuple[BlockRecord, list[QuantizedLayer]]:
-        """One block, of its own generator: what comes out does not depend on which call learned the blocks before it."""
+        """Learns one block with its own generator, so that the result does not depend on which call learned the blocks before it."""
         begin = time.monotonic()
         fit_settings, calibration = self._settings.fit, self._calibration
         module = self._networks.quantized.get_submodule(block.name)
@@ -164,7 +164,7 @@ class _Learner:
         return record, list((learned if kept else before).values())
 
     def install(self, layers: Sequence[QuantizedLayer]) -> None:
-        """The network quantized so far gets one more block."""
+        """Puts the layers of one more block into the quantized network."""
         for layer in layers:
             self.learned[layer.layer.name] = layer
             self._quantizers |= activations(layer)
@@ -176,5 +176,5 @@ class _Learner:
 
 
 def _within(name: str, block: Block) -> str:
-    """Name of a layer within its block; "" where it is the block."""
+    """Name of a layer within its block; "" if the layer is the block."""
     return name.removeprefix(block.name).removeprefix(".")

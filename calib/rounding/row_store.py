@@ -1,4 +1,4 @@
-"""Arrays of one row a sample: in memory as far as they fit, else in memory-mapped files."""
+"""Arrays with one row per sample, kept in memory while they fit and otherwise in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engines.host.mapped_file import mapped_file
 
 
 class RowStore:
-    """Gives out arrays until it is closed; then its files are gone.
+    """Allocates arrays until it is closed, which removes its files.
 
     Args:
-        folder: for its files; emptied first (a killed run may have left some), and removed when the store is closed.
-        memory_bytes: most memory that the arrays together may take; an array that would exceed it is mapped from a file.
+        folder: folder for the files; emptied first (a killed run may have left some), and removed when the store is closed.
+        memory_bytes: most memory that all arrays together may take; an array that would exceed it is mapped from a file.
 
     Attributes:
-        in_memory, in_files: bytes given out so far.
+        in_memory, in_files: bytes allocated so far.
     """
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
@@ -40,10 +40,10 @@ class RowStore:
         shutil.rmtree(self._folder)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A new array, its values not set.
+        """Returns a new, uninitialized array.
 
         Raises:
-            NoRoomError: it exceeds the memory, and the disk has too little room.
+            NoRoomError: the array exceeds the memory limit, and the disk has too little room.
         """
         size = int(np.prod(shape)) * dtype.itemsize
         if self.in_memory + size <= self._memory_bytes:

@@ -1,4 +1,4 @@
-"""A block of the network while it is learned: soft weights and learned activation scales in the place of its layers' own."""
+"""A block of the network in the form in which it is learned."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from calib.rounding.learned_scale import LearnedScale
 
 
 class SoftBlock:
-    """See the module.
+    """A block with soft weights and learned activation scales in place of its layers' own.
 
     Args:
-        module: the block in full precision; it is lent, and left as it was.
-        layers: its layers, by their names within the block.
-        device: of the block.
+        module: the block in full precision; only borrowed, and not modified.
+        layers: the block's layers, by their names within the block.
+        device: device of the block.
 
     Attributes:
-        roundings: by layer.
-        scales: by tensor, since layers that read the same tensor share its quantizer.
+        roundings: soft weights by layer.
+        scales: learned scales by tensor, because layers that read the same tensor share its quantizer.
     """
 
     def __init__(self, module: nn.Module, layers: Mapping[str, QuantizedLayer], device: torch.device) -> None:
@@ -51,7 +51,7 @@ class SoftBlock:
         return torch.stack([rounding.undecided(beta) for rounding in roundings]).sum() / sum(rounding.V.numel() for rounding in roundings)
 
     def hardened(self) -> dict[str, QuantizedLayer]:
-        """The layers with what they have learned."""
+        """Returns the layers with what they have learned."""
         learned = {tensor: scale.quantizer() for tensor, scale in self.scales.items()}
         return {
             name: replace(with_activations(layer, learned), integers=self.roundings[name].integers())
@@ -60,7 +60,7 @@ class SoftBlock:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Puts the learned fake quantizers around the layers for a while."""
+        """Attaches the learned fake quantizers to the layers within a `with` block."""
         handles = []
         for name, layer in self._layers.items():
             part = self._module.get_submodule(name)
@@ -84,13 +84,13 @@ def output_tensor(layer: QuantizedLayer) -> str:
 
 
 def activations(layer: QuantizedLayer) -> dict[str, ActivationQuantizer]:
-    """The layer's activation quantizers by the tensor that they quantize."""
+    """The layer's activation quantizers, by the tensor that they quantize."""
     pairs = {input_tensor(layer): layer.input, output_tensor(layer): layer.output}
     return {tensor: quantizer for tensor, quantizer in pairs.items() if quantizer is not None}
 
 
 def with_activations(layer: QuantizedLayer, quantizers: Mapping[str, ActivationQuantizer]) -> QuantizedLayer:
-    """The layer with those of the quantizers that are for its tensors."""
+    """Returns the layer with the given quantizers for its own tensors."""
     own = {**activations(layer), **quantizers}
     return replace(
         layer,

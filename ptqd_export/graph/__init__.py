@@ -1,1 +1,1 @@
-"""The network as a graph: tracing, passes, checks, sizes."""
+"""The network as an ONNX graph: tracing, passes, checks and sizes."""

@@ -1,4 +1,4 @@
-"""Trace a network to ONNX once, and prove that the graph computes what torch computes."""
+"""Traces a network to ONNX, and checks that the graph computes what torch computes."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from ptqd_export.models.base import Adapter, Decoder, LoadedModel
 OPSET = 21
 PARITY = 1e-4
 MOST_TRACED = 63
-"""Largest batch that tracing promises, though the graph takes any: at 64 diffusers asks for another memory layout of the same values, and a
-range with 64 inside would be refused and traced a second time."""
+"""Largest batch declared when tracing; the graph accepts any batch. At 64, diffusers requests another memory layout of the same values, so
+a range that includes 64 would be refused and traced a second time."""
 
 OUTPUT = "out"
 
 
 def trace(model: LoadedModel) -> ir.Model:
-    """The network as a graph: inputs `sample`, `timestep` and the conditions, output `out`, free batch, no metadata.
+    """Traces the network: inputs `sample`, `timestep` and the conditions, output `out`, free batch, no metadata.
 
-    Initializers carry the network's own parameter names, linear weights `<name>.T` where they were transposed.
+    Initializers have the network's own parameter names; transposed linear weights are called `<name>.T`.
     """
     names = (STATE, TIMESTEP, *model.adapter.conditions)
     return trace_module(model.adapter, dict(zip(names, model.example_inputs(2), strict=True)), prefix="network.")
 
 
 def trace_decoder(decoder: Decoder, sample_shape: tuple[int, ...]) -> ir.Model:
-    """The first stage as a graph: input `sample`, output `out`, free batch, no metadata."""
+    """Traces the first-stage decoder: input `sample`, output `out`, free batch, no metadata."""
     return trace_module(decoder, {STATE: decoder.example_states(2, sample_shape)})
 
 
 def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,)) -> ir.Model:
-    """A module as a graph.
+    """Traces a module.
 
     Args:
-        module: in evaluation mode.
-        inputs: by the name that they get, in the order of `forward`; the batch comes first in all of them, and is free.
-        prefix: of the names of parameters that they lose in the graph.
-        outputs: their names.
+        module: module in evaluation mode.
+        inputs: example inputs by their names in the graph, in the order of `forward`; the first axis of each is the batch, which is free.
+        prefix: prefix to strip from parameter names.
+        outputs: names of the outputs.
     """
     batch = torch.export.Dim("batch", min=1, max=MOST_TRACED)
     free = [{0: batch} for _ in inputs]
@@ -80,7 +80,7 @@ def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = 
 
 
 def _as_passed(module: nn.Module, free: Sequence[object]) -> tuple[object, ...]:
-    """One entry a parameter of `forward`; an adapter takes all of its conditions as one."""
+    """One entry per parameter of `forward`; an adapter takes all its conditions as one parameter."""
     if not isinstance(module, Adapter):
         return tuple(free)
     state, timestep, *conditions = free
@@ -88,7 +88,7 @@ def _as_passed(module: nn.Module, free: Sequence[object]) -> tuple[object, ...]:
 
 
 def _simplify(graph: ir.Model) -> None:
-    """What `onnxscript.optimizer.optimize` does, but parameters that happen to be equal stay apart: each is a layer of its own."""
+    """Does what `onnxscript.optimizer.optimize` does, but keeps equal parameters separate, because each belongs to its own layer."""
     from onnxscript import optimizer, rewriter
 
     common.InlinePass()(graph)
@@ -108,14 +108,14 @@ def _simplify(graph: ir.Model) -> None:
 
 
 def _clear_value_metadata(graph: ir.Graph) -> None:
-    """The pass clears that of nodes alone."""
+    """Clears the metadata of values. The pass clears only that of nodes."""
     outputs = (value for node in graph for value in node.outputs)
     for value in (*graph.inputs, *graph.initializers.values(), *outputs):
         value.metadata_props.clear()
 
 
 def lower(graph: ir.Model, placement: Placement) -> None:
-    """Rewrite a traced graph, in place, into the forms that the placement asks for."""
+    """Rewrites a traced graph in place to the forms that the placement requires."""
     wanted = [
         *([GroupNormToInstanceNorm()] if placement.group_norm == "instance" else ()),
         *([FuseAttention()] if placement.attention == "operator" else ()),
@@ -124,17 +124,17 @@ def lower(graph: ir.Model, placement: Placement) -> None:
 
 
 def check_parity(model: LoadedModel, path: Path) -> float:
-    """Largest difference between the graph on ONNX Runtime and torch, relative to the largest output.
+    """Returns the largest difference between the graph on ONNX Runtime and torch, relative to the largest output.
 
     Raises:
-        PtqdError: it is more than 1e-4.
+        PtqdError: the difference is more than 1e-4.
     """
     names = (STATE, TIMESTEP, *model.adapter.conditions)
     return check_module_parity(model.adapter, dict(zip(names, model.example_inputs(4), strict=True)), path)
 
 
 def check_module_parity(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> float:
-    """The same of any module of one output, and its graph."""
+    """Does the same as `check_parity` for any module with one output and its graph."""
     with torch.no_grad():
         expected = module(*inputs.values()).numpy()
     found = OnnxRuntimeEngine(path).run({name: value.numpy() for name, value in inputs.items()})
@@ -142,21 +142,21 @@ def check_module_parity(module: nn.Module, inputs: Mapping[str, Tensor], path: P
 
 
 def check_outputs(found: NDArray[np.floating], expected: NDArray[np.floating], graph: str) -> float:
-    """The same of outputs that were computed, of a graph by name."""
+    """Does the same as `check_parity` for outputs that are already computed. `graph` is the name of the graph for the error message."""
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= PARITY:
         raise PtqdError(
             "The traced graph does not compute what torch computes.",
             found=f"{graph}: a relative difference of {difference:.1e}",
             expected=f"at most {PARITY:.0e}",
-            mend="report this model: tracing it is not supported",
+            mend="report this model: it cannot be traced correctly yet",
         )
     return difference
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and logs its progress; errors still come through as exceptions."""
+    """Silences the exporter's progress output and logs. Errors still arrive as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""What runs the networks while they are measured."""
+"""Runs the networks while statistics are measured."""

@@ -1,4 +1,4 @@
-"""Where PyTorch runs the network during calibration, and in which type."""
+"""Device and type in which PyTorch runs the network during calibration."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class CalibrationDevice:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def check(self) -> None:
-        """Raises MissingBackendError where PyTorch does not have the device."""
+        """Raises MissingBackendError if PyTorch does not have the device."""
         found = torch.cuda.device_count()
         if self.device != "cpu" and (torch.device(self.device).index or 0) >= found:
             raise MissingBackendError(
-                "PyTorch has no such device to calibrate on.",
+                "PyTorch does not have the calibration device.",
                 found=f'calibration.device "{self.device}", and {found} CUDA devices',
                 expected=" or ".join(["cpu", *(f"cuda:{index}" for index in range(found))]),
                 mend='set calibration.device to "cpu", or install a PyTorch and a driver that find the device',
             )
 
     def place(self, model: LoadedModel) -> LoadedModel:
-        """The model with a copy of its network there; the model itself where nothing changes."""
+        """Returns the model with a copy of its network on the device; the model itself if nothing changes."""
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
-        network = nn.Module.to(sharing_copy(model.adapter.network), self.device, self._dtype)  # diffusers' own `to` warns of casts
+        network = nn.Module.to(sharing_copy(model.adapter.network), self.device, self._dtype)  # diffusers' own `to` warns about casts
         return model.with_network(network)
 
     def place_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A batch of the network's inputs there. Timesteps stay in float32: bfloat16 would merge neighbours."""
+        """Moves a batch of the network's inputs to the device. Timesteps stay in float32, because bfloat16 would merge neighbours."""
         sample, timestep, *conditions = (value.to(self.device) for value in inputs)
         cast = (value.to(self._dtype) if value.is_floating_point() else value for value in (sample, *conditions))
         return next(cast), timestep, *cast

@@ -1,4 +1,4 @@
-"""The networks of a walk on the workers of a cluster: every step, they are all asked, and the walk waits for the last."""
+"""Runs the networks of a walk on the workers of a cluster. At every step the walk waits for all workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ptqd_export.measuring.measuring_backend import measuring_backend
 
 @dataclass(frozen=True)
 class ClusterTarget:
-    """A `MeasuredTarget` that travels to the workers."""
+    """A `MeasuredTarget` that can be sent to the workers."""
 
     name: str
     provider: Provider
@@ -32,10 +32,10 @@ class NetworkOpener:
     """How a worker opens the networks of a walk.
 
     Attributes:
-        target: of the plan.
-        conditioning: of the model.
-        guidance: scale w.
-        batch: samples of a full batch.
+        target: target of the plan.
+        conditioning: conditioning of the model.
+        guidance: guidance scale w.
+        batch: samples in a full batch.
     """
 
     target: ClusterTarget
@@ -53,7 +53,7 @@ class NetworkOpener:
 
 @dataclass(frozen=True)
 class _OnCopy:
-    """The graphs as a worker's machine has them, by precision and name; see `engines.cluster.pool.Work`."""
+    """The graphs on a worker's machine: names relative to the copied folder, by precision. See `engines.cluster.pool.Work`."""
 
     opener: NetworkOpener
     copy: FolderCopy
@@ -69,17 +69,17 @@ class _OnCopy:
 def evaluating_on(
     cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, Path], reference: str, batches: int
 ) -> Iterator[BatchEvaluator]:
-    """Evaluates the batches of a walk on a cluster, while the block runs.
+    """Evaluates the batches of a walk on a cluster while the `with` block runs.
 
     Args:
-        cluster: where.
-        opener: how they are opened.
-        graphs: by precision, full precision's among them; their folders lie beside each other.
-        reference: name of full precision.
-        batches: of a step.
+        cluster: cluster to run on.
+        opener: opens the networks on a worker.
+        graphs: graphs by precision, including full precision; their folders have the same parent.
+        reference: name of the full-precision graph.
+        batches: number of batches per step.
 
     Raises:
-        MissingBackendError: Ray, the cluster, or room on it is missing.
+        MissingBackendError: Ray, the cluster, or room on the cluster is missing.
     """
     (parent,) = {graph.parent.parent for graph in graphs.values()}
     names = {name: graph.relative_to(parent).as_posix() for name, graph in graphs.items()}
@@ -92,5 +92,5 @@ def evaluating_on(
 
 
 def _with_weights(folder: Path, graphs: Sequence[str]) -> list[str]:
-    """The graphs' files, those of their weights with them."""
+    """The files of the graphs, including their weight files."""
     return [name for graph in graphs for name in (graph, f"{graph}.data") if (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""What runs the networks while statistics are measured: ONNX Runtime, for every target; one place for builds and added schedules."""
+"""Chooses the backend that runs the networks while statistics are measured, for builds and added schedules: always ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engines.bundle.bundle import Bundle
 
 
 class MeasuredTarget(Protocol):
-    """What a plan and a manifest both say of their target."""
+    """The properties of a target that both plans and manifests have."""
 
     @property
     def name(self) -> str: ...
@@ -27,12 +27,12 @@ class MeasuredTarget(Protocol):
 
 
 def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimized: OptimizedGraphs | None = None) -> Backend:
-    """The backend that measures the graphs of a target.
+    """Returns the backend that measures the graphs of a target.
 
     Args:
-        target: of the graphs.
-        threads: of a runtime on the CPU; None takes every core that the process may use.
-        optimized: graphs that this machine has optimized already; used in fast mode.
+        target: target of the graphs.
+        threads: threads of a runtime on the CPU; None uses every core available to the process.
+        optimized: graphs that this machine has already optimized; used in fast mode.
     """
     mode = mode_of(target.name, target.provider)
     backend = OnnxRuntimeBackend(threads, target.provider, mode, optimized if mode == "fast" else None)
@@ -40,17 +40,17 @@ def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimi
 
 
 def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
-    """The backend that the statistics of a bundle were measured on."""
+    """Returns the backend that the statistics of a bundle were measured on."""
     return measuring_backend(bundle.manifest.target, threads, OptimizedGraphs.of(bundle))
 
 
 @dataclass(frozen=True)
 class Bfloat16StandIn:
-    """See `engines.backends.base.Backend`. ONNX Runtime has no bfloat16 kernels on the CPU: such graphs run in float32, with every result
-    rounded to bfloat16.
+    """Backend for bfloat16 graphs, see `engines.backends.base.Backend`. ONNX Runtime has no bfloat16 kernels on the CPU, so such graphs run
+    in float32 with every result rounded to bfloat16.
 
     Attributes:
-        backend: that runs it.
+        backend: backend that runs the float32 graph.
     """
 
     backend: Backend
@@ -61,8 +61,8 @@ class Bfloat16StandIn:
 
 
 def runnable(graph: Path, folder: Path) -> Path:
-    """The graph, or where it computes in bfloat16 its stand-in, which is written to the folder under the same name."""
-    import onnx_ir as ir  # here, for commands that run no such graph load no framework
+    """Returns the graph, or, if it computes in bfloat16, its float32 stand-in, written to the folder under the same name."""
+    import onnx_ir as ir  # imported here so that commands that run no such graph load no framework
 
     from ptqd_export.graph.graph_files import save_graph
     from ptqd_export.graph.passes.rounded_float32 import ToRoundedFloat32

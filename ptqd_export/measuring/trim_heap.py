@@ -1,4 +1,4 @@
-"""Memory that is free but not given back."""
+"""Returns free memory to the system."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from engines.host.heap import release_free_pages
 
 
 def trim_heap() -> None:
-    """Give free memory back to the system. ONNX Runtime keeps what its largest call took, the C library what lies between blocks that are
-    still in use: after a large network that is gigabytes, which the next stage would come on top of.
+    """Returns free memory to the system.
+
+    ONNX Runtime keeps the memory of its largest call, and the C library keeps memory between blocks that are still in use. After a large
+    network that is gigabytes, which would add to the memory of the next stage.
     """
     release_activations()
     release_free_pages()

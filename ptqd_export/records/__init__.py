@@ -1,1 +1,1 @@
-"""Files of a bundle that only the exporter reads and writes."""
+"""Bundle files that only the exporter reads and writes."""

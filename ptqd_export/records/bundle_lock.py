@@ -1,4 +1,4 @@
-"""One writer a bundle: a second one is told who the first is, and what a killed one left half-written is removed."""
+"""Allows one writer per bundle. A second writer gets an error that names the first, and leftovers of a killed writer are removed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from engines.host.files import remove_parts, writable_folder
 from engines.host.locks import locked_at_once
 
 UNFINISHED = ".unfinished"
-"""Folder of the bundle where a new one is put together."""
+"""Folder inside the bundle where a new bundle is assembled."""
 
 
 @contextlib.contextmanager
 def writing_to(bundle: Path) -> Iterator[None]:
-    """Be the only process that writes to a bundle's folder, which is made where it is not there.
+    """Locks a bundle's folder so that only this process writes to it. Creates the folder if it does not exist.
 
-    Engines have locks of their own (`EngineCache`), because samplers build them too; their folders are left alone.
+    Engines have their own locks (`EngineCache`), because samplers build them too; their folders are not touched.
 
     Raises:
         UsageError: the folder cannot be written.
-        PtqdError: another process writes to it.
+        PtqdError: another process is writing to it.
     """
     local = writable_folder(bundle) / "local"
     with locked_at_once(local / "bundle", f"writing to {bundle}"):
@@ -31,7 +31,7 @@ def writing_to(bundle: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(bundle: Path, local: Path) -> None:
-    """The parts of files, the states of a walk, the half of a bundle."""
+    """Removes partial files, states of a walk, and an unfinished bundle."""
     portable = [folder for folder in bundle.rglob("*") if folder.is_dir() and not folder.is_relative_to(local)]
     machines = [folder for folder in local.iterdir() if folder.is_dir()]
     for folder in (bundle, *portable, *machines):

@@ -1,4 +1,4 @@
-"""The contract of `frontier.json`: error against cost of the chains that a choice of precision per step can make."""
+"""The contract of `frontier.json`: error against cost of chains, each a choice of one precision per step."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class MeasuredError:
     """End error of a real chain.
 
     Attributes:
-        error: geometric mean over samples of their mean square difference to full precision.
-        log_standard_error: of the natural logarithm of `error`.
-        mean_square: plain mean over samples, which the few that became another image dominate.
+        error: geometric mean over samples of their mean square difference from full precision.
+        log_standard_error: standard error of the natural logarithm of `error`.
+        mean_square: arithmetic mean over samples, dominated by the few samples that became a different image.
     """
 
     error: float
@@ -35,7 +35,7 @@ class MeasuredError:
 
     @classmethod
     def of(cls, errors: Float64) -> MeasuredError:
-        """From the mean square differences of the samples, [N]."""
+        """Computes the error from the mean square differences of the samples, [N]."""
         exact = not errors.all()
         spread = 0.0 if exact else float(np.log(errors).std(ddof=1)) / len(errors) ** 0.5
         return cls(float(pooled(errors)), spread, float(errors.mean()))
@@ -43,15 +43,15 @@ class MeasuredError:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Chains, what they cost, and what the probes predict of them.
+    """Chains with their costs and the errors that the probes predict.
 
     Attributes:
-        cost: what is counted.
-        menu: the costs and amplitudes that the program chose by.
+        cost: what the cost counts.
+        menu: costs and amplitudes on which the choice was based.
         probes: predict the error of a chain.
-        chains: by kind; a chain may be of several kinds.
-        measured: real chains, by choice.
-        samples: that they were measured on.
+        chains: chains with their kind; a chain may have several kinds.
+        measured: errors of real chains, by choice.
+        samples: number of samples that the real chains were measured on.
     """
 
     cost: Literal["bit_operations", "time"]
@@ -62,7 +62,7 @@ class Frontier:
     samples: int = 0
 
     def record(self) -> dict[str, Any]:
-        """The whole file."""
+        """Returns the content of the whole file."""
         return {
             "schema_version": SCHEMA_VERSION,
             "cost": self.cost,
@@ -87,7 +87,7 @@ class Frontier:
         }
 
     def _prediction(self) -> dict[str, Any]:
-        """How well predictions agree with real chains, exact ones apart; correlations of the logarithms."""
+        """How well predictions agree with real chains, as correlations of the logarithms. Exact chains are left out."""
         from scipy.stats import pearsonr, spearmanr  # see `calib.walk.budget._solve`
 
         pairs = [(self.probes.predict(choice), found.error) for choice, found in self.measured.items()]
@@ -101,7 +101,7 @@ class Frontier:
 
 
 def measured_of(record: Mapping[str, Any]) -> tuple[dict[Choice, MeasuredError], int]:
-    """The chains that a frontier file says were measured, and on how many samples."""
+    """Returns the measured chains of a frontier file, and the number of samples they were measured on."""
     chains = {tuple(chain["precisions"]): chain["measured"] for chain in record["chains"]}
     measured = {choice: MeasuredError(**found) for choice, found in chains.items() if found is not None}
     return measured, int(record["prediction"]["samples"])

@@ -1,4 +1,4 @@
-"""The contract of `statistics/<placement>/<precision>.json`: what was measured of one precision, step by step and layer by layer."""
+"""The contract of `statistics/<placement>/<precision>.json`: measurements of one precision, by step and by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 
 
 class StoredStep(BaseModel):
-    """What refits and checks read of a step."""
+    """The fields of a step that refits and checks read."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -29,7 +29,7 @@ class StoredStep(BaseModel):
 
 
 class StatisticsFile(BaseModel):
-    """What they read of the whole file."""
+    """The fields of the whole file that refits and checks read."""
 
     steps: Annotated[list[StoredStep], Field(min_length=1)]
     layers: list[dict[str, Any]]
@@ -39,21 +39,21 @@ Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def read_statistics(bundle: Bundle, file: str, kind: type[Stored]) -> Stored:
-    """A statistics file of a bundle, or the part of it that `kind` describes.
+    """Reads a statistics file of a bundle, or the part of the file that `kind` describes.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: the file is damaged.
     """
     try:
         return kind.model_validate_json(json.dumps(bundle.json(file)))
     except ValidationError as error:
         raise BundleError(
-            "Statistics do not hold what they should.", found=f"{bundle.folder / file}: {first_problem(error)}", mend="rebuild the bundle"
+            "The statistics are damaged.", found=f"{bundle.folder / file}: {first_problem(error)}", mend="build the bundle again"
         ) from error
 
 
 def step_record(result: StepResult, precision: str, guidance: float) -> dict[str, Any]:
-    """One step: the paper's split of the noise after guidance, what the correction leaves, and the moments that both follow from."""
+    """Record of one step: the paper's split of the noise after guidance, what the correction leaves, and the underlying moments."""
     noise, correction = result.noise[precision], result.corrections[precision]
     joint = result.moments[precision]
     return {
@@ -74,7 +74,7 @@ def step_record(result: StepResult, precision: str, guidance: float) -> dict[str
 
 
 def corrected_snr_db(moments: Moments, affine: Affine) -> float:
-    """10 log10 of the power of `e` over that of `e' - e`, from the moments of `x, e, d`; infinite where nothing is left."""
+    """10 log10 of the power of `e` over that of `e' - e`, from the moments of `x, e, d`; infinite if `e' - e` is zero."""
     signal = float(np.mean(moments.variance("e") + moments.mean_of("e") ** 2))
     noise = residual_variance(moments, affine) + float(np.mean(residual_mean(moments, affine) ** 2))
     return 10 * math.log10(signal / noise) if noise else math.inf
@@ -83,7 +83,7 @@ def corrected_snr_db(moments: Moments, affine: Affine) -> float:
 def statistics(
     precision: str, placement: str, guidance: float, steps: list[dict[str, Any]], layers: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The whole file."""
+    """Returns the content of the whole file."""
     return {
         "schema_version": SCHEMA_VERSION,
         "precision": precision,
@@ -95,5 +95,5 @@ def statistics(
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: None where nothing was quantized, or where there is one fold only."""
+    """Replaces infinity, which JSON lacks, with None. It occurs if nothing was quantized or if there is only one fold."""
     return value if math.isfinite(value) else None

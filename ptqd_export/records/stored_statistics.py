@@ -1,4 +1,4 @@
-"""What was measured on the walk of a schedule, as it was stored."""
+"""Reads the statistics that were measured on the walk of a schedule."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ptqd_export.records.statistics_file import StatisticsFile, read_statistics
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """By precision: moments of every step before guidance, and the records of the layers."""
+    """The moments of every step before guidance and the layer records, by precision."""
 
     moments: dict[str, list[Moments]]
     layers: dict[str, list[dict[str, Any]]]
 
 
 def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
-    """What was measured on a schedule's walk.
+    """Reads the statistics that were measured on a schedule's walk.
 
     Raises:
         UsageError: the bundle has no statistics of this schedule.
-        BundleError: they are damaged.
+        BundleError: the statistics are damaged.
     """
     names = {name: statistics_file(bundle, schedule, name) for name in bundle.manifest.precisions}
     listed = {name: file for name, file in names.items() if file in bundle.manifest.files}
@@ -32,8 +32,8 @@ def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
         raise UsageError(
             "The bundle has no statistics of this schedule.",
             found=f"{schedule}: no file such as {statistics_file(bundle, schedule, 'w8a8')}",
-            expected="a schedule that was walked: the default one of a bundle as `ptqd-export build` writes it, or one with `--fit walk`",
-            mend="give --fit walk, or build the bundle again",
+            expected="a schedule with its own walk: the default schedule that `ptqd-export build` writes, or one made with `--fit walk`",
+            mend="use --fit walk, or build the bundle again",
         )
     files = {name: read_statistics(bundle, file, StatisticsFile) for name, file in listed.items()}
     moments = {name: [Moments.from_json(step.moments) for step in content.steps] for name, content in files.items()}
@@ -41,6 +41,6 @@ def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
 
 
 def statistics_file(bundle: Bundle, schedule: str, precision: str) -> str:
-    """Name of the file that holds what was measured of a precision on a schedule's walk."""
+    """Name of the file with the statistics of a precision on a schedule's walk."""
     folder = f"statistics/{bundle.manifest.placement}"
     return f"{folder}/{precision}.json" if schedule == DEFAULT else f"{folder}/{schedule}/{precision}.json"

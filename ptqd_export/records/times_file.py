@@ -1,4 +1,4 @@
-"""Where a bundle keeps what its engines were timed at, machine by machine."""
+"""Stores the measured times of a bundle's engines, one file per machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMES = "times.json"
 
 
 def times_file(bundle: Path) -> Path:
-    """Of this machine."""
+    """Path of the times file of this machine."""
     return bundle / "local" / machine_name() / TIMES
 
 
@@ -39,10 +39,10 @@ class MachineTimes(Strict):
 
 
 def read_times(path: Path) -> MachineTimes:
-    """The times in a file.
+    """Reads the times from a file.
 
     Raises:
-        BundleError: they are damaged.
+        BundleError: the times are damaged.
     """
     try:
         return MachineTimes.model_validate_json(json.dumps(read_json_object(path, BundleError)))

@@ -1,1 +1,1 @@
-"""The same function, easier to quantize."""
+"""Rewrites a network so that it is easier to quantize and computes the same function."""

@@ -1,4 +1,4 @@
-"""Equivalent channel scaling: the maker of a channel is divided by a factor, its readers are multiplied, the network computes the same."""
+"""Equivalent channel scaling: divides the producer of a channel by a factor and multiplies its consumers; the output does not change."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from calib.quantizers.preparation.channels import channel_axis
 
 LARGEST_FACTOR = 64.0
-"""Factors stay between its inverse and it: a channel that calibration saw near zero must not drown the others when it wakes up."""
+"""Factors lie between the inverse of this and this: a channel that calibration saw near zero must not drown out the others later."""
 
 
 @dataclass(frozen=True)
 class ScalableChannels:
-    """Channels with nothing between their maker and their readers but operations that commute with a factor for each channel.
+    """Channels with only operations between producer and consumers that commute with a factor per channel.
 
     Attributes:
-        producer: the module that makes them, a norm or a layer: dividing its weight and bias, channel by channel, divides them.
-        first: the producer's channel that the first of them is.
-        consumers: the layers that read them; their weights are [outputs, channels, ...].
+        producer: module that produces the channels, a norm or a layer: dividing its weight and bias channel by channel divides them.
+        first: index of the first of these channels among the producer's channels.
+        consumers: layers that read the channels; their weights are [outputs, channels, ...].
     """
 
     producer: str
@@ -31,16 +31,16 @@ class ScalableChannels:
 
 
 def smoothing_factors(x: Tensor, w: Tensor, exponent: float) -> Tensor:
-    """`s_j = max|X_j|^a / max|W_j|^(1-a)` (SmoothQuant, arXiv 2211.10438, equation 4), divided by its geometric mean: a factor that all
-    channels share changes nothing.
+    """`s_j = max|X_j|^a / max|W_j|^(1-a)` (SmoothQuant, arXiv 2211.10438, equation 4), divided by the geometric mean of all `s_j`, because
+    a factor common to all channels changes nothing.
 
     Args:
-        x: [channels] largest magnitude of every input channel.
-        w: [channels] largest magnitude of the weights that read it.
+        x: [channels] largest magnitude of each input channel.
+        w: [channels] largest magnitude of the weights that read the channel.
         exponent: `a`, from 0 (equal weights) to 1 (equal activations).
 
     Returns:
-        float32 [channels], within `LARGEST_FACTOR`; 1 where input or weights are all zero.
+        float32 [channels], limited by `LARGEST_FACTOR`; 1 where the input or the weights are all zero.
     """
     live = (x > 0) & (w > 0)
     if not live.any():
@@ -51,14 +51,17 @@ def smoothing_factors(x: Tensor, w: Tensor, exponent: float) -> Tensor:
 
 
 def scaling_factors(network: nn.Module, channels: ScalableChannels, x: Tensor, exponent: float) -> Tensor:
-    """The factors of some channels of a network, from the largest magnitudes `x` [channels] that were observed."""
+    """Returns the factors for some channels of a network, given their largest observed magnitudes `x` [channels]."""
     weights = (network.get_submodule(name).get_parameter("weight").detach() for name in channels.consumers)
     w = torch.stack([weight.abs().transpose(0, 1).flatten(1).amax(1) for weight in weights]).amax(0)
     return smoothing_factors(x, w, exponent)
 
 
 def scale_channels(network: nn.Module, channels: ScalableChannels, factors: Tensor) -> None:
-    """Divide the producer's channels, multiply the consumers' weights. Parameters are replaced: the network may share their values."""
+    """Divides the producer's channels and multiplies the consumers' weights.
+
+    Parameters are replaced rather than written into, because the network may share their values.
+    """
     rows = slice(channels.first, channels.first + len(factors))
     producer = network.get_submodule(channels.producer)
     for name, parameter in list(producer.named_parameters(recurse=False)):
@@ -72,7 +75,7 @@ def scale_channels(network: nn.Module, channels: ScalableChannels, factors: Tens
 
 
 def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) -> dict[str, Tensor]:
-    """The parameters that scaling changes, by name."""
+    """Returns the parameters that scaling changes, by name."""
     found: dict[str, Tensor] = {}
     for channels in scaled:
         producer = network.get_submodule(channels.producer)
@@ -83,10 +86,10 @@ def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) ->
 
 @contextmanager
 def observe_channels(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Observe the largest magnitude of every input channel of named layers while the block runs the network.
+    """Observes the largest magnitude of each input channel of the named layers while the `with` block runs the network.
 
     Yields:
-        float32 [channels] on the cpu, by layer; complete when the block ends.
+        float32 [channels] on the CPU, by layer; complete when the block ends.
     """
     seen: dict[str, Tensor] = {}
     handles = []

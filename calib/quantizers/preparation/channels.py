@@ -1,4 +1,4 @@
-"""Which axis of a layer's input counts its channels."""
+"""Finds the channel axis of a layer's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers split by the parts of their input, so that each part of a concatenation is quantized with a range of its own."""
+"""Splits layers along their input channels, so that each part of a concatenation is quantized with its own range."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SplitLayer(nn.Module):
 
     Args:
         layer: an ungrouped convolution, or a linear layer.
-        sizes: channels of each part, as many as the layer takes in all.
+        sizes: number of channels of each part; they add up to the layer's input channels.
     """
 
     def __init__(self, layer: nn.Module, sizes: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ class SplitLayer(nn.Module):
 
 
 def _part(layer: nn.Module, begin: int, end: int) -> nn.Module:
-    """The layer of some input channels; the bias stays with the first."""
+    """Part of the layer for the input channels from `begin` to `end`. The first part keeps the bias."""
     part = copy.deepcopy(layer)
     weight = layer.get_parameter("weight").detach()[:, begin:end]
     part._parameters["weight"] = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), requires_grad=False)
@@ -47,7 +47,7 @@ def _part(layer: nn.Module, begin: int, end: int) -> nn.Module:
 
 
 def split_layers(network: nn.Module, parts: Mapping[str, Sequence[int]]) -> None:
-    """Replace layers of a network, by name, with their `SplitLayer`: `<name>` becomes `<name>.parts.0`, `<name>.parts.1`, ..."""
+    """Replaces the named layers of a network with a `SplitLayer`: `<name>` becomes `<name>.parts.0`, `<name>.parts.1`, ..."""
     for name, sizes in parts.items():
         network.set_submodule(name, SplitLayer(network.get_submodule(name), sizes))
 
@@ -58,5 +58,5 @@ def part_name(name: str, index: int) -> str:
 
 
 def whole_name(name: str) -> str:
-    """Name of the layer that a part belongs to; of any other layer its own."""
+    """Name of the layer that a part belongs to; the name of any other layer is returned unchanged."""
     return re.sub(r"\.parts\.\d+$", "", name)

@@ -1,1 +1,1 @@
-"""Which layer is quantized, and how."""
+"""Decides which layers are quantized, and how."""

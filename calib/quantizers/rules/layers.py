@@ -1,4 +1,4 @@
-"""The weighted layers of a network, as the graph shows them: the common currency of calibration and export."""
+"""The weighted layers of a network as the graph shows them, shared by calibration and export."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Layer:
 
     Attributes:
         name: module name, also the stem of its parameters' names (`<name>.weight`).
-        op: the ONNX operator it was traced to.
+        op: the ONNX operator that the layer was traced to.
         role: `boundary` for the first and last layers between state and output, `embedding` for vectors that do not depend on
             the state (time and class embeddings), else `inner`.
-        shape: the weight's, in torch's order (output channels first).
-        macs: multiply-accumulates a sample.
-        source: name of the first layer that reads the same tensor; layers with one source share one activation quantizer.
+        shape: shape of the weight in torch's order (output channels first).
+        macs: multiply-accumulates per sample.
+        source: name of the first layer that reads the same tensor; layers with the same source share one activation quantizer.
     """
 
     name: str

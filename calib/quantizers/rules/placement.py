@@ -1,4 +1,4 @@
-"""Where quantizers go: one table row a runtime. What differs between targets is data here, never a branch in a pass."""
+"""Where quantizers go, one table row per runtime. Differences between targets are data here, never a branch in a pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from calib.quantizers.rules.layers import Layer, Op, Role
 from calib.quantizers.rules.precision import Form, Precision
 
 CONTAINER_BITS = 8
-"""Activations are carried in 8-bit integers, whatever their bits: no runtime computes with fewer today."""
+"""Activations are stored in 8-bit integers whatever their bit width: no runtime computes with fewer bits today."""
 
 HighPrecision = Literal["fp32", "fp16", "bf16"]
-"""Type of what is not quantized."""
+"""Type of everything that is not quantized."""
 
 HIGH_PRECISION_BITS: Mapping[HighPrecision, int] = MappingProxyType({"fp32": 32, "fp16": 16, "bf16": 16})
 
@@ -25,13 +25,13 @@ class OpPlacement:
     """Q/DQ around one operator.
 
     Attributes:
-        quantize_output: put Q/DQ behind it too (ONNX Runtime makes a convolution an integer kernel only then).
+        quantize_output: put Q/DQ after the operator too (only then does ONNX Runtime make a convolution an integer kernel).
         bias: type of the stored bias.
-        int4: where weights of at most 4 bits are stored packed, two a byte (ONNX INT4): beside any activations, beside float ones only,
-            or nowhere; elsewhere they are INT8.
-        shifted: integers and zero point of the weights can be shifted together when the graph is loaded. ONNX Runtime has two kernels for
-            integer convolutions, and takes the one for zero points of 0 where all are, though on processors with AMX the other is twice as
-            fast.
+        int4: when weights of at most 4 bits are stored packed, two per byte (ONNX INT4): with any activations, with float activations
+            only, or never. Otherwise they are stored as INT8.
+        shifted: whether the integers and zero points of the weights can be shifted together when the graph is loaded. ONNX Runtime has two
+            kernels for integer convolutions and uses the one for zero points of 0 if all are 0, although the other is twice as fast on
+            processors with AMX.
     """
 
     quantize_output: bool
@@ -42,23 +42,23 @@ class OpPlacement:
 
 @dataclass(frozen=True)
 class Placement:
-    """What a runtime wants to find.
+    """What a runtime expects of a graph.
 
     Attributes:
-        name: also the folder of the graphs.
-        signed: activations in int8, else uint8.
+        name: name of the placement, and of the folder with its graphs.
+        signed: activations are int8, otherwise uint8.
         symmetric: zero points must be 0.
         ops: which operators are quantized, and how.
         int4_form: how packed weights are unpacked: `cast` to INT8 before DequantizeLinear, which ONNX Runtime folds when it loads the
-            graph; or by DequantizeLinear itself, `blocks` of input channels at a time, which is all that TensorRT has kernels for.
-        weight_only: how the integer weights of float layers are scaled: `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
-            loads the graph; behind DequantizeLinear it stays unpacked, and a batch of one takes a kernel that rounds otherwise. TensorRT
-            takes integers nowhere but behind `dequantize`.
-        group_norm: `instance` writes group norms with instance norm and batch norm, for which ONNX Runtime's CPU provider has kernels: it
-            has none of the operator. TensorRT has it.
-        attention: `operator` writes attention as ONNX's operator of opset 23, `products` leaves it as it was traced.
-        high_precisions: types that the float part of a graph can be written in; the first is the default.
-        forms: what quantized values can be stored as.
+            graph; or by DequantizeLinear itself in `blocks` of input channels, the only form that TensorRT has kernels for.
+        weight_only: how the integer weights of float layers are scaled. `multiply` is a Cast and a Mul, which ONNX Runtime folds when it
+            loads the graph; with DequantizeLinear the weight would stay unpacked, and a batch of one would use a kernel that rounds
+            differently. TensorRT accepts integers only with `dequantize`.
+        group_norm: `instance` writes group norms as instance norm and batch norm, because ONNX Runtime's CPU provider has kernels for
+            these but none for the operator. TensorRT has the operator.
+        attention: `operator` writes attention as ONNX's operator of opset 23; `products` leaves it as traced.
+        high_precisions: types available for the float part of a graph; the first is the default.
+        forms: forms available for storing quantized values.
     """
 
     name: str
@@ -120,10 +120,10 @@ class Rule:
     """What one layer gets at one precision.
 
     Attributes:
-        weight_bits, activation_bits, output_bits: None where it stays in float.
-        bias: how its bias is stored.
-        reason: why its bits are not the precision's.
-        form: of weight and activations.
+        weight_bits, activation_bits, output_bits: bit widths; None means float.
+        bias: how the bias is stored.
+        reason: why the bit widths differ from the precision's.
+        form: form of the quantized weight and activations.
     """
 
     weight_bits: int | None
@@ -145,12 +145,12 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class LayerOverrides:
-    """Layers that do not get what their precision says.
+    """Layers that are exempt from what the precision says.
 
     Attributes:
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
         keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
-        slower: layers that keep integer weights and compute in float, with how many times as fast integers were.
+        slower: layers that keep integer weights but compute in float, with the measured speed-up of integers over float.
     """
 
     keep_float: tuple[str, ...] = ()
@@ -162,13 +162,13 @@ NO_OVERRIDES = LayerOverrides()
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
-    """The rule for a layer.
+    """Returns the rule for a layer.
 
     Args:
         layer: the layer.
         precision: the plan's precision; float precisions keep every layer in float.
         placement: the target's table.
-        overrides: to what the precision says.
+        overrides: exceptions from the precision.
     """
     pattern = _matched(layer, overrides.keep_float)
     if pattern is not None:
@@ -190,5 +190,5 @@ def rule(layer: Layer, precision: Precision, placement: Placement, overrides: La
 
 
 def _matched(layer: Layer, patterns: Sequence[str]) -> str | None:
-    """The first of the patterns that the layer's name matches."""
+    """The first pattern that matches the layer's name."""
     return next((pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)), None)

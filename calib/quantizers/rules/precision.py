@@ -1,5 +1,5 @@
-"""Precisions by name: `w4a8` is 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp8` 8-bit floats for
-both (E4M3), `fp32` all float.
+"""Precisions by name: `w4a8` means 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp8` 8-bit floats
+(E4M3) for both, `fp32` all float.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLOAT_WIDTHS: Mapping[str, int] = MappingProxyType({"fp16": 16, "fp32": 32})
 FLOAT8 = "fp8"
 
 Form: TypeAlias = Literal["integer", "e4m3"]
-"""What quantized values are stored as: integers, or floats of 4 exponent and 3 mantissa bits (Micikevicius et al., arXiv 2209.05433)."""
+"""How quantized values are stored: integers, or floats with 4 exponent and 3 mantissa bits (Micikevicius et al., arXiv 2209.05433)."""
 
 PATTERN = r"^(w[2-8]a([4-8]|16)|fp8|fp16|fp32)$"
 """The grammar as a regular expression, for the JSON Schema of the plan."""
@@ -31,8 +31,8 @@ GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a
 
 @dataclass(frozen=True)
 class Precision:
-    """A pair of bit widths, both None in the float precisions; 16 activation bits are float ones, so only the weights are quantized. `fp8`
-    is quantized: its values have scales as integers have.
+    """A pair of bit widths, both None for float precisions. 16 activation bits mean float activations, so only the weights are quantized.
+    `fp8` counts as quantized: its values have scales, like integers.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Precision:
 
     @classmethod
     def parse(cls, name: str) -> Precision:
-        """The precision of that name. Raises UsageError where the grammar does not know it."""
+        """Returns the precision of that name. Raises UsageError if the name is not in the grammar."""
         if name in FLOAT_WIDTHS:
             return cls(name, None, None)
         if name == FLOAT8:
             return cls(name, 8, 8, "e4m3")
         if not re.fullmatch(PATTERN, name):
-            raise UsageError(f'unknown precision "{name}"', found=name, expected=GRAMMAR, mend=f'did you mean "{nearest_name(name)}"?')
+            raise UsageError(f'Unknown precision "{name}".', found=name, expected=GRAMMAR, mend=f'did you mean "{nearest_name(name)}"?')
         weight_bits, activation_bits = (int(bits) for bits in name[1:].split("a"))
         return cls(name, weight_bits, activation_bits)
 
@@ -59,7 +59,7 @@ class Precision:
 
     @property
     def cost_key(self) -> tuple[int, int, str]:
-        """Sorts precisions going up in bit operations; among equals the lighter weights come first."""
+        """Sort key for precisions by ascending bit operations; among equals, fewer weight bits come first."""
         return self.bit_operations_per_mac, self._weight_width, self.name
 
     @property
@@ -68,7 +68,7 @@ class Precision:
 
 
 def nearest_name(name: str) -> str:
-    """The valid name closest to a misspelt one: nearest in bits where it has the form of a precision, else nearest in spelling."""
+    """The valid name closest to a misspelt one: closest in bits if it has the form of a precision, otherwise closest in spelling."""
     lowered = name.strip().lower()
     if bits := re.fullmatch(r"w(\d+)a(\d+)", lowered):
         weight = min(WEIGHT_BITS, key=lambda known: abs(known - int(bits[1])))

@@ -1,1 +1,1 @@
-"""What a graph must pass before it leaves the build."""
+"""Checks that a graph must pass before it leaves the build."""

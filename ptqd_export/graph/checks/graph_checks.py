@@ -1,4 +1,4 @@
-"""What a graph must pass before it leaves the build, by placement."""
+"""Checks that a graph must pass before it leaves the build, by placement."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CHECKS: Mapping[str, Check] = {
 
 
 def check_graph(placement: Placement, path: Path, layers: Sequence[QuantizedLayer]) -> None:
-    """Hold a graph against what its runtime takes.
+    """Checks that the runtime of the placement accepts a graph.
 
     Raises:
-        PtqdError: the runtime would refuse it, or run it otherwise than the build says.
+        PtqdError: the runtime would refuse the graph, or run it differently from what the build says.
     """
     CHECKS[placement.name](path, layers)

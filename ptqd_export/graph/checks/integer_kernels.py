@@ -1,4 +1,4 @@
-"""Look into the graph that ONNX Runtime really runs: which layers became integer kernels."""
+"""Counts the integer kernels in the graph that ONNX Runtime actually runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger
 
 
 def check_integer_kernels(path: Path, layers: Sequence[QuantizedLayer]) -> int:
-    """The number of integer kernels in the optimized graph.
+    """Returns the number of integer kernels in the optimized graph.
 
     Raises:
-        PtqdError: fewer than layers with integer weights and activations: the runtime left some in float.
+        PtqdError: there are fewer kernels than layers with integer weights and activations, so the runtime left some layers in float.
     """
     expected = sum(layer.input is not None for layer in layers)
     with tempfile.TemporaryDirectory() as folder:
@@ -33,6 +33,6 @@ def check_integer_kernels(path: Path, layers: Sequence[QuantizedLayer]) -> int:
             "The runtime does not run every quantized layer in integers.",
             found=f"{found} integer kernels in {path.name}",
             expected=f"{expected}",
-            mend="this onnxruntime fuses other patterns: use a version that the project's constraints name",
+            mend="this onnxruntime fuses other patterns: use a version listed in the project's constraints",
         )
     return found

@@ -1,4 +1,4 @@
-"""Refuse, by the name of its node, what TensorRT's parser or builder refuses, crashes on, or takes for something else."""
+"""Refuses nodes that TensorRT's parser or builder refuses, crashes on, or misreads, and names the node."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that TensorRT does not take.
+    """One thing that TensorRT does not accept.
 
     Attributes:
-        wrong: what it is, for people.
-        expected: what it takes instead.
-        found: what a node holds of it; None where it does not.
+        wrong: the problem, for the error message.
+        expected: what TensorRT accepts instead.
+        found: describes the problem in a node; returns None if the node is fine.
     """
 
     wrong: str
@@ -32,17 +32,17 @@ class Check:
 
 
 def check_tensorrt_graph(path: Path) -> None:
-    """Hold a graph against what TensorRT takes, without TensorRT: its own errors name other nodes, or are the end of the process.
+    """Checks without TensorRT that TensorRT accepts a graph. TensorRT's own errors name other nodes or end the process.
 
     Raises:
-        PtqdError: there is such a node.
+        PtqdError: TensorRT does not accept one of the nodes.
     """
     for node in ir.traversal.RecursiveGraphIterator(ir.load(path).graph):
         for check in CHECKS:
             found = check.found(node)
             if found is not None:
                 raise PtqdError(
-                    f"TensorRT does not take {path.name}: {check.wrong}.",
+                    f"TensorRT does not accept {path.name}: {check.wrong}.",
                     found=f"{found}, node {node.name or node.outputs[0].name} ({node.op_type})",
                     expected=check.expected,
                     mend='build the graph for a TensorRT target: "tensorrt" or "tensorrt-rtx" as target.name',
@@ -58,7 +58,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """What a value holds where the graph says so: an initializer's, or a Constant node's."""
+    """The content of an initializer or of a Constant node's output; None for other values."""
     producer = None if value is None else value.producer()
     if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
         return producer.attributes["value"].as_tensor()
@@ -87,7 +87,7 @@ def _zero_point(node: ir.Node) -> str | None:
 
 
 def _quantized_type(node: ir.Node) -> ir.DataType | None:
-    """The integers of a QuantizeLinear."""
+    """The integer type of a QuantizeLinear's output; None for other nodes."""
     if node.op_type != "QuantizeLinear":
         return None
     zero_point = _input(node, 2)
@@ -125,7 +125,7 @@ def _integers_elsewhere(node: ir.Node) -> str | None:
     return next((f"{value.name} in {value.dtype.name}" for value in stored if value.dtype in STORED_TYPES), None)
 
 
-def _casts_of_few_bits(node: ir.Node) -> str | None:
+def _four_bit_cast(node: ir.Node) -> str | None:
     if node.op_type != "Cast":
         return None
     ends = [_input(node, 0), *node.outputs]
@@ -134,13 +134,13 @@ def _casts_of_few_bits(node: ir.Node) -> str | None:
 
 
 CHECKS = (
-    Check("a scale that is only known at run time ends its builder", "scales stored in the graph", _run_time_scale),
+    Check("its builder crashes on a scale that is only known at run time", "scales stored in the graph", _run_time_scale),
     Check("a scale is not positive", "scales above 0", _scale_not_positive),
-    Check("its quantizers are symmetric", "zero points of 0", _zero_point),
-    Check("it takes unsigned integers for signed ones", "int8 integers, the type of the zero point", _unsigned),
-    Check("it has no 4-bit activations", "a Clip to the 4-bit range, and int8 integers", _four_bit_activations),
-    Check("its biases are floats", "a float bias; DequantizeLinear of int8 or int4 alone", _wide_integers),
-    Check("its convolutions have no 4-bit weights", "the integers in an int8 weight", _four_bit_convolution),
-    Check("it has no Cast of 4-bit integers", "DequantizeLinear of the 4-bit integers themselves", _casts_of_few_bits),
-    Check("it takes stored integers behind DequantizeLinear alone", "DequantizeLinear", _integers_elsewhere),
+    Check("it supports only symmetric quantizers", "zero points of 0", _zero_point),
+    Check("it reads unsigned integers as signed ones", "int8 integers, the type of the zero point", _unsigned),
+    Check("it does not support 4-bit activations", "a Clip to the 4-bit range, and int8 integers", _four_bit_activations),
+    Check("it does not support integer biases", "a float bias; DequantizeLinear only of int8 or int4", _wide_integers),
+    Check("it does not support 4-bit weights of convolutions", "the integers stored as an int8 weight", _four_bit_convolution),
+    Check("it does not support a Cast of 4-bit integers", "DequantizeLinear of the 4-bit integers themselves", _four_bit_cast),
+    Check("it accepts stored integers only as inputs of DequantizeLinear", "DequantizeLinear", _integers_elsewhere),
 )

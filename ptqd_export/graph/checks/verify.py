@@ -1,4 +1,4 @@
-"""Hold an exported graph against the torch oracle, on real states, before it leaves the build."""
+"""Compares an exported graph with the torch oracle on real states, before the graph leaves the build."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from engines.networks.engine_denoiser import STATE, TIMESTEP
 from ptqd_export.models.base import LoadedModel
 
 TOLERANCE_DB = 1.0
-"""How much further a graph may be from the float64 oracle than the float32 oracle is: both carry one set of float32 sums."""
+"""How much further from the float64 oracle a graph may be than the float32 oracle: both contain the error of one set of float32 sums."""
 
 FLOAT_MATCH_DB = 80.0
-"""An agreement that needs no explanation: two runs in float32, with no value rounded to another integer."""
+"""Agreement that needs no explanation: that of two float32 runs in which no value was rounded to another integer."""
 
 LEAST_FLOAT_DB = 40.0
-"""What half precision keeps of a network at least; 60 to 80 dB are usual."""
+"""Least agreement of a half-precision network; 60 to 80 dB are usual."""
 
 BATCH = 8
-"""States at a time: the activations of a large network in float64 would else take more memory than the network."""
+"""States per batch. In larger batches, the float64 activations of a large network would take more memory than the network."""
 
 CHANCE = 1e-4
-"""Probability at which a right graph is refused, at worst."""
+"""Highest probability that a correct graph is refused."""
 
 STANDARD_ERRORS = 5.0
-"""How far statistics of graph and oracle may lie apart."""
+"""How far apart the statistics of graph and oracle may be."""
 
 VERIFIED_STATES = 64
 """States that a graph is held against its oracle at."""
@@ -48,14 +48,14 @@ VERIFIED_STATES = 64
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured of one precision; every figure is in dB of the output's power.
+    """Agreement of one precision's outputs. Every figure is a signal-to-noise ratio in dB.
 
     Attributes:
-        noise: full precision against the graph as it runs: the quantization noise.
-        exact_noise: the same in the runtime's exact mode.
-        rounding: oracle in float64 against oracle in float32: what the order of float sums costs.
-        exact_match: oracle in float64 against the graph in exact mode.
-        fast_match: oracle in float64 against the graph as it runs.
+        noise: full precision against the graph as it runs, which is the quantization noise.
+        exact_noise: full precision against the graph in the runtime's exact mode.
+        rounding: float64 oracle against float32 oracle, which is the cost of the order of float sums.
+        exact_match: float64 oracle against the graph in exact mode.
+        fast_match: float64 oracle against the graph as it runs.
     """
 
     noise: float
@@ -79,21 +79,21 @@ def verify(
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Verification:
-    """Compare a quantized graph with its oracle on conditional outputs at the given states.
+    """Compares the conditional outputs of a quantized graph with those of its oracle at the given states.
 
     Args:
-        model: whose network was quantized.
-        graph: as it runs.
-        layers: its quantized layers.
-        states: where to compare.
-        reference: full precision's outputs there, see `full_precision_outputs`; None computes them.
-        backend: what runs it.
-        float32: the same graph before its float part was written in another type; it is what the exact mode runs then.
-        dtype: that the oracle computes in where the noise statistics are compared: bfloat16 adds noise of its own, float16 does not.
+        model: model whose network was quantized.
+        graph: the graph as it runs.
+        layers: quantized layers of the graph.
+        states: states to compare at.
+        reference: full-precision outputs at these states, see `full_precision_outputs`; None computes them.
+        backend: backend that runs the graph.
+        float32: the graph before its float part was converted to another type; if given, the exact mode runs this graph.
+        dtype: type of the oracle that the noise statistics are compared with: bfloat16 adds noise of its own, float16 does not.
 
     Raises:
-        PtqdError: the graph in exact mode is further from the oracle than rounding explains, or its noise statistics, as it
-            runs, are not the oracle's within sampling error.
+        PtqdError: the graph in exact mode is further from the oracle than rounding explains, or the noise statistics of the graph as it
+            runs differ from the oracle's by more than the sampling error.
     """
     reference = full_precision_outputs(model, states) if reference is None else reference
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
@@ -105,22 +105,22 @@ def verify(
         exact_match=snr_db(double, exact),
         fast_match=snr_db(double, fast),
     )
-    _no_further_than_rounding(graph, found, double, single, exact)
+    _check_rounding(graph, found, double, single, exact)
     oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
-    _same_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
+    _check_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
     return found
 
 
 def full_precision_outputs(model: LoadedModel, states: States) -> NDArray[np.floating]:
-    """Conditional outputs of the network as it is, from torch: the same for every precision that is verified at these states."""
+    """Returns the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
     return _torch_outputs(model, states, ())
 
 
 def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
-    """The same of a graph that is full precision's in a smaller float type; its noise is what that type costs.
+    """Compares a full-precision graph in a smaller float type with torch. Its noise is the cost of that type.
 
     Raises:
-        PtqdError: it costs more than rounding can.
+        PtqdError: the type costs more than rounding can explain.
     """
     single, double = full_precision_outputs(model, states), _torch_outputs(model, states, (), torch.float64)
     out = _graph_outputs(model, graph, states, backend)
@@ -129,32 +129,30 @@ def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backe
     if match < LEAST_FLOAT_DB:
         raise PtqdError(
             f"The network does not fit the float type of {graph.name}.",
-            found=f"full precision's output over the difference is {match:.1f} dB",
+            found=f"the output agrees with full precision to {match:.1f} dB",
             expected=f"at least {LEAST_FLOAT_DB:.0f} dB",
             mend='values overflow: leave this precision out, and set target.high_precision to "fp32"',
         )
     return found
 
 
-def _no_further_than_rounding(
-    graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32
-) -> None:
-    """Compare sample by sample: of two right graphs each is the further one in half of the samples at most. Means would say little: a value
-    at a rounding tie that falls the other way changes all of one sample behind it, and such samples are rare in small networks.
+def _check_rounding(graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32) -> None:
+    """Compares sample by sample: of two correct graphs, each is the further one in at most half of the samples. Means would say little: a
+    value at a rounding tie that falls the other way changes the rest of its sample, and such samples are rare in small networks.
     """
     rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
     further = int(np.sum(_power(exact - double) > 10 ** (TOLERANCE_DB / 10) * rounding))
     if _chance(further, len(rounding)) < CHANCE:
         raise PtqdError(
             f"The graph {graph.name} does not compute what its oracle computes.",
-            found=f"they agree to {found.exact_match:.1f} dB, in {further} of {len(rounding)} samples worse than rounding explains",
-            expected=f"about {found.rounding:.1f} dB, and worse in half of the samples at most",
+            found=f"they agree to {found.exact_match:.1f} dB, and {further} of {len(rounding)} samples are worse than rounding explains",
+            expected=f"about {found.rounding:.1f} dB, and at most half of the samples worse",
             mend="this is a bug in ptqd-export: please report the model",
         )
 
 
 def _chance(heads: int, tosses: int) -> float:
-    """Probability of at least so many heads."""
+    """Probability of at least this many heads."""
     return float(sum(math.comb(tosses, count) for count in range(heads, tosses + 1)) / 2**tosses)
 
 
@@ -164,7 +162,7 @@ def _power(difference: NDArray[np.floating]) -> Float64:
 
 
 def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
-    """10 log10 of the signal's power over that of the difference; infinite where there is none."""
+    """10 log10 of the signal's power over the power of the difference; infinite if there is no difference."""
     signal = signal.astype(np.float64)
     noise = np.mean((signal - approximation) ** 2)
     return float(10 * np.log10(np.mean(signal**2) / noise)) if noise else float("inf")
@@ -175,7 +173,7 @@ def _torch_outputs(
 ) -> NDArray[np.floating]:
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
     wide = torch.promote_types(dtype, torch.float32)
-    types = {TIMESTEP: wide}  # no half precision holds 999
+    types = {TIMESTEP: wide}  # half precision cannot represent a timestep of 999
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
         inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
@@ -210,8 +208,11 @@ def _noise(states: States, reference: NDArray[np.floating], quantized: Float32) 
     return fit_noise(moments)
 
 
-def _same_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
-    """`k` within its standard errors; residual variance within those of a variance estimated from as many independent values as samples."""
+def _check_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
+    """Compares `k` within its standard errors, and the residual variance within those of a variance estimated from `oracle.n` values.
+
+    Each sample counts as one independent value.
+    """
     apart = abs(engine.k - oracle.k) / max(oracle.k_standard_error, 1e-12)
     relative = abs(np.log(engine.s2 / oracle.s2)) / np.sqrt(2 / oracle.n)
     if max(apart, relative) > STANDARD_ERRORS:
@@ -219,5 +220,5 @@ def _same_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
             f"The noise of {graph.name} as it runs is not the oracle's.",
             found=f"k {engine.k:.5f}, residual variance {engine.s2:.3e}",
             expected=f"k {oracle.k:.5f}, residual variance {oracle.s2:.3e}",
-            mend="compare the runtime's exact mode: its fast kernels may be wrong on this CPU",
+            mend="compare with the runtime's exact mode: its fast kernels may be wrong on this CPU",
         )

@@ -1,1 +1,1 @@
-"""Changes to graphs, one a file."""
+"""Passes that change graphs, one per file."""

@@ -1,4 +1,4 @@
-"""Write attention as the one operator that ONNX has for it."""
+"""Rewrites attention as ONNX's Attention operator."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 OPSET = 23
-"""The first with the operator; the others that we write say the same in it as in the one that is traced."""
+"""First opset with the operator. The other operators in our graphs mean the same in it as in the traced opset."""
 
 _HEADS_FIRST = (0, 2, 1, 3)
 _LAST_TWO = (0, 2, 1)
 
 
 class FuseAttention(ir.passes.InPlacePass):
-    """What PyTorch's scaled dot product attention is traced to becomes `Attention`, its heads side by side:
+    """Rewrites the trace of PyTorch's scaled dot product attention as `Attention`, with the heads side by side:
 
         Reshape(Transpose(Softmax(s Q K') V))   with Q, K, V = Transpose(Reshape(q)), ...   becomes   Attention(q, k, v)
 
-    Attention with a mask is left as it is. Requires: opset 21 or 22. Ensures: opset 23 where anything was rewritten; the arithmetic is the
+    Attention with a mask is left unchanged. Requires: opset 21 or 22. Ensures: opset 23 if anything was rewritten; the arithmetic is the
     same, up to the order of float32 sums.
     """
 
@@ -33,7 +33,7 @@ class FuseAttention(ir.passes.InPlacePass):
 
 @dataclass(frozen=True)
 class _Match:
-    """Inputs [batch, tokens, heads * size], and the node that makes the output of such a shape."""
+    """Inputs [batch, tokens, heads * size], and the node that produces the output of the same form."""
 
     inputs: tuple[ir.Value, ...]
     heads: int
@@ -50,7 +50,7 @@ class _Match:
 
 
 def _match(softmax: ir.Node) -> _Match | None:
-    """The attention around a Softmax, if it is one without a mask."""
+    """Returns the attention around a Softmax; None if there is none, or if it has a mask."""
     scores, weighted = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax.outputs[0], "MatMul")
     moved = None if weighted is None else _only_user(weighted.outputs[0], "Transpose")
     last = None if moved is None or not _permutes(moved, _HEADS_FIRST) else _only_user(moved.outputs[0], "Reshape")
@@ -66,7 +66,7 @@ def _match(softmax: ir.Node) -> _Match | None:
 
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
-    """A value before it was multiplied with a constant number, and that number."""
+    """Returns the value before it was multiplied by a constant number, and that number."""
     product = _producer(value, "Mul")
     if product is None or product.inputs[1] is None or product.inputs[1].const_value is None or product.inputs[1].const_value.size != 1:
         return value, 1.0
@@ -74,7 +74,7 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
 
 
 def _transposed(value: ir.Value | None) -> ir.Value | None:
-    """Keys before their last two axes were exchanged, heads and batch taken together meanwhile."""
+    """Returns the keys before their last two axes were swapped, a swap done with heads and batch folded into one axis."""
     unfolding = _producer(value, "Reshape")
     exchange = None if unfolding is None else _producer(unfolding.inputs[0], "Transpose")
     folding = None if exchange is None or not _permutes(exchange, _LAST_TWO) else _producer(exchange.inputs[0], "Reshape")
@@ -82,7 +82,7 @@ def _transposed(value: ir.Value | None) -> ir.Value | None:
 
 
 def _split_heads(value: ir.Value | None) -> tuple[ir.Value | None, int]:
-    """A value [batch, tokens, channels] before its channels were cut into heads, and their number."""
+    """Returns a value [batch, tokens, channels] before its channels were split into heads, and the number of heads."""
     exchange = _producer(value, "Transpose")
     cut = None if exchange is None or not _permutes(exchange, _HEADS_FIRST) else _producer(exchange.inputs[0], "Reshape")
     if cut is None or cut.outputs[0].shape is None or not isinstance(cut.outputs[0].shape[2], int):

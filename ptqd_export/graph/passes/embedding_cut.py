@@ -1,4 +1,4 @@
-"""Cut a network in two: what depends on timestep and conditions alone, and what is computed for every state."""
+"""Splits a network into the part that depends only on the timestep and conditions, and the part that is computed for every state."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.reading.constants import constant
 
 WEIGHTED = frozenset({"Gemm", "MatMul", "Conv"})
-"""Operators whose results are worth keeping; copying what others give costs as much as computing it."""
+"""Operators whose results are worth storing. Copying the results of other operators costs as much as computing them."""
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-"""Types whose values float32 holds exactly."""
+"""Types whose values float32 represents exactly."""
 
 BATCH = "batch"
-"""Name of the first axis of all inputs, and of what has a row for each of theirs."""
+"""Name of the first axis of all inputs, and of every value with one row per row of the inputs."""
 
 EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
 class CutNetwork:
-    """A network in pieces, which together compute what the whole does, node by node.
+    """A network in pieces, which together compute the same as the whole network, node by node.
 
     Attributes:
-        body: the network; `embedding_0`, `embedding_1`, ... float32 [batch, values] are inputs of it in place of what was cut off.
-        embeddings: by these inputs, the graph whose one output each is. No two of them depend on the same inputs of the network.
+        body: the network, with inputs `embedding_0`, `embedding_1`, ... float32 [batch, values] in place of what was cut off.
+        embeddings: for each of these inputs, the graph that computes it as its only output. No two of the graphs depend on the same inputs
+            of the network.
     """
 
     body: ir.Model
@@ -39,10 +40,10 @@ class CutNetwork:
 
 
 def cut_embeddings(model: ir.Model) -> CutNetwork | None:
-    """The network in pieces, or None where no weighted operator is independent of the state.
+    """Returns the network in pieces, or None if every weighted operator depends on the state.
 
-    What is cut off ends with the last values that do not depend on the state. Those that depend on the same inputs of the network are laid
-    side by side, as one tensor of so many values a row.
+    The cut is at the last values that do not depend on the state. Values that depend on the same inputs of the network are concatenated
+    into one tensor [batch, values].
     """
     found = _Dependencies(model.graph).frontier()
     if not found:
@@ -52,20 +53,20 @@ def cut_embeddings(model: ir.Model) -> CutNetwork | None:
 
 
 class _Dependencies:
-    """Of every value of a graph, the inputs that it depends on. The batch size is no dependency: it is the same in every input."""
+    """The inputs that each value of a graph depends on. The batch size does not count, because it is the same in every input."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._found = {value: frozenset({str(value.name)}) for value in graph.inputs}
         for node in graph:
-            used = [] if _asks_batch_size(node) else [self._found[value] for value in node.inputs if value in self._found]
+            used = [] if _reads_batch_size(node) else [self._found[value] for value in node.inputs if value in self._found]
             self._found |= dict.fromkeys(node.outputs, frozenset[str]().union(*used))
 
     def of(self, value: ir.Value) -> frozenset[str]:
         return self._found.get(value, frozenset())
 
     def frontier(self) -> dict[str, list[str]]:
-        """By name of an embedding, the names of the values in it."""
+        """Returns the names of the values in each embedding, by the embedding's name."""
         last = [value for node in self._graph if STATE in self.of(node.outputs[0]) for value in self._hoistable(node.inputs)]
         groups: dict[frozenset[str], list[str]] = {}
         for cut in dict.fromkeys(smallest for value in last for smallest in self._smallest(value)):
@@ -74,11 +75,13 @@ class _Dependencies:
         return {f"{EMBEDDING}_{index}": groups[inputs] for index, inputs in enumerate(sorted(groups, key=sorted))}
 
     def _hoistable(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
-        """Those that depend on inputs, and not on the state."""
+        """Returns the values that depend on inputs but not on the state."""
         return [value for value in values if value is not None and self.of(value) and STATE not in self.of(value)]
 
     def _smallest(self, value: ir.Value) -> list[ir.Value]:
-        """The value, or what it is made larger from: an Expand stays in the body. So does what gives values of unknown shape."""
+        """Returns the value, or the smaller values that it is computed from: an Expand stays in the body, and so do nodes whose output
+        has an unknown shape.
+        """
         node = value.producer()
         if node is None or node.op_type in WEIGHTED:
             return [value]
@@ -88,7 +91,7 @@ class _Dependencies:
         return [smallest for source in sources for smallest in self._smallest(source)]
 
     def _is_weighted(self, value: ir.Value) -> bool:
-        """Whether a weighted operator is among what made it."""
+        """Whether the value depends on a weighted operator."""
         waiting, seen = [value], {value}
         while waiting:
             node = waiting.pop().producer()
@@ -100,12 +103,12 @@ class _Dependencies:
         return False
 
 
-def _asks_batch_size(node: ir.Node) -> bool:
+def _reads_batch_size(node: ir.Node) -> bool:
     return node.op_type == "Shape" and (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
 
 
 def _row(value: ir.Value) -> tuple[int, ...] | None:
-    """Shape of a value without the batch; None where the graph does not say it, or the first axis is another."""
+    """Shape of a value without the batch; None if the graph does not state it, or if the first axis is not the batch."""
     if value.shape is None or not len(value.shape) or str(value.shape[0]) != BATCH:
         return None
     sides = tuple(side for side in value.shape[1:] if isinstance(side, int))
@@ -124,7 +127,7 @@ def _size(value: ir.Value) -> float:
 
 
 def _embedding(model: ir.Model, name: str, values: Sequence[str]) -> ir.Model:
-    """The graph that computes the values, side by side."""
+    """Reduces the graph to one that computes the values, concatenated."""
     graph = model.graph
     wanted = _named(graph, values)
     inputs = _Dependencies(graph).of(wanted[0])
@@ -138,7 +141,7 @@ def _embedding(model: ir.Model, name: str, values: Sequence[str]) -> ir.Model:
 
 
 def _body(model: ir.Model, found: Mapping[str, Sequence[str]]) -> ir.Model:
-    """The graph that takes the values instead of computing them."""
+    """Changes the graph to take the values as inputs instead of computing them."""
     graph, tape = model.graph, ir.tape.Tape()
     for name, values in found.items():
         wanted = _named(graph, values)
@@ -154,14 +157,14 @@ def _body(model: ir.Model, found: Mapping[str, Sequence[str]]) -> ir.Model:
 
 
 def _flattened(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    """As float32 [batch, values]."""
+    """Converts a value to float32 [batch, values]."""
     if value.dtype != ir.DataType.FLOAT:
         value = tape.op("Cast", [value], attributes={"to": ir.DataType.FLOAT})
     return tape.op("Flatten", [value], attributes={"axis": 1})
 
 
 def _unflattened(tape: ir.tape.Tape, graph: ir.Graph, flat: ir.Value, value: ir.Value) -> ir.Value:
-    """As the value was."""
+    """Restores the type and shape of `value`."""
     row = _known_row(value)
     if value.dtype != ir.DataType.FLOAT:
         flat = tape.op("Cast", [flat], attributes={"to": value.dtype})
@@ -180,11 +183,11 @@ def _named(graph: ir.Graph, names: Iterable[str]) -> list[ir.Value]:
 
 
 def _prune(model: ir.Model, inputs: Collection[str]) -> None:
-    """Take away what is not needed for the outputs; of the inputs of the whole network, those that are not named and not needed."""
+    """Removes nodes that the outputs do not need, and unused inputs of the network that are not in `inputs`."""
     graph = model.graph
     first = next(value for value in graph.inputs if value.name in inputs)
     for node in graph:
-        if _asks_batch_size(node):
+        if _reads_batch_size(node):
             node.replace_input_with(0, first)
     common.RemoveUnusedNodesPass()(model)
     for value in [value for value in graph.inputs if value.name not in inputs and not value.uses()]:

@@ -1,4 +1,4 @@
-"""Write group norms with operators that every runtime has fast kernels for."""
+"""Rewrites group norms with operators that every runtime has fast kernels for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ptqd_export.graph.reading.constants import constant
 
 EPSILON = 1e-5
-"""What the operator takes where the node does not say."""
+"""The operator's default epsilon."""
 
 
 class GroupNormToInstanceNorm(ir.passes.InPlacePass):
@@ -16,8 +16,8 @@ class GroupNormToInstanceNorm(ir.passes.InPlacePass):
 
     Batch normalization with a mean of 0 and a variance of 1 is the runtime's only kernel that scales and shifts channels in one pass.
 
-    Requires: constant scale and bias, known shape but for the batch. Ensures: no GroupNormalization is left; the arithmetic is that of the
-    operator, and scale and bias are read as they are.
+    Requires: constant scale and bias, and a known shape except for the batch. Ensures: no GroupNormalization is left; the arithmetic is
+    that of the operator, and scale and bias are read unchanged.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -47,7 +47,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _shape(graph: ir.Graph, *sizes: int) -> ir.Value:
-    """Of so many entries behind the batch."""
+    """A Reshape target: the batch size is kept, the given sizes follow."""
     return constant(graph, f"norm.shape.{'.'.join(map(str, sizes))}", np.array([0, *sizes], np.int64))
 
 
@@ -59,14 +59,14 @@ def _ones_and_zeros(graph: ir.Graph, size: int) -> tuple[ir.Value, ir.Value]:
 
 
 def normalized_input(node: ir.Node) -> ir.Value | None:
-    """What a rewritten norm normalized, given the Reshape that restores its shape; None for any other node."""
+    """Returns the input of a rewritten norm, given the Reshape that restores its shape; None for any other node."""
     normal = _producer(node, "Reshape", "InstanceNormalization")
     grouping = None if normal is None else _producer(normal, "InstanceNormalization", "Reshape")
     return None if grouping is None else grouping.inputs[0]
 
 
 def _producer(node: ir.Node, op: str, producer_op: str) -> ir.Node | None:
-    """What makes the first input of a node, if both are such operators."""
+    """Returns the producer of a node's first input if node and producer are the given operators, otherwise None."""
     x = node.inputs[0] if node.op_type == op else None
     producer = None if x is None else x.producer()
     return producer if producer is not None and producer.op_type == producer_op else None

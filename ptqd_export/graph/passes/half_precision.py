@@ -1,4 +1,4 @@
-"""Write the float part of a graph in half precision: strongly typed runtimes compute in the types that a graph names, and in no other."""
+"""Converts the float part of a graph to half precision: strongly typed runtimes compute only in the types that a graph names."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from ptqd_export.graph.reading.constants import constant
 HALVES: Mapping[HighPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 BFLOAT16_OPSET = 22
-"""From which on convolutions take bfloat16. It widened the types of the operators of such networks, and changed nothing else in them."""
+"""First opset whose convolutions accept bfloat16. For the operators of these networks, the opset only added types."""
 
 COMPUTES = frozenset({"Conv", "Gemm", "MatMul", "QuantizeLinear"})
-"""Where the conditions enter the network: what comes before only prepares them."""
+"""Operators where the conditions enter the network. Everything before only prepares the conditions."""
 
 FLOAT32_INPUTS: Mapping[str, tuple[int, ...]] = {"Resize": (2,)}
-"""Inputs that are float32 by definition, by operator: the scales of Resize."""
+"""Inputs that are float32 by definition, by operator (the scales of Resize)."""
 
 
 class ToHalfPrecision(ir.passes.InPlacePass):
-    """Compute in float16 or bfloat16, by these rules:
+    """Converts a graph to float16 or bfloat16, by these rules:
 
-    1. inputs and outputs keep their types, so that every engine of a bundle is fed alike: a Cast stands behind a float input that is read
-       by what computes in half precision, and before the output;
-    2. what is computed from the timestep and other conditions before a weighted layer reads it stays in float32: the sine of a timestep
-       near 1000 has no correct digit left in half precision;
-    3. everything else computes in half precision: weights, biases, norms (which sum in float32 by themselves, as `stash_type` says),
-       scales of QuantizeLinear and DequantizeLinear, whose types decide on those of their results.
+    1. inputs and outputs keep their types, so that every engine of a bundle takes the same inputs: a Cast follows each float input that
+       half-precision nodes read, and another one precedes the output;
+    2. values computed from the timestep and other conditions stay in float32 until a weighted layer reads them: the sine of a timestep near
+       1000 has no correct digit left in half precision;
+    3. everything else computes in half precision: weights, biases, norms (which still sum in float32, as `stash_type` says), and the scales
+       of QuantizeLinear and DequantizeLinear, whose types determine the types of their results.
 
-    Requires: float32, topological order, quantizers already inserted, types of what rule 2 keeps. Ensures: the same inputs and outputs.
+    Requires: float32, topological order, quantizers already inserted, known types of the values that rule 2 keeps. Ensures: the same inputs
+    and outputs.
     """
 
     def __init__(self, high_precision: HighPrecision = "fp16") -> None:
@@ -53,7 +54,7 @@ class ToHalfPrecision(ir.passes.InPlacePass):
 
 
 def _kept_in_float32(graph: ir.Graph) -> set[ir.Node]:
-    """Rule 2: nodes that depend on an input other than the state, and not on the state or on what has weights."""
+    """Rule 2: nodes that depend on an input other than the state, but neither on the state nor on a weighted layer."""
     early = {value for value in graph.inputs if value.name != STATE}
     late = {value for value in graph.inputs if value.name == STATE}
     kept = set()
@@ -63,7 +64,7 @@ def _kept_in_float32(graph: ir.Graph) -> set[ir.Node]:
         elif not early.isdisjoint(node.inputs):
             early.update(node.outputs)
             kept.add(node)
-    for node in reversed(graph):  # what is made of constants goes with its reader
+    for node in reversed(graph):  # nodes that depend only on constants follow their readers
         if late.isdisjoint(node.outputs) and any(use.node in kept for value in node.outputs for use in value.uses()):
             kept.add(node)
     return kept
@@ -83,7 +84,7 @@ class _Writer:
                 node.replace_input_with(index, self._converted(value))
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                output.type = ir.TensorType(self._half)  # values may share one type: none is changed in place
+                output.type = ir.TensorType(self._half)  # values may share a type object, so none is changed in place
         self._convert_attributes(node)
 
     def _converted(self, value: ir.Value) -> ir.Value:
@@ -117,7 +118,7 @@ class _Writer:
                 self._graph.outputs[index] = out
 
     def _convert_attributes(self, node: ir.Node) -> None:
-        """The types that a node names itself."""
+        """Converts the types named in a node's attributes."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", self._half)
         if node.op_type == "ConstantOfShape":
@@ -126,7 +127,7 @@ class _Writer:
                 node.attributes["value"] = ir.AttrTensor("value", self._narrowed(filled))
 
     def _narrowed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """The nearest values; what lies beyond the range becomes its largest, as masks of attention mean it."""
+        """Rounds to the nearest values. Values beyond the range become the largest one, which preserves the meaning of attention masks."""
         dtype = self._half.numpy()
-        largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # ml_dtypes types no more than its dtypes
+        largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # ml_dtypes has type hints only for its dtypes
         return ir.tensor(np.asarray(np.clip(tensor.numpy(), -largest, largest)).astype(dtype))

@@ -1,4 +1,4 @@
-"""Let a graph show the output of every weighted layer."""
+"""Adds the output of every weighted layer to the outputs of a graph."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 SHOWN = "shown."
 
 _FORMS = (".half", ".int", TRANSPOSED)
-"""What passes append to the name of a weight, the last one first."""
+"""Suffixes that passes append to the name of a weight, the last one first."""
 
 _WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul", "Sub"})
-"""What stands between an integer weight and its layer."""
+"""Operators between an integer weight and its layer."""
 
 
 class ShowLayerOutputs(ir.passes.InPlacePass):
-    """Make the output of every weighted layer an output of the graph, called `shown.<layer>`, by these rules:
+    """Makes the output of every weighted layer an output of the graph, called `shown.<layer>`, by these rules:
 
-    1. a layer whose output is quantized at once shows what its integer kernel gives, through a DequantizeLinear of its own: an output in
-       between would keep the runtime from fusing the layer, and the fault might be gone;
-    2. of a layer that was split into parts the sum of the parts is shown;
-    3. of a layer that is called twice the first call;
-    4. in float32, whatever the layer computes in.
+    1. a layer whose output is quantized immediately shows the result of its integer kernel through an additional DequantizeLinear: an
+       output in between would keep the runtime from fusing the layer, and might hide the fault;
+    2. a layer that was split into parts shows the sum of the parts;
+    3. a layer that is called twice shows the first call;
+    4. every output is float32, whatever type the layer computes in.
 
-    Requires: initializers named by `ParameterNames`, as they are or as `InsertQuantization` leaves them. Ensures: the graph's own outputs
-    come first; the others follow in the order of the layers.
+    Requires: initializers named by `ParameterNames`, optionally changed by `InsertQuantization`. Ensures: the graph's own outputs come
+    first; the others follow in the order of the layers.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -41,7 +41,7 @@ class ShowLayerOutputs(ir.passes.InPlacePass):
 
 
 def _layers(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
-    """Weighted layers in order, each once; a split one by its last part."""
+    """Yields the weighted layers in order, each once; a split layer is represented by its last part."""
     found = dict[str, tuple[str, ir.Node]]()
     for node in graph:
         name = quantized_layer_name(node)
@@ -51,7 +51,7 @@ def _layers(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
 
 
 def quantized_layer_name(node: ir.Node) -> str | None:
-    """The module that a node was traced from, whether its weight is a float or an integer one; None where it has no weight."""
+    """Name of the module that a node was traced from, with a float or an integer weight; None if the node has no weight."""
     weight = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
     while weight is not None and not weight.is_initializer():
         producer = weight.producer()
@@ -84,7 +84,7 @@ def _show(graph: ir.Graph, name: str, value: ir.Value) -> None:
 
 
 def _quantized_at_once(value: ir.Value) -> ir.Node | None:
-    """The QuantizeLinear that is the only reader of a value, but for a Clip to its range."""
+    """Returns the QuantizeLinear that is the only reader of a value, directly or after a Clip; None if there is no such reader."""
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output():
         return None

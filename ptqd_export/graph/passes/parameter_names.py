@@ -1,4 +1,4 @@
-"""Give initializers the names that the network's own state dict uses."""
+"""Gives initializers the names that the network's state dict uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 class ParameterNames(ir.passes.InPlacePass):
-    """Strip a prefix from the names of initializers.
+    """Strips a prefix from the names of initializers.
 
     Requires: nothing. Ensures: an initializer traced from `network.conv_in.weight` is called `conv_in.weight`.
     """

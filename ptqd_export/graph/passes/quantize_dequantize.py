@@ -1,4 +1,4 @@
-"""Write the quantizers of one precision into a full-precision graph."""
+"""Writes the quantizers of one precision into a full-precision graph."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ptqd_export.graph.reading.graph_layers import weighted_nodes
 FLOAT8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
 INT4_BITS = 4
 INT4_BLOCKS = (128, 64, 32, 16)
-"""Input channels that share a scale, the best first: TensorRT has kernels for these."""
+"""Numbers of input channels that can share a scale, best first. TensorRT has kernels for these block sizes."""
 
 
 class InsertQuantization(ir.passes.InPlacePass):
-    """Put Q/DQ around the given layers, by these rules:
+    """Puts Q/DQ pairs around the given layers, by these rules:
 
-    1. the weight becomes an integer initializer behind DequantizeLinear, one scale an output channel; weights of few bits are stored packed
-       as INT4 where the placement packs them, in its form: behind a Cast to INT8 that the runtime folds when it loads the graph, or in
-       blocks of input channels, each with the scale of its output channel; the weight of a float layer may be written as Cast and Mul
-       instead, where the placement says so; where the placement shifts weights, one constant of 0 is subtracted from the integers and from
-       their zero points, which a runtime may replace by another when it loads the graph: the same weights in other integers;
-    2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of one value share one pair;
-    3. an activation of fewer bits than its container is clipped to its range first;
-    4. an output with a quantizer gets a pair of its own;
-    5. 8-bit floats stand where the integers are, in weight and activations, where the precision says so;
-    6. the bias of an integer kernel becomes int32 behind DequantizeLinear, its scale the product of input and weight scale.
+    1. the weight becomes an integer initializer followed by DequantizeLinear, with one scale per output channel. The placement may change
+       this: weights of at most 4 bits are packed as INT4, either followed by a Cast to INT8 that the runtime folds when it loads the graph,
+       or in blocks of input channels, each with the scale of its output channel; the weight of a float layer is followed by Cast and Mul
+       instead; a constant 0 is subtracted from the integers and their zero points. A runtime may replace this constant when it loads the
+       graph, which gives the same weights in other integers;
+    2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of the same value share one pair;
+    3. an activation with fewer bits than its container is first clipped to its range;
+    4. an output with a quantizer gets its own pair;
+    5. if the precision says so, weight and activations are 8-bit floats instead of integers;
+    6. the bias of an integer kernel becomes int32 followed by DequantizeLinear; its scale is the input scale times the weight scale.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
     `calib.quantizers.oracle.fake_quantized` computes, up to the order of float32 sums.
@@ -94,7 +94,7 @@ class _Writer:
         return out
 
     def _shift(self) -> ir.Value:
-        """What is subtracted from weights and zero points alike: one value of a constant, the same node for all of them."""
+        """The value that is subtracted from weights and zero points. It is one element of a constant, and all layers share its node."""
         stored = constant(self._graph, WEIGHT_SHIFT, np.zeros(SHIFT_BYTES, np.int8))
         if not stored.uses():
             tape = ir.tape.Tape()
@@ -104,7 +104,7 @@ class _Writer:
         return use.node.outputs[0]
 
     def _form(self, layer: QuantizedLayer) -> Literal["int8", "cast", "blocks"]:
-        """How the integers of a weight are stored; packed ones that do not divide into blocks are stored as INT8."""
+        """How the integers of a weight are stored. Packed integers that do not divide into blocks are stored as INT8."""
         where = self._placement.ops[layer.layer.op].int4
         packed = where == "always" or (where == "weight_only" and layer.input is None)
         if layer.weight.bits > INT4_BITS or not packed:
@@ -117,7 +117,7 @@ class _Writer:
         return tape.op("Mul", [tape.op("Cast", [integers], attributes={"to": ir.DataType.FLOAT}), along])
 
     def _blocks(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
-        """The scale of an output channel, once for each block of its input channels."""
+        """Dequantizes blocks of input channels. The scale of an output channel is repeated for each of its blocks."""
         size = _block_size(layer)
         assert size is not None
         scales = np.expand_dims(layer.weight.scale.numpy(), 1 - axis).repeat(layer.layer.shape[1] // size, axis=1 - axis)
@@ -132,7 +132,7 @@ class _Writer:
         return self._pairs[x, quantizer]
 
     def _after(self, x: ir.Value, tape: ir.tape.Tape) -> None:
-        """Insert right behind the producer of `x`, so that every later consumer can share the nodes."""
+        """Inserts right after the producer of `x`, so that every later consumer can share the nodes."""
         producer = x.producer()
         if producer is None:
             self._graph.insert_before(self._graph[0], tape.nodes)
@@ -174,14 +174,14 @@ def _like(x: ir.Value, out: ir.Value) -> ir.Value:
 
 
 def _container(quantizer: ActivationQuantizer) -> np.dtype[Any]:
-    """What activations are carried in."""
+    """Type in which quantized activations are stored."""
     if isinstance(quantizer, Float8ActivationQuantizer):
         return FLOAT8
     return np.dtype(np.int8 if quantizer.signed else np.uint8)
 
 
 def _as_array(stored: Tensor) -> NDArray[Any]:
-    """numpy's own types hold no 8-bit floats."""
+    """Converts to numpy, whose own types do not include 8-bit floats."""
     return stored.view(torch.uint8).numpy().view(FLOAT8) if stored.dtype == torch.float8_e4m3fn else stored.numpy()
 
 
@@ -192,12 +192,12 @@ def _stored(integers: NDArray[Any], *, packed: bool) -> ir.TensorProtocol:
 
 
 def _block_size(layer: QuantizedLayer) -> int | None:
-    """The largest block that a linear layer's input channels divide into; None where there is none."""
+    """The largest block size that divides a linear layer's input channels; None if there is none."""
     return next((size for size in INT4_BLOCKS if layer.layer.shape[1] % size == 0), None)
 
 
 def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two's complement nibbles, the first value in the low half of a byte, as ONNX stores INT4."""
+    """Packs integers as two's complement nibbles, the first value in the low half of a byte, as ONNX stores INT4."""
     nibbles = integers.reshape(-1).view(np.uint8) & 0x0F
     if len(nibbles) % 2:
         nibbles = np.append(nibbles, np.uint8(0))

@@ -1,4 +1,4 @@
-"""Compute what a bfloat16 graph computes with float32 kernels: for runtimes that have no others."""
+"""Rewrites a bfloat16 graph for runtimes that have only float32 kernels, so that it computes the same."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ WIDE = ir.DataType.FLOAT
 
 
 class ToRoundedFloat32(ir.passes.InPlacePass):
-    """Write a bfloat16 graph in float32, by these rules:
+    """Converts a bfloat16 graph to float32, by these rules:
 
-    1. what is stored in bfloat16 is stored in float32, with the same values;
-    2. what a node computes in bfloat16 it computes in float32, and a Cast to bfloat16 and one back round the result. Hardware does the
-       same: its products and norms sum in float32 and round once, at the end; only the order of sums is its own.
+    1. bfloat16 initializers become float32 initializers with the same values;
+    2. bfloat16 nodes compute in float32, and a Cast to bfloat16 and back rounds each result. Hardware does the same: its products and
+       norms sum in float32 and round once at the end. Only the order of the sums may differ.
 
-    Ensures: the same inputs, outputs and names of layers.
+    Ensures: the same inputs, outputs and layer names.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -33,8 +33,8 @@ class ToRoundedFloat32(ir.passes.InPlacePass):
 
 
 def _compute_wide(graph: ir.Graph, node: ir.Node) -> None:
-    """Rule 2."""
-    if "value" in node.attributes:  # of Constant and ConstantOfShape
+    """Applies rule 2 to a node."""
+    if "value" in node.attributes:  # Constant and ConstantOfShape
         node.attributes["value"] = ir.AttrTensor("value", _widened(node.attributes["value"].as_tensor()))
     if node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", WIDE)

@@ -1,4 +1,4 @@
-"""Split the layers that read a concatenation, so that each part gets a quantizer of its own."""
+"""Splits the layers that read a concatenation, so that each part gets its own quantizer."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _CHANNEL_WISE = frozenset(
         "Tanh",
     }
 )  # fmt: skip
-"""Operators that leave every channel where it is, if all their inputs but constants come from the same one."""
+"""Operators that keep every channel in its place if all their inputs except constants come from the same channels."""
 
 
 def concatenated_inputs(graph: ir.Graph, names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Those of the named layers whose channels are a concatenation, seen through norms and activations, with the sizes of its parts."""
+    """Returns the named layers that read a concatenation of channels, directly or through norms and activations, with the part sizes."""
     nodes = weighted_nodes(graph)
     found = {name: {_parts(node) for node in nodes[name]} for name in nodes if name in names}
     return {name: next(iter(parts)) for name, parts in found.items() if len(parts) == 1 and () not in parts}
 
 
 def _parts(node: ir.Node) -> tuple[int, ...]:
-    """Sizes of the parts of a layer's input; none where it is no concatenation."""
+    """Sizes of the parts of a layer's input; empty if the input is not a concatenation."""
     x, weight = node.inputs[:2]
     assert weight is not None
     assert weight.shape is not None
@@ -49,7 +49,7 @@ def _parts(node: ir.Node) -> tuple[int, ...]:
 
 
 def _origin(value: ir.Value | None) -> ir.Node | None:
-    """The Concat whose channels a value still has, one by one."""
+    """Returns the Concat whose channels a value still has, one by one; None if there is none."""
     node = None if value is None else value.producer()
     if node is None or node.op_type == "Concat":
         return node
@@ -60,11 +60,11 @@ def _origin(value: ir.Value | None) -> ir.Node | None:
 
 
 class SplitConcatenations(ir.passes.InPlacePass):
-    """A layer of a concatenated input becomes a sum of layers, as `calib.quantizers.preparation.split_layer.SplitLayer` does in torch.
+    """Replaces a layer of a concatenated input with a sum of layers, like `calib.quantizers.preparation.split_layer.SplitLayer` in torch.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`; an input of the given sizes. Ensures: part i of layer `<name>`
-    reads `<name>.parts.<i>.weight`, the bias is called `<name>.parts.0.bias`; all layers of one input share its Split, and those of a bare
-    concatenation read its parts.
+    reads `<name>.parts.<i>.weight`, and the bias is called `<name>.parts.0.bias`. All layers of one input share its Split, and layers that
+    read a concatenation directly read its parts.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[int]]) -> None:
@@ -115,7 +115,7 @@ class _Splitter:
         return [constant(self._graph, f"{part_name(name, i)}{WEIGHT}{form}", np.ascontiguousarray(piece)) for i, piece in enumerate(pieces)]
 
     def _of(self, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
-        """The parts of a value, cut right behind its producer so that every layer that reads it can share them."""
+        """Returns the parts of a value, split right after its producer so that all layers that read the value can share them."""
         producer = x.producer()
         assert producer is not None
         if x not in self._pieces:

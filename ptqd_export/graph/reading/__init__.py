@@ -1,1 +1,1 @@
-"""What a graph says of its layers and weights."""
+"""Reads layers and weights from a graph."""

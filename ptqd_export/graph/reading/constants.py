@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 def constant(graph: ir.Graph, name: str, value: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
-    """The initializer of this name, made on first use.
+    """Returns the initializer of this name, created on first use.
 
     Args:
-        graph: where it lives.
-        name: unique to its content.
+        graph: graph that the initializer belongs to.
+        name: name that is unique to the content.
         value: the content; an `ir.PackedTensor` for 4-bit integers.
     """
     if name not in graph.initializers:

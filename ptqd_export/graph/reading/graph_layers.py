@@ -1,4 +1,4 @@
-"""Find the weighted layers of a traced graph, and what part each plays."""
+"""Finds the weighted layers of a traced graph and their roles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
 
 
 def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """The nodes of every layer by module name; a layer that the network calls twice has two."""
+    """Returns the nodes of every layer by module name. A layer that the network calls twice has two nodes."""
     nodes: dict[str, list[ir.Node]] = {}
     for node in graph:
         name = layer_name(node)
@@ -27,7 +27,7 @@ def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
 
 
 def layer_name(node: ir.Node) -> str | None:
-    """The module that a node was traced from, or None where it is no weighted layer."""
+    """Name of the module that a node was traced from; None if the node is not a weighted layer."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = node.inputs[1]
@@ -38,14 +38,14 @@ def layer_name(node: ir.Node) -> str | None:
 
 
 def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
-    """Every weighted layer in the order of the graph.
+    """Returns every weighted layer in the order of the graph.
 
     Args:
-        graph: a full-precision graph whose initializers carry parameter names.
-        macs: multiply-accumulates a sample, by module name.
+        graph: full-precision graph whose initializers have parameter names.
+        macs: multiply-accumulates per sample, by module name.
     """
     depth = _weighted_depth(graph)
-    behind = _weighted_behind(graph)
+    before_weighted = _before_weighted(graph)
     sources: dict[ir.Value, str] = {}
     layers = []
     for name, nodes in weighted_nodes(graph).items():
@@ -54,33 +54,33 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
         assert weight.const_value is not None
         shape = tuple(weight.const_value.shape.numpy())
         op = cast(Op, nodes[0].op_type)
-        role = _least_quantized([_role(node, depth, behind) for node in nodes])
+        role = _least_quantized([_role(node, depth, before_weighted) for node in nodes])
         layers.append(Layer(name, op, role, shape[::-1] if op == "MatMul" else shape, macs[name], _source(name, nodes, sources)))
     return layers
 
 
 def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -> str:
-    """A layer called on several tensors needs the range of all of them, which only its own calls see."""
+    """Source of a layer. A layer called on several tensors is its own source: it needs the range of all of them, seen only by its calls."""
     x, *others = dict.fromkeys(node.inputs[0] for node in nodes)
     assert x is not None
     return name if others else sources.setdefault(x, name)
 
 
 def _least_quantized(roles: Collection[Role]) -> Role:
-    """The role of a layer called more than once."""
+    """The role of a layer that is called in several roles."""
     return next(role for role in _LEAST_QUANTIZED_FIRST if role in roles)
 
 
-def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], behind: set[ir.Node]) -> Role:
+def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], before_weighted: set[ir.Node]) -> Role:
     x = node.inputs[0]
     assert x is not None
     if depth[x] is None and node.op_type == "Gemm":
         return "embedding"
-    return "boundary" if depth[x] == 0 or node not in behind else "inner"
+    return "boundary" if depth[x] == 0 or node not in before_weighted else "inner"
 
 
 def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
-    """For every value the most weighted layers between it and the state; None where it does not depend on the state's values."""
+    """Largest number of weighted layers between the state and each value; None if the value does not depend on the state's values."""
     depth: dict[ir.Value, int | None] = {value: 0 if value.name == STATE else None for value in graph.inputs}
     depth |= dict.fromkeys(graph.initializers.values())
     for node in graph:
@@ -91,7 +91,7 @@ def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:
     return depth
 
 
-def _weighted_behind(graph: ir.Graph) -> set[ir.Node]:
+def _before_weighted(graph: ir.Graph) -> set[ir.Node]:
     """Nodes with a weighted layer between them and the output."""
     marked: set[ir.Node] = set()
     for node in reversed(graph):

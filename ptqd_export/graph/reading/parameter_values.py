@@ -1,4 +1,4 @@
-"""Give parameters of a graph other values."""
+"""Replaces the values of a graph's parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 
 
 def parameter_name(initializer: str) -> str:
-    """The network's own name of what an initializer holds, transposed or not."""
+    """The network's name for the parameter in an initializer, transposed or not."""
     return initializer.removesuffix(TRANSPOSED)
 
 
 class ParameterValues(ir.passes.InPlacePass):
-    """Write values over the initializers that hold the named parameters, transposed where those are.
+    """Replaces the values of the named parameters, transposed where the initializers are.
 
     Args:
-        values: by parameter name, in torch's order; those that the graph does not hold are left out.
+        values: values by parameter name, in torch's order; parameters that the graph does not contain are ignored.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`.
     """

@@ -1,4 +1,4 @@
-"""Find the channels of a graph that a factor can be moved along, from the norm or layer that makes them to the layers that read them."""
+"""Finds channels of a graph whose scale can be moved from the norm or layer that produces them to the layers that read them."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from ptqd_export.graph.reading.graph_layers import WEIGHT, layer_name
 from ptqd_export.graph.reading.parameter_values import parameter_name
 
 Axes: TypeAlias = tuple[int, ...]
-"""Axes of a value, counted from its last, that count channels together, the most significant first: heads are an axis of their own."""
+"""Axes of a value that together count its channels, most significant first, as negative indices. Heads are a separate axis."""
 
 _HOMOGENEOUS = frozenset({"Dropout", "Identity", "Relu"})
-"""Operators of one input with `f(x / s) = f(x) / s` for positive `s`."""
+"""Operators with one input and `f(x / s) = f(x) / s` for positive `s`."""
 
 _AFFINE = frozenset({"BatchNormalization", "GroupNormalization", "LayerNormalization", "Mul", "RMSNormalization"})
-"""Operators that multiply channels with the weight of a norm."""
+"""Operators that multiply channels by the weight of a norm."""
 
 
 def scalable_channels(graph: ir.Graph, names: Collection[str]) -> list[ScalableChannels]:
-    """Channels that any of the named layers reads, in the order of the graph.
+    """Returns the scalable channels that any of the named layers reads, in the order of the graph.
 
-    Producers are the affine parameters of norms, and layers. From there every path must end in layers that take these channels as their
-    input channels, on the way through nothing but transpositions, reshapes that keep the channels together, products with other values
-    (attention probabilities, gates), attention as its values, and ReLU. Where a single path ends elsewhere, the channels are left alone;
-    so are modules that are called twice, and norms whose factors are no parameters but computed from a condition (adaptive norms).
+    Producers are layers, and the affine parameters of norms. Every path from a producer must end in layers that take these channels as
+    their input channels. On the way it may pass only transpositions, reshapes that keep the channels together, products with other values
+    (attention probabilities, gates), attention as its values, and ReLU. If a single path ends elsewhere, the channels are not scalable.
+    Modules that are called twice are excluded, and so are norms whose factors are computed from a condition (adaptive norms).
     """
     once = _called_once(graph)
     found = []
     for made in _made_channels(graph, once):
-        walk = _ChannelTrace(once)
-        if walk.follow(made.value, (made.axis,)) and not walk.consumers.isdisjoint(names):
-            found.append(ScalableChannels(made.producer, made.first, tuple(sorted(walk.consumers))))
+        trace = _ChannelTrace(once)
+        if trace.follow(made.value, (made.axis,)) and not trace.consumers.isdisjoint(names):
+            found.append(ScalableChannels(made.producer, made.first, tuple(sorted(trace.consumers))))
     return found
 
 
 def _called_once(graph: ir.Graph) -> set[str]:
-    """Modules whose weight a single node reads."""
+    """Returns the modules whose weight exactly one node reads."""
     readers = Counter(parameter_name(name) for name, value in graph.initializers.items() for _ in value.uses())
     return {name.removesuffix(WEIGHT) for name, count in readers.items() if name.endswith(WEIGHT) and count == 1}
 
 
 @dataclass(frozen=True)
 class _Made:
-    """Channels as their producer leaves them: along an axis of a value, from the producer's channel `first` on."""
+    """Channels at the output of their producer: along an axis of a value, starting at the producer's channel `first`."""
 
     producer: str
     first: int
@@ -73,7 +73,7 @@ def _module_of_weight(value: ir.Value | None) -> str | None:
 
 
 def _output_axis(node: ir.Node) -> int | None:
-    """The axis of the output that counts the channels of a layer or norm; None for other nodes that read a weight."""
+    """The channel axis of the output of a layer or norm; None for other nodes that read a weight."""
     x, weight = node.inputs[:2]
     if layer_name(node) is not None:
         return 1 - _rank(weight) if node.op_type == "Conv" else -1
@@ -85,7 +85,7 @@ def _output_axis(node: ir.Node) -> int | None:
 
 
 def _with_bias(value: ir.Value, producer: str) -> ir.Value:
-    """Behind the addition of the producer's bias, where that is a node of its own."""
+    """Returns the value after the producer's bias is added, if a separate node adds it."""
     for node, index in _sole_use(value, "Add"):
         other = node.inputs[1 - index]
         if other is not None and other.is_initializer() and parameter_name(str(other.name)) == f"{producer}.bias":
@@ -94,7 +94,7 @@ def _with_bias(value: ir.Value, producer: str) -> ir.Value:
 
 
 def _pieces(made: _Made) -> list[_Made]:
-    """Where the channels are split, each part for itself: of a gated unit, one half is scalable and the gate is not."""
+    """Returns each part separately if the channels are split: one half of a gated unit is scalable, the gate is not."""
     rank = _rank(made.value)
     for node, _ in _sole_use(made.value, "Split"):
         if node.attributes.get_int("axis", 0) % rank == made.axis % rank:
@@ -104,7 +104,7 @@ def _pieces(made: _Made) -> list[_Made]:
 
 
 def _sole_use(value: ir.Value, op: str) -> list[tuple[ir.Node, int]]:
-    """The only use of a value and its input there, if it is that operator."""
+    """Returns the node and input index of a value's only use, if that node is the given operator."""
     uses = [(use.node, use.idx) for use in value.uses()]
     return uses if len(uses) == 1 and uses[0][0].op_type == op and not value.is_graph_output() else []
 
@@ -118,14 +118,14 @@ class _ChannelTrace:
         self.consumers: set[str] = set()
 
     def follow(self, value: ir.Value, axes: Axes) -> bool:
-        """Whether every use of the value leads to layers alone."""
+        """Whether every use of the value leads only to layers."""
         uses = list(value.uses())
         return bool(uses) and not value.is_graph_output() and all(self._use(use.node, use.idx, axes) for use in uses)
 
     def _use(self, node: ir.Node, index: int, axes: Axes) -> bool:
         if node.op_type == "Shape":
             return True
-        if node in self._visited:  # by another of its inputs: a product would be scaled twice
+        if node in self._visited:  # through another of its inputs: a product would be scaled twice
             return False
         self._visited.add(node)
         name = layer_name(node)
@@ -143,13 +143,13 @@ def _reads_channels(node: ir.Node, axes: Axes) -> bool:
 
 
 def _moved(node: ir.Node, index: int, axes: Axes) -> Axes | None:
-    """The axes that count the channels behind a node; None where a factor does not pass it."""
+    """The axes that count the channels after a node; None if a factor cannot pass the node."""
     if node.op_type in _HOMOGENEOUS or (node.op_type == "Mul" and _rank(node.inputs[index]) == _rank(node.outputs[0])):
         return axes
     if node.op_type == "MatMul":
         summed = -1 if index == 0 else -2
         return None if summed in axes else axes
-    if node.op_type == "Attention":  # passes the channels of its values
+    if node.op_type == "Attention":  # only the channels of the values pass
         return axes if index == 2 else None
     if node.op_type == "Transpose":
         perm = node.attributes["perm"].as_ints()
@@ -160,7 +160,7 @@ def _moved(node: ir.Node, index: int, axes: Axes) -> Axes | None:
 
 
 def _reshaped(before: Sequence[Any], after: Sequence[Any], axes: Axes) -> Axes | None:
-    """The axes of the new shape that count the same channels; None where they are mixed with other axes."""
+    """The axes of the new shape that count the same channels; None if they are mixed with other axes."""
     moved: list[int] = []
     left = list(axes)
     blocks = {old[0]: (old, new) for old, new in _blocks(before, after)}
@@ -174,7 +174,10 @@ def _reshaped(before: Sequence[Any], after: Sequence[Any], axes: Axes) -> Axes |
 
 
 def _blocks(before: Sequence[Any], after: Sequence[Any]) -> Iterator[tuple[Axes, Axes]]:
-    """Smallest runs of axes that hold the same elements in both shapes, from the last to the first of free size, without sizes of 1."""
+    """Yields the smallest runs of axes with the same elements in both shapes, from the last axis back to one of unknown size.
+
+    Axes of size 1 are skipped.
+    """
     old, new = ([(axis - len(shape), size) for axis, size in enumerate(shape) if size != 1] for shape in (before, after))
     while old and new:
         runs = ([old.pop()], [new.pop()])

@@ -1,4 +1,4 @@
-"""Fold the transposition of a linear layer's weight into the weight."""
+"""Folds the transposition of a linear layer's weight into the weight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TRANSPOSED = ".T"
 
 
 class TransposedWeights(ir.passes.InPlacePass):
-    """`MatMul(x, Transpose(W))` becomes `MatMul(x, W.T)` with an initializer called `<name>.T`.
+    """Replaces `MatMul(x, Transpose(W))` with `MatMul(x, W.T)` and an initializer called `<name>.T`.
 
-    Requires: 2-D weights transposed by a node. Ensures: every such MatMul reads an initializer whose name leads back to the parameter,
-    so that generic constant folding does not rename it.
+    Requires: 2-D weights transposed by a node. Ensures: every such MatMul reads an initializer whose name identifies the parameter, which
+    generic constant folding would rename.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -1,1 +1,1 @@
-"""What a network costs."""
+"""The cost of a network: multiply-accumulates and bit operations."""

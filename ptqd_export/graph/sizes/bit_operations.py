@@ -1,4 +1,4 @@
-"""Bit operations: multiply-accumulates times weight bits times activation bits, the cost that the paper counts."""
+"""Bit operations: multiply-accumulates times weight bits times activation bits, the cost measure of the paper."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _FULL_BITS = 32
 
 @dataclass(frozen=True)
 class BitOperations:
-    """How many times fewer bit operations than float32.
+    """By which factor bit operations are reduced relative to float32.
 
     Attributes:
-        layers_saved: over the layers whose weights and activations are both integers, the count that papers quote.
-        all_saved: over every multiply-accumulate of the network, attention products and float layers at the bits of their type.
+        layers_saved: factor over the layers whose weights and activations are both integers, the figure that papers quote.
+        all_saved: factor over every multiply-accumulate of the network; attention products and float layers count with the bits of their
+            type.
     """
 
     layers_saved: float
@@ -25,12 +26,12 @@ class BitOperations:
 
 
 def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS) -> BitOperations:
-    """Savings of one precision.
+    """Returns the savings of one precision.
 
     Args:
         layers: every weighted layer with its rule.
-        macs: of the whole network, a sample.
-        float_bits: of what is not quantized.
+        macs: multiply-accumulates of the whole network per sample.
+        float_bits: bit width of everything that is not quantized.
     """
     costs = [(layer.macs, layer.macs * (rule.weight_bits or float_bits) * (rule.activation_bits or float_bits)) for layer, rule in layers]
     integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a network, counted by torch while it runs one sample."""
+"""Counts the multiply-accumulates of a network with torch while it runs one sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ptqd_export.models.base import LoadedModel
 
 
 def count_macs(model: LoadedModel) -> dict[str, int]:
-    """Multiply-accumulates a sample, by module name; the whole network, attention products included, under the empty name."""
+    """Returns the multiply-accumulates per sample by module name. The empty name is the whole network, including attention products."""
     inputs = tuple(value[:1] for value in model.example_inputs(2))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -125,7 +125,7 @@ def test_outputs_that_would_only_broadcast_are_refused() -> None:
 
 def test_moments_of_other_variables_do_not_merge() -> None:
     moments = Moments.of(PLAIN, _values(), _folds())
-    with pytest.raises(ValueError, match="do not merge"):
+    with pytest.raises(ValueError, match="cannot be merged"):
         moments.merge(Moments.empty(GUIDED, CHANNELS))
 
 

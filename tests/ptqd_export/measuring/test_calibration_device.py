@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(("device", "found"), [("cuda", 0), ("cuda:1", 1), ("cuda:0", 0)])
 def test_missing_device_is_told_with_what_there_is(device: str, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    with pytest.raises(MissingBackendError, match="no such device") as error:
+    with pytest.raises(MissingBackendError, match="does not have the calibration device") as error:
         CalibrationDevice(device).check()
     assert error.value.exit_code == 3
     assert f"{found} CUDA devices" in str(error.value)
@@ -40,7 +40,7 @@ def test_build_writes_nothing_where_the_device_is_missing(class_build: Built, tm
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     plan = class_build.plan_file.plan
     changed = plan.model_copy(update={"calibration": plan.calibration.model_copy(update={"device": "cuda"})})
-    with pytest.raises(MissingBackendError, match="no such device"):
+    with pytest.raises(MissingBackendError, match="does not have the calibration device"):
         run_build(replace(class_build.plan_file, plan=changed, output=tmp_path / "bundle"))
     assert list(tmp_path.iterdir()) == []
 

@@ -88,7 +88,7 @@ def test_unknown_name_is_answered_with_the_nearest_and_the_grammar(name: str, ne
     with pytest.raises(UsageError) as caught:
         Precision.parse(name)
     message = str(caught.value)
-    assert f'unknown precision "{name}"' in message
+    assert f'Unknown precision "{name}".' in message
     assert f"found:    {name}" in message
     assert f"expected: {GRAMMAR}" in message
     assert f'mend:     did you mean "{nearest}"?' in message

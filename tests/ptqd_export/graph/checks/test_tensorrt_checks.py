@@ -93,7 +93,7 @@ def test_refused_graph_is_told_with_its_node(parse_graph: Parse, tmp_path: Path,
     with pytest.raises(PtqdError) as caught:
         check_tensorrt_graph(_save(parse_graph, refused.change, tmp_path / "m.onnx"))
     what, found, expected, mend = str(caught.value).splitlines()
-    assert what.startswith("TensorRT does not take m.onnx: ")
+    assert what.startswith("TensorRT does not accept m.onnx: ")
     assert found == f"  found:    {refused.message}, node {refused.node}"
     assert (expected[:12], mend[:12]) == ("  expected: ", "  mend:     ")
 
