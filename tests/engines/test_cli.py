@@ -353,7 +353,7 @@ def test_missing_bundle_is_an_error_of_usage(tmp_path: Path) -> None:
     ("options", "complaint"),
     [
         (["--classes", "1,x"], "'1,x' is neither 'all' nor a list of class numbers such as 3,7,7"),
-        (["--classes", ""], "neither 'all' nor class numbers"),
+        (["--classes", ""], "neither 'all' nor a list of class numbers"),
         (["--num", 0], "x>=1"),
         (["--batch-size", 0], "x>=1"),
         (["--first", -1], "x>=0"),
