@@ -17,7 +17,7 @@ Unit_contra = TypeVar("Unit_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
 ATTEMPTS = 3
-"""Workers in a row that may die at the same unit, or while opening engines, before the run fails: three are no accident."""
+"""The run fails once this many workers in a row died at the same unit, or while opening engines: three are no accident."""
 
 
 class Work(Protocol[Unit_contra, Result_co]):

@@ -19,7 +19,7 @@ LOCAL_STORE = 256 * 2**20
 
 LOCAL_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # send no usage statistics
-    "RAY_worker_niceness": "0",  # the workers are the machine's main job; Ray would give them low priority
+    "RAY_worker_niceness": "0",  # the workers are the machine's main job; by default Ray lowers their priority
 }
 
 

@@ -27,13 +27,13 @@ checked with every sample of the statistics, and its figure must come out the sa
 """
 
 RUNTIME_DB = 0.25
-"""How far an SNR may differ from one of the same samples: how a rounding tie falls depends on batches and threads. On the digits model
+"""How many dB an SNR may differ from one of the same samples: how a rounding tie falls depends on batches and threads. On the digits model
 (256 samples, six precisions from w2a8 to w8a8, five steps) the stored figures were reproduced to 0.01 dB.
 """
 
 SAMPLING_DB = 20.0
-"""The SNR of M of N samples may differ from that of all N by this, times sqrt(1/M - 1/N). It is twice the 9.8 dB that was the largest
-such factor in all sets of 4, 8, 16 and 32 of the same 256 samples.
+"""The SNR of M of N samples may differ from that of all N by this many dB times sqrt(1/M - 1/N). It is twice the 9.8 dB that was the
+largest such factor in all sets of 4, 8, 16 and 32 of the same 256 samples.
 """
 
 
@@ -104,7 +104,7 @@ class EngineCheck:
 def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None) -> float:
     """Measure the noise of every engine again, at states of the statistics' own samples. Return the largest departure in dB.
 
-    Step 0 is judged first. No engine has touched its states, so the wrong engine is named there, and not one that it leads astray.
+    Step 0 is judged first. No engine has touched its states, so a wrong engine is named there, and not one that it leads astray.
 
     Raises:
         DepartureError: an SNR differs from the one that was measured before.

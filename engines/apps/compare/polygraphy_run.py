@@ -27,7 +27,7 @@ INPUTS, OUTPUTS = "inputs", "outputs"
 
 
 class EngineRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy is untyped
-    """A Polygraphy runner for an engine. It runs the very object that samples, whatever its backend, instead of a loader of Polygraphy."""
+    """A Polygraphy runner for an engine. It runs the very object that samples, whatever its backend, not Polygraphy's own loader."""
 
     def __init__(self, name: str, engine: Engine) -> None:
         super().__init__(name)

@@ -34,7 +34,7 @@ class Settings:
     Attributes:
         work: what each replica opens.
         model: record of the bundle's model.
-        limits: limits of requests.
+        limits: request limits.
         replicas: number of replicas, each with its own engines.
         size: resources of each replica.
         batch: maximum number of pictures that the networks process at once.

@@ -19,7 +19,7 @@ IMAGES, HEALTH, METRICS = "/images", "/health", "/metrics"
 METHODS = {IMAGES: "POST", HEALTH: "GET", METRICS: "GET"}
 
 RETRY_SECONDS = 5
-"""Time after which a client may retry a request that a full server refused."""
+"""Seconds after which a client may retry a request that a full server refused."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Gateway:
 
     Args:
         reader: reads request bodies.
-        limits: limits of requests, see `Limits`.
+        limits: request limits, see `Limits`.
         sample: samples the picture of an item.
         replicas: returns the number of running samplers.
     """

@@ -27,7 +27,7 @@ class ServeRequest:
 
     Attributes:
         bundle: bundle folder.
-        limits: limits of requests.
+        limits: request limits.
         host: address to listen on.
         port: port to listen on.
         replicas: number of replicas, each with its own engines.
