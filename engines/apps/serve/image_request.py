@@ -14,7 +14,7 @@ from engines.bundle.bundle import ModelRecord
 from engines.chain.noise import NoiseSource
 
 
-class Refused(Exception):  # noqa: N818 (it is an answer)
+class Refused(Exception):  # noqa: N818 (it is an answer, not an error)
     """A request that is not served.
 
     Attributes:
@@ -48,7 +48,7 @@ class ImageRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies for one model.
+    """Reads request bodies for one model.
 
     Attributes:
         model: record of the bundle's model.
