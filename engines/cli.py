@@ -1,4 +1,4 @@
-"""`ptqd-run`. Each command imports what it needs when it runs, so that `--help` answers at once."""
+"""The `ptqd-run` command line. Each command imports what it needs only when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -20,37 +20,43 @@ UPDATES = click.Choice(["host", "device"])
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
-    """`all`, or class numbers set apart by commas."""
+    """Parse `all` or comma-separated class numbers."""
     if value is None or value == "all":
         return value
     try:
         return tuple(int(number) for number in value.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is neither 'all' nor class numbers such as 3,7,7") from error
+        raise click.BadParameter(f"{value!r} is neither 'all' nor a list of class numbers such as 3,7,7") from error
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names set apart by commas."""
+    """Parse comma-separated names."""
     return None if value is None else tuple(name.strip() for name in value.split(","))
 
 
 @click.group(cls=CommandLine)
 def main() -> None:
-    """Sample from a bundle that ptqd-export built, and measure it."""
+    """Sample from a bundle built by ptqd-export, and measure its quality and speed."""
 
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--num", type=COUNT, required=True, help="How many samples.")
-@click.option("--seed", type=int, required=True, help="Seed of the noise; a sample depends on it, its number and its class alone.")
+@click.option("--num", type=COUNT, required=True, help="Number of samples.")
+@click.option("--seed", type=int, required=True, help="Seed of the noise. A sample depends only on the seed, its number and its class.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first sample.")
-@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
-@click.option("--classes", callback=_classes, help="Such as 3,7,7 or all: cycled through by sample number. Left out: drawn from the seed.")
-@click.option("--prompt", "prompts", multiple=True, help="Of text models, again and again for more: cycled through by sample number.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file with one prompt a line, in place of --prompt.")
-@click.option("--negative-prompt", help="What guidance leads away from, beside prompts.")
+@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Number of samples that the networks process at once.")
+@click.option(
+    "--classes", callback=_classes, help="Class of each sample: a list used in turn, such as 3,7,7, or `all`. Default: drawn from the seed."
+)
+@click.option(
+    "--prompt", "prompts", multiple=True, help="Prompt for a text model. Repeat the option to use several; samples take them in turn."
+)
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="File with one prompt per line, instead of --prompt.")
+@click.option("--negative-prompt", help="Prompt that guidance steers away from; needs --prompt or --prompt-file.")
 @chain_options
-@click.option("--update", type=UPDATES, default="host", show_default=True, help="Where the steps are computed; device is for TensorRT.")
+@click.option(
+    "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
+)
 @click.option("--output", type=PATH, required=True, help="Folder to write to.")
 @click.option(
     "--format",
@@ -58,7 +64,7 @@ def main() -> None:
     type=click.Choice(["png", "npz"]),
     default="png",
     show_default=True,
-    help="Pictures, or raw states, of latent models with their images.",
+    help="`png` writes pictures. `npz` writes the final states and, for latent models, the decoded images.",
 )
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -92,13 +98,13 @@ def sample(
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Samples in a chain.")
-@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Chains of each contestant; the median counts.")
-@click.option("--steps", type=COUNT, help="Take only so many steps, spread evenly over the chain.")
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Number of samples in a chain.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="How many times each chain is timed; the report gives the median.")
+@click.option("--steps", type=COUNT, help="Time only this many steps, spread evenly over the chain.")
 @RUNTIME
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
-    """Time whole chains, one precision against the other."""
+    """Time whole chains and compare the precisions."""
     from engines.apps.bench.bench import BenchRequest, bench_bundle
     from engines.apps.bench.bench_report import print_report, write_report
     from engines.host.files import writable_folder
@@ -113,17 +119,21 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--num", type=COUNT, required=True, help="Samples of every seed, such as 50000.")
-@click.option("--reference", type=PATH, required=True, help="An .npz of real images, or of statistics of their features.")
+@click.option("--num", type=COUNT, required=True, help="Number of samples per seed, such as 50000.")
+@click.option("--reference", type=PATH, required=True, help="An .npz file of real images, or of statistics of their features.")
 @click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The first seed of the noise.")
-@click.option("--seeds", type=COUNT, default=1, show_default=True, help="How many seeds, one after the other.")
-@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Samples that go through the networks at a time.")
-@click.option("--classes", callback=_classes, help="Such as 3,7,7 or all, for balance: cycled through by sample number.")
+@click.option("--seed", type=int, default=0, show_default=True, help="First seed of the noise.")
+@click.option("--seeds", type=COUNT, default=1, show_default=True, help="Number of consecutive seeds.")
+@click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Number of samples that the networks process at once.")
+@click.option(
+    "--classes",
+    callback=_classes,
+    help="Class of each sample: a list used in turn, such as 3,7,7, or `all` for balance. Default: drawn from the seed.",
+)
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
-@click.option("--shards", type=PATH, help="With --ray: folder that keeps what is finished, so that a run that was cut off goes on.")
+@click.option("--shards", type=PATH, help="With --ray: folder that keeps finished work, so that an interrupted run can resume.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def evaluate(
     bundle: Path,
@@ -140,7 +150,7 @@ def evaluate(
     json_file: Path | None,
     **chain: Any,
 ) -> None:
-    """Judge samples of a bundle, and of full precision first, by a reference."""
+    """Score samples of full precision and of a bundle's chain against a reference."""
     from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
     from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
     from engines.host.files import writable_folder
@@ -158,18 +168,20 @@ def evaluate(
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--schedule", default="default", show_default=True, help="Schedule whose states and corrections are taken.")
-@click.option("--num", type=COUNT, default=16, show_default=True, help="Samples, from number 0.")
-@click.option("--steps", type=COUNT, help="Compare at only so many steps, spread evenly over the chain.")
+@click.option("--schedule", default="default", show_default=True, help="Schedule that provides the states and the corrections.")
+@click.option("--num", type=COUNT, default=16, show_default=True, help="Number of samples; numbering starts at 0.")
+@click.option("--steps", type=COUNT, help="Compare at only this many steps, spread evenly over the chain.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--precisions", callback=_names, help="Such as w8a8,w4a8. Left out: every engine but full precision.")
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Samples that go through the networks at a time.")
+@click.option("--precisions", callback=_names, help="Precisions to compare, such as w8a8,w4a8. Default: all except full precision.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of samples that the networks process at once.")
 @RUNTIME
-@click.option("--min-snr-db", type=float, help="Exit with 1 where a step of a precision is below.")
-@click.option("--save", type=click.Path(file_okay=False, path_type=Path), help="Folder for inputs and outputs, for `polygraphy run`.")
+@click.option("--min-snr-db", type=float, help="Exit with code 1 if any precision has a lower SNR at any step.")
+@click.option(
+    "--save", type=click.Path(file_okay=False, path_type=Path), help="Folder to save inputs and outputs to, for `polygraphy run`."
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
-    """Hold every engine against full precision, step by step."""
+    """Compare every engine with full precision, step by step."""
     from engines.apps.compare.compare_command import CompareRequest, compare_bundle
     from engines.apps.compare.compare_report import print_report, write_report
     from engines.host.files import writable_folder
@@ -187,9 +199,9 @@ def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **re
 @main.command()
 @click.argument("images", type=PATH)
 @click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where to write the statistics, an .npz.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .npz file to write the statistics to.")
 def reference(images: Path, features: Path, output: Path) -> None:
-    """Statistics of real images, made once for many evaluations."""
+    """Compute the statistics of real images once, for many evaluations."""
     from engines.apps.evaluate.extractor import Extractor
     from engines.apps.evaluate.image_archive import ImageArchive
     from engines.apps.evaluate.reference import Reference
@@ -204,15 +216,25 @@ def reference(images: Path, features: Path, output: Path) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen at.")
-@click.option("--replicas", type=COUNT, default=1, show_default=True, help="Processes that sample, each with engines of its own.")
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures of a batch at most, of whichever requests.")
-@click.option("--batch-wait", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Seconds that a batch waits for more.")
-@click.option("--max-number", type=COUNT, default=64, show_default=True, help="Pictures of a request at most.")
-@click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Bytes of a request at most.")
-@click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Pictures that may wait.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Requests a second of a client.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option("--replicas", type=COUNT, default=1, show_default=True, help="Number of sampling processes, each with its own engines.")
+@click.option(
+    "--batch-size", type=COUNT, default=16, show_default=True, help="Maximum number of pictures in a batch; requests share batches."
+)
+@click.option(
+    "--batch-wait", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Seconds that a batch waits for more pictures."
+)
+@click.option("--max-number", type=COUNT, default=64, show_default=True, help="Maximum number of pictures per request.")
+@click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Maximum size of a request body in bytes.")
+@click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Maximum number of pictures requested but not yet sent.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Maximum requests per second of one client.",
+)
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -231,7 +253,7 @@ def serve(
     ray_cpus: int | None,
     **chain: Any,
 ) -> None:
-    """Answer requests for pictures over HTTP, on Ray Serve."""
+    """Serve pictures over HTTP with Ray Serve."""
     from engines.apps.serve.request_limits import Limits
     from engines.apps.serve.serve_command import ServeRequest, serve_bundle
     from engines.cluster.session import Cluster

@@ -1,1 +1,1 @@
-"""The commands of `ptqd-run`, a folder each."""
+"""The commands of `ptqd-run`, one folder per command."""

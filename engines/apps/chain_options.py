@@ -1,4 +1,4 @@
-"""The options of every command that walks a bundle's chains: fields of `engines.networks.chain_choice.ChainChoice`."""
+"""Options of every command that samples along a bundle's chains. They are fields of `engines.networks.chain_choice.ChainChoice`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ RUNTIME = click.option(
     type=click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="target",
     show_default=True,
-    help="What runs the networks, if not the bundle's target.",
+    help="Runtime of the networks; `target` is the bundle's own.",
 )
 
 _OPTIONS = (
-    click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale, if not the schedule's."),
-    click.option("--accept-guidance", is_flag=True, help="Sample at a scale that the corrections were not fitted at."),
-    click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle."),
-    click.option("--precision", default="auto", show_default=True, help="One for every step; auto is the schedule's choice."),
+    click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the schedule's."),
+    click.option("--accept-guidance", is_flag=True, help="Allow a guidance scale that the corrections were not fitted at."),
+    click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle to use."),
+    click.option("--precision", default="auto", show_default=True, help="Precision of every step; `auto` takes the schedule's choice."),
     click.option(
-        "--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Off: the plain quantized sampler."
+        "--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="`off` runs the plain quantized sampler."
     ),
     RUNTIME,
 )
 
 
 def chain_options(command: Command) -> Command:
-    """Adds them all, in their order."""
+    """Add all chain options to a command, in the order above."""
     return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)

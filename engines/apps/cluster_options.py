@@ -1,4 +1,4 @@
-"""The options of every command that can work on a cluster."""
+"""Options of every command that can run on a cluster."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ ADDRESS = click.option(
     is_flag=False,
     flag_value="",
     metavar="[ADDRESS]",
-    help="Work on a Ray cluster; without an address RAY_ADDRESS, or this machine.",
+    help="Run on a Ray cluster. Without an address: the one in RAY_ADDRESS, else this machine alone.",
 )
 CPUS = click.option(
-    "--ray-cpus", type=click.IntRange(min=1), help="CPUs of a worker; there are as many workers as fit.  [default: as many as used here]"
+    "--ray-cpus",
+    type=click.IntRange(min=1),
+    help="CPUs per worker; as many workers start as fit.  [default: 1 with a GPU, else all available cores]",
 )
 
 
 def chosen_cluster(address: str | None, cpus: int | None) -> Cluster | None:
-    """Where to work; None is here.
+    """Return the cluster to run on, or None to run in this process.
 
     Raises:
-        UsageError: CPUs of workers, and no cluster.
+        UsageError: CPUs per worker are given without a cluster.
     """
     from engines.cluster.session import Cluster
     from engines.errors import UsageError
 
     if address is None and cpus is not None:
-        raise UsageError("Workers are those of a cluster.", found="--ray-cpus alone", expected="--ray too")
+        raise UsageError("--ray-cpus needs a cluster.", found="--ray-cpus without --ray", expected="--ray as well")
     return None if address is None else Cluster(address, cpus)

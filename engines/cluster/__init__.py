@@ -1,1 +1,1 @@
-"""The same work on many machines, by Ray: which is imported only where a cluster is asked for."""
+"""Distributed work with Ray. Ray is imported only when a cluster is requested."""

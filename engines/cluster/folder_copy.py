@@ -1,4 +1,4 @@
-"""Files of a folder on machines that may share a file system or not: they travel through Ray only to machines that lack them."""
+"""A folder's files on every machine of a cluster, with or without a shared file system. Ray sends them only to machines that lack them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engines.errors import PtqdError
 from engines.host.files import replacing, sha256
 
 PIECE = 64 * 2**20
-"""Bytes of a file that travel as one object."""
+"""Bytes of a file that are sent as one object."""
 
 
 @dataclass(frozen=True)
 class FolderCopy:
-    """A folder as it is where the work was started.
+    """A folder of the machine that started the work, with its content for machines that lack it.
 
     Attributes:
-        folder: there.
+        folder: path on the machine that started the work.
         digests: sha256 by file name, relative to the folder.
-        pieces: references to the content of each file in order, for machines that lack it; empty where no machine does.
+        pieces: references to the pieces of each file, in order, for machines that lack the file; empty if no machine does.
     """
 
     folder: Path
@@ -37,41 +37,41 @@ class FolderCopy:
 
     @classmethod
     def of(cls, ray: Any, folder: Path, names: Sequence[str]) -> FolderCopy:
-        """Looks on every machine whether it has the same files at the same place, and only where one has not, reads them into Ray."""
+        """Look for the same files at the same path on every machine. Read them into Ray only if a machine lacks them."""
         folder = folder.absolute()
         copy = cls(folder, {name: sha256(folder / name) for name in names}, {})
         return copy if copy._is_everywhere(ray) else cls(folder, copy.digests, {name: _pieces(ray, folder / name) for name in names})
 
     @classmethod
     def of_bundle(cls, ray: Any, bundle: Bundle) -> FolderCopy:
-        """Everything that the manifest names; each file is verified again where it is used."""
+        """Copy the manifest and every file that it names. Each file is verified again where it is used."""
         return cls.of(ray, bundle.folder, [MANIFEST, *bundle.manifest.files])
 
     def local(self) -> Path:
-        """A folder of this machine with the files: the same one, or a copy that the workers of a machine share.
+        """Return a folder of this machine with the files: the original path, or a copy that this machine's workers share.
 
         Raises:
-            PtqdError: the files are not here, and were at the start on every machine there was.
+            PtqdError: this machine lacks the files, but no machine did when the work started.
         """
         if self.is_here():
             return self.folder
         if not self.pieces:
             raise PtqdError(
-                "A machine that joined later lacks the files of the work.",
-                found=f"no {self.folder} there, or another one",
-                expected="the same files as where the work was started",
-                mend="run the same command again: it goes on where it was, with the machines that are there then",
+                "A machine that joined the cluster later lacks the input files.",
+                found=f"{self.folder} is missing there, or its files differ",
+                expected="the same files as on the machine that started the work",
+                mend="run the same command again: it resumes, with all machines of the cluster at that time",
             )
         digest = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
         copied = Path(tempfile.gettempdir()) / f"ptqd-{os.getuid()}-{digest[:16]}"
         for name, expected in self.digests.items():
-            if not _is(copied / name, expected):
+            if not _matches(copied / name, expected):
                 _write(copied / name, self.pieces[name])
         return copied
 
     def is_here(self) -> bool:
-        """Whether this machine has the same files at the same place."""
-        return all(_is(self.folder / name, digest) for name, digest in self.digests.items())
+        """Whether this machine has the same files at the same path."""
+        return all(_matches(self.folder / name, digest) for name, digest in self.digests.items())
 
     def _is_everywhere(self, ray: Any) -> bool:
         own = ray.get_runtime_context().get_node_id()
@@ -81,7 +81,7 @@ class FolderCopy:
         return all(ray.get([look.options(num_cpus=0, scheduling_strategy=strategy(node, soft=False)).remote(self) for node in others]))
 
 
-def _is(path: Path, digest: str) -> bool:
+def _matches(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path) == digest
 
 

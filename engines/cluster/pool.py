@@ -1,4 +1,4 @@
-"""Workers that each open the same work once and then take units of it; a worker that dies costs its unit, which another one does again."""
+"""A pool of workers that each open the same work once and then run units of it. If a worker dies, another one repeats its unit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Unit_contra = TypeVar("Unit_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
 ATTEMPTS = 3
-"""Workers that a unit, or the opening of engines, may cost: what ends three in a row is no accident."""
+"""The run fails once this many workers in a row died at the same unit, or while opening engines: three are no accident."""
 
 
 class Work(Protocol[Unit_contra, Result_co]):
-    """Travels to the workers and is opened once in each; what it opens gives the same result for a unit wherever it runs."""
+    """Work that is sent to the workers and opened once in each. What it opens gives the same result for a unit on every worker."""
 
     def open(self, threads: int, /) -> Callable[[Unit_contra], Result_co]: ...
 
 
 class Worker(Generic[Unit, Result]):
-    """What runs in a process of its own. Errors that a user can mend come back as results: Ray would wrap them in its own."""
+    """Runs in its own process. It returns errors that a user can mend as results, because Ray would wrap raised ones in its own."""
 
     def __init__(self, work: Work[Unit, Result], threads: int) -> None:
         self._work = work
@@ -49,7 +49,7 @@ class Worker(Generic[Unit, Result]):
 
 @dataclass(frozen=True)
 class _Call:
-    """What a worker is doing: the unit at a place of the order, or None, opening its engines."""
+    """What a worker is doing: running the unit at `index`, or opening its engines if `index` is None."""
 
     worker: Any
     index: int | None
@@ -57,7 +57,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Death:
-    """What a call came to."""
+    """The result of a call whose worker died."""
 
     cause: Exception
 
@@ -66,16 +66,16 @@ class WorkerPool(Generic[Unit, Result]):
     """Workers on a cluster.
 
     Args:
-        ray: connected, see `engines.cluster.session.joined`.
-        work: what they do.
-        size: of each.
-        most: workers at most; there are never more than the cluster has room for.
+        ray: connected Ray module, see `engines.cluster.session.joined`.
+        work: what the workers do.
+        size: resources of each worker.
+        most: maximum number of workers; there are never more than the cluster has room for.
 
     Attributes:
-        lost: workers that died, each replaced.
+        lost: number of workers that died; each was replaced.
 
     Raises:
-        MissingBackendError: the cluster has room for none.
+        MissingBackendError: the cluster has no room for a worker.
     """
 
     def __init__(self, ray: Any, work: Work[Unit, Result], size: WorkerSize, most: int) -> None:
@@ -98,14 +98,14 @@ class WorkerPool(Generic[Unit, Result]):
             self._ray.kill(worker)
 
     def run(self, count: int, unit: Callable[[int], Unit]) -> Iterator[tuple[int, Result]]:
-        """The results of units `0 .. count - 1` with their places, in the order in which they are ready; to be read to the end.
+        """Yield the index and result of each unit `0 .. count - 1`, in order of completion. The caller must read to the end.
 
         Args:
-            count: of the units.
-            unit: makes one when a worker is free for it.
+            count: number of units.
+            unit: makes the unit of an index, once a worker is free for it.
 
         Raises:
-            PtqdError: a unit failed, or ended worker after worker.
+            PtqdError: a unit failed, or killed worker after worker.
         """
         waiting, done = deque(range(count)), 0
         while done < count:
@@ -129,7 +129,7 @@ class WorkerPool(Generic[Unit, Result]):
         self._calls[worker.open.remote()] = _Call(worker, None)
 
     def _next(self) -> tuple[_Call, Any]:
-        """The call that ends next, with its result."""
+        """Wait for the next call to end; return the call and its result."""
         (reference,), _ = self._ray.wait([*self._calls], num_returns=1)
         call = self._calls.pop(reference)
         try:
@@ -148,17 +148,17 @@ class WorkerPool(Generic[Unit, Result]):
         self._deaths[call.index] += 1
         if self._deaths[call.index] == ATTEMPTS:
             raise PtqdError(
-                "Workers end before their engines are open."
+                "Workers die before their engines are open."
                 if call.index is None
-                else "A unit of the work ends every worker that takes it.",
-                found=f"{ATTEMPTS} workers in a row, the last by: {cause}",
-                expected="workers that end now and then at most",
-                mend="look into Ray's logs on the worker's machine; where memory ran out, give a worker more CPUs or take smaller batches",
+                else "A unit of the work kills every worker that runs it.",
+                found=f"{ATTEMPTS} workers in a row died, the last of: {cause}",
+                expected="workers that die only occasionally",
+                mend="look into Ray's logs on the worker's machine; if memory ran out, give each worker more CPUs or use smaller batches",
             ) from cause
         self._start()
 
 
 def _deaths(ray: Any) -> tuple[type[Exception], ...]:
-    """What Ray raises where a worker, its machine, or a result that only lay there is gone."""
+    """Return the exceptions that Ray raises if a worker, its machine, or a result stored only there is lost."""
     known = ray.exceptions
     return (known.RayActorError, known.WorkerCrashedError, known.NodeDiedError, known.ObjectLostError, known.OutOfMemoryError)

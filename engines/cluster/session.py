@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: joined where it has an address, else made of this machine for as long as the work takes."""
+"""The Ray cluster to work on: the one at a given address, or a temporary cluster of this machine alone."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from engines.host.machine import cores
 
 LOCAL = "local"
 LOCAL_STORE = 256 * 2**20
-"""Bytes of shared memory that a cluster of this machine alone passes results through."""
+"""Bytes of shared memory through which a cluster of this machine alone passes results."""
 
 LOCAL_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it tells nobody about itself
-    "RAY_worker_niceness": "0",  # its workers are what the machine is for: Ray would let everything else go first
+    "RAY_USAGE_STATS_ENABLED": "0",  # send no usage statistics
+    "RAY_worker_niceness": "0",  # the workers are the machine's main job; by default Ray lowers their priority
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work.
+    """The cluster to work on.
 
     Attributes:
-        address: of the cluster, as Ray takes it; empty is RAY_ADDRESS, and without it a cluster of this machine alone.
-        cpus: of one worker; None is as many as this process may use, so that one worker does what a run without Ray does.
+        address: Ray address of the cluster; empty means RAY_ADDRESS or, if that is not set, a cluster of this machine alone.
+        cpus: CPUs per worker; None means 1 with a GPU, else as many as this process may use, so that one worker equals a run without Ray.
     """
 
     address: str = ""
@@ -38,22 +38,22 @@ class Cluster:
 
 @dataclass(frozen=True)
 class WorkerSize:
-    """What one worker takes of a machine."""
+    """Resources of a machine that one worker takes."""
 
     cpus: int
     gpus: int
 
     @classmethod
     def of(cls, cluster: Cluster, runtime: RuntimeName) -> WorkerSize:
-        """Whatever does not run on the CPU has a GPU of its own; the host then has little to do."""
+        """Return the size for a runtime. A worker that does not run on the CPU has its own GPU, and its host has little to do."""
         on_gpu = runtime not in ON_CPU
         return cls(cluster.cpus or (1 if on_gpu else cores()), int(on_gpu))
 
     def room(self, ray: Any) -> int:
-        """How many workers the machines of the cluster have room for.
+        """Return how many workers fit on the machines of the cluster.
 
         Raises:
-            MissingBackendError: none.
+            MissingBackendError: no worker fits.
         """
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(self._fit(resources) for resources in machines)
@@ -62,7 +62,7 @@ class WorkerSize:
                 "No machine of the cluster has room for a worker.",
                 found="; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in machines),
                 expected=f"{self.cpus} CPUs and {self.gpus} GPUs on one machine",
-                mend="give workers less with --ray-cpus, or add machines with GPUs",
+                mend="lower --ray-cpus, or add machines with GPUs",
             )
         return room
 
@@ -73,7 +73,7 @@ class WorkerSize:
 
 @contextlib.contextmanager
 def joined(cluster: Cluster) -> Iterator[Any]:
-    """Ray's module, connected while the block runs; a connection that is there already is used and kept.
+    """Connect to Ray while the block runs, and yield Ray's module. An existing connection is used and kept.
 
     Raises:
         MissingBackendError: Ray is not installed, or there is no cluster at the address.
@@ -102,12 +102,12 @@ def _connect(ray: Any, address: str) -> None:
             "There is no Ray cluster to join.",
             found=f"{address}: {error}",
             expected="the address of a running cluster, such as 10.0.0.1:6379, or auto on one of its machines",
-            mend="start one with `ray start --head`, or leave the address out to work on this machine alone",
+            mend="start one with `ray start --head`, or omit the address to work on this machine alone",
         ) from error
 
 
 def import_ray() -> Any:
-    """Raises MissingBackendError where Ray is not installed."""
+    """Return Ray's module; raise MissingBackendError if Ray is not installed."""
     try:
         import ray
     except ImportError as error:

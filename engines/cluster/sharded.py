@@ -1,4 +1,4 @@
-"""Units of work on a cluster, each result a shard: what an earlier run finished is not done again."""
+"""Runs units of work on a cluster and stores each result as a shard. Units that an earlier run finished are not repeated."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def complete(
     shards: Shards,
     label: str,
 ) -> int:
-    """Do the units that have no shard yet; the number of workers that died meanwhile, each of which cost its unit once more.
+    """Run the units that have no shard yet. Return the number of workers that died meanwhile; the unit of each was run again.
 
     Args:
-        cluster: where.
-        size: of a worker.
-        work: what is done, once it is known which files have to travel; called with Ray, connected.
-        units: by name.
-        shards: where the results go.
-        label: of the progress bar.
+        cluster: cluster to work on.
+        size: resources of a worker.
+        work: makes the work; called with the connected Ray module, so that it can find out which files must be sent.
+        units: names and units.
+        shards: store for the results.
+        label: label of the progress bar.
 
     Raises:
-        MissingBackendError: Ray, the cluster, or room on it is missing; or a runtime on its machines.
+        MissingBackendError: Ray, the cluster, room on it, or a runtime on its machines is missing.
         PtqdError: a unit failed.
     """
     left = [named for named in units if not shards.has(named[0])]

@@ -1,4 +1,4 @@
-"""Results of units as files: whole or absent, each by the name of its unit, so that a run that was cut off goes on where it was."""
+"""Results of units as files. Each file is named after its unit and is whole or absent, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Shards:
-    """A hidden folder beside the output, named by what was asked for; those of other requests are removed.
+    """A hidden folder of results, named by a hash of the request. Folders of other requests in the same place are removed.
 
     Args:
-        parent: the output's folder.
-        asked: JSON values that, with the unit's name, determine a result.
+        parent: folder to keep it in, such as the output folder.
+        asked: JSON values that, together with a unit's name, determine the unit's result.
     """
 
     def __init__(self, parent: Path, asked: Mapping[str, Any]) -> None:
@@ -39,14 +39,14 @@ class Shards:
 
     def write(self, unit: str, arrays: Arrays) -> None:
         with replacing(self._path(unit)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # its stub takes a name for one of its own arguments
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # the stub mistakes a name for one of savez's own arguments
 
     def read(self, unit: str) -> Arrays:
         with np.load(self._path(unit), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
     def remove(self) -> None:
-        """Once the output is whole."""
+        """Remove the folder. Call this once the output is complete."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, unit: str) -> Path:
@@ -54,5 +54,5 @@ class Shards:
 
 
 def unit_name(first: int, last: int) -> str:
-    """Of the samples from the first number to the last."""
+    """Return the name of the unit with the samples from number `first` to `last`."""
     return f"{first:08d}-{last:08d}"

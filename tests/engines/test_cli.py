@@ -107,7 +107,7 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.width > 3 * 96
     assert result.stdout.startswith("5 samples in ")
-    assert result.stdout.endswith(f" a second), steps: 2 w4a8, 1 w8a8, 1 fp32; see {tmp_path / 'out'}\n")
+    assert result.stdout.endswith(f" per second), steps: 2 w4a8, 1 w8a8, 1 fp32; see {tmp_path / 'out'}\n")
 
 
 def test_pictures_are_the_raw_states(tiny: TinyBundle, tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_classes_and_guidance_of_an_unconditional_model_are_errors(tiny_uncondit
 def test_latents_as_pictures_are_an_error_that_names_npz(tiny_latent: TinyBundle, tmp_path: Path) -> None:
     result = sample(tiny_latent, tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: The samples of this model are no pictures.\n  found:    samples of shape [4, 8, 8]\n")
-    assert "take --format npz" in result.stderr
+    assert result.stderr.startswith("error: The samples of this model are not pictures.\n  found:    samples of shape [4, 8, 8]\n")
+    assert "use --format npz" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -352,8 +352,8 @@ def test_missing_bundle_is_an_error_of_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--classes", "1,x"], "'1,x' is neither 'all' nor class numbers such as 3,7,7"),
-        (["--classes", ""], "neither 'all' nor class numbers"),
+        (["--classes", "1,x"], "'1,x' is neither 'all' nor a list of class numbers such as 3,7,7"),
+        (["--classes", ""], "neither 'all' nor a list of class numbers"),
         (["--num", 0], "x>=1"),
         (["--batch-size", 0], "x>=1"),
         (["--first", -1], "x>=0"),

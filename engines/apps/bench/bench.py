@@ -1,4 +1,4 @@
-"""`ptqd-run bench`: whole chains in turn, one contestant a precision, and one that swaps engines as the schedule says."""
+"""`ptqd-run bench`: times whole chains in turn, one contestant per precision and one that swaps engines as the schedule says."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class BenchRequest:
     """What to time.
 
     Attributes:
-        bundle: its folder.
-        batch_size: samples in a chain.
-        rounds: chains of each contestant that count.
-        steps: take only so many of the schedule's steps; None takes all.
-        runtime: what runs the networks.
+        bundle: bundle folder.
+        batch_size: number of samples in a chain.
+        rounds: number of timed chains per contestant.
+        steps: number of the schedule's steps to take; None takes all.
+        runtime: runtime of the networks.
     """
 
     bundle: Path
@@ -55,7 +55,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
     """Time chains of a bundle's default schedule.
 
     Raises:
-        UsageError: there is no bundle, or its schedule has fewer steps.
+        UsageError: there is no bundle, or its schedule has fewer steps than requested.
         PtqdError: the bundle is damaged, or a network failed.
     """
     bundle = Bundle.open(request.bundle)
@@ -82,10 +82,10 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
 
 
 def excerpt(schedule: Schedule, steps: int | None) -> Schedule:
-    """A schedule of so many of the steps, spread evenly from the first to the last: good for timing, not for sampling.
+    """Return a schedule with only `steps` of the steps, spread evenly from the first to the last: good for timing, not for sampling.
 
     Raises:
-        UsageError: the schedule has fewer.
+        UsageError: the schedule has fewer steps.
     """
     total = len(schedule.steps)
     if steps is None:
@@ -98,7 +98,7 @@ def excerpt(schedule: Schedule, steps: int | None) -> Schedule:
 
 
 def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
-    """Precisions by falling bit operations; the first is full precision."""
+    """Return the precisions by falling bit operations; the first is full precision."""
     records = bundle.manifest.precisions
     known = [name for name in records if name in schedule.precisions]
     return sorted(known, key=lambda name: -records[name].weight_bits * records[name].activation_bits)
@@ -116,7 +116,7 @@ def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBa
 
 @dataclass
 class _Contestant:
-    """A chain that is run again and again from the same noise, each time as the first of a command."""
+    """A chain that is run repeatedly from the same noise, each time as if it were the first of a command."""
 
     chain: Chain
     engines: Mapping[str, EngineDenoiser]

@@ -1,4 +1,4 @@
-"""The benchmark for people, as a table, and for programs, as JSON."""
+"""Reports of a benchmark: a table for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.apps.bench.bench_result import BenchResult
 from engines.host.files import write_text
 
 PLAIN_WIDTH = 160
-"""Columns where the output is no terminal: wide enough for the table."""
+"""Columns if the output is not a terminal: wide enough for the table."""
 
 
 def write_report(result: BenchResult, path: Path) -> None:
@@ -53,5 +53,5 @@ def _notes(result: BenchResult) -> str:
     return (
         f"chain: batch {result.batch_size}, {result.steps} of {result.schedule_steps} steps, guidance {result.guidance:g}, "
         f"median of {result.rounds} rounds in turn; outside engines: noise, update, correction, checks\n"
-        f"swapping engines: {result.swap_milliseconds:+.1f} ms a chain, against the same steps without swaps"
+        f"swapping engines: {result.swap_milliseconds:+.1f} ms per chain, compared with the same steps without swaps"
     )

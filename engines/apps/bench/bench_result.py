@@ -1,4 +1,4 @@
-"""What `ptqd-run bench` found, and what its `--json` file holds."""
+"""The result of `ptqd-run bench`. Its fields are those of the `--json` file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class ChainTime:
     """Medians of one contestant.
 
     Attributes:
-        precision_steps: steps that each precision takes.
-        milliseconds_a_chain: for the whole batch.
-        milliseconds_a_step: the same, divided by the steps.
-        images_a_second: samples of the batch, divided by the time of the chain.
-        speedup: how many times faster than the baseline.
-        outside_engines: share of the chain's time that is not the runtime's: noise, update, correction, checks.
+        precision_steps: number of steps that each precision takes.
+        milliseconds_a_chain: time of a chain of the whole batch.
+        milliseconds_a_step: time of a chain divided by its number of steps.
+        images_a_second: samples in the batch divided by the time of a chain.
+        speedup: speed-up over the baseline.
+        outside_engines: share of the chain's time spent outside the runtime: noise, update, correction, checks.
     """
 
     precision_steps: Mapping[str, int]
@@ -32,20 +32,20 @@ class ChainTime:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All contestants on one machine.
+    """Times of all contestants on one machine.
 
     Attributes:
-        processor: its name.
-        cores: that the process may use.
-        batch_size: samples in a chain.
-        steps: of a chain.
-        schedule_steps: of the schedule that they were taken from.
-        rounds: that the medians are over.
-        guidance: of the schedule; other than 1 doubles the batch within the networks.
-        baseline: the contestant that `speedup` is relative to.
-        chains: by precision, and `auto` for the schedule's choice.
-        load_milliseconds: by precision, to verify the graph's hash and start its engine, its file being in the system's cache.
-        swap_milliseconds: time of the `auto` chain, less what its steps take in the chains of one precision each.
+        processor: name of the processor.
+        cores: number of cores that the process may use.
+        batch_size: number of samples in a chain.
+        steps: number of steps in a chain.
+        schedule_steps: number of steps in the schedule that they were taken from.
+        rounds: number of rounds that the medians are over.
+        guidance: guidance scale of the schedule; any scale other than 1 doubles the batch within the networks.
+        baseline: contestant that `speedup` is relative to.
+        chains: times by precision, with `auto` for the schedule's choice.
+        load_milliseconds: time by precision to verify the graph's hash and start its engine, with the file in the system's cache.
+        swap_milliseconds: time of the `auto` chain minus the time of its steps in the single-precision chains.
     """
 
     processor: str
@@ -63,7 +63,7 @@ class BenchResult:
 
 
 def swap_milliseconds(chains: Mapping[str, ChainTime]) -> float:
-    """What the swaps of the `auto` chain cost."""
+    """Return the time that engine swaps take in the `auto` chain."""
     auto = chains[AUTO]
     without_swaps = sum(count * chains[name].milliseconds_a_step for name, count in auto.precision_steps.items())
     return auto.milliseconds_a_chain - without_swaps

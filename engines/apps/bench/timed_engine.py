@@ -1,4 +1,4 @@
-"""Engines under a stopwatch: how much of a chain's time is the runtime's."""
+"""Engines with a stopwatch, which measures how much of a chain's time the runtime takes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from engines.networks.engine_denoiser import EngineDenoiser
 
 @dataclass
 class Stopwatch:
-    """Seconds so far; any number of engines may share one, as they run in turn."""
+    """Seconds so far. Any number of engines may share a stopwatch, as they run in turn."""
 
     seconds: float = 0.0
 
 
 class TimedEngine(Engine):
-    """Runs another engine. Only the runtime's own time is counted, not the checks of the base class."""
+    """Runs another engine and times only its runtime, not the checks of the base class."""
 
     def __init__(self, engine: Engine, watch: Stopwatch) -> None:
         super().__init__(engine.label, engine.inputs, engine.output)
@@ -37,6 +37,6 @@ class TimedEngine(Engine):
 
 
 def timed(denoiser: EngineDenoiser, watch: Stopwatch) -> EngineDenoiser:
-    """The same denoiser, its engines under the stopwatch."""
+    """Return the same denoiser with its engines timed by the stopwatch."""
     embeddings = {name: embedding.run_by(TimedEngine(embedding.engine, watch)) for name, embedding in denoiser.embeddings.items()}
     return replace(denoiser, engine=TimedEngine(denoiser.engine, watch), embeddings=embeddings)

@@ -1,4 +1,4 @@
-"""How well one network's outputs agree with another's, summed up over any number of batches in float64."""
+"""How well one network's outputs agree with another's, accumulated over any number of batches in float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engines.arrays import Float32
 
 @dataclass
 class Agreement:
-    """Sums over all values of the outputs `e` of a reference and `q` of an engine; figures are of everything that was added.
+    """Sums over all values of a reference's outputs `e` and an engine's outputs `q`. The figures cover everything that was added.
 
-    The figures have the definitions of Polygraphy's `SnrCompareFunc`, `CosineSimilarityCompareFunc` and `PsnrCompareFunc`, which know one
-    batch at a time: a mean of their decibels would depend on the batch size.
+    They are defined as in Polygraphy's `SnrCompareFunc`, `CosineSimilarityCompareFunc` and `PsnrCompareFunc`. Those see one batch at a
+    time, so the mean of their decibels would depend on the batch size.
     """
 
     count: int = 0
@@ -27,7 +27,7 @@ class Agreement:
     max_absolute_error: float = 0.0
 
     def add(self, reference: Float32, engine: Float32) -> None:
-        """Add a batch of outputs of one shape."""
+        """Add a batch of outputs. Both arrays have the same shape."""
         e, q = reference.astype(np.float64).ravel(), engine.astype(np.float64).ravel()
         d = q - e
         self.count += e.size
@@ -40,7 +40,7 @@ class Agreement:
 
     @property
     def snr_db(self) -> float:
-        """`10 log10(E[e^2] / E[(q - e)^2])`, infinite where nothing differs."""
+        """`10 log10(E[e^2] / E[(q - e)^2])`, infinite if the outputs are equal."""
         return decibels(self.signal, self.noise)
 
     @property
@@ -50,7 +50,7 @@ class Agreement:
 
     @property
     def cosine_similarity(self) -> float:
-        """`e.q / (|e| |q|)`: 1 where both are zero, 0 where one is."""
+        """`e.q / (|e| |q|)`: 1 if both are zero, 0 if only one is."""
         norms = math.sqrt(self.signal * self.engine)
         if norms == 0:
             return float(self.signal == self.engine)
@@ -58,7 +58,7 @@ class Agreement:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Ratio of two powers; infinite where there is no noise, minus infinite where there is nothing else."""
+    """Return the ratio of two powers in dB: infinity if there is no noise, minus infinity if there is only noise."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

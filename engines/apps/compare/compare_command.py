@@ -1,4 +1,4 @@
-"""`ptqd-run compare`: every engine of a bundle against full precision, at the states of the full-precision chain."""
+"""`ptqd-run compare`: compares every engine of a bundle with full precision, at the states of the full-precision chain."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
 
 REFERENCE = "reference"
-"""Name of the network that the others are held against, also where they are saved."""
+"""Name of the network that the others are compared with, also in the saved files."""
 
 Runs = Iterable[tuple[Visit, Mapping[str, Float32]]]
-"""Of every visit, by network the outputs [branches, batch, *shape]."""
+"""Each visit with the outputs [branches, batch, *shape] of every network, by name."""
 
 RunEngines = Callable[[Iterable[Visit], Mapping[str, EngineDenoiser], Path | None], Runs]
 
@@ -42,15 +42,15 @@ class CompareRequest:
     """What to compare.
 
     Attributes:
-        bundle: its folder.
-        schedule: whose full-precision chain gives the states.
-        num: samples, numbered from 0.
-        steps: take only so many of the schedule's steps; None takes all.
-        seed: of the noise.
-        precisions: None takes all but full precision.
-        batch_size: samples that go through the networks at a time.
-        save: folder for inputs and outputs in Polygraphy's format.
-        runtime: of the engines; the reference is full precision on ONNX Runtime and the CPU, whatever they run on.
+        bundle: bundle folder.
+        schedule: schedule whose full-precision chain gives the states.
+        num: number of samples, numbered from 0.
+        steps: number of the schedule's steps to compare at; None takes all.
+        seed: seed of the noise.
+        precisions: precisions to compare; None takes all except full precision.
+        batch_size: number of samples that the networks process at once.
+        save: folder for inputs and outputs in Polygraphy's format, or None.
+        runtime: runtime of the engines; the reference is always full precision on ONNX Runtime and the CPU.
     """
 
     bundle: Path
@@ -68,7 +68,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     """Run full precision and every engine on the same inputs.
 
     Raises:
-        UsageError: the request does not fit the bundle, or the folder to save to is not empty. Nothing is written then.
+        UsageError: the request does not fit the bundle, or the folder to save to is not empty; nothing is written.
         MissingBackendError: Polygraphy is not installed.
         PtqdError: the bundle is damaged, or a network failed.
     """
@@ -101,7 +101,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
 
 
 def full_precision(bundle: Bundle, schedule: Schedule) -> str:
-    """The precision of most bits that the schedule knows."""
+    """Return the precision with the most bits in the schedule."""
     records = bundle.manifest.precisions
     known = [name for name in schedule.precisions if name in records]
     return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
@@ -116,10 +116,10 @@ def _polygraphy() -> RunEngines:
 
 
 def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, itself: str | None) -> tuple[str, ...]:
-    """The precisions asked for, without the one whose engine is the reference itself."""
+    """Return the requested precisions, without the one whose engine is the reference itself."""
     known = tuple(name for name in schedule.precisions if name in bundle.manifest.precisions and name != itself)
     if not known:
-        raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} knows {itself} alone")
+        raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} has only {itself}")
     for name in request.precisions or ():
         if name not in known:
             raise UsageError("There is no such engine to compare.", found=name, expected=" or ".join(known))
@@ -128,12 +128,14 @@ def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, itsel
 
 def _empty_folder(path: Path) -> Path:
     if path.is_dir() and any(path.iterdir()):
-        raise UsageError("The folder to save to is not empty.", found=path, expected="a new folder", mend="remove it, or name another one")
+        raise UsageError(
+            "The folder to save to is not empty.", found=path, expected="a new folder", mend="remove it, or give another folder"
+        )
     return writable_folder(path)
 
 
 def _samples(request: CompareRequest, bundle: Bundle) -> tuple[NoiseSource, Int64]:
-    """Noise and conditioning rows, as sampling with this seed has them."""
+    """Return the noise and the conditioning rows that sampling with this seed would use."""
     model = bundle.manifest.model
     noise, numbers = NoiseSource(request.seed, model.sample_shape), np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(None, numbers, noise, model.conditioning)
@@ -142,7 +144,7 @@ def _samples(request: CompareRequest, bundle: Bundle) -> tuple[NoiseSource, Int6
 
 @dataclass
 class _StepAgreement:
-    """Of one engine at one step, before and after the correction."""
+    """Agreement of one engine at one step, before and after the correction."""
 
     timestep: float
     raw: Agreement = field(default_factory=Agreement)
@@ -150,11 +152,11 @@ class _StepAgreement:
 
 
 class Figures:
-    """Sums up the outputs of engines at a schedule's steps.
+    """Accumulates the agreement of engines at a schedule's steps.
 
     Args:
-        schedule: with the corrections.
-        names: of the engines.
+        schedule: schedule with the corrections.
+        names: names of the engines.
     """
 
     def __init__(self, schedule: Schedule, names: Sequence[str]) -> None:
@@ -162,7 +164,7 @@ class Figures:
         self._found: dict[str, dict[int, _StepAgreement]] = {name: {} for name in names}
 
     def add(self, runs: Runs) -> None:
-        """Add what networks gave, one visit after the other."""
+        """Add the outputs of the networks, one visit at a time."""
         guidance = self._schedule.sampler.guidance
         for visit, outputs in runs:
             check_output(outputs[REFERENCE], REFERENCE, visit.timestep, visit.step)
@@ -176,7 +178,7 @@ class Figures:
                 found.corrected.add(e, correct(q, x, correction.gain, correction.offset, correction.state_gain))
 
     def of(self, name: str) -> tuple[StepFigures, ...]:
-        """The figures of one precision by step."""
+        """Return the figures of one precision, in order of steps."""
         return tuple(self._figures(name, step, found) for step, found in sorted(self._found[name].items()))
 
     def _figures(self, name: str, step: int, found: _StepAgreement) -> StepFigures:

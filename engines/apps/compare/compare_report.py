@@ -1,4 +1,4 @@
-"""A comparison for people, as tables, and for programs, as JSON."""
+"""Reports of a comparison: tables for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.apps.compare.compare_result import CompareResult, Decibels, Precisi
 from engines.host.files import write_text
 
 PLAIN_WIDTH = 160
-"""Columns where the output is no terminal: wide enough for the tables."""
+"""Columns if the output is not a terminal: wide enough for the tables."""
 
 
 def write_report(result: CompareResult, path: Path) -> None:
@@ -34,7 +34,7 @@ def print_report(result: CompareResult) -> None:
 def _precisions(result: CompareResult) -> Table:
     table = Table(title=f"against {result.reference}: {result.num} samples, schedule {result.schedule}", title_justify="left")
     table.add_column("precision")
-    columns = ("mean SNR", "worst SNR", "at step", "cosine there", "PSNR there", "largest error", "mean corrected SNR", "steps it takes")
+    columns = ("mean SNR", "worst SNR", "at step", "cosine there", "PSNR there", "largest error", "mean corrected SNR", "steps chosen")
     for column in columns:
         table.add_column(column, justify="right")
     for name, figures in result.precisions.items():
@@ -57,8 +57,8 @@ def _cells(figures: PrecisionFigures) -> list[str]:
 
 
 def _steps(result: CompareResult) -> Table:
-    """SNR of every precision, raw and corrected; the schedule's choice in bold, marked with a star."""
-    table = Table(title="SNR by step, and corrected", title_justify="left")
+    """Return a table of the raw and corrected SNR of every precision. The schedule's choice is bold and marked with a star."""
+    table = Table(title="SNR by step, raw and corrected", title_justify="left")
     for column in ("step", "timestep", *result.precisions):
         table.add_column(column, justify="right")
     by_step = zip(*(figures.steps for figures in result.precisions.values()), strict=True)
@@ -73,7 +73,7 @@ def _step_cell(step: StepFigures) -> str:
 
 
 def _notes(result: CompareResult) -> str:
-    return f"guidance {result.guidance:g}, seed {result.seed}; states of the full-precision chain; *: the schedule takes the step with it"
+    return f"guidance {result.guidance:g}, seed {result.seed}; states of the full-precision chain; *: the schedule's choice for the step"
 
 
 def _db(figure: Decibels) -> str:

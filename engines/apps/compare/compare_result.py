@@ -1,4 +1,4 @@
-"""What a comparison found. Its fields are those of the JSON file."""
+"""The result of a comparison. Its fields are those of the JSON file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Literal
 from engines.errors import PtqdError
 
 Decibels = float | None
-"""None is infinity: the outputs are the same."""
+"""None means infinity: the outputs are equal."""
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One engine at one step, over all samples.
+    """Figures of one engine at one step, over all samples.
 
     Attributes:
-        step: of the schedule, 0 is the noisiest.
-        timestep: that the networks were given.
-        chosen: whether the schedule takes this step with this precision.
-        snr_db: of the raw output, after guidance.
-        cosine_similarity: likewise.
-        psnr_db: likewise.
-        max_absolute_error: likewise.
-        corrected_snr_db: of the output with the schedule's gain and offset.
+        step: step of the schedule; 0 is the noisiest.
+        timestep: timestep that the networks were given.
+        chosen: whether the schedule uses this precision at this step.
+        snr_db: SNR of the raw output after guidance, in dB.
+        cosine_similarity: cosine similarity of the raw output after guidance.
+        psnr_db: PSNR of the raw output after guidance, in dB.
+        max_absolute_error: largest error of the raw output after guidance.
+        corrected_snr_db: SNR in dB of the output with the schedule's gain and offset.
     """
 
     step: int
@@ -41,7 +41,7 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class PrecisionFigures:
-    """One engine at every step that was compared."""
+    """Figures of one engine at every step that was compared."""
 
     engine: str
     mean_snr_db: Decibels
@@ -61,21 +61,21 @@ class PrecisionFigures:
 
     @property
     def worst(self) -> StepFigures:
-        """The step of least SNR."""
+        """Step with the lowest SNR."""
         return next(step for step in self.steps if step.step == self.worst_step)
 
 
 @dataclass(frozen=True)
 class CompareResult:
-    """Every engine against the reference.
+    """Comparison of every engine with the reference.
 
     Attributes:
-        schedule: its name.
-        reference: the engine of full precision.
-        guidance: scale.
-        num: samples.
-        seed: of their noise.
-        precisions: by name.
+        schedule: name of the schedule.
+        reference: label of the full-precision engine.
+        guidance: guidance scale.
+        num: number of samples.
+        seed: seed of the noise.
+        precisions: figures by precision.
     """
 
     schedule: str
@@ -87,10 +87,10 @@ class CompareResult:
     schema_version: Literal[1] = 1
 
     def check(self, min_snr_db: float) -> None:
-        """Hold every step of every precision against a threshold.
+        """Check the SNR of every precision at every step against a threshold.
 
         Raises:
-            PtqdError: the worst one is below.
+            PtqdError: the lowest SNR is below the threshold.
         """
         name, figures = min(self.precisions.items(), key=lambda item: infinite(item[1].worst.snr_db))
         worst = figures.worst
@@ -99,7 +99,7 @@ class CompareResult:
                 "An engine is further from full precision than allowed.",
                 found=f"{name} at step {worst.step} (timestep {worst.timestep:g}): {worst.snr_db:.2f} dB",
                 expected=f"at least {min_snr_db:g} dB at every step",
-                mend=f"look for the layer: ptqd-export bisect BUNDLE --precision {name} --step {worst.step}; or compare fewer --precisions",
+                mend=f"find the layer: ptqd-export bisect BUNDLE --precision {name} --step {worst.step}; or compare fewer --precisions",
             )
 
 
@@ -108,10 +108,10 @@ def infinite(figure: Decibels) -> float:
 
 
 def finite(figure: float) -> Decibels:
-    """JSON has no infinity.
+    """Return None for infinity, which JSON lacks.
 
     Raises:
-        PtqdError: it is minus infinity.
+        PtqdError: the figure is minus infinity.
     """
     if figure == -math.inf:
         raise PtqdError("Full precision's output is zero everywhere.", found="no signal to compare with", mend="compare a trained model")

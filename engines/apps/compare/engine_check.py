@@ -1,4 +1,4 @@
-"""Are the engines, as they run, still those that the statistics were measured on? A few states at a few steps tell."""
+"""Checks, with a few states at a few steps, that the engines as they run are still those that the statistics were measured on."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from engines.errors import PtqdError
 CHECKED_STEPS = 4
 
 WALKED_SAMPLES = 32
-"""Samples that are taken down the chain, to steps other than the first. The first step's states are noise, and cost no walk: it is looked
-at with every sample of the statistics, and the figure must come out the same.
+"""Samples that are taken down the chain, to steps after the first. The states of the first step are noise and need no walk: that step is
+checked with every sample of the statistics, and its figure must come out the same.
 """
 
 RUNTIME_DB = 0.25
-"""How far an SNR may lie from one of the same samples: values at a rounding tie fall as batches and threads have it. On the digits model
-(256 samples, six precisions from w2a8 to w8a8, five steps) the stored figures came out to 0.01 dB.
+"""How many dB an SNR may differ from one of the same samples: how a rounding tie falls depends on batches and threads. On the digits model
+(256 samples, six precisions from w2a8 to w8a8, five steps) the stored figures were reproduced to 0.01 dB.
 """
 
 SAMPLING_DB = 20.0
-"""How far the SNR of M of N samples may lie from that of all of them, times sqrt(1/M - 1/N): twice the 9.8 dB that was the most in all
-sets of 4, 8, 16 and 32 of the same 256 samples.
+"""The SNR of M of N samples may differ from that of all N by this many dB times sqrt(1/M - 1/N). It is twice the 9.8 dB that was the
+largest such factor in all sets of 4, 8, 16 and 32 of the same 256 samples.
 """
 
 
 class DepartureError(PtqdError):
-    """An engine has other noise than its statistics say.
+    """An engine's noise differs from that in its statistics.
 
     Attributes:
-        precision: of the engine.
+        precision: precision of the engine.
     """
 
     def __init__(self, precision: str, *, found: str, expected: str) -> None:
@@ -49,7 +49,7 @@ class DepartureError(PtqdError):
             f"The engine of {precision} is not the one that the statistics were measured on.",
             found=found,
             expected=expected,
-            mend="an engine or its runtime has changed since: build again with --fresh, or look for the layer with `ptqd-export bisect`",
+            mend="the engine or its runtime has changed since: build again with --fresh, or find the layer with `ptqd-export bisect`",
         )
         self.precision = precision
 
@@ -59,16 +59,16 @@ class EngineCheck:
     """What to check.
 
     Attributes:
-        schedule: that was fitted on the walk of the statistics.
+        schedule: schedule that was fitted on the walk of the statistics.
         reference: name of full precision.
-        networks: by precision, `reference` among them.
-        expected: by precision, the `snr_db` of the statistics at every step; None where nothing differed.
-        noise: of the samples of the statistics.
-        rows: [N] conditioning rows of all of these samples.
-        trajectory: whose states the statistics are of.
-        batch_size: samples that a network is given at a time.
-        runtime_db: see `RUNTIME_DB`; more for another runtime than the statistics'.
-        rounding_db: an SNR above is of float rounding, which every runtime does in its own way: it need only stay above.
+        networks: networks by precision, including `reference`.
+        expected: `snr_db` of the statistics at every step, by precision; None where the outputs were equal.
+        noise: noise of the samples of the statistics.
+        rows: [N] conditioning rows of all these samples.
+        trajectory: chain whose states the statistics were measured at: quantized or full precision.
+        batch_size: number of samples that a network is given at once.
+        runtime_db: see `RUNTIME_DB`; larger if the runtime is not that of the statistics.
+        rounding_db: an SNR above this is float rounding, which differs between runtimes: it need only stay above.
     """
 
     schedule: Schedule
@@ -84,30 +84,30 @@ class EngineCheck:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that are checked."""
+        """Steps that are checked."""
         return spread_steps(self.schedule, min(CHECKED_STEPS, len(self.schedule.steps)))
 
     @property
     def pieces(self) -> tuple[tuple[Int64, int], ...]:
-        """Batches of sample numbers, and how many steps each is taken."""
+        """Batches of sample numbers, each with the number of steps that it is taken down the chain."""
         samples = np.arange(len(self.rows), dtype=np.int64)
         walked, others = (batches(part, self.batch_size) for part in (samples[:WALKED_SAMPLES], samples[WALKED_SAMPLES:]))
         return (*((numbers, self.steps[-1] + 1) for numbers in walked), *((numbers, 1) for numbers in others))
 
     @property
     def chain(self) -> Chain:
-        """The one that the statistics were measured along."""
+        """Chain that the statistics were measured along."""
         on_policy = self.trajectory == "quantized"
         return Chain(self.schedule, self.networks, None if on_policy else self.reference, corrected=on_policy)
 
 
 def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None) -> float:
-    """Measure the noise of every engine again, at states of the statistics' own samples; returns the largest departure in dB.
+    """Measure the noise of every engine again, at states of the statistics' own samples. Return the largest departure in dB.
 
-    Step 0 is judged first: no engine has touched its states, so that a wrong one is named there and not another that it leads astray.
+    Step 0 is judged first. No engine has touched its states, so a wrong engine is named there, and not one that it leads astray.
 
     Raises:
-        DepartureError: an SNR is not the one that was measured before.
+        DepartureError: an SNR differs from the one that was measured before.
     """
     observer = _Observer(check)
     for numbers, count in check.pieces:
@@ -117,7 +117,7 @@ def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None
 
 @dataclass
 class _Observer:
-    """Runs every engine at the visits of the steps that are checked."""
+    """Runs every engine at the visits to the checked steps."""
 
     check: EngineCheck
     found: dict[tuple[str, int], Agreement] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Engines under Polygraphy: its runners, its streaming, its files. The only module that imports it."""
+"""Runs engines with Polygraphy: its runners, its streaming and its files. The only module that imports Polygraphy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from engines.backends.base import Engine
 from engines.networks.engine_denoiser import EngineDenoiser
 
 INPUTS, OUTPUTS = "inputs", "outputs"
-"""Folders of saved iterations: `polygraphy run` takes the first for --load-inputs, and of the second the folder of one network for
+"""Folders of saved iterations. `polygraphy run` takes the first as --load-inputs, and one network's folder in the second as
 --load-outputs.
 """
 
 
 class EngineRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy is untyped
-    """An engine as Polygraphy runs one: the very object that samples, whatever its backend, and not Polygraphy's own loader of it."""
+    """A Polygraphy runner for an engine. It runs the very object that samples, whatever its backend, not Polygraphy's own loader."""
 
     def __init__(self, name: str, engine: Engine) -> None:
         super().__init__(name)
@@ -52,12 +52,12 @@ def run_engines(
     """Run every network at every visit.
 
     Args:
-        visited: taken one at a time.
-        networks: by name; they take the same inputs.
-        save: folder for inputs and outputs, new or empty.
+        visited: visits, consumed one at a time.
+        networks: networks by name; all take the same inputs.
+        save: new or empty folder for inputs and outputs, or None.
 
     Yields:
-        The visit, and by network its output float32 [branches, batch, *shape].
+        Each visit with the output float32 [branches, batch, *shape] of every network, by name.
     """
     waiting = deque[Visit]()
     shaping = next(iter(networks.values()))
@@ -78,7 +78,7 @@ def run_engines(
 
 
 def _save_outputs(results: RunResults, folder: Path, index: int) -> None:
-    """One folder a network: of a file with several, `polygraphy run` compares each with the next, and none with full precision."""
+    """Save each network to its own folder. In a file of several, `polygraphy run` compares each with the next, not with full precision."""
     for name, iterations in results:
         alone = RunResults()
         alone.append((name, iterations))

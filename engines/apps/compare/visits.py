@@ -1,4 +1,4 @@
-"""The states that a chain visits, as its networks are given them: the real inputs to compare engines on."""
+"""The states that a chain visits, as its networks receive them. They are the real inputs on which engines are compared."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engines.host.held_states import HeldStates
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """What a network is given at one step.
+    """Input of a network at one step.
 
     Attributes:
-        step: of the chain.
-        timestep: the training timestep that the network is told.
+        step: step of the chain.
+        timestep: training timestep that the network is given.
         x: [batch, *shape] states, times the step's `input_scale`.
-        samples: [batch] their numbers.
-        rows: [batch] their rows of the conditioning table.
+        samples: [batch] sample numbers.
+        rows: [batch] rows of the conditioning table.
     """
 
     step: int
@@ -36,10 +36,10 @@ class Visit:
 
 
 def spread_steps(schedule: Schedule, count: int | None) -> tuple[int, ...]:
-    """So many steps of a schedule, spread evenly from the first to the last; None takes all.
+    """Return `count` steps of a schedule, spread evenly from the first to the last; None takes all.
 
     Raises:
-        UsageError: the schedule has fewer.
+        UsageError: the schedule has fewer steps.
     """
     total = len(schedule.steps)
     if count is not None and count > total:
@@ -50,16 +50,16 @@ def spread_steps(schedule: Schedule, count: int | None) -> tuple[int, ...]:
 def visits(
     chain: Chain, steps: Sequence[int], noise: NoiseSource, rows: Int64, batch_size: int, on_step: Callable[[], None] = lambda: None
 ) -> Iterator[Visit]:
-    """Walk a chain as far as the last of the steps, one batch after the other, and give what its networks saw at these steps.
+    """Walk a chain to the last of the steps, batch by batch, and yield what its networks receive at these steps.
 
-    The states of a batch wait in a temporary file, so that memory grows neither with samples nor with steps.
+    A temporary file holds the states of a batch, so that memory grows neither with samples nor with steps.
 
     Args:
-        chain: whose states.
-        steps: which, going up.
-        noise: of the samples 0, 1, ...
-        rows: [N] of these samples.
-        batch_size: samples that are walked together, and that one visit holds.
+        chain: chain to walk.
+        steps: step numbers in ascending order.
+        noise: noise of the samples 0, 1, ...
+        rows: [N] conditioning rows of these samples.
+        batch_size: number of samples that are walked together and make up one visit.
         on_step: called after every step.
     """
     samples = np.arange(len(rows), dtype=np.int64)
@@ -87,18 +87,18 @@ def tell_visits(
     tell: Callable[[Visit], None],
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Tell of the first `count` visits of a chain with one batch, each before its network is called; the last one's never is."""
+    """Call `tell` with each of a chain's first `count` visits for one batch, before the network runs. The last network never runs."""
     *taken, last = chain.schedule.steps[:count]
     schedule = chain.schedule.model_copy(update={"steps": tuple(taken)})
-    told = _Told(chain, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
+    told = _ReportingNetworks(chain, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
     x = replace(chain, schedule=schedule, denoisers=told).sample(noise, samples, rows, on_step)
     step = chain.move(last).step
     tell(Visit(count - 1, step.timestep, np.asarray(np.float32(step.input_scale) * x), samples, rows))
     on_step()
 
 
-class _Told:
-    """A chain's networks, which a chain calls once a step, in order."""
+class _ReportingNetworks:
+    """A chain's networks, which report every call. The chain calls one network per step, in order."""
 
     def __init__(self, chain: Chain, tell: Callable[[int, Float32, float], None]) -> None:
         self._denoisers = chain.denoisers

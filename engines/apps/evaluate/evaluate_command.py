@@ -1,4 +1,4 @@
-"""`ptqd-run evaluate`: a bundle's chain and full precision from the same noise, against a reference."""
+"""`ptqd-run evaluate`: scores a bundle's chain and full precision, from the same noise, against a reference."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class EvaluateRequest:
     """What to evaluate.
 
     Attributes:
-        bundle: its folder.
-        reference: an .npz of images or statistics, see `Reference.load`.
-        features: an ONNX file, see `Extractor`.
-        num: samples of every seed.
-        seed: the first.
-        seeds: how many, one after the other.
-        batch_size: samples that go through the networks at a time.
-        classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
+        bundle: bundle folder.
+        reference: .npz file of images or statistics, see `Reference.load`.
+        features: ONNX file of the feature extractor, see `Extractor`.
+        num: number of samples per seed.
+        seed: first seed.
+        seeds: number of consecutive seeds.
+        batch_size: number of samples that the networks process at once.
+        classes: rows that the samples take in turn, `all` for every row, or None to draw each sample's row from (seed, number).
         chain: how to sample.
-        cluster: where to sample; None is here.
-        shards: on a cluster, the folder where finished units are kept, so that a run that was cut off goes on; None keeps none.
+        cluster: cluster to sample on; None samples in this process.
+        shards: on a cluster, folder that keeps finished units, so that an interrupted run can resume; None keeps none.
     """
 
     bundle: Path
@@ -71,14 +71,14 @@ class EvaluateRequest:
 
 
 def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimates], None] = lambda *_: None) -> EvaluationResult:
-    """Sample and judge, full precision first.
+    """Sample and score both chains, full precision first.
 
     Args:
         request: what to evaluate.
-        tell: called with a chain's name, the seed and its figures as soon as these are known.
+        tell: called with a chain's name, the seed and the figures as soon as they are known.
 
     Raises:
-        UsageError: the request does not fit the bundle, or the extractor or the reference does not fit its samples.
+        UsageError: the request does not fit the bundle, or the extractor or the reference does not fit the samples.
         PtqdError: the bundle is damaged, or a network failed.
     """
     _check(request)
@@ -91,16 +91,16 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     full_precision = _full_precision(chain, bundle)
     if request.cluster is None:
         chain = request.chain.open(bundle, min(request.batch_size, request.num))
-        chain.denoisers[full_precision]  # opened, before any work is done
+        chain.denoisers[full_precision]  # open its engine before any work is done
     reference = Reference.load(request.reference, extractor, shape)
-    judge = _here if request.cluster is None else _on_cluster
+    judge = _in_this_process if request.cluster is None else _on_cluster
     both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), tell))
     return _result(request, chain, full_precision, reference, extractor, both)
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What is judged, and who is told of it."""
+    """The chains to score, how to score them, and the callback for their figures."""
 
     request: EvaluateRequest
     bundle: Bundle
@@ -111,13 +111,13 @@ class _Judged:
     tell: Callable[[str, int, Estimates], None]
 
 
-def _here(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
-    """The figures of both chains by seed."""
+def _in_this_process(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
+    """Return the figures of full precision and of the chosen chain for each seed."""
     exact = replace(judged.chain, precision=judged.full_precision, corrected=False)
     decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
     both: list[tuple[Estimates, Estimates]] = []
     for seeded in judged.samples:
-        with HeldStates(judged.bundle.manifest.model.image_shape) as held, keeping("the figures above stand, and no file is written"):
+        with HeldStates(judged.bundle.manifest.model.image_shape) as held, keeping("the figures above are final, but no file is written"):
             first = _judge_full_precision(exact, seeded, decoder, judged.scores(), held)
             judged.tell(judged.full_precision, seeded.noise.seed, first)
             second = _judge(judged.chain, seeded, decoder, judged.scores(), held)
@@ -127,7 +127,7 @@ def _here(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
 
 
 def _on_cluster(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
-    """Likewise: the sums are those of a run on one machine, added in the same order."""
+    """Return the same figures as `_in_this_process`: the sums are added in the same order as on one machine."""
     request = judged.request
     units = {seeded.noise.seed: [unit_of(seeded.noise.seed, *batch) for batch in seeded.batches()] for seeded in judged.samples}
     with tempfile.TemporaryDirectory() as temporary:
@@ -161,7 +161,7 @@ def _complete(judged: _Judged, units: Sequence[tuple[str, PairUnit]], shards: Sh
 
 
 def _asked(judged: _Judged) -> dict[str, Any]:
-    """What decides the result of a unit."""
+    """Return everything that determines a unit's result."""
     request = judged.request
     return {
         "bundle": sha256(judged.bundle.folder / MANIFEST),
@@ -180,7 +180,7 @@ def _check(request: EvaluateRequest) -> None:
 
 @dataclass(frozen=True)
 class _SeededSamples:
-    """The same noise and conditioning for every chain of one seed."""
+    """The noise and conditioning rows of one seed, the same for every chain."""
 
     noise: NoiseSource
     samples: Int64
@@ -188,11 +188,11 @@ class _SeededSamples:
     batch_size: int
 
     def batches(self) -> Iterator[tuple[Int64, Int64]]:
-        """Sample numbers and rows of each batch."""
+        """Yield the sample numbers and rows of each batch."""
         return zip(batches(self.samples, self.batch_size), batches(self.rows, self.batch_size), strict=True)
 
     def images(self, chain: Chain, decoder: Decoder, label: str) -> Iterator[Float32]:
-        """The chain's samples as images, batch by batch, in the order of their numbers."""
+        """Yield the chain's samples as images, batch by batch, in order of sample number."""
         steps = len(chain.schedule.steps) * math.ceil(len(self.samples) / self.batch_size)
         with progress(label, steps) as advance:
             for samples, rows in self.batches():
@@ -208,7 +208,7 @@ def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> _See
 
 
 def _full_precision(chain: Chain, bundle: Bundle) -> str:
-    """The precision of most bits, which needs no correction."""
+    """Return the precision with the most bits, which needs no correction."""
     records = bundle.manifest.precisions
     known = [name for name in chain.schedule.precisions if name in records]
     return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)

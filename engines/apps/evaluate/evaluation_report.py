@@ -1,4 +1,4 @@
-"""An evaluation for people, as a table, and for programs, as JSON."""
+"""Reports of an evaluation: a table for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTA
 from engines.host.files import write_text
 
 PLAIN_WIDTH = 160
-"""Columns where the output is no terminal: wide enough for the table."""
+"""Columns if the output is not a terminal: wide enough for the table."""
 
 
 def write_report(result: EvaluationResult, path: Path) -> None:
@@ -26,7 +26,7 @@ def write_report(result: EvaluationResult, path: Path) -> None:
 
 
 def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate]) -> None:
-    """Print the figures of one chain and seed to standard output, on one line."""
+    """Print the figures of one chain and seed on one line of standard output."""
     figures = ", ".join(f"{_words(name)} {_number(estimate.value)}" for name, estimate in estimates.items())
     click.echo(f"{precision}, seed {seed}: {figures}")
 
@@ -43,7 +43,7 @@ def print_report(result: EvaluationResult) -> None:
 def _table(result: EvaluationResult) -> Table:
     seeds = len(result.seeds)
     table = Table(
-        title=f"{result.num} samples of {seeds} seed{'s' if seeds > 1 else ''}, guidance {result.guidance:g}", title_justify="left"
+        title=f"{result.num} samples per seed, {seeds} seed{'s' if seeds > 1 else ''}, guidance {result.guidance:g}", title_justify="left"
     )
     table.add_column("figure")
     for column in (result.full_precision, f"{result.precision}, correction {result.correction}", "difference", "95 % interval"):
@@ -62,7 +62,7 @@ def _table(result: EvaluationResult) -> Table:
 
 def _notes(result: EvaluationResult) -> str:
     steps = ", ".join(f"{count} {precision}" for precision, count in result.precision_steps.items())
-    lines = [f"steps: {steps}; +- is the deviation over seeds; the interval is that of the difference, or of a paired figure itself"]
+    lines = [f"steps: {steps}; +- is the standard deviation over seeds; the interval is of the difference, or of the paired figure itself"]
     lines += [f"{_words(name)} is not available: {reason}" for name, reason in result.unavailable.items()]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
@@ -73,7 +73,7 @@ def _spread(summary: Summary) -> str:
 
 
 def _share(name: str, figure: Figure) -> str:
-    """A distance's difference in percent of full precision's, as papers quote it."""
+    """Return a distance's difference in percent of full precision's distance, as papers quote it."""
     if figure.difference is None or figure.full_precision is None or name not in (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE):
         return ""
     return f" ({figure.difference.mean / figure.full_precision.mean:+.1%})"

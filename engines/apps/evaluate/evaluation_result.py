@@ -1,4 +1,4 @@
-"""What `ptqd-run evaluate` found, and what its `--json` file holds."""
+"""The result of `ptqd-run evaluate`. Its fields are those of the `--json` file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Figure:
     """One figure of both chains.
 
     Attributes:
-        full_precision: of full precision; None for paired figures, which compare with it.
-        quantized: of the chain asked for.
-        difference: quantized less full precision, paired by noise; None for paired figures.
+        full_precision: figure of full precision; None for paired figures, which compare with full precision.
+        quantized: figure of the chosen chain.
+        difference: quantized minus full precision, paired by noise; None for paired figures.
     """
 
     full_precision: Summary | None
@@ -26,24 +26,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A chain of a bundle against full precision and a reference.
+    """Scores of a bundle's chain and of full precision against a reference.
 
     Attributes:
-        schedule: its name.
-        full_precision: the precision that the chain was held against.
-        precision: what was asked for: `auto`, or one precision.
-        precision_steps: steps of the chain that each precision took.
+        schedule: name of the schedule.
+        full_precision: precision that the chain was compared with.
+        precision: requested precision: `auto`, or one precision.
+        precision_steps: number of the chain's steps that each precision took.
         correction: whether outputs were corrected.
         guidance: scale of classifier-free guidance.
-        num: samples of every seed.
-        seeds: of the noise.
-        classes: rows that the samples cycled through; None where each was drawn from its seed, or the model is unconditional.
-        reference_count: images behind the reference; None where unknown.
+        num: number of samples per seed.
+        seeds: seeds of the noise.
+        classes: rows that the samples took in turn; None if each was drawn from its seed, or the model is unconditional.
+        reference_count: number of images behind the reference; None if unknown.
         extractor: sha256 of the feature extractor.
-        feature_dimension: of its features.
-        figures: by name.
-        unavailable: figures that could not be had, each with the reason.
-        warnings: what to know before the figures are quoted.
+        feature_dimension: dimension of the features.
+        figures: figures by name.
+        unavailable: figures that could not be computed, each with the reason.
+        warnings: what to know before quoting the figures.
     """
 
     schedule: str
@@ -65,7 +65,7 @@ class EvaluationResult:
 
 
 def compare(both: Sequence[tuple[Mapping[str, Estimate], Mapping[str, Estimate]]]) -> dict[str, Figure]:
-    """Figures by name from the estimates (full precision's, the quantized chain's) of every seed."""
+    """Return the figures by name, given the estimates (full precision, quantized chain) of every seed."""
     (_, names), *_ = both
     return {name: _figure([first.get(name) for first, _ in both], [second[name] for _, second in both]) for name in names}
 

@@ -1,4 +1,4 @@
-"""Any image network in ONNX as a feature extractor: its outputs are found by name."""
+"""The feature extractor: any image network in ONNX, whose outputs are found by name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from engines.untrusted.external_data import external_files
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 
 SPATIAL_LIMIT = 2048
-"""Dimensions of spatial features at most. Of Inception's 768 maps of 17 x 17 that leaves the first 7, 2,023 dimensions: those of sFID."""
+"""Maximum dimension of spatial features. Of Inception's 768 maps of 17 x 17 it keeps the first 7: the 2,023 dimensions of sFID."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an extractor says of n images.
+    """Outputs of an extractor for n images.
 
     Attributes:
-        features: [n, D].
-        spatial: [n, height * width * channels] maps, channels varying fastest; None where the extractor gives none.
-        logits: [n, K] of classes, before the softmax; likewise.
+        features: [n, D] features.
+        spatial: [n, height * width * channels] maps, channels varying fastest; None if the extractor gives none.
+        logits: [n, K] class logits, before the softmax; None if the extractor gives none.
     """
 
     features: Float32
@@ -42,16 +42,16 @@ class Features:
 class Extractor:
     """An ONNX graph with one image input, float32 [batch, channels, height, width] in [-1, 1], run by ONNX Runtime on the CPU.
 
-    Outputs: `features` [batch, D] (or [batch, D, 1, 1]), or under another name if it is the only other output [batch, D]; and where it
-    has them `spatial` [batch, channels, height, width] for sFID and `logits` [batch, K] for the Inception Score.
+    Its outputs are `features` [batch, D] or [batch, D, 1, 1], which may have another name if no other output has such a shape, and
+    optionally `spatial` [batch, channels, height, width] for sFID and `logits` [batch, K] for the Inception Score.
 
     Args:
-        path: the ONNX file.
-        threads: None takes every core that the process may use.
+        path: ONNX file.
+        threads: number of CPU threads; None takes every core that the process may use.
 
     Raises:
         MissingBackendError: onnxruntime is not installed.
-        UsageError: it is not such a graph.
+        UsageError: the file is not such a graph.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -75,7 +75,7 @@ class Extractor:
         return LOGITS in self._outputs
 
     def __call__(self, images: Float32) -> Features:
-        """Features of images [n, C, H, W]; what lies beyond [-1, 1] is clipped.
+        """Return the features of images [n, C, H, W]; values beyond [-1, 1] are clipped.
 
         Raises:
             PtqdError: the extractor failed, or its output is not finite.
@@ -96,17 +96,17 @@ class Extractor:
         )
 
     def check(self, shape: Sequence[int], whose: str) -> Features:
-        """The features of one black image [C, H, W], once it is known that the extractor takes such images.
+        """Check that the extractor takes images [C, H, W], and return the features of one black image.
 
         Raises:
-            UsageError: it does not.
+            UsageError: the extractor does not take such images.
         """
         if len(shape) != 3 or any(isinstance(side, int) and side != own for side, own in zip(self.input_shape, shape, strict=True)):
             raise UsageError(
                 f"The feature extractor does not take {whose}.",
                 found=f"images of shape {list(shape)}",
                 expected=f"{[side if isinstance(side, int) else 'any' for side in self.input_shape]}, as in {self.path}",
-                mend="build resizing, or gray to RGB, into the extractor's graph",
+                mend="add resizing, or gray-to-RGB conversion, to the extractor's graph",
             )
         return self(np.full((1, *shape), -1, dtype=np.float32))
 
@@ -117,7 +117,7 @@ class Extractor:
         raise UsageError(
             "The feature extractor does not take images.",
             found=f"{self.path} with " + " and ".join(f"{value.name}: {value.type} {value.shape}" for value in inputs),
-            expected="one input, tensor(float) [batch, channels, height, width] whose batch is free",
+            expected="one input, tensor(float) [batch, channels, height, width] with a dynamic batch size",
         )
 
     def _find_features(self, outputs: dict[str, Sequence[Any]]) -> str:
@@ -127,19 +127,19 @@ class Extractor:
         if len(vectors) == 1:
             return vectors[0]
         raise UsageError(
-            "The feature extractor has no output that is known to be features.",
+            "The feature extractor has no output that can be identified as features.",
             found=f"{self.path} with " + " and ".join(f"{name} {list(shape)}" for name, shape in outputs.items()),
-            expected="an output called features, [batch, D], or just one output [batch, D] besides logits",
+            expected="an output called features, [batch, D], or exactly one output [batch, D] besides logits",
         )
 
 
 def flat_maps(maps: Float32) -> Float32:
-    """Spatial features [n, C, H, W] as [n, H * W * channels]: the first channels, as many as `SPATIAL_LIMIT` has room for.
+    """Flatten maps [n, C, H, W] to [n, H * W * channels], keeping as many of the first channels as fit into `SPATIAL_LIMIT`.
 
     Channels vary fastest, as in the statistics files that sFID was published with.
 
     Raises:
-        UsageError: there is no room for even one.
+        UsageError: not even one channel fits.
     """
     _, _, height, width = maps.shape
     if height * width > SPATIAL_LIMIT:
@@ -147,7 +147,7 @@ def flat_maps(maps: Float32) -> Float32:
             "The feature extractor's spatial maps are too large.",
             found=f"{height} x {width}",
             expected=f"at most {SPATIAL_LIMIT} pixels",
-            mend="pool them in the extractor's graph, or leave the output out",
+            mend="pool them in the extractor's graph, or remove the output",
         )
     channels = SPATIAL_LIMIT // (height * width)
     return np.moveaxis(maps[:, :channels], 1, -1).reshape(len(maps), -1)
@@ -158,14 +158,16 @@ def _is_vector(shape: Sequence[Any]) -> bool:
 
 
 def _check_weights(path: Path) -> None:
-    """Weights outside of the file lie beside it: runtimes of all ages follow what a graph says."""
+    """Refuse external weights that are not beside the file, because runtimes, old and new, open whatever path a graph names."""
     try:
         outside = [name for name in external_files(path) if not is_plain(name) or not (path.parent / name).is_file()]
     except (OSError, ValueError) as error:
         raise UsageError("The feature extractor cannot be read.", found=f"{path}: {error}", expected="an ONNX file") from error
     if outside:
         raise UsageError(
-            "The feature extractor reads a file elsewhere.", found=f"{path} wants {min(outside)!r}", expected="weights in a file beside it"
+            "The feature extractor's weights are not beside it.",
+            found=f"{path} refers to {min(outside)!r}",
+            expected="weights in a file beside it",
         )
 
 
@@ -176,5 +178,7 @@ def _open(path: Path, threads: int) -> Any:
         raise
     except PtqdError as error:
         raise UsageError(
-            "ONNX Runtime refuses the feature extractor.", found=f"{path}: {error.__cause__}", expected="an ONNX graph that it runs"
+            "ONNX Runtime refuses the feature extractor.",
+            found=f"{path}: {error.__cause__}",
+            expected="an ONNX graph that ONNX Runtime can run",
         ) from error

@@ -16,24 +16,24 @@ from engines.errors import UsageError
 from engines.untrusted.npz import ArrayHeader, array_names, opened
 
 IMAGES = ("images", "samples")
-"""Names of the array: `ptqd-run sample --format npz` writes both of latent models, and their `samples` are no images."""
+"""Names of the array, the preferred one first. For latent models `ptqd-run sample --format npz` writes both; `samples` are then latents."""
 
-_EXPECTED = "an .npz archive with the images `images` or `samples`, or with the statistics `mu` and `sigma`"
+_EXPECTED = "an .npz archive with images (`images` or `samples`), or with statistics (`mu` and `sigma`)"
 
 FARTHEST = 10.0
-"""Raw samples leave [-1, 1] a little; what goes beyond this is in other units."""
+"""Largest magnitude accepted. Raw samples leave [-1, 1] a little; larger values are in other units."""
 
 
 @dataclass(frozen=True)
 class ImageArchive:
-    """The array `images` or `samples` [n, C, H, W] of an archive: floats in [-1, 1] or uint8; `ptqd-run sample --format npz` writes both.
+    """The array `images` or `samples` [n, C, H, W] of an archive: floats in [-1, 1] or uint8. `ptqd-run sample --format npz` writes both.
 
     Attributes:
         path: the archive.
-        name: of the array.
-        count: n.
-        shape: [C, H, W].
-        dtype: as stored.
+        name: name of the array.
+        count: number of images, n.
+        shape: [C, H, W] of one image.
+        dtype: stored dtype.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class ImageArchive:
 
     @classmethod
     def open(cls, path: Path) -> ImageArchive:
-        """Read the header.
+        """Read the header of an archive.
 
         Raises:
-            UsageError: the array is of another kind.
+            UsageError: the archive cannot be read, or has no such array.
         """
         with readable(path):
             names = array_names(path)
@@ -61,14 +61,14 @@ class ImageArchive:
         shape, dtype = header.shape, header.dtype
         if len(shape) != 4 or min(shape) < 1 or header.fortran_order or not (dtype == np.uint8 or dtype.kind == "f"):
             raise UsageError(
-                "The reference's images are of another kind.",
-                found=f"{path}: {name} {dtype} {list(shape)}" + (", columns first" if header.fortran_order else ""),
+                "The reference's images have an unsupported shape or dtype.",
+                found=f"{path}: {name} {dtype} {list(shape)}" + (", in Fortran order" if header.fortran_order else ""),
                 expected=f"{name} float32 [n, channels, height, width] in [-1, 1], or uint8",
             )
         return cls(path, name, shape[0], shape[1:], dtype)
 
     def batches(self, size: int) -> Iterator[Float32]:
-        """Consecutive images, at most [size, C, H, W], in [-1, 1].
+        """Yield consecutive images, at most [size, C, H, W], in [-1, 1].
 
         Raises:
             UsageError: the file ends early, or the values are in other units.
@@ -82,13 +82,13 @@ class ImageArchive:
         size = count * math.prod(self.shape) * self.dtype.itemsize
         data = file.read(size)
         if len(data) < size:
-            raise UsageError("The reference ends early.", found=self.path, expected=f"{self.count} images", mend="write it again")
+            raise UsageError("The reference is truncated.", found=self.path, expected=f"{self.count} images", mend="write it again")
         images = np.frombuffer(data, self.dtype).reshape(count, *self.shape)
         if self.dtype == np.uint8:
             return np.asarray(images / np.float32(127.5) - np.float32(1))
         if not (np.abs(images) <= FARTHEST).all():
             raise UsageError(
-                "The reference's images are in other units.",
+                "The reference's images are in the wrong units.",
                 found=f"{self.path}: values from {images.min():g} to {images.max():g}",
                 expected="floats in [-1, 1], or uint8",
             )
@@ -97,7 +97,7 @@ class ImageArchive:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with the archive in this block is the user's to mend."""
+    """Turn an OSError of this block into a UsageError: the user can mend the archive."""
     try:
         yield
     except OSError as error:

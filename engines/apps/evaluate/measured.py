@@ -1,4 +1,4 @@
-"""What one batch of samples adds to the scores, measured wherever it was sampled: sums that add in the order of the samples."""
+"""What one batch of samples contributes to the scores, measured wherever it was sampled. The sums are added in sample order."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from engines.arrays import Float32, Float64, Int64
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A batch of n samples that falls into P of the blocks.
+    """Measurements of a batch of n samples that falls into P of the blocks.
 
     Attributes:
-        features: of the samples.
-        blocks: [P] their numbers.
-        edges: [P + 1] where the batch is cut for them, from 0 to n.
-        values: [P, 3] count, mean and scatter of the values of the states.
-        pairs: [P, 5] the fields of `PairedSums`; None where the samples were not paired.
+        features: features of the samples.
+        blocks: [P] block numbers.
+        edges: [P + 1] positions, from 0 to n, where the batch is cut into blocks.
+        values: [P, 3] count, mean and scatter of the state values.
+        pairs: [P, 5] fields of `PairedSums`; None if the samples were not paired.
     """
 
     features: Features
@@ -36,7 +36,7 @@ class Measured:
     pairs: Float64 | None
 
     def parts(self) -> Iterator[tuple[int, slice, FeatureStatistics, PairedSums | None]]:
-        """Of each block its number, its samples in the batch, the statistics of their values, and of their pairs."""
+        """Yield for each block its number, its slice of the batch, the statistics of its values, and the sums over its pairs."""
         for place, block in enumerate(self.blocks.tolist()):
             count, mean, scatter = self.values[place]
             values = FeatureStatistics(int(count), np.array([mean]), np.array([[scatter]]))
@@ -44,7 +44,7 @@ class Measured:
             yield block, slice(*self.edges[place : place + 2].tolist()), values, pairs
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """For a file."""
+        """Return the arrays by name, to be stored in a file."""
         known = {**vars(self), **vars(self.features)}
         return {name: value for name, value in known.items() if isinstance(value, np.ndarray)}
 
@@ -55,14 +55,14 @@ class Measured:
 
 
 def measure(extractor: Extractor, states: Float32, full_precision: Float32 | None, *, seen: int, num: int) -> Measured:
-    """Measure samples [n, C, H, W], as the sampler leaves them.
+    """Measure samples [n, C, H, W] as the sampler returns them.
 
     Args:
-        extractor: of features.
-        states: they are clipped to [-1, 1] as images, but not where values of states are measured.
-        full_precision: the same samples by the full-precision network, or None.
-        seen: samples before them.
-        num: of all samples, which decides on the blocks.
+        extractor: feature extractor.
+        states: the samples; clipped to [-1, 1] as images, but not for the statistics of state values.
+        full_precision: the same samples from the full-precision network, or None.
+        seen: number of samples before these.
+        num: total number of samples, which determines the blocks.
     """
     cuts = (np.array([0, *block_edges(num), num]) - seen).clip(0, len(states))
     blocks = np.flatnonzero(np.diff(cuts))

@@ -1,4 +1,4 @@
-"""Evaluation on a cluster: workers sample both chains and measure them, and the sums are added in the order of the samples."""
+"""Evaluation on a cluster: workers sample and measure both chains, and the sums are added in sample order."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
 
 PairUnit: TypeAlias = tuple[int, Int64, Int64]
-"""Seed, sample numbers [B] from 0 on, and their conditioning rows [B]."""
+"""Seed, sample numbers [B] counted from 0, and their conditioning rows [B]."""
 
 FULL_PRECISION, QUANTIZED = "full_precision.", "quantized."
 
 
 @dataclass(frozen=True)
 class PairWork:
-    """Both chains of a unit, from the same noise; see `engines.cluster.pool.Work`.
+    """Samples and measures both chains of a unit from the same noise; see `engines.cluster.pool.Work`.
 
     Attributes:
-        bundle: with the engines.
-        features: the folder of the extractor, and no other file.
+        bundle: bundle with the engines.
+        features: folder with the extractor and no other file.
         choice: how to sample.
-        full_precision: what the chain is held against.
-        batch: samples of a full batch.
-        num: of all samples of a seed.
+        full_precision: precision that the chain is compared with.
+        batch: number of samples in a full batch.
+        num: total number of samples per seed.
     """
 
     bundle: FolderCopy
@@ -70,10 +70,10 @@ class PairWork:
 
 
 def of_chain(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Measured:
-    """What was measured of one of the chains."""
+    """Return what was measured of the chain whose arrays have the prefix."""
     return Measured.of_arrays({name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)})
 
 
 def unit_of(seed: int, samples: Int64, rows: Int64) -> tuple[str, PairUnit]:
-    """A unit by its name."""
+    """Return the name of a unit and the unit."""
     return f"{seed}-{samples[0]:08d}-{samples[-1]:08d}", (seed, np.asarray(samples), np.asarray(rows))

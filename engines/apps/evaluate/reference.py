@@ -1,4 +1,4 @@
-"""What samples are judged by: real images, or statistics of their features made before."""
+"""The reference that samples are scored against: real images, or precomputed statistics of their features."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Reference:
     """Features of the reference's images.
 
     Attributes:
-        features: their distribution.
-        spatial: that of their spatial features; None where unknown.
-        manifold: for precision and recall; None where unknown.
-        count: how many images; None where unknown.
+        features: distribution of the features.
+        spatial: distribution of the spatial features; None if unknown.
+        manifold: manifold for precision and recall; None if unknown.
+        count: number of images; None if unknown.
     """
 
     features: Gaussian
@@ -47,18 +47,18 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Reference:
-        """From an .npz of images (array `samples`, see `ImageArchive`), or of statistics.
+        """Load an .npz file of images (array `samples`, see `ImageArchive`) or of statistics.
 
-        Statistics are what `save` writes, or the arrays `mu` [D] and `sigma` [D, D] of other FID programs, beside which `mu_s` and
-        `sigma_s` are those of the spatial features.
+        Statistics are what `save` writes, or the arrays `mu` [D] and `sigma` [D, D] of other FID programs, optionally with `mu_s` and
+        `sigma_s` of the spatial features.
 
         Args:
             path: the archive.
-            extractor: of the features.
-            shape: [C, H, W] of the samples to be judged.
+            extractor: feature extractor.
+            shape: [C, H, W] of the samples to be scored.
 
         Raises:
-            UsageError: it is no such archive, or does not fit the extractor or the samples.
+            UsageError: the file is not such an archive, or does not fit the extractor or the samples.
         """
         with readable(path):
             names = array_names(path)
@@ -67,7 +67,7 @@ class Reference:
         images = ImageArchive.open(path)
         if images.shape != shape:
             raise UsageError(
-                "The reference's images are of another shape than the samples.",
+                "The reference's images do not have the shape of the samples.",
                 found=f"{path}: {list(images.shape)}",
                 expected=str(list(shape)),
             )
@@ -75,10 +75,10 @@ class Reference:
 
     @classmethod
     def of_images(cls, images: ImageArchive, extractor: Extractor) -> Reference:
-        """From images, a few at a time.
+        """Compute the features of images, a few at a time.
 
         Raises:
-            UsageError: there are too few, or the extractor does not take them.
+            UsageError: there are too few images, or the extractor does not take them.
         """
         if images.count <= NEIGHBOURS:
             raise UsageError(
@@ -98,9 +98,9 @@ class Reference:
         return cls(features.gaussian(), None if spatial is None else spatial.gaussian(), Manifold.of(points.vectors()), images.count)
 
     def save(self, path: Path, extractor: Extractor) -> None:
-        """Write the statistics of a reference made of images as an .npz, whole or not at all."""
+        """Write the statistics of a reference made from images to an .npz file, whole or not at all."""
         if self.manifold is None or self.count is None:
-            raise ValueError("another program's statistics are not ours to save")
+            raise ValueError("only a reference made from images can be saved")
         arrays: dict[str, Any] = {"mu": self.features.mean, "sigma": self.features.covariance, "extractor": extractor.digest}
         arrays |= {"features": self.manifold.points.astype(np.float32), "count": self.count}
         if self.spatial is not None:
@@ -117,18 +117,18 @@ def _from_statistics(path: Path, extractor: Extractor, shape: tuple[int, ...]) -
         raise UsageError(
             "The reference was made with another feature extractor.",
             found=f"{path}: sha256 {made_with}",
-            expected=f"sha256 {extractor.digest}, that of {extractor.path}",
-            mend="give the extractor that it was made with, or make the reference again",
+            expected=f"sha256 {extractor.digest} of {extractor.path}",
+            mend="use the extractor that the reference was made with, or make the reference again",
         )
     one = extractor.check(shape, "the samples")
     features = _gaussian(arrays, _FEATURES, one.features.shape[1], path)
     spatial = None if one.spatial is None or not set(_SPATIAL) <= set(arrays) else _gaussian(arrays, _SPATIAL, one.spatial.shape[1], path)
-    if "extractor" not in arrays:  # another program's file: what else it holds may mean anything
+    if "extractor" not in arrays:  # written by another program: its other arrays may mean anything
         return Reference(features, spatial)
     points, count = arrays.get("features", np.empty(0)), arrays.get("count", np.empty(0))
     whole = points.ndim == 2 and points.shape[1] == len(features.mean) and NEIGHBOURS < len(points) <= POINTS_LIMIT
     if not (whole and points.dtype.kind == "f" and is_finite(points) and count.shape == () and count.dtype.kind in "iu"):
-        raise UsageError("The reference is not what `ptqd-run reference` writes.", found=path, mend="make it again")
+        raise UsageError("The reference is not what `ptqd-run reference` writes.", found=path, mend="make the reference again")
     return Reference(features, spatial, Manifold.of(points), int(count))
 
 
@@ -136,7 +136,7 @@ def _gaussian(arrays: Mapping[str, NDArray[Any]], names: tuple[str, str], dimens
     mean, covariance = (np.asarray(arrays[name]) for name in names)
     if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
         raise UsageError(
-            "The reference's statistics are of other features than the extractor's.",
+            "The reference's statistics do not have the dimension of the extractor's features.",
             found=f"{path}: {names[0]} {list(mean.shape)}, {names[1]} {list(covariance.shape)}",
             expected=f"{names[0]} {[dimension]}, {names[1]} {[dimension, dimension]}",
         )

@@ -1,4 +1,4 @@
-"""Everything that is measured of one chain's samples, batch by batch."""
+"""All scores of one chain's samples, accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ INCEPTION_SCORE = "inception_score"
 PRECISION, RECALL = "precision", "recall"
 
 LEAST_SAMPLES = 5 * BLOCKS
-"""Fewer leave nothing to estimate an error from."""
+"""Fewer samples are not enough to estimate an error."""
 
 
 class SampleScores:
-    """Sums over the samples of one chain and one seed. Memory does not grow with their number, but for `POINTS_LIMIT` features.
+    """Sums over the samples of one chain and one seed. Memory does not grow with their number, except for up to `POINTS_LIMIT` features.
 
     Args:
-        num: samples that will be added, at least `LEAST_SAMPLES`.
-        reference: what they are judged by.
-        extractor: the one that the reference was made with.
+        num: number of samples that will be added, at least `LEAST_SAMPLES`.
+        reference: what the samples are scored against.
+        extractor: extractor that the reference was made with.
     """
 
     def __init__(self, num: int, reference: Reference, extractor: Extractor) -> None:
@@ -48,16 +48,16 @@ class SampleScores:
         self._points = Subset(num, POINTS_LIMIT)
 
     def add(self, states: Float32, full_precision: Float32 | None = None) -> None:
-        """Take the next samples [n, C, H, W], as the sampler leaves them, in the order of their numbers.
+        """Add the next samples [n, C, H, W] as the sampler returns them, in order of sample number.
 
         Args:
-            states: they are clipped to [-1, 1] as images, but not where values of states are measured.
-            full_precision: the same samples by the full-precision network, for the paired figures; for all batches or for none.
+            states: the samples; clipped to [-1, 1] as images, but not for the statistics of state values.
+            full_precision: the same samples from the full-precision network, for the paired figures; give it for all batches or for none.
         """
         self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num))
 
     def take(self, measured: Measured) -> None:
-        """Take the next samples, measured as `add` would."""
+        """Add the next samples, measured as `add` would measure them."""
         self._points.add(measured.features.features)
         for block, part, values, pairs in measured.parts():
             self._values.add(block, values)
@@ -74,9 +74,9 @@ class SampleScores:
             self._classes.add(block, ClassSums.of(features.logits[part]))
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every figure that the reference and the extractor allow, by name, once all samples were added."""
+        """Return every figure that the reference and the extractor allow, by name. All samples must have been added."""
         if self._seen != self._num:
-            raise ValueError(f"{self._seen} samples were added of {self._num}")
+            raise ValueError(f"{self._seen} of {self._num} samples were added")
         return self._distances() | self._diversity() | self._of_values() | self._paired()
 
     def _distances(self) -> dict[str, Estimate]:
@@ -111,7 +111,7 @@ class SampleScores:
 
 
 def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
-    """Figures that cannot be had, each with the reason."""
+    """Return the figures that cannot be computed, each with the reason."""
     reasons: dict[str, str] = {}
     if not extractor.gives_spatial:
         reasons[SPATIAL_FRECHET_DISTANCE] = "the extractor has no output called spatial"
@@ -120,18 +120,18 @@ def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
     if not extractor.gives_logits:
         reasons[INCEPTION_SCORE] = "the extractor has no output called logits"
     if reference.manifold is None:
-        reasons |= dict.fromkeys((PRECISION, RECALL), "the reference holds no features of single images")
+        reasons |= dict.fromkeys((PRECISION, RECALL), "the reference holds no features of individual images")
     return reasons
 
 
 def warnings_about(num: int, reference: Reference) -> tuple[str, ...]:
-    """What to know before distances of `num` samples are quoted."""
+    """Return what to know before quoting distances of `num` samples."""
     warnings = []
     for name, gaussian in (("features", reference.features), ("spatial features", reference.spatial)):
         if gaussian is not None and num <= len(gaussian.mean):
             warnings.append(
                 f"{num} samples do not span {len(gaussian.mean)} {name}: their covariance is singular, "
-                "and the Frechet distance is far larger than that of many samples"
+                "and the Frechet distance is far larger than with many samples"
             )
     return tuple(warnings)
 

@@ -1,1 +1,1 @@
-"""From states to pictures."""
+"""Conversion of states to pictures."""

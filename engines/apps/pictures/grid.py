@@ -1,4 +1,4 @@
-"""A labelled grid of pictures: many samples at a glance."""
+"""A labelled grid of pictures, which shows many samples at a glance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST_TILE = 96
-"""Pictures with a shorter side are enlarged by a whole factor, so that every pixel stays a square."""
+"""Pictures with a shorter side are enlarged by an integer factor, so that every pixel stays square."""
 
 MARGIN = 10
 LABEL_GAP = 3
@@ -25,8 +25,8 @@ class Tile:
 
     Attributes:
         pixels: [H, W] gray or [H, W, 3] RGB.
-        label: written below it on the left.
-        number: written below it on the right, fainter.
+        label: text below the picture on the left.
+        number: text below the picture on the right, in a fainter colour.
     """
 
     pixels: NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Sizes in pixels; a cell is a tile with its label and the margin to its right and below."""
+    """Sizes in pixels. A cell is a tile with its label and the margins to its right and below."""
 
     scale: int
     columns: int
@@ -50,7 +50,7 @@ class _Layout:
 
 
 def draw_grid(tiles: Sequence[Tile], columns: int | None = None) -> Image.Image:
-    """An RGB picture of tiles of one size, as nearly square in rows and columns as their number allows unless `columns` says otherwise."""
+    """Draw tiles of one size as an RGB picture. Rows and columns are as nearly square as possible unless `columns` is given."""
     font = ImageFont.load_default(FONT_SIZE)
     layout = _layout(tiles, columns or math.ceil(math.sqrt(len(tiles))), font)
     rows = math.ceil(len(tiles) / layout.columns)

@@ -1,4 +1,4 @@
-"""States as pictures: [-1, 1] to 8-bit pixels, one channel to gray, three to RGB."""
+"""Converts states to pictures: [-1, 1] to 8-bit pixels, one channel to gray, three channels to RGB."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ def is_drawable(shape: tuple[int, ...]) -> bool:
 
 
 def check_drawable(shape: tuple[int, ...]) -> None:
-    """Refuse states [channels, ...] that are no picture.
+    """Refuse states [channels, ...] that are not pictures.
 
     Raises:
-        UsageError: they are not two-dimensional, or not gray or RGB.
+        UsageError: the states are not two-dimensional, or not gray or RGB.
     """
     if not is_drawable(shape):
         raise UsageError(
-            "The samples of this model are no pictures.",
+            "The samples of this model are not pictures.",
             found=f"samples of shape {list(shape)}",
             expected="[1, height, width] (gray) or [3, height, width] (RGB)",
-            mend="take --format npz, which keeps the samples as they are",
+            mend="use --format npz, which keeps the samples as they are",
         )
 
 
 def to_pixels(states: Float32) -> NDArray[np.uint8]:
-    """Pixels [N, H, W] or [N, H, W, 3] of states [N, 1 or 3, H, W]; what lies beyond [-1, 1] is clipped."""
+    """Convert states [N, 1 or 3, H, W] to pixels [N, H, W] or [N, H, W, 3]; values beyond [-1, 1] are clipped."""
     pixels = to_levels(states)
     return pixels[:, 0] if pixels.shape[1] == 1 else np.moveaxis(pixels, 1, -1)
 
 
 def to_levels(states: Float32) -> NDArray[np.uint8]:
-    """The 256 levels of a display, in the order of the axes; what lies beyond [-1, 1] is clipped."""
+    """Convert states to the 256 levels of a display, with the axes unchanged; values beyond [-1, 1] are clipped."""
     return np.asarray(np.rint(255 * (states / 2 + 0.5).clip(0, 1)), dtype=np.uint8)
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a whole PNG or nothing."""
+    """Write a PNG file, whole or not at all."""
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""What is kept of a batch of samples, as arrays by name: made where the batch was sampled, written where the output is."""
+"""What is kept of a batch of samples, as arrays by name. It is made where the batch is sampled and written where the output is."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SAMPLES, INDICES, IMAGES = "samples", "indices", "images"
 
 class Renderer(Protocol):
     def __call__(self, samples: Int64, states: Float32, /) -> Rendered:
-        """Of the states [B, C, ...] of the samples with numbers [B]."""
+        """Return what is kept of the states [B, C, ...] of the samples with numbers [B]."""
         ...
 
 
 @dataclass(frozen=True)
 class PngRenderer:
-    """`00000032.png` holds the bytes of that file, uint8: the picture of sample 32."""
+    """Gives the bytes of PNG files as uint8, by file name: `00000032.png` is the picture of sample 32."""
 
     decoder: Decoder
 
@@ -40,8 +40,8 @@ class PngRenderer:
 
 @dataclass(frozen=True)
 class RawRenderer:
-    """`samples` float32 [B, C, ...], the states as the chain ends with them, and `indices` int64 [B]; with a decoder `images` uint8
-    [B, C, H, W] too, what the pictures would show.
+    """Gives `samples` float32 [B, C, ...], the states at the end of the chain, and `indices` int64 [B]. With a decoder, it also gives
+    `images` uint8 [B, C, H, W], which the pictures would show.
     """
 
     decoder: Decoder | None
@@ -52,7 +52,7 @@ class RawRenderer:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """The file of a picture [H, W] or [H, W, 3]; the same pixels give the same bytes."""
+    """Encode a picture [H, W] or [H, W, 3] as a PNG file. The same pixels give the same bytes."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Samples of a request, any batch of them, on whichever machine: what a batch gives depends on the request and its numbers alone."""
+"""Samples any batch of a request on any machine. The result depends only on the request and the batch's sample numbers."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Batch: TypeAlias = tuple[Int64, Int64]
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Opened engines, and what is kept of their samples."""
+    """Opened engines, and the renderer that decides what is kept of their samples."""
 
     chain: Chain
     noise: NoiseSource
     render: Renderer
 
     def __call__(self, batch: Batch, on_step: Callable[[], None] = lambda: None) -> Rendered:
-        """What is kept of a batch; `on_step` is called after every step."""
+        """Sample a batch and return what is kept of it; `on_step` is called after every step."""
         samples, rows = batch
         return self.render(samples, self.chain.sample(self.noise, samples, rows, on_step))
 
 
 @dataclass(frozen=True)
 class SampleWork:
-    """How to open a `BatchSampler`; it travels to where that happens.
+    """How to open a `BatchSampler`. It can be sent to another machine.
 
     Attributes:
         choice: how to sample.
-        batch: samples of a full batch.
-        seed: of the noise.
-        format: what is kept.
-        conditioning: rows in place of the bundle's own, or None.
+        batch: number of samples in a full batch.
+        seed: seed of the noise.
+        format: what is kept of the samples.
+        conditioning: conditioning rows that replace the bundle's own, or None.
     """
 
     choice: ChainChoice
@@ -53,11 +53,11 @@ class SampleWork:
     conditioning: Conditioning | None = None
 
     def open(self, bundle: Bundle, threads: int | None = None) -> BatchSampler:
-        """Open its engines.
+        """Open the engines.
 
         Args:
-            bundle: where they come from.
-            threads: that they may use; None takes every core that the process may use.
+            bundle: bundle with the engines.
+            threads: number of CPU threads; None takes every core that the process may use.
 
         Raises:
             MissingBackendError: the runtime or its device is missing.
@@ -72,7 +72,7 @@ class SampleWork:
 
 @dataclass(frozen=True)
 class SampleOnCopy:
-    """The work on the bundle as a worker's machine has it; see `engines.cluster.pool.Work`."""
+    """The work on a worker's copy of the bundle; see `engines.cluster.pool.Work`."""
 
     copy: FolderCopy
     work: SampleWork

@@ -1,4 +1,4 @@
-"""`ptqd-run sample`: samples of a bundle into a folder."""
+"""`ptqd-run sample`: writes samples of a bundle to a folder."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class SampleRequest:
     """What to sample.
 
     Attributes:
-        bundle: its folder.
-        output: folder to write to; files of the same names are replaced.
-        num: how many samples.
-        seed: of the noise.
+        bundle: bundle folder.
+        output: folder to write to; files with the same names are replaced.
+        num: number of samples.
+        seed: seed of the noise.
         first: number of the first sample.
-        batch_size: samples that go through the networks at a time.
-        classes: rows to cycle through by sample number, `all` of them, or None to draw each sample's from (seed, number).
-        format: pictures, or one archive of raw states, of latent models with their images.
+        batch_size: number of samples that the networks process at once.
+        classes: rows that the samples take in turn, `all` for every row, or None to draw each sample's row from (seed, number).
+        format: `png` for pictures, `npz` for one archive of raw states, with the decoded images for latent models.
         chain: how to sample.
-        prompts: of text models, to cycle through by sample number in place of the bundle's own rows; or None.
-        negative_prompt: what guidance leads away from, beside prompts; None is the model's own choice.
-        cluster: where to sample; None is here.
+        prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
+        negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
+        cluster: cluster to sample on; None samples in this process.
     """
 
     bundle: Path
@@ -73,11 +73,11 @@ class SampleResult:
     """What was sampled, and how long it took without loading engines.
 
     Attributes:
-        record: what `samples.json` holds.
-        output: its folder.
-        seconds: of sampling and writing.
+        record: content of `samples.json`.
+        output: folder of the samples.
+        seconds: time of sampling and writing.
         cut: numbers of the prompts that were too long for the text encoder.
-        lost: workers of a cluster that died; what they were at was done again.
+        lost: number of a cluster's workers that died; their work was repeated.
     """
 
     record: SamplesRecord
@@ -89,17 +89,17 @@ class SampleResult:
     def __str__(self) -> str:
         steps = ", ".join(f"{count} {precision}" for precision, count in self.record.precision_steps.items())
         rate = self.record.num / self.seconds
-        cut = f"; too long, their end is left out: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
-        lost = f"; workers lost, their work done again: {self.lost}" if self.lost else ""
-        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} a second), steps: {steps}{cut}{lost}; see {self.output}"
+        cut = f"; cut off because they were too long: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
+        lost = f"; workers lost, whose work was repeated: {self.lost}" if self.lost else ""
+        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} per second), steps: {steps}{cut}{lost}; see {self.output}"
 
 
 def sample_bundle(request: SampleRequest) -> SampleResult:
-    """Sample, and write pictures and grid or archive, then `samples.json`.
+    """Sample; write the pictures and their grid, or the archive; then write `samples.json`.
 
     Raises:
-        UsageError: the request does not fit the bundle, or the output cannot be written. Nothing is written then.
-        MissingBackendError: the runtime is missing, or the cluster.
+        UsageError: the request does not fit the bundle, or the output cannot be written; nothing is written.
+        MissingBackendError: the runtime or the cluster is missing.
         PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
     bundle = Bundle.open(request.bundle)
@@ -114,7 +114,9 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
     chain = request.chain.chosen(bundle)
     if request.negative_prompt is not None and chain.scale == 1:
-        raise UsageError("A negative prompt needs guidance.", found="guidance 1", expected="another --guidance, or no --negative-prompt")
+        raise UsageError(
+            "A negative prompt needs guidance.", found="guidance 1", expected="a --guidance other than 1, or no --negative-prompt"
+        )
     work = SampleWork(request.chain, min(request.batch_size, request.num), request.seed, request.format, conditioning)
     sampler = work.open(bundle) if request.cluster is None else None
     folder = writable_folder(request.output)
@@ -123,7 +125,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     begin = time.perf_counter()
     every = np.zeros_like(samples) if rows is None else rows
     drawn = [*zip(batches(samples, request.batch_size), batches(every, request.batch_size), strict=True)]
-    with keeping(f"every file in {folder} is whole, but without {RECORD} they are not all"):
+    with keeping(f"every file in {folder} is whole, but some are missing, and so is {RECORD}"):
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
         record = _record(request, chain, rows, output.finish())
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
@@ -131,13 +133,13 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
 
 
 def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
-    """The bundle's text encoders, where prompts are asked for."""
+    """Return the bundle's text encoders if the request has prompts."""
     if request.prompts is None:
         if request.negative_prompt is not None:
-            raise UsageError("A negative prompt goes with prompts.", found="--negative-prompt alone", expected="prompts too")
+            raise UsageError("A negative prompt needs prompts.", found="--negative-prompt without prompts", expected="prompts as well")
         return None
     if request.classes is not None:
-        raise UsageError("Prompts take the place of classes.", found="prompts and --classes", expected="one of them")
+        raise UsageError("Prompts and classes cannot be combined.", found="prompts and --classes", expected="only one of them")
     return open_text(bundle)
 
 
@@ -151,7 +153,7 @@ def _numbers(request: SampleRequest) -> Int64:
 def chosen_rows(
     classes: tuple[int, ...] | Literal["all"] | None, samples: Int64, noise: NoiseSource, conditioning: ConditioningRecord | None
 ) -> Int64 | None:
-    """The row of each sample; None where the model is unconditional."""
+    """Return the row of each sample, or None if the model is unconditional."""
     if conditioning is None:
         if classes is not None:
             raise UsageError("The model is unconditional.", found="--classes", expected="no --classes")
@@ -170,7 +172,7 @@ def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: Mod
 
 
 def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: ConditioningRecord | None) -> list[str]:
-    """What the first samples are of."""
+    """Return the labels of the first samples in the grid."""
     if rows is None or conditioning is None:
         return [""] * GRID_TILES
     if prompts is not None:
@@ -187,7 +189,7 @@ def _sample(sampler: BatchSampler, drawn: Sequence[Batch], output: SampleOutput)
 
 
 def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork, drawn: Sequence[Batch], output: SampleOutput) -> int:
-    """The batches are those of a run on one machine, and so are their samples, to the last bit. Returns the number of workers lost."""
+    """Sample on the cluster and return the number of workers lost. Batches and samples equal those of one machine, to the last bit."""
     assert request.cluster is not None
     units = [(unit_name(batch[0][0], batch[0][-1]), batch) for batch in drawn]
     shards = Shards(request.output, _asked(request, bundle))
@@ -200,7 +202,7 @@ def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork,
 
 
 def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
-    """What decides the result of a unit."""
+    """Return everything that determines a unit's result."""
     return {
         "bundle": sha256(bundle.folder / MANIFEST),
         "seed": request.seed,

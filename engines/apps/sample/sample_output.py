@@ -1,4 +1,4 @@
-"""Where samples go: a folder of pictures with a grid, or one archive of raw states."""
+"""Writes samples: a folder of pictures with a grid, or one archive of raw states."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ARCHIVE = "samples.npz"
 
 
 class SampleOutput(Protocol):
-    """Takes samples batch by batch, in the order of their numbers."""
+    """Takes samples batch by batch, in order of sample number."""
 
     def add(self, samples: Int64, rendered: Rendered) -> None:
-        """Take what was rendered of the samples with numbers [B]."""
+        """Add what was rendered of the samples with numbers [B]."""
         ...
 
     def finish(self) -> tuple[str, ...]:
-        """Write what is left to write; the names of the files that hold the samples."""
+        """Write what remains; return the names of the files that hold the samples."""
         ...
 
 
 class PngOutput:
-    """`00000032.png` is sample 32, and `grid.png` shows the first ones; memory does not grow with the number of samples.
+    """Writes sample 32 as `00000032.png`, and the first samples as `grid.png`. Memory does not grow with the number of samples.
 
     Args:
-        folder: to write to.
-        labels: of the grid's tiles, one for each of the first `GRID_TILES` samples.
+        folder: folder to write to.
+        labels: labels of the grid's tiles, one for each of the first `GRID_TILES` samples.
     """
 
     def __init__(self, folder: Path, labels: Sequence[str]) -> None:
@@ -62,11 +62,11 @@ class PngOutput:
 
 
 class NpzOutput:
-    """`samples.npz`: the arrays of a `RawRenderer` for all samples, and for conditional models `rows` int64 [N].
+    """Writes `samples.npz`: the arrays of a `RawRenderer` for all samples and, for conditional models, `rows` int64 [N].
 
     Args:
-        folder: to write to.
-        rows: of every sample, or None.
+        folder: folder to write to.
+        rows: row of every sample, or None.
     """
 
     def __init__(self, folder: Path, rows: Int64 | None) -> None:
@@ -74,7 +74,7 @@ class NpzOutput:
         self._rows = rows
         self._batches: list[Rendered] = []
 
-    def add(self, samples: Int64, rendered: Rendered) -> None:  # noqa: ARG002 (the numbers are among what was rendered)
+    def add(self, samples: Int64, rendered: Rendered) -> None:  # noqa: ARG002 (what was rendered includes the numbers)
         self._batches.append(rendered)
 
     def finish(self) -> tuple[str, ...]:

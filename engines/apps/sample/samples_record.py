@@ -1,4 +1,4 @@
-"""`samples.json`: what a run of `ptqd-run sample` sampled, enough to sample it again. Written last: a folder without it is unfinished."""
+"""`samples.json`: the record of a `ptqd-run sample` run, enough to repeat it. It is written last: a folder without it is unfinished."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class SamplesRecord(Strict):
     """The samples of one run.
 
     Attributes:
-        seed: of the noise; with the number of a sample and its row it decides the sample.
+        seed: seed of the noise; together with a sample's number and row, it determines the sample.
         first: number of the first sample.
-        num: how many there are.
+        num: number of samples.
         schedule: name of the schedule.
-        precision: what was asked for: `auto`, or one precision.
-        precision_steps: steps of the chain that each precision took.
+        precision: requested precision: `auto`, or one precision.
+        precision_steps: number of the chain's steps that each precision took.
         correction: whether outputs were corrected.
         guidance: scale of classifier-free guidance.
-        rows: class or conditioning row of each sample, in the order of their numbers; null for an unconditional model.
-        prompts: the prompts that the rows are numbers of; null where the rows are the bundle's own.
-        negative_prompt: what guidance led away from; null is the model's own choice.
-        files: one picture a sample in the same order, or the one archive that holds them all.
+        rows: class or conditioning row of each sample, in order of sample number; null for an unconditional model.
+        prompts: prompts that the rows index; null if the rows are the bundle's own.
+        negative_prompt: prompt that guidance steered away from; null is the model's own choice.
+        files: one picture per sample in the same order, or the one archive that holds all samples.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

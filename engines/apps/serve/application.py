@@ -1,4 +1,4 @@
-"""The two parts of a server on Ray Serve: a gateway that answers and makes batches, and replicas that sample them."""
+"""The two parts of a server on Ray Serve: a gateway that answers requests and forms batches, and replicas that sample the batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NAME = "ptqd"
 SAMPLER = "sampler"
 
 AHEAD = 2
-"""Batches that a replica has at a time: one waits while the other is sampled. Other pictures wait in the gateway for a batch to be full."""
+"""Batches that a replica holds at once: one waits while the other is sampled. Other pictures wait in the gateway until a batch is full."""
 
 ATTEMPTS = 20
-"""Times that a batch is asked for, a replica ending each time; the pauses between them give Ray a minute to start another."""
+"""Attempts at a batch when its replica dies each time. The pauses between attempts give Ray a minute to start another replica."""
 
 SPARE = 100
-"""Requests that the gateway takes beyond those that can wait, so that it can refuse them itself."""
+"""Requests that the gateway accepts beyond those that may wait, so that it can refuse them itself."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Settings:
     """How to serve.
 
     Attributes:
-        work: what replicas open.
-        model: of the bundle.
-        limits: of requests.
-        replicas: each with engines of its own.
-        size: of a replica.
-        batch: pictures that go through the networks at a time.
-        batch_wait: seconds that a batch waits for more.
+        work: what each replica opens.
+        model: record of the bundle's model.
+        limits: request limits.
+        replicas: number of replicas, each with its own engines.
+        size: resources of each replica.
+        batch: maximum number of pictures that the networks process at once.
+        batch_wait: seconds that a batch waits for more pictures.
     """
 
     work: ItemWork
@@ -51,21 +51,21 @@ class Settings:
 
 
 def application(serve: Any, settings: Settings) -> Any:
-    """What `ray.serve.run` takes."""
+    """Return the application for `ray.serve.run`."""
     size = settings.size
 
     class Sampler:
-        """One engine bank."""
+        """A replica with one engine bank."""
 
         def __init__(self) -> None:
             self._sample = settings.work.open(size.cpus)
-            self._thread = ThreadPoolExecutor(1)  # so that the replica's loop goes on meanwhile
+            self._thread = ThreadPoolExecutor(1)  # keeps the replica's event loop free while it samples
 
         async def sample(self, items: list[Item]) -> list[Picture]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, items)
 
     class Entrance:
-        """The gateway, where requests come in and batches are made."""
+        """The gateway, which receives requests and forms batches."""
 
         def __init__(self, sampler: Any) -> None:
             self._sampler = sampler
@@ -76,7 +76,7 @@ def application(serve: Any, settings: Settings) -> Any:
             client = request.client.host if request.client else ""
             return _response(await self._gateway(Asked(request.method, request.url.path, client, request.stream())))
 
-        @serve.batch(  # type: ignore[untyped-decorator]  # Ray does not type it
+        @serve.batch(  # type: ignore[untyped-decorator]  # Ray leaves it untyped
             max_batch_size=settings.batch,
             batch_wait_timeout_s=settings.batch_wait,
             max_concurrent_batches=AHEAD * settings.replicas,
@@ -100,7 +100,7 @@ def application(serve: Any, settings: Settings) -> Any:
 
 
 async def sampled(sampler: Any, items: list[Item]) -> list[Picture]:
-    """Asks a replica for the pictures of a batch, and another one where it ended: nothing that was asked for is lost."""
+    """Request the pictures of a batch from a replica, and from another one if it dies, so that no request is lost."""
     deaths = import_ray().exceptions.RayActorError
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -114,7 +114,7 @@ async def sampled(sampler: Any, items: list[Item]) -> list[Picture]:
 
 
 async def running_replicas() -> int:
-    """Samplers that take requests."""
+    """Return the number of samplers that take requests."""
     from ray import serve
 
     status = await asyncio.to_thread(serve.status)

@@ -1,4 +1,4 @@
-"""What a server answers: limits first, then pictures from wherever they are sampled. Knows no web framework and no Ray."""
+"""The server's answers: it checks the limits, then returns pictures from wherever they are sampled. Uses no web framework and no Ray."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ IMAGES, HEALTH, METRICS = "/images", "/health", "/metrics"
 METHODS = {IMAGES: "POST", HEALTH: "GET", METRICS: "GET"}
 
 RETRY_SECONDS = 5
-"""After which a client may ask a full server again."""
+"""Seconds after which a client may retry a request that a full server refused."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it comes.
+    """A request as received.
 
     Attributes:
-        client: its address.
-        body: in pieces.
+        client: address of the client.
+        body: the body in pieces.
     """
 
     method: str
@@ -49,10 +49,10 @@ class Gateway:
     """Answers requests.
 
     Args:
-        reader: of bodies.
-        limits: see there.
-        sample: gives the picture of an item.
-        replicas: how many samplers run.
+        reader: reads request bodies.
+        limits: request limits, see `Limits`.
+        sample: samples the picture of an item.
+        replicas: returns the number of running samplers.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class Gateway:
 
     async def _answer(self, asked: Asked) -> Answer:
         if asked.path not in METHODS:
-            raise Refused(404, f"there is no {asked.path}; there are {', '.join(METHODS)}")
+            raise Refused(404, f"there is no {asked.path}; the paths are {', '.join(METHODS)}")
         if asked.method != METHODS[asked.path]:
-            raise Refused(405, f"{asked.path} takes {METHODS[asked.path]}")
+            raise Refused(405, f"{asked.path} accepts only {METHODS[asked.path]}")
         if asked.path == HEALTH:
             return await self._health()
         if asked.path == METRICS:
@@ -104,7 +104,7 @@ class Gateway:
         self._rate.take(asked.client)
         items = self._reader.items(await bounded(asked.body, self._limits.body))
         if self._waiting + len(items) > self._limits.waiting:
-            raise Refused(503, f"{self._waiting} pictures wait; at most {self._limits.waiting}", RETRY_SECONDS)
+            raise Refused(503, f"{self._waiting} pictures are waiting; at most {self._limits.waiting} may wait", RETRY_SECONDS)
         self._wait(len(items))
         try:
             pictures = await asyncio.gather(*(self._sample(item) for item in items))
@@ -122,7 +122,7 @@ class Gateway:
 
 
 def _packed(pictures: Sequence[Picture]) -> Answer:
-    """One picture as it is, several in a zip archive, under the names that `ptqd-run sample` gives them."""
+    """Return one picture as it is, or several in a zip archive under the names that `ptqd-run sample` gives them."""
     if len(pictures) == 1:
         return Answer(200, pictures[0].png, "image/png")
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a client may ask for, checked against the model and the limits before anything is queued."""
+"""Requests of clients, checked against the model and the limits before anything is queued."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engines.bundle.bundle import ModelRecord
 from engines.chain.noise import NoiseSource
 
 
-class Refused(Exception):  # noqa: N818 (it is an answer)
+class Refused(Exception):  # noqa: N818 (it is an answer, not an error)
     """A request that is not served.
 
     Attributes:
-        status: of the answer.
-        retry_after: seconds to wait before asking again; None where asking again changes nothing.
+        status: HTTP status of the answer.
+        retry_after: seconds to wait before retrying; None if retrying changes nothing.
     """
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
@@ -29,13 +29,13 @@ class Refused(Exception):  # noqa: N818 (it is an answer)
 
 
 class ImageRequest(BaseModel):
-    """The body of a POST, a JSON object.
+    """The body of a POST request, a JSON object.
 
     Attributes:
-        seed: of the noise.
-        number: how many pictures: the samples 0 to number - 1 of this seed.
-        row: the key `class`: of class-conditional models; left out, each sample's is drawn from its seed and number.
-        prompt: of text models.
+        seed: seed of the noise.
+        number: number of pictures: samples 0 to number - 1 of this seed.
+        row: class for a class-conditional model, under the key `class`; if missing, each sample's class is drawn from its seed and number.
+        prompt: prompt for a text model.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -48,21 +48,21 @@ class ImageRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies for one model.
+    """Reads request bodies for one model.
 
     Attributes:
-        model: of the bundle.
-        most: pictures of a request at most.
+        model: record of the bundle's model.
+        most: maximum number of pictures per request.
     """
 
     model: ModelRecord
     most: int
 
     def items(self, body: bytes) -> list[Item]:
-        """What is to be sampled.
+        """Return the items to sample.
 
         Raises:
-            Refused: with 400, the request is not one for this model.
+            Refused: status 400, the request does not fit the model or the limit.
         """
         try:
             request = ImageRequest.model_validate_json(body)
@@ -71,7 +71,7 @@ class Reader:
             where = ".".join(str(part) for part in first["loc"]) or "the body"
             raise Refused(400, f"{where}: {first['msg']}") from error
         if request.number > self.most:
-            raise Refused(400, f"number: {request.number} pictures in a request; at most {self.most}")
+            raise Refused(400, f"number: {request.number} pictures requested; at most {self.most} are allowed")
         numbers = np.arange(request.number, dtype=np.int64)
         rows = self._rows(request, numbers)
         return [Item(request.seed, int(n), row, request.prompt) for n, row in zip(numbers, rows, strict=True)]
@@ -79,7 +79,7 @@ class Reader:
     def _rows(self, request: ImageRequest, numbers: Int64) -> list[int]:
         conditioning, text = self.model.conditioning, self.model.text
         if (request.prompt is None) != (text is None):
-            raise Refused(400, "prompt: this model takes no prompts" if text is None else "prompt: this model needs one")
+            raise Refused(400, "prompt: this model takes no prompts" if text is None else "prompt: this model needs a prompt")
         if request.row is None and text is None and conditioning is not None:
             return [int(row) for row in NoiseSource(request.seed, self.model.sample_shape).row(numbers, conditioning.rows)]
         if request.row is None:
@@ -87,5 +87,5 @@ class Reader:
         if conditioning is None or text is not None:
             raise Refused(400, "class: this model takes no classes")
         if request.row >= conditioning.rows:
-            raise Refused(400, f"class: {request.row}; this model knows 0 to {conditioning.rows - 1}")
+            raise Refused(400, f"class: {request.row} is out of range; this model has classes 0 to {conditioning.rows - 1}")
         return [request.row] * request.number

@@ -1,4 +1,4 @@
-"""What is sampled for requests: single pictures, so that those of many requests share a batch."""
+"""Items that are sampled for requests. Each is a single picture, so that many requests can share a batch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Item:
     """One picture.
 
     Attributes:
-        seed: of the noise.
-        number: of the sample.
-        row: class or conditioning row; 0 for an unconditional model, and where there is a prompt.
-        prompt: of text models.
+        seed: seed of the noise.
+        number: sample number.
+        row: class or conditioning row; 0 for an unconditional model, or if there is a prompt.
+        prompt: prompt for a text model.
     """
 
     seed: int
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, how many items its batch had, and how often it was asked for before a replica lived to give it."""
+    """A PNG file, the number of items in its batch, and the number of attempts until a replica delivered it."""
 
     png: bytes
     batch: int
@@ -49,12 +49,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class ItemWork:
-    """How to open an `ItemSampler`, wherever the bundle may have to travel.
+    """How to open an `ItemSampler` on any machine, even one that lacks the bundle.
 
     Attributes:
-        copy: of the bundle.
+        copy: copy of the bundle.
         choice: how to sample.
-        batch: items of a full batch.
+        batch: number of items in a full batch.
     """
 
     copy: FolderCopy
@@ -71,7 +71,7 @@ class ItemWork:
 
 @dataclass(frozen=True)
 class _Conditioned:
-    """The engines of a chain, with rows of its batch's own."""
+    """The engines of a chain, with conditioning rows for one batch."""
 
     denoisers: Denoisers
     conditioning: Conditioning
@@ -84,13 +84,13 @@ class _Conditioned:
 
 @dataclass(frozen=True)
 class ItemSampler:
-    """Opened engines. What an item gives depends on itself alone, and is what `ptqd-run sample` gives for its seed, number and row.
+    """Opened engines. An item's picture depends on that item alone, and equals that of `ptqd-run sample` for its seed, number and row.
 
     Attributes:
-        chain: opened.
-        decoder: from states to images.
-        shape: of one state.
-        text: encoders of a text model; all items of such a model have prompts.
+        chain: opened chain.
+        decoder: decodes states to images.
+        shape: shape of one state.
+        text: encoders of a text model, whose items all have prompts; else None.
     """
 
     chain: Chain
@@ -99,7 +99,7 @@ class ItemSampler:
     text: TextModel | None
 
     def __call__(self, items: Sequence[Item]) -> list[Picture]:
-        """One picture an item."""
+        """Return one picture per item."""
         chain, rows = self.chain, np.array([item.row for item in items], dtype=np.int64)
         if self.text is not None:
             conditioning = self.text.condition([item.prompt or "" for item in items])

@@ -1,4 +1,4 @@
-"""Noise of a batch whose samples have seeds of their own."""
+"""Noise of a batch in which every sample has its own seed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engines.chain.noise import NoiseSource
 
 @dataclass(frozen=True)
 class MixedNoise:
-    """An `engines.chain.noise.Noise` for one batch: sample number `samples[b]` of seed `seeds[b]`.
+    """An `engines.chain.noise.Noise` for one batch: element b is sample number `samples[b]` of seed `seeds[b]`.
 
     Attributes:
-        seeds: [B].
-        shape: of one sample, without the batch.
+        seeds: [B] seed of each sample.
+        shape: shape of one sample, without the batch.
     """
 
     seeds: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What one server takes on: sizes of requests, how many wait, how often a client may ask."""
+"""The limits of a server: request size, pictures that may wait, and requests per second of a client."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from engines.apps.serve.image_request import Refused
 
 CLIENTS = 10_000
-"""Clients that are remembered; beyond, those that have not asked for longest are forgotten."""
+"""Maximum number of clients remembered. Beyond it, the client that has been silent longest is forgotten."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond them, requests are refused.
+    """Limits beyond which requests are refused, with the HTTP status of the refusal.
 
     Attributes:
-        body: bytes of a request (413).
-        number: pictures of a request (400).
-        waiting: pictures that are asked for and not yet sent (503).
-        rate: requests a second of one client (429), in the long run: after a pause it may ask for one second's at once.
+        body: bytes per request (413).
+        number: pictures per request (400).
+        waiting: pictures requested but not yet sent (503).
+        rate: requests per second of one client in the long run (429); after a pause, the client may send one second's worth at once.
     """
 
     body: int
@@ -30,11 +30,11 @@ class Limits:
 
 
 class Rate:
-    """A bucket of tokens for each client: one token a request, `rate` new ones a second, and room for a second's, or one.
+    """A token bucket per client. A request takes one token; `rate` tokens are added per second; a bucket holds at most max(rate, 1).
 
     Args:
-        rate: a second.
-        clock: in seconds.
+        rate: requests per second.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
@@ -44,7 +44,7 @@ class Rate:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, client: str) -> None:
-        """Raises Refused with 429 where the client has no token left."""
+        """Take a token of the client; raise Refused with status 429 if the client has none left."""
         now = self._clock()
         tokens, since = self._buckets.pop(client, (self._room, now))
         tokens = min(self._room, tokens + (now - since) * self._rate)
@@ -52,14 +52,14 @@ class Rate:
         if len(self._buckets) > CLIENTS:
             del self._buckets[next(iter(self._buckets))]
         if tokens < 1:
-            raise Refused(429, f"more than {self._rate:g} requests a second", math.ceil((1 - tokens) / self._rate))
+            raise Refused(429, f"more than {self._rate:g} requests per second", math.ceil((1 - tokens) / self._rate))
 
 
 async def bounded(body: AsyncIterator[bytes], most: int) -> bytes:
-    """A body, read no further than it may be long.
+    """Read a body, but stop once it exceeds `most` bytes.
 
     Raises:
-        Refused: with 413, it is longer.
+        Refused: status 413, the body is longer.
     """
     read = bytearray()
     async for piece in body:

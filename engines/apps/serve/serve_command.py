@@ -1,4 +1,4 @@
-"""`ptqd-run serve`: a bundle behind HTTP until it is stopped."""
+"""`ptqd-run serve`: serves a bundle over HTTP until it is stopped."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ServeRequest:
     """What to serve, and how.
 
     Attributes:
-        bundle: its folder.
-        limits: of requests.
-        host: address to listen at.
-        port: likewise.
-        replicas: each with engines of its own.
-        batch_size: pictures that go through the networks at a time.
-        batch_wait: seconds that a batch waits for more.
+        bundle: bundle folder.
+        limits: request limits.
+        host: address to listen on.
+        port: port to listen on.
+        replicas: number of replicas, each with its own engines.
+        batch_size: maximum number of pictures that the networks process at once.
+        batch_wait: seconds that a batch waits for more pictures.
         chain: how to sample.
-        cluster: where.
+        cluster: cluster to serve on.
     """
 
     bundle: Path
@@ -52,8 +52,8 @@ def serve_bundle(request: ServeRequest, tell: Any) -> None:
     """Serve until interrupted.
 
     Args:
-        request: what.
-        tell: called with a line for the user, once requests are taken.
+        request: what to serve, and how.
+        tell: called with a line for the user, once the server takes requests.
 
     Raises:
         UsageError: the request does not fit the bundle.
@@ -61,13 +61,13 @@ def serve_bundle(request: ServeRequest, tell: Any) -> None:
         PtqdError: the server does not start.
     """
     with serving(request) as address, contextlib.suppress(KeyboardInterrupt):
-        tell(f"serving {request.bundle} at {address}; Ctrl-C ends it")
+        tell(f"serving {request.bundle} at {address}; press Ctrl-C to stop")
         threading.Event().wait()
 
 
 @contextlib.contextmanager
 def serving(request: ServeRequest) -> Iterator[str]:
-    """Serves while the block runs; yields the address."""
+    """Serve while the block runs; yield the address."""
     bundle = Bundle.open(request.bundle)
     check_drawable(bundle.manifest.model.image_shape)
     for precision in set(request.chain.chosen(bundle).step_precisions):
@@ -78,9 +78,9 @@ def serving(request: ServeRequest) -> Iterator[str]:
         if size.room(ray) < request.replicas:
             raise MissingBackendError(
                 "The cluster has no room for the replicas.",
-                found=f"room for {size.room(ray)} of {size.cpus} CPUs and {size.gpus} GPUs",
-                expected=f"{request.replicas}",
-                mend="give them less with --ray-cpus, or ask for fewer with --replicas",
+                found=f"room for {size.room(ray)} of {size.cpus} CPUs and {size.gpus} GPUs each",
+                expected=f"room for {request.replicas}",
+                mend="lower --ray-cpus or --replicas",
             )
         work = ItemWork(FolderCopy.of_bundle(ray, bundle), request.chain, request.batch_size)
         settings = Settings(work, bundle.manifest.model, request.limits, request.replicas, size, request.batch_size, request.batch_wait)
@@ -100,7 +100,7 @@ def _start(serve: Any, request: ServeRequest, settings: Settings) -> None:
         )
         serve.run(application(serve, settings), name=NAME)
     except RuntimeError as error:
-        raise PtqdError("The server does not start.", found=error, mend="look into Ray's logs; is the port free?") from error
+        raise PtqdError("The server does not start.", found=error, mend="check that the port is free, and look into Ray's logs") from error
 
 
 def _import_serve() -> Any:

@@ -63,7 +63,7 @@ def test_killed_workers_leave_no_trace_in_the_result(
     killer.join()
     assert (done.exit_code, done.stderr) == (0, "")
     record_testsuite_property("killed", len(killer.killed))
-    lost = re.search(r"workers lost, their work done again: (\d+)", done.stdout)
+    lost = re.search(r"workers lost, whose work was repeated: (\d+)", done.stdout)
     assert lost is not None
     assert int(lost[1]) == len(killer.killed) >= 2
     for name in ("samples.npz", "samples.json"):

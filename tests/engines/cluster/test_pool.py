@@ -53,7 +53,7 @@ def test_a_killed_worker_costs_its_unit_and_no_more(ray: Any, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_unit_that_ends_every_worker_ends_the_work(ray: Any, tmp_path: Path) -> None:
     with WorkerPool(ray, squares(tmp_path, {1: ATTEMPTS}), SIZE, most=2) as pool:
-        with pytest.raises(PtqdError, match=r"(?s)ends every worker.*found: +3 workers in a row.*mend:"):
+        with pytest.raises(PtqdError, match=r"(?s)kills every worker.*found: +3 workers in a row died.*mend:"):
             list(pool.run(3, lambda index: index))
         assert pool.lost == ATTEMPTS
 

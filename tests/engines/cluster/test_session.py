@@ -83,7 +83,7 @@ def test_missing_ray_is_told_with_exit_code_3(tiny: TinyBundle, tmp_path: Path, 
 def test_workers_of_no_cluster_are_refused(tiny: TinyBundle, tmp_path: Path) -> None:
     arguments = ["sample", str(tiny.folder), "--num", "2", "--seed", "1", "--output", str(tmp_path / "out"), "--ray-cpus", "2"]
     done = CliRunner().invoke(main, arguments)
-    assert (done.exit_code, "--ray too" in done.stderr) == (2, True)
+    assert (done.exit_code, "expected: --ray as well" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

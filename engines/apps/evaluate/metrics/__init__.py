@@ -1,1 +1,1 @@
-"""The figures of `ptqd-run evaluate`, on arrays alone."""
+"""The figures of `ptqd-run evaluate`, computed from arrays alone."""

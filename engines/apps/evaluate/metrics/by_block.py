@@ -1,4 +1,4 @@
-"""Sums kept apart by block of samples, so that each block can be left out of a figure."""
+"""Sums kept separately for each block of samples, so that any block can be left out of a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate
 
 
 class Sums(Protocol):
-    """Sums over samples; those of two sets of samples merge into those of both."""
+    """Sums over samples. The sums of two sets of samples can be merged into the sums of both."""
 
     def merge(self, other: Self) -> Self: ...
 
@@ -21,22 +21,22 @@ S = TypeVar("S", bound=Sums)
 
 
 class ByBlock(Generic[S]):
-    """Sums of every block; `blocks` holds those that have samples, by number."""
+    """Sums of every block. `blocks` holds the sums by block number, for the blocks that have samples."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, S] = {}
 
     def add(self, block: int, more: S) -> None:
-        """Add to a block."""
+        """Add sums to a block."""
         self.blocks[block] = self.blocks[block].merge(more) if block in self.blocks else more
 
     def estimate(self, figure: Callable[[S], float]) -> Estimate:
-        """A figure of all samples together, once every block has samples."""
+        """Estimate a figure of all samples together. Every block must have samples."""
         without = (_merged(self.blocks[other] for other in range(BLOCKS) if other != block) for block in range(BLOCKS))
         return Estimate(figure(_merged(self.blocks.values())), np.array([figure(sums) for sums in without]))
 
     def mean(self, figure: Callable[[S], float]) -> Estimate:
-        """The mean of the blocks' own figures."""
+        """Estimate the mean of the blocks' own figures."""
         return Estimate.mean_of_blocks(np.array([figure(self.blocks[block]) for block in range(BLOCKS)]), np.ones(BLOCKS))
 
 

@@ -1,8 +1,8 @@
-"""How sure a figure is: the jackknife over blocks of samples, and the spread over seeds.
+"""Confidence intervals of figures: the jackknife over blocks of samples, and the spread over seeds.
 
-Every figure is computed with all samples of a seed and again with each of ten blocks of them left out (Quenouille 1956, Tukey 1958). The
-chains share their noise, so that the figures of two chains move together, and the jackknife of their difference is far narrower than
-either one's: this is what one seed suffices for, and a test over the seeds alone would need many.
+Every figure is computed with all samples of a seed, and again with each of ten blocks left out (Quenouille 1956, Tukey 1958). The chains
+share their noise, so their figures move together, and the jackknife of their difference is far narrower than that of either figure. For
+the difference one seed therefore suffices, where a test over seeds alone would need many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from engines.arrays import Float64
 
 BLOCKS = 10
-"""Consecutive blocks of samples: consecutive, so that classes which take turns are balanced within each."""
+"""Number of blocks. Each consists of consecutive samples, so that classes taken in turn are balanced within it."""
 
 _NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
 
@@ -25,8 +25,8 @@ class Estimate:
     """A figure of one seed.
 
     Attributes:
-        value: with all samples.
-        without_block: [BLOCKS] with each block left out.
+        value: figure of all samples.
+        without_block: [BLOCKS] figure with each block left out.
     """
 
     value: float
@@ -34,16 +34,16 @@ class Estimate:
 
     @classmethod
     def mean_of_blocks(cls, sums: Float64, counts: Float64) -> Estimate:
-        """Of a figure that is a mean over samples: its sums [BLOCKS] and counts [BLOCKS] by block."""
+        """Estimate a figure that is a mean over samples from its sums [BLOCKS] and counts [BLOCKS] by block."""
         return cls(float(sums.sum() / counts.sum()), (sums.sum() - sums) / (counts.sum() - counts))
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """The paired difference: of chains that share their noise."""
+        """Return the paired difference of two chains that share their noise."""
         return Estimate(self.value - other.value, self.without_block - other.without_block)
 
     @property
     def variance(self) -> float:
-        """The jackknife's variance of `value`."""
+        """Jackknife variance of `value`."""
         return (BLOCKS - 1) * float(self.without_block.var())
 
 
@@ -52,10 +52,10 @@ class Summary:
     """A figure over all seeds.
 
     Attributes:
-        mean: over the seeds.
-        deviation: standard deviation over the seeds; None where there is just one.
+        mean: mean over the seeds.
+        deviation: standard deviation over the seeds; None if there is only one.
         interval: 95 % confidence interval of the mean.
-        values: by seed.
+        values: figure by seed.
     """
 
     mean: float
@@ -65,7 +65,7 @@ class Summary:
 
 
 def summarize(estimates: Sequence[Estimate]) -> Summary:
-    """Mean over seeds; the interval's half width is `t sqrt(mean jackknife variance / seeds)`, with 9 degrees of freedom a seed."""
+    """Summarize a figure over seeds. The half width is `t sqrt(mean jackknife variance / seeds)`, with 9 degrees of freedom per seed."""
     values = tuple(estimate.value for estimate in estimates)
     mean, seeds = statistics.fmean(values), len(values)
     variance = statistics.fmean(estimate.variance for estimate in estimates) / seeds
@@ -74,7 +74,7 @@ def summarize(estimates: Sequence[Estimate]) -> Summary:
 
 
 def student_t_975(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5), good to 1e-4 from 9 degrees of freedom on."""
+    """Return the 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5), accurate to 1e-4 for 9 or more degrees of freedom."""
     x, v = _NORMAL_975, degrees
     terms: tuple[float, ...] = (
         (x**3 + x) / 4,
@@ -86,5 +86,5 @@ def student_t_975(degrees: int) -> float:
 
 
 def block_edges(num: int) -> list[int]:
-    """Where blocks 1, 2, ... begin among `num` samples."""
+    """Return where blocks 1, 2, ... begin among `num` samples."""
     return [block * num // BLOCKS for block in range(1, BLOCKS)]

@@ -1,4 +1,4 @@
-"""Mean and covariance of vectors, streamed: memory does not grow with the number of samples."""
+"""Streaming mean and covariance of vectors. Memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engines.arrays import Float64
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """First and second moments of vectors of D dimensions, in float64; they add (Chan, Golub and LeVeque 1979).
+    """First and second moments of vectors of D dimensions, in float64. They can be merged (Chan, Golub and LeVeque 1979).
 
     Attributes:
-        count: vectors seen.
-        mean: [D].
+        count: number of vectors.
+        mean: [D] mean.
         scatter: [D, D] sums of products of deviations from the mean.
     """
 
@@ -32,17 +32,17 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, vectors: NDArray[np.floating[Any]]) -> FeatureStatistics:
-        """Of vectors [n, D], n at least 1."""
+        """Return the moments of vectors [n, D], n at least 1."""
         mean = vectors.mean(axis=0, dtype=np.float64)
         deviations = vectors - mean
         return cls(len(vectors), mean, deviations.T @ deviations)
 
     def add(self, vectors: NDArray[np.floating[Any]]) -> FeatureStatistics:
-        """With vectors [n, D] more."""
+        """Return the moments with vectors [n, D] added."""
         return self.merge(FeatureStatistics.of(vectors))
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Of both sets of vectors, exact up to rounding."""
+        """Return the moments of both sets of vectors, exact up to rounding."""
         count = self.count + other.count
         share = other.count / count
         delta = other.mean - self.mean
@@ -51,9 +51,9 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Float64:
-        """[D, D], divided by the count less one, as `numpy.cov` and the usual FID programs do."""
+        """[D, D] covariance, divided by the count minus one as in `numpy.cov` and the usual FID programs."""
         return self.scatter / max(self.count - 1, 1)
 
     def gaussian(self) -> Gaussian:
-        """The normal distribution of these moments."""
+        """Return the normal distribution with these moments."""
         return Gaussian(self.mean, self.covariance)

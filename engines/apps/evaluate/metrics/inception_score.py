@@ -1,4 +1,4 @@
-"""The Inception Score (Salimans et al. 2016) of any classifier's logits: sharp predictions, spread over the classes."""
+"""The Inception Score (Salimans et al. 2016) of any classifier's logits. It rewards sharp predictions that are spread over the classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engines.arrays import Float64
 
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """Predictions `p(y|x)` of one split over K classes, summed.
+    """Sums of the predictions `p(y|x)` of one split over K classes.
 
     Attributes:
-        count: samples seen.
+        count: number of samples.
         probability: [K] sum of `p`.
         negative_entropy: sum of `sum_y p log p`.
     """
@@ -27,18 +27,18 @@ class ClassSums:
 
     @classmethod
     def of(cls, logits: NDArray[np.floating[Any]]) -> ClassSums:
-        """Of logits [n, K]."""
+        """Return the sums for logits [n, K]."""
         shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         p = np.exp(log_p)
         return cls(len(p), p.sum(axis=0), float((p * log_p).sum()))
 
     def merge(self, other: ClassSums) -> ClassSums:
-        """Of both sets of samples."""
+        """Return the sums over both sets of samples."""
         return ClassSums(self.count + other.count, self.probability + other.probability, self.negative_entropy + other.negative_entropy)
 
     def score(self) -> float:
-        """`exp E KL(p(y|x) || p(y))`, from 1 to K."""
+        """Return `exp E KL(p(y|x) || p(y))`, between 1 and K."""
         marginal = self.probability / self.count
         entropy = -float((marginal * np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))).sum())
         return float(np.exp(self.negative_entropy / self.count + entropy))

@@ -1,4 +1,4 @@
-"""How far samples lie from full precision's of the same noise."""
+"""How far samples are from those of full precision with the same noise."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ DATA_RANGE = 2.0
 """Images are in [-1, 1]."""
 
 PSNR_LIMIT = 150.0
-"""What identical images count as, in dB: their PSNR is infinite, and would be the mean's too."""
+"""PSNR of identical images in dB. Their true PSNR is infinite, and would make the mean infinite too."""
 
 
 @dataclass(frozen=True)
 class PairedSums:
-    """Sums over pairs of samples; they add.
+    """Sums over pairs of samples. They can be merged.
 
     Attributes:
-        count: pairs seen.
-        psnr_sum: of the pairs' peak signal-to-noise ratios in dB, images clipped to [-1, 1].
-        ssim_sum: of their structural similarities, clipped likewise.
-        squared_error: sum of `(q - f)^2` over all values of the states as they are.
-        squared_norm: sum of `f^2`.
+        count: number of pairs.
+        psnr_sum: sum of the pairs' peak signal-to-noise ratios in dB, with images clipped to [-1, 1].
+        ssim_sum: sum of the pairs' structural similarities, with images clipped to [-1, 1].
+        squared_error: sum of `(q - f)^2` over all state values, not clipped.
+        squared_norm: sum of `f^2` over the same values.
     """
 
     count: int
@@ -36,7 +36,7 @@ class PairedSums:
 
     @classmethod
     def of(cls, states: Float32, full_precision: Float32) -> PairedSums:
-        """Of states [n, C, H, W] and those of full precision for the same seeds and numbers."""
+        """Return the sums for states [n, C, H, W] and the full-precision states of the same seeds and numbers."""
         q, f = states.astype(np.float64), full_precision.astype(np.float64)
         image, other = q.clip(-1, 1), f.clip(-1, 1)
         return cls(
@@ -48,7 +48,7 @@ class PairedSums:
         )
 
     def merge(self, other: PairedSums) -> PairedSums:
-        """Of both sets of pairs."""
+        """Return the sums over both sets of pairs."""
         return PairedSums(
             self.count + other.count,
             self.psnr_sum + other.psnr_sum,
@@ -59,12 +59,12 @@ class PairedSums:
 
     @property
     def psnr(self) -> float:
-        """Mean over the pairs, in dB."""
+        """Mean PSNR of the pairs in dB."""
         return self.psnr_sum / self.count
 
     @property
     def ssim(self) -> float:
-        """Mean over the pairs."""
+        """Mean SSIM of the pairs."""
         return self.ssim_sum / self.count
 
     @property
@@ -74,7 +74,7 @@ class PairedSums:
 
 
 def psnr(one: Float64, other: Float64) -> Float64:
-    """[n] peak signal-to-noise ratio in dB of images [n, C, H, W] in [-1, 1], at most `PSNR_LIMIT`."""
+    """Return [n], the peak signal-to-noise ratios in dB of images [n, C, H, W] in [-1, 1], at most `PSNR_LIMIT`."""
     error = np.square(one - other).mean(axis=(1, 2, 3))
     floor = DATA_RANGE**2 / 10 ** (PSNR_LIMIT / 10)
     return np.asarray(10 * np.log10(DATA_RANGE**2 / error.clip(floor)))

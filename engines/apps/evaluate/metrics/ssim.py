@@ -16,10 +16,10 @@ K1, K2 = 0.01, 0.03
 
 
 def ssim(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]], data_range: float) -> Float64:
-    """[n] mean over pixels and channels of images [n, C, H, W].
+    """Return [n], the mean similarity over pixels and channels of images [n, C, H, W].
 
-    Around every pixel lies a Gaussian window of 11 by 11 pixels, deviation 1.5. Borders are reflected, as torchmetrics does, so that small
-    images have windows too; the paper's own program leaves the border out instead.
+    The window around every pixel is a Gaussian of 11 by 11 pixels with standard deviation 1.5. Borders are reflected, as in torchmetrics,
+    so that small images have windows too; the paper's own program omits the border instead.
     """
     rows, columns = _windows(one.shape[2]), _windows(one.shape[3]).T
 
@@ -37,7 +37,7 @@ def ssim(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]], data_
 
 @cache
 def _windows(side: int) -> Float64:
-    """[side, side] a row of weights for the window around every pixel along a side."""
+    """Return [side, side], one row of window weights for every pixel along a side."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
     reflected = np.pad(np.eye(side), ((WINDOW // 2, WINDOW // 2), (0, 0)), mode="reflect")

@@ -1,4 +1,4 @@
-"""A bounded choice of vectors out of a stream of known length, always the same one."""
+"""A bounded, deterministic choice of vectors from a stream of known length."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from engines.arrays import Float32
 
 
 class Subset:
-    """Takes `limit` of `num` vectors, spread evenly; all of them where there are no more.
+    """Keeps `limit` of `num` vectors, spread evenly, or all of them if there are no more than `limit`.
 
     Args:
-        num: vectors that will be added.
-        limit: vectors that are kept at most.
+        num: number of vectors that will be added.
+        limit: maximum number of vectors to keep.
     """
 
     def __init__(self, num: int, limit: int) -> None:
@@ -25,16 +25,16 @@ class Subset:
         self._kept: list[Float32] = []
 
     def add(self, vectors: NDArray[np.floating[Any]]) -> None:
-        """Take the next [n, D] of the stream."""
+        """Add the next vectors [n, D] of the stream."""
         positions = np.arange(self._seen, self._seen + len(vectors))
         self._seen += len(vectors)
         chosen = (positions + 1) * self._limit // self._num > positions * self._limit // self._num
         self._kept.append(vectors[chosen].astype(np.float32, copy=False))
 
     def kept_before(self, position: int) -> int:
-        """How many of the first `position` vectors are kept."""
+        """Return how many of the first `position` vectors are kept."""
         return position * self._limit // self._num
 
     def vectors(self) -> Float32:
-        """[limit, D], in the order of the stream."""
+        """Return the kept vectors [limit, D] in stream order."""
         return np.concatenate(self._kept)

@@ -116,4 +116,4 @@ def test_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["auto", "300.0 ms", "15.00 ms", "26.7", "1.33x", "6.2%", "-", "16 w8a8, 4 fp32"] in lines
     assert "Some CPU, 4 cores" in printed
     assert "batch 8, 20 of 250 steps, guidance 1.5, median of 5 rounds" in printed
-    assert "swapping engines: +20.0 ms a chain" in printed
+    assert "swapping engines: +20.0 ms per chain" in printed

@@ -134,7 +134,7 @@ def test_the_output_shows_full_precision_first_then_the_table(written: tuple[Res
     assert "psnr" not in lines[0]
     assert "psnr" in lines[1]
     table = "\n".join(lines[4:])
-    for words in ("60 samples of 2 seeds, guidance 1.5", "w4a8, correction on", "95 % interval", "relative l2", "steps: 4 w4a8"):
+    for words in ("60 samples per seed, 2 seeds, guidance 1.5", "w4a8, correction on", "95 % interval", "relative l2", "steps: 4 w4a8"):
         assert words in table
 
 
@@ -169,7 +169,7 @@ def test_unconditional_color_model_with_statistics_of_another_program(
     assert list(record["figures"]) == ["frechet_distance", "mean", "variance", "psnr", "ssim", "relative_l2"]
     assert list(record["unavailable"]) == ["spatial_frechet_distance", "inception_score", "precision", "recall"]
     assert (record["classes"], record["reference_count"]) == (None, None)
-    assert "recall is not available: the reference holds no features of single images" in result.stdout
+    assert "recall is not available: the reference holds no features of individual images" in result.stdout
 
 
 def test_statistics_made_once_judge_like_the_images(tiny: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_statistics_made_once_judge_like_the_images(tiny: TinyBundle, images: Pa
 
 def wrong_requests(folder: Path) -> Iterator[tuple[list[object], str]]:
     np.savez(folder / "color.npz", samples=np.zeros((9, 3, 8, 8), np.float32))
-    yield ["--reference", folder / "color.npz"], "The reference's images are of another shape than the samples."
+    yield ["--reference", folder / "color.npz"], "The reference's images do not have the shape of the samples."
     yield ["--reference", folder / "none.npz"], "The reference cannot be read."
     yield ["--features", folder / "none.onnx"], "There is no feature extractor."
     yield ["--num", 49], "There are too few samples to compare."

@@ -34,7 +34,7 @@ RESULT = EvaluationResult(
         "frechet_distance": Figure(summary(5.0, 1), summary(5.125, 1), summary(0.125, 0.0625)),
         "psnr": Figure(None, summary(31.5, 0.5), None),
     },
-    unavailable={"recall": "the reference holds no features of single images"},
+    unavailable={"recall": "the reference holds no features of individual images"},
     warnings=("mind the gap",),
 )
 
@@ -50,9 +50,9 @@ def test_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_notes_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(RESULT)
     lines = _printed(capsys)
-    assert lines[0].strip() == "50000 samples of 2 seeds, guidance 1.5"
+    assert lines[0].strip() == "50000 samples per seed, 2 seeds, guidance 1.5"
     assert any(line.startswith("steps: 15 w4a8, 5 fp32;") for line in lines)
-    assert lines[-2:] == ["recall is not available: the reference holds no features of single images", "warning: mind the gap"]
+    assert lines[-2:] == ["recall is not available: the reference holds no features of individual images", "warning: mind the gap"]
 
 
 def test_file_for_programs(tmp_path: Path) -> None:

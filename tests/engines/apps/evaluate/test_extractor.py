@@ -78,9 +78,9 @@ def test_input_that_is_no_image_is_an_error_of_usage(network: TinyExtractor, tmp
 
 
 def test_outputs_without_features_are_an_error_of_usage(network: TinyExtractor, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"(?s)no output that is known to be features.*logits \['N', 5\]"):
+    with pytest.raises(UsageError, match=r"(?s)no output that can be identified as features.*logits \['N', 5\]"):
         Extractor(network.save(tmp_path / "e.onnx", outputs=("logits", "spatial")))
-    with pytest.raises(UsageError, match="no output that is known"):
+    with pytest.raises(UsageError, match="no output that can be identified"):
         Extractor(network.save(tmp_path / "e.onnx", outputs=("logits", "features"), names={"features": "a", "logits": "b"}))
 
 

@@ -71,7 +71,7 @@ def test_files_of_other_fid_programs_give_what_they_hold(extractor: Extractor, t
     reference = Reference.load(tmp_path / "fid.npz", extractor, SHAPE)
     assert reference.features.mean.tolist() == [0, 1, 2, 3]
     assert (reference.spatial, reference.manifold, reference.count) == (None, None, None)
-    with pytest.raises(ValueError, match="not ours to save"):
+    with pytest.raises(ValueError, match="only a reference made from images can be saved"):
         reference.save(tmp_path / "again.npz", extractor)
     np.savez(tmp_path / "sfid.npz", mu_s=np.zeros(32), sigma_s=2 * np.eye(32), **arrays)  # type: ignore[arg-type]  # one could be called allow_pickle
     spatial = Reference.load(tmp_path / "sfid.npz", extractor, SHAPE).spatial
@@ -82,14 +82,17 @@ def test_files_of_other_fid_programs_give_what_they_hold(extractor: Extractor, t
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(9), "sigma": np.eye(9)}, r"(?s)of other features.*found: .*mu \[9\], sigma \[9, 9\].*expected: mu \[4\]"),
-        ({"mu": np.zeros(4), "sigma": np.eye(3)}, "of other features"),
+        (
+            {"mu": np.zeros(9), "sigma": np.eye(9)},
+            r"(?s)do not have the dimension of the extractor's features.*found: .*mu \[9\], sigma \[9, 9\].*expected: mu \[4\]",
+        ),
+        ({"mu": np.zeros(4), "sigma": np.eye(3)}, "do not have the dimension of the extractor's features"),
         ({"mu": np.zeros(4), "sigma": np.full((4, 4), np.nan)}, "not finite"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.zeros(5), "sigma_s": np.eye(5)}, r"mu_s \[5\]"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "extractor": np.array("0" * 64)}, "made with another feature extractor"),
         ({"mu": np.array([{}], dtype=object), "sigma": np.eye(4)}, "cannot be read"),
         ({"mu": np.zeros(4)}, "neither images nor statistics"),
-        ({"samples": np.zeros((9, 3, 8, 8), np.float32)}, r"(?s)another shape than the samples.*\[3, 8, 8\].*expected: \[1, 8, 8\]"),
+        ({"samples": np.zeros((9, 3, 8, 8), np.float32)}, r"(?s)do not have the shape of the samples.*\[3, 8, 8\].*expected: \[1, 8, 8\]"),
         ({"samples": np.zeros((3, 1, 8, 8), np.float32)}, "(?s)too few images.*expected: more than 3"),
     ],
 )

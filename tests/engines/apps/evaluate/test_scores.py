@@ -130,8 +130,8 @@ def test_figures_that_cannot_be_had_have_reasons(network: TinyExtractor, referen
     assert unavailable(distances, bare) == {
         "spatial_frechet_distance": "the extractor has no output called spatial",
         "inception_score": "the extractor has no output called logits",
-        "precision": "the reference holds no features of single images",
-        "recall": "the reference holds no features of single images",
+        "precision": "the reference holds no features of individual images",
+        "recall": "the reference holds no features of individual images",
     }
 
 
@@ -152,7 +152,7 @@ def test_too_few_samples_for_their_features_are_warned_of(reference: Reference) 
 def test_scores_of_another_number_of_samples_are_a_bug(extractor: Extractor, reference: Reference) -> None:
     scores = SampleScores(60, reference, extractor)
     scores.add(FULL[:50])
-    with pytest.raises(ValueError, match="50 samples were added of 60"):
+    with pytest.raises(ValueError, match="50 of 60 samples were added"):
         scores.estimates()
     with pytest.raises(ValueError, match="49 samples"):
         SampleScores(49, reference, extractor)

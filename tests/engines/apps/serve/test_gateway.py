@@ -80,12 +80,12 @@ def test_one_picture_comes_as_it_is_and_several_in_an_archive() -> None:
         (asked({"seed": 2**64}), 400, "seed: Input should be less than"),
         (asked({"seed": "1"}), 400, "seed: Input should be a valid integer"),
         (asked({"seed": 1, "steps": 3}), 400, "steps: Extra inputs are not permitted"),
-        (asked({"seed": 1, "number": 5}), 400, "number: 5 pictures in a request; at most 4"),
-        (asked({"seed": 1, "class": 3}), 400, "class: 3; this model knows 0 to 2"),
+        (asked({"seed": 1, "number": 5}), 400, "number: 5 pictures requested; at most 4 are allowed"),
+        (asked({"seed": 1, "class": 3}), 400, "class: 3 is out of range; this model has classes 0 to 2"),
         (asked({"seed": 1, "prompt": "a cat"}), 400, "prompt: this model takes no prompts"),
         (asked({"seed": 1, "prompt": "x" * 200}), 413, "the body has more than 200 bytes"),
         (asked(path="/other"), 404, "there is no /other"),
-        (asked(method="GET"), 405, "/images takes POST"),
+        (asked(method="GET"), 405, "/images accepts only POST"),
     ],
 )
 def test_wrong_requests_are_told_why(request_: Asked, status: int, message: str) -> None:

@@ -27,7 +27,7 @@ def test_tokens_come_back_with_time() -> None:
 def test_slow_rates_let_the_first_request_in() -> None:
     rate = Rate(0.1, lambda: 0.0)
     rate.take("one")
-    with pytest.raises(Refused, match=r"more than 0\.1 requests a second") as refused:
+    with pytest.raises(Refused, match=r"more than 0\.1 requests per second") as refused:
         rate.take("one")
     assert refused.value.retry_after == 10
 

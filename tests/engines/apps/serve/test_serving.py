@@ -70,5 +70,5 @@ def test_no_answer_is_lost_or_crossed_where_a_replica_is_killed(tiny: TinyBundle
 
 def test_a_bundle_that_cannot_be_drawn_is_refused(tiny_latent: TinyBundle) -> None:
     request = ServeRequest(tiny_latent.folder, Limits(1, 1, 1, 1), "127.0.0.1", 1, 1, 1, 0)
-    with pytest.raises(UsageError, match="no pictures"), serving(request):
+    with pytest.raises(UsageError, match="not pictures"), serving(request):
         pass

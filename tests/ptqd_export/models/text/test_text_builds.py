@@ -140,7 +140,7 @@ def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_
 
 def test_a_prompt_that_is_too_long_is_named(sdxl_plan: PlanFile, tmp_path: Path) -> None:
     record = sample(sdxl_plan.output_path, tmp_path / "out", "--num", "1", "--prompt", "a cat", "--prompt", "word " * 100)
-    assert "too long, their end is left out: prompts 1;" in record["printed"]
+    assert "cut off because they were too long: prompts 1;" in record["printed"]
 
 
 def test_sampling_of_prompts_loads_no_framework(sdxl_plan: PlanFile, tmp_path: Path) -> None:
