@@ -30,7 +30,7 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_contracts_of_packages_and_rooms_hold() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    assert Counter(contract["type"] for contract in contracts) == {"layers": 4, "forbidden": 1, "acyclic_siblings": 1}
+    assert Counter(contract["type"] for contract in contracts) == {"layers": 4, "forbidden": 1, "independence": 1, "acyclic_siblings": 1}
     done = _run("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Contracts: {len(contracts)} kept, 0 broken." in done.stdout

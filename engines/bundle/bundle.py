@@ -263,6 +263,12 @@ class Bundle:
         self._check_fits(schedule, self.folder / file)
         return schedule
 
+    def full_precision(self, schedule: Schedule) -> str:
+        """The precision with the most bits that the schedule knows; it needs no correction."""
+        records = self.manifest.precisions
+        known = [name for name in schedule.precisions if name in records]
+        return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
+
     def _check_fits(self, schedule: Schedule, path: Path) -> None:
         channels = {len(correction.gain) for step in schedule.steps for correction in step.corrections.values()}
         if channels != {self.manifest.model.sample_shape[0]}:

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from engines.apps.chosen_rows import chosen_rows
 from engines.apps.compare.agreement import Agreement
 from engines.apps.compare.compare_result import Decibels, finite
 from engines.apps.compare.visits import Visit, visits
-from engines.apps.sample.sample_command import chosen_rows
 from engines.backends.choice import Runtime, engine_settings, runtime_name
 from engines.backends.onnxruntime import onnxruntime_backend as onnxruntime
 from engines.backends.onnxruntime.onnxruntime_backend import mode_of

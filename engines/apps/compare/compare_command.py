@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.apps.chosen_rows import chosen_rows
 from engines.apps.compare.agreement import Agreement
 from engines.apps.compare.compare_result import CompareResult, PrecisionFigures, StepFigures, finite
 from engines.apps.compare.visits import Visit, spread_steps, visits
-from engines.apps.sample.sample_command import chosen_rows
 from engines.arrays import Float32, Int64
 from engines.backends.choice import Runtime, on_onnxruntime, open_backend
 from engines.bundle.bundle import DEFAULT, Bundle
@@ -77,7 +77,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     schedule = bundle.schedule(request.schedule)
     guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
     backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle, provider="CPU")
-    full = full_precision(bundle, schedule)
+    full = bundle.full_precision(schedule)
     names = _compared(request, bundle, schedule, full if backend == plain else None)
     steps = spread_steps(schedule, request.steps)
     reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True)[full]
@@ -98,13 +98,6 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
         seed=request.seed,
         precisions={name: PrecisionFigures.of(networks[name].engine.label, figures.of(name)) for name in names},
     )
-
-
-def full_precision(bundle: Bundle, schedule: Schedule) -> str:
-    """Return the precision with the most bits in the schedule."""
-    records = bundle.manifest.precisions
-    known = [name for name in schedule.precisions if name in records]
-    return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
 
 
 def _polygraphy() -> RunEngines:

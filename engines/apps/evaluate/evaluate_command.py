@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from engines.apps.chosen_rows import chosen_rows
 from engines.apps.evaluate.evaluation_result import EvaluationResult, compare
 from engines.apps.evaluate.extractor import Extractor
 from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
-from engines.apps.sample.sample_command import chosen_rows
 from engines.arrays import Float32, Int64
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import MANIFEST, Bundle
@@ -88,7 +88,7 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     extractor = Extractor(request.features)
     extractor.check(shape, "the samples")
     chain = request.chain.chosen(bundle)
-    full_precision = _full_precision(chain, bundle)
+    full_precision = bundle.full_precision(chain.schedule)
     if request.cluster is None:
         chain = request.chain.open(bundle, min(request.batch_size, request.num))
         chain.denoisers[full_precision]  # open its engine before any work is done
@@ -205,13 +205,6 @@ def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> _See
     samples = np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(request.classes, samples, noise, model.conditioning)
     return _SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
-
-
-def _full_precision(chain: Chain, bundle: Bundle) -> str:
-    """Return the precision with the most bits, which needs no correction."""
-    records = bundle.manifest.precisions
-    known = [name for name in chain.schedule.precisions if name in records]
-    return max(known, key=lambda name: records[name].weight_bits * records[name].activation_bits)
 
 
 def _judge_full_precision(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.images import check_drawable
 from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
@@ -19,7 +20,7 @@ from engines.arrays import Int64
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import MANIFEST, Bundle, ConditioningRecord, ModelRecord
 from engines.chain.noise import NoiseSource
-from engines.chain.sampling import Chain, batches, rows_of
+from engines.chain.sampling import Chain, batches
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
@@ -148,21 +149,6 @@ def _numbers(request: SampleRequest) -> Int64:
     if end > 2**63:
         raise UsageError("A sample number is out of range.", found=end - 1, expected="0 to 2^63 - 1")
     return request.first + np.arange(request.num, dtype=np.int64)
-
-
-def chosen_rows(
-    classes: tuple[int, ...] | Literal["all"] | None, samples: Int64, noise: NoiseSource, conditioning: ConditioningRecord | None
-) -> Int64 | None:
-    """Return the row of each sample, or None if the model is unconditional."""
-    if conditioning is None:
-        if classes is not None:
-            raise UsageError("The model is unconditional.", found="--classes", expected="no --classes")
-        return None
-    chosen = tuple(range(conditioning.rows)) if classes == "all" else classes
-    for row in chosen or ():
-        if not 0 <= row < conditioning.rows:
-            raise UsageError("A class is out of range.", found=row, expected=f"0 to {conditioning.rows - 1}")
-    return rows_of(samples, noise, conditioning.rows, None if chosen is None else np.array(chosen, dtype=np.int64))
 
 
 def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
