@@ -26,11 +26,12 @@ from engines.backends.onnxruntime.onnxruntime_session import Mode
 from engines.samplers import NoiseSchedule
 from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 from ptqd_export.models.base import Adapter, LoadedModel
-from ptqd_export.plan import Plan, PlanFile, load_plan
+from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.tracing import Network
 from ptqd_export.stages.precisions.activations import load_observations
 from ptqd_export.stages.run_build import run_build
+from tests.shared import shared_folder
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -101,7 +102,7 @@ def class_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
         num_class_embeds=4,
     )  # fmt: skip
-    return _save(network, tmp_path_factory.mktemp("class") / "model")
+    return shared_folder(tmp_path_factory, "class", lambda folder: _save(network, folder / "model")) / "model"
 
 
 @pytest.fixture(scope="session")
@@ -114,19 +115,22 @@ def cross_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=8, cross_attention_dim=DIM,
     )  # fmt: skip
-    folder = _save(network, tmp_path_factory.mktemp("cross") / "model")
-    rng = np.random.default_rng(0)
-    table = rng.standard_normal((ROWS, TOKENS, DIM), dtype=np.float32)
-    null = np.zeros((TOKENS, DIM), dtype=np.float32)
-    arrays = {"encoder_hidden_states": table, "null.encoder_hidden_states": null}
-    np.savez(folder.parent / "conditions.npz", allow_pickle=False, **arrays)
-    return folder
+
+    def fill(folder: Path) -> None:
+        _save(network, folder / "model")
+        table = np.random.default_rng(0).standard_normal((ROWS, TOKENS, DIM), dtype=np.float32)
+        arrays = {"encoder_hidden_states": table, "null.encoder_hidden_states": np.zeros((TOKENS, DIM), dtype=np.float32)}
+        np.savez(folder / "conditions.npz", allow_pickle=False, **arrays)
+
+    return shared_folder(tmp_path_factory, "cross", fill) / "model"
 
 
 @pytest.fixture(scope="session")
-def class_build(class_model: Path) -> Built:
+def class_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A guided build with four quantized precisions and DDIM with eta 1. Tests must not modify it."""
-    return _build(
+    return _build_once(
+        tmp_path_factory,
+        "class_build",
         class_model.parent,
         sampler={"name": "ddim", "steps": 4, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4", "w3a8"],
@@ -134,9 +138,11 @@ def class_build(class_model: Path) -> Built:
 
 
 @pytest.fixture(scope="session")
-def cross_build(cross_model: Path) -> Built:
+def cross_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A guided build with float, 8-bit, 4-bit and weight-only precisions and DDPM. Tests must not modify it."""
-    return _build(
+    return _build_once(
+        tmp_path_factory,
+        "cross_build",
         cross_model.parent,
         model={"path": "model", "conditions": "conditions.npz"},
         sampler={"name": "ddpm", "steps": 3, "eta": 1.0, "guidance": 2.0},
@@ -146,40 +152,43 @@ def cross_build(cross_model: Path) -> Built:
 
 
 @pytest.fixture(scope="session")
-def class_trt_build(class_model: Path) -> Built:
+def class_trt_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build for TensorRT-RTX whose float part is float32. Tests must not modify it."""
-    return _build(
+    return _build_once(
+        tmp_path_factory,
+        "class_trt_build",
         class_model.parent,
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx", "high_precision": "fp32", "threads": 2, "batch": {"opt": 2, "max": 3}, "workspace_gib": 1.0},
-        output="tensorrt",
     )
 
 
 @pytest.fixture(scope="session")
-def cross_trt_build(cross_model: Path) -> Built:
+def cross_trt_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build for TensorRT whose float part is float16, with float16 full precision among its precisions. Tests must not modify it."""
-    return _build(
+    return _build_once(
+        tmp_path_factory,
+        "cross_trt_build",
         cross_model.parent,
         model={"path": "model", "conditions": "conditions.npz"},
         sampler={"name": "ddpm", "steps": 2, "eta": 1.0, "guidance": 2.0},
         precisions=["fp16", "fp8", "w8a8", "w4a4", "w4a16"],
         target={"name": "tensorrt", "threads": 2},
-        output="tensorrt",
     )
 
 
 @pytest.fixture(scope="session")
 def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build of the demo's model for TensorRT-RTX, with default quantization and target settings. Tests must not modify it."""
-    return _build(
-        tmp_path_factory.mktemp("digits"),
-        model={"path": str(Path(__file__).parents[2] / "tools" / "digits" / "model")},
+    return _build_once(
+        tmp_path_factory,
+        "digits_trt_build",
+        Path(__file__).parents[2],
+        model={"path": "tools/digits/model"},
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx"},
-        output="tensorrt",
     )
 
 
@@ -258,9 +267,18 @@ def _save(network: Any, folder: Path) -> Path:
 
 
 def _build(folder: Path, **sections: Any) -> Built:
-    target = {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2}
-    plan = {"model": {"path": "model"}, "calibration": CALIBRATION, "target": target, "output": "bundle"} | sections
-    (folder / "plan.json").write_text(json.dumps(plan))
-    plan_file = load_plan(folder / "plan.json")
+    plan_file = PlanFile(_plan(**sections), folder, folder / "bundle")
     run_build(plan_file)
     return Built(plan_file)
+
+
+def _build_once(factory: pytest.TempPathFactory, name: str, model: Path, **sections: Any) -> Built:
+    """The build of a plan that lies in the folder `model`, made once per run and shared between workers."""
+    plan = _plan(**sections)
+    built = shared_folder(factory, name, lambda folder: run_build(PlanFile(plan, model, folder / "bundle")))
+    return Built(PlanFile(plan, model, built / "bundle"))
+
+
+def _plan(**sections: Any) -> Plan:
+    target = {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2}
+    return Plan.model_validate({"model": {"path": "model"}, "calibration": CALIBRATION, "target": target, "output": "bundle"} | sections)

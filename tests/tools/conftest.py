@@ -16,6 +16,7 @@ from engines.chain.sampling import Chain
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.plan import Plan, PlanFile, load_plan
 from ptqd_export.stages.run_build import run_build
+from tests.shared import shared_folder
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
@@ -51,6 +52,5 @@ class Digits:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     written = load_plan(ROOT / "tools" / "digits" / "plan.json")
     plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION, "correction": CORRECTION})
-    folder = tmp_path_factory.mktemp("digits") / "bundle"
-    run_build(PlanFile(plan, written.folder, folder))
-    return Digits(folder)
+    built = shared_folder(tmp_path_factory, "digits", lambda folder: run_build(PlanFile(plan, written.folder, folder / "bundle")))
+    return Digits(built / "bundle")

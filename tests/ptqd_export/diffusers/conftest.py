@@ -21,6 +21,7 @@ from ptqd_export.plan import load_plan
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.run_build import run_build
+from tests.shared import shared_folder
 
 SAMPLES = np.array([4, 0, 9])
 STEPS = 10
@@ -39,13 +40,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
     """An unconditional UNet2DModel for colour images. Tests must not modify it."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-    folder = tmp_path_factory.mktemp("plain")
     torch.manual_seed(2)
     network = UNet2DModel(
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
     )  # fmt: skip
-    DDIMPipeline(network, DDIMScheduler()).save_pretrained(folder / "model")
     plan = {
         "model": {"path": "model"},
         "sampler": {"name": "ddim", "steps": STEPS, "eta": 1.0},
@@ -55,9 +54,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
         "target": {"name": "onnxruntime", "threads": 1, "benchmark_batch": 1},
         "output": "bundle",
     }
-    (folder / "plan.json").write_text(json.dumps(plan))
-    run_build(load_plan(folder / "plan.json"))
-    add_schedule(folder / "bundle", "ddpm", ScheduleRequest(sampler="ddpm"))
+
+    def fill(folder: Path) -> None:
+        DDIMPipeline(network, DDIMScheduler()).save_pretrained(folder / "model")
+        (folder / "plan.json").write_text(json.dumps(plan))
+        run_build(load_plan(folder / "plan.json"))
+        add_schedule(folder / "bundle", "ddpm", ScheduleRequest(sampler="ddpm"))
+
+    folder = shared_folder(tmp_path_factory, "plain", fill)
     return PlainModel(folder / "model", folder / "bundle")
 
 
