@@ -111,7 +111,7 @@ def test_init_overwrites_only_when_forced(model: Path) -> None:
     arguments = ("init", "--model", model, "--target", "onnxruntime", "-o", path)
     result = _run(*arguments)
     assert result.exit_code == 2
-    assert f"error: a file is in the way\n  found:    {path}" in result.stderr
+    assert f"error: The output file already exists.\n  found:    {path}" in result.stderr
     assert path.read_text() == "precious"
     assert _run(*arguments, "--force").exit_code == 0
     assert path.read_text() != "precious"
@@ -155,7 +155,7 @@ def test_build_refuses_a_wrong_plan_before_it_starts(tmp_path: Path, builds: lis
 def test_build_without_the_plan_is_an_error_of_usage(tmp_path: Path) -> None:
     result = _run("build", "--plan", tmp_path / "none.json")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: there is no plan\n  found:    no file {tmp_path / 'none.json'}\n")
+    assert result.stderr.startswith(f"error: The plan is missing.\n  found:    no file {tmp_path / 'none.json'}\n")
 
 
 @pytest.mark.parametrize(

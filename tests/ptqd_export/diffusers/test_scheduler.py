@@ -83,7 +83,7 @@ def test_fresh_noise_is_the_generators(with_steps: Callable[..., PtqdScheduler])
 
 def test_states_are_scaled_for_the_network(with_steps: Callable[..., PtqdScheduler]) -> None:
     scheduler = with_steps(steps=[{"input_scale": 0.25}] * 4, init_sigma=14.5)
-    with pytest.raises(UsageError, match=re.compile("does not scale states by scale_model_input.*no use of it by timestep 750", re.DOTALL)):
+    with pytest.raises(UsageError, match=re.compile("does not scale states by scale_model_input.*not used by timestep 750", re.DOTALL)):
         scheduler.step(full(0.0), 750, full(1.0))
     scheduler.scale_model_input(full(1.0), 750)
     with pytest.raises(UsageError, match="does not scale states by init_noise_sigma"):
@@ -189,7 +189,7 @@ def test_steps_out_of_order_are_refused(with_steps: Callable[..., PtqdScheduler]
         with pytest.raises(UsageError, match=rf"in order.\n +found: +timestep 123\n +expected: step {index}, timestep {timestep}\n"):
             scheduler.step(full(0.5), 123, full(1.0))
         scheduler.step(full(0.5), timestep, full(1.0))
-    with pytest.raises(UsageError, match="set_timesteps, before another chain"):
+    with pytest.raises(UsageError, match="set_timesteps before another chain"):
         scheduler.step(full(0.5), 0, full(1.0))
 
 

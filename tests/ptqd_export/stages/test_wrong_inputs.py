@@ -191,7 +191,7 @@ def test_output_below_a_file(build: Callable[..., Result]) -> None:
 
 def test_plan_that_is_missing(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["build", "--plan", str(tmp_path / "plan.json")])
-    _refused(result, 2, "there is no plan", "ptqd-export init")
+    _refused(result, 2, "The plan is missing.", "ptqd-export init")
 
 
 def test_traceback_only_where_asked_for(tmp_path: Path) -> None:
