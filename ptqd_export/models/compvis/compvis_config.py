@@ -60,9 +60,9 @@ class UNetConfig(_Built):
         if (self.num_heads == -1) == (self.num_head_channels == -1):
             raise ValueError("either num_heads or num_head_channels")
         if self.use_spatial_transformer != (self.context_dim is not None):
-            raise ValueError("context_dim where use_spatial_transformer is set, and only there")
+            raise ValueError("context_dim if use_spatial_transformer is set, and only then")
         if self.use_spatial_transformer and (self.resblock_updown or self.use_scale_shift_norm):
-            raise ValueError("no resblock_updown and no use_scale_shift_norm beside use_spatial_transformer")
+            raise ValueError("no resblock_updown and no use_scale_shift_norm together with use_spatial_transformer")
         return self
 
     @property
@@ -131,7 +131,7 @@ class KlConfig(BaseModel):
     @model_validator(mode="after")
     def _square(self) -> Self:
         if not self.params.ddconfig.double_z or self.params.embed_dim != self.params.ddconfig.z_channels:
-            raise ValueError("double_z, and as many embed_dim as z_channels")
+            raise ValueError("double_z, and an embed_dim equal to z_channels")
         return self
 
 
@@ -190,9 +190,9 @@ class DiffusionConfig(BaseModel):
     def _fits_together(self) -> Self:
         unet, classes = self.unet_config.params, self.classes
         if not unet.in_channels == unet.out_channels == self.channels == self.first_stage_config.params.embed_dim:
-            raise ValueError("as many channels in the U-Net, in and out, as in the first stage's embed_dim")
+            raise ValueError("channels, and in_channels and out_channels of the U-Net, equal to the first stage's embed_dim")
         if unet.context_dim != (None if classes is None else classes.embed_dim):
-            raise ValueError("a ClassEmbedder whose embed_dim is the U-Net's context_dim, or neither")
+            raise ValueError("a ClassEmbedder whose embed_dim equals the U-Net's context_dim, or neither")
         return self
 
     @property
