@@ -1,4 +1,4 @@
-"""`ptqd-export bisect`: the first layer of an engine whose output departs from a reference."""
+"""`ptqd-export bisect`: find the first layer of an engine whose output departs from a reference."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from ptqd_export.plan import FULL_PRECISION
 
 Against = Literal["oracle", "fp32"]
 RunGraph = Callable[[Path, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-"""Runs the graph of a file and returns all of its outputs."""
+"""Runs the graph in a file and returns all of its outputs by name."""
 
 MIN_SNR_DB: Mapping[Against, float] = {"oracle": 25.0, "fp32": 10.0}
 
 
 @dataclass(frozen=True)
 class BisectRequest:
-    """What to look into.
+    """What to examine.
 
     Attributes:
-        bundle: its folder.
-        precision: of the engine.
-        step: of the schedule, whose states go in.
+        bundle: folder of the bundle.
+        precision: precision of the engine.
+        step: schedule step whose states the layers get.
         against: the same graph as written, which shows faults of the runtime, or full precision, which shows badly quantized layers.
-        min_snr_db: a layer below departs; None takes `MIN_SNR_DB`.
-        schedule: its name.
-        num: samples, all in one batch.
-        seed: of their noise.
-        runtime: of the engine; the reference runs as written on ONNX Runtime and the CPU, whatever the engine runs on.
+        min_snr_db: a layer with a lower SNR departs; None takes `MIN_SNR_DB`.
+        schedule: name of the schedule.
+        num: number of samples, all in one batch.
+        seed: seed of the samples' noise.
+        runtime: runtime of the engine; the reference runs as written on ONNX Runtime and the CPU, whatever the engine runs on.
     """
 
     bundle: Path
@@ -73,12 +73,12 @@ class BisectRequest:
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """Output of one layer.
+    """How the output of one layer departs from the reference.
 
     Attributes:
-        layer: name of the module; the last one is the network's output.
-        snr_db: power of the reference's output over that of the difference; None where they are the same.
-        max_absolute_error: largest difference.
+        layer: name of the module; the last layer is the network's output.
+        snr_db: power of the reference's output over the power of the difference, in dB; None if the outputs are the same.
+        max_absolute_error: largest absolute difference.
     """
 
     layer: str
@@ -88,18 +88,18 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class BisectResult:
-    """Every layer in the order of the graph.
+    """Figures of every layer, in the order of the graph.
 
     Attributes:
-        precision: of the engine.
+        precision: precision of the engine.
         against: see `BisectRequest`.
-        step: likewise.
-        timestep: that the network was given.
-        num: samples.
-        seed: of their noise.
-        min_snr_db: a layer below departs.
+        step: see `BisectRequest`.
+        timestep: timestep that the network was given.
+        num: number of samples.
+        seed: seed of the samples' noise.
+        min_snr_db: a layer with a lower SNR departs.
         first: the first layer that departs, or None.
-        layers: those that both graphs have.
+        layers: layers that both graphs have.
         only_here: layers that the reference does not have.
     """
 
@@ -117,11 +117,11 @@ class BisectResult:
 
 
 def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> BisectResult:
-    """Compare layer by layer on states of the full-precision chain.
+    """Compare an engine with a reference, layer by layer, on states of the full-precision chain.
 
     Args:
-        request: what to look into.
-        run: the engine's runtime; None is the request's.
+        request: what to examine.
+        run: runs the engine; None takes the request's runtime.
 
     Raises:
         UsageError: the request does not fit the bundle.
@@ -155,10 +155,10 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
 
 
 def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
-    """The runtime that was asked for, and no other.
+    """Return the requested runtime, never a substitute.
 
     Raises:
-        UsageError: it runs the graphs as written on the CPU, so that nothing could depart from the same graph as written.
+        UsageError: the runtime runs the graphs as written on the CPU, so that nothing can depart from the same graph as written.
     """
     name, target = runtime_name(bundle, request.runtime), bundle.manifest.target.name
     if name == "tensorrt" or name == "tensorrt-rtx":
@@ -169,7 +169,7 @@ def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
     mode = mode_of(target, provider)
     if (mode, provider, request.against) == ("exact", "CPU", "oracle"):
         raise UsageError(
-            "ONNX Runtime runs this bundle's graphs as they are written: there is no other engine to look into.",
+            "ONNX Runtime runs this bundle's graphs as they are written: there is no other engine to examine.",
             found=f"a bundle for {target} on ONNX Runtime, against the oracle",
             expected=f"--runtime {target}, or --against fp32",
         )
@@ -177,7 +177,7 @@ def _runtime(request: BisectRequest, bundle: Bundle) -> RunGraph:
 
 
 def _as_written(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """The reference: on the CPU, node by node."""
+    """Run the reference on the CPU, node by node."""
     with tempfile.TemporaryDirectory() as folder:
         return onnxruntime.run_outputs(runnable(graph, Path(folder)), feeds, mode="exact")
 
@@ -190,7 +190,7 @@ def _on_tensorrt(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: Engin
 def compare_layers(
     graph: Path, run: RunGraph, reference: Path, run_reference: RunGraph, feeds: Mapping[str, NDArray[Any]]
 ) -> tuple[tuple[LayerFigures, ...], tuple[str, ...]]:
-    """The figures of every layer in the order of `graph`, the network's output last; and the layers that `reference` does not have."""
+    """Return the figures of every layer in the order of `graph`, the network's output last, and the layers that `reference` lacks."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / "engine.onnx", Path(folder) / "reference.onnx"]
         (out, *names), _ = (_show_layers(source, path) for source, path in zip((graph, reference), paths, strict=True))
@@ -200,7 +200,7 @@ def compare_layers(
 
 
 def _show_layers(graph: Path, path: Path) -> list[str]:
-    """Write a graph that shows its layers; returns the names of its outputs, the network's own first."""
+    """Write a graph that outputs its layers; return the names of its outputs, the network's own first."""
     model = ir.load(graph)
     ShowLayerOutputs()(model)
     save_graph(model, path)
@@ -222,7 +222,7 @@ def _check(request: BisectRequest, bundle: Bundle, schedule: Schedule) -> None:
 
 
 def _visit(request: BisectRequest, bundle: Bundle, schedule: Schedule, network: EngineDenoiser) -> Visit:
-    """What the network is given at the step."""
+    """Return the network's inputs at the step."""
     model = bundle.manifest.model
     noise, samples = NoiseSource(request.seed, model.sample_shape), np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(None, samples, noise, model.conditioning)

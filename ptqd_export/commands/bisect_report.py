@@ -1,4 +1,4 @@
-"""A bisection for people, as a table, and for programs, as JSON."""
+"""Report a bisection: as a table for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_report(result: BisectResult, path: Path) -> None:
 
 
 def print_report(result: BisectResult, worst: int) -> None:
-    """Print the worst layers and the first that departs to standard output, in the order of the graph."""
+    """Print the worst layers and the first layer that departs to standard output, in the order of the graph."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

@@ -1,4 +1,4 @@
-"""Are engines that were built on this machine those of the bundle's statistics? The build's own check, on another runtime."""
+"""Check that engines built on this machine agree with the bundle's statistics: the build's own check, on another runtime."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ptqd_export.records.stored_statistics import statistics_file
 from ptqd_export.schedules.settings import calibration_samples, stored_plan
 
 REFERENCE = "reference"
-"""Full precision as it ran when the statistics were measured; the engine of that precision is one of those that are checked."""
+"""Full precision as it ran when the statistics were measured. The engine of full precision is itself one of the checked engines."""
 
 OTHER_RUNTIME_DB = 1.0
-"""Room for another runtime's rounding of values at a tie and order of sums. A choice: no other runtime has been measured yet."""
+"""Tolerance for another runtime's rounding of ties and order of sums. This is a choice: no other runtime has been measured yet."""
 
 ROUNDING_DB = 50.0
-"""Float16 and TF32 keep 60 dB of a network and more; quantizers leave less than this."""
+"""An SNR that only rounding reaches: float16 and TF32 leave 60 dB and more, quantizers less than this."""
 
 
 def check_on(bundle: Bundle, backend: Backend) -> float:
-    """Measure the noise of a bundle's engines on a backend; returns the largest departure from the statistics in dB.
+    """Measure the noise of a bundle's engines on a backend; return the largest departure from the statistics in dB.
 
     Raises:
-        DepartureError: an SNR is not that of the statistics.
+        DepartureError: an SNR departs from the statistics.
     """
     check = _check(bundle, backend)
     with progress("checking", sum(steps for _, steps in check.pieces)) as advance:
@@ -57,17 +57,17 @@ def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
 
 
 def _most_samples(bundle: Bundle, wanted: int, *, guided: bool) -> int:
-    """The statistics' batch size, or the most that the engines were built for."""
+    """Return the statistics' batch size, or the largest that the engines were built for if that is smaller."""
     profile = bundle.manifest.target.profile
     return wanted if profile is None else min(wanted, profile.max // (2 if guided else 1))
 
 
 def _expected(bundle: Bundle, precision: str) -> list[float | None]:
-    """Its `snr_db` at every step; None where nothing differs, as full precision does from itself."""
+    """Return the stored `snr_db` of a precision at every step; None where nothing differs, as for full precision."""
     if precision == FULL_PRECISION:
         return [None] * len(bundle.schedule().steps)
     file, steps = statistics_file(bundle, DEFAULT, precision), len(bundle.schedule().steps)
     measured = [step.snr_db for step in read_statistics(bundle, file, StatisticsFile).steps]
     if len(measured) != steps:
-        raise BundleError("Statistics are of another chain.", found=f"{file}: {len(measured)} steps", expected=f"{steps} steps")
+        raise BundleError("The statistics belong to another chain.", found=f"{file}: {len(measured)} steps", expected=f"{steps} steps")
     return measured

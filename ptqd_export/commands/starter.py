@@ -1,4 +1,4 @@
-"""A starter plan for a model, from its configuration files alone where it has some."""
+"""Write a starter plan for a model, from its configuration files alone if it has any."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ PROMPTS = (
     "the inside of a cathedral, sunlight through stained glass",
     "a diagram of a steam engine, blueprint",
 )
-"""Something to calibrate with until the user's own are written down."""
+"""Prompts to calibrate with until the user writes others."""
 
 
 def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> None:
     """Write a starter plan to `path`.
 
     Raises:
-        UsageError: the model is of no known kind, the target is unknown, or a file is in the way and `force` is not set.
+        UsageError: the kind of model or the target is unknown, or the file exists and `force` is not set.
     """
     if path.exists() and not force:
         raise UsageError(
-            "a file is in the way", found=path, expected="a new file", mend="name another with -o, or overwrite it with --force"
+            "The output file already exists.",
+            found=path,
+            expected="a new file",
+            mend="choose another with -o, or overwrite it with --force",
         )
     write_text(path, starter_plan(model, target, path.parent).resolved_json())
 
 
 def starter_plan(model: Path, target: str, folder: Path) -> Plan:
-    """The plan to start from, with paths relative to the folder where it will lie.
+    """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
         model: folder or file of a model, or `package.module:function` of a factory.
         target: runtime of the engines.
-        folder: of the plan.
+        folder: folder of the plan.
     """
-    from ptqd_export.models.load import declare_model  # and with it torch, which a command line that is wrong need not wait for
+    from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
 
     known, source = _target(target), str(model)
     declared = declare_model(source, folder.absolute())
@@ -70,7 +73,7 @@ def starter_plan(model: Path, target: str, folder: Path) -> Plan:
 
 
 def _section(model: Path, folder: Path) -> ModelSection:
-    from ptqd_export.models.text.text_encoders import find_text_folders  # and with it torch, see above
+    from ptqd_export.models.text.text_encoders import find_text_folders  # imports torch, see above
 
     return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if find_text_folders(model) else None)
 
@@ -88,5 +91,5 @@ def _name(model: Path) -> str:
 def _target(name: str) -> TargetSection:
     known = get_args(TargetSection.model_fields["name"].annotation)
     if name not in known:
-        raise UsageError("unknown target", found=name, expected=" or ".join(known), mend="correct --target")
+        raise UsageError("The target is unknown.", found=name, expected=" or ".join(known), mend="correct --target")
     return TargetSection.model_validate({"name": name})

@@ -1,6 +1,6 @@
-"""A bundle inside a diffusers pipeline: its engines in place of the network, its corrected schedule in place of the scheduler.
+"""Use a bundle in a diffusers pipeline: its engines replace the network, and its corrected schedule replaces the scheduler.
 
-Named after the library that it plugs into. It imports torch and diffusers, and no command line imports it.
+The package is named after the library that it plugs into. It imports torch and diffusers, and no command line imports it.
 """
 
 from ptqd_export.diffusers.denoiser import PtqdDenoiser

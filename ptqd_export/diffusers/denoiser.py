@@ -1,4 +1,4 @@
-"""The engines of a bundle in the place of a pipeline's `unet` or `transformer`."""
+"""A replacement for a pipeline's `unet` or `transformer` that runs the engines of a bundle."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from ptqd_export.diffusers.timesteps import precisions_by_timestep, timestep_val
 
 
 class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped here
-    """A network of diffusers, as far as pipelines can tell: engines, switched by the timestep that the pipeline gives.
+    """Looks like a diffusers network to a pipeline, but runs engines, selected by the pipeline's timestep.
 
-    It returns the raw output of an engine. The correction belongs behind the guidance, which is the pipeline's, and so to `PtqdScheduler`.
-    Without that scheduler the chain is quantized and uncorrected.
+    The output is the raw output of an engine. The correction must follow the guidance, which the pipeline applies; so `PtqdScheduler`
+    corrects. Without that scheduler the chain is quantized and uncorrected.
 
-    `dtype` and `device` are where outputs go, as `to` sets them; the engines run where their runtime runs them.
+    `to` sets `dtype` and `device`, which pipelines read; the engines run where their runtime runs them.
 
     Attributes:
-        precision: the one that takes every step, or `auto`.
-        last_output: the tensor that the last call returned, for `PtqdScheduler` to see what the pipeline made of it.
+        precision: the precision of every step, or `auto`.
+        last_output: the tensor that the last call returned; `PtqdScheduler` compares it with what the pipeline made of it.
     """
 
     config_name = "config.json"
@@ -59,16 +59,16 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     def from_bundle(
         cls, path: str | PathLike[str], *, schedule: str = DEFAULT, precision: str = AUTO, runtime: Runtime = "target"
     ) -> PtqdDenoiser:
-        """The engines of a bundle; their graphs are verified now, and opened when they are first used.
+        """Return a denoiser with the engines of a bundle. Graphs are verified now, and opened when they are first used.
 
         Args:
             path: folder of the bundle.
-            schedule: its name; says which precision runs at a timestep.
-            precision: one for every step, or `auto` for the schedule's choice.
-            runtime: what runs the engines; `target` is the one that the bundle was built for.
+            schedule: name of the schedule that says which precision runs at a timestep.
+            precision: one precision for every step, or `auto` for the schedule's choice.
+            runtime: runtime of the engines; `target` is the one that the bundle was built for.
 
         Raises:
-            UsageError: no such bundle, schedule or precision.
+            UsageError: there is no such bundle, schedule or precision.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged.
         """
@@ -78,7 +78,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     @property
     def add_embedding(self) -> SimpleNamespace:
-        """Stands for the layer of SDXL's network whose width pipelines read."""
+        """Stand-in for the layer of SDXL's network whose width pipelines read."""
         width = self.config.get("projection_class_embeddings_input_dim")
         if width is None:
             raise AttributeError("the network takes no added text and time conditions, and so has no add_embedding")
@@ -95,19 +95,19 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         return_dict: bool = True,
         **others: Any,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """The network's output for a batch at one timestep, in the type and on the device of `sample`.
+        """Return the network's output for a batch at one timestep, with the dtype and device of `sample`.
 
         Args:
-            sample: [batch, channels, ...], scaled as the scheduler says.
-            timestep: one for the whole batch.
-            encoder_hidden_states: [batch, tokens, dim], where the network takes it.
-            class_labels: [batch], likewise.
-            added_cond_kwargs: further conditions by name, likewise.
+            sample: states [batch, channels, ...], scaled by the scheduler.
+            timestep: one timestep for the whole batch.
+            encoder_hidden_states: [batch, tokens, dim], if the network takes them.
+            class_labels: [batch], if the network takes them.
+            added_cond_kwargs: further conditions by name, if the network takes them.
             return_dict: return an object with the field `sample`, or a tuple.
-            others: what networks of diffusers take besides; anything but None is refused.
+            others: other arguments of diffusers' networks; any value that is not empty is refused.
 
         Raises:
-            UsageError: an argument that the engines do not know, a missing condition, a shape or timestep that is not the bundle's.
+            UsageError: the engines do not know an argument, a condition is missing, or the bundle does not have this shape or timestep.
         """
         _refuse(others)
         conditions = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **(added_cond_kwargs or {})}
@@ -122,11 +122,11 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
-        """Refused: engines live in their bundle."""
+        """Raise a UsageError: engines live in their bundle."""
         raise UsageError(
             "A pipeline with engines in it cannot be saved.",
             found="save_pretrained of a PtqdDenoiser",
-            expected="the pipeline as it was before, and the bundle beside it",
+            expected="the original pipeline, and the bundle beside it",
             mend="load the pipeline with from_pretrained and install the bundle again",
         )
 
@@ -141,7 +141,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     def _check_shape(self, sample: Tensor) -> None:
         if tuple(sample.shape[1:]) != self._model.sample_shape:
             raise UsageError(
-                "The engines are for samples of another shape.",
+                "The engines take samples of another shape.",
                 found=f"samples of shape {list(sample.shape[1:])}",
                 expected=str(list(self._model.sample_shape)),
                 mend="leave height and width of the pipeline at their defaults, or build a bundle of a model of that size",
@@ -152,10 +152,10 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         inputs: Mapping[str, InputRecord] = {} if record is None else {spec.name: spec for spec in record.inputs}
         if given.keys() != inputs.keys():
             raise UsageError(
-                "The pipeline gives the network other conditions than it takes.",
+                "The pipeline's conditions are not those that the network takes.",
                 found=", ".join(given) or "none",
                 expected=", ".join(inputs) or "none: the model is unconditional",
-                mend="take the pipeline that the model was trained for, or call the denoiser in a loop of your own",
+                mend="use the pipeline that the model was trained for, or call the denoiser in a loop of your own",
             )
         arrays = {name: _array(given[name], spec.dtype) for name, spec in inputs.items()}
         if record is not None and record.file is None and "class_labels" in arrays:
@@ -168,14 +168,14 @@ def _array(tensor: Tensor, dtype: str) -> NDArray[Any]:
 
 
 def _refuse(others: Mapping[str, Any]) -> None:
-    """Refuse what would change the network: engines have fixed weights and inputs."""
+    """Refuse arguments that would change the network: engines have fixed weights and inputs."""
     for name, value in others.items():
         if value is not None and value != {}:
             raise UsageError(
                 f"Engines cannot honour {name}.",
                 found=f"{name} of type {type(value).__name__}",
                 expected="None: attention arguments, ControlNet or adapter residuals and time conditions are not in the traced network",
-                mend="use the original network for it",
+                mend="use the original network for this",
             )
 
 

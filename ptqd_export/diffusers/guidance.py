@@ -1,4 +1,4 @@
-"""Which guidance a pipeline applied, seen from what it made of the network's output: corrections hold for one scale only."""
+"""Infer the guidance scale of a pipeline from what it made of the network's output: corrections hold for one scale only."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 from engines.errors import UsageError
 
 TOLERANCE = 0.01
-"""Relative difference of scales that counts as none."""
+"""Relative difference up to which two scales count as equal."""
 
 
 def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
-    """Refuse a guidance that the corrections were not fitted at.
+    """Refuse a guidance scale at which the corrections were not fitted.
 
     Args:
-        output: what the network returned, [batch, ...], or both branches as one batch of twice the size.
-        combined: what the pipeline made of it and gives to the scheduler.
-        fitted: scale w of the schedule.
+        output: output of the network, [batch, ...], or both branches as one batch of twice the size.
+        combined: what the pipeline made of the output and gives to the scheduler.
+        fitted: guidance scale w of the schedule.
 
     Raises:
-        UsageError: another scale, or something else than guidance was done to the output.
+        UsageError: the scale differs, or the pipeline did something other than guidance to the output.
     """
     if torch.equal(output, combined):
         scales, uncertainty = (1.0, 1.0), 0.0
@@ -28,19 +28,19 @@ def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
         scales, uncertainty = _scales(output, combined)
     if min(abs(scale - fitted) for scale in scales) > TOLERANCE * max(1.0, fitted) + uncertainty:
         raise UsageError(
-            "The corrections were fitted at another guidance.",
+            "The corrections were fitted at another guidance scale.",
             found=f"guidance {max(scales):.3g}",
             expected=f"{fitted:g}, as in the bundle's schedule",
-            mend=f"give the pipeline guidance_scale={fitted:g}, add a schedule with `ptqd-export schedule --guidance`, or use these "
-            "corrections all the same: accept_guidance=True",
+            mend=f"call the pipeline with guidance_scale={fitted:g}, add a schedule with `ptqd-export schedule --guidance`, or use these "
+            "corrections anyway: accept_guidance=True",
         )
 
 
 def _scales(output: Tensor, combined: Tensor) -> tuple[tuple[float, float], float]:
-    """Both readings of `combined = a + s (b - a)`, and how far rounding may have moved them.
+    """Return both readings of `combined = a + s (b - a)`, and how far rounding may have moved them.
 
-    Stable Diffusion puts the unconditional half first, so that `w = s`; DiT the conditional one, so that `w = 1 - s`. Guidance is
-    hardly below 0.5: the larger reading is the likely one.
+    Stable Diffusion puts the unconditional half first, so that `w = s`; DiT puts the conditional half first, so that `w = 1 - s`. Scales
+    are rarely below 0.5: the larger reading is the likely one.
     """
     a, b = output.double().chunk(2) if len(output) % 2 == 0 else (output.double(), output.double())
     c = _once(combined.double(), len(a))
@@ -56,7 +56,7 @@ def _scales(output: Tensor, combined: Tensor) -> tuple[tuple[float, float], floa
 
 
 def _once(combined: Tensor, batch: int) -> Tensor | None:
-    """One of each sample [batch, ...]; DiT gives every one twice."""
+    """Return every sample once, [batch, ...]: DiT gives each sample twice. None if the batch is neither."""
     if len(combined) == batch:
         return combined
     if len(combined) == 2 * batch and torch.equal(combined[:batch], combined[batch:]):
@@ -66,8 +66,8 @@ def _once(combined: Tensor, batch: int) -> Tensor | None:
 
 def _not_guidance() -> UsageError:
     return UsageError(
-        "The scheduler was given something else than the guided output of the network.",
+        "The scheduler did not get the guided output of the network.",
         found="no combination u + w (c - u) of the two halves of the last batch",
-        expected="one call of the network a step with both branches in it, and guidance alone afterwards (guidance_rescale=0)",
-        mend="leave such options of the pipeline out, or use the corrections all the same: accept_guidance=True",
+        expected="one network call per step with both branches in it, and only guidance after it (guidance_rescale=0)",
+        mend="leave out pipeline options that do more, or use the corrections anyway: accept_guidance=True",
     )

@@ -1,4 +1,4 @@
-"""One call that puts a bundle into a pipeline."""
+"""Put a bundle into a pipeline with one call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.scheduler import PtqdScheduler
 
 NETWORKS = ("unet", "transformer")
-"""What pipelines call the network that denoises."""
+"""Names of the denoising network in pipelines."""
 
 Pipeline = TypeVar("Pipeline")
 
@@ -33,16 +33,16 @@ def use_bundle(
     """Put the engines and the corrected schedule of a bundle into a pipeline, and return the pipeline.
 
     Args:
-        pipe: a pipeline of diffusers with a `unet` or a `transformer`, and a `scheduler`; both are replaced.
+        pipe: a diffusers pipeline with a `unet` or a `transformer`, and a `scheduler`; both are replaced.
         path: folder of the bundle.
-        schedule: its name.
-        precision: one for every step, or `auto` for the schedule's choice.
-        correction: off is the plain quantized sampler.
-        accept_guidance: sample at a guidance that the corrections were not fitted at.
-        runtime: what runs the engines; `target` is the one that the bundle was built for.
+        schedule: name of the schedule.
+        precision: one precision for every step, or `auto` for the schedule's choice.
+        correction: `off` gives the plain quantized sampler.
+        accept_guidance: allow a guidance scale at which the corrections were not fitted.
+        runtime: runtime of the engines; `target` is the one that the bundle was built for.
 
     Raises:
-        UsageError: no such bundle, schedule or precision, or a pipeline without a network that denoises. The pipeline is left as it was.
+        UsageError: there is no such bundle, schedule or precision, or the pipeline has no denoising network. The pipeline stays unchanged.
         MissingBackendError: the runtime or its device is missing.
         PtqdError: a file of the bundle is damaged.
     """
@@ -52,9 +52,9 @@ def use_bundle(
     scheduler = PtqdScheduler.from_bundle(path, schedule=schedule, precision=precision, correction=correction, watched=watched)
     replaced: Any = getattr(pipe, name)
     if replaced is not None:
-        nn.Module.to(denoiser, replaced.device, replaced.dtype)  # that of diffusers warns at every cast
+        nn.Module.to(denoiser, replaced.device, replaced.dtype)  # diffusers' own `to` warns at every cast
     setattr(pipe, name, denoiser)
-    pipe.scheduler = scheduler  # type: ignore[attr-defined]  # `_network_name` saw it
+    pipe.scheduler = scheduler  # type: ignore[attr-defined]  # `_network_name` checked this
     return pipe
 
 
@@ -63,7 +63,7 @@ def _network_name(pipe: object) -> str:
         if hasattr(pipe, name) and hasattr(pipe, "scheduler"):
             return name
     raise UsageError(
-        "The pipeline has no network that a bundle could replace.",
+        "The pipeline has no network that a bundle can replace.",
         found=type(pipe).__name__,
         expected="a pipeline with a scheduler, and a " + " or a ".join(NETWORKS),
     )

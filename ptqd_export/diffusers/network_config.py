@@ -1,4 +1,4 @@
-"""What pipelines read of a network's `config`, from the manifest, under the names of diffusers."""
+"""The fields of a network's `config` that pipelines read, made from the manifest under diffusers' names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from engines.bundle.bundle import ConditioningRecord, InputRecord, ModelRecord
 
 TIME_EMBEDDING = 256
-"""Width of one embedded number of `time_ids` in SDXL. It lies inside the graph; pipelines only add it up."""
+"""Width of the embedding of one number of `time_ids` in SDXL. The embedding is inside the graph; pipelines only add up the widths."""
 
 
 def network_config(model: ModelRecord) -> dict[str, Any]:
-    """Configuration of the network behind the engines.
+    """Return the configuration of the network behind the engines.
 
-    `out_channels` is that of the engines, the state's: a variance that the network learned has been cut off when it was traced, and
-    DiTPipeline, which asks this field whether to cut one off, must not.
+    `out_channels` is that of the engines, which is the state's: a learned variance was cut off when the network was traced. DiTPipeline
+    reads this field to decide whether to cut one off, and must not.
     """
     channels, *size = model.sample_shape
     inputs = {} if model.conditioning is None else {record.name: record for record in model.conditioning.inputs}
@@ -30,7 +30,7 @@ def network_config(model: ModelRecord) -> dict[str, Any]:
 
 
 def _labels(conditioning: ConditioningRecord | None) -> dict[str, Any]:
-    """Of class-conditional networks: how many labels there are, the one for no class included."""
+    """Return the number of labels of a class-conditional network, including the one for no class."""
     if conditioning is None or conditioning.file is not None or [record.name for record in conditioning.inputs] != ["class_labels"]:
         return {}
     null = -1 if conditioning.null_class is None else conditioning.null_class
@@ -38,7 +38,7 @@ def _labels(conditioning: ConditioningRecord | None) -> dict[str, Any]:
 
 
 def _added(inputs: dict[str, InputRecord]) -> dict[str, Any]:
-    """Of networks with added text and time conditions (SDXL): pipelines check the width of the pooled text against these."""
+    """Return the fields of a network with added text and time conditions (SDXL); pipelines check the width of the pooled text with them."""
     text, times = _last(inputs.get("text_embeds")), _last(inputs.get("time_ids"))
     if text is None or times is None:
         return {}

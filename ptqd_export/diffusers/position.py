@@ -1,4 +1,4 @@
-"""Where in a bundle's schedule a pipeline is."""
+"""Track where a pipeline is in a bundle's schedule."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Position:
     """Walks the moves of a schedule in order, from the first timestep that the pipeline names.
 
     Attributes:
-        index: number of the step that comes next, None before the first.
-        begin: number of the step that the pipeline says it starts at, or None.
+        index: number of the next step; None before the first.
+        begin: number of the step at which the pipeline says that it starts; None if it does not say.
     """
 
     def __init__(self, schedule: Schedule, moves: tuple[Move, ...]) -> None:
@@ -26,15 +26,15 @@ class Position:
         self.restart()
 
     def restart(self) -> None:
-        """Another chain begins."""
+        """Prepare for another chain."""
         self.index: int | None = None
         self.begin: int | None = None
 
     def here(self, timestep: Tensor | float) -> Move:
-        """The move of the step that comes next, once it is at the pipeline's timestep.
+        """Return the move of the next step, which must be at the pipeline's timestep.
 
         Raises:
-            UsageError: it is at another, or there is none, or the chain begins where it would have to look back.
+            UsageError: the step is at another timestep, no step is left, or the chain begins at a step that needs earlier predictions.
         """
         value = timestep_value(timestep)
         if self.index is None:
@@ -44,15 +44,15 @@ class Position:
         return self._moves[self.index]
 
     def advance(self) -> None:
-        """The step was taken."""
+        """Record that the step was taken."""
         assert self.index is not None
         self.index += 1
 
     def first_at(self, timestep: float) -> int:
-        """Number of the first step at a timestep.
+        """Return the number of the first step at a timestep.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such step.
         """
         for index, move in enumerate(self._moves):
             if _is_at(move, timestep):
@@ -65,7 +65,7 @@ class Position:
         if index > 0 and looks_back:
             raise UsageError(
                 "A chain of this sampler cannot begin at a later step.",
-                found=f"{self._schedule.sampler.name}, begun at step {index}, which needs predictions of the steps before",
+                found=f"{self._schedule.sampler.name}, begun at step {index}, which needs predictions of earlier steps",
                 expected="step 0, or a sampler that does not look back",
                 mend="add a ddim, ddpm or euler schedule with `ptqd-export schedule` for starting from an image",
             )
@@ -76,8 +76,8 @@ class Position:
         return UsageError(
             "The pipeline does not walk the schedule in order.",
             found=f"timestep {timestep:g}",
-            expected=f"step {index}, timestep {self._moves[index].step.timestep:g}" if more else "set_timesteps, before another chain",
-            mend="take a pipeline that calls set_timesteps, and then goes step by step to the last",
+            expected=f"step {index}, timestep {self._moves[index].step.timestep:g}" if more else "set_timesteps before another chain",
+            mend="use a pipeline that calls set_timesteps and then takes every step in order",
         )
 
 
@@ -86,6 +86,6 @@ def _is_at(move: Move, timestep: float) -> bool:
 
 
 def as_timesteps(moves: tuple[Move, ...]) -> Tensor:
-    """Timesteps [S] as diffusers keeps them: int64 where all are whole, else float32."""
+    """Return the timesteps [S] as diffusers keeps them: int64 if all are whole, else float32."""
     values = torch.tensor([move.step.timestep for move in moves], dtype=torch.float32)
     return values.long() if bool((values == values.round()).all()) else values

@@ -1,4 +1,4 @@
-"""The corrected schedule of a bundle in the place of a pipeline's scheduler."""
+"""A replacement for a pipeline's scheduler that walks the corrected schedule of a bundle."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped here
-    """A scheduler of diffusers that walks a bundle's schedule: the correction, then the sampler's step, then the calibrated noise.
+    """A diffusers scheduler that walks a bundle's schedule: the correction, then the sampler's step, then the calibrated noise.
 
-    The arithmetic is that of `ptqd-run sample`, on the host in float32; states keep the type and the device of the pipeline's.
+    The arithmetic is that of `ptqd-run sample`, on the host in float32. States keep the dtype and device of the pipeline's states.
 
     Args:
-        noise_schedule: what the model was trained with; `config` shows it.
-        schedule: of the bundle.
-        moves: one for each of its steps.
-        watched: the denoiser whose output is guided, to refuse another guidance than the fitted one; None trusts the pipeline.
+        noise_schedule: noise schedule that the model was trained with; `config` shows it.
+        schedule: schedule of the bundle.
+        moves: one move for each step of the schedule.
+        watched: denoiser whose output is guided, to refuse a guidance scale other than the fitted one; None trusts the pipeline.
     """
 
     config_name = "scheduler_config.json"
@@ -71,17 +71,17 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         correction: Literal["on", "off"] = "on",
         watched: PtqdDenoiser | None = None,
     ) -> PtqdScheduler:
-        """A schedule of a bundle.
+        """Return a scheduler for a schedule of a bundle.
 
         Args:
             path: folder of the bundle.
-            schedule: its name.
-            precision: that of the denoiser.
-            correction: off is the plain sampler.
+            schedule: name of the schedule.
+            precision: precision of the denoiser.
+            correction: `off` gives the plain sampler.
             watched: see the class.
 
         Raises:
-            UsageError: no such bundle, schedule or precision, or corrections that do not hold for the precision, or for the denoiser's.
+            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
@@ -96,18 +96,18 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
 
     @property
     def init_noise_sigma(self) -> float:
-        """Standard deviation of the first state; whoever asks is taken to scale the start by it."""
+        """Standard deviation of the first state. A pipeline that reads it is assumed to scale the first state by it."""
         self._scales_start = True
         return self._schedule.init_sigma
 
     @property
     def step_index(self) -> int | None:
-        """Number of the step that comes next, None before the first."""
+        """Number of the next step; None before the first."""
         return self._position.index
 
     @property
     def begin_index(self) -> int | None:
-        """Number of the step that the pipeline starts at, where it says so."""
+        """Number of the step at which the pipeline starts; None if it does not say."""
         return self._position.begin
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._scales, self._history = False, ()
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
-        """The state as the network takes it."""
+        """Return the state, scaled for the network."""
         scale = self._position.here(timestep).step.input_scale
         self._scales = True
         return sample if scale == 1 else sample * float(np.float32(scale))
@@ -153,20 +153,20 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """The next state.
+        """Return the next state.
 
         Args:
-            model_output: [batch, channels, ...] of the denoiser, after guidance.
-            timestep: that of the step.
+            model_output: output of the denoiser after guidance, [batch, channels, ...].
+            timestep: timestep of the step.
             sample: the state, not scaled for the network.
-            eta: of DDIM schedules, None or the schedule's own; other samplers have none and ignore it, as in diffusers.
+            eta: for DDIM schedules, None or the schedule's own eta; other samplers have no eta and ignore it, as in diffusers.
             use_clipped_model_output: must not be true.
-            generator: of the fresh noise, one or one a sample.
-            variance_noise: standard normal to use instead.
+            generator: generator of the fresh noise, or one generator per sample.
+            variance_noise: standard normal noise to use instead of fresh noise.
             return_dict: return an object with the field `prev_sample`, or a tuple.
 
         Raises:
-            UsageError: steps out of order, another eta or guidance than the schedule's, or a state that was not scaled.
+            UsageError: a step is out of order, eta or guidance scale differ from the schedule's, or the state was not scaled.
         """
         self._check_options(eta, use_clipped_model_output)
         move = self._position.here(timestep)
@@ -182,11 +182,11 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """States at timesteps [batch] from clean samples and noise, for pipelines that start from an image.
+        """Return states at timesteps [batch] from clean samples and noise, for pipelines that start from an image.
 
         Raises:
-            UsageError: a timestep that the schedule does not visit, or one between two training timesteps. Those of shifted schedules
-                are, and their corrections suppose a chain from the start.
+            UsageError: the schedule does not visit a timestep, or a timestep lies between two training timesteps. Shifted schedules have
+                such timesteps, and their corrections assume a chain from the start.
         """
         values = timesteps.detach().to("cpu", torch.float64)
         if bool((values != values.round()).any()):
@@ -204,11 +204,11 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         return of_image * original_samples + of_noise * noise
 
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
-        """Refused: the schedule lives in its bundle."""
+        """Raise a UsageError: the schedule lives in its bundle."""
         raise UsageError(
             "A pipeline with a bundle's schedule in it cannot be saved.",
             found="save_pretrained of a PtqdScheduler",
-            expected="the pipeline as it was before, and the bundle beside it",
+            expected="the original pipeline, and the bundle beside it",
             mend="load the pipeline with from_pretrained and install the bundle again",
         )
 
@@ -219,7 +219,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         if eta is not None and own.name == "ddim" and eta != own.eta:
             raise UsageError(
                 "The bundle's schedule is for another eta.",
-                found=f"eta={eta:g} (0 is what pipelines give where none is named)",
+                found=f"eta={eta:g} (pipelines pass 0 unless told otherwise)",
                 expected=f"{own.eta:g}",
                 mend=f"call the pipeline with eta={own.eta:g}, or add a schedule with `ptqd-export schedule --eta`",
             )
@@ -231,7 +231,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             )
 
     def _check_scaled(self, move: Move) -> None:
-        """Samplers on states of another scale need what not every pipeline does."""
+        """Refuse pipelines that do not scale states, where the sampler's states have another scale."""
         neglected = {
             "scale_model_input": move.step.input_scale != 1 and not self._scales,
             "init_noise_sigma": self._schedule.init_sigma != 1 and not self._scales_start and self._position.index == 0,
@@ -240,9 +240,9 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             if is_neglected:
                 raise UsageError(
                     f"The pipeline does not scale states by {name}.",
-                    found=f"no use of it by timestep {move.step.timestep:g}",
-                    expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states are of another scale",
-                    mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or take another pipeline",
+                    found=f"not used by timestep {move.step.timestep:g}",
+                    expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states have another scale",
+                    mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or use another pipeline",
                 )
 
 
@@ -255,16 +255,16 @@ def _check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> 
         raise UsageError(
             "The schedule's steps are shifted by the noise of its own precisions.",
             found=f'precision="{precision}"',
-            expected=f'precision="{AUTO}", which takes {", ".join(own)}',
-            mend='add a schedule for that precision with `ptqd-export schedule`, or give correction="off"',
+            expected=f'precision="{AUTO}", which runs {", ".join(own)}',
+            mend='add a schedule for that precision with `ptqd-export schedule`, or pass correction="off"',
         )
 
 
 def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:
     if watched is not None and watched.precision != precision:
         raise UsageError(
-            "The corrections would be those of another precision than the denoiser's.",
-            found=f'precision="{precision}" beside a denoiser of precision="{watched.precision}"',
+            "The corrections would be for another precision than the denoiser's.",
+            found=f'precision="{precision}" with a denoiser of precision="{watched.precision}"',
             expected="the same for both",
         )
 

@@ -1,4 +1,4 @@
-"""From a pipeline's timestep to the step of a schedule: a timestep is all that a pipeline says of where it is."""
+"""Find the step of a schedule from a pipeline's timestep, which is all that a pipeline says about its position."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 
 AS_MANY = (
-    "give the pipeline num_inference_steps={steps} and take its scheduler from the bundle too (`use_bundle`), "
-    "or add a schedule of another length with `ptqd-export schedule BUNDLE --name NAME --steps N` and name it"
+    "call the pipeline with num_inference_steps={steps} and take its scheduler from the bundle too (`use_bundle`), "
+    "or add a schedule of another length with `ptqd-export schedule BUNDLE --name NAME --steps N` and select it"
 )
 
 
 def timestep_value(timestep: Tensor | float) -> float:
-    """The one timestep of a call, as schedules compare it: in float32.
+    """Return the one timestep of a call in float32, as schedules compare it.
 
     Raises:
         UsageError: the samples of the batch are at different timesteps.
@@ -32,10 +32,10 @@ def timestep_value(timestep: Tensor | float) -> float:
 
 
 def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[float, str]:
-    """Which precision runs at a timestep: that of the schedule, or the one that is given. Shifted timesteps count as their step's.
+    """Return the precision of each timestep: the given one, else the schedule's. A shifted timestep has the precision of its step.
 
     Raises:
-        UsageError: the schedule visits a timestep twice, each time with another precision.
+        UsageError: the schedule visits a timestep twice, with different precisions.
     """
     found: dict[float, str] = {}
     for step in schedule.steps:
@@ -43,16 +43,16 @@ def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[fl
         for timestep in (float(np.float32(step.timestep)), float(np.float32(step.corrected.timestep))):
             if found.setdefault(timestep, taken) != taken:
                 raise UsageError(
-                    "The schedule visits a timestep twice, and each time with another precision.",
+                    "The schedule visits a timestep twice, with different precisions.",
                     found=f"timestep {timestep:g}: {found[timestep]}, then {taken}",
                     expected="one precision for a timestep: a pipeline does not say which visit it is",
-                    mend=f'take one precision for all steps, such as precision="{taken}"',
+                    mend=f'use one precision for all steps, such as precision="{taken}"',
                 )
     return found
 
 
 def unknown_timestep(timestep: float, schedule: Schedule) -> UsageError:
-    """The error for a timestep that is none of the schedule's."""
+    """Return the error for a timestep that the schedule does not visit."""
     visited = ", ".join(f"{step.timestep:g}" for step in schedule.steps)
     return UsageError(
         "The bundle's schedule does not visit this timestep.",

@@ -1,1 +1,1 @@
-"""Model families: one adapter a file, all behind `ptqd_export.models.base.Adapter`."""
+"""Model families: one file each, all adapted to the interface of `ptqd_export.models.base.Adapter`."""

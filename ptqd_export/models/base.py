@@ -1,4 +1,4 @@
-"""The one inner convention for foreign models: `out = network(sample, timestep, *conditions)`."""
+"""The interface that every model is adapted to: `out = network(sample, timestep, *conditions)`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Adapter(nn.Module):
-    """A foreign network behind the inner convention.
+    """Wraps a model's own network in the common interface.
 
     `forward` takes the state [batch, channels, ...], the timestep [batch] float32 and the conditioning inputs in the order of
-    `conditions`, and returns the raw output, shaped like the state. The network itself is `network`: layer names are relative to it.
+    `conditions`, and returns the raw output, shaped like the state. `network` is the wrapped network: layer names are relative to it.
     """
 
     network: nn.Module
@@ -33,31 +33,34 @@ class Adapter(nn.Module):
         self.conditions = conditions
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
-        raise NotImplementedError  # each family has its own
+        raise NotImplementedError  # each family implements its own
 
 
 class Decoder(nn.Module):
-    """A first stage behind one convention: `forward` takes the states that a chain ends with, [B, *sample_shape], the scaling of latents
-    not yet undone, and returns images [B, 1 or 3, H, W] in [-1, 1]."""
+    """Wraps a first stage's decoder in a common interface.
+
+    `forward` takes the final states of a chain [B, *sample_shape], undoes the scaling of latents, and returns images [B, 1 or 3, H, W] in
+    [-1, 1].
+    """
 
     def forward(self, states: Tensor) -> Tensor:
-        raise NotImplementedError  # each kind of first stage has its own
+        raise NotImplementedError  # each kind of first stage implements its own
 
     def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
-        """States of this shape to trace and compare with; always the same."""
+        """Return states [batch, *shape] for tracing and comparing; the same on every call."""
         return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a model's configuration says, before any weight is read.
+    """What a model's configuration says, before any weights are read.
 
     Attributes:
-        family: what kind of model it is, for people.
-        sample_shape: of one state, [channels, ...].
-        inputs: what it is conditioned on, in the order of the adapter's conditions.
-        noise_schedule: from the model's scheduler configuration.
-        sampler: that this scheduler is, a key of `engines.samplers.SAMPLERS`.
+        family: kind of model, for people to read.
+        sample_shape: shape of one state, [channels, ...].
+        inputs: conditioning inputs, in the order of the adapter's conditions.
+        noise_schedule: noise schedule in the model's scheduler configuration.
+        sampler: sampler of that scheduler, a key of `engines.samplers.SAMPLERS`.
     """
 
     family: str
@@ -68,18 +71,18 @@ class Declaration:
 
     @property
     def null_class(self) -> int | None:
-        """The label that means "no class" unless a plan says otherwise: the last. None where other things than a class condition it."""
+        """The default label for "no class": the last one. None unless a class label is the only condition."""
         labels = [one.labels for one in self.inputs]
         return labels[0] - 1 if len(labels) == 1 and labels[0] is not None else None
 
 
 @dataclass(frozen=True)
 class ModelModules:
-    """A model's weights in modules.
+    """A model's modules with their weights.
 
     Attributes:
         adapter: the denoiser.
-        decoder: from states to images; None where the states are images.
+        decoder: turns states into images; None if the states are images.
     """
 
     adapter: Adapter
@@ -87,14 +90,14 @@ class ModelModules:
 
 
 class Family(Protocol):
-    """How models of one kind are read; each is a module of this package, and a line in `ptqd_export.models.load`."""
+    """Reads models of one kind. Each family is a module of this package and an entry in `ptqd_export.models.load`."""
 
     def declare(self, path: Path) -> Declaration:
-        """What the model at `path` is, from configuration files alone."""
+        """Describe the model at `path` from its configuration files alone."""
         ...
 
     def load(self, path: Path, declared: Declaration) -> ModelModules:
-        """The modules of what was declared, in float32."""
+        """Load the modules of the declared model, in float32."""
         ...
 
 
@@ -103,15 +106,15 @@ class LoadedModel:
     """A model ready to be traced and calibrated.
 
     Attributes:
-        family: what kind of model it is, for people.
-        adapter: the network.
-        sample_shape: of one state, [channels, ...].
-        conditioning: its table, or None.
-        null_class: the class label that means "no class", where conditioning is by class.
-        noise_schedule: from the model's scheduler configuration.
-        decoder: from states to images; None where the states are images.
-        prompts: what turns prompts into conditions, where the plan asks for it.
-        files: everything that it was read from.
+        family: kind of model, for people to read.
+        adapter: the denoiser.
+        sample_shape: shape of one state, [channels, ...].
+        conditioning: conditioning table; None for an unconditional model.
+        null_class: class label that means "no class"; None unless the model is conditioned on a class.
+        noise_schedule: noise schedule in the model's scheduler configuration.
+        decoder: turns states into images; None if the states are images.
+        prompts: turns prompts into conditions; None if the plan has no prompts.
+        files: all files that the model was read from.
     """
 
     family: str
@@ -129,13 +132,13 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.adapter.parameters())
 
     def with_network(self, network: nn.Module) -> LoadedModel:
-        """The same model around another network with the same inputs and output."""
+        """Return the same model with another network, which must have the same inputs and output."""
         adapter = copy.copy(self.adapter)
         adapter._modules = {**adapter._modules, "network": network}  # a shallow copy shares the dict of children
         return replace(self, adapter=adapter)
 
     def example_inputs(self, batch: int) -> tuple[Tensor, ...]:
-        """Random states, timesteps spread over the training range, and rows of the conditioning table; always the same."""
+        """Return random states, timesteps spread over the training range, and rows of the conditioning table; the same on every call."""
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(batch, *self.sample_shape, generator=generator)
         timestep = torch.linspace(0, self.noise_schedule.num_train_timesteps - 1, batch).floor()

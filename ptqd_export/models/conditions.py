@@ -1,4 +1,4 @@
-"""What a network can be conditioned on: declared once by its adapter, and filled with values by the plan."""
+"""Conditioning inputs of a network: the model declares them, and the plan provides their values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EMBEDDINGS = "encoder_hidden_states"
 POOLED = "text_embeds"
 TIME_IDS = "time_ids"
 IMAGE = "image"
-"""The input whose channels an adapter puts behind those of the state: inpainting, super-resolution, image editing."""
+"""Image whose channels an adapter appends to those of the state: inpainting, super-resolution, image editing."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class ConditionInput:
     """One input of a network besides the state and the timestep.
 
     Attributes:
-        name: of the graph's input.
+        name: name of the graph input.
         dtype: int64 for labels, else float32.
-        shape: of one sample, without the batch; a name where the table of the plan decides.
-        labels: how many labels the network knows, where it is one.
+        shape: shape of one sample, without the batch. A name stands for a size that the plan's table decides.
+        labels: number of labels that the network knows; None if the input is not a label.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ConditionInput:
         return f"{self.name}: {self.dtype} [{', '.join(['rows', *map(str, self.shape)])}]"
 
     def takes(self, table: NDArray[Any]) -> bool:
-        """Whether an array [rows, ...] can be its table."""
+        """Return whether an array [rows, ...] can be the table of this input."""
         found = table.shape[1:]
         sizes = len(found) == len(self.shape) and all(
             isinstance(wanted, str) or wanted == n for wanted, n in zip(self.shape, found, strict=True)
@@ -51,27 +51,27 @@ class ConditionInput:
 
 
 def class_input(labels: int) -> ConditionInput:
-    """A class label of so many, the one for "no class" included."""
+    """Return the input for a class label out of `labels`, including the one for "no class"."""
     return ConditionInput(LABELS, "int64", (), labels)
 
 
 def image_input(channels: int, height: int, width: int) -> ConditionInput:
-    """An image that is concatenated to the state."""
+    """Return the input for an image that is concatenated to the state."""
     return ConditionInput(IMAGE, "float32", (channels, height, width))
 
 
 def conditioning_of(
     inputs: tuple[ConditionInput, ...], null_class: int | None, table: Path | None
 ) -> tuple[Conditioning | None, int | None]:
-    """The table of declared inputs, and the label in it that means "no class".
+    """Return the table of the declared inputs, and its label that means "no class".
 
     Args:
-        inputs: in the order in which the adapter takes them. A single label needs no table: row n is then class n.
+        inputs: declared inputs, in the order in which the adapter takes them. A single label needs no table: row n is then class n.
         null_class: label that means "no class"; None takes the last of the network's labels.
-        table: an .npz, see `engines.networks.conditioning.load_table`.
+        table: path of an .npz file, see `engines.networks.conditioning.load_table`.
 
     Raises:
-        UsageError: the plan names values that the network does not take, or none where it takes some.
+        UsageError: the plan names values that the network does not take, or lacks values that it takes.
     """
     if len(inputs) == 1 and inputs[0].labels is not None:
         _refuse_table(table)
@@ -101,19 +101,19 @@ def _classes(name: str, labels: int, null_class: int | None) -> tuple[Conditioni
 def _of_table(inputs: tuple[ConditionInput, ...], table: Path | None) -> Conditioning:
     if table is None:
         raise UsageError(
-            "The model takes embeddings, and the plan names none.",
+            "The model takes embeddings, but the plan names none.",
             found="no model.conditions",
             expected=_expected(inputs),
-            mend="name a file of embeddings as model.conditions, or list prompts as model.prompts where the pipeline has text encoders",
+            mend="name a file of embeddings as model.conditions, or list prompts as model.prompts if the pipeline has text encoders",
         )
     return fitted(inputs, load_table(table), str(table))
 
 
 def fitted(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, source: str) -> Conditioning:
-    """The table with its inputs in the order in which the adapter takes them.
+    """Return the table with its inputs in the order in which the adapter takes them.
 
     Raises:
-        UsageError: it does not hold what the network takes.
+        UsageError: the table does not contain what the network takes.
     """
     if conditioning.tables.keys() != {one.name for one in inputs} or not all(one.takes(conditioning.tables[one.name]) for one in inputs):
         shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())

@@ -1,4 +1,4 @@
-"""Folders that diffusers writes with `save_pretrained`: which parts there are, their configurations, their weights."""
+"""Read folders that diffusers wrote with `save_pretrained`: their parts, configurations and weights."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ VARIANTS: Mapping[str | None, tuple[str, ...]] = {
     None: (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"),
     "fp16": (f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.safetensors.index.fp16.json"),
 }
-"""Files that hold weights, whole or as the index of shards, by diffusers' name for the variant; the first that is there is read."""
+"""Files with the weights, or with the index of their shards, by diffusers' name for the variant. The first variant found is read."""
 
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """The folder of a pipeline, or of a single model with its `scheduler_config.json` beside its `config.json`."""
+    """The folder of a pipeline, or of a single model with `scheduler_config.json` beside `config.json`."""
 
     path: Path
 
     @cached_property
     def denoiser(self) -> str:
-        """Name of the part that predicts; empty where the folder is the model itself.
+        """Name of the denoiser's part; empty if the folder is the model itself.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the folder has no denoiser.
         """
         if (self.path / "config.json").is_file():
             return ""
@@ -49,12 +49,12 @@ class DiffusersFolder:
             "The model folder has no denoiser.",
             found=f"{self.path} with {', '.join(self.parts) or 'no part that diffusers wrote'}",
             expected="a diffusers pipeline folder with unet/config.json or transformer/config.json, and scheduler/scheduler_config.json",
-            mend="name a folder written by `save_pretrained` as model.path",
+            mend="set model.path to a folder written by `save_pretrained`",
         )
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Class by name of every part that has a configuration; only those that `model_index.json` lists where there is one."""
+        """Class names of the parts that have a configuration, by part. If there is a `model_index.json`, only the parts that it lists."""
         index = self.path / INDEX
         listed = read_config(index).keys() if index.is_file() else None
         configs = {path.parent.name: path for path in sorted(self.path.glob("*/config.json"))}
@@ -62,13 +62,13 @@ class DiffusersFolder:
 
     @cached_property
     def pipeline(self) -> str | None:
-        """Class of the pipeline, where the folder says."""
+        """Class name of the pipeline; None if there is no `model_index.json`."""
         index = self.path / INDEX
         return read_config(index).get("_class_name") if index.is_file() else None
 
     @property
     def kind(self) -> str:
-        """Class of the denoiser."""
+        """Class name of the denoiser."""
         return str(self.config(self.denoiser).get("_class_name"))
 
     def config(self, part: str) -> Config:
@@ -84,12 +84,12 @@ class DiffusersFolder:
         return NoiseSchedule.from_scheduler_config(self.scheduler)
 
     def load(self, part: str) -> nn.Module:
-        """The module of a part, in float32."""
+        """Load the module of a part, in float32."""
         return load_weights(self.path / part, str(self.config(part)["_class_name"]))
 
 
 class Config(dict[str, Any]):
-    """A JSON configuration of a diffusers folder; a key that it should have and has not is the user's to mend."""
+    """A JSON configuration of a diffusers folder. Looking up a missing key raises a UsageError."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         super().__init__(content)
@@ -105,42 +105,42 @@ class Config(dict[str, Any]):
 
 
 def read_config(path: Path) -> Config:
-    """A JSON configuration of a diffusers folder.
+    """Read a JSON configuration of a diffusers folder.
 
     Raises:
-        UsageError: there is none.
-        PtqdError: it is damaged.
+        UsageError: the file is missing.
+        PtqdError: the file is damaged.
     """
     if not path.exists():
         raise UsageError(
             "The model folder is missing or incomplete.",
             found=f"no {path}",
             expected="a diffusers pipeline folder with unet/config.json and scheduler/scheduler_config.json",
-            mend="name a folder written by `save_pretrained` as model.path",
+            mend="set model.path to a folder written by `save_pretrained`",
         )
-    return Config(path, read_json_object(path, PtqdError, infinities=True))  # diffusers bounds `lambda_min_clipped` by -Infinity
+    return Config(path, read_json_object(path, PtqdError, infinities=True))  # diffusers writes -Infinity for `lambda_min_clipped`
 
 
 def load_weights(folder: Path, kind: str) -> nn.Module:
-    """A diffusers module of this class, in float32.
+    """Load a diffusers module of the class `kind`, in float32.
 
     Raises:
-        UsageError: its weights are no safetensors.
-        PtqdError: they cannot be read.
+        UsageError: the folder has no safetensors weights.
+        PtqdError: the weights cannot be read.
     """
     import diffusers
 
     variant = _variant(folder)
     network: type[nn.Module] = getattr(diffusers, kind)
     try:
-        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]  # as every class of diffusers has
+        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]  # every model class of diffusers has it
             folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # diffusers wraps safetensors' errors in several types
         raise PtqdError(
             "The model's weights cannot be read.",
             found=f"{folder}: {first_cause(error)}",
-            expected="whole safetensors files that fit the configuration",
+            expected="complete safetensors files that fit the configuration",
             mend="copy the model again",
         ) from error
     return loaded.float()
@@ -159,7 +159,7 @@ def _variant(folder: Path) -> str | None:
 
 
 def first_cause(error: BaseException) -> str:
-    """What went wrong first: diffusers reports that it could not load, and safetensors why."""
+    """Return the first line of the original error: diffusers only says that loading failed, and safetensors says why."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Any network, from a function of the user's: `"model": {"factory": "package.module:function"}`."""
+"""Load any network through a function that the user wrote: `"model": {"factory": "package.module:function"}`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class FactoryModel:
     """What a factory returns.
 
     Attributes:
-        network: called as `network(sample, timestep, *conditions)`, all float32 but labels, the batch first: a state
-            [B, *sample_shape], its timestep [B], and the inputs below in their order; returns its output, shaped like the state.
-        sample_shape: of one state, [channels, ...].
-        noise_schedule: or the keys of a diffusers `scheduler_config.json` that say the same.
-        inputs: what the network is conditioned on.
-        decoder: called as `decoder(states)`; returns images [B, 1 or 3, H, W] in [-1, 1]. None where the states are images.
-        files: that the network depends on, such as its checkpoint; with the factory's own source they decide what a build may reuse.
+        network: called as `network(sample, timestep, *conditions)` with a state [B, *sample_shape], its timestep [B], and the inputs below
+            in their order, all float32 except labels. Returns its output, shaped like the state.
+        sample_shape: shape of one state, [channels, ...].
+        noise_schedule: noise schedule, or the equivalent keys of a diffusers `scheduler_config.json`.
+        inputs: conditioning inputs of the network.
+        decoder: called as `decoder(states)`; returns images [B, 1 or 3, H, W] in [-1, 1]. None if the states are images.
+        files: files that the network depends on, such as its checkpoint. They and the factory's source decide what a build may reuse.
     """
 
     network: nn.Module
@@ -47,7 +47,7 @@ class FactoryModel:
 
 
 class FactoryAdapter(Adapter):
-    """The network itself has the inner convention."""
+    """Calls the network unchanged: a factory's network has the common interface."""
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         out: Tensor = self.network(sample, timestep, *conditions)
@@ -55,7 +55,7 @@ class FactoryAdapter(Adapter):
 
 
 class FactoryDecoder(Decoder):
-    """The user's decoder."""
+    """Calls the user's decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -67,17 +67,17 @@ class FactoryDecoder(Decoder):
 
 
 def load_factory(name: str, folder: Path, null_class: int | None = None, conditions: Path | None = None) -> LoadedModel:
-    """Call a factory and hold what it returns against what it declares.
+    """Call a factory and check its modules against what it declares.
 
     Args:
         name: `package.module:function`, importable from `folder` or the Python path.
-        folder: of the plan.
+        folder: folder of the plan.
         null_class: see `ptqd_export.models.conditions.conditioning_of`.
-        conditions: see there.
+        conditions: its argument `table`.
 
     Raises:
-        UsageError: there is no such function, or it returns something else than it should.
-        PtqdError: it raised an exception.
+        UsageError: there is no such function, or it does not return what it should.
+        PtqdError: the function raised an exception.
     """
     made, sources = _made(name, folder)
     conditioning, null = conditioning_of(made.inputs, null_class, conditions)
@@ -97,18 +97,18 @@ def load_factory(name: str, folder: Path, null_class: int | None = None, conditi
 
 
 def declare_factory(name: str, folder: Path) -> Declaration:
-    """What a factory's model is; it is made for that.
+    """Describe a factory's model. This calls the factory.
 
     Raises:
-        UsageError: there is no such function, or it returns something else than it should.
-        PtqdError: it raised an exception.
+        UsageError: there is no such function, or it does not return what it should.
+        PtqdError: the function raised an exception.
     """
     made, _ = _made(name, folder)
     return Declaration(f"factory {name}", tuple(made.sample_shape), made.inputs, _noise_schedule(made.noise_schedule))
 
 
 def _made(name: str, folder: Path) -> tuple[FactoryModel, tuple[Path, ...]]:
-    """What the factory returns, and the source files that it comes from: its own, and its helper modules in the folder."""
+    """Call the factory; return its model and the source files behind it: the function's own, and its helper modules in the folder."""
     with _importable(folder):
         function = _resolve(name, folder)
         made = _call(name, function)
@@ -119,7 +119,7 @@ def _made(name: str, folder: Path) -> tuple[FactoryModel, tuple[Path, ...]]:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules of this folder come first while a factory is imported and runs."""
+    """Put a folder first on the Python path while a factory is imported and runs."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -160,7 +160,7 @@ def _call(name: str, function: Callable[[], object]) -> FactoryModel:
         ) from error
     if not isinstance(made, FactoryModel):
         raise UsageError(
-            "The factory returned something else.",
+            "The factory returned an object of the wrong type.",
             found=f"{name}: {type(made).__name__}",
             expected=f"a {FactoryModel.__module__}.{FactoryModel.__name__}",
         )
@@ -180,11 +180,11 @@ def _check_network(name: str, model: LoadedModel) -> None:
             out: object = model.adapter(*inputs)
     except Exception as error:
         raise UsageError(
-            "The factory's network does not take what it declares.", found=f"{name}: {_named(error)}", expected=f"network({given})"
+            "The factory's network does not accept the declared inputs.", found=f"{name}: {_named(error)}", expected=f"network({given})"
         ) from error
     if not isinstance(out, Tensor) or out.shape != inputs[0].shape:
         raise UsageError(
-            "The factory's network returns something else than it should.",
+            "The factory's network does not return an output of the declared shape.",
             found=f"{name}: {_shaped(out)}",
             expected=f"{_shaped(inputs[0])}, shaped like the state",
         )
@@ -199,11 +199,13 @@ def _check_decoder(name: str, model: LoadedModel) -> None:
             images: object = model.decoder(states)
     except Exception as error:
         raise UsageError(
-            "The factory's decoder does not take the states.", found=f"{name}: {_named(error)}", expected=f"decoder({_shaped(states)})"
+            "The factory's decoder does not accept the states.", found=f"{name}: {_named(error)}", expected=f"decoder({_shaped(states)})"
         ) from error
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != 2 or images.shape[1] not in (1, 3):
         raise UsageError(
-            "The factory's decoder returns no images.", found=f"{name}: {_shaped(images)}", expected="float32 [2, 1 or 3, height, width]"
+            "The factory's decoder does not return images.",
+            found=f"{name}: {_shaped(images)}",
+            expected="float32 [2, 1 or 3, height, width]",
         )
 
 

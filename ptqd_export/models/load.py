@@ -21,25 +21,25 @@ from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, 
 from ptqd_export.plan import FACTORY, PlanFile
 
 DENOISER = "unet"
-"""What LoRA files call the denoiser."""
+"""Name of the denoiser in LoRA files."""
 
 DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
     "UNet2DConditionModel": diffusers_unet,
     "DiTTransformer2DModel": diffusers_dit,
 }
-"""Families of diffusers folders, by the class of the denoiser."""
+"""Families of diffusers folders, by the class name of the denoiser."""
 
 CHECKPOINTS = (".ckpt", ".safetensors")
-"""Files that hold a whole CompVis model, beside its YAML."""
+"""Suffixes of files that hold a whole CompVis model; its YAML lies beside the file."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
-    """The plan's model.
+    """Load the plan's model.
 
     Raises:
-        UsageError: no such model, its kind is not supported, or the plan's conditions do not fit it.
-        PtqdError: its weights cannot be read.
+        UsageError: there is no such model, its kind is not supported, or the plan's conditions do not fit it.
+        PtqdError: the weights cannot be read.
     """
     section, conditions = plan_file.plan.model, plan_file.conditions_path
     if section.factory is not None:
@@ -75,7 +75,7 @@ def _lora(plan_file: PlanFile) -> Lora | None:
 
 
 def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
-    """The text side of the model, where the plan gives it prompts."""
+    """Find the model's prompt encoder; None if the plan has no prompts."""
     if plan_file.prompts is None:
         return None
     prompts = find_prompts(plan_file.model_path, declared.inputs, lora)
@@ -85,7 +85,7 @@ def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> P
 
 
 def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder) -> Conditioning:
-    """The conditions of the plan's prompts."""
+    """Encode the plan's prompts."""
     assert plan_file.prompts is not None
     if plan_file.plan.model.null_class is not None:
         raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
@@ -95,14 +95,14 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
 
 
 def declare_model(source: str, folder: Path) -> Declaration:
-    """What a model is, from its configuration alone where it has one.
+    """Describe a model, from its configuration alone if it has one.
 
     Args:
         source: path, or `package.module:function`.
-        folder: that the module may lie in.
+        folder: folder in which the module may lie.
 
     Raises:
-        UsageError: no such model, or its kind is not supported.
+        UsageError: there is no such model, or its kind is not supported.
     """
     if re.fullmatch(FACTORY, source):
         return declare_factory(source, folder)
@@ -110,20 +110,20 @@ def declare_model(source: str, folder: Path) -> Declaration:
 
 
 def _declared(family: Family, path: Path) -> Declaration:
-    """What the configuration of a model says of it; its format is not ours, and any value in it may be of any kind."""
+    """Describe a model from its configuration. The format is not ours: any value in it may be of any type."""
     try:
         return family.declare(path)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise UsageError(
-            "The model's configuration holds something that does not belong there.",
+            "The model's configuration contains an invalid value.",
             found=f"{path}: {type(error).__name__}: {error}",
-            expected="a configuration as the model was saved with",
+            expected="the configuration that the model was saved with",
             mend="copy the model again",
         ) from error
 
 
 def find_family(path: Path) -> Family:
-    """The family that reads what is at `path`."""
+    """Return the family that reads the model at `path`."""
     if path.suffix in CHECKPOINTS:
         return latent_diffusion
     folder = DiffusersFolder(existing(path))
@@ -138,21 +138,21 @@ def existing(path: Path) -> Path:
         raise UsageError(
             "The model folder is missing.",
             found=f"no folder {path}",
-            expected="a folder that a diffusers pipeline or model wrote with `save_pretrained`, "
-            f"or a file {' or '.join(CHECKPOINTS)} beside its YAML",
+            expected="a folder written by `save_pretrained` of a diffusers pipeline or model, "
+            f"or a {' or '.join(CHECKPOINTS)} file beside its YAML",
             mend="correct model.path, which is relative to the plan, or --model",
         )
     return path
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
-    """Every file of the model at `path`."""
+    """Return every file of the model at `path`."""
     if path.suffix in CHECKPOINTS:
         return path, latent_diffusion.find_config(path)
     return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
 
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:
-    """Hash of everything that `load_model` read."""
+    """Return a hash of every file that `load_model` read."""
     files = model.files if conditions is None else (*model.files, conditions)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""LoRA files (Hu et al. 2021): low-rank changes of weights, fused into the networks before anything looks at them.
+"""LoRA files (Hu et al. 2021): low-rank changes of weights, fused into the networks before anything else uses them.
 
-A file holds for a layer the factors `down` [rank, in, ...] and `up` [out, rank, ...], and sometimes `alpha`; fused, its weight is
+For each layer, a file holds the factors `down` [rank, in, ...] and `up` [out, rank, ...], and sometimes `alpha`. The fused weight is
 
     W + scale * (alpha / rank) * up @ down
 
-Trainers name the same layer in different ways (`down_blocks.0.attentions.0`, `down_blocks_0_attentions_0`, `attn1.processor.to_q_lora`);
-with underscores for dots, and the word `processor` taken out, all of them agree with the names in the network.
+Trainers name the same layer in different ways (`down_blocks.0.attentions.0`, `down_blocks_0_attentions_0`, `attn1.processor.to_q_lora`).
+With underscores for dots, and without the word `processor`, all of these names match the names in the network.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ PARTS: Mapping[str, str] = {
     "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
     "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
 }  # fmt: skip
-"""The part of the pipeline that a key is about, by the beginning of the key: diffusers' and peft's, then those of kohya's trainers."""
+"""The part of the pipeline that a key belongs to, by the key's prefix: prefixes of diffusers and peft, then of kohya's trainers."""
 
 FACTOR = re.compile(r"^(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<factor>A|B|down|up)(?:\.weight)?$")
 FACTORS = {"A": "down", "B": "up", "down": "down", "up": "up"}
 ALPHA = ".alpha"
 SGM_BLOCK = re.compile(r"^(?P<side>input_blocks|middle_block|output_blocks)_(?P<numbers>\d+(?:_\d+)?)_(?P<rest>.+)$")
 SGM_LAYERS = 2
-"""Layers of a block of SDXL, whose original code numbers the layers of all blocks in one row."""
+"""Layers per block of SDXL, whose original code numbers the layers of all blocks consecutively."""
 
 TEXT_MODEL = "text_model_"
-"""Begin of a layer's name in text encoders: transformers 5 has it in one of the two kinds alone."""
+"""Prefix of layer names in text encoders. In transformers 5, only one of the two kinds has it."""
 
 METADATA = "lora_adapter_metadata"
-"""Where diffusers writes down what it trained with."""
+"""Metadata key under which diffusers stores its training settings."""
 
 OLD_NAMES: Mapping[str, str] = {"to_out": "to_out_0"}
 OLD_TEXT_NAMES: Mapping[str, str] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-"""Ends of layer names that older versions of diffusers wrote."""
+"""Suffixes of layer names written by older versions of diffusers, and today's suffixes."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one layer's weight."""
+    """The low-rank change of one layer's weight."""
 
     down: Tensor
     up: Tensor
     alpha: float
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether it can be a change of this weight."""
+        """Return whether the shapes fit a weight."""
         rank, out = self.down.shape[0], self.up.shape[0]
         return self.up[0].numel() == rank and out == weight.shape[0] and self.down[0].numel() == weight[0].numel()
 
     def delta(self, shape: torch.Size) -> Tensor:
-        """`(alpha / rank) up @ down`, shaped like the weight; a convolution's kernel lies in `down`."""
+        """Return `(alpha / rank) up @ down`, shaped like the weight. For a convolution, `down` holds the kernel."""
         rank = self.down.shape[0]
         return (self.alpha / rank * (self.up.flatten(1).float() @ self.down.flatten(1).float())).reshape(shape)
 
@@ -70,9 +70,9 @@ class Lora:
     """A LoRA file.
 
     Attributes:
-        path: where it was read.
-        scale: weight of the change; 0 is none, 1 is the trained one.
-        layers: by part of the pipeline, then by the layer's name, with underscores for dots.
+        path: path of the file.
+        scale: weight of the change; 0 is no change, 1 is the trained change.
+        layers: changes by part of the pipeline, then by layer name, with underscores for dots.
     """
 
     path: Path
@@ -80,10 +80,10 @@ class Lora:
     layers: Mapping[str, Mapping[str, LowRank]]
 
     def check_parts(self, known: Collection[str]) -> None:
-        """Refuse a file that changes parts which the model has not.
+        """Refuse a file that changes parts that the model does not have.
 
         Raises:
-            UsageError: it does.
+            UsageError: the file changes such a part.
         """
         if unknown := self.layers.keys() - set(known):
             found = f"{self.path}: layers of {', '.join(sorted(unknown))}"
@@ -93,7 +93,7 @@ class Lora:
         """Change the weights of a part's network in place.
 
         Raises:
-            UsageError: the file changes layers that the network lacks, or whose weights have another shape.
+            UsageError: the file changes layers that the network does not have, or whose weights have another shape.
         """
         known = {_plain(name): module for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
         for name, change in self.layers.get(part, {}).items():
@@ -103,22 +103,22 @@ class Lora:
                     "The LoRA does not fit the model.",
                     found=f"{self.path}: {part} {name}, {tuple(change.up.shape)} times {tuple(change.down.shape)}",
                     expected=f"a layer of {part}" if module is None else f"a change of a weight {tuple(module.weight.shape)}",
-                    mend="take a LoRA that was trained on this kind of model",
+                    mend="use a LoRA that was trained on this kind of model",
                 )
             with torch.no_grad():
                 module.weight += self.scale * change.delta(module.weight.shape)
 
 
 def load_lora(path: Path, scale: float) -> Lora:
-    """Read a safetensors file.
+    """Read a LoRA from a safetensors file.
 
     Args:
-        path: the file.
+        path: path of the file.
         scale: see `Lora`.
 
     Raises:
-        UsageError: there is no such file, or it holds something else than pairs of low-rank factors.
-        PtqdError: it cannot be read.
+        UsageError: there is no such file, or it contains anything but pairs of low-rank factors.
+        PtqdError: the file cannot be read.
     """
     tensors, metadata = _read(path)
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -141,13 +141,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = json_object((file.metadata() or {}).get(METADATA, "{}").encode(), path, PtqdError)
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # no mapping
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a mapping
     except (SafetensorError, ValueError) as error:
         raise PtqdError("The LoRA cannot be read.", found=f"{path}: {error}", expected="a safetensors file") from error
 
 
 def _parse(path: Path, key: str) -> tuple[str, str, str]:
-    """Part, layer and factor (`down`, `up` or `alpha`) that a key names."""
+    """Return the part, layer and factor (`down`, `up` or `alpha`) that a key names."""
     for prefix, part in PARTS.items():
         name = key.removeprefix(prefix)
         factor = FACTOR.match(name)
@@ -157,13 +157,13 @@ def _parse(path: Path, key: str) -> tuple[str, str, str]:
     raise UsageError(
         "This kind of LoRA is not supported.",
         found=f"{path}: {key}",
-        expected="pairs of low-rank factors named as diffusers, peft or kohya's trainers name them",
-        mend="fuse it into the model yourself, and save the model",
+        expected="pairs of low-rank factors with the names that diffusers, peft or kohya's trainers give them",
+        mend="fuse the LoRA into the model yourself, and save the model",
     )
 
 
 def _alpha(values: Mapping[str, Any], part: str, metadata: Mapping[str, Any]) -> float:
-    """Of a layer: its own, the file's, or the rank."""
+    """Return the alpha of a layer: its own, else the file's, else the rank."""
     if "alpha" in values:
         return float(values["alpha"])
     if metadata.get(f"{part}.use_rslora") or metadata.get(f"{part}.alpha_pattern"):
@@ -172,7 +172,7 @@ def _alpha(values: Mapping[str, Any], part: str, metadata: Mapping[str, Any]) ->
 
 
 def _diffusers_block(name: str) -> str:
-    """`input_blocks_4_1_...`, as SDXL's original code counts them, to `down_blocks_1_attentions_0_...`; other names stay."""
+    """Translate `input_blocks_4_1_...`, as SDXL's original code counts, to `down_blocks_1_attentions_0_...`; keep other names."""
     found = SGM_BLOCK.match(name)
     if found is None:
         return name
@@ -192,7 +192,7 @@ def _find(known: Mapping[str, nn.Linear | nn.Conv2d], name: str, part: str) -> n
 
 
 def _spellings(name: str, part: str) -> Iterator[str]:
-    """A layer's name, and the names that other versions of diffusers and transformers give it."""
+    """Yield a layer's name, and its names in other versions of diffusers and transformers."""
     text = part != "unet"
     for end, now in {"": "", **(OLD_TEXT_NAMES if text else OLD_NAMES)}.items():
         if name.endswith(end):

@@ -1,4 +1,4 @@
-"""The plan: what a user asks for, as data; a file for each section, `plan.py` for the whole of them, `file.py` for reading it."""
+"""The plan: what a user wants to build, as data. One module for each section, `plan.py` for the whole plan, `plan_file.py` to read it."""
 
 from __future__ import annotations
 

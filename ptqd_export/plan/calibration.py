@@ -23,15 +23,19 @@ def _device(name: str) -> str:
 class CalibrationSection(Section):
     """What the statistics are measured on."""
 
-    samples: int = Field(default=512, ge=1, le=ROWS, description="samples that walk the sampler for the correction's statistics")
-    batch_size: int = Field(default=64, ge=1, le=BATCH, description="samples in one network call")
-    activation_samples: int = Field(default=256, ge=1, le=ROWS, description="states, drawn across the timesteps, for the activation ranges")
+    samples: int = Field(default=512, ge=1, le=ROWS, description="number of samples that walk the chain for the correction's statistics")
+    batch_size: int = Field(default=64, ge=1, le=BATCH, description="number of samples in one network call")
+    activation_samples: int = Field(
+        default=256, ge=1, le=ROWS, description="number of states, drawn across the timesteps, for the activation ranges"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the calibration samples")
     trajectory: Literal["quantized", "fp"] = Field(
         default="quantized",
-        description="whose states are visited: the corrected quantized sampler's, or full precision's (the reference code's way)",
+        description="chain whose states are visited: the corrected quantized sampler's, or full precision's (as in the reference code)",
     )
     device: Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": DEVICE})] = Field(
-        default="cpu", description="where PyTorch observes and reconstructs: cpu, cuda or cuda:0"
+        default="cpu", description="device on which PyTorch observes activations and learns rounding: cpu, cuda or cuda:0"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of PyTorch's network while it observes and reconstructs")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type of PyTorch's network while it observes activations and learns rounding"
+    )

@@ -1,4 +1,4 @@
-"""The section `correction`: what is done on the host about the quantization noise."""
+"""The section `correction`: how the quantization noise is corrected on the host."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ptqd_export.plan.section import UNIQUE, Section, all_different
 
 
 class CorrectionSection(Section):
-    """What is done on the host about the quantization noise."""
+    """How the quantization noise is corrected on the host."""
 
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"] = Field(
-        default="joint", description="correction of the network output: ptqd is the paper's"
+        default="joint", description="how gain and offset of the network output are fitted; ptqd is the paper's way"
     )
     parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
-        default=("gain", "offset"), description="parts of the correction of the output; fewer than both are for ablations"
+        default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"
     )
     variance: Literal["schedule", "shift", "none"] = Field(
         default="schedule",
-        description="take what quantization added out of the sampler's noise; shift: and treat the rest as a higher noise level; or do not",
+        description="schedule: take the variance that quantization adds out of the sampler's noise; shift: also treat the rest as a higher "
+        "noise level; none: neither",
     )

@@ -28,11 +28,11 @@ class LoraSection(Section):
     """Low-rank changes of the weights, fused into the networks before anything else."""
 
     path: WrittenPath = Field(description="a safetensors file, relative to the plan")
-    scale: float = Field(default=1.0, description="weight of the change; 1 is the trained one")
+    scale: float = Field(default=1.0, description="weight of the change; 1 is the trained change")
 
 
 def _given(one: str, other: str) -> JsonDict:
-    """Of two keys, this one has a value and the other none, in the terms of JSON Schema."""
+    """Return a JSON Schema in which the key `one` has a value and the key `other` has none."""
     return {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
 
 
@@ -44,7 +44,7 @@ class ModelSection(Section):
     path: WrittenPath | None = Field(default=None, description="folder or file of the trained model, relative to the plan")
     factory: FunctionName | None = Field(
         default=None,
-        description="instead of a path: the function that makes the model, package.module:function, importable from the plan's folder or "
+        description="instead of a path: the function that creates the model, package.module:function, importable from the plan's folder or "
         "the Python path",
     )
     null_class: int | None = Field(
@@ -60,10 +60,11 @@ class ModelSection(Section):
     )
     prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | WrittenPath | None = Field(
         default=None,
-        description="for text models: prompts to calibrate with, or a file with one a line; the bundle then takes prompts too",
+        description="for text models: prompts to calibrate with, or a file with one prompt per line; the bundle then takes prompts too",
     )
     negative_prompt: str | None = Field(
-        default=None, description="for text models: what guidance leads away from; null is the pipeline's own, the empty prompt or zeros"
+        default=None,
+        description="for text models: prompt that guidance steers away from; null takes the pipeline's own, the empty prompt or zeros",
     )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
 
@@ -72,9 +73,9 @@ class ModelSection(Section):
         if self.prompts is not None and self.conditions is not None:
             raise expectation('"prompts" or "conditions", not both')
         if self.negative_prompt is not None and self.prompts is None:
-            raise expectation('"prompts" beside "negative_prompt"')
+            raise expectation('"prompts" together with "negative_prompt"')
         if self.factory is not None and (self.prompts is not None or self.lora is not None):
-            raise expectation('a "path" beside "prompts" and "lora"')
+            raise expectation('a "path" together with "prompts" or "lora"')
         return self
 
     @model_validator(mode="after")

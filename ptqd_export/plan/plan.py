@@ -1,4 +1,4 @@
-"""The plan as a whole, and what its sections say about each other."""
+"""The whole plan, and the checks that involve more than one section."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Fiel
 
 
 def _having(precision: str) -> str:
-    """The targets with engines of a float precision."""
+    """Name the targets that have engines of a float precision."""
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
 
 
 def _storing(form: Form) -> str:
-    """The targets whose quantized values can be of a form."""
+    """Name the targets whose quantized values can have a form."""
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if form in target.placement.forms)
 
 
 class Plan(Section):
-    """What `ptqd-export build` is to do. Paths are kept as they were written; `PlanFile` resolves them."""
+    """What `ptqd-export build` has to do. Paths are kept as they were written; `PlanFile` resolves them."""
 
     model: ModelSection = Field(description="the trained network")
     sampler: SamplerSection = Field(description="the walk from noise to sample")
@@ -54,9 +54,11 @@ class Plan(Section):
         UNIQUE,
         AfterValidator(all_different),
     ] = Field(description=f"precisions to build, each {GRAMMAR}")
-    quantization: QuantizationSection = Field(default=QuantizationSection(), description="how scales are found, and what is left alone")
+    quantization: QuantizationSection = Field(
+        default=QuantizationSection(), description="how scales and integers are found, and which layers are exempt"
+    )
     calibration: CalibrationSection = Field(default=CalibrationSection(), description="what the statistics are measured on")
-    correction: CorrectionSection = Field(default=CorrectionSection(), description="what is done on the host about the quantization noise")
+    correction: CorrectionSection = Field(default=CorrectionSection(), description="how the quantization noise is corrected on the host")
     steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
     target: TargetSection = Field(description="where the engines run")
     output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
@@ -64,25 +66,25 @@ class Plan(Section):
     @model_validator(mode="after")
     def _steps_known_where_used(self) -> Self:
         if self.quantization.activation_steps == "used" and self.steps.policy != "fixed":
-            raise expectation('the policy "fixed" beside quantization.activation_steps "used": the steps must be known first')
+            raise expectation('the policy "fixed" with quantization.activation_steps "used": the steps must be known first')
         return self
 
     @field_validator("target")
     @classmethod
-    def _target_has_what_is_asked_of_it(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
+    def _target_fits_the_plan(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
         steps, precisions, found = info.data.get("steps"), info.data.get("precisions") or (), TARGETS[target.name]
         problems: list[Problem] = [
-            (("name",), target.name, f"a target with {name} engines beside the precision {name}: {_having(name)}")
+            (("name",), target.name, f"a target with {name} engines for the precision {name}: {_having(name)}")
             for name in precisions
             if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
         ]
         if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
-            problems.append((("name",), target.name, f"a target that runs 8-bit floats beside the precision {FLOAT8}: {_storing('e4m3')}"))
+            problems.append((("name",), target.name, f"a target that runs 8-bit floats for the precision {FLOAT8}: {_storing('e4m3')}"))
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
-            problems.append((("name",), target.name, 'a target that the build can time beside steps.cost "time"; or cost "bit_operations"'))
+            problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
         quantization = info.data.get("quantization")
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
-            asked = 'a target that the build can time beside quantization.integer_layers "faster"; or "all"'
+            asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))
         if problems:
             raise expectations(problems)
@@ -93,7 +95,7 @@ class Plan(Section):
     def _fixed_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
         sampler, precisions = info.data.get("sampler"), info.data.get("precisions")
         if steps.precisions is None or sampler is None or precisions is None:
-            return steps  # nothing to compare, or what to compare with has its own error already
+            return steps  # nothing to compare, or the other side of the comparison already has its own error
         count, rows = len(steps.precisions), SAMPLERS[sampler.name].rows(sampler.steps)
         known = dict.fromkeys((*precisions, FULL_PRECISION))
         problems: list[Problem] = [
@@ -106,5 +108,5 @@ class Plan(Section):
         return steps
 
     def resolved_json(self) -> str:
-        """The plan with every default written out: ASCII, and the same bytes for the same plan, wherever it lies."""
+        """Return the plan as JSON with every default written out, in ASCII. The bytes do not depend on where the plan lies."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What is wrong with a plan, in one message: pydantic's list of errors becomes one UsageError with a line for each."""
+"""Turn pydantic's list of errors in a plan into one UsageError, with a line for each error."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ _EXPECTED = {
     "literal_error": "{expected}",
     "expectation": "{expected}",
 }
-"""What pydantic's kinds of error expected, in the words of JSON; the braces are filled from the error's context."""
+"""What was expected, in JSON's terms, by pydantic's type of error. The braces are filled from the error's context."""
 
 
 def expectation(expected: str) -> PydanticCustomError:
-    """What a validator of the plan raises: completes `LOCATION: found ..., expected ...`."""
+    """Return the error that a validator of the plan raises. `expected` completes `LOCATION: found ..., expected ...`."""
     return PydanticCustomError("expectation", "Input should be {expected}", {"expected": expected})
 
 
 def expectations(problems: Sequence[Problem]) -> ValidationError:
-    """Several of them at once."""
+    """Return several such errors as one exception."""
     lines: list[InitErrorDetails] = [{"type": expectation(expected), "loc": at, "input": found} for at, found, expected in problems]
     return ValidationError.from_exception_data("plan", lines)
 
 
 def plan_error(error: ValidationError, plan_type: type[BaseModel], path: Path) -> UsageError:
-    """The UsageError that lists everything found wrong in the plan at `path`."""
+    """Return the UsageError that lists everything wrong in the plan at `path`."""
     problems = [f"  {_problem(details, plan_type)}" for details in _independent(error.errors(include_url=False))]
     return UsageError(
         "\n".join([f"{path} is not a valid plan", *problems]),
-        mend="correct these keys; `ptqd-export schema` describes every one of them",
+        mend="correct these keys; `ptqd-export schema` describes every key",
     )
 
 
 def _independent(problems: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short only because their items are wrong."""
+    """Drop errors about lists that are too short only because their items are wrong."""
     inside = {problem["loc"][:-1] for problem in problems}
     return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inside]
 
@@ -73,7 +73,7 @@ def _problem(details: ErrorDetails, plan_type: type[BaseModel]) -> str:
 
 
 def _dotted(location: Location) -> str:
-    """`("steps", "precisions", 3)` as `steps.precisions[3]`."""
+    """Write `("steps", "precisions", 3)` as `steps.precisions[3]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
@@ -88,7 +88,7 @@ def _description(location: Location, plan_type: type[BaseModel]) -> str:
 
 
 def _section(location: Location, plan_type: type[BaseModel]) -> type[BaseModel]:
-    """The model that holds the key at the end of the location."""
+    """Return the model that holds the key at the end of the location."""
     section = plan_type
     for key in location[:-1]:
         annotation, *_ = [kind for kind in _members(section.model_fields[str(key)].annotation) if kind is not NoneType]
@@ -99,7 +99,7 @@ def _section(location: Location, plan_type: type[BaseModel]) -> type[BaseModel]:
 
 
 def _members(annotation: object) -> tuple[object, ...]:
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the one type."""
     return get_args(annotation) or (annotation,)
 
 

@@ -1,4 +1,4 @@
-"""A plan's file: `plan.json` is read here and nowhere else."""
+"""Read a plan's file. No other module reads a user's `plan.json`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ptqd_export.plan.plan_errors import plan_error
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan and where it was read, which is what its relative paths mean.
+    """A plan, and the folder to which its paths are relative.
 
     Attributes:
-        plan: as written.
-        folder: of the plan file.
-        output: of the command line, instead of the plan's; relative to the current folder.
+        plan: the plan as written.
+        folder: folder of the plan file.
+        output: output folder from the command line, relative to the current folder; None takes the plan's.
     """
 
     plan: Plan
@@ -30,7 +30,7 @@ class PlanFile:
 
     @property
     def model_path(self) -> Path:
-        """Of a model that is not made by a factory."""
+        """Path of a model that is not created by a factory."""
         assert self.plan.model.path is not None
         return self.folder / self.plan.model.path
 
@@ -57,11 +57,14 @@ def load_plan(path: Path) -> PlanFile:
     """Read a plan.
 
     Raises:
-        UsageError: it is missing, is not a JSON object, or is not a valid plan; then every problem is listed.
+        UsageError: the file is missing, is not a JSON object, or is not a valid plan; then every problem is listed.
     """
     if not path.is_file():
         raise UsageError(
-            "there is no plan", found=f"no file {path}", expected="a plan.json", mend="write one with `ptqd-export init`, or correct --plan"
+            "The plan is missing.",
+            found=f"no file {path}",
+            expected="a plan.json",
+            mend="write one with `ptqd-export init`, or correct --plan",
         )
     try:
         plan = Plan.model_validate(read_json_object(path))

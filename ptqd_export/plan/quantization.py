@@ -11,51 +11,53 @@ from ptqd_export.plan.section import Section
 
 
 class ReconstructionSection(Section):
-    """Learned rounding; used where `rounding` is not `nearest`."""
+    """Settings of learned rounding; used unless `rounding` is `nearest`."""
 
-    samples: int = Field(default=256, ge=1, le=ROWS, description="states, drawn across the timesteps, that a layer or block is fitted to")
-    iterations: int = Field(default=500, ge=1, le=ROWS, description="optimizer steps for each layer or block")
-    batch_size: int = Field(default=16, ge=1, le=BATCH, description="states in one optimizer step")
+    samples: int = Field(
+        default=256, ge=1, le=ROWS, description="number of states, drawn across the timesteps, that each layer or block is fitted to"
+    )
+    iterations: int = Field(default=500, ge=1, le=ROWS, description="number of optimizer steps for each layer or block")
+    batch_size: int = Field(default=16, ge=1, le=BATCH, description="number of states in one optimizer step")
     activation_scales: bool = Field(default=True, description="learn the scales of the activations too")
     memory_gib: float = Field(
-        default=4.0, gt=0, description="most memory for the stored inputs and outputs of a block; what does not fit lies in files"
+        default=4.0, gt=0, description="most memory, in GiB, for the stored inputs and outputs of a block; what does not fit goes to files"
     )
 
 
 class QuantizationSection(Section):
-    """How scales and integers are found, and what is left alone."""
+    """How scales and integers are found, and which layers are exempt."""
 
     weight_scale: Literal["mse", "max"] = Field(
-        default="mse", description="scale of a weight channel: least squared error, or the largest value"
+        default="mse", description="scale of a weight channel: from the least squared error, or from the largest value"
     )
     activation_scale: Literal["mse", "max"] = Field(
-        default="mse", description="scale of an activation: least squared error, or the largest value"
+        default="mse", description="scale of an activation: from the least squared error, or from the largest value"
     )
     rounding: Literal["nearest", "layer", "block"] = Field(
         default="nearest",
-        description="nearest; or learned, so that the outputs of each layer (AdaRound) or of each block (BRECQ) change least",
+        description="nearest; or learned, so that the output of each layer (AdaRound) or of each block (BRECQ) changes least",
     )
-    reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="how learned rounding is learned")
+    reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="settings of learned rounding")
     split_concatenations: bool = Field(
-        default=False, description="quantize the parts of a concatenated input apart (skip connections of a U-Net)"
+        default=False, description="quantize the parts of a concatenated input separately (skip connections of a U-Net)"
     )
     channel_scaling: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null does not",
+        description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null turns this off",
     )
     activation_steps: Literal["all", "used"] = Field(
         default="all",
-        description="fit a precision's activation ranges on the states of all steps, or of those that a fixed policy gives it",
+        description="fit a precision's activation ranges on the states of all steps, or only of the steps that a fixed policy gives to it",
     )
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="patterns (as in fnmatch) of layer names kept in float"
+        default=(), description="patterns (as in fnmatch) for the names of layers to keep in float"
     )
     keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="patterns (as in fnmatch) of layer names whose weights have 8 bits at every precision"
+        default=(), description="patterns (as in fnmatch) for the names of layers whose weights have 8 bits at every precision"
     )
     integer_layers: Literal["all", "faster"] = Field(
         default="all",
-        description="compute in integers wherever the target can, or only in layers that the build measures to be faster so, here",
+        description="compute in integers wherever the target can, or only in layers where the build measures a speed-up on this machine",
     )

@@ -16,7 +16,7 @@ _READERS = {
     "clip_sample": [name for name, sampler in SAMPLERS.items() if sampler.clips],
     "use_karras_sigmas": [name for name, sampler in SAMPLERS.items() if sampler.karras],
 }
-"""The samplers to which a field says something."""
+"""The samplers that use a field."""
 
 
 def _registered_sampler(name: str) -> str:
@@ -28,8 +28,8 @@ def _registered_sampler(name: str) -> str:
 class SamplerSection(Section):
     """The walk from noise to sample."""
 
-    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="sampler, such as ddim, dpm++2m or euler-ancestral")
-    steps: int = Field(ge=1, le=CHAIN_STEPS, description="number of denoising steps")
+    name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="the sampler, such as ddim, dpm++2m or euler-ancestral")
+    steps: int = Field(ge=1, le=CHAIN_STEPS, description="the number of denoising steps")
     eta: float = Field(
         default=None,
         validate_default=True,
@@ -38,7 +38,7 @@ class SamplerSection(Section):
         description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own",
     )
     guidance: float = Field(
-        default=1.0, ge=0, description="scale of classifier-free guidance; 1 is none, and needs one network call a step, not two"
+        default=1.0, ge=0, description="scale of classifier-free guidance; 1 is no guidance, with one network call per step instead of two"
     )
     timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
     clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
@@ -47,7 +47,7 @@ class SamplerSection(Section):
 
     @property
     def overrides(self) -> dict[str, object]:
-        """What is to be otherwise than the model's scheduler says, by field of its `NoiseSchedule`."""
+        """The settings that replace those of the model's scheduler, by field of its `NoiseSchedule`."""
         fields = {"timestep_spacing", "clip_sample", "prediction_type", "use_karras_sigmas"}
         return self.model_dump(include=fields, exclude_none=True)
 
@@ -57,20 +57,20 @@ class SamplerSection(Section):
         if eta is not None:
             return eta
         sampler = SAMPLERS.get(info.data.get("name", ""))
-        return sampler.eta if sampler is not None else 0.0  # an unknown sampler has an error of its own already
+        return sampler.eta if sampler is not None else 0.0  # an unknown sampler already has an error of its own
 
     @field_validator("eta")
     @classmethod
-    def _eta_that_the_sampler_has(cls, eta: float, info: ValidationInfo) -> float:
+    def _eta_fits_the_sampler(cls, eta: float, info: ValidationInfo) -> float:
         sampler = SAMPLERS.get(info.data.get("name", ""))
         if sampler is not None and not sampler.any_eta and eta != sampler.eta:
-            raise expectation(f"{sampler.eta:g} or null beside the sampler {info.data['name']}")
+            raise expectation(f"{sampler.eta:g} or null for the sampler {info.data['name']}")
         return eta
 
     @field_validator("clip_sample", "use_karras_sigmas")
     @classmethod
-    def _only_where_it_says_something(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+    def _true_only_where_used(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
         name, readers = info.data.get("name", ""), _READERS[str(info.field_name)]
         if wanted and name in SAMPLERS and name not in readers:
-            raise expectation(f"false or null beside the sampler {name}; true is for {', '.join(readers)}")
+            raise expectation(f"false or null for the sampler {name}; true is for {', '.join(readers)}")
         return wanted

@@ -11,11 +11,11 @@ from ptqd_export.plan.plan_errors import expectation
 WrittenPath: TypeAlias = Annotated[str, Field(min_length=1)]
 
 UNIQUE = Field(json_schema_extra={"uniqueItems": True})
-"""Of a list, in the terms of JSON Schema; `all_different` checks it."""
+"""JSON Schema for a list whose items all differ; `all_different` checks this."""
 
 
 class Section(BaseModel):
-    """Part of a plan: immutable, no unknown keys, and no silent conversion of one type into another."""
+    """Part of a plan. It is immutable, has no unknown keys, and converts no type into another silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

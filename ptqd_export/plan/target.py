@@ -15,26 +15,26 @@ from ptqd_export.plan.targets import TARGETS
 
 
 class BatchSection(Section):
-    """Samples that a chain may walk at once."""
+    """Number of samples that may walk a chain at once."""
 
-    min: int = Field(default=1, ge=1, le=BATCH, description="fewest samples in one network call")
-    opt: int = Field(default=8, ge=1, le=BATCH, description="samples that the engines are tuned for")
-    max: int = Field(default=64, ge=1, le=BATCH, description="most samples in one network call; memory grows with it")
+    min: int = Field(default=1, ge=1, le=BATCH, description="smallest number of samples in one network call")
+    opt: int = Field(default=8, ge=1, le=BATCH, description="number of samples that the engines are tuned for")
+    max: int = Field(default=64, ge=1, le=BATCH, description="largest number of samples in one network call; memory grows with it")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if not self.min <= self.opt <= self.max:
-            raise expectation("min, opt and max in this order")
+            raise expectation("min, opt and max in ascending order")
         return self
 
 
 class TargetSection(Section):
     """Where the engines run."""
 
-    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="runtime")
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="the runtime")
     provider: Provider = Field(default="CPU", description="device of ONNX Runtime: CPU, or CUDA for an NVIDIA GPU")
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="threads of one engine on ONNX Runtime; null: all cores that this process may use"
+        default=None, ge=1, le=1024, description="threads of one engine on ONNX Runtime; null takes all cores that this process may use"
     )
     benchmark_batch: int = Field(default=8, ge=1, le=BATCH, description="batch size at which engines are timed")
     high_precision: HighPrecision = Field(
@@ -45,10 +45,10 @@ class TargetSection(Section):
     batch: BatchSection | None = Field(
         default=None,
         validate_default=True,
-        description="for TensorRT: batch sizes that its engines take; null for the target that takes any, else every default",
+        description="for TensorRT: batch sizes that its engines take; null takes every default (ONNX Runtime takes any batch size)",
     )
     workspace_gib: float | None = Field(
-        default=None, gt=0, description="for TensorRT: most memory that its builder may plan with, in GiB; null: all of the device's"
+        default=None, gt=0, description="for TensorRT: most memory that its builder may use, in GiB; null allows all of the device's"
     )
 
     @field_validator("provider")
@@ -56,7 +56,7 @@ class TargetSection(Section):
     def _provider_of_onnxruntime(cls, provider: Provider, info: ValidationInfo) -> Provider:
         target = TARGETS.get(info.data.get("name", ""))
         if provider != "CPU" and target is not None and target.profiled:
-            raise expectation(f'"CPU" beside the target {target.name}, whose engines run on the GPU anyway')
+            raise expectation(f'"CPU" for the target {target.name}, whose engines run on the GPU anyway')
         return provider
 
     @field_validator("high_precision", mode="before")
@@ -64,7 +64,7 @@ class TargetSection(Section):
     def _own_high_precision(cls, chosen: object, info: ValidationInfo) -> object:
         target = TARGETS.get(info.data.get("name", ""))
         if chosen is None:
-            return "fp32" if target is None else target.placement.high_precisions[0]  # an unknown target has an error of its own already
+            return "fp32" if target is None else target.placement.high_precisions[0]  # an unknown target already has an error of its own
         return chosen
 
     @field_validator("high_precision")
@@ -73,7 +73,7 @@ class TargetSection(Section):
         target = TARGETS.get(info.data.get("name", ""))
         if target is not None and chosen not in target.placement.high_precisions:
             known = " or ".join(f'"{name}"' for name in target.placement.high_precisions)
-            raise expectation(f"{known} beside the target {target.name}")
+            raise expectation(f"{known} for the target {target.name}")
         return chosen
 
     @field_validator("batch")
@@ -83,7 +83,7 @@ class TargetSection(Section):
         if target is None or target.profiled:
             return batch or (None if target is None else BatchSection())
         if batch is not None:
-            raise expectation(f"nothing beside the target {target.name}, whose engines take any batch")
+            raise expectation(f"null for the target {target.name}, whose engines take any batch")
         return None
 
     @field_validator("workspace_gib")
@@ -91,5 +91,5 @@ class TargetSection(Section):
     def _workspace_where_engines_are_built(cls, gib: float | None, info: ValidationInfo) -> float | None:
         target = TARGETS.get(info.data.get("name", ""))
         if gib is not None and target is not None and not target.profiled:
-            raise expectation(f"nothing beside the target {target.name}, which builds no engines ahead of time")
+            raise expectation(f"null for the target {target.name}, which builds no engines ahead of time")
         return gib

@@ -14,11 +14,11 @@ class Target:
     """A runtime, from the build's point of view.
 
     Attributes:
-        name: in plan and manifest.
-        placement: the table of its graphs; several flavours of one runtime share it.
-        stand_in: the build measures on ONNX Runtime, which runs the very graphs as well: right in values, and no measure of time.
-        profiled: engines are built for a range of batch sizes.
-        in_pieces: on the CPU its networks run in pieces, see `ptqd_export.graph.passes.embedding_cut`.
+        name: name in plan and manifest.
+        placement: placement rules of its graphs, shared by all flavours of a runtime.
+        stand_in: whether the build measures on ONNX Runtime instead. That runs the same graphs: values are right, but times mean nothing.
+        profiled: whether engines are built for a range of batch sizes.
+        in_pieces: whether networks run in pieces on the CPU, see `ptqd_export.graph.passes.embedding_cut`.
     """
 
     name: str

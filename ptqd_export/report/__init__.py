@@ -1,1 +1,1 @@
-"""The report of a bundle: one HTML page that needs no network, from what the bundle holds and what was measured with it."""
+"""The report of a bundle: one HTML page, which loads nothing, of the bundle's contents and what was measured with it."""

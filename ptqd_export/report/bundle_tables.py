@@ -1,4 +1,4 @@
-"""Tables of what the bundle holds: precisions, steps, layers, schedules, versions."""
+"""Tables of the bundle's contents: precisions, steps, layers, schedules, versions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ptqd_export.report.tables import NOTHING, Cell, Table, decibels, megabytes,
 
 
 def precision_table(content: Content) -> Table:
-    """Every precision alone: size, bit operations, time on every machine, noise, and the steps that it takes."""
+    """Make a table of every precision alone: size, bit operations, time on every machine, noise, and number of steps that it takes."""
     saved = ("bit ops saved, layers", "bit ops saved, all")
     times = content.evidence.times
     marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
-    timed = [f"ms a step{mark}" for mark in marks]
+    timed = [f"ms per step{mark}" for mark in marks]
     columns = ("precision", "size", "of full", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
     rows = [_precision_row(content, name) for name in content.precisions]
     machines = [f"; times{mark}: {measured.machine}" for mark, measured in zip(marks, times, strict=True)]
-    return Table.of(f"Every precision alone; noise figures are means over the steps{''.join(machines)}", columns, rows)
+    return Table.of(f"Each precision alone; noise figures are means over the steps{''.join(machines)}", columns, rows)
 
 
 def _precision_row(content: Content, name: str) -> list[Cell]:
@@ -52,7 +52,7 @@ def _time(times: MachineTimes, name: str) -> Cell:
 
 
 def chain_table(content: Content) -> Table:
-    """The default chain, step by step."""
+    """Make a table of the default chain, step by step."""
     chain = content.chain
     columns = ("step", "timestep", "precision", "a/(1-a)", "sigma", "corrected sigma", "variance absorbed", "not absorbed")
     rows = [
@@ -72,7 +72,7 @@ def chain_table(content: Content) -> Table:
 
 
 def series_tables(content: Content) -> dict[str, Table]:
-    """By the name of a plot, its numbers."""
+    """Make a table of the numbers in each plot, by the plot's name."""
     shown: dict[str, tuple[str, Callable[[PrecisionSteps], Series]]] = {
         "snr": ("Corrected SNR as noise prediction, in dB", lambda steps: steps.epsilon_snr_db),
         "snr-raw": ("SNR in dB", _snr),
@@ -91,7 +91,7 @@ def _series_table(caption: str, precisions: Sequence[PrecisionSteps], series: Ca
 
 
 def layer_table(content: Content) -> Table:
-    """Every weighted layer: its bits at each precision, and why they are not the plan's."""
+    """Make a table of every layer with weights: its bits at each precision, and why they differ from the plan's."""
     columns = ("layer", "operator", "role", *(steps.name for steps in content.steps), "why not the plan's bits")
     rows = [_layer_row(of_layer) for of_layer in zip(*(steps.layers for steps in content.steps), strict=True)]
     return Table.of("Bits of weights / activations", columns, rows)
@@ -108,15 +108,15 @@ def _bits(layer: LayerRecord) -> Cell:
 
 
 def reason_table(content: Content) -> Table:
-    """How many layers have other bits than the plan's, by reason and precision."""
+    """Make a table of how many layers have bits that differ from the plan's, by reason and precision."""
     found = {steps.name: Counter(layer.reason for layer in steps.layers if layer.reason) for steps in content.steps}
     reasons = dict.fromkeys(reason for counts in found.values() for reason in counts)
     rows = [[words(reason), *(number(counts[reason], "d") for counts in found.values())] for reason in reasons]
-    return Table.of("How many layers have other bits than the plan's, and why", ("reason", *found), rows)
+    return Table.of("Number of layers whose bits differ from the plan's, and why", ("reason", *found), rows)
 
 
 def schedule_table(content: Content) -> Table:
-    """Every schedule of the bundle."""
+    """Make a table of all schedules of the bundle."""
     names = [PurePosixPath(file).stem for file in content.bundle.manifest.files if file.startswith("schedules/")]
     columns = ("schedule", "sampler", "steps", "eta", "guidance", "correction", "variance", "policy", "steps by precision")
     return Table.of("Schedules of the bundle", columns, [_schedule_row(name, content.bundle.schedule(name)) for name in names])
@@ -139,9 +139,9 @@ def _schedule_row(name: str, schedule: Schedule) -> list[Cell]:
 
 
 def version_table(content: Content) -> Table:
-    """Of the tools that built the bundle."""
+    """Make a table of the versions of the tools that built the bundle."""
     rows = [[words(name), words(version)] for name, version in content.bundle.manifest.versions.items()]
-    return Table.of("Versions that built it", ("package", "version"), rows)
+    return Table.of("Versions that built the bundle", ("package", "version"), rows)
 
 
 def _snr(steps: PrecisionSteps) -> Series:

@@ -1,4 +1,4 @@
-"""What the page shows of every step: of the chain, and of each precision in it."""
+"""The figures that the page shows for every step: of the chain, and of each precision."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ptqd_export.records.statistics_file import read_statistics
 from ptqd_export.records.stored_statistics import statistics_file
 
 Series = tuple[float | None, ...]
-"""A figure of every step; None where it is infinite or there is none."""
+"""One figure per step; None if the figure is infinite or missing."""
 
 
 class _Stored(BaseModel):
-    """What is read of a statistics file; the rest of it is for refits."""
+    """Part of a statistics file that the page reads; the rest of the file is for refits."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class LayerRecord(_Stored):
-    """What a layer got: bits, None for float, and why they are not the plan's."""
+    """The bits of a layer (None for float), and why they differ from the plan's."""
 
     name: str
     op: str
@@ -60,16 +60,16 @@ class _StatisticsFile(_Stored):
 
 @dataclass(frozen=True)
 class ChainSteps:
-    """The steps of the default schedule, the noisiest first; variances and deviations are of the state.
+    """The steps of the default schedule, the noisiest first. Variances and standard deviations are of the state.
 
     Attributes:
-        timestep: given to the networks.
-        precision: the schedule's choice.
-        threshold_db: `a / (1 - a)` of the paper's rule in dB.
-        sigma: of the fresh noise, as the sampler has it.
-        sigma_corrected: the one in its place, of the chosen precision.
-        absorbed: variance that the fresh noise gave up for what quantization added.
-        unabsorbed: variance that it could not give up.
+        timestep: timestep given to the networks.
+        precision: precision that the schedule chose.
+        threshold_db: `a / (1 - a)` of the paper's rule, in dB.
+        sigma: standard deviation of the sampler's fresh noise.
+        sigma_corrected: standard deviation of the noise drawn in its place at the chosen precision.
+        absorbed: variance added by quantization that the fresh noise absorbs.
+        unabsorbed: variance added by quantization that the fresh noise cannot absorb.
     """
 
     timestep: tuple[float, ...]
@@ -87,18 +87,18 @@ class ChainSteps:
 
 @dataclass(frozen=True)
 class PrecisionSteps:
-    """One precision at every step of the default schedule, chosen there or not.
+    """One precision at every step of the default schedule, whether the schedule chose it there or not.
 
     Attributes:
-        name: of the precision.
-        snr_db: power of the output over that of the noise on it.
-        corrected_snr_db: the same of the corrected output.
-        epsilon_snr_db: the same of the corrected output as noise prediction, which the paper's rule holds against its threshold.
+        name: name of the precision.
+        snr_db: power of the output over the power of its noise, in dB.
+        corrected_snr_db: the same for the corrected output.
+        epsilon_snr_db: the same for the corrected output as noise prediction, which the paper's rule compares with its threshold.
         k: slope of the noise on the output.
         r2: share of the noise that `k e` explains.
-        bias: root of the mean square over channels of the residual's mean.
-        residual_variance: of the corrected output about full precision's.
-        layers: what every layer got.
+        bias: root mean square, over channels, of the residual's mean.
+        residual_variance: variance of the corrected output around full precision's.
+        layers: bits of every layer.
     """
 
     name: str
@@ -113,13 +113,13 @@ class PrecisionSteps:
 
 
 def sampler_table(bundle: Bundle, schedule: Schedule) -> SamplerTable:
-    """The coefficients that a schedule was made from."""
+    """Return the sampler's coefficients from which a schedule was made."""
     sampler = schedule.sampler
     return compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
 
 
 def chain_steps(schedule: Schedule, table: SamplerTable) -> ChainSteps:
-    """The chain as the schedule has it; thresholds are of the sampler's table."""
+    """Return the chain of a schedule; its thresholds come from the sampler's table."""
     steps = schedule.steps
     chosen = [step.corrections[step.precision] for step in steps]
     return ChainSteps(
@@ -134,10 +134,10 @@ def chain_steps(schedule: Schedule, table: SamplerTable) -> ChainSteps:
 
 
 def precision_steps(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> list[PrecisionSteps]:
-    """Every precision that the walk of the default schedule has measured, the fewest bit operations first.
+    """Return every precision that the walk of the default schedule measured, the one with the fewest bit operations first.
 
     Raises:
-        BundleError: statistics are damaged.
+        BundleError: the statistics are damaged.
     """
     files = {name: statistics_file(bundle, DEFAULT, name) for name in schedule.precisions}
     found = [_precision_steps(bundle, files[name], name, schedule, table) for name in _in_order(bundle, files)]
@@ -147,7 +147,7 @@ def precision_steps(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> 
 
 
 def mean_of(series: Iterable[float | None]) -> float | None:
-    """The mean of a figure that is finite everywhere; None where it is not, or where there is none."""
+    """Return the mean of a series; None if the series is empty or has a None."""
     values = list(series)
     finite = [value for value in values if value is not None]
     return fmean(finite) if finite and len(finite) == len(values) else None
@@ -162,7 +162,7 @@ def _precision_steps(bundle: Bundle, file: str, name: str, schedule: Schedule, t
     stored = read_statistics(bundle, file, _StatisticsFile)
     if len(stored.steps) != len(schedule.steps):
         found, expected = f"{path}: {len(stored.steps)} steps", f"{len(schedule.steps)} steps"
-        raise BundleError("Statistics are of another chain.", found=found, expected=expected, mend="rebuild the bundle")
+        raise BundleError("The statistics belong to another chain.", found=found, expected=expected, mend="rebuild the bundle")
     corrections = [step.corrections[name] for step in schedule.steps]
     moments = [Moments.from_json(record.moments) for record in stored.steps]
     _check_moments(path, moments, corrections)
@@ -187,7 +187,7 @@ def _check_moments(path: Path, moments: Sequence[Moments], corrections: Sequence
     for step, (of_step, correction) in enumerate(zip(moments, corrections, strict=True)):
         if of_step.variables not in (PLAIN, GUIDED) or of_step.channels != len(correction.gain):
             raise BundleError(
-                "Statistics do not fit their schedule.",
+                "The statistics do not fit their schedule.",
                 found=f"{path}: step {step}: {of_step.channels} channels of {', '.join(of_step.variables)}",
                 expected=f"{len(correction.gain)} channels of {', '.join(PLAIN)} or {', '.join(GUIDED)}",
                 mend="rebuild the bundle",
@@ -199,5 +199,5 @@ def _affine(correction: Correction) -> Affine:
 
 
 def _decibels(above: float, below: float) -> float | None:
-    """A ratio of amplitudes; None where it is infinite."""
+    """Return a ratio of amplitudes in dB; None if it is infinite."""
     return 20 * math.log10(above / below) if above > 0 and below > 0 else None

@@ -1,4 +1,4 @@
-"""What the page is made from: a bundle, its default chain step by step, and what was measured with it."""
+"""The data of the page: a bundle, its default chain step by step, and what was measured with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ptqd_export.report.evidence import Evidence
 
 @dataclass(frozen=True)
 class Content:
-    """A bundle, and what was measured with it. Everything is read when it is first asked for.
+    """A bundle, and what was measured with it. Everything is read on first use.
 
     Raises:
-        BundleError: manifest and default schedule do not fit together.
+        BundleError: the manifest and the default schedule do not fit together.
     """
 
     bundle: Bundle
@@ -35,10 +35,10 @@ class Content:
         for name in known:
             if not re.fullmatch(PATTERN, name):
                 raise BundleError("The manifest names an unknown precision.", found=name, expected=GRAMMAR)
-        expected = sampler_table(self.bundle, schedule).steps  # plms takes one more than it is asked for
+        expected = sampler_table(self.bundle, schedule).steps  # plms takes one step more than requested
         if len(schedule.steps) != expected:
             raise BundleError(
-                "The schedule has another length than its sampler.", found=f"{len(schedule.steps)} steps", expected=str(expected)
+                "The length of the schedule differs from its sampler's.", found=f"{len(schedule.steps)} steps", expected=str(expected)
             )
 
     @cached_property
@@ -51,27 +51,27 @@ class Content:
 
     @cached_property
     def steps(self) -> list[PrecisionSteps]:
-        """Of every quantized precision, the fewest bit operations first."""
+        """Figures of every quantized precision, the one with the fewest bit operations first."""
         return precision_steps(self.bundle, self.schedule, sampler_table(self.bundle, self.schedule))
 
     @property
     def taken(self) -> Counter[str]:
-        """By precision, how many steps it takes."""
+        """Number of steps that each precision takes."""
         return Counter(self.chain.precision)
 
     @property
     def precisions(self) -> list[str]:
-        """Full precision first, then down in bit operations."""
+        """Full precision first, then the others by falling bit operations."""
         return [FULL_PRECISION, *(name for name in reversed(self.bundle.manifest.precisions) if name != FULL_PRECISION)]
 
     @property
     def row_word(self) -> str:
-        """What a conditioning row is called."""
+        """What the page calls a conditioning row."""
         conditioning = self.bundle.manifest.model.conditioning
         return "class" if conditioning is not None and conditioning.file is None else "row"
 
     def bytes_of(self, precisions: Iterable[str]) -> int:
-        """Size of the graphs on disk, weights beside them included."""
+        """Return the size of the graphs on disk in bytes, including weights in files beside them."""
         graphs = {self.bundle.manifest.precisions[name].graph for name in precisions}
         files = graphs | {f"{graph}.data" for graph in graphs}
         return sum(record.bytes for name, record in self.bundle.manifest.files.items() if name in files)

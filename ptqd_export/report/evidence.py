@@ -1,4 +1,4 @@
-"""What was measured with a bundle after it was built: times of a step, evaluations, comparisons."""
+"""What was measured with a bundle after it was built: times per step, evaluations, comparisons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result", CompareResult, EvaluationResult)
 
 @dataclass(frozen=True)
 class Evidence:
-    """Figures that are no part of the portable bundle."""
+    """Figures that are not part of the portable bundle."""
 
     times: tuple[MachineTimes, ...] = ()
     evaluations: tuple[EvaluationResult, ...] = ()
@@ -30,11 +30,11 @@ class Evidence:
 
     @classmethod
     def load(cls, bundle: Bundle, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Evidence:
-        """The times that lie in the bundle's folder, and what files of `ptqd-run evaluate` and `ptqd-run compare` say.
+        """Read the times in the bundle's folder, and files written by `ptqd-run evaluate` and `ptqd-run compare`.
 
         Raises:
-            UsageError: a file is not what it should be, or was made with another bundle.
-            BundleError: times are damaged.
+            UsageError: a file is not of the expected kind, or was made with another bundle.
+            BundleError: the times are damaged.
         """
         return cls(
             tuple(read_times(path) for path in sorted((bundle.folder / "local").glob("*/times.json"))),
@@ -46,22 +46,24 @@ class Evidence:
 def _result(kind: type[Result], path: Path, bundle: Bundle, command: str) -> Result:
     content = read_json_object(path)
     try:
-        json.dumps(content, allow_nan=False)  # which pydantic would let pass
+        json.dumps(content, allow_nan=False)  # pydantic would accept NaN and infinity
         result = TypeAdapter(kind).validate_python(content)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} is not what `ptqd-run {command}` writes.", found=_reason(error), expected=f"a file of `ptqd-run {command} --json`"
+            f"{path} is not a valid result of `ptqd-run {command}`.",
+            found=_reason(error),
+            expected=f"a file of `ptqd-run {command} --json`",
         ) from error
     if not _is_whole(result):
         raise UsageError(
-            f"{path} is not whole.", found="no seeds, or steps that differ between precisions", expected="the file as it was written"
+            f"{path} is incomplete.", found="no seeds, or steps that differ between precisions", expected="the file as it was written"
         )
     _check_is_of(bundle, path, result.schedule, _precisions(result))
     return result
 
 
 def _is_whole(result: CompareResult | EvaluationResult) -> bool:
-    """What the page takes for granted of a result."""
+    """Return whether a result has everything that the page relies on."""
     if isinstance(result, EvaluationResult):
         return bool(result.seeds)
     steps = {tuple(step.step for step in figures.steps) for figures in result.precisions.values()}
@@ -80,13 +82,13 @@ def _precisions(result: CompareResult | EvaluationResult) -> Collection[str]:
 
 
 def _check_is_of(bundle: Bundle, path: Path, schedule: str, precisions: Collection[str]) -> None:
-    """Such a file does not say which bundle it is of; one that names what the bundle has not is of another."""
+    """Refuse a file that names a precision or schedule that the bundle does not have. Files do not name their bundle itself."""
     unknown = [name for name in precisions if name not in bundle.manifest.precisions]
     if f"schedules/{schedule}.json" not in bundle.manifest.files:
         unknown.append(f"schedule {schedule}")
     if unknown:
         raise UsageError(
-            f"{path} is of another bundle.",
+            f"{path} belongs to another bundle.",
             found=", ".join(unknown),
-            expected=f"precisions of {', '.join(bundle.manifest.precisions)}, and a schedule of this bundle",
+            expected=f"precisions among {', '.join(bundle.manifest.precisions)}, and a schedule of this bundle",
         )

@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as tables of the page, with the commands that repeat them."""
+"""Turn evaluations and comparisons into tables of the page, with the commands that repeat them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Finding:
     """One evaluation or comparison.
 
     Attributes:
-        title: what was held against what.
-        tables: of its figures.
-        notes: what to know before they are quoted.
-        command: that gives the like.
+        title: what was compared with what.
+        tables: tables of the figures.
+        notes: what to know before quoting the figures.
+        command: command that repeats the measurement.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 def evaluation(result: EvaluationResult) -> Finding:
-    """The figures of `ptqd-run evaluate`."""
+    """Return the figures of `ptqd-run evaluate`."""
     chain = f"schedule {result.schedule}, precision {result.precision}, correction {result.correction}"
     seeds = (
         f"{result.num} samples of each of {len(result.seeds)} seeds"
@@ -40,7 +40,7 @@ def evaluation(result: EvaluationResult) -> Finding:
     rows = [_figure_row(name, figure) for name, figure in result.figures.items()]
     steps = ", ".join(f"{count} {name}" for name, count in result.precision_steps.items())
     unavailable = [f"{_plain(name)} is not available: {reason}" for name, reason in result.unavailable.items()]
-    explanation = "The interval is that of the difference, or of a paired figure itself."
+    explanation = "The interval is for the difference or, where the figure is paired, for the figure itself."
     return Finding(
         title=f"{chain[0].upper()}{chain[1:]}",
         tables=(Table.of(f"{seeds}, guidance {result.guidance:g}, steps: {steps}", columns, rows),),
@@ -50,7 +50,7 @@ def evaluation(result: EvaluationResult) -> Finding:
 
 
 def comparison(result: CompareResult) -> Finding:
-    """The figures of `ptqd-run compare`."""
+    """Return the figures of `ptqd-run compare`."""
     worst = ("worst SNR", "at step", "cosine there", "PSNR there", "largest error")
     columns = ("precision", "mean SNR", *worst, "mean corrected SNR", "steps it takes")
     summary = Table.of(
@@ -61,7 +61,7 @@ def comparison(result: CompareResult) -> Finding:
     return Finding(
         title=f"Schedule {result.schedule}, against {result.reference}",
         tables=(summary, _step_table(result)),
-        notes=('At states of the full-precision chain. An infinite SNR, of equal outputs, is written "same".',),
+        notes=('Measured at states of the full-precision chain. "same" means that the outputs are equal: the SNR is infinite.',),
         command=shlex.join(
             ["ptqd-run", "compare", "BUNDLE", "--schedule", result.schedule, "--num", str(result.num), "--seed", str(result.seed)]
         ),
@@ -128,7 +128,7 @@ def _step_table(result: CompareResult) -> Table:
 
 
 def _decibels(value: float | None) -> Cell:
-    """None is infinity here: the outputs are the same."""
+    """None means infinity here: the outputs are the same."""
     return Cell("same", float("inf")) if value is None else number(value, ".2f", " dB")
 
 

@@ -1,4 +1,4 @@
-"""The top of the page: what the bundle is, and the few figures that matter."""
+"""The top of the page: what the bundle is, and its main figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ptqd_export.report.content import Content
 
 @dataclass(frozen=True)
 class Headline:
-    """What it is, the figure, and what it is of."""
+    """A figure, its name, and a note on what it covers."""
 
     name: str
     figure: str
@@ -27,7 +27,7 @@ def title(content: Content) -> str:
 
 
 def subtitle(content: Content) -> str:
-    """The default chain in one line."""
+    """Describe the default chain in one line."""
     sampler, correction = content.schedule.sampler, content.schedule.correction
     taken = ", ".join(f"{count} {name}" for name, count in content.taken.items())
     return (
@@ -37,7 +37,7 @@ def subtitle(content: Content) -> str:
 
 
 def headlines(content: Content) -> list[Headline]:
-    """Of the default chain: size, bit operations, time on every machine that measured one, noise."""
+    """Return the default chain's size, bit operations, time on every machine that measured one, and noise."""
     times = [_time(content, measured) for measured in content.evidence.times]
     return [_size(content), _bit_operations(content), *times, _noise(content)]
 
@@ -49,17 +49,17 @@ def _size(content: Content) -> Headline:
 
 
 def _bit_operations(content: Content) -> Headline:
-    """A chain's saving is the harmonic mean of its steps'."""
+    """Return the saved bit operations. The saving of a chain is the harmonic mean of its steps' savings."""
     records = [content.bundle.manifest.precisions[name] for name in content.chain.precision]
     layers = 1 / fmean(1 / record.bit_operations_saved for record in records)
     everything = 1 / fmean(1 / record.bit_operations_saved_all for record in records)
-    return Headline("Bit operations", f"{everything:.1f}x fewer", f"over the whole network; {layers:.1f}x over the quantized layers")
+    return Headline("Bit operations", f"{everything:.1f}x fewer", f"for the whole network; {layers:.1f}x for the quantized layers")
 
 
 def _time(content: Content, times: MachineTimes) -> Headline:
-    known, name = times.milliseconds_a_step, "Measured time of a step"
+    known, name = times.milliseconds_a_step, "Measured time per step"
     if missing := {FULL_PRECISION, *content.taken} - known.keys():
-        return Headline(name, "not known", f"{times.machine} has not timed {', '.join(sorted(missing))}")
+        return Headline(name, "unknown", f"{times.machine} has not timed {', '.join(sorted(missing))}")
     chain = fmean(known[precision] for precision in content.chain.precision)
     speed = f"{known[FULL_PRECISION] / chain:.2f}x as fast as full precision"
     return Headline(name, f"{chain:.1f} ms", f"{speed}; mean over the chain without swaps, {times.machine}")
@@ -69,11 +69,13 @@ def _noise(content: Content) -> Headline:
     raw = _mean_of_chain(content, lambda steps: steps.snr_db)
     corrected = _mean_of_chain(content, lambda steps: steps.corrected_snr_db)
     if raw is None or corrected is None:
-        return Headline("Noise", "none", "in at least one step the output is that of full precision")
-    return Headline("Noise, corrected", f"{corrected:.1f} dB SNR", f"{raw:.1f} dB as it comes; mean over the chain's quantized steps")
+        return Headline("Noise", "none", "in at least one step the output equals full precision's")
+    return Headline(
+        "Noise, corrected", f"{corrected:.1f} dB SNR", f"{raw:.1f} dB without correction; mean over the chain's quantized steps"
+    )
 
 
 def _mean_of_chain(content: Content, series: Callable[[PrecisionSteps], Series]) -> float | None:
-    """Over the quantized steps, each at the precision that takes it."""
+    """Return the mean over the quantized steps, each at the precision that takes it."""
     by_name = {steps.name: series(steps) for steps in content.steps}
     return mean_of(by_name[name][step] for step, name in enumerate(content.chain.precision) if name in by_name)

@@ -1,6 +1,6 @@
-"""A figure of matplotlib's as SVG inside a page: its colours are the page's own, so that it follows light and dark.
+"""Turn a matplotlib figure into SVG inside a page. Its colours are the page's own, so that it follows light and dark mode.
 
-What is drawn in one of the colours below comes out in the style sheet's variable of that name. Text stays text.
+Each of the colours below becomes the style sheet's variable of that name. Text stays text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{place:02x}" for place in range(1, 9))
-"""Eight colours; a ninth series takes the first one again, with a marker of its own."""
+"""Eight colours; a ninth series takes the first colour again, with a different marker."""
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
     {INK: "--ink", FAINT: "--faint", GRID: "--grid", PAPER: "--card", **{color: f"--series-{n}" for n, color in enumerate(SERIES, 1)}}
@@ -30,7 +30,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
 
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of precisions are not ours
+    "text.parse_math": False,  # names of precisions come from the bundle and are not math
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": FAINT,
@@ -54,7 +54,7 @@ _STYLE: dict[RcKeyType, Any] = {
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Figures that are made and written in this block look like the page, and come out byte by byte the same."""
+    """Make figures that are drawn and written in this block look like the page, with the same bytes every time."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
@@ -62,12 +62,12 @@ def page_style() -> Iterator[None]:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> Markup:
-    """The `<svg>` element of a figure made under `page_style`.
+    """Return the `<svg>` element of a figure made under `page_style`.
 
     Args:
-        figure: what was drawn.
-        name: of the figure, different for every one of a page: what it defines is named by a hash that is salted with it.
-        label: what stands for it where it cannot be seen.
+        figure: the figure.
+        name: name of the figure, unique on its page: it salts the hashes that name the figure's definitions.
+        label: text for readers who cannot see the figure.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -75,10 +75,10 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s+xmlns(:xlink)?=\"[^\"]*\"", "", svg).replace("xlink:href", "href")
-    svg = re.sub(r" (width|height)=\"[\d.]+pt\"", "", svg, count=2)  # the page decides; the view box keeps the shape
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)  # the same in every figure, and ids are to be unique
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)  # the page's
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
+    svg = re.sub(r" (width|height)=\"[\d.]+pt\"", "", svg, count=2)  # the page sets the size; the view box keeps the shape
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)  # they repeat in every figure, and ids must be unique
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)  # use the page's font
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
     svg = re.sub(r"\s*\n\s*", " ", svg)
     for color, variable in VARIABLES.items():
         svg = svg.replace(f'fill="{color}"', f'style="fill: {color}"').replace(color, f"var({variable})")

@@ -1,4 +1,4 @@
-"""The page: content, plots and pictures in one HTML file that loads nothing. Every string of the bundle is escaped."""
+"""Render content, plots and pictures into one HTML file that loads nothing. Every string from the bundle is escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECTIONS = {
     "layers": "Layers",
     "evaluations": "Evaluation",
     "comparisons": "Comparison",
-    "again": "Make it again",
+    "again": "Reproduce",
 }
 
 _TABLES = {
@@ -47,7 +47,7 @@ _COMMANDS = (
 
 
 def report_page(bundle: Bundle, evidence: Evidence) -> str:
-    """The whole file, in ASCII; the same from the same bundle and evidence.
+    """Return the whole file, in ASCII. The same bundle and evidence give the same bytes.
 
     Raises:
         BundleError: a file of the bundle is damaged.

@@ -24,7 +24,7 @@ from engines.errors import BundleError
 PICTURES = "report/pictures.png"
 MOST = 8
 SEED = 1
-"""Of the noise: `ptqd-run sample BUNDLE --num 8 --seed 1` gives the corrected ones."""
+"""Seed of the noise: `ptqd-run sample BUNDLE --num 8 --seed 1` draws the corrected samples."""
 
 KINDS = ("full precision", "uncorrected", "corrected")
 
@@ -34,9 +34,9 @@ class Picture:
     """One sample of the report.
 
     Attributes:
-        number: of the sample.
-        row: its class or conditioning row; None for an unconditional model.
-        images: one PNG a kind, as `data:` URIs.
+        number: number of the sample.
+        row: class or conditioning row of the sample; None for an unconditional model.
+        images: one PNG for each kind, as `data:` URIs.
     """
 
     number: int
@@ -54,15 +54,15 @@ def draw(
     num: int = MOST,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Float32]:
-    """Sample: the final states [num, *shape] of each of `KINDS`.
+    """Draw the samples; return the final states [num, *shape] of each of `KINDS`.
 
     Args:
         schedule: the chain.
-        denoisers: by precision.
-        full_precision: the name of that of the first kind.
-        shape: of a state.
+        denoisers: denoisers by precision.
+        full_precision: name of the precision of the first kind.
+        shape: shape of a state.
         rows: number of conditioning rows; None for an unconditional model.
-        num: samples.
+        num: number of samples.
         on_step: called after every step of the three chains.
     """
     noise, samples = NoiseSource(SEED, shape), np.arange(num, dtype=np.int64)
@@ -76,12 +76,12 @@ def draw(
 
 
 def sheet_of(kinds: Iterable[Float32]) -> Image.Image:
-    """The images [num, channels, height, width] of every kind without gaps: a row each of `KINDS`, a column a sample."""
+    """Put the images [num, channels, height, width] of every kind on one sheet without gaps: a row per kind, a column per sample."""
     return Image.fromarray(np.concatenate([np.concatenate(list(to_pixels(kind)), axis=1) for kind in kinds]))
 
 
 def stored_pictures(bundle: Bundle) -> list[Picture]:
-    """The pictures that a build drew; none where its samples are no pictures.
+    """Return the pictures that a build drew; none if its samples are not images.
 
     Raises:
         BundleError: the file is damaged.
@@ -101,17 +101,17 @@ def _sheet(bundle: Bundle, height: int, width: int) -> NDArray[np.uint8]:
     path = bundle.folder / PICTURES
     try:
         with Image.open(io.BytesIO(bundle.read(PICTURES)), formats=["PNG"]) as image:
-            _check_size(path, image.size, (width, height))  # before anything is unpacked
+            _check_size(path, image.size, (width, height))  # before anything is decompressed
             return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BundleError("The pictures of the report cannot be read.", found=f"{path}: {error}", mend="rebuild the bundle") from error
 
 
 def _check_size(path: Path, sheet: tuple[int, int], picture: tuple[int, int]) -> None:
-    """Width and height of the sheet, and of a picture."""
+    """Check width and height of the sheet against those of a picture."""
     if sheet[1] != len(KINDS) * picture[1] or sheet[0] % picture[0] or not 0 < sheet[0] <= MOST * picture[0]:
         raise BundleError(
-            "The pictures of the report have another size.",
+            "The pictures of the report have the wrong size.",
             found=f"{path}: {sheet[0]} x {sheet[1]} pixels",
             expected=f"{len(KINDS)} rows of at most {MOST} pictures of {picture[0]} x {picture[1]}",
             mend="rebuild the bundle",

@@ -1,4 +1,4 @@
-"""The plots of the page: figures of the steps, each with what it shows in words."""
+"""The plots of the page: figures over the steps, each with a caption."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ptqd_export.report.inline_svg import INK, SERIES, inline_svg, page_style
 Scale: TypeAlias = Literal["linear", "log", "symlog"]
 
 WIDTH, HEIGHT = 4.9, 3.1
-"""Inches: the text of 9 points is as large as the page's where a plot takes the width of a phone."""
+"""Inches: text of 9 points is as large as the page's when a plot is as wide as a phone."""
 
 MARKERS = "osD^vP*Xh<>"
 MOST_MARKERS = 25
-"""Along a line; chains may have a thousand steps."""
+"""Most markers along a line: chains may have a thousand steps."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Plot:
     """A plot of the page.
 
     Attributes:
-        name: short, also an anchor.
-        title: above it.
+        name: short name, also an anchor.
+        title: title above the plot.
         svg: the picture.
-        caption: how to read it.
+        caption: how to read the plot.
     """
 
     name: str
@@ -46,18 +46,18 @@ class Plot:
 
 @lru_cache(maxsize=1)
 def step_plots(chain: ChainSteps, precisions: tuple[PrecisionSteps, ...]) -> tuple[Plot, ...]:
-    """Every plot over the steps; none where nothing is quantized. The last ones are kept: a build puts the same plots on two pages."""
+    """Return every plot over the steps; none if nothing is quantized. The last result is cached: a build puts its plots on two pages."""
     drawings = [drawing for drawing in _DRAWINGS if precisions and (chain.draws_noise or drawing.name != "sigma")]
     with page_style():
         return tuple(_plot(drawing.name, drawing.title, drawing.caption, drawing.draw(chain, precisions)) for drawing in drawings)
 
 
 def timeline(chain: ChainSteps, precisions: Sequence[str]) -> Plot:
-    """Which precision takes which step.
+    """Plot which precision takes which step.
 
     Args:
         chain: the steps.
-        precisions: all that there are, the fewest bit operations first.
+        precisions: all precisions, the one with the fewest bit operations first.
     """
     title, caption = "The precision of each step", "A filled cell is a step that the precision takes; step 0 is the noisiest."
     with page_style():
@@ -81,7 +81,7 @@ def _plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
 def _lines(
     series: Callable[[PrecisionSteps], Series], label: str, scale: Scale, _chain: ChainSteps, precisions: Sequence[PrecisionSteps]
 ) -> Figure:
-    """A line for each precision; told apart by marker as well as by colour."""
+    """Draw a line for each precision, with its own marker as well as its own colour."""
     figure, (axes,) = _figure(1)
     _draw_lines(axes, precisions, series)
     _scale(axes, scale)
@@ -118,7 +118,7 @@ def _absorbed(chain: ChainSteps, _precisions: Sequence[PrecisionSteps]) -> Figur
     steps = np.arange(len(added))
     below.bar(steps, shares, 0.84, color=SERIES[0], label="absorbed")
     below.bar(steps, np.where(added > 0, 100 - shares, 0), 0.84, bottom=shares, color=SERIES[1], hatch="////", label="not absorbed")
-    below.set(ylabel="% of it", ylim=(0, 100))
+    below.set(ylabel="% of added", ylim=(0, 100))
     _legend(figure, below)
     return figure
 
@@ -140,7 +140,7 @@ def _sigma(chain: ChainSteps, _precisions: Sequence[PrecisionSteps]) -> Figure:
 
 
 def _figure(rows: int) -> tuple[Figure, list[Axes]]:
-    """Plots over one axis of steps, room for the legend above."""
+    """Return a figure with plots over one axis of steps, and room for the legend above them."""
     figure = Figure(figsize=(WIDTH, HEIGHT + 0.7 * (rows - 1)))
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
     figure.subplots_adjust(left=0.17, right=0.985, bottom=0.145 if rows == 1 else 0.115, top=0.87, hspace=0.16)
@@ -150,9 +150,9 @@ def _figure(rows: int) -> tuple[Figure, list[Axes]]:
 
 
 def _scale(axes: Axes, scale: Scale) -> None:
-    """Linear, logarithmic, or logarithmic on both sides of zero; the labels are plain numbers, not powers."""
+    """Set a linear scale, a logarithmic one, or one that is logarithmic on both sides of zero. Labels are plain numbers, not powers."""
     if scale == "linear" or (scale == "log" and not any(np.greater(line.get_ydata(), 0).any() for line in axes.lines)):
-        return  # zero everywhere has no place on a logarithmic axis
+        return  # a logarithmic axis cannot show zeros alone
     axes.set_yscale(scale, **({"linthresh": 0.01} if scale == "symlog" else {"nonpositive": "mask"}))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -183,7 +183,7 @@ def _markevery(points: int) -> int:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What draws a plot, and its words; they are those of `Plot`."""
+    """The name, title and caption of a `Plot`, and the function that draws it."""
 
     name: str
     title: str
@@ -194,54 +194,54 @@ class _Drawing:
 _DRAWINGS = (
     _Drawing(
         "snr",
-        "SNR, corrected, and the paper's threshold",
-        "Signal to noise of each precision's corrected output, as noise prediction. The paper's rule takes the first precision, going "
-        "up in bit operations, that lies above the dashed line a/(1-a); the line leaves the plot where no precision comes near it.",
+        "Corrected SNR, and the paper's threshold",
+        "Signal-to-noise ratio of each precision's corrected output, as noise prediction. The paper's rule takes the first precision, by "
+        "rising bit operations, that lies above the dashed line a/(1-a). The line leaves the plot where no precision comes near it.",
         _snr,
     ),
     _Drawing(
         "snr-raw",
-        "SNR as it comes",
-        "Of the output without correction.",
+        "SNR without correction",
+        "Signal-to-noise ratio of each precision's output, without correction.",
         partial(_lines, lambda steps: steps.snr_db, "dB", "linear"),
     ),
     _Drawing(
         "k",
         "Slope k of the noise",
-        "The noise d on the output e is split as d = k e + r. Below zero, quantization shrinks the output, which the paper's correction "
-        "leaves as it is. The axis is linear between -0.01 and 0.01, and logarithmic beyond.",
+        "The noise d on the output e is split as d = k e + r. Where k is below zero, quantization shrinks the output, and the paper's "
+        "correction leaves that as it is. The axis is linear between -0.01 and 0.01, and logarithmic beyond.",
         partial(_lines, lambda steps: steps.k, "k", "symlog"),
     ),
     _Drawing(
         "r2",
         "R2: share of the noise that k e explains",
-        "Near zero there is next to nothing that a gain could divide out.",
+        "Near zero, there is almost nothing for a gain to divide out.",
         partial(_lines, lambda steps: steps.r2, "R2", "linear"),
     ),
     _Drawing(
         "bias",
         "Bias",
-        "Mean of the residual r in each channel, which the offset takes away.",
+        "Mean of the residual r in each channel, which the offset removes.",
         partial(_lines, lambda steps: steps.bias, "root mean square over channels", "log"),
     ),
     _Drawing(
         "residual-variance",
         "Variance left after the correction",
-        "Of the corrected output about full precision's: what the fresh noise has to absorb.",
-        partial(_lines, lambda steps: steps.residual_variance, "of the output", "log"),
+        "Variance of the corrected output around full precision's: what the fresh noise has to absorb.",
+        partial(_lines, lambda steps: steps.residual_variance, "variance of the output", "log"),
     ),
     _Drawing(
         "absorbed",
         "Added variance: absorbed or not",
-        "Of the state, at the precision that takes the step. Above: how much quantization adds. Below: the share that the fresh noise gave "
-        "up for it, plain, and the share that it could not, hatched.",
+        "Variance of the state, at the precision that takes the step. Top: how much quantization adds. Bottom: the share that the fresh "
+        "noise absorbs, plain, and the share that it cannot absorb, hatched.",
         _absorbed,
     ),
     _Drawing(
         "sigma",
         "Fresh noise: sigma and corrected sigma",
-        "Above: standard deviation as the sampler has it, dashed, and the one drawn in its place, at the precision that takes the step. "
-        "Below: by how much it is smaller.",
+        "Top: standard deviation of the sampler's noise, dashed, and of the noise drawn in its place at the precision that takes the "
+        "step. Bottom: by how much the second is smaller.",
         _sigma,
     ),
 )

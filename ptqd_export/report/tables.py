@@ -1,4 +1,4 @@
-"""Tables of the page: what a cell says, and what it is sorted by."""
+"""Tables of the page: the text and the sort key of each cell."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: what it says.
-        key: what its column is sorted by; None where there is nothing, which is sorted last.
+        text: text of the cell.
+        key: sort key in its column; None for an empty cell, which is sorted last.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its heading."""
+    """A table; the first cell of each row is the row's heading."""
 
     caption: str
     columns: tuple[str, ...]
@@ -40,7 +40,7 @@ class Table:
         return cls(caption, tuple(columns), tuple(tuple(row) for row in rows))
 
     def is_numeric(self, column: int) -> bool:
-        """Whether some cell of a column is a number, and no other is words."""
+        """Return whether a column holds at least one number, and no words."""
         keys = [row[column].key for row in self.rows if row[column].key is not None]
         return bool(keys) and all(isinstance(key, float) for key in keys)
 
@@ -53,7 +53,7 @@ def words(text: str | None) -> Cell:
 
 
 def number(value: float | None, form: str = ".4g", unit: str = "") -> Cell:
-    """A number in a format of Python's, with its unit behind it."""
+    """Return a cell with a number in a Python format, followed by its unit."""
     return NOTHING if value is None else Cell(f"{value:{form}}{unit}", float(value))
 
 

@@ -1,4 +1,4 @@
-"""`ptqd-export report`: the report of a bundle with what was measured on one machine."""
+"""`ptqd-export report`: write the report of a bundle, with what was measured on one machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 
 REPORT = "report/index.html"
-"""The portable one: without measured times, so that it is the same bytes wherever the bundle is built again."""
+"""The portable report. It has no measured times, so that rebuilding the bundle gives the same bytes anywhere."""
 
 LOCAL_REPORT = "report.html"
 
 
 def write_report(folder: Path, output: Path | None = None, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Path:
-    """Write the report with times, evaluations and comparisons. The portable one stays as it is: the manifest has its hash.
+    """Write the report with times, evaluations and comparisons. The portable report stays unchanged: the manifest has its hash.
 
     Args:
-        folder: of the bundle.
-        output: file to write; None is `report.html` in the bundle's folder for this machine.
+        folder: folder of the bundle.
+        output: file to write; None takes `report.html` in the bundle's folder for this machine.
         evaluations: files of `ptqd-run evaluate --json`.
         comparisons: files of `ptqd-run compare --json`.
 
     Raises:
-        UsageError: there is no bundle, a file is not what it should be, or the output cannot be written.
+        UsageError: there is no bundle, a file is not of the expected kind, or the output cannot be written.
         BundleError: the bundle is damaged.
         PtqdError: another process writes to the bundle.
     """
@@ -40,7 +40,7 @@ def write_report(folder: Path, output: Path | None = None, evaluations: Sequence
 
 
 def write_local_report(folder: Path, evaluations: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Path:
-    """The same into the bundle's folder for this machine, for whoever holds the lock of the bundle."""
+    """Write the same report into the bundle's folder for this machine. The caller must hold the lock of the bundle."""
     return _write(Bundle.open(folder), folder / "local" / machine_name() / LOCAL_REPORT, evaluations, comparisons)
 
 

@@ -68,10 +68,10 @@ def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
 def test_help_lists_the_commands_with_their_purpose() -> None:
     text = _run("--help").stdout
     for line in (
-        "bisect    Find the first layer where an engine departs.",
+        "bisect    Find the first layer where an engine departs from a reference.",
         "build     Build the bundle that a plan describes.",
         "init      Write a starter plan",
-        "schedule  Add a schedule to a bundle, without quantizing again.",
+        "schedule  Add a schedule to a bundle without quantizing again.",
         "schema    Print the JSON Schema",
         "--debug",
     ):
@@ -91,7 +91,7 @@ def test_init_writes_a_plan_that_build_accepts(model: Path, builds: list[tuple[P
     path = model.parent / "plan.json"
     result = _run("init", "--model", model, "--target", "onnxruntime", "-o", path)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f"wrote {path}; read it through, then: ptqd-export build --plan {path}\n"
+    assert result.stdout == f"wrote {path}; review it, then run: ptqd-export build --plan {path}\n"
     assert _run("build", "--plan", path).exit_code == 0
     ((plan_file, fresh),) = builds
     assert plan_file.model_path == model
@@ -111,7 +111,7 @@ def test_init_overwrites_only_when_forced(model: Path) -> None:
     arguments = ("init", "--model", model, "--target", "onnxruntime", "-o", path)
     result = _run(*arguments)
     assert result.exit_code == 2
-    assert f"error: a file is in the way\n  found:    {path}" in result.stderr
+    assert f"error: The output file already exists.\n  found:    {path}" in result.stderr
     assert path.read_text() == "precious"
     assert _run(*arguments, "--force").exit_code == 0
     assert path.read_text() != "precious"
@@ -155,7 +155,7 @@ def test_build_refuses_a_wrong_plan_before_it_starts(tmp_path: Path, builds: lis
 def test_build_without_the_plan_is_an_error_of_usage(tmp_path: Path) -> None:
     result = _run("build", "--plan", tmp_path / "none.json")
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: there is no plan\n  found:    no file {tmp_path / 'none.json'}\n")
+    assert result.stderr.startswith(f"error: The plan is missing.\n  found:    no file {tmp_path / 'none.json'}\n")
 
 
 @pytest.mark.parametrize(

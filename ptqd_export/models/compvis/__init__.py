@@ -1,1 +1,1 @@
-"""Checkpoints of CompVis' latent diffusion: safe to read, and mapped name by name onto diffusers' modules."""
+"""Load checkpoints of CompVis' latent diffusion without running their code, and map their tensors by name onto diffusers' modules."""

@@ -1,4 +1,4 @@
-"""The tensors of a `.ckpt` or `.safetensors` file by name, mapped from the file: what is not used is never read."""
+"""Read the tensors of a `.ckpt` or `.safetensors` file by name. They are memory-mapped, so that unused tensors are never read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engines.untrusted.plain_file import open_plain
 from ptqd_export.models.compvis.inert_pickle import StoredTensor, read_pickle
 
 _LOCAL_HEADER = 30
-"""Bytes of a zip entry before its name."""
+"""Bytes before the name in the local header of a zip entry."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint. Optimizer states and whatever else a training run left beside it stay on disk.
+    """Return the state dict of a checkpoint. Optimizer states and anything else that a training run saved with it stay on disk.
 
     Raises:
-        PtqdError: it cannot be read, or reading it would run code.
+        PtqdError: the file cannot be read, or reading it would run code.
     """
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
 
@@ -42,14 +42,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
-    """What `torch.save` writes since version 1.6: a zip file of a pickle and, uncompressed, the values of each storage."""
+    """Read a file that `torch.save` wrote since version 1.6: a zip file of a pickle and, uncompressed, the values of each storage."""
     try:
         with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(pickled) as program:
                 content = read_pickle(program)
             records = _Records(path, archive, pickled.removesuffix("data.pkl"))
-    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:  # RuntimeError: encrypted, or packed in an unknown way
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:  # RuntimeError: encrypted, or an unknown compression
         raise PtqdError(
             "The checkpoint cannot be read.",
             found=f"{path}: {error}",
@@ -60,13 +60,13 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, StoredTensor]:
-    """Lightning keeps it under `state_dict`, beside the rest; other files hold nothing else."""
+    """Return the state dict. Lightning stores it under `state_dict`, beside other data; other files hold nothing but the state dict."""
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
-        raise PtqdError("The checkpoint holds no state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
+        raise PtqdError("The checkpoint contains no state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
     strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, StoredTensor))]
     if strange:
-        raise PtqdError("The checkpoint's state dict holds something that is no tensor.", found=f"{path}: {reprlib.repr(strange[0])}")
+        raise PtqdError("The checkpoint's state dict contains something that is not a tensor.", found=f"{path}: {reprlib.repr(strange[0])}")
     return state
 
 
@@ -85,16 +85,16 @@ class _Records:
         try:
             return values.as_strided(stored.shape, stored.stride, stored.offset)
         except RuntimeError as error:
-            raise PtqdError("A tensor of the checkpoint reaches beyond its storage.", found=str(error).splitlines()[0]) from error
+            raise PtqdError("A tensor of the checkpoint extends beyond its storage.", found=str(error).splitlines()[0]) from error
 
     def _record(self, key: str) -> NDArray[np.uint8]:
         entry = self._entries.get(key)
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            raise PtqdError("The checkpoint is damaged.", found=f"no plain record {key}", mend="copy it again")
+            raise PtqdError("The checkpoint is damaged.", found=f"no uncompressed record {key}", mend="copy it again")
         header = self._bytes[entry.header_offset : entry.header_offset + _LOCAL_HEADER]
         name, extra = (int.from_bytes(header[at : at + 2].tobytes(), "little") for at in (26, 28))
         first = entry.header_offset + _LOCAL_HEADER + name + extra
         found = self._bytes[first : first + entry.file_size]
         if len(found) < entry.file_size:
-            raise PtqdError("The checkpoint is damaged.", found=f"record {key} is cut off", mend="copy it again")
+            raise PtqdError("The checkpoint is damaged.", found=f"record {key} is truncated", mend="copy it again")
         return found

@@ -1,4 +1,4 @@
-"""The YAML beside a checkpoint: what CompVis' `LatentDiffusion` was built from, under its own names."""
+"""The YAML beside a checkpoint: the arguments of CompVis' `LatentDiffusion`, under CompVis' own names."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from engines.untrusted.plain_file import read_plain
 
 UNCONDITIONAL = "__is_unconditional__"
 SIZE_LIMIT = 2**20
-"""Bytes of the YAML; those of the published models have a few thousand."""
+"""Most bytes of a YAML file; those of the published models have a few thousand."""
 
 _BETAS: dict[str, BetaSchedule] = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
-"""CompVis' names are of the root of beta: its `linear` is linear there."""
+"""CompVis names its schedules after the square root of beta: its `linear` is linear in that root."""
 
 _PREDICTIONS: dict[str, PredictionType] = {"eps": "epsilon", "x0": "sample"}
 
 
 class _Built(BaseModel):
-    """Arguments of a class: one that is not listed, or has another value than the only supported one, is an error."""
+    """Arguments of a class. An argument that is not listed, or has an unsupported value, is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class UNetConfig(_Built):
-    """Of `UNetModel`."""
+    """Arguments of `UNetModel`."""
 
     image_size: int | None = None
     in_channels: PositiveInt
@@ -60,18 +60,18 @@ class UNetConfig(_Built):
         if (self.num_heads == -1) == (self.num_head_channels == -1):
             raise ValueError("either num_heads or num_head_channels")
         if self.use_spatial_transformer != (self.context_dim is not None):
-            raise ValueError("context_dim where use_spatial_transformer is set, and only there")
+            raise ValueError("context_dim if use_spatial_transformer is set, and only then")
         if self.use_spatial_transformer and (self.resblock_updown or self.use_scale_shift_norm):
-            raise ValueError("no resblock_updown and no use_scale_shift_norm beside use_spatial_transformer")
+            raise ValueError("no resblock_updown and no use_scale_shift_norm together with use_spatial_transformer")
         return self
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of every level."""
+        """Number of channels at every level."""
         return tuple(self.model_channels * factor for factor in self.channel_mult)
 
     def heads(self, channels: int) -> int:
-        """Heads of an attention over so many channels."""
+        """Return the number of heads of an attention over `channels` channels."""
         return self.num_heads if self.num_head_channels == -1 else channels // self.num_head_channels
 
     def attends(self, level: int) -> bool:
@@ -79,7 +79,7 @@ class UNetConfig(_Built):
 
 
 class AutoencoderConfig(_Built):
-    """Of a first stage's `Encoder` and `Decoder`."""
+    """Arguments of a first stage's `Encoder` and `Decoder`."""
 
     z_channels: PositiveInt
     double_z: bool
@@ -106,7 +106,7 @@ class AutoencoderConfig(_Built):
 
 
 class _FirstStageParams(BaseModel):
-    """What is not listed steers the training: losses, monitors, learning rates."""
+    """Arguments of a first stage. Arguments that are not listed concern only the training: losses, monitors, learning rates."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -131,7 +131,7 @@ class KlConfig(BaseModel):
     @model_validator(mode="after")
     def _square(self) -> Self:
         if not self.params.ddconfig.double_z or self.params.embed_dim != self.params.ddconfig.z_channels:
-            raise ValueError("double_z, and as many embed_dim as z_channels")
+            raise ValueError("double_z, and an embed_dim equal to z_channels")
         return self
 
 
@@ -165,7 +165,7 @@ ConditionConfig: TypeAlias = Annotated[
 
 
 class DiffusionConfig(BaseModel):
-    """Of `LatentDiffusion`; what is not listed steers the training."""
+    """Arguments of `LatentDiffusion`. Arguments that are not listed concern only the training."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -190,9 +190,9 @@ class DiffusionConfig(BaseModel):
     def _fits_together(self) -> Self:
         unet, classes = self.unet_config.params, self.classes
         if not unet.in_channels == unet.out_channels == self.channels == self.first_stage_config.params.embed_dim:
-            raise ValueError("as many channels in the U-Net, in and out, as in the first stage's embed_dim")
+            raise ValueError("channels, and in_channels and out_channels of the U-Net, equal to the first stage's embed_dim")
         if unet.context_dim != (None if classes is None else classes.embed_dim):
-            raise ValueError("a ClassEmbedder whose embed_dim is the U-Net's context_dim, or neither")
+            raise ValueError("a ClassEmbedder whose embed_dim equals the U-Net's context_dim, or neither")
         return self
 
     @property
@@ -201,7 +201,7 @@ class DiffusionConfig(BaseModel):
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
-        """With the timesteps of the original DDIM sampler: one later than every `timesteps / steps`-th."""
+        """The noise schedule, with the timesteps of the original DDIM sampler: every `timesteps / steps`-th, plus one."""
         return NoiseSchedule(
             num_train_timesteps=self.timesteps,
             beta_start=self.linear_start,
@@ -224,18 +224,18 @@ class _File(BaseModel):
 
 
 def read_config(path: Path) -> DiffusionConfig:
-    """Read a YAML of CompVis' repository; it is parsed as data, and no class that it names is imported.
+    """Read a YAML file of CompVis' repository. It is parsed as data, and no class that it names is imported.
 
     Raises:
-        UsageError: it describes a model that is not supported; the message names what.
-        PtqdError: it is no YAML.
+        UsageError: the file describes a model that is not supported; the message names the argument.
+        PtqdError: the file is not YAML.
     """
     import yaml
 
     try:
         text = read_plain(path, SIZE_LIMIT).decode()
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("aliases, of which a few lines can make a billion values")
+            raise ValueError("contains aliases: a few lines of them can expand to a billion values")
         content = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise PtqdError("The model's configuration cannot be read.", found=f"{path}: {error}", expected="YAML") from error
@@ -247,5 +247,5 @@ def read_config(path: Path) -> DiffusionConfig:
             "The model's configuration is not supported.",
             found=f"{path}: {'.'.join(str(part) for part in first['loc'])} = {first['input']!r}"[:300],
             expected=first["msg"],
-            mend="docs/checkpoints.md lists the models that are",
+            mend="docs/checkpoints.md lists the supported models",
         ) from error

@@ -1,4 +1,4 @@
-"""`UNetModel` as diffusers' `UNet2DModel`, or with cross attention as its `UNet2DConditionModel`."""
+"""Map CompVis' `UNetModel` to diffusers' `UNet2DModel` or, with cross attention, to `UNet2DConditionModel`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ptqd_export.models.compvis.compvis_config import UNetConfig
 from ptqd_export.models.compvis.links import Link, below, link
 
 Place: TypeAlias = tuple[str, str]
-"""Names of a module in the checkpoint and in diffusers."""
+"""A module's names: in the checkpoint, and in diffusers."""
 
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -38,7 +38,7 @@ _TRANSFORMER_BLOCK = (
 
 
 def empty_unet(config: UNetConfig) -> nn.Module:
-    """The network without values, on the meta device."""
+    """Return the network without values, on the meta device."""
     return _cross_attention_unet(config) if config.use_spatial_transformer else _self_attention_unet(config)
 
 
@@ -64,7 +64,7 @@ def _self_attention_unet(config: UNetConfig) -> nn.Module:
             attention_head_dim=None,
         )
     for module in network.modules():
-        if isinstance(module, Attention):  # UNet2DModel knows a width of heads, not their number
+        if isinstance(module, Attention):  # UNet2DModel takes the width of a head, not the number of heads
             module.heads = config.heads(module.inner_dim)
             module.scale = (module.inner_dim // module.heads) ** -0.5
     return network
@@ -91,7 +91,7 @@ def _cross_attention_unet(config: UNetConfig) -> nn.Module:
 
 
 def unet_links(config: UNetConfig, network: nn.Module) -> list[Link]:
-    """Every module of `UNetModel` with weights, and where they go."""
+    """Link every module of `UNetModel` that has weights to its modules in diffusers."""
     down, up = _down(config), _up(config)
     resnets = [*_MIDDLE_RESNETS, *down.resnets, *up.resnets]
     links = [link(source, target) for source, target in _ENDS.items()]
@@ -121,7 +121,7 @@ def _attention(config: UNetConfig, source: str, target: str, module: nn.Module) 
 
 
 class _Places(NamedTuple):
-    """Where the original has the modules of one half of the network, and where diffusers has them."""
+    """Names of the modules in one half of the network: in the original, and in diffusers."""
 
     resnets: list[Place]
     attentions: list[Place]
@@ -129,7 +129,7 @@ class _Places(NamedTuple):
 
 
 def _down(config: UNetConfig) -> _Places:
-    """The original numbers the blocks of all levels through; what halves the resolution is a block of its own."""
+    """Return the modules of the first half. The original numbers the blocks of all levels consecutively; a downsampler is its own block."""
     places, numbers, last = _Places([], [], []), count(1), len(config.widths) - 1
     for level in range(last + 1):
         target = f"down_blocks.{level}"
@@ -141,7 +141,7 @@ def _down(config: UNetConfig) -> _Places:
 
 
 def _up(config: UNetConfig) -> _Places:
-    """Likewise; what doubles the resolution is the last module of the last block of a level."""
+    """Return the modules of the second half, numbered like the first. An upsampler is the last module in the last block of a level."""
     places, numbers, last = _Places([], [], []), count(), len(config.widths) - 1
     for level in range(last, -1, -1):
         target = f"up_blocks.{last - level}"

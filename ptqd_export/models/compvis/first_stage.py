@@ -1,4 +1,4 @@
-"""`VQModelInterface` and `AutoencoderKL` as diffusers' `VQModel` and `AutoencoderKL`."""
+"""Map CompVis' `VQModelInterface` and `AutoencoderKL` to diffusers' `VQModel` and `AutoencoderKL`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HALF = {"conv_in": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_ou
 
 
 def empty_first_stage(config: FirstStageConfig) -> nn.Module:
-    """The first stage without values, on the meta device."""
+    """Return the first stage without values, on the meta device."""
     from diffusers import AutoencoderKL, VQModel
 
     inner = config.params.ddconfig
@@ -39,7 +39,10 @@ def empty_first_stage(config: FirstStageConfig) -> nn.Module:
 
 
 def first_stage_links(config: FirstStageConfig, network: nn.Module) -> list[Link]:
-    """Every module of the first stage with weights, and where they go. The encoder has a place too: its tensors are accounted for."""
+    """Link every module of the first stage that has weights to its modules in diffusers.
+
+    The encoder is linked too, so that all tensors of the checkpoint are accounted for.
+    """
     inner = config.params.ddconfig
     links = [link("quant_conv", "quant_conv"), link("post_quant_conv", "post_quant_conv")]
     links += [link("quantize.embedding", "quantize.embedding")] if isinstance(config, VqConfig) else []
@@ -55,7 +58,7 @@ def first_stage_links(config: FirstStageConfig, network: nn.Module) -> list[Link
 
 
 def _resnets(inner: AutoencoderConfig, half: str) -> list[tuple[str, str]]:
-    """The original counts the decoder's levels from the image too, though it runs them from the latents."""
+    """Pair the resnets' names. The original numbers the decoder's levels from the image too, although it runs them from the latents."""
     levels = range(len(inner.widths))
     middle = [(f"{half}.mid.block_{number + 1}", f"{half}.mid_block.resnets.{number}") for number in range(2)]
     if half == "encoder":

@@ -1,12 +1,12 @@
 """Read the pickle inside a checkpoint without running anything that it names.
 
-A pickle is a program: it looks up globals by name and calls them. Checkpoints of Lightning name its callbacks beside the tensors. Here a
-lookup imports nothing. Three kinds of names are told apart:
+A pickle is a program: it looks up globals by name and calls them. Lightning's checkpoints name its callbacks beside the tensors. Here a
+lookup imports nothing. There are three cases:
 
-1. those that tensors are made of (`_known`) give descriptions of the tensors, not the tensors;
-2. any other name gives a class of its own that stands in for it. It can be an entry, be instantiated and be filled, all without effect;
-3. a **call** of such a name is what an attack needs, and is refused, but for a few constructors of plain values that training states hold
-   (`_HARMLESS`), which give another stand-in.
+1. a name that tensors are made of (`_known`) gives a description of the tensor, not the tensor;
+2. any other name gives a stand-in class. It can be stored, instantiated and filled, all without effect;
+3. a **call** of such a name is what an attack needs, and is refused. The exceptions are a few constructors of plain values that training
+   states contain (`_HARMLESS`); calling one gives another stand-in.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Storage(NamedTuple):
-    """Where values lie: the record's name in the archive, their type and number."""
+    """Location of a tensor's values: the record's name in the archive, the dtype, and the number of elements."""
 
     key: str
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor that was not read: its storage, and how it lies there (all counted in elements)."""
+    """Description of a tensor that was not read: its storage, and its layout there, counted in elements."""
 
     storage: Storage
     offset: int
@@ -63,19 +63,19 @@ class StoredTensor(NamedTuple):
 
 
 class _Uncalled(type):
-    """Type of the stand-ins' classes: calling one is the end."""
+    """Metaclass of the stand-ins: calling one of their classes is an error."""
 
     def __call__(cls, *_: object, **__: object) -> NoReturn:
         raise PtqdError(
-            "The checkpoint is refused: reading it as Python does would run code.",
+            "The checkpoint is refused: loading it with Python's pickle would run code.",
             found=f"a call of {cls.__name__}",
             expected="tensors and plain values",
-            mend="do not use this file; a checkpoint from its authors, or its state_dict as .safetensors, holds nothing to run",
+            mend="do not use this file; get the checkpoint from its authors, or its state_dict as .safetensors, which contains no code",
         )
 
 
 class StandIn(metaclass=_Uncalled):
-    """An object of an unknown class, without its code and without its content."""
+    """Stands in for an object of an unknown class, without that class's code and without the object's content."""
 
     def __new__(cls, *_: object, **__: object) -> StandIn:
         return object.__new__(cls)
@@ -90,10 +90,10 @@ class StandIn(metaclass=_Uncalled):
 
 
 def read_pickle(file: IO[bytes]) -> Any:
-    """The object in the pickle, with `StoredTensor` for tensors and `StandIn` for what is unknown.
+    """Return the object in the pickle, with `StoredTensor` for tensors and `StandIn` for unknown objects.
 
     Raises:
-        PtqdError: it is no pickle, it would call something, or a tensor's description is not one.
+        PtqdError: the file is not a pickle, it would call something, or the description of a tensor is invalid.
     """
     try:
         return _InertUnpickler(file, encoding="utf-8").load()
@@ -115,11 +115,11 @@ class _InertUnpickler(pickle.Unpickler):
         match pid:
             case ("storage", torch.dtype() as dtype, str() as key, str(), int() as elements):
                 return Storage(key, dtype, elements)
-        raise PtqdError("The checkpoint refers to something that is no tensor.", found=reprlib.repr(pid), expected="a storage of tensors")
+        raise PtqdError("The checkpoint refers to something that is not a tensor.", found=reprlib.repr(pid), expected="a tensor storage")
 
 
 def _known(full: str) -> Any:
-    """What tensors and the dictionaries around them are made of, as descriptions."""
+    """Return the description for a name that tensors, or the dictionaries around them, are made of; None for other names."""
     module, _, name = full.rpartition(".")
     if module == "torch" and name in _DTYPES:
         return _DTYPES[name]
@@ -127,14 +127,14 @@ def _known(full: str) -> Any:
 
 
 def _plain_value(*_: object) -> StandIn:
-    """What a constructor of plain values would make is of no use here."""
+    """Stand in for a constructor of plain values, whose result is not needed here."""
     return StandIn.__new__(StandIn)
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> StoredTensor:
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or len(shape) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise PtqdError("A tensor of the checkpoint is described wrongly.", found=reprlib.repr((offset, shape, stride)))
+        raise PtqdError("The description of a tensor in the checkpoint is invalid.", found=reprlib.repr((offset, shape, stride)))
     return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
 

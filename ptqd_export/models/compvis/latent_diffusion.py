@@ -1,4 +1,4 @@
-"""The family: CompVis' `LatentDiffusion`, a checkpoint beside the YAML that it was built from."""
+"""The family of CompVis' `LatentDiffusion`: a checkpoint beside the YAML that the model was built from."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SCHEDULE = frozenset(
         "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
     }
 )  # fmt: skip
-"""Tables that follow from the schedule of betas, which is computed here and compared with the stored cumulative alphas."""
+"""Tables that follow from the betas. The schedule is computed here, and compared with the stored cumulative alphas."""
 
 _TRAINING = (f"{FIRST_STAGE}loss.", "logvar", "lvlb_weights")
-"""Discriminators and weights of the loss: no part of sampling."""
+"""Prefixes of tensors that sampling does not use: discriminators, and weights of the loss."""
 
 _SCHEDULE_TOLERANCE = 1e-5
 
 
 class ClassEmbedder(nn.Module):
-    """Labels [batch] int64 to a context of one learned vector, [batch, 1, width]."""
+    """Maps labels [batch] int64 to a context of one learned vector each, [batch, 1, width]."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ClassEmbedder(nn.Module):
 
 
 class ClassConditionalUNet(nn.Module):
-    """A U-Net with cross attention on the class: both in one network, so that labels are its condition."""
+    """A U-Net with cross attention to the class, and its class embedder: one network whose condition is the label."""
 
     def __init__(self, unet: nn.Module, class_embedder: ClassEmbedder) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ class ClassAdapter(Adapter):
 
 
 def declare(path: Path) -> Declaration:
-    """What the YAML beside the checkpoint says.
+    """Describe the model from the YAML beside the checkpoint.
 
     Raises:
-        UsageError: there is none, or its model is not supported.
+        UsageError: there is no YAML, or its model is not supported.
     """
     config = read_config(find_config(path))
     classes = config.classes
@@ -93,10 +93,11 @@ def declare(path: Path) -> Declaration:
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:
-    """The checkpoint's weights in modules of diffusers; float32 ones are mapped from the file, not copied.
+    """Load the checkpoint's weights into modules of diffusers. Float32 weights are mapped from the file, not copied.
 
     Raises:
-        PtqdError: it cannot be read, would run code, or lacks a tensor, holds another, or one of another shape than the YAML says.
+        PtqdError: the checkpoint cannot be read, would run code, lacks a tensor, has an unknown one, or has one whose shape differs from
+            the YAML.
     """
     config = read_config(find_config(path))
     tensors = read_tensors(path)
@@ -115,7 +116,7 @@ def load(path: Path, declared: Declaration) -> ModelModules:
 
 
 def find_config(checkpoint: Path) -> Path:
-    """The YAML beside a checkpoint: of the same name, else the only one in the folder."""
+    """Return the YAML beside a checkpoint: the one of the same name, else the only one in the folder."""
     if not checkpoint.is_file():
         raise UsageError(
             "The checkpoint is missing.", found=f"no file {checkpoint}", mend="correct model.path, relative to the plan, or --model"
@@ -127,22 +128,22 @@ def find_config(checkpoint: Path) -> Path:
     if len(found) != 1:
         raise UsageError(
             "The checkpoint has no configuration.",
-            found=f"{len(found)} files *.yaml beside {checkpoint}",
-            expected=f"{same.name}, or a single other one",
+            found=f"{len(found)} *.yaml files beside {checkpoint}",
+            expected=f"{same.name}, or a single file of another name",
             mend=f"copy the YAML that the model was trained with to {same}",
         )
     return found[0]
 
 
 def _unet(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, set[str]]:
-    """The U-Net with averaged weights where the configuration keeps them, and the keys that it accounts for: both sets of weights."""
+    """Return the U-Net, with averaged weights if the configuration keeps them, and the keys of both sets of weights."""
     network = empty_unet(config.unet_config.params)
     links = unet_links(config.unet_config.params, network)
     if config.use_ema and not any(name.startswith(AVERAGED) for name in tensors):
         raise PtqdError(
             "The checkpoint lacks the averaged weights that its configuration keeps.",
-            found=f"no {AVERAGED}*, and use_ema is true, which is its default",
-            mend="if the file's weights are those to be used, write use_ema: False into the YAML",
+            found=f"no {AVERAGED}*, although use_ema is true, which is its default",
+            mend="if the weights in the file are already the averages, write use_ema: False into the YAML",
         )
     fill(network, links, tensors, averaged_key if config.use_ema else UNET.__add__)
     names = tensor_names(network, links)
@@ -150,7 +151,7 @@ def _unet(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[nn.Mo
 
 
 def averaged_key(name: str) -> str:
-    """Where `LitEma` keeps the average of a tensor of the U-Net: buffers cannot have dots in their names."""
+    """Return the key under which `LitEma` keeps the average of a U-Net tensor: names of buffers cannot contain dots."""
     return AVERAGED + f"{UNET.removeprefix('model.')}{name}".replace(".", "")
 
 
@@ -165,10 +166,10 @@ def _decoder(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[De
 
 
 def _check_schedule(declared: Declaration, tensors: Mapping[str, Tensor]) -> None:
-    """A checkpoint and a YAML of different trainings can have the same shapes, but seldom the same betas.
+    """Check that checkpoint and YAML belong together. Those of different trainings can have the same shapes, but seldom the same betas.
 
     Raises:
-        PtqdError: the stored cumulative alphas are not those of the declared schedule.
+        PtqdError: the stored cumulative alphas differ from those of the declared schedule.
     """
     if CUMULATIVE not in tensors:
         return
@@ -176,7 +177,7 @@ def _check_schedule(declared: Declaration, tensors: Mapping[str, Tensor]) -> Non
     computed = alpha_bar(declared.noise_schedule)
     if stored.shape != computed.shape or not np.allclose(stored, computed, rtol=_SCHEDULE_TOLERANCE, atol=1e-7):
         raise PtqdError(
-            "The checkpoint was trained on another noise schedule than its configuration says.",
+            "The checkpoint's noise schedule differs from the one in its configuration.",
             found=f"cumulative alphas from {stored.flat[0]:.6f} to {stored.flat[-1]:.6f} in {stored.size} timesteps",
             expected=f"from {computed[0]:.6f} to {computed[-1]:.6f} in {computed.size}",
             mend="use the configuration that the checkpoint was trained with",

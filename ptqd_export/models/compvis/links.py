@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint becomes which parameter: every one is accounted for, in both directions."""
+"""Links from the tensors of a checkpoint to the parameters of a network. Every tensor and every parameter must be accounted for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Link:
-    """A module of the checkpoint, and those of the network that its weight and bias fill.
+    """A module of the checkpoint, and the modules of the network that its weight and bias fill.
 
     Attributes:
-        source: its name in the checkpoint.
-        targets: names in the network. Several share the output channels of the source in equal parts.
-        heads: where a source holds query, key and value of each head in turn, how many heads; else 1.
+        source: name in the checkpoint.
+        targets: names in the network. Several targets split the output channels of the source into equal parts.
+        heads: number of heads, if the source holds query, key and value of each head in turn; else 1.
     """
 
     source: str
@@ -31,7 +31,7 @@ class Link:
     heads: int = 1
 
     def parts(self, tensor: Tensor) -> Iterable[Tensor]:
-        """The tensor [targets * channels, ...] of a source for each of its targets, [channels, ...].
+        """Split the source's tensor [targets * channels, ...] into one tensor [channels, ...] for each target.
 
         Heads are outermost in the source: [heads, targets, channels of a head, ...].
         """
@@ -46,30 +46,30 @@ def link(source: str, *targets: str, heads: int = 1) -> Link:
 
 
 def below(source: str, target: str, table: Mapping[str, str]) -> list[Link]:
-    """The links of a table, below a module of either side."""
+    """Return the links of a table whose names lie below `source` and `target`."""
     return [link(f"{source}.{old}", f"{target}.{new}") for old, new in table.items()]
 
 
 def tensor_names(network: nn.Module, links: Iterable[Link]) -> list[str]:
-    """Names, in the checkpoint, of the tensors that fill the network."""
+    """Return the names of the tensors that fill the network, as the links name them."""
     wanted = network.state_dict().keys()
     return [f"{one.source}.{kind}" for one in links for kind in KINDS if f"{one.targets[0]}.{kind}" in wanted]
 
 
 def fill(network: nn.Module, links: Collection[Link], tensors: Mapping[str, Tensor], key: Callable[[str], str] = str) -> set[str]:
-    """Give every parameter of the network, which may be on the meta device, the tensor that is linked to it.
+    """Fill every parameter of a network with the tensor that is linked to it.
 
     Args:
-        network: filled in place; float32 tensors are taken over as they are, without a copy.
-        links: all modules of the network with parameters.
-        tensors: of the checkpoint.
-        key: from a link's name of a tensor to the checkpoint's.
+        network: filled in place; may be on the meta device. Float32 tensors are used as they are, without a copy.
+        links: links for all modules of the network that have parameters.
+        tensors: tensors of the checkpoint, by key.
+        key: turns a tensor name of a link into the checkpoint's key.
 
     Returns:
         the keys that were used.
 
     Raises:
-        PtqdError: a tensor is missing or has another shape; the message names it.
+        PtqdError: a tensor is missing or has the wrong shape; the message names the tensor.
     """
     used = {key(name) for name in tensor_names(network, links)}
     refuse_missing(sorted(used), tensors)
@@ -84,7 +84,7 @@ def refuse_missing(names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise PtqdError(
-            "The checkpoint lacks tensors of the model that its configuration describes.",
+            "The checkpoint lacks tensors of the model described by its configuration.",
             found=f"no {_listed(missing)}",
             mend="use the configuration that the checkpoint was trained with",
         )
@@ -93,7 +93,7 @@ def refuse_missing(names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
 def refuse_unused(unused: Collection[str]) -> None:
     if unused:
         raise PtqdError(
-            "The checkpoint holds tensors that the model of its configuration has no place for.",
+            "The checkpoint contains tensors that the model described by its configuration does not have.",
             found=_listed(sorted(unused)),
             mend="use the configuration that the checkpoint was trained with",
         )
@@ -110,7 +110,7 @@ def _pairs(one: Link, kind: str, key: str, tensors: Mapping[str, Tensor], wanted
     tensor = tensors[key]
     if (*tensor.shape[:1], *_without_window(tensor.shape)) != expected:
         raise PtqdError(
-            "A tensor of the checkpoint has another shape than its configuration says.",
+            "The shape of a tensor in the checkpoint differs from its configuration.",
             found=f"{key} {tuple(tensor.shape)}",
             expected=f"{expected}",
             mend="use the configuration that the checkpoint was trained with",
@@ -120,5 +120,5 @@ def _pairs(one: Link, kind: str, key: str, tensors: Mapping[str, Tensor], wanted
 
 
 def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What follows the output channels, less a window of one value: a 1 x 1 convolution is a linear layer."""
+    """Return the shape after the output channels, without a window of one value: a 1 x 1 convolution is a linear layer."""
     return shape[1:] if any(size > 1 for size in shape[2:]) else shape[1:2]

@@ -1,1 +1,1 @@
-"""Models of diffusers."""
+"""Model families of diffusers."""

@@ -13,20 +13,20 @@ from ptqd_export.models.base import Decoder
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 
 UNSCALED_PIPELINES = ("LDMSuperResolutionPipeline",)
-"""Pipelines that decode latents as they are, whatever the scaling factor in the first stage's configuration, which has a default."""
+"""Pipelines that decode latents without scaling, whatever factor the first stage's configuration has (it has one by default)."""
 
 
 SCALING_FACTOR = 0.18215
-"""That of both classes where a configuration does not say."""
+"""Default of both classes, for configurations without a scaling factor."""
 
 
 class KlDecoder(Decoder):
-    """`decode(states / scale + shift)` of an `AutoencoderKL`.
+    """Computes `decode(states / scale + shift)` with an `AutoencoderKL`.
 
     Args:
-        first_stage: its encoder is dropped.
-        scale: what latents were multiplied by for the denoiser.
-        shift: what was subtracted from them before that.
+        first_stage: the autoencoder; its encoder is dropped.
+        scale: factor by which latents were multiplied for the denoiser.
+        shift: value that was subtracted from latents before the multiplication.
     """
 
     def __init__(self, first_stage: nn.Module, scale: float, shift: float = 0.0) -> None:
@@ -40,14 +40,14 @@ class KlDecoder(Decoder):
 
 
 class VqDecoder(Decoder):
-    """`decode` of the codes of a `VQModel` that are nearest to `states / scale + shift` (van den Oord et al. 2017).
+    """Decodes the codes of a `VQModel` that are nearest to `states / scale + shift` (van den Oord et al. 2017).
 
-    The nearest code is the one with the largest $z e - |e|^2 / 2$, which no root or difference of large squares makes a tie.
+    The nearest code is the one with the largest $z e - |e|^2 / 2$. Without a root or a difference of large squares, rounding makes no ties.
 
     Args:
-        first_stage: its encoder is dropped.
+        first_stage: the VQModel; its encoder is dropped.
         scale: see `KlDecoder`.
-        shift: see there.
+        shift: see `KlDecoder`.
     """
 
     codes: Tensor
@@ -67,7 +67,7 @@ class VqDecoder(Decoder):
         return images
 
     def example_states(self, batch: int, shape: tuple[int, ...]) -> Tensor:
-        """States that are codes: half way between two codes, float32 may fall to either side."""
+        """Return states that are codes: for a state half way between two codes, float32 may choose either."""
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randint(len(self.codes), (batch, *shape[1:]), generator=generator)
         return (self.codes[chosen].movedim(-1, 1) - self.shift) * self.scale
@@ -77,7 +77,7 @@ FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {"AutoencoderKL": KlDe
 
 
 def load_decoder(folder: DiffusersFolder) -> Decoder | None:
-    """The decoder of a pipeline; None where there is no first stage, and the states are images."""
+    """Load the decoder of a pipeline; None if there is no first stage and the states are images."""
     for name, kind in folder.parts.items():
         if kind in FIRST_STAGES:
             return FIRST_STAGES[kind](folder.load(name), *_scaling(folder, name))
@@ -85,7 +85,7 @@ def load_decoder(folder: DiffusersFolder) -> Decoder | None:
 
 
 def _scaling(folder: DiffusersFolder, name: str) -> tuple[float, float]:
-    """Scale and shift of the latents. Configurations that do not say leave them to the defaults of the class."""
+    """Return scale and shift of the latents. Values that the configuration lacks are the defaults of the class."""
     if folder.pipeline in UNSCALED_PIPELINES:
         return 1.0, 0.0
     config: Mapping[str, Any] = folder.config(name)

@@ -15,7 +15,7 @@ from ptqd_export.models.diffusers_models.diffusers_shapes import image_size, sta
 
 
 class DiTAdapter(Adapter):
-    """Calls a DiT, and leaves out its learned variances: the second half of its output channels."""
+    """Calls a DiT and drops its learned variances, the second half of its output channels."""
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         (labels,) = conditions
@@ -24,7 +24,7 @@ class DiTAdapter(Adapter):
 
 
 def declare(path: Path) -> Declaration:
-    """See `ptqd_export.models.base.Family`. Behind the classes comes one label more, which means "no class"."""
+    """See `ptqd_export.models.base.Family`. The label after the last class means "no class"."""
     folder = DiffusersFolder(path)
     config = folder.config(folder.denoiser)
     channels = state_channels(config["in_channels"], config["out_channels"] or config["in_channels"])

@@ -1,4 +1,4 @@
-"""What the channels and sizes in a diffusers configuration mean."""
+"""The shape of the state, from the channels and sizes in a diffusers configuration."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from engines.errors import UsageError
 
 
 def state_channels(inputs: int, outputs: int) -> int:
-    """Channels of the state.
+    """Return the number of channels of the state.
 
-    More channels in than out: the rest is an image that is concatenated. Twice as many out as in: the second half is a learned
-    variance, which no sampler here uses.
+    If there are more channels in than out, the rest is an image that is concatenated. If there are twice as many out as in, the second half
+    is a learned variance, which no sampler here uses.
 
     Raises:
-        UsageError: the numbers fit neither.
+        UsageError: the numbers fit neither case.
     """
     if outputs <= inputs or outputs == 2 * inputs:
         return min(inputs, outputs)
     raise UsageError(
         "The network's output is not shaped like its state.",
         found=f"{inputs} channels in, {outputs} out",
-        expected="as many out as in, fewer where an image is concatenated to the state, or twice as many where variances are learned",
+        expected="as many out as in, fewer if an image is concatenated to the state, or twice as many if variances are learned",
     )
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the state.
+    """Return height and width of the state.
 
     Raises:
-        UsageError: the configuration does not say.
+        UsageError: the configuration has no size.
     """
     size = config.get("sample_size")
     if size is None:
@@ -38,7 +38,7 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
             "The model does not say how large its samples are.",
             found="no sample_size in the denoiser's config.json",
             expected="a number, or [height, width]",
-            mend="write the size that the model was trained at into config.json",
+            mend="write the size at which the model was trained into config.json",
         )
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

@@ -21,15 +21,15 @@ ADDED = (POOLED, TIME_IDS)
 """Conditions that SDXL adds to the embedding of the timestep."""
 
 SIZES = 6
-"""Numbers in `time_ids`: heights and widths of the original and of the target image, and the corner that it was cut at."""
+"""Numbers in `time_ids`: height and width of the original and of the target image, and the corner of the crop."""
 
 TEXT_TIME = "text_time"
 OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
-"""What else a configuration can condition the network on."""
+"""Configuration keys of other conditions, which are not supported."""
 
 
 class DiffusersAdapter(Adapter):
-    """Calls a diffusers U-Net with its conditions by name; an image is concatenated to the state, and learned variances are left out."""
+    """Calls a diffusers U-Net with its conditions by name. Concatenates an image to the state, and drops learned variances."""
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         named = dict(zip(self.conditions, conditions, strict=True))
@@ -72,7 +72,7 @@ def _inputs(kind: str, config: Mapping[str, Any]) -> tuple[ConditionInput, ...]:
     if others or added not in (None, TEXT_TIME):
         found = ", ".join(f"{name} = {value}" for name, value in {**others, "addition_embed_type": added}.items())
         raise UsageError(
-            "Added conditions of this network are not supported.", found=found, expected=f"addition_embed_type = {TEXT_TIME}, or none"
+            "This network has conditions that are not supported.", found=found, expected=f"addition_embed_type = {TEXT_TIME}, or none"
         )
     embeddings = ConditionInput(EMBEDDINGS, "float32", ("tokens", config["cross_attention_dim"]))
     if added is None:

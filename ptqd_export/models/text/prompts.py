@@ -1,4 +1,4 @@
-"""The text side of a pipeline: prompts to conditions in torch for calibration, and the same encoders as files for the run time."""
+"""A pipeline's text encoders: they turn prompts into conditions for calibration in torch, and ship as files for run time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ptqd_export.models.text.text_encoders import Layer, TextEncoder, TextFolder
 from ptqd_export.models.text.tokenizer import portable_tokenizer
 
 TEXT = "text"
-"""Folder of the bundle for graphs and tokenizers."""
+"""The bundle's folder for graphs and tokenizers of text encoders."""
 
 LATENT_FACTOR = 8
-"""Pixels of a latent where the pipeline has no first stage that says otherwise; diffusers assumes the same."""
+"""Pixels per latent, along each side, if the pipeline has no first stage that says otherwise; diffusers assumes the same."""
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns prompts into conditions as the model's own pipeline does. Nothing is loaded until it is asked for, or kept afterwards.
+    """Turns prompts into conditions as the model's own pipeline does. Nothing is loaded before `load`, or kept afterwards.
 
     Attributes:
-        folders: of the text encoders, in the order in which their hidden states are concatenated.
-        layer: whose hidden states the network takes.
+        folders: folders of the text encoders, in the order in which their hidden states are concatenated.
+        layer: layer whose hidden states the network takes.
         fixed: conditioning inputs that are the same for every prompt.
         zero_without_negative: without a negative prompt the null row is zeros, not the empty prompt.
-        lora: fused into the encoders, or None.
+        lora: LoRA to fuse into the encoders, or None.
     """
 
     folders: tuple[TextFolders, ...]
@@ -43,7 +43,7 @@ class PromptEncoder:
     lora: Lora | None
 
     def load(self) -> LoadedText:
-        """Raises what `TextFolders.load`, `Lora.fuse` and `portable_tokenizer` raise."""
+        """Load the encoders and tokenizers. Raises what `TextFolders.load`, `Lora.fuse` and `portable_tokenizer` raise."""
         loaded = [(self._module(one), portable_tokenizer(one.tokenizer)) for one in self.folders]
         modules, tokenizers = zip(*loaded, strict=True)
         return LoadedText(self, modules, tokenizers)
@@ -57,7 +57,7 @@ class PromptEncoder:
 
 @dataclass(frozen=True)
 class LoadedText:
-    """Text encoders in torch, and tokenizers as they will be shipped."""
+    """Text encoders in torch, and tokenizers in the form that the bundle ships."""
 
     source: PromptEncoder
     modules: tuple[TextEncoder, ...]
@@ -65,7 +65,7 @@ class LoadedText:
 
     @property
     def record(self) -> TextRecord:
-        """What the manifest says of them."""
+        """The manifest's record of the text encoders."""
         encoders = tuple(
             TextEncoderRecord(
                 graph=f"{TEXT}/{folders.encoder.name}.onnx",
@@ -84,11 +84,11 @@ class LoadedText:
 
 
 def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None) -> PromptEncoder:
-    """The text side of a pipeline's folder.
+    """Find the text encoders in a pipeline's folder.
 
     Args:
-        path: of the pipeline.
-        inputs: what its network is conditioned on.
+        path: folder of the pipeline.
+        inputs: conditioning inputs of the pipeline's network.
         lora: see `PromptEncoder`.
 
     Raises:
@@ -98,7 +98,7 @@ def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None
     if not folders:
         raise UsageError(
             "The model has no text encoder.",
-            found=f"model.prompts, and no text_encoder/ in {path}",
+            found=f"model.prompts, but no text_encoder/ in {path}",
             expected="the folder of a Stable Diffusion or SDXL pipeline",
             mend="leave model.prompts out of the plan; prepared embeddings go into model.conditions",
         )
@@ -110,7 +110,7 @@ def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None
 
 
 def _time_ids(folder: DiffusersFolder) -> tuple[float, ...]:
-    """Original size, crop corner and target size of an image that nothing was cut off, as the pipeline's own defaults."""
+    """Return original size, crop corner and target size of an uncropped image: the pipeline's own defaults."""
     size, factor = folder.config(folder.denoiser)["sample_size"], LATENT_FACTOR
     if "vae" in folder.parts:
         factor = 2 ** (len(folder.config("vae")["block_out_channels"]) - 1)
@@ -120,5 +120,5 @@ def _time_ids(folder: DiffusersFolder) -> tuple[float, ...]:
 
 
 def calibration_prompts(prompts: tuple[str, ...] | Path) -> tuple[str, ...]:
-    """The plan's prompts, read where it names a file."""
+    """Return the plan's prompts, read from a file if the plan names one."""
     return read_prompts(prompts) if isinstance(prompts, Path) else prompts

@@ -1,4 +1,4 @@
-"""The CLIP text encoders of Stable Diffusion pipelines: which there are, what each gives, and their modules."""
+"""The CLIP text encoders of Stable Diffusion pipelines: find them, load them, and name their outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ptqd_export.models.conditions import EMBEDDINGS, POOLED
 from ptqd_export.models.diffusers_folder import first_cause, read_config
 
 ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""Folders of text encoders and of their tokenizers, in the order in which their hidden states are concatenated."""
+"""Folders of the text encoders and of their tokenizers, in the order in which the hidden states are concatenated."""
 
 KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -27,12 +27,12 @@ Layer = Literal["last", "penultimate"]
 
 
 class TextEncoder(nn.Module):
-    """Token ids int64 [B, tokens] to hidden states [B, tokens, dim] and, where the encoder projects them, pooled embeddings [B, dim].
+    """Maps token ids int64 [B, tokens] to hidden states [B, tokens, dim] and, if `pooled`, projected pooled embeddings [B, dim].
 
     Args:
-        network: a CLIPTextModel, with projection or without.
-        layer: `last` takes the hidden states behind the final normalization, `penultimate` those in front of the last layer.
-        pooled: give the pooled embeddings too.
+        network: a CLIPTextModel, with or without projection.
+        layer: `last` takes the hidden states after the final normalization, `penultimate` those before the last layer.
+        pooled: also return the pooled embeddings; needs a network with projection.
     """
 
     def __init__(self, network: nn.Module, layer: Layer, *, pooled: bool) -> None:
@@ -48,7 +48,7 @@ class TextEncoder(nn.Module):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The conditioning inputs that the outputs are for."""
+        """Names of the conditioning inputs, in the order of the outputs."""
         return (EMBEDDINGS, POOLED) if self.pooled else (EMBEDDINGS,)
 
     @torch.no_grad()
@@ -59,11 +59,11 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class TextFolders:
-    """Where a pipeline keeps one text encoder.
+    """The folders of one text encoder in a pipeline.
 
     Attributes:
-        model: the pipeline's folder.
-        name: of the encoder's folder.
+        model: folder of the pipeline.
+        name: name of the encoder's folder.
     """
 
     model: Path
@@ -78,12 +78,12 @@ class TextFolders:
         return self.model / ENCODERS[self.name]
 
     def load(self, layer: Layer) -> TextEncoder:
-        """The encoder in float32.
+        """Load the encoder in float32.
 
         Raises:
-            UsageError: its kind is not supported, or it has no safetensors weights.
+            UsageError: the encoder's kind is not supported, or it has no safetensors weights.
             MissingBackendError: transformers is not installed.
-            PtqdError: its weights cannot be read.
+            PtqdError: the weights cannot be read.
         """
         config = read_config(self.encoder / "config.json")
         kind = _kind(self.encoder, config)
@@ -91,7 +91,7 @@ class TextFolders:
 
 
 def find_text_folders(model: Path) -> tuple[TextFolders, ...]:
-    """The text encoders of a pipeline's folder; none where it is no text model."""
+    """Return the text encoders in a pipeline's folder; none if the model takes no text."""
     return tuple(TextFolders(model, name) for name in ENCODERS if (model / name / "config.json").is_file())
 
 
@@ -121,7 +121,7 @@ def _load(folder: Path, kind: str) -> nn.Module:
         raise PtqdError(
             "The text encoder's weights cannot be read.",
             found=f"{folder}: {first_cause(error)}",
-            expected="whole safetensors files that fit the configuration",
+            expected="complete safetensors files that fit the configuration",
             mend="copy the model again",
         ) from error
     return loaded
@@ -129,7 +129,7 @@ def _load(folder: Path, kind: str) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one wherever its output goes; this project draws its own, on terminals."""
+    """Turn off transformers' progress bar, which appears wherever the output goes. This project draws its own, on terminals only."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""A text encoder's tokenizer as one portable file, proven against the one that the pipeline would use."""
+"""Convert a text encoder's tokenizer to one portable file, and check it against the tokenizer that the pipeline would use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from engines.errors import MissingBackendError, PtqdError, UsageError
 
 FILES = ("tokenizer.json", "vocab.json")
-"""A fast tokenizer's file, or (beside merges.txt) a slow one's, which transformers converts."""
+"""The file of a fast tokenizer, or of a slow one (beside merges.txt), which transformers converts."""
 
 HARD_PROMPTS = (
     "",
@@ -22,17 +22,17 @@ HARD_PROMPTS = (
     "word " * 100,
     "supercalifragilisticexpialidocious" * 20,
 )
-"""What tokenizers have disagreed on: nothing at all, case and blanks, contractions, composed and decomposed letters, scripts that
-set no words apart, special tokens as text, unusual blanks, and more than fits."""
+"""Prompts on which tokenizers have disagreed: the empty prompt, case and spaces, contractions, composed and decomposed letters, scripts
+without spaces between words, special tokens as text, unusual spaces, and prompts that are too long."""
 
 
 def portable_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder; it truncates and pads by itself, to the length and with the token of the folder's settings.
+    """Return a folder's `tokenizers.Tokenizer`. It truncates and pads to the length, and with the token, in the folder's settings.
 
     Raises:
-        UsageError: the folder holds no tokenizer.
+        UsageError: the folder contains no tokenizer.
         MissingBackendError: transformers is not installed.
-        PtqdError: its token ids are not those of transformers' tokenizer.
+        PtqdError: the token ids differ from those of transformers' tokenizer.
     """
     if not any((folder / name).is_file() for name in FILES):
         raise UsageError("The model has no tokenizer.", found=f"no {' or '.join(FILES)} in {folder}", mend="copy the whole model folder")
@@ -62,7 +62,7 @@ def _prove(portable: Any, reference: Any) -> None:
     for prompt, ids, encoding in zip(HARD_PROMPTS, expected, portable.encode_batch(list(HARD_PROMPTS)), strict=True):
         if encoding.ids != ids:
             raise PtqdError(
-                "The portable tokenizer gives other tokens than the model's own.",
+                "The portable tokenizer's tokens differ from those of the model's own.",
                 found=f"{prompt!r}: {encoding.ids}",
                 expected=ids,
                 mend="report this model: its tokenizer is not supported",

@@ -105,7 +105,8 @@ def test_file_in_the_way_is_kept_unless_forced(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         write_starter_plan(model, "onnxruntime", path, force=False)
     assert str(caught.value) == (
-        f"a file is in the way\n  found:    {path}\n  expected: a new file\n  mend:     name another with -o, or overwrite it with --force"
+        f"The output file already exists.\n  found:    {path}\n  expected: a new file\n"
+        "  mend:     choose another with -o, or overwrite it with --force"
     )
     assert path.read_text() == "precious"
     write_starter_plan(model, "onnxruntime", path, force=True)
@@ -115,8 +116,8 @@ def test_file_in_the_way_is_kept_unless_forced(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     assert _error(tmp_path / "none") == (
         f"The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n"
-        "  expected: a folder that a diffusers pipeline or model wrote with `save_pretrained`, "
-        "or a file .ckpt or .safetensors beside its YAML\n"
+        "  expected: a folder written by `save_pretrained` of a diffusers pipeline or model, "
+        "or a .ckpt or .safetensors file beside its YAML\n"
         "  mend:     correct model.path, which is relative to the plan, or --model"
     )
 
@@ -168,7 +169,7 @@ def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
 def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
     message = _error(_pipeline(tmp_path / "digits"), target="openvino")
     assert message == (
-        "unknown target\n  found:    openvino\n  expected: onnxruntime or tensorrt or tensorrt-rtx\n  mend:     correct --target"
+        "The target is unknown.\n  found:    openvino\n  expected: onnxruntime or tensorrt or tensorrt-rtx\n  mend:     correct --target"
     )
 
 

@@ -56,14 +56,14 @@ def test_branches_that_agree_within_rounding_tell_nothing_and_pass() -> None:
 def test_anything_else_is_refused(changed: object) -> None:
     u, c = halves(torch.float32)
     assert callable(changed)
-    with pytest.raises(UsageError, match="something else than the guided output"):
+    with pytest.raises(UsageError, match="did not get the guided output"):
         check_guidance(torch.cat([u, c]), changed(u + W * (c - u)), W)
 
 
 def test_two_calls_a_step_are_refused() -> None:
     """The last call has seen one branch alone."""
     u, c = halves(torch.float32)
-    with pytest.raises(UsageError, match="one call of the network a step"):
+    with pytest.raises(UsageError, match="one network call per step"):
         check_guidance(c, u + W * (c - u), W)
-    with pytest.raises(UsageError, match="one call of the network a step"):
+    with pytest.raises(UsageError, match="one network call per step"):
         check_guidance(c[:1], (u + W * (c - u))[:1], W)

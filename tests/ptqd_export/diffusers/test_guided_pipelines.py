@@ -89,7 +89,7 @@ def test_another_guidance_is_refused_unless_it_is_accepted(
     cross_build: Built, text_pipeline: Any, own_noise: Noise, scale: float, seen: str
 ) -> None:
     noise, conditions = own_noise((2, 8, 8)), cross_build.plan_file.folder / "conditions.npz"
-    with pytest.raises(UsageError, match=rf"another guidance[^|]*found: +guidance {seen}\n +expected: 2, "):
+    with pytest.raises(UsageError, match=rf"another guidance scale[^|]*found: +guidance {seen}\n +expected: 2, "):
         prompted(use_bundle(text_pipeline, cross_build.folder), conditions, noise, guidance_scale=scale)
     accepted = use_bundle(text_pipeline, cross_build.folder, accept_guidance=True)
     found = prompted(accepted, conditions, own_noise((2, 8, 8)), guidance_scale=scale)
@@ -99,7 +99,7 @@ def test_another_guidance_is_refused_unless_it_is_accepted(
 
 def test_a_rescaled_guidance_is_refused(cross_build: Built, text_pipeline: Any, own_noise: Noise) -> None:
     conditions = cross_build.plan_file.folder / "conditions.npz"
-    with pytest.raises(UsageError, match="something else than the guided output"):
+    with pytest.raises(UsageError, match="did not get the guided output"):
         prompted(use_bundle(text_pipeline, cross_build.folder), conditions, own_noise((2, 8, 8)), guidance_rescale=0.7)
 
 
@@ -177,7 +177,7 @@ def test_dit_images_are_those_of_the_run_time(
 def test_dit_refuses_another_guidance(imagenet: Bundle, decoder: AutoencoderKL, quiet: Quiet) -> None:
     denoiser = PtqdDenoiser(imagenet, imagenet.schedule(), None, LabelledBackend())
     pipe = quiet(DiTPipeline(denoiser, decoder, PtqdScheduler.from_bundle(imagenet.folder, watched=denoiser)))
-    with pytest.raises(UsageError, match="The corrections were fitted at another guidance"):
+    with pytest.raises(UsageError, match="The corrections were fitted at another guidance scale"):
         pipe(class_labels=[1, 2], guidance_scale=4.0, num_inference_steps=4)
 
 

@@ -136,15 +136,18 @@ def test_helper_modules_in_the_folder_count(write: Write, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return 3", r"returned something else.*made_\w+:make: int.*FactoryModel"),
-        ("return model(network=Upscale())", r"does not take what it declares.*TypeError.*network\(sample float32 \[2, 3, 4, 4\], timestep"),
-        ("return model(inputs=(class_input(4),))", r"does not take what it declares.*class_labels int64 \[2\]\)"),
+        ("return 3", r"returned an object of the wrong type.*made_\w+:make: int.*FactoryModel"),
+        (
+            "return model(network=Upscale())",
+            r"does not accept the declared inputs.*TypeError.*network\(sample float32 \[2, 3, 4, 4\], timestep",
+        ),
+        ("return model(inputs=(class_input(4),))", r"does not accept the declared inputs.*class_labels int64 \[2\]\)"),
         (
             "return model(sample_shape=(3, 4))",
-            r"returns something else.*float32 \[2, 2, 3, 4\].*float32 \[2, 3, 4\], shaped like the state",
+            r"does not return an output of the declared shape.*float32 \[2, 2, 3, 4\].*float32 \[2, 3, 4\], shaped like the state",
         ),
-        ("return model(decoder=Flat())", r"decoder returns no images.*float32 \[2, 48\]"),
-        ("return model(decoder=Net())", r"decoder does not take the states.*TypeError.*decoder\(float32 \[2, 3, 4, 4\]\)"),
+        ("return model(decoder=Flat())", r"decoder does not return images.*float32 \[2, 48\]"),
+        ("return model(decoder=Net())", r"decoder does not accept the states.*TypeError.*decoder\(float32 \[2, 3, 4, 4\]\)"),
         ("return model(noise_schedule={'beta_schedule': 'steep'})", r"unusable beta_schedule.*'steep'"),
     ],
 )

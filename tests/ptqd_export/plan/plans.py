@@ -108,7 +108,7 @@ REFUSED = [
     ({"model": {"path": ""}}, 'model.path: found "", expected a string that is not empty'),
     ({"model": {"path": "m", "null_class": -1}}, "model.null_class: found -1, expected 0 or more"),
     ({"model": {"path": "m", "null_clas": 3}}, 'model.null_clas: unknown key; did you mean "null_class"?'),
-    ({"sampler": {"name": "ddim"}}, "sampler.steps: missing; expected number of denoising steps"),
+    ({"sampler": {"name": "ddim"}}, "sampler.steps: missing; expected the number of denoising steps"),
     ({"sampler": {"name": "ddim", "steps": 0}}, "sampler.steps: found 0, expected 1 or more"),
     ({"sampler": {"name": "ddim", "steps": "20"}}, 'sampler.steps: found "20", expected a whole number'),
     ({"sampler": {"name": "ddim", "steps": 9, "eta": 1.5}}, "sampler.eta: found 1.5, expected 1.0 or less"),
@@ -143,7 +143,7 @@ REFUSED = [
     ({"quantization": {"channel_scaling": 2.0}}, "quantization.channel_scaling: found 2.0, expected 1.0 or less"),
     ({"calibration": {"device": "gpu"}}, 'calibration.device: found "gpu", expected "cpu", "cuda" or "cuda:0"'),
     ({"correction": {"parts": ["gain", "gain"]}}, 'correction.parts: found ["gain", "gain"], expected names that are all different'),
-    ({"target": {}}, "target.name: missing; expected runtime"),
+    ({"target": {}}, "target.name: missing; expected the runtime"),
     ({"target": {"name": "TensorRT"}}, "target.name: found \"TensorRT\", expected 'onnxruntime', 'tensorrt' or 'tensorrt-rtx'"),
     (
         {"target": {"name": "tensorrt", "high_precision": "tf32"}},

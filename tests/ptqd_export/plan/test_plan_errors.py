@@ -63,7 +63,7 @@ def _lines(data: Any) -> list[str]:
     """The lines between the heading and the mend."""
     heading, *lines, mend = str(_error(data)).split("\n")
     assert heading == "some/plan.json is not a valid plan"
-    assert mend == "  mend:     correct these keys; `ptqd-export schema` describes every one of them"
+    assert mend == "  mend:     correct these keys; `ptqd-export schema` describes every key"
     return [line.removeprefix("  ") for line in lines]
 
 

@@ -41,7 +41,7 @@ def test_missing_plan_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_plan(path)
     assert str(caught.value) == (
-        f"there is no plan\n  found:    no file {path}\n  expected: a plan.json\n"
+        f"The plan is missing.\n  found:    no file {path}\n  expected: a plan.json\n"
         "  mend:     write one with `ptqd-export init`, or correct --plan"
     )
 

@@ -39,15 +39,15 @@ def test_eta_defaults_to_the_samplers_own(write: Write, name: str, eta: float) -
 @pytest.mark.parametrize(
     ("sampler", "problem"),
     [
-        ({"name": "ddpm", "eta": 0.5}, "sampler.eta: found 0.5, expected 1 or null beside the sampler ddpm"),
-        ({"name": "dpm++2m", "eta": 1.0}, "sampler.eta: found 1.0, expected 0 or null beside the sampler dpm++2m"),
+        ({"name": "ddpm", "eta": 0.5}, "sampler.eta: found 0.5, expected 1 or null for the sampler ddpm"),
+        ({"name": "dpm++2m", "eta": 1.0}, "sampler.eta: found 1.0, expected 0 or null for the sampler dpm++2m"),
         (
             {"name": "euler", "clip_sample": True},
-            "sampler.clip_sample: found true, expected false or null beside the sampler euler; true is for ddim, ddpm",
+            "sampler.clip_sample: found true, expected false or null for the sampler euler; true is for ddim, ddpm",
         ),
         (
             {"name": "ddim", "use_karras_sigmas": True},
-            "sampler.use_karras_sigmas: found true, expected false or null beside the sampler ddim; "
+            "sampler.use_karras_sigmas: found true, expected false or null for the sampler ddim; "
             "true is for dpm++1, dpm++1-sde, dpm++2m, dpm++2m-sde, euler",
         ),
     ],

@@ -45,24 +45,22 @@ def test_plms_has_a_row_more_than_steps_for_the_fixed_policy(write: Write) -> No
 
 
 def test_policy_fixed_needs_precisions(write: Write) -> None:
-    assert problems(write(steps={"policy": "fixed"})) == [
-        'steps: found {"policy": "fixed"}, expected "precisions" beside the policy "fixed"'
-    ]
+    assert problems(write(steps={"policy": "fixed"})) == ['steps: found {"policy": "fixed"}, expected "precisions" with the policy "fixed"']
 
 
 def test_policy_snr_takes_no_precisions(write: Write) -> None:
     assert problems(write(steps={"precisions": ["w8a8"]})) == [
-        'steps: found {"precisions": ["w8a8"]}, expected no "precisions" beside the policy "snr", or the policy "fixed"'
+        'steps: found {"precisions": ["w8a8"]}, expected no "precisions" with the policy "snr", or the policy "fixed"'
     ]
 
 
 @pytest.mark.parametrize("steps", [{"policy": "budget"}, {"policy": "snr", "budget": 0.1}], ids=["missing", "alone"])
 def test_policy_budget_and_a_budget_need_each_other(write: Write, steps: dict[str, Any]) -> None:
     assert problems(write(steps=steps)) == [
-        f'steps: found {json.dumps(steps)}, expected "budget" beside the policy "budget", and only there'
+        f'steps: found {json.dumps(steps)}, expected "budget" with the policy "budget", and only with it'
     ]
 
 
 def test_used_steps_must_be_known_before_the_ranges(write: Write) -> None:
     (problem,) = problems(write(quantization={"activation_steps": "used"}))
-    assert 'expected the policy "fixed" beside quantization.activation_steps "used"' in problem
+    assert 'expected the policy "fixed" with quantization.activation_steps "used"' in problem

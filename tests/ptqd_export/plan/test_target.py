@@ -15,23 +15,23 @@ from tests.ptqd_export.plan.plans import Write, problems
     [
         (
             {"name": "onnxruntime", "high_precision": "fp16"},
-            'target.high_precision: found "fp16", expected "fp32" beside the target onnxruntime',
+            'target.high_precision: found "fp16", expected "fp32" for the target onnxruntime',
         ),
         (
             {"name": "onnxruntime", "batch": {}},
-            "target.batch: found {}, expected nothing beside the target onnxruntime, whose engines take any batch",
+            "target.batch: found {}, expected null for the target onnxruntime, whose engines take any batch",
         ),
         (
             {"name": "onnxruntime", "workspace_gib": 1.0},
-            "target.workspace_gib: found 1.0, expected nothing beside the target onnxruntime, which builds no engines ahead of time",
+            "target.workspace_gib: found 1.0, expected null for the target onnxruntime, which builds no engines ahead of time",
         ),
         (
             {"name": "tensorrt", "provider": "CUDA"},
-            'target.provider: found "CUDA", expected "CPU" beside the target tensorrt, whose engines run on the GPU anyway',
+            'target.provider: found "CUDA", expected "CPU" for the target tensorrt, whose engines run on the GPU anyway',
         ),
         (
             {"name": "tensorrt", "batch": {"min": 2, "opt": 1}},
-            'target.batch: found {"min": 2, "opt": 1}, expected min, opt and max in this order',
+            'target.batch: found {"min": 2, "opt": 1}, expected min, opt and max in ascending order',
         ),
     ],
 )
@@ -48,7 +48,7 @@ def test_target_brings_its_own_defaults(write: Write, name: str, high_precision:
 
 def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
     assert problems(write(precisions=["fp8", "w8a8"])) == [
-        'target.name: found "onnxruntime", expected a target that runs 8-bit floats beside the precision fp8: "tensorrt" or "tensorrt-rtx"'
+        'target.name: found "onnxruntime", expected a target that runs 8-bit floats for the precision fp8: "tensorrt" or "tensorrt-rtx"'
     ]
     assert load_plan(write(precisions=["fp8"], target={"name": "tensorrt"})).plan.precisions == ("fp8",)
 
@@ -56,7 +56,7 @@ def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
 def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -> None:
     assert load_plan(write(precisions=["fp16", "w8a8"], target={"name": "tensorrt-rtx"})).plan.precisions == ("fp16", "w8a8")
     assert problems(write(precisions=["fp16", "w8a8"])) == [
-        'target.name: found "onnxruntime", expected a target with fp16 engines beside the precision fp16: "tensorrt" or "tensorrt-rtx"'
+        'target.name: found "onnxruntime", expected a target with fp16 engines for the precision fp16: "tensorrt" or "tensorrt-rtx"'
     ]
 
 
@@ -64,7 +64,7 @@ def test_time_is_no_cost_where_it_is_not_measured(write: Write) -> None:
     steps = {"policy": "budget", "cost": "time", "budget": 0.5}
     assert load_plan(write(steps=steps)).plan.steps.cost == "time"
     assert problems(write(steps=steps, target={"name": "tensorrt"})) == [
-        'target.name: found "tensorrt", expected a target that the build can time beside steps.cost "time"; or cost "bit_operations"'
+        'target.name: found "tensorrt", expected a target that the build can time for steps.cost "time"; or cost "bit_operations"'
     ]
 
 
@@ -72,5 +72,5 @@ def test_integers_are_not_chosen_by_time_where_it_is_not_measured(write: Write) 
     quantization = {"integer_layers": "faster"}
     assert load_plan(write(quantization=quantization)).plan.quantization.integer_layers == "faster"
     assert problems(write(quantization=quantization, target={"name": "tensorrt"})) == [
-        'target.name: found "tensorrt", expected a target that the build can time beside quantization.integer_layers "faster"; or "all"'
+        'target.name: found "tensorrt", expected a target that the build can time for quantization.integer_layers "faster"; or "all"'
     ]

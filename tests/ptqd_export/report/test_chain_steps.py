@@ -107,7 +107,7 @@ def test_a_mean_needs_every_value() -> None:
     ("change", "message"),
     [
         (lambda content: content["steps"][1].pop("k"), "steps.1.k"),
-        (lambda content: content["steps"].pop(), "another chain"),
+        (lambda content: content["steps"].pop(), "belong to another chain"),
         (lambda content: content["layers"].pop(), "different layers"),
         (lambda content: content["steps"][0].update(mu=[]), "steps.0.mu"),
         (lambda content: content["steps"][0].update(moments={}), "moments are damaged"),
@@ -124,7 +124,7 @@ def test_damaged_statistics_are_an_error(own_reported: Reported, change: Callabl
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("schedules/default.json", lambda content: content["steps"].pop(), "another length"),
+        ("schedules/default.json", lambda content: content["steps"].pop(), "length of the schedule differs from its sampler's"),
         ("schedules/default.json", lambda content: content["sampler"].update(name="plms", eta=0.0), "found:    4 steps\n.*expected: 5"),
         (
             "schedules/default.json",

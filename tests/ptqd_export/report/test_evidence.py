@@ -69,13 +69,13 @@ def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda result: result.pop("figures"), "is not what `ptqd-run evaluate` writes(?s:.*)figures"),
-        (lambda result: result.update(num="many"), "is not what(?s:.*)num"),
+        (lambda result: result.pop("figures"), "is not a valid result of `ptqd-run evaluate`(?s:.*)figures"),
+        (lambda result: result.update(num="many"), "is not a valid result(?s:.*)num"),
         (lambda result: result.update(guidance=float("nan")), "holds a number that is none"),
-        (lambda result: result.update(schema_version=2), "is not what(?s:.*)schema_version"),
-        (lambda result: result.update(seeds=[]), "is not whole"),
-        (lambda result: result.update(schedule="fifty"), "of another bundle(?s:.*)schedule fifty"),
-        (lambda result: result.update(precision_steps={"w3a8": 4}), "of another bundle(?s:.*)w3a8"),
+        (lambda result: result.update(schema_version=2), "is not a valid result(?s:.*)schema_version"),
+        (lambda result: result.update(seeds=[]), "is incomplete"),
+        (lambda result: result.update(schedule="fifty"), "belongs to another bundle(?s:.*)schedule fifty"),
+        (lambda result: result.update(precision_steps={"w3a8": 4}), "belongs to another bundle(?s:.*)w3a8"),
     ],
 )
 def test_an_evaluation_that_is_none_is_an_error(tiny: TinyBundle, evaluation_file: Path, change: Change, message: str) -> None:
@@ -87,11 +87,11 @@ def test_an_evaluation_that_is_none_is_an_error(tiny: TinyBundle, evaluation_fil
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda result: result["precisions"]["w4a8"]["steps"][0].pop("chosen"), "is not what `ptqd-run compare` writes(?s:.*)chosen"),
-        (lambda result: result.update(precisions={}), "is not whole"),
-        (lambda result: result["precisions"]["w4a8"].update(worst_step=7), "is not whole"),
-        (lambda result: result["precisions"].update(w8a8=result["precisions"]["w4a8"] | {"steps": []}), "is not whole"),
-        (lambda result: result["precisions"].update({"<b>": result["precisions"]["w4a8"]}), "of another bundle"),
+        (lambda result: result["precisions"]["w4a8"]["steps"][0].pop("chosen"), "is not a valid result of `ptqd-run compare`(?s:.*)chosen"),
+        (lambda result: result.update(precisions={}), "is incomplete"),
+        (lambda result: result["precisions"]["w4a8"].update(worst_step=7), "is incomplete"),
+        (lambda result: result["precisions"].update(w8a8=result["precisions"]["w4a8"] | {"steps": []}), "is incomplete"),
+        (lambda result: result["precisions"].update({"<b>": result["precisions"]["w4a8"]}), "belongs to another bundle"),
     ],
 )
 def test_a_comparison_that_is_none_is_an_error(tiny: TinyBundle, comparison_file: Path, change: Change, message: str) -> None:
@@ -101,9 +101,9 @@ def test_a_comparison_that_is_none_is_an_error(tiny: TinyBundle, comparison_file
 
 
 def test_one_for_the_other_is_an_error(tiny: TinyBundle, evaluation_file: Path, comparison_file: Path) -> None:
-    with pytest.raises(UsageError, match="is not what `ptqd-run compare` writes"):
+    with pytest.raises(UsageError, match="is not a valid result of `ptqd-run compare`"):
         Evidence.load(Bundle.open(tiny.folder), comparisons=[evaluation_file])
-    with pytest.raises(UsageError, match="is not what `ptqd-run evaluate` writes"):
+    with pytest.raises(UsageError, match="is not a valid result of `ptqd-run evaluate`"):
         Evidence.load(Bundle.open(tiny.folder), evaluations=[comparison_file])
 
 

@@ -78,7 +78,7 @@ def test_plots_and_pictures_are_seen(tab: Tab) -> None:
 
 
 def test_tables_sort_by_number_and_by_name(tab: Tab) -> None:
-    time = {"caption": "Every precision", "name": "ms a step"}
+    time = {"caption": "Each precision", "name": "ms per step"}
     assert tab.run(COLUMN.format(**time, click="false"))[0] is None
     order, cells = tab.run(COLUMN.format(**time, click="true"))
     assert order == "ascending"
@@ -86,7 +86,7 @@ def test_tables_sort_by_number_and_by_name(tab: Tab) -> None:
     order, cells = tab.run(COLUMN.format(**time, click="true"))
     assert order == "descending"
     assert [float(cell.split()[0]) for cell in cells] == [100.0, 12.0, 7.0]
-    noise = {"caption": "Every precision", "name": "noise SNR"}
+    noise = {"caption": "Each precision", "name": "noise SNR"}
     for _ in range(2):  # full precision has none, and stays last
         assert tab.run(COLUMN.format(**noise, click="true"))[1][-1] == "-"
     _, names = tab.run(COLUMN.format(caption="Bits of weights", name="layer", click="true"))

@@ -97,7 +97,7 @@ def test_the_portable_page_holds_no_times_and_no_paths(reported: Reported, porta
 
 
 def test_precisions_are_those_of_the_manifest_and_the_statistics(reported: Reported, page: Page) -> None:
-    header, *rows = page.table("Every precision")
+    header, *rows = page.table("Each precision")
     assert header == [
         "precision", "size", "of full", "bit ops saved, layers", "bit ops saved, all", "noise SNR", "R2", "corrected SNR", "steps",
     ]  # fmt: skip
@@ -166,7 +166,7 @@ def test_every_layer_is_there_with_its_bits_and_its_reason(reported: Reported, p
         assert (name, op, role) == tuple(of_layer[0][key] for key in ("name", "op", "role"))
         assert cells == [BITS[layer["weight_bits"], layer["activation_bits"]] for layer in of_layer]
         assert reason == (of_layer[0]["reason"] or "-")
-    _, *reasons = page.table("How many layers")
+    _, *reasons = page.table("Number of layers")
     assert {row[0]: int(row[1]) for row in reasons} == Counter(layer["reason"] for layer in layers[names[0]] if layer["reason"])
 
 
@@ -208,17 +208,17 @@ def test_times_are_shown_for_every_machine(reported: Reported, parse_page: Calla
     )
     other = MachineTimes(processor="B", cores=1, provider="CPU", batch=8, guided=True, milliseconds_a_step={"fp32": 3.0})
     page = parse_page(report_page(bundle, Evidence(times=(known, other))))
-    header, full, quantized, *_ = page.table("Every precision")
-    assert header[5:7] == ["ms a step [1]", "ms a step [2]"]
+    header, full, quantized, *_ = page.table("Each precision")
+    assert header[5:7] == ["ms per step [1]", "ms per step [2]"]
     assert "; times [1]: A, 4 cores, batch 8; times [2]: B, 1 cores, batch 8" in page.root.whole_text
     assert full[5:7] == ["8.0 (1.00x)", "3.0 (1.00x)"]
     assert quantized[5:7] == ["2.0 (4.00x)", "-"]
     taken = [step.precision for step in bundle.schedule().steps]
     mean = fmean(8.0 if name == "fp32" else 2.0 for name in taken)
-    first, second = (card for card in page.root.all("dl")[0].children if card.all("dt")[0].text == "Measured time of a step")
+    first, second = (card for card in page.root.all("dl")[0].children if card.all("dt")[0].text == "Measured time per step")
     assert first.all("dd")[0].text == f"{mean:.1f} ms"
     assert f"{8 / mean:.2f}x as fast" in first.all("dd")[1].text
-    assert second.all("dd")[0].text == "not known"
+    assert second.all("dd")[0].text == "unknown"
 
 
 def test_evaluations_and_comparisons_are_shown_with_their_commands(

@@ -39,7 +39,7 @@ def test_the_command_writes_beside_the_times_and_leaves_the_portable_report(bund
     done = CliRunner().invoke(main, ["report", str(bundle)])
     written = bundle / "local" / machine_name() / LOCAL_REPORT
     assert (done.exit_code, done.output) == (0, f"wrote {written}\n")
-    assert "Measured time of a step" in written.read_text()
+    assert "Measured time per step" in written.read_text()
     assert (bundle / REPORT).read_bytes() == before
 
 
@@ -60,7 +60,7 @@ def test_a_wrong_file_is_a_usage_error_and_writes_nothing(bundle: Path, tmp_path
         main, ["report", str(bundle), "--output", str(tmp_path / "page.html"), "--evaluation", str(bundle / "plan.json")]
     )
     assert done.exit_code == 2
-    assert "is not what `ptqd-run evaluate` writes" in done.output
+    assert "is not a valid result of `ptqd-run evaluate`" in done.output
     assert not (tmp_path / "page.html").exists()
 
 

@@ -164,8 +164,8 @@ def test_measured_times_are_in_the_report_of_this_machine_alone(built: Built) ->
     milliseconds = built.json(f"local/{machine_name()}/times.json")["milliseconds_a_step"]["fp32"]
     local = (built.folder / "local" / machine_name() / "report.html").read_text()
     assert f">{milliseconds:.1f} (1.00x)<" in local
-    assert ">ms a step<" in local
-    assert "ms a step" not in (built.folder / "report" / "index.html").read_text()
+    assert ">ms per step<" in local
+    assert "ms per step" not in (built.folder / "report" / "index.html").read_text()
 
 
 def test_bit_operations_are_those_of_the_precision(built: Built) -> None:

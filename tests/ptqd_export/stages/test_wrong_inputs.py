@@ -100,7 +100,7 @@ def test_truncated_weights(build: Callable[..., Result]) -> None:
         path = folder / "model" / WEIGHTS
         path.write_bytes(path.read_bytes()[:5000])
 
-    _refused(build(truncate), 1, "weights cannot be read", "whole safetensors files")
+    _refused(build(truncate), 1, "weights cannot be read", "complete safetensors files")
 
 
 def test_pickled_weights_are_not_even_opened(build: Callable[..., Result]) -> None:
@@ -161,7 +161,7 @@ def test_embeddings_that_are_missing(build: Callable[..., Result]) -> None:
 
 
 def test_embeddings_that_the_plan_does_not_name(build: Callable[..., Result]) -> None:
-    _refused(build(_conditional()), 2, "takes embeddings, and the plan names none", "encoder_hidden_states: float32 [rows, tokens, 12]")
+    _refused(build(_conditional()), 2, "takes embeddings, but the plan names none", "encoder_hidden_states: float32 [rows, tokens, 12]")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_output_below_a_file(build: Callable[..., Result]) -> None:
 
 def test_plan_that_is_missing(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["build", "--plan", str(tmp_path / "plan.json")])
-    _refused(result, 2, "there is no plan", "ptqd-export init")
+    _refused(result, 2, "The plan is missing.", "ptqd-export init")
 
 
 def test_traceback_only_where_asked_for(tmp_path: Path) -> None:

@@ -240,7 +240,11 @@ def test_an_unknown_class_is_not_imported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds no state dict"), ({"state_dict": {"a": 1}}, "no tensor"), ({"state_dict": {3: WEIGHTS["half"]}}, "no tensor")],
+    [
+        ([1, 2], "contains no state dict"),
+        ({"state_dict": {"a": 1}}, "not a tensor"),
+        ({"state_dict": {3: WEIGHTS["half"]}}, "not a tensor"),
+    ],
 )
 def test_what_is_no_state_dict_is_refused(content: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(PtqdError, match=message):
@@ -262,17 +266,17 @@ def test_a_tensor_written_by_hand_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
-        (_described(key="1"), "no plain record 1"),
-        (_described(key="../../secret"), "no plain record"),
+        (_described(key="1"), "no uncompressed record 1"),
+        (_described(key="../../secret"), "no uncompressed record"),
         (_described(elements=5), "4 values in 0"),
         (_described(size="(I5\nt"), "beyond its storage"),
         (_described(offset=1), "beyond its storage"),
         (_described(stride="(I2\nt"), "beyond its storage"),
-        (_described(offset=-1), "described wrongly"),
-        (_described(size="(I-4\nt"), "described wrongly"),
-        (_described(size="(S'4'\nt"), "described wrongly"),
+        (_described(offset=-1), "description of a tensor in the checkpoint is invalid"),
+        (_described(size="(I-4\nt"), "description of a tensor in the checkpoint is invalid"),
+        (_described(size="(S'4'\nt"), "description of a tensor in the checkpoint is invalid"),
         (_described()[:-9], "cannot be read"),
-        (b"(S'storage'\nI3\ntQ.", "no tensor"),
+        (b"(S'storage'\nI3\ntQ.", "not a tensor"),
     ],
 )
 def test_a_tensor_outside_of_the_file_is_refused(pickled: bytes, message: str, tmp_path: Path) -> None:
@@ -283,7 +287,7 @@ def test_a_tensor_outside_of_the_file_is_refused(pickled: bytes, message: str, t
 
 def test_compressed_records_and_other_formats_are_refused(tmp_path: Path) -> None:
     compressed = _archive(_described(), tmp_path / "compressed.ckpt", {"0": bytes(16)}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(PtqdError, match="no plain record"):
+    with pytest.raises(PtqdError, match="no uncompressed record"):
         read_tensors(compressed)
     with (tmp_path / "legacy.ckpt").open("wb") as file:
         torch.save(WEIGHTS, file, _use_new_zipfile_serialization=False)

@@ -41,7 +41,7 @@ REFUSED: dict[str, Change] = {
     "beta_schedule": lambda p: p.update(beta_schedule="sqrt"),
     "cosine_s": lambda p: p.update(cosine_s=0.01),
     "cond_stage_config": lambda p: p.update(cond_stage_config={"target": "ldm.modules.encoders.modules.BERTEmbedder", "params": {}}),
-    "as many channels": lambda p: p.update(channels=4),
+    "equal to the first stage's embed_dim": lambda p: p.update(channels=4),
     "context_dim": lambda p: p["unet_config"]["params"].update(use_spatial_transformer=True, context_dim=512),
 }
 

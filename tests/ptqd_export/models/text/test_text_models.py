@@ -196,8 +196,8 @@ def test_a_lora_of_an_encoder_that_the_model_lacks_is_refused(tmp_path: Path, sd
     [
         ({"prompts": []}, "model.prompts"),
         ({"prompts": ["a"], "conditions": "conditions.npz"}, '"prompts" or "conditions", not both'),
-        ({"prompts": None, "negative_prompt": "a"}, '"prompts" beside "negative_prompt"'),
-        ({"path": None, "factory": "package.module:function"}, 'a "path" beside "prompts" and "lora"'),
+        ({"prompts": None, "negative_prompt": "a"}, '"prompts" together with "negative_prompt"'),
+        ({"path": None, "factory": "package.module:function"}, 'a "path" together with "prompts" or "lora"'),
         ({"lora": {"scale": 1.0}}, "model.lora.path"),
     ],
 )
