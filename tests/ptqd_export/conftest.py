@@ -272,11 +272,11 @@ def _build(folder: Path, **sections: Any) -> Built:
     return Built(plan_file)
 
 
-def _build_once(factory: pytest.TempPathFactory, name: str, model: Path, **sections: Any) -> Built:
-    """The build of a plan that lies in the folder `model`, made once per run and shared between workers."""
+def _build_once(factory: pytest.TempPathFactory, name: str, source: Path, **sections: Any) -> Built:
+    """The build of a plan in the folder `source`, made once per run and shared between workers."""
     plan = _plan(**sections)
-    built = shared_folder(factory, name, lambda folder: run_build(PlanFile(plan, model, folder / "bundle")))
-    return Built(PlanFile(plan, model, built / "bundle"))
+    built = shared_folder(factory, name, lambda folder: run_build(PlanFile(plan, source, folder / "bundle")))
+    return Built(PlanFile(plan, source, built / "bundle"))
 
 
 def _plan(**sections: Any) -> Plan:
