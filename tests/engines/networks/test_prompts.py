@@ -184,7 +184,7 @@ def test_text_files_are_verified_before_they_are_read(own_tiny: TinyBundle) -> N
     own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(text=text))
     (own_tiny.folder / "text").mkdir()
     tokenizer().save(str(own_tiny.folder / "text" / "a.json"))
-    with pytest.raises(BundleError, match="does not list a file"):
+    with pytest.raises(BundleError, match="does not list a required file"):
         open_text(Bundle.open(own_tiny.folder))
     own_tiny.rehash("text/a.json")
     own_tiny.edit("text/a.json", lambda content: content + b" ")

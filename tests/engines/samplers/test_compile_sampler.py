@@ -63,7 +63,7 @@ def test_given_alphas_replace_those_of_the_schedule() -> None:
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
     message = f'did you mean "{nearest}"?'
-    with pytest.raises(UsageError, match=rf"(?s)unknown sampler.*ddim or ddpm or plms.*{re.escape(message)}"):
+    with pytest.raises(UsageError, match=rf"(?s)The sampler is unknown\..*ddim or ddpm or plms.*{re.escape(message)}"):
         compile_sampler(name, 10, 0.0, NoiseSchedule())
 
 

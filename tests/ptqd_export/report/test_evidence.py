@@ -71,7 +71,7 @@ def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file
     [
         (lambda result: result.pop("figures"), "is not what `ptqd-run evaluate` writes(?s:.*)figures"),
         (lambda result: result.update(num="many"), "is not what(?s:.*)num"),
-        (lambda result: result.update(guidance=float("nan")), "holds a number that is none"),
+        (lambda result: result.update(guidance=float("nan")), "contains NaN, infinity or a number out of range."),
         (lambda result: result.update(schema_version=2), "is not what(?s:.*)schema_version"),
         (lambda result: result.update(seeds=[]), "is not whole"),
         (lambda result: result.update(schedule="fifty"), "of another bundle(?s:.*)schedule fifty"),
