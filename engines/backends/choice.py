@@ -1,4 +1,4 @@
-"""Which runtime a bundle's graphs run on."""
+"""Choose the runtime for a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engines.host.machine import machine_name
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName
-"""`target` is the one that the bundle was built for."""
+"""`target` stands for the runtime that the bundle was built for."""
 
 
 ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
-    """The runtime that was asked for, by its own name."""
+    """Return the name of the requested runtime, resolving `target`."""
     if runtime != "target":
         return runtime
     target = bundle.manifest.target
@@ -32,15 +32,15 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
 
 
 def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Backend:
-    """The runtime that was asked for, and no other.
+    """Return the backend of the requested runtime, never of another.
 
     Args:
-        bundle: with the target.
-        runtime: what was asked for.
-        threads: of a runtime on the CPU; None takes every core that the process may use.
+        bundle: bundle with the graphs and their target.
+        runtime: requested runtime.
+        threads: threads of a CPU runtime; None uses every core that the process may use.
 
     Raises:
-        MissingBackendError: it or its device is missing.
+        MissingBackendError: the runtime or its device is missing.
     """
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
@@ -51,7 +51,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
 
 
 def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provider | None = None) -> OnnxRuntimeBackend:
-    """ONNX Runtime; without a provider on the one that the statistics were measured on."""
+    """Return the ONNX Runtime backend. The default provider is the one that the statistics were measured on."""
     target = bundle.manifest.target
     provider = provider or target.provider
     mode = mode_of(target.name, provider)
@@ -59,17 +59,19 @@ def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provide
 
 
 def mode_of(target: str, provider: Provider) -> Mode:
-    """How ONNX Runtime runs the graphs of a target. Its fused kernels are for its own graphs on the CPU: another target's run faster as
-    written (the W8A8 U-Net of the digits model: 29 ms against 43), because the weights are unpacked once, and closer to what was quantized.
+    """Return the mode in which ONNX Runtime runs the graphs of a target.
+
+    Its fused kernels suit only its own graphs on the CPU. Another target's graphs run faster as written (the W8A8 U-Net of the digits
+    model: 29 ms instead of 43), because the weights are unpacked only once, and closer to what was quantized.
     """
     return "fast" if target == "onnxruntime" and provider == "CPU" else "exact"
 
 
 def engine_settings(bundle: Bundle, flavour: FlavourName) -> EngineSettings:
-    """How the bundle's engines are built; both flavours of TensorRT take the same graphs.
+    """Return the build settings of the bundle's engines; both flavours of TensorRT use the same graphs.
 
     Raises:
-        UsageError: the bundle holds graphs for another runtime.
+        UsageError: the bundle contains graphs for another runtime.
     """
     target = bundle.manifest.target
     if target.profile is None:

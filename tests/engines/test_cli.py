@@ -280,7 +280,7 @@ def test_damaged_bundle_is_one_message_and_leaves_nothing(
     [
         (
             ["--guidance", 2],
-            "The corrections were fitted at another guidance.\n  found:    --guidance 2\n  expected: 1.5, as in schedule default\n",
+            "The corrections were fitted at another guidance scale.\n  found:    --guidance 2\n  expected: 1.5, as in schedule default\n",
         ),
         (["--classes", "0,3"], "A class is out of range.\n  found:    3\n  expected: 0 to 2\n"),
         (["--classes", "-1"], "A class is out of range.\n  found:    -1\n  expected: 0 to 2\n"),

@@ -109,7 +109,9 @@ def test_a_prompt_file_holds_one_a_line(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prompts.txt") == ("a cat", "caf\u00e9, \u732b")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "holds no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "contains no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")]
+)
 def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UsageError, match=message):

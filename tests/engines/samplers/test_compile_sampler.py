@@ -102,7 +102,9 @@ def test_a_schedule_that_clips_says_nothing_to_samplers_that_do_not(name: str) -
     [("plms", "sample", "ddim or ddpm or dpm"), ("ddim", "flow", "sampler flow-euler$"), ("flow-euler", "epsilon", "sampler ddim or ")],
 )
 def test_refuses_a_model_of_another_prediction(name: str, prediction_type: Any, mend: str) -> None:
-    with pytest.raises(UsageError, match=rf"(?s){name} does not go.*prediction_type = {prediction_type}\n.*{mend}"):
+    with pytest.raises(
+        UsageError, match=rf"(?s){name} does not support the model's prediction type\..*prediction_type = {prediction_type}\n.*{mend}"
+    ):
         compile_sampler(name, 10, SAMPLERS[name].eta, NoiseSchedule(prediction_type=prediction_type))
 
 

@@ -131,7 +131,7 @@ def test_decoder_and_files_are_taken(write: Write, tmp_path: Path) -> None:
         ),
         ("return model(decoder=Flat())", r"decoder returns no images.*float32 \[2, 48\]"),
         ("return model(decoder=Net())", r"decoder does not take the states.*TypeError.*decoder\(float32 \[2, 3, 4, 4\]\)"),
-        ("return model(noise_schedule={'beta_schedule': 'steep'})", r"unusable beta_schedule.*'steep'"),
+        ("return model(noise_schedule={'beta_schedule': 'steep'})", r"invalid beta_schedule.*'steep'"),
     ],
 )
 def test_what_a_factory_gets_wrong_is_told(write: Write, tmp_path: Path, body: str, message: str) -> None:
