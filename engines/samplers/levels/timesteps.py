@@ -74,7 +74,7 @@ def _within(schedule: NoiseSchedule, steps: int, visited: Int64) -> Int64:
     T = schedule.num_train_timesteps
     if visited[0] >= T:
         raise UsageError(
-            "The steps_offset pushes the first timestep beyond the training schedule.",
+            "The setting steps_offset pushes the first timestep beyond the training schedule.",
             found=f"timestep {visited[0]} at steps = {steps}, steps_offset = {schedule.steps_offset}",
             expected=f"at most {T - 1}",
             mend="use fewer steps, or set steps_offset to 0",
