@@ -79,6 +79,6 @@ def engine_settings(bundle: Bundle, flavour: FlavourName) -> EngineSettings:
             "The bundle's graphs are not for TensorRT.",
             found=f"target {target.name}",
             expected=" or ".join(FLAVOURS),
-            mend="build a bundle with this target in its plan",
+            mend="build a bundle with one of these targets in its plan",
         )
     return EngineSettings.of(flavour, target.profile, target.workspace_gib)

@@ -50,7 +50,7 @@ def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError, *
             f"{source} is not JSON.",
             found=f"line {error.lineno}, column {error.colno}: {error.msg}",
             expected="a JSON object",
-            mend="correct it at that place; JSON allows neither comments nor trailing commas",
+            mend="correct the file at that place; JSON allows neither comments nor trailing commas",
         ) from error
     except UnicodeError as error:
         place = f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else "half a surrogate pair"

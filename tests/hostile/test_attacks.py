@@ -79,7 +79,7 @@ def test_graph_that_reads_a_file_of_others(own_bundle: Subject, tmp_path: Path, 
     own_bundle.put(GRAPH, model.SerializeToString())
     message = sampled(own_bundle)
     assert "A graph of the bundle reads a file that is not its own." in message
-    assert f"wants {entry.value!r}" in message
+    assert f"reads {entry.value!r}" in message
 
 
 def test_weights_hidden_in_a_graph_within_a_graph(own_bundle: Subject) -> None:
@@ -89,7 +89,7 @@ def test_weights_hidden_in_a_graph_within_a_graph(own_bundle: Subject) -> None:
     model = onnx.load(own_bundle.folder / GRAPH, load_external_data=False)
     model.graph.node.append(onnx.helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
     own_bundle.put(GRAPH, model.SerializeToString())
-    assert "wants '/etc/passwd'" in sampled(own_bundle)
+    assert "reads '/etc/passwd'" in sampled(own_bundle)
 
 
 def test_weights_that_the_manifest_does_not_list(own_bundle: Subject) -> None:
@@ -129,7 +129,7 @@ def refused_rows(subject: Subject) -> str:
         (lambda s: first(s).update(timestep="@digits"), "default.json contains NaN, infinity or a number out of range."),
         (lambda s: first(s).update(sigma=-1.0), "steps.0.sigma: Input should be greater than or equal to 0"),
         (lambda s: first(s)["corrections"]["w4a8"].update(gain=[]), "gain, offset and state_gain have 0 channels"),
-        (lambda s: first(s)["corrections"]["w4a8"].update(gain=[1.0] * 3, offset=[0.0] * 3, state_gain=[0.0] * 3), "of 1 and 3 channels"),
+        (lambda s: first(s)["corrections"]["w4a8"].update(gain=[1.0] * 3, offset=[0.0] * 3, state_gain=[0.0] * 3), "for 1 and 3 channels"),
         (lambda s: s["sampler"].update(steps=10**9), "sampler.steps: Input should be less than or equal to 10000"),
         (lambda s: s["steps"].extend(s["steps"][:1] * 10_000), "steps: Tuple should have at most 10000 items"),
         (lambda s: s.update(schema_version=2), "This ptqd-run does not support the bundle's schema version."),

@@ -66,7 +66,7 @@ class TensorRtEngine(Engine):
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: dict[int, _Bound] = {}
         self._staging: dict[int, dict[str, NDArray[Any]]] = {}
-        self._plan = self._plan if flavour.deferred_weights else b""  # the device holds the weights for good
+        self._plan = self._plan if flavour.deferred_weights else b""  # the device keeps the weights from now on
 
     def _open(self, label: str) -> Any:
         if self._flavour.deferred_weights:

@@ -66,7 +66,7 @@ def _build(spec: BuildSpec, emit: Emit, timing_cache: Path | None) -> bytes:
     network = builder.create_network(network_flags(trt))
     _parse(trt, network, logger, spec.graph)
     config = builder.create_builder_config()
-    monitor = _monitor(trt, emit)  # the builder keeps no reference
+    monitor = _monitor(trt, emit)  # the builder keeps no reference to it
     config.progress_monitor = monitor
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector omits the kernels' types
     _set_limits(trt, config, spec)
