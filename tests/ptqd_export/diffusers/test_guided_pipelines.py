@@ -177,7 +177,7 @@ def test_dit_images_are_those_of_the_run_time(
 def test_dit_refuses_another_guidance(imagenet: Bundle, decoder: AutoencoderKL, quiet: Quiet) -> None:
     denoiser = PtqdDenoiser(imagenet, imagenet.schedule(), None, LabelledBackend())
     pipe = quiet(DiTPipeline(denoiser, decoder, PtqdScheduler.from_bundle(imagenet.folder, watched=denoiser)))
-    with pytest.raises(UsageError, match=r"The corrections were fitted at another guidance scale\."):
+    with pytest.raises(UsageError, match="The corrections were fitted at another guidance"):
         pipe(class_labels=[1, 2], guidance_scale=4.0, num_inference_steps=4)
 
 
