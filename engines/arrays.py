@@ -1,4 +1,4 @@
-"""Array types shared by every signature."""
+"""Array types used in signatures throughout the project."""
 
 from __future__ import annotations
 

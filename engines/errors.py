@@ -1,10 +1,10 @@
-"""Errors that a user can mend. Each is one message: what is wrong, what was found, what was expected, how to mend it."""
+"""Errors that a user can fix. Each is one message: what is wrong, what was found, what was expected, and how to mend it."""
 
 from __future__ import annotations
 
 
 class PtqdError(Exception):
-    """It ran and failed (exit code 1). The base of every error that the command lines print without a traceback."""
+    """The run failed (exit code 1). Base class of every error that the command lines print without a traceback."""
 
     exit_code = 1
 
@@ -32,4 +32,4 @@ class MissingBackendError(PtqdError):
 
 
 class BundleError(PtqdError):
-    """A bundle is damaged, incomplete, or of an unknown schema version (exit code 1)."""
+    """A bundle is damaged or incomplete, or has an unknown schema version (exit code 1)."""

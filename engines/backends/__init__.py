@@ -1,1 +1,1 @@
-"""Backends: one class a runtime, all behind `engines.backends.base.Engine`."""
+"""Backends: one class per runtime, all used through `engines.backends.base.Engine`."""

@@ -1,4 +1,4 @@
-"""What every backend shares: named inputs, checked once here, and one output."""
+"""Base classes of all backends. An engine has named inputs, which are checked here, and one output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engines.errors import PtqdError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor; `shape` without the batch, which comes first and is free."""
+    """A named tensor; `shape` omits the batch axis, which comes first and can have any size."""
 
     name: str
     dtype: np.dtype[Any]
@@ -25,7 +25,7 @@ class TensorSpec:
 
 
 class Engine(abc.ABC):
-    """A network ready to run. Backends implement `_run` and may trust its feeds."""
+    """A network ready to run. Backends implement `_run`, whose feeds are already checked."""
 
     def __init__(self, label: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> None:
         self.label = label
@@ -33,20 +33,19 @@ class Engine(abc.ABC):
         self.output = output
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        """Run a batch; the result is a new array.
+        """Run a batch and return the output as a new array. The caller, who knows the step, checks that the output is finite.
 
         Args:
-            feeds: for every input, an array [batch, *shape] of the input's dtype.
+            feeds: an array [batch, *shape] of the input's dtype for every input.
 
         Raises:
-            PtqdError: an input is missing, unknown, of another dtype or shape, or the output has not one row for each of its rows.
-                Whether it is finite is for the caller to see, who knows the step.
+            PtqdError: an input is missing, unknown, or has the wrong dtype or shape, or the output does not have `batch` rows.
         """
         self._check(feeds)
         out = self._run(feeds)
         batch = len(next(iter(feeds.values())))
         if out.shape[:1] != (batch,):
-            raise PtqdError(f"The output of {self.label} does not fit.", found=list(out.shape), expected=f"{batch} rows")
+            raise PtqdError(f"The output of {self.label} has the wrong shape.", found=list(out.shape), expected=f"{batch} rows")
         return out
 
     @abc.abstractmethod
@@ -55,7 +54,7 @@ class Engine(abc.ABC):
     def _check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         if feeds.keys() != {spec.name for spec in self.inputs}:
             raise PtqdError(
-                f"{self.label} was given other inputs than it takes.",
+                f"{self.label} was given the wrong inputs.",
                 found=", ".join(feeds),
                 expected=", ".join(spec.name for spec in self.inputs),
             )
@@ -64,7 +63,7 @@ class Engine(abc.ABC):
             value = feeds[spec.name]
             if value.dtype != spec.dtype or value.shape != (batch, *spec.shape):
                 raise PtqdError(
-                    f"Input {spec.name} of {self.label} does not fit.",
+                    f"Input {spec.name} of {self.label} has the wrong dtype or shape.",
                     found=f"{value.dtype} {value.shape}",
                     expected=f"{spec.dtype} {(batch, *spec.shape)}",
                 )
@@ -74,7 +73,7 @@ class Backend(Protocol):
     """Opens the graphs of a bundle on one runtime."""
 
     def open(self, graph: Path, rows: int) -> Engine:
-        """An engine of a graph, ready for calls of so many rows.
+        """Open the engine of a graph, ready for calls with `rows` rows.
 
         Raises:
             MissingBackendError: the runtime or its device is missing.

@@ -1,4 +1,4 @@
-"""An engine that was made from a graph and is kept."""
+"""The engine file of a graph, kept on disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class CachedEngine:
     """An engine file.
 
     Attributes:
-        path: of the engine.
-        seconds: that it took to build just now, or that it took to wait for whoever built it.
-        from_cache: somebody built it before.
+        path: path of the engine file.
+        seconds: seconds spent building it now, or waiting for another process to build it.
+        from_cache: whether the engine existed already.
     """
 
     path: Path

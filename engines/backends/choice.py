@@ -1,4 +1,4 @@
-"""Which runtime a bundle's graphs run on."""
+"""Choose the runtime for a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engines.host.machine import machine_name
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName
-"""`target` is the one that the bundle was built for."""
+"""`target` stands for the runtime that the bundle was built for."""
 
 
 ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
-    """The runtime that was asked for, by its own name."""
+    """Return the name of the requested runtime, resolving `target`."""
     if runtime != "target":
         return runtime
     target = bundle.manifest.target
@@ -32,15 +32,15 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
 
 
 def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Backend:
-    """The runtime that was asked for, and no other.
+    """Return the backend of the requested runtime, never of another.
 
     Args:
-        bundle: with the target.
-        runtime: what was asked for.
-        threads: of a runtime on the CPU; None takes every core that the process may use.
+        bundle: bundle with the graphs and their target.
+        runtime: requested runtime.
+        threads: threads of a CPU runtime; None uses every core that the process may use.
 
     Raises:
-        MissingBackendError: it or its device is missing.
+        MissingBackendError: the runtime or its device is missing.
     """
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
@@ -51,7 +51,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
 
 
 def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provider | None = None) -> OnnxRuntimeBackend:
-    """ONNX Runtime; without a provider on the one that the statistics were measured on."""
+    """Return the ONNX Runtime backend. The default provider is the one that the statistics were measured on."""
     target = bundle.manifest.target
     provider = provider or target.provider
     mode = mode_of(target.name, provider)
@@ -59,10 +59,10 @@ def on_onnxruntime(bundle: Bundle, threads: int | None = None, provider: Provide
 
 
 def engine_settings(bundle: Bundle, flavour: FlavourName) -> EngineSettings:
-    """How the bundle's engines are built; both flavours of TensorRT take the same graphs.
+    """Return the build settings of the bundle's engines; both flavours of TensorRT use the same graphs.
 
     Raises:
-        UsageError: the bundle holds graphs for another runtime.
+        UsageError: the bundle contains graphs for another runtime.
     """
     target = bundle.manifest.target
     if target.profile is None:
@@ -70,6 +70,6 @@ def engine_settings(bundle: Bundle, flavour: FlavourName) -> EngineSettings:
             "The bundle's graphs are not for TensorRT.",
             found=f"target {target.name}",
             expected=" or ".join(FLAVOURS),
-            mend="build a bundle with this target in its plan",
+            mend="build a bundle with one of these targets in its plan",
         )
     return EngineSettings.of(flavour, target.profile, target.workspace_gib)

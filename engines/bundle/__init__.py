@@ -1,1 +1,1 @@
-"""A bundle on disk: its manifest, and files that are verified when they are used."""
+"""The bundle on disk: its manifest and its files, each verified when it is used."""

@@ -1,4 +1,4 @@
-"""The bundle contract: `manifest.json` and the files that it names, each verified against its hash before it is used."""
+"""The bundle: `manifest.json` and the files that it lists, each verified against its hash before use."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DEFAULT = "default"
 """Name of the schedule that the build makes."""
 
 UNFINISHED_BUILD = "local/stages"
-"""Where a build keeps what it has done so far; without a manifest beside it, it has not finished."""
+"""Where a build keeps its finished stages. If this folder exists but the manifest does not, the build is unfinished."""
 
 
 class FileRecord(Strict):
-    """Identity of one file of the bundle."""
+    """Hash and size of one file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[NonNegativeInt, Field(le=FILE_BYTES)]
 
 
 class InputRecord(Strict):
-    """One input of the network besides the state and the timestep: its shape is that of one sample, without the batch."""
+    """One input of the network besides the state and the timestep; `shape` is that of one sample, without the batch axis."""
 
     name: Name
     dtype: Literal["int64", "float32"]
@@ -42,7 +42,7 @@ class InputRecord(Strict):
 
 
 class ConditioningRecord(Strict):
-    """What a sample can be conditioned on: `rows` choices, either class labels 0..rows-1 or rows of the arrays in `file`."""
+    """What a sample can be conditioned on: one of `rows` choices, either class labels 0..rows-1 or rows of the arrays in `file`."""
 
     inputs: Annotated[tuple[InputRecord, ...], Field(min_length=1)]
     rows: Annotated[PositiveInt, Field(le=ROWS)]
@@ -51,7 +51,7 @@ class ConditioningRecord(Strict):
 
 
 class DecoderRecord(Strict):
-    """The first stage of a latent model: its graph takes states, at most `batch` at a time, and gives images of `image_shape`."""
+    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`."""
 
     file: Name
     image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
@@ -59,7 +59,7 @@ class DecoderRecord(Strict):
 
 
 class TextEncoderRecord(Strict):
-    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it gives."""
+    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces."""
 
     graph: Name
     tokenizer: Name
@@ -68,7 +68,7 @@ class TextEncoderRecord(Strict):
 
 
 class TextRecord(Strict):
-    """How prompts become conditions: what several encoders give for one input is concatenated, and `fixed` inputs are the same for all."""
+    """How prompts become conditioning: the outputs of several encoders for one input are concatenated; `fixed` inputs never vary."""
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
     fixed: dict[Name, tuple[FiniteFloat, ...]]
@@ -88,13 +88,15 @@ class ModelRecord(Strict):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of what people look at: the decoder's images, or the states themselves."""
+        """Shape of the final image: the decoder's output, or the state itself if there is no decoder."""
         return self.sample_shape if self.decoder is None else self.decoder.image_shape
 
 
 class PiecesRecord(Strict):
-    """A network in pieces: `body` takes every state; what depends on timestep and conditions alone is made by a graph for each of its
-    inputs in `embeddings`. Their weights are those of the whole graph.
+    """A network in pieces, which share the weights of the whole graph.
+
+    `body` runs on every state. `embeddings` maps each of its inputs that depends only on timestep and conditioning to the graph that
+    computes it.
     """
 
     body: Name
@@ -102,7 +104,7 @@ class PiecesRecord(Strict):
 
 
 class PrecisionRecord(Strict):
-    """One precision: its graph, what it costs relative to the float32 graph, and the versions of the libraries that made the graph
+    """One precision: its graph, its cost relative to the float32 graph, and the versions of the libraries that made the graph
     (empty in bundles of schema version 1).
     """
 
@@ -116,7 +118,7 @@ class PrecisionRecord(Strict):
 
 
 class ProfileRecord(Strict):
-    """Rows of a network call that engines are built for; guidance makes two of a sample, so that opt and max are twice the plan's."""
+    """Rows per network call that engines are built for. Under guidance a sample takes two rows, so opt and max are twice the plan's."""
 
     min: Batch
     opt: Batch
@@ -124,7 +126,7 @@ class ProfileRecord(Strict):
 
 
 class TargetRecord(Strict):
-    """The runtime that the graphs are for, and what its engines are built with."""
+    """The runtime that the graphs are for, and the settings of its engines."""
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     provider: Literal["CPU", "CUDA"] = "CPU"
@@ -134,7 +136,7 @@ class TargetRecord(Strict):
 
 
 class Manifest(Strict):
-    """Everything that the run time must know before it opens another file."""
+    """Everything that must be known at run time before another file is opened."""
 
     schema_version: Literal[1, 2] = 2
     model: ModelRecord
@@ -157,7 +159,7 @@ class Manifest(Strict):
 
 
 class Bundle:
-    """An opened bundle. Files are verified when they are asked for, so that opening costs nothing that is not used."""
+    """An opened bundle. Each file is verified when it is requested, so opening the bundle costs nothing for unused files."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -169,8 +171,8 @@ class Bundle:
         """Read and check the manifest.
 
         Raises:
-            UsageError: there is no bundle in this folder.
-            BundleError: the manifest is damaged or of another schema version.
+            UsageError: the folder contains no bundle.
+            BundleError: the manifest is damaged or has another schema version.
         """
         path = folder / MANIFEST
         if not path.exists() and (folder / UNFINISHED_BUILD).is_dir():
@@ -178,31 +180,31 @@ class Bundle:
                 "The build of this bundle has not finished.",
                 found=f"{folder / UNFINISHED_BUILD}, but no {path.name}",
                 expected="a folder that `ptqd-export build` finished",
-                mend="run the same `ptqd-export build` again: it goes on where it stopped",
+                mend="run the same `ptqd-export build` again: it resumes where it stopped",
             )
         if not path.exists():
             raise UsageError(
                 "This is not a bundle.",
                 found=f"no {path}",
                 expected="a folder that `ptqd-export build` finished",
-                mend="run `ptqd-export build --plan plan.json`, and give the plan's output folder",
+                mend="run `ptqd-export build --plan plan.json`, and pass the plan's output folder",
             )
         return cls(folder, contract(Manifest, unsealed(Manifest, read_json_object(path, BundleError), path), path))
 
     def path(self, name: str) -> Path:
-        """Where a file lies, once its size and hash are those of the manifest: for runtimes, which open files by themselves."""
+        """Return the path of a file after verifying its size and hash; for runtimes, which open files themselves."""
         return self._files.path(name)
 
     def read(self, name: str) -> bytes:
-        """The content of a file of the bundle, of the size and hash that the manifest says."""
+        """Return the content of a file, verified against the manifest's size and hash."""
         return self._files.read(name)
 
     def json(self, name: str) -> dict[str, object]:
-        """The object in a JSON file of the bundle."""
+        """Return the object in a JSON file of the bundle."""
         return json_object(self.read(name), self.folder / name, BundleError)
 
     def verified_graph(self, precision: str) -> Path:
-        """The graph of a precision; weights beside it, which runtimes read by themselves, are verified too.
+        """Return the path of a precision's graph after verifying it and the weights beside it, which runtimes read themselves.
 
         Raises:
             UsageError: the bundle has no such precision.
@@ -210,7 +212,7 @@ class Bundle:
         return self.graph(self.precision(precision).graph)
 
     def precision(self, name: str) -> PrecisionRecord:
-        """What the manifest says of a precision.
+        """Return the manifest's record of a precision.
 
         Raises:
             UsageError: the bundle has no such precision.
@@ -218,18 +220,18 @@ class Bundle:
         record = self.manifest.precisions.get(name)
         if record is None:
             known = " or ".join(self.manifest.precisions)
-            raise UsageError("The bundle has no engine of this precision.", found=name, expected=known)
+            raise UsageError("The bundle has no such precision.", found=name, expected=known)
         return record
 
     def graph(self, name: str, whole: str | None = None) -> Path:
-        """A graph by its name in the bundle, verified with the weights beside it; it reads no other file.
+        """Return the path of a graph after verifying it and its weights, and that it reads no other file.
 
         Args:
-            name: of the graph.
-            whole: of a piece, the graph beside it whose weights it reads.
+            name: name of the graph in the bundle.
+            whole: for a piece of a network, the graph beside it whose weights the piece reads.
 
         Raises:
-            BundleError: it is damaged, or wants to.
+            BundleError: the graph is damaged, or reads another file.
         """
         path, weights = self.path(name), f"{whole or name}.data"
         allowed = set[str]()
@@ -242,18 +244,18 @@ class Bundle:
         if wanted:
             raise BundleError(
                 "A graph of the bundle reads a file that is not its own.",
-                found=f"{path} wants {min(wanted)!r}",
-                expected=f"no other file than {PurePosixPath(weights).name}, which the manifest must list",
-                mend="do not use this bundle, unless you know why it does; rebuild it",
+                found=f"{path} reads {min(wanted)!r}",
+                expected=f"no file other than {PurePosixPath(weights).name}, which the manifest must list",
+                mend="do not use this bundle unless you know why it reads that file; rebuild it",
             )
         return path
 
     def schedule(self, name: str = DEFAULT) -> Schedule:
-        """A schedule of the bundle by name.
+        """Return a schedule of the bundle by name.
 
         Raises:
-            UsageError: the bundle has no schedule of this name.
-            BundleError: it is damaged, or does not fit the bundle.
+            UsageError: the bundle has no schedule with this name.
+            BundleError: the schedule is damaged, or does not fit the bundle.
         """
         file = f"schedules/{name}.json"
         if file not in self.manifest.files:
@@ -274,19 +276,19 @@ class Bundle:
         if channels != {self.manifest.model.sample_shape[0]}:
             raise BundleError(
                 "A schedule does not fit the bundle's model.",
-                found=f"{path}: corrections of {' and '.join(map(str, sorted(channels)))} channels",
+                found=f"{path}: corrections for {' and '.join(map(str, sorted(channels)))} channels",
                 expected=f"{self.manifest.model.sample_shape[0]} channels",
                 mend=COPY_AGAIN,
             )
         if not any(name in self.manifest.precisions for name in schedule.precisions):
             raise BundleError(
                 "A schedule does not fit the bundle's engines.",
-                found=f"{path}: corrections of {', '.join(schedule.precisions)}",
+                found=f"{path}: corrections for {', '.join(schedule.precisions)}",
                 expected=", ".join(self.manifest.precisions),
                 mend=COPY_AGAIN,
             )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a bundle's manifest whole, or nothing."""
+    """Write a bundle's manifest completely or not at all."""
     write_text(folder / MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1) + "\n")

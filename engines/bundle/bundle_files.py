@@ -1,4 +1,4 @@
-"""Files of a bundle, by the names in its manifest: inside the folder, plain, and of the size and hash that the manifest says."""
+"""Read the files of a bundle, checking that each is a regular file inside the folder with the manifest's size and hash."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engines.untrusted.plain_file import open_plain
 COPY_AGAIN = "copy the whole bundle again, or rebuild it"
 
 Identity: TypeAlias = tuple[int, ...]
-"""What changes when a file is written, or another takes its place."""
+"""Values that change when a file is written or replaced."""
 
 
 class Record(Protocol):
-    """What a manifest says of a file."""
+    """The manifest's record of a file."""
 
     @property
     def sha256(self) -> str: ...
@@ -31,8 +31,8 @@ class BundleFiles:
     """The files of one bundle.
 
     Args:
-        folder: of the bundle, which may itself be reached by a link.
-        records: by name.
+        folder: folder of the bundle; it may itself be a symbolic link.
+        records: the manifest's records by file name.
     """
 
     def __init__(self, folder: Path, records: Mapping[str, Record]) -> None:
@@ -41,10 +41,10 @@ class BundleFiles:
         self._verified: dict[str, Identity] = {}
 
     def read(self, name: str) -> bytes:
-        """The content of a file. It is read once: the bytes that were verified are those that are returned.
+        """Return the content of a file. The file is read once, so the bytes returned are the bytes verified.
 
         Raises:
-            BundleError: the manifest does not list it, it is missing or lies outside, or was changed.
+            BundleError: the file is not listed in the manifest, is missing, lies outside the bundle, or was changed.
         """
         record = self._record(name)
         with self._open(name, record) as file:
@@ -53,7 +53,7 @@ class BundleFiles:
         return data
 
     def path(self, name: str) -> Path:
-        """Where a file lies, for what opens files by itself; it is hashed again whenever it is no longer the file that was hashed last.
+        """Return the path of a verified file, for callers that open it themselves. The file is hashed again if it changed since last time.
 
         Raises:
             BundleError: see `read`.
@@ -69,7 +69,7 @@ class BundleFiles:
     def _record(self, name: str) -> Record:
         record = self._records.get(name)
         if record is None:
-            raise BundleError("The manifest does not list a file that is needed.", found=name, expected=", ".join(self._records))
+            raise BundleError("The manifest does not list a required file.", found=name, expected=", ".join(self._records))
         return record
 
     def _open(self, name: str, record: Record) -> BufferedReader:
@@ -77,7 +77,7 @@ class BundleFiles:
         try:
             self._check_inside(path)
             file = open_plain(path)
-        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a cycle of symbolic links
             found = f"no {path}" if isinstance(error, FileNotFoundError) else f"{path}: {getattr(error, 'strerror', None) or error}"
             raise BundleError("A file of the bundle is missing.", found=found, mend=COPY_AGAIN) from error
         size = os.fstat(file.fileno()).st_size
@@ -90,10 +90,10 @@ class BundleFiles:
         real = path.resolve(strict=True)
         if not real.is_relative_to(self._folder.resolve()):
             raise BundleError(
-                "A file of the bundle lies outside of it.",
+                "A file of the bundle lies outside its folder.",
                 found=f"{path} leads to {real}",
                 expected=f"a file in {self._folder}",
-                mend="if you trust that file, put a copy of it in the place of the link",
+                mend="if you trust that file, replace the link with a copy of the file",
             )
 
     def _compare(self, name: str, record: Record, size: int, digest: str) -> None:
@@ -102,7 +102,7 @@ class BundleFiles:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is a relative path that stays inside, written in the one way there is."""
+    """Whether a name is a relative path in canonical form that stays inside its folder."""
     path = PurePosixPath(name)
     return not (path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or name == ".")
 
@@ -117,6 +117,6 @@ def _changed(found: str, record: Record) -> BundleError:
 
 
 def _identity(path: Path, opened: os.stat_result) -> Identity:
-    """Of the opened file, and of the link that led to it."""
+    """Return the identity of the opened file and of the link that led to it."""
     link = path.lstat()
     return (opened.st_dev, opened.st_ino, opened.st_size, opened.st_mtime_ns, opened.st_ctime_ns, link.st_ino, link.st_ctime_ns)

@@ -1,4 +1,4 @@
-"""Stored contracts: of a known version, as they should be and, where nothing else vouches for them, with a hash of their own."""
+"""Validate stored JSON contracts: schema version, content, and a hash of their own where no manifest covers them."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from engines.chain.schedule import Strict
 from engines.errors import BundleError
 
 DIGEST = "digest"
-"""Key of a sealed object that holds the hash of all the others."""
+"""Key in a sealed object whose value is the hash of all other entries."""
 
 Contract = TypeVar("Contract", bound=Strict)
 
 
 def contract(kind: type[Contract], content: Mapping[str, object], source: Path) -> Contract:
-    """What a JSON object holds.
+    """Validate a JSON object as a contract of class `kind` and return it.
 
     Raises:
-        BundleError: it is of another schema version, or is not what it should be.
+        BundleError: the object has another schema version or invalid content.
     """
     _check_version(kind, content, source)
     try:
         return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise BundleError("A file of the bundle does not hold what it should.", found=f"{source}: {first_problem(error)}") from error
+        raise BundleError("A file of the bundle has invalid content.", found=f"{source}: {first_problem(error)}") from error
 
 
 def first_problem(error: ValidationError) -> str:
-    """Where the first of the problems is, and what it is."""
+    """Describe the first validation problem: where it is, and what it is."""
     first = error.errors(include_input=False)[0]
     where = ".".join(f"{part!s:.200}" for part in first["loc"]) or "the whole file"
     return f"{where}: {first['msg']:.300}"
 
 
 def sealed(content: Mapping[str, object]) -> dict[str, object]:
-    """With the hash of everything in it: no lock against who wants to change it, but damage does not go unnoticed."""
+    """Return the object with a hash of its content: it reveals damage, but does not stop deliberate changes."""
     rest = {key: value for key, value in content.items() if key != DIGEST}
     return {**rest, DIGEST: _digest(rest)}
 
 
 def unsealed(kind: type[Contract], content: Mapping[str, object], source: Path) -> dict[str, object]:
-    """What was sealed.
+    """Check a sealed object and return its content without the hash.
 
     Raises:
-        BundleError: it is of another schema version, or was changed since.
+        BundleError: the object has another schema version, or was changed after it was sealed.
     """
     _check_version(kind, content, source)
     rest = {key: value for key, value in content.items() if key != DIGEST}
@@ -65,7 +65,7 @@ def unsealed(kind: type[Contract], content: Mapping[str, object], source: Path) 
 
 
 def _digest(content: Mapping[str, object]) -> str:
-    """Of the object, however its text is laid out."""
+    """Hash an object independently of the layout of its text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -73,8 +73,8 @@ def _check_version(kind: type[Strict], content: Mapping[str, object], source: Pa
     version, known = content.get("schema_version"), get_args(kind.model_fields["schema_version"].annotation)
     if version not in known or isinstance(version, bool):
         raise BundleError(
-            "The bundle has a schema version that this ptqd-run does not know.",
+            "This ptqd-run does not support the bundle's schema version.",
             found=f"{source}: {version!r:.80}",
             expected=" or ".join(map(str, known)),
-            mend="use the ptqd-export version that built it, or rebuild the bundle with this one",
+            mend="use the ptqd-export version that built the bundle, or rebuild the bundle with this one",
         )

@@ -1,1 +1,1 @@
-"""What the machine gives: files, locks, room on disks, memory, signals, progress."""
+"""The machine's resources: files, locks, disk space, memory, signals, progress bars."""

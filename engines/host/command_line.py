@@ -1,4 +1,4 @@
-"""What both command lines share: a failure is one message and an exit code, and a traceback only where asked for."""
+"""Error reporting shared by both command lines: one message and an exit code, with a traceback only on `--debug`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from engines.host.interruption import terminated_by_exception, verdict
 from engines.host.room import NO_ROOM, NoRoomError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What a terminal would obey instead of showing; a message may quote a file that anyone wrote."""
+"""Characters that a terminal would interpret instead of showing; a message may quote an untrusted file."""
 
 LONGEST = 2000
-"""Letters of a line of a message; a library may quote the whole of a file."""
+"""Maximum characters per line of a message; a library may quote an entire file."""
 
 STDOUT = 1
-"""File descriptor of the standard output."""
+"""File descriptor of standard output."""
 
 
 class CommandLine(click.Group):
     """A group of commands that reports every failure the same way.
 
-    Exit codes: 0 done; 1 it ran and failed, or a bug; 2 the command line or the plan is wrong; 3 a backend or device is missing;
-    130 interrupted by Ctrl-C; 143 by SIGTERM.
+    Exit codes: 0 success; 1 the run failed, or a bug; 2 the command line or the plan is wrong; 3 a backend or device is missing;
+    130 interrupted by Ctrl-C; 143 terminated by SIGTERM.
     """
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
@@ -44,7 +44,7 @@ class CommandLine(click.Group):
             raise  # click reports these itself, with the same exit codes
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError) and _reader_is_gone():
-                raise  # click ends quietly then, as `ptqd-run ... | head` expects
+                raise  # click then exits quietly, as `ptqd-run ... | head` expects
             if debug:
                 traceback.print_exc()
             message, exit_code = _verdict(error)
@@ -53,7 +53,7 @@ class CommandLine(click.Group):
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:
-    """What to print, and the exit code."""
+    """Return the message to print and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return verdict(error)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
@@ -61,12 +61,12 @@ def _verdict(error: BaseException) -> tuple[str, int]:
     if isinstance(error, PtqdError):
         return f"error: {error}", error.exit_code
     if isinstance(error, MemoryError):
-        return f"error: There is not enough memory.\n  found:    {error}\n  mend:     lower the batch size, or take a larger machine", 1
-    return f"error: this is a bug in ptqd-export: {type(error).__name__}: {error}\n  mend:     report it with what --debug prints", 1
+        return f"error: There is not enough memory.\n  found:    {error}\n  mend:     lower the batch size, or use a larger machine", 1
+    return f"error: this is a bug in ptqd-export: {type(error).__name__}: {error}\n  mend:     report it with the output of --debug", 1
 
 
 def _reader_is_gone() -> bool:
-    """Whether it is our own output that nobody reads; any other broken pipe, such as that of a child process, is a failure."""
+    """Whether the reader of our own standard output is gone; any other broken pipe, such as a child process's, is a failure."""
     poll = select.poll()
     poll.register(STDOUT, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, also after a power failure, and their hashes."""
+"""Write files so that each is either complete or absent, even after a power failure; hash files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from engines.errors import UsageError
 from engines.host.room import naming_full_disks
 
 PART = ".part"
-"""How the name of a file ends that is still being written, or whose writer was killed."""
+"""Suffix of a file that is still being written, or whose writer was killed."""
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
+    """Return the SHA-256 hex digest of a file, reading it in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well, and is removed when it does not.
+    """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
 
     Raises:
         NoRoomError: the disk is full.
@@ -46,41 +46,41 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or nothing."""
+    """Write a text file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, outlive a power failure."""
+    """Flush a file's content, or a folder's entries, to disk so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems take none for folders
+        if error.errno != errno.EINVAL:  # some network file systems cannot fsync a folder
             raise
     finally:
         os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for everything in a folder, and for the folder."""
+    """Flush a folder and everything in it to disk, as `sync` does."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 
 
 def remove_parts(folder: Path, name: str = "*") -> None:
-    """Remove what killed writers left of the files in a folder, or of one of this name; nobody may be writing them now."""
+    """Remove partial files that killed writers left in a folder, or only those of one file name. No other process may be writing them."""
     for part in folder.glob(f".{name}.*{PART}"):
         part.unlink(missing_ok=True)
 
 
 def writable_folder(path: Path) -> Path:
-    """Create `path` where needed and prove that files can be written there.
+    """Create the folder `path` if it is missing, check that files can be written there, and return `path`.
 
     Raises:
-        UsageError: it cannot be created or written.
+        UsageError: the folder cannot be created or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def writable_folder(path: Path) -> Path:
         raise UsageError(
             "The output folder cannot be written.",
             found=f"{path}: {error.strerror}",
-            expected="a folder this user can write to",
-            mend="name another folder or change its permissions",
+            expected="a folder that you can write to",
+            mend="choose another folder, or change its permissions",
         ) from error
     return path

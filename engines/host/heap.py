@@ -1,4 +1,4 @@
-"""Memory that is free but not given back."""
+"""Return free heap memory to the operating system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def release_free_pages() -> None:
-    """Give free pages back to the system: the C library keeps what lies between blocks that are still in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
+    """Return free pages to the system: the C library keeps those that lie between blocks still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # only glibc has it
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""The samples of one chain on disk, until the next chain's are compared with them."""
+"""Keep the samples of one chain on disk until they are compared with the next chain's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from engines.host.room import free_bytes, size_text
 
 
 class HeldStates:
-    """A temporary file of states [C, H, W], written from the first to the last, then read from the first on.
+    """A temporary file of states [C, H, W], written in order, then read back in order from the first.
 
     Args:
-        shape: of one state.
+        shape: shape of one state.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -30,7 +30,7 @@ class HeldStates:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(OSError):  # it tries once more to write what did not fit
+        with contextlib.suppress(OSError):  # closing retries the write that did not fit
             self._file.close()
 
     def write(self, states: Float32) -> None:
@@ -45,17 +45,17 @@ class HeldStates:
         except OSError as error:
             folder = Path(tempfile.gettempdir())
             raise PtqdError(
-                "Full precision's samples cannot be kept for the comparison.",
+                "The full-precision samples cannot be kept for the comparison.",
                 found=f"{folder}: {error.strerror}; {size_text(free_bytes(folder))} free",
-                expected="room for the samples of one seed in float32",
-                mend="let TMPDIR name a folder on a larger disk",
+                expected="enough space for the samples of one seed in float32",
+                mend="set TMPDIR to a folder on a larger disk",
             ) from error
 
     def rewind(self) -> None:
-        """Read from the first state on."""
+        """Go back to the first state, to read from there."""
         self._file.seek(0)
 
     def read(self, count: int) -> Float32:
-        """The next states [count, C, H, W]."""
+        """Read the next `count` states [count, C, H, W]."""
         size = count * int(np.prod(self._shape)) * np.dtype(np.float32).itemsize
         return np.frombuffer(self._file.read(size), np.float32).reshape(count, *self._shape)

@@ -1,4 +1,4 @@
-"""A clean stop: Ctrl-C and SIGTERM both end the work where it is, by an exception, so that files and child processes are cleared away."""
+"""Stop cleanly: Ctrl-C and SIGTERM both raise an exception, so that temporary files and child processes are cleaned up."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit codes: what a shell reports of a process that Ctrl-C or SIGTERM ended."""
+"""Exit codes that a shell reports for a process ended by Ctrl-C or SIGTERM."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception."""
+    """Raised on SIGTERM."""
 
 
 @contextlib.contextmanager
 def terminated_by_exception() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the block, unless somebody else has taken it over; only the main thread can take signals."""
+    """Make SIGTERM raise `Terminated` in the block, unless a handler is already installed. Only the main thread can handle signals."""
     alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not alone:
         yield
@@ -36,7 +36,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def keeping(what: str) -> Iterator[None]:
-    """Whoever interrupts the block is told what is kept of its work; the innermost such block says it."""
+    """Attach a note to an interruption of the block that says what work is kept; with nested blocks, the innermost note counts."""
     try:
         yield
     except KeyboardInterrupt as interruption:
@@ -46,6 +46,6 @@ def keeping(what: str) -> Iterator[None]:
 
 
 def verdict(interruption: KeyboardInterrupt) -> tuple[str, int]:
-    """One line that says what is kept, and the exit code."""
+    """Return one line that says what is kept, and the exit code."""
     word, code = ("terminated", TERMINATED) if isinstance(interruption, Terminated) else ("interrupted", INTERRUPTED)
     return ": ".join([word, *getattr(interruption, "__notes__", [])]), code

@@ -1,4 +1,4 @@
-"""One process at a time, by locks of the operating system: a process that ends lets go of its own, however it ends."""
+"""Locks between processes. The operating system releases a process's locks when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engines.errors import PtqdError
 from engines.host.room import naming_full_disks
 
 PATIENCE = 1.0
-"""Seconds in which the holder of a lock will have written who it is."""
+"""Seconds to wait for the holder of a lock to write who it is."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-        pid: of the process.
-        host: where it runs.
-        since: local time with its offset, ISO 8601.
+        pid: process ID.
+        host: name of the machine that the process runs on.
+        since: local time when the lock was taken, with UTC offset, ISO 8601.
     """
 
     pid: int
@@ -45,9 +45,10 @@ class Holder:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that belongs to `path`; waits for whoever holds it.
+    """Hold the lock for `path` during the block; wait while another process holds it.
 
-    The lock file beside `path` stays: were it removed, a process that waits for it and one that makes it anew would both go on.
+    The lock file beside `path` is never removed: otherwise a process waiting for the old file and one that creates a new file would both
+    proceed.
     """
     with _lock_file(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -56,27 +57,27 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_at_once(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock that belongs to `path`, or say who does.
+    """Hold the lock for `path` during the block; fail at once if another process holds it.
 
     Args:
-        path: need not be there.
-        doing: what the lock is for, for the message.
+        path: file or folder to lock; it need not exist.
+        doing: what the lock is for, quoted in the error message.
 
     Raises:
-        PtqdError: another process holds it, or the file system has no locks.
+        PtqdError: another process holds the lock, or the file system does not support locks.
     """
     with _lock_file(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PtqdError(
-                f"Another process is {doing}.", found=_holder(file), expected="one at a time", mend="wait until it has ended, or end it"
+                f"Another process is {doing}.", found=_holder(file), expected="one process at a time", mend="wait for it to end, or end it"
             ) from error
         except OSError as error:
             raise PtqdError(
-                f"A file system without locks cannot keep other processes from {doing} at the same time.",
+                f"The file system does not support locks, so it cannot keep other processes from {doing} at the same time.",
                 found=f"{file.name}: {error.strerror}",
-                mend="put it on a file system that has them",
+                mend="use a folder on a file system that supports locks",
             ) from error
         with naming_full_disks(Path(file.name)):
             file.truncate(0)
@@ -91,7 +92,7 @@ def _lock_file(path: Path) -> IO[str]:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who holds the lock, as it wrote itself a moment after it took it."""
+    """Describe the holder, which writes its own record into the lock file just after taking the lock."""
     deadline = time.monotonic() + PATIENCE
     while True:
         file.seek(0)

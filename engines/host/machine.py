@@ -1,4 +1,4 @@
-"""The machine that measured figures belong to."""
+"""Describe the machine that measurements were made on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy._core._multiarray_umath import __cpu_features__  # type: ignore[impor
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name as the system reports it."""
     try:
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
     except OSError:
@@ -20,7 +20,7 @@ def processor() -> str:
 
 
 def instructions() -> frozenset[str]:
-    """What the processor can do, by the system's names; empty where the system does not say."""
+    """Return the processor's instruction-set flags under the system's names; empty if the system does not list them."""
     try:
         found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
     except OSError:
@@ -29,16 +29,16 @@ def instructions() -> frozenset[str]:
 
 
 def told_instructions() -> frozenset[str]:
-    """What the processor tells this process that it can do, by numpy's names: emulators hide from a process what the system lists."""
+    """Return the instruction sets that this process detects, under numpy's names: an emulator may hide some that the system lists."""
     return frozenset(name for name, there in __cpu_features__.items() if there)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_name() -> str:
-    """Processor and cores as a folder name."""
+    """Return the processor's name and core count as a folder name."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", processor()).strip("-").lower()
     return f"{plain}-{cores()}-cores"

@@ -1,4 +1,4 @@
-"""Arrays in files, with their room on the disk taken at once."""
+"""Memory-mapped arrays whose disk space is allocated up front."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from engines.host.room import naming_full_disks
 
 
 def mapped_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A new array of zeros in a new file.
+    """Create a file and return a writable array of zeros mapped to it.
 
-    A file that is only as long as the array has holes, and where the disk is full by the time a hole is written, the system ends the
-    process (SIGBUS) instead of raising an error. Where room cannot be taken in advance, as on macOS, that remains.
+    Merely setting the file's length would leave holes. If the disk is full when a hole is written, the system kills the process (SIGBUS)
+    instead of raising an error. Systems that cannot allocate in advance, such as macOS, keep this risk.
 
     Raises:
-        NoRoomError: the disk has too little room.
+        NoRoomError: the disk has too little space.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     with naming_full_disks(path), path.open("xb") as file:

@@ -1,4 +1,4 @@
-"""A progress bar on terminals, and nothing elsewhere."""
+"""Show progress bars on a terminal, and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar on standard error while the block runs; yields what to call after each of `total` steps."""
+    """Show a bar on standard error while the block runs; yield a function to call after each of `total` steps."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -24,7 +24,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def fraction_bar(description: str) -> Iterator[Callable[[float, str], None]]:
-    """Shows a bar likewise; yields what to call with the fraction that is done and a word on what is being done."""
+    """Show a bar on standard error while the block runs; yield a function to call with the fraction done and a word on the current work."""
     if not sys.stderr.isatty():
         yield lambda _fraction, _doing: None
         return

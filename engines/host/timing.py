@@ -1,4 +1,4 @@
-"""Paired timing: contestants take turns, so that a machine that slows down slows them all."""
+"""Time functions in turn, so that a slowdown of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved_medians(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, float]:
-    """Median seconds of each function over `rounds` rounds in turn, after `warm_up` rounds that do not count."""
+    """Call the functions in turn and return each one's median seconds over `rounds` rounds, after `warm_up` uncounted rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + rounds):
         for name, run in runs.items():

@@ -1,1 +1,1 @@
-"""A bundle's networks as denoisers: engines, conditions, prompts and the decoder."""
+"""Run a bundle's networks: denoisers, conditioning, prompts and the decoder."""

@@ -1,4 +1,4 @@
-"""Which chain of a bundle a user asks for, checked before any work is done."""
+"""The chain of a bundle that the user chose, checked before any work begins."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ChainChoice:
     """How to sample from a bundle.
 
     Attributes:
-        schedule: its name.
-        precision: one for every step, or `auto` for the schedule's choice.
-        correction: off is the plain quantized sampler.
-        guidance: scale w, or None for the one that the schedule was fitted at.
-        accept_guidance: sample at a scale that the corrections were not fitted at.
-        runtime: what runs the networks.
-        update: where the steps are computed: on the host, or on the device that the engines are on.
-        threads: of a runtime on the CPU; None takes every core that the process may use.
+        schedule: name of the schedule.
+        precision: precision of every step, or `auto` to follow the schedule.
+        correction: `off` samples without the corrections, as a plain quantized sampler.
+        guidance: guidance scale w; None uses the scale that the schedule was fitted at.
+        accept_guidance: whether to allow a guidance scale that the corrections were not fitted at.
+        runtime: runtime of the networks.
+        update: where the steps are computed: on the host, or on the engines' device.
+        threads: threads of a CPU runtime; None uses every core that the process may use.
     """
 
     schedule: str = "default"
@@ -48,10 +48,11 @@ class ChainChoice:
     threads: int | None = None
 
     def chosen(self, bundle: Bundle) -> Chain:
-        """The chain without its engines, for what can be known before they are opened.
+        """Return the chain without opening its engines, for checks that need none.
 
         Raises:
-            UsageError: unknown schedule or precision, another precision than a shifted schedule's, or another guidance than the fitted one.
+            UsageError: the schedule or precision is unknown, a shifted schedule does not correct this precision, or the guidance is not the
+                fitted one.
         """
         schedule = bundle.schedule(self.schedule)
         self._check_precision(schedule)
@@ -59,12 +60,12 @@ class ChainChoice:
         return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
 
     def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None) -> Chain:
-        """The chain, its engines opened for batches of so many samples.
+        """Return the chain with its engines opened for batches of `batch` samples.
 
         Args:
-            bundle: where the engines come from.
-            batch: samples that go through the networks at a time.
-            conditioning: rows in place of the bundle's own, or None.
+            bundle: bundle that the engines come from.
+            batch: samples per network call.
+            conditioning: conditioning table to use instead of the bundle's own, or None.
 
         Raises:
             UsageError: see `chosen`.
@@ -82,7 +83,7 @@ class ChainChoice:
         if self.update == "host":
             return HostStepper
         if not isinstance(backend, TensorRtBackend):
-            raise UsageError("Steps are computed on the device for TensorRT alone.", found="--update device", expected="--update host")
+            raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)
 
     def _check_precision(self, schedule: Schedule) -> None:
@@ -92,10 +93,10 @@ class ChainChoice:
         if self.precision != AUTO and self.correction == "on" and not schedule.corrects(self.precision):
             own = sorted({step.precision for step in schedule.steps})
             raise UsageError(
-                "The schedule's steps are shifted by the noise of its own precisions.",
+                "The schedule's steps are shifted for the quantization noise of its own precisions.",
                 found=f"--precision {self.precision}",
-                expected=f"--precision {AUTO}, which takes {', '.join(own)}",
-                mend="add a schedule for that precision with `ptqd-export schedule`, or give --correction off",
+                expected=f"--precision {AUTO}, which uses {', '.join(own)}",
+                mend="add a schedule for that precision with `ptqd-export schedule`, or pass --correction off",
             )
 
     def _guidance(self, schedule: Schedule) -> float:
@@ -103,8 +104,8 @@ class ChainChoice:
         if self.guidance is None or self.guidance == fitted or self.accept_guidance:
             return fitted if self.guidance is None else self.guidance
         raise UsageError(
-            "The corrections were fitted at another guidance.",
+            "The corrections were fitted at another guidance scale.",
             found=f"--guidance {self.guidance:g}",
             expected=f"{fitted:g}, as in schedule {self.schedule}",
-            mend="add a schedule with `ptqd-export schedule --guidance`, or sample with these corrections all the same: --accept-guidance",
+            mend="add a schedule with `ptqd-export schedule --guidance`, or pass --accept-guidance to use these corrections anyway",
         )

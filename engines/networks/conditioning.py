@@ -1,4 +1,4 @@
-"""Conditioning as a table: every sample is conditioned on one row, whether a class label or a prepared embedding."""
+"""The conditioning table: every sample is conditioned on one row, either a class label or a prepared embedding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engines.untrusted.npz import read_arrays
 NULL_PREFIX = "null."
 
 NULL_ROW = -1
-"""In place of a row: the value that means "unconditional"."""
+"""Row index that stands for the "unconditional" value."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Conditioning:
     """Conditioning inputs of a network.
 
     Attributes:
-        tables: for each input of the network, its values [rows, ...].
-        null: for each input, the value [...] that means "unconditional", or None where the model has none.
+        tables: values [rows, ...] of each conditioning input of the network.
+        null: value [...] of each input that means "unconditional"; None if the model has none.
     """
 
     tables: Mapping[str, NDArray[Any]]
@@ -39,11 +39,11 @@ class Conditioning:
         return len(next(iter(self.tables.values())))
 
     def feeds(self, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
-        """Network inputs for a batch; under guidance the conditional half, then the unconditional half."""
+        """Return the network's conditioning inputs for a batch; under guidance the conditional half, then the unconditional half."""
         return self.values(branch_rows(rows, guided=guided))
 
     def values(self, rows: Int64) -> dict[str, NDArray[Any]]:
-        """Of every row [N] its values; those of `NULL_ROW` where the model has them."""
+        """Return the values [N, ...] of each input at `rows` [N]. `NULL_ROW` requires a model with "unconditional" values."""
         assert self.null is not None or NULL_ROW not in rows
         found = {name: table[rows] for name, table in self.tables.items()}
         for name, null in (self.null or {}).items():
@@ -51,7 +51,7 @@ class Conditioning:
         return found
 
     def record(self, file: str | None, null_class: int | None) -> ConditioningRecord:
-        """What the manifest says of this table."""
+        """Return the manifest's record of this table."""
         inputs = tuple(
             InputRecord(name=name, dtype=str(table.dtype), shape=table.shape[1:])  # type: ignore[arg-type]  # pydantic checks it
             for name, table in self.tables.items()
@@ -60,25 +60,25 @@ class Conditioning:
 
 
 def branch_rows(rows: Int64, *, guided: bool) -> Int64:
-    """Rows of a network call; under guidance those of the conditional half, then of the unconditional half."""
+    """Return the rows of a network call; under guidance those of the conditional half, then those of the unconditional half."""
     return np.concatenate([rows, np.full_like(rows, NULL_ROW)]) if guided else rows
 
 
 def class_labels(count: int, null_class: int | None, name: str = "class_labels") -> Conditioning:
-    """Class-conditional models: row n is class n."""
+    """Return the conditioning of a class-conditional model: row n is class n."""
     null = None if null_class is None else {name: np.asarray(null_class, dtype=np.int64)}
     return Conditioning({name: np.arange(count, dtype=np.int64)}, null)
 
 
 def load_table(path: Path, content: bytes | None = None) -> Conditioning:
-    """Read prepared embeddings: an .npz with one array [rows, ...] an input and, for guidance, `null.<input>` [...].
+    """Read prepared embeddings: an .npz with one array [rows, ...] per input and, for guidance, `null.<input>` [...].
 
     Args:
-        path: of the file.
-        content: of it, where it was read before.
+        path: path of the file.
+        content: content of the file if it was already read, or None.
 
     Raises:
-        UsageError: the file cannot be read, holds no table of finite numbers, or its tables differ in their number of rows.
+        UsageError: the file cannot be read, contains no table or values that are not finite, or its tables have different numbers of rows.
     """
     try:
         arrays = {name: _plain(value) for name, value in read_arrays(path if content is None else content).items()}
@@ -89,9 +89,9 @@ def load_table(path: Path, content: bytes | None = None) -> Conditioning:
     rows = {len(table) if table.ndim else 0 for table in tables.values()}
     if len(rows) != 1 or 0 in rows:
         raise UsageError(
-            "The conditioning file holds no table.",
+            "The conditioning file contains no valid table.",
             found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
-            expected="one array [rows, ...] for every conditioning input, all with the same number of rows",
+            expected="one array [rows, ...] per conditioning input, all with the same number of rows",
         )
     if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items()}:
         raise UsageError(
@@ -107,5 +107,5 @@ def _plain(value: NDArray[Any]) -> NDArray[Any]:
         raise ValueError(f"values of type {value.dtype}")
     plain = value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float32)
     if not is_finite(plain):
-        raise ValueError("NaN or infinity among the values")
+        raise ValueError("the values contain NaN or infinity")
     return plain

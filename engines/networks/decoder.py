@@ -1,4 +1,4 @@
-"""From the states that a chain ends with to the images that people look at: everything that draws or scores samples comes through here."""
+"""Turn a chain's final states into images. All code that draws or scores samples uses this module."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from engines.networks.engine_denoiser import STATE
 
 
 class Decoder:
-    """The first stage of a latent model; of other models, whose states are images, the identity.
+    """The decoder of a latent model, or the identity for models whose states are images.
 
     Args:
-        engine: of the decoder's graph, or None.
-        batch: most images that it decodes at a time: they, not the states, take the memory.
-        shape: of an image; None where it is not known.
+        engine: engine of the decoder's graph, or None for the identity.
+        batch: maximum number of images to decode at a time: memory goes to the images, not the states.
+        shape: shape of an image, or None if unknown.
     """
 
     def __init__(self, engine: Engine | None = None, batch: int = 1, shape: tuple[int, ...] | None = None) -> None:
@@ -32,20 +32,20 @@ class Decoder:
         self._shape = shape
 
     def __call__(self, states: Float32) -> Float32:
-        """Images [N, 1 or 3, H, W] of states [N, C, ...]; values may leave [-1, 1] a little."""
+        """Return the images [N, 1 or 3, H, W] of states [N, C, ...]; values may lie slightly outside [-1, 1]."""
         if self._engine is None:
             return states
         cuts = range(0, len(states), self._batch)
         images = np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
         if self._shape not in (None, images.shape[1:]):
-            raise PtqdError("The decoder's images are of another shape.", found=list(images.shape[1:]), expected=list(self._shape or ()))
+            raise PtqdError("The decoder's images have the wrong shape.", found=list(images.shape[1:]), expected=list(self._shape or ()))
         if not is_finite(images):
             raise NotFiniteError("The decoder's images are not finite.", found=f"NaN or infinity from {self._engine.label}")
         return images
 
 
 def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Decoder:
-    """The decoder of a bundle on the runtime of its networks.
+    """Open the decoder of a bundle on the runtime that its networks use.
 
     Raises:
         MissingBackendError: the runtime or its device is missing.
@@ -66,5 +66,5 @@ def _backend(bundle: Bundle, runtime: Runtime, batch: int, threads: int | None) 
 
 
 def decoder_settings(settings: EngineSettings, batch: int) -> EngineSettings:
-    """How an engine of the decoder is built: for its own batch, not the networks'."""
+    """Return the settings of the decoder's engine: those of the networks, but with the decoder's own batch size."""
     return replace(settings, profile=BatchProfile(1, batch, batch))

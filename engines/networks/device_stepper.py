@@ -1,4 +1,4 @@
-"""Steps whose state stays on the device: only noise and a few numbers go there, and only the last state comes back."""
+"""Take steps whose state stays on the device: only noise and a few numbers are uploaded, and only the last state is downloaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
 X, Z, NOT_FINITE = "step x", "step z", "step not finite"
 CORRECTION = GAIN, OFFSET, STATE_GAIN = "step gain", "step offset", "step state gain"
 PREDICTIONS = tuple(f"step prediction {index}" for index in range(HISTORY + 1))
-"""Blocks of the arena; no network input is called so."""
+"""Names of blocks in the arena; no network input has such a name."""
 
 
 class DeviceStepper:
-    """See `engines.chain.stepper.Stepper`. Every denoiser runs on a TensorRT engine of one arena.
+    """An `engines.chain.stepper.Stepper` on the device. All denoisers must run on TensorRT engines that share one arena.
 
     Args:
-        denoisers: by precision.
-        kernels: of the device that the engines are on.
+        denoisers: denoisers by precision.
+        kernels: update kernels of the engines' device.
     """
 
     def __init__(self, denoisers: Denoisers, kernels: UpdateKernels) -> None:
@@ -50,7 +50,7 @@ class DeviceStepper:
         network_rows = branches * len(self._rows)
         engine.prepare(network_rows)
         arena = self._begin(engine.arena)
-        arena.stream.synchronize()  # the copies of the step before have left the pinned arrays, and its flag is here
+        arena.stream.synchronize()  # the previous step's uploads have left the pinned arrays, and its flag has arrived
         self._check_finite()
         self._send_numbers(arena, move, z)
         feeds = {} if denoiser.conditioning is None else denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
@@ -73,14 +73,14 @@ class DeviceStepper:
         return self._pinned[X].copy()
 
     def _check_finite(self) -> None:
-        """The kernel's flag is one more than the first step that gave NaN or infinity."""
+        """Raise an error if the kernel set its flag: one more than the index of the first step that gave NaN or infinity."""
         flag = int(self._pinned[NOT_FINITE][0])
         if flag:
             precision, timestep = self._taken[flag - 1]
             raise not_finite("The network's output is not finite, or the step's coefficients are too large.", precision, timestep, flag - 1)
 
     def _begin(self, arena: Arena) -> Arena:
-        """The arena, the state in it."""
+        """Return the arena; at the first step, reserve its blocks and upload the state."""
         if self._arena is None:
             self._arena = arena
             channels, z_bytes = self._x.shape[1], self._x.nbytes
@@ -109,7 +109,7 @@ class DeviceStepper:
             arena.stream.upload(self._pinned[name], arena.address(name))
 
     def _arguments(self, arena: Arena, move: Move, branches: int, output: str) -> UpdateArguments:
-        """Of the kernel; the buffers of the predictions take turns, the oldest one is written."""
+        """Return the kernel's arguments. The prediction buffers are used in rotation: this step overwrites the oldest."""
         step = move.step
         wanted = len(step.history_coeffs)
         assert wanted <= len(PREDICTIONS), "a sampler of higher order than the kernel knows"

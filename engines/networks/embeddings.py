@@ -1,4 +1,4 @@
-"""What a network computes of timestep and condition alone: once for each pair of them, not once for each state."""
+"""Compute and cache the inputs of a network's body that depend only on timestep and conditioning, once per pair instead of per state."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from engines.networks.conditioning import Conditioning
 TIMESTEP = "timestep"
 
 BLOCK_BYTES = 2**22
-"""Results of one call. A network's layers for this are wide and their inputs few: a call spends its time reading weights, and one row takes
-as long as ten.
+"""Bytes of results computed in one call. These layers are wide but have few inputs: a call spends its time reading weights, so ten rows
+take as long as one.
 """
 
 KEPT_BYTES = 2**25
-"""Results that are kept, or those of the states of one call where they are more: 290 rows of DiT-S/2, 1700 of a U-Net of 36 million."""
+"""Bytes of results to cache, or more if one call needs more: 290 rows of DiT-S/2, or 1700 rows of a U-Net with 36 million parameters."""
 
 Key: TypeAlias = tuple[float, int]
-"""Timestep and row of the conditioning table; 0 where the results do not depend on it."""
+"""Timestep and row of the conditioning table; either is 0 if the results do not depend on it."""
 
 
 class Embedding:
-    """One input of a network's body, a row of it for every row of the call. Whatever was used longest ago is dropped first.
+    """One input of a network's body, with a cache that drops the least recently used rows first.
 
     Args:
-        engine: of the graph of this input; it takes timestep, conditions or both.
-        conditioning: None for unconditional models.
-        timesteps: of the chains to come, in order, so that a call computes what the next steps will ask for.
+        engine: engine that computes this input from the timestep, the conditioning, or both.
+        conditioning: conditioning table; None for unconditional models.
+        timesteps: timesteps of the coming chains in order, so that one call can also compute what the next steps need.
     """
 
     def __init__(self, engine: Engine, conditioning: Conditioning | None, timesteps: Sequence[float] = ()) -> None:
@@ -47,11 +47,11 @@ class Embedding:
         self._given: Float32
 
     def __call__(self, timestep: float, rows: Int64) -> Float32:
-        """Float32 [rows, values], not to be written to.
+        """Return the input for a batch, float32 [N, values], read-only.
 
         Args:
-            timestep: of all rows.
-            rows: of the conditioning table, or `NULL_ROW`.
+            timestep: timestep of all samples.
+            rows: [N] row of the conditioning table for each sample, or `NULL_ROW`.
         """
         asked = [self._key(timestep, row) for row in rows.tolist()]
         if asked != self._asked:
@@ -60,16 +60,16 @@ class Embedding:
         return self._given
 
     def forget(self) -> None:
-        """As if nothing had been computed yet."""
+        """Clear the cache."""
         self._kept.clear()
         self._asked = []
 
     def conditioned(self, conditioning: Conditioning) -> Embedding:
-        """The same of another table."""
+        """Return this embedding with another conditioning table."""
         return Embedding(self.engine, conditioning, self._timesteps) if self._inputs - {TIMESTEP} else self
 
     def run_by(self, engine: Engine) -> Embedding:
-        """The same, computed by another engine."""
+        """Return this embedding computed by another engine."""
         return Embedding(engine, self._conditioning, self._timesteps)
 
     def _key(self, timestep: float, row: int) -> Key:
@@ -89,7 +89,7 @@ class Embedding:
             self._kept.popitem(last=False)
 
     def _ahead(self, asked: Collection[Key]) -> Iterator[Key]:
-        """What the steps after this one will ask for, if they are of the same rows."""
+        """Yield the keys that later steps will need if they use the same rows, except those in the cache."""
         timestep = next(iter(asked))[0]
         later = self._timesteps[self._timesteps.index(timestep) + 1 :] if timestep in self._timesteps else ()
         return (key for later_timestep in later for _, row in asked if (key := (later_timestep, row)) not in self._kept)
@@ -100,4 +100,4 @@ class Embedding:
         if self._conditioning is not None:
             feeds |= self._conditioning.values(np.array(rows, dtype=np.int64))
         out = self.engine.run({name: feeds[name] for name in self._inputs})
-        return (row.copy() for row in out)  # not views, which would keep the whole block
+        return (row.copy() for row in out)  # a view would keep the whole block alive

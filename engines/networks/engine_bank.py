@@ -1,4 +1,4 @@
-"""The engine bank: one denoiser a precision, each opened when the schedule first asks for it."""
+"""The engine bank: one denoiser per precision, each opened when the schedule first needs it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class EngineBank:
     """The engines of a bundle by precision.
 
     Args:
-        bundle: where the graphs come from.
-        guidance: scale of classifier-free guidance; 1 evaluates the conditional branch alone.
-        batch: samples of the chains to come.
+        bundle: bundle that the graphs come from.
+        guidance: scale of classifier-free guidance; 1 evaluates only the conditional branch.
+        batch: samples per batch of the coming chains.
         threads: see `OnnxRuntimeEngine`.
-        backend: what opens the graphs; None is ONNX Runtime, as the statistics were measured on it, whatever target they are for.
-        conditioning: rows in place of the bundle's own, or None.
-        timesteps: by precision, those of the chains to come, where they are known.
-        whole: open whole graphs, also of networks that the bundle holds in pieces; what they give is the same.
+        backend: backend that opens the graphs; None uses ONNX Runtime, set up as the statistics were measured, whatever the target.
+        conditioning: conditioning table to use instead of the bundle's own, or None.
+        timesteps: timesteps of the coming chains by precision, as far as they are known.
+        whole: open whole graphs even if the bundle also has the network in pieces; the outputs are the same.
 
     Raises:
-        UsageError: the model cannot be guided.
+        UsageError: the guidance scale is not 1, but the model has no null condition.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EngineBank:
         self._batch = batch
         self._backend = backend or on_onnxruntime(bundle, threads)
         self._timesteps = timesteps
-        # In pieces OpenVINO's networks give other outputs (W8A8 of the digits model: up to 0.5 %): what was measured holds for the whole.
+        # On OpenVINO, networks in pieces give other outputs (digits model at W8A8: up to 0.5 %), but the whole graph was measured.
         self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
         self._opened: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
@@ -57,12 +57,12 @@ class EngineBank:
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(
                 "The model cannot be guided.",
-                found=f"guidance {guidance:g}, and a model without a null condition",
+                found=f"guidance {guidance:g} for a model without a null condition",
                 expected="guidance 1",
             )
 
     def open(self, precisions: Iterable[str]) -> None:
-        """Open engines before they are needed, so that a damaged one is told before any work is done."""
+        """Open engines before they are needed, so that damage is reported before any work begins."""
         for precision in precisions:
             self[precision]
 
@@ -84,15 +84,15 @@ class EngineBank:
 
     def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
         engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)
-        self._bundle.graph(graph, record.graph)  # hashed again if it was exchanged while the runtime opened it
+        self._bundle.graph(graph, record.graph)  # hashes the file again if it was replaced while the runtime opened it
         return engine
 
     def _check_fits(self, engine: Engine, made: Mapping[str, Engine]) -> None:
-        """What the manifest says of the network is true of its graphs; before anything is allocated for it.
+        """Check that the graphs match the manifest, before anything is allocated for the network.
 
         Args:
-            engine: that takes the state.
-            made: by name, the engines whose outputs are inputs of it.
+            engine: engine that takes the state.
+            made: engines whose outputs are inputs of `engine`, by input name.
         """
         model = self._bundle.manifest.model
         tables = {} if self.conditioning is None else self.conditioning.tables
@@ -113,19 +113,19 @@ class EngineBank:
 
 
 def _agree(found: Sequence[object], wanted: Sequence[int]) -> bool:
-    """Whether shapes are the same, as far as a graph says its own."""
+    """Whether shapes are equal, ignoring axes whose size the graph leaves open."""
     return len(found) == len(wanted) and all(side == own or not isinstance(side, int) for side, own in zip(found, wanted, strict=True))
 
 
 def load_conditioning(bundle: Bundle) -> Conditioning | None:
-    """The bundle's conditioning table, or None for an unconditional model."""
+    """Return the bundle's conditioning table, or None for an unconditional model."""
     record: ConditioningRecord | None = bundle.manifest.model.conditioning
     if record is None:
         return None
     if record.file is None:
         if [(one.dtype, one.shape) for one in record.inputs] != [("int64", ())]:
             names = ", ".join(one.name for one in record.inputs)
-            raise BundleError("The manifest names no file of conditions.", found=names, expected="a file, or classes", mend=COPY_AGAIN)
+            raise BundleError("The manifest names no conditioning file.", found=names, expected="a file, or class labels", mend=COPY_AGAIN)
         return class_labels(record.rows, record.null_class, record.inputs[0].name)
     table = load_table(bundle.folder / record.file, bundle.read(record.file))
     found = table.record(record.file, None)

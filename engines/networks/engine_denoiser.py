@@ -1,4 +1,4 @@
-"""An engine as a `Denoiser`: feeds the conditioning, doubles the batch under guidance, splits the branches."""
+"""Wrap an engine as a `Denoiser`: feed the conditioning, double the batch under guidance, split the branches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STATE = "sample"
 
 @dataclass(frozen=True)
 class EngineDenoiser:
-    """See `engines.chain.denoiser.Denoiser`.
+    """An `engines.chain.denoiser.Denoiser` that runs on an engine.
 
     Attributes:
-        engine: its inputs are `sample` [batch, channels, ...], `timestep` [batch] and those of the conditioning; or of a network's body
-            `sample`, `embeddings` and what else it takes of the others.
-        conditioning: None for unconditional models.
-        guided: evaluate the unconditional branch too, in one doubled batch.
-        embeddings: what gives the other inputs of a body.
+        engine: takes `sample` [batch, channels, ...], `timestep` [batch] and the conditioning inputs. The body of a network in pieces takes
+            `sample`, the inputs in `embeddings`, and any of the others that it still needs.
+        conditioning: conditioning table; None for unconditional models.
+        guided: whether to evaluate the unconditional branch too, in one doubled batch.
+        embeddings: what computes the body's extra inputs, by input name; empty for whole networks.
     """
 
     engine: Engine
@@ -39,33 +39,35 @@ class EngineDenoiser:
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
         out = self.engine.run(self.feeds(x, timestep, rows))
         if out.shape[1:] != x.shape[1:]:
-            raise PtqdError(f"The output of {self.engine.label} does not fit.", found=list(out.shape[1:]), expected=list(x.shape[1:]))
+            raise PtqdError(
+                f"The output of {self.engine.label} has the wrong shape.", found=list(out.shape[1:]), expected=list(x.shape[1:])
+            )
         return out.reshape(self.branches, *x.shape)
 
     @property
     def branches(self) -> int:
-        """Rows that the engine is given of one sample."""
+        """Number of engine rows per sample."""
         return 2 if self.guided else 1
 
     def feeds(self, x: Float32, timestep: float, rows: Int64) -> dict[str, NDArray[Any]]:
-        """What the engine is given, [branches * batch, ...] of every input."""
+        """Return the engine's inputs, each [branches * batch, ...]."""
         state = np.concatenate([x] * self.branches) if self.guided else x
         asked = branch_rows(rows, guided=self.guided)
         embedded = {name: embedding(timestep, asked) for name, embedding in self.embeddings.items()}
         return {STATE: state, **self._plain(timestep, asked), **embedded}
 
     def conditioned(self, conditioning: Conditioning) -> EngineDenoiser:
-        """The same network with rows of another table."""
+        """Return this denoiser with another conditioning table."""
         embeddings = {name: embedding.conditioned(conditioning) for name, embedding in self.embeddings.items()}
         return replace(self, conditioning=conditioning, embeddings=embeddings)
 
     def forget(self) -> None:
-        """As if the network had not run yet: what it keeps for the next states is dropped."""
+        """Clear the cached embeddings, as if the network had not run yet."""
         for embedding in self.embeddings.values():
             embedding.forget()
 
     def _plain(self, timestep: float, asked: Int64) -> dict[str, NDArray[Any]]:
-        """Timestep and conditions, those that the engine takes: a body may do without."""
+        """Return the timestep and conditioning inputs that the engine takes; a body may take none of them."""
         found: dict[str, NDArray[Any]] = {}
         if TIMESTEP in self._taken:
             found[TIMESTEP] = np.full(len(asked), timestep, dtype=np.float32)

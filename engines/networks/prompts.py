@@ -1,4 +1,4 @@
-"""Prompts as conditioning: the bundle's own tokenizers and text encoders, on ONNX Runtime."""
+"""Turn prompts into conditioning with the bundle's own tokenizers and text encoders, on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from engines.networks.conditioning import Conditioning
 from engines.untrusted.plain_file import read_plain
 
 TOKEN_IDS = "input_ids"
-"""Input of a text encoder's graph, int64 [batch, tokens]; its outputs bear the names of the conditioning inputs that they are for."""
+"""Input of a text encoder's graph, int64 [batch, tokens]. Its outputs are named after the conditioning inputs that they feed."""
 
 LABEL_LETTERS = 28
 
 PROMPTS_LIMIT = 16 * 2**20
-"""Bytes of a file of prompts."""
+"""Maximum bytes of a prompt file."""
 
 BATCH = 16
-"""Texts that go through a text encoder at a time."""
+"""Maximum number of texts per call of a text encoder."""
 
 
 class TextEncoder(Protocol):
-    """Whatever runs a text encoder: values [batch, ...] of the conditioning inputs that it gives, for token ids [batch, tokens]."""
+    """A callable that runs a text encoder: maps token ids [batch, tokens] to values [batch, ...] by conditioning input."""
 
     def __call__(self, ids: Int64, /) -> dict[str, Float32]: ...
 
@@ -42,7 +42,7 @@ class TextPart:
     """One text encoder with its tokenizer.
 
     Attributes:
-        tokenizer: a `tokenizers.Tokenizer` that pads and truncates by itself, to one length.
+        tokenizer: a `tokenizers.Tokenizer` that pads and truncates to one fixed length.
         encoder: called with batches of at most `BATCH` texts.
     """
 
@@ -50,7 +50,7 @@ class TextPart:
     encoder: TextEncoder
 
     def encode(self, texts: Sequence[str]) -> dict[str, Float32]:
-        """Values [texts, ...] by conditioning input; texts of the same tokens are encoded once."""
+        """Return values [texts, ...] by conditioning input. Texts with the same tokens are encoded once."""
         ids, first = np.unique(self._ids(texts), axis=0, return_inverse=True)
         batches = [self.encoder(ids[begin : begin + BATCH]) for begin in range(0, len(ids), BATCH)]
         return {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
@@ -59,7 +59,7 @@ class TextPart:
         return np.array([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], dtype=np.int64)
 
     def cut(self, texts: Sequence[str]) -> set[int]:
-        """Which of the texts are longer than what the encoder takes."""
+        """Return the indices of the texts that are too long for the encoder."""
         return {index for index, encoding in enumerate(self.tokenizer.encode_batch(list(texts))) if encoding.overflowing}
 
 
@@ -68,19 +68,19 @@ class TextModel:
     """All text encoders of a model.
 
     Attributes:
-        record: what the manifest says of them.
-        parts: in the record's order.
+        record: the manifest's record of the text encoders.
+        parts: the encoders, in the record's order.
     """
 
     record: TextRecord
     parts: tuple[TextPart, ...]
 
     def condition(self, prompts: Sequence[str], negative: str | None = None) -> Conditioning:
-        """One row a prompt; the null row is the negative prompt.
+        """Return conditioning with one row per prompt and the negative prompt as its null values.
 
         Args:
-            prompts: at least one.
-            negative: None is the model's own choice: the empty prompt, or zeros.
+            prompts: at least one prompt.
+            negative: negative prompt; None uses the model's default: the empty prompt, or zeros.
         """
         tables = self._encode([negative or "", *prompts])
         zeroed = negative is None and self.record.zero_without_negative
@@ -90,11 +90,11 @@ class TextModel:
         return Conditioning({name: table[1:] for name, table in tables.items()} | repeated, null | fixed)
 
     def cut(self, prompts: Sequence[str]) -> tuple[int, ...]:
-        """Which of the prompts are too long: their end has no influence."""
+        """Return the sorted indices of the prompts that are too long, whose end is cut off."""
         return tuple(sorted(set.union(*(part.cut(prompts) for part in self.parts))))
 
     def _encode(self, texts: Sequence[str]) -> dict[str, Float32]:
-        """By conditioning input; where several encoders give the same one, side by side along the last axis."""
+        """Return values by conditioning input; those of several encoders for one input are concatenated along the last axis."""
         values: dict[str, list[Float32]] = {}
         for part in self.parts:
             for name, value in part.encode(texts).items():
@@ -104,7 +104,7 @@ class TextModel:
 
 @dataclass(frozen=True)
 class _GraphEncoder:
-    """A text encoder's graph, opened when it is first used."""
+    """A text encoder's graph, opened on first use."""
 
     graph: Path
     outputs: tuple[str, ...]
@@ -124,10 +124,10 @@ class _GraphEncoder:
 
 
 def open_text(bundle: Bundle) -> TextModel:
-    """The text encoders of a bundle.
+    """Open the text encoders of a bundle.
 
     Raises:
-        UsageError: the bundle has none.
+        UsageError: the bundle has no text encoders.
         MissingBackendError: tokenizers or ONNX Runtime is not installed.
         BundleError: a tokenizer is damaged.
     """
@@ -135,9 +135,9 @@ def open_text(bundle: Bundle) -> TextModel:
     if record is None:
         raise UsageError(
             "The model takes no prompts.",
-            found=f"a bundle of a {bundle.manifest.model.family} without text encoders",
+            found=f"a {bundle.manifest.model.family} bundle without text encoders",
             expected="a bundle that was built with model.prompts",
-            mend="choose rows or classes with --classes, or build again with model.prompts in the plan",
+            mend="choose rows or classes with --classes, or rebuild with model.prompts in the plan",
         )
     return TextModel(record, tuple(_open_part(bundle, one) for one in record.encoders))
 
@@ -148,21 +148,23 @@ def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:
 
 
 def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
-    """The `tokenizers.Tokenizer` in the content of a file.
+    """Load a `tokenizers.Tokenizer` from the content of a file.
 
     Args:
-        content: of the file.
-        path: where it came from.
-        tokens: length that it pads and truncates to.
+        content: content of the file.
+        path: path of the file, for error messages.
+        tokens: length that the tokenizer must pad and truncate to.
 
     Raises:
         MissingBackendError: tokenizers is not installed.
-        BundleError: the file holds none, or one that pads to another length.
+        BundleError: the file contains no tokenizer, or one that pads or truncates to another length.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingBackendError("Prompts need tokenizers.", found=str(error), mend="pip install 'ptqd-export[text]'") from error
+        raise MissingBackendError(
+            "Prompts need the package tokenizers.", found=str(error), mend="pip install 'ptqd-export[text]'"
+        ) from error
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
@@ -180,33 +182,33 @@ def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of a UTF-8 file, one a line; blank lines are skipped.
+    """Read the prompts of a UTF-8 file, one per line; blank lines are skipped.
 
     Raises:
-        UsageError: it cannot be read, or holds no prompt.
+        UsageError: the file cannot be read, or contains no prompt.
     """
     try:
         lines = read_plain(path, PROMPTS_LIMIT).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt a line") from error
+        raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt per line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise UsageError("The prompt file holds no prompt.", found=f"{path}: {len(lines)} blank lines", expected="one prompt a line")
+        raise UsageError("The prompt file contains no prompt.", found=f"{path}: {len(lines)} blank lines", expected="one prompt per line")
     return prompts
 
 
 def chosen_prompts(prompts: tuple[str, ...], file: Path | None) -> tuple[str, ...] | None:
-    """The prompts of a command line, written there or in a file; None where there are none.
+    """Return the prompts given on the command line or in a file; None if there are none.
 
     Raises:
-        UsageError: both are given, or the file holds no prompt.
+        UsageError: both are given, or the file contains no prompt.
     """
     if prompts and file is not None:
-        raise UsageError("Prompts come from one place.", found="--prompt and --prompt-file", expected="one of them")
+        raise UsageError("Prompts are given twice.", found="--prompt and --prompt-file", expected="only one of the two")
     return read_prompts(file) if file is not None else prompts or None
 
 
 def shortened(prompt: str) -> str:
-    """A prompt as the label of a small picture."""
+    """Shorten a prompt to a picture label."""
     line = " ".join(prompt.split())
     return line if len(line) <= LABEL_LETTERS else f"{line[: LABEL_LETTERS - 3].rstrip()}..."

@@ -1,4 +1,4 @@
-"""Samplers by name. Each is a function that turns a noise schedule into a `SamplerTable`; a new one is an entry here."""
+"""The samplers by name. Each is a function that compiles a `ChainSpec` into a `SamplerTable`; add a new sampler as an entry here."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Compiler: TypeAlias = Callable[[ChainSpec], SamplerTable]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler that plans can name.
+    """A sampler that a plan can name.
 
     Attributes:
-        compile: makes its table.
-        eta: share of the ancestral noise where a plan does not say; the only one, unless `any_eta`.
-        any_eta: whether it has every share from 0 to 1.
-        clips: whether it reads `clip_sample`.
-        karras: whether it reads `use_karras_sigmas`.
-        predictions: what a network may predict.
-        rows: length of the table for so many steps.
+        compile: compiles the sampler's table.
+        eta: default share of the ancestral noise; the only value allowed, unless `any_eta`.
+        any_eta: whether the sampler accepts any eta from 0 to 1.
+        clips: whether the sampler uses `clip_sample`.
+        karras: whether the sampler uses `use_karras_sigmas`.
+        predictions: prediction types that the sampler supports.
+        rows: maps the number of steps to the number of rows in the table.
     """
 
     compile: Compiler
@@ -63,40 +63,40 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 
 def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64 | None = None) -> SamplerTable:
-    """The table of a chain of `steps` steps.
+    """Compile the table of a chain of `steps` steps.
 
     Args:
         name: a key of `SAMPLERS`.
-        steps: length of the chain, as diffusers' `num_inference_steps`; the table may have a row more, see `Sampler.rows`.
+        steps: length of the chain, like diffusers' `num_inference_steps`; the table may have one row more, see `Sampler.rows`.
         eta: share of the ancestral noise, 0..1.
-        schedule: what the model was trained with.
-        alphas: cumulative alphas [T] to use instead of `alpha_bar(schedule)`, such as another library's float32 ones.
+        schedule: noise schedule that the model was trained with.
+        alphas: cumulative alphas [T] to use instead of `alpha_bar(schedule)`, for example another library's float32 values.
 
     Raises:
-        UsageError: unknown sampler, or steps, eta, alphas or a model that do not fit.
+        UsageError: the sampler is unknown, or does not support the steps, eta, alphas or model.
     """
     sampler = SAMPLERS.get(name)
     if sampler is None:
         nearest = get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0)[0]
-        raise UsageError("unknown sampler", found=name, expected=" or ".join(SAMPLERS), mend=f'did you mean "{nearest}"?')
+        raise UsageError("The sampler is unknown.", found=name, expected=" or ".join(SAMPLERS), mend=f'did you mean "{nearest}"?')
     _check_eta(name, sampler, eta)
     _check_prediction(name, sampler, schedule)
     if alphas is None:
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
-        raise UsageError("wrong shape of alphas", found=alphas.shape, expected=(schedule.num_train_timesteps,))
+        raise UsageError("The alphas have the wrong shape.", found=alphas.shape, expected=(schedule.num_train_timesteps,))
     return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas))
 
 
 def _check_eta(name: str, sampler: Sampler, eta: float) -> None:
     if not 0 <= eta <= 1:
-        raise UsageError("eta is a share of the ancestral noise", found=f"eta = {eta}", expected="0 to 1")
+        raise UsageError("Eta, the share of the ancestral noise, is out of range.", found=f"eta = {eta}", expected="0 to 1")
     if not sampler.any_eta and eta != sampler.eta:
         raise UsageError(
-            f"the sampler {name} " + ("always adds its full noise" if sampler.eta == 1 else "adds no noise"),
+            f"The sampler {name} " + ("always adds its full noise." if sampler.eta == 1 else "adds no noise."),
             found=f"eta = {eta}",
             expected=f"eta = {sampler.eta:g}",
-            mend=f"set eta to {sampler.eta:g}, or take the sampler ddim",
+            mend=f"set eta to {sampler.eta:g}, or use the sampler ddim",
         )
 
 
@@ -104,8 +104,8 @@ def _check_prediction(name: str, sampler: Sampler, schedule: NoiseSchedule) -> N
     if schedule.prediction_type not in sampler.predictions:
         fitting = [other for other, candidate in SAMPLERS.items() if schedule.prediction_type in candidate.predictions]
         raise UsageError(
-            f"the sampler {name} does not go with what the model predicts",
+            f"The sampler {name} does not support the model's prediction type.",
             found=f"prediction_type = {schedule.prediction_type}",
             expected=" or ".join(sampler.predictions),
-            mend=f"take the sampler {' or '.join(fitting)}",
+            mend=f"use the sampler {' or '.join(fitting)}",
         )

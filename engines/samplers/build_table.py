@@ -1,4 +1,4 @@
-"""Tables of samplers that are written in predictions of the clean sample: `x <- sum_j C_j m_{i-j} + D x + E out + sigma z`."""
+"""Build the table of a sampler written in predictions of the clean sample: `x <- sum_j C_j m_{i-j} + D x + E out + sigma z`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def build_table(
     init_sigma: float = 1.0,
     clip: float | None = None,
 ) -> SamplerTable:
-    """The table of a sampler given by [S] arrays.
+    """Build a table from the sampler's coefficients, all [S] unless stated otherwise.
 
-    A clipped prediction is not linear in `x` and `out`, so `C_0` then becomes the coefficient `H_0` of `m_i`. Without clipping it
-    is folded into `A = D + C_0 P` and `B = E + C_0 Q`; earlier predictions keep theirs, and where there are none the sampler needs no
-    prediction.
+    A clipped prediction is not linear in `x` and `out`, so with clipping `C_0` becomes the coefficient `H_0` of `m_i`. Without clipping,
+    `C_0` is folded into `A = D + C_0 P` and `B = E + C_0 Q`. Earlier predictions keep their coefficients; a sampler without earlier
+    predictions then needs no prediction at all.
 
     Args:
-        spec: its name, and what the network predicts.
-        timesteps: given to the network.
-        alpha_bar: of each step's state.
-        C: [S], or [S, J] of the predictions `m_i, m_{i-1}, ...`.
-        D: of the state.
-        E: of the output.
-        sigma: of the fresh noise.
-        scale: what makes a state that of variance-preserving diffusion, `sqrt(a) x0 + sqrt(1 - a) eps`, as networks take it; None where
-            it is so already.
-        init_sigma: of the first state.
-        clip: bound of the predictions.
+        spec: chain to compile; gives the sampler's name and the network's prediction type.
+        timesteps: timesteps given to the network.
+        alpha_bar: cumulative alpha of each step's state.
+        C: [S] or [S, J] coefficients of the predictions `m_i, m_{i-1}, ...`.
+        D: coefficients of the state.
+        E: coefficients of the network's output.
+        sigma: standard deviation of the fresh noise.
+        scale: factor that turns the state into that of variance-preserving diffusion, `sqrt(a) x0 + sqrt(1 - a) eps`, which networks take;
+            None if the state has that form already.
+        init_sigma: standard deviation of the first state, a scalar.
+        clip: bound of the predictions, a scalar; None for no clipping.
     """
     C = C.reshape(len(C), -1)
     scale = np.ones(len(C)) if scale is None else scale
-    # Of the state as it is, not as the network takes it.
+    # The maps apply to the sampler's own state, not to the scaled state that the network takes.
     in_state = np.stack([scale, np.ones(len(C))], axis=1)
     predictions = prediction_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state
     P, Q = predictions.T

@@ -1,4 +1,4 @@
-"""What a sampler compiles."""
+"""The input of every sampler's compile function."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class ChainSpec:
     """A chain to compile.
 
     Attributes:
-        name: of the sampler.
+        name: name of the sampler.
         steps: length of the chain.
         eta: share of the ancestral noise.
-        schedule: what the model was trained with.
-        alphas: [T] cumulative alphas; a flow has no use for them.
+        schedule: noise schedule that the model was trained with.
+        alphas: [T] cumulative alphas; unused for flow models.
     """
 
     name: str

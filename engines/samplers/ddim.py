@@ -14,30 +14,30 @@ from engines.samplers.table import SamplerTable
 
 
 def compile_ddim(spec: ChainSpec) -> SamplerTable:
-    """`x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - sigma^2) eps + sigma z`, deterministic at eta 0, ancestral at eta 1.
+    """Compile `x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - sigma^2) eps + sigma z`: deterministic at eta 0, ancestral at eta 1.
 
-    With clipping the direction keeps the network's own `eps`, not the one of the clipped `x0`, as diffusers does unless asked
-    for `use_clipped_model_output`.
+    With clipping, the direction keeps the network's own `eps` instead of the one implied by the clipped `x0`, as diffusers does without
+    `use_clipped_model_output`.
     """
     schedule = spec.schedule
     t = timesteps(schedule, spec.steps)
     a, a_prev = spec.alphas[t], alpha_bar_at(t - stride(schedule, spec.steps), spec)
     sigma = spec.eta * np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
-    # At eta 1 and a = 0 the difference is zero in exact arithmetic, and may round below it.
+    # At eta 1 and a = 0 the difference is zero in exact arithmetic, and rounding may make it negative.
     direction = np.sqrt(np.maximum(1 - a_prev - sigma**2, 0))
     R, T = epsilon_coeffs(schedule.prediction_type, a).T
     return build_table(spec, t, a, C=np.sqrt(a_prev), D=direction * R, E=direction * T, sigma=sigma, clip=schedule.clip)
 
 
 def stride(schedule: NoiseSchedule, steps: int) -> int:
-    """Training timesteps that a step goes down, as in diffusers.
+    """Return how many training timesteps one step goes down, as in diffusers.
 
-    Under leading spacing this leads to the next timestep of the walk; under the other two it may lead to a neighbour of it.
+    With leading spacing the step ends at the chain's next timestep; with the other two spacings it may end at a neighbouring timestep.
     """
     return schedule.num_train_timesteps // steps
 
 
 def alpha_bar_at(t: Int64, spec: ChainSpec) -> Float64:
-    """Cumulative alphas [S] of timesteps of which the last may lie below 0, at the end of the chain."""
+    """Return the cumulative alphas [S] at timesteps `t`. The last timestep may be below 0, which is the end of the chain."""
     final = 1.0 if spec.schedule.set_alpha_to_one else spec.alphas[0]
     return np.where(t >= 0, spec.alphas[t.clip(0)], final)

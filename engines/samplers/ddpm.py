@@ -1,4 +1,4 @@
-"""DDPM: Ho, Jain and Abbeel 2020, arXiv 2006.11239, equations 6 and 7, over any falling sequence of timesteps."""
+"""DDPM: Ho, Jain and Abbeel 2020, arXiv 2006.11239, equations 6 and 7, for any decreasing sequence of timesteps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.samplers.table import SamplerTable
 
 
 def compile_ddpm(spec: ChainSpec) -> SamplerTable:
-    """The posterior mean of the next state, plus noise of the schedule's fixed variance."""
+    """Compile the step to the posterior mean of the next state, plus noise with the schedule's fixed variance."""
     t = timesteps(spec.schedule, spec.steps)
     a = spec.alphas[t]
     a_prev = np.append(a[1:], 1.0)
@@ -25,11 +25,11 @@ def compile_ddpm(spec: ChainSpec) -> SamplerTable:
 
 
 def _variance(variance_type: VarianceType, a: Float64, a_prev: Float64, beta: Float64) -> Float64:
-    """Variance [S] of the fresh noise; none at the last step, whose mean is the clean sample itself.
+    """Return the variance [S] of the fresh noise; zero at the last step, whose mean is the clean sample itself.
 
-    The `_log` types differ from the plain ones in how a network would store them, not in value. In diffusers `fixed_large_log`
-    takes the square root of a logarithm and yields NaN, and noise is left out at timestep 0 rather than at the last step: a chain
-    that ends above 0 (trailing spacing, `steps_offset`) gets noise on the finished sample under `fixed_large`.
+    The `_log` types differ from the plain ones in how a network would store them, not in value. Diffusers differs in two ways: its
+    `fixed_large_log` takes the square root of a logarithm and yields NaN, and it omits the noise at timestep 0 rather than at the last
+    step. So with `fixed_large`, its chains that end above 0 (trailing spacing, `steps_offset`) add noise to the finished sample.
     """
     posterior = (1 - a_prev) / (1 - a) * beta
     variance = posterior if variance_type in ("fixed_small", "fixed_small_log") else beta.copy()

@@ -1,10 +1,10 @@
-"""DPM-Solver++: Lu et al. 2022, arXiv 2211.01095, the first order and the multistep second order (2M), and their SDE forms.
+"""DPM-Solver++: Lu et al. 2022, arXiv 2211.01095, in first order and multistep second order (2M), and their SDE forms.
 
-A step goes from the half log-SNR `lambda` to `lambda + h` of the next level. With `k = 1`, and `k = 2` for the SDE,
+A step goes from the half log-SNR `lambda` to `lambda + h` at the next level. With `k = 1` for the ODE and `k = 2` for the SDE,
 
     x  <- (sigma_t / sigma_s) e^((1 - k) h) x + alpha_t (1 - e^(-k h)) m_i + G (m_i - m_{i-1}) h / h_before + noise
 
-where `G` is 0 in the first order. The clean samples are the predictions at full steps, so that each step costs one evaluation.
+where `G` is 0 in first order. The clean samples `m` are the predictions at full steps, so each step costs one evaluation.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from engines.samplers.levels.timesteps import timesteps_above_the_end
 from engines.samplers.table import SamplerTable
 
 _FEW_STEPS = 15
-"""Below this many, `lower_order_final` counts."""
+"""`lower_order_final` only applies to chains with fewer steps than this."""
 
 
 def compile_dpm_1(spec: ChainSpec) -> SamplerTable:
-    """The first order: DDIM over noise levels, deterministic at eta 0 and ancestral at eta 1."""
+    """Compile first order: DDIM over noise levels, deterministic at eta 0 and ancestral at eta 1."""
     return _compile(spec, order=1)
 
 
 def compile_dpm_2m(spec: ChainSpec) -> SamplerTable:
-    """The multistep second order: the ODE at eta 0, the SDE at eta 1."""
+    """Compile multistep second order: the ODE at eta 0, the SDE at eta 1."""
     return _compile(spec, order=2)
 
 
@@ -51,25 +51,25 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
 
 
 def _visited_levels(schedule: NoiseSchedule, steps: int, levels: Float64) -> tuple[Float64, Float64]:
-    """Timesteps [S] and noise levels [S]."""
+    """Return the timesteps [S] and noise levels [S] that the chain visits."""
     if schedule.use_karras_sigmas:
         level = karras_levels(levels[-1], levels[0], steps)
         between = timesteps_of(level, levels)
-        # Diffusers rounds, but for the cosine schedule, and then takes whole timesteps of all.
+        # Diffusers rounds except for the cosine schedule, and then truncates every timestep to an integer.
         return np.trunc(between if schedule.beta_schedule == "squaredcos_cap_v2" else between.round()), level
     t = timesteps_above_the_end(schedule, steps, _noisiest(schedule, levels))
     return t.astype(np.float64), levels[t]
 
 
 def _noisiest(schedule: NoiseSchedule, levels: Float64) -> int:
-    """Training timesteps that are not noisier than `lambda_min_clipped`."""
+    """Return the number of training timesteps that are not noisier than `lambda_min_clipped`."""
     if schedule.lambda_min_clipped is None:
         return len(levels)
     return int(np.count_nonzero(-np.log(levels) >= schedule.lambda_min_clipped))
 
 
 def _slope(schedule: NoiseSchedule, level: Float64, level_next: Float64, k: float) -> Float64:
-    """`G h / h_before` [S]; 0 at the first step, and at the last where the schedule wants it of first order."""
+    """Return `G h / h_before` [S]; 0 at the first step, and at the last if the schedule makes it first order."""
     slope = np.zeros(len(level))
     second = slice(1, len(level) - _ends_with_first_order(schedule, len(level)))
     h = np.log(level[second] / level_next[second])
@@ -79,7 +79,7 @@ def _slope(schedule: NoiseSchedule, level: Float64, level_next: Float64, k: floa
 
 
 def _share(solver_type: SolverType, kh: Float64) -> Float64:
-    """`G / alpha_t`; arXiv 2211.01095, equations of 2M and of its SDE form (appendix)."""
+    """Return `G / alpha_t`; arXiv 2211.01095, equations of 2M and, in the appendix, of its SDE form."""
     match solver_type:
         case "midpoint":
             return -np.expm1(-kh) / 2

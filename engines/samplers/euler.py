@@ -1,7 +1,7 @@
 """Euler's method and its ancestral form over noise levels: Karras et al. 2022, arXiv 2206.00364, algorithm 1, and k-diffusion.
 
-The state is `x0 + sigma eps`, of variance growing with the noise; networks take it divided by `sqrt(1 + sigma^2)`, which is
-`sqrt(a) x0 + sqrt(1 - a) eps` again.
+The state is `x0 + sigma eps`, whose variance grows with the noise. Networks take it divided by `sqrt(1 + sigma^2)`, which again gives
+`sqrt(a) x0 + sqrt(1 - a) eps`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engines.samplers.table import SamplerTable
 
 
 def compile_euler(spec: ChainSpec) -> SamplerTable:
-    """`x <- x + (sigma_next - sigma) (x - x0) / sigma`."""
+    """Compile `x <- x + (sigma_next - sigma) (x - x0) / sigma`."""
     levels = noise_levels(spec.alphas)
     t = fractional_timesteps(spec.schedule, spec.steps)
     level = _levels_at(t, levels)
@@ -30,7 +30,7 @@ def compile_euler(spec: ChainSpec) -> SamplerTable:
 
 
 def compile_euler_ancestral(spec: ChainSpec) -> SamplerTable:
-    """Euler to `sigma_down`, then fresh noise up to the next level."""
+    """Compile an Euler step down to `sigma_down`, then fresh noise up to the next level."""
     t = fractional_timesteps(spec.schedule, spec.steps)
     level = _levels_at(t, noise_levels(spec.alphas))
     level_next = np.append(level[1:], 0.0)
@@ -39,13 +39,13 @@ def compile_euler_ancestral(spec: ChainSpec) -> SamplerTable:
 
 
 def _levels_at(t: Float64, levels: Float64) -> Float64:
-    """Noise levels [S] of fractional timesteps."""
+    """Interpolate the noise levels [S] at fractional timesteps."""
     return np.interp(t, np.arange(len(levels)), levels)
 
 
 def _table(spec: ChainSpec, t: Float64, level: Float64, level_down: Float64, fresh: Float64) -> SamplerTable:
     a = alpha_bar_of(level)
-    # Under leading spacing diffusers starts from the marginal of the first level, data and all; else from its noise alone.
+    # With leading spacing diffusers starts from the marginal of the first level, data included; otherwise from its noise alone.
     init_sigma = math.hypot(level[0], 1) if spec.schedule.timestep_spacing == "leading" else float(level[0])
     return build_table(
         spec, t, a, C=1 - level_down / level, D=level_down / level, E=np.zeros(len(t)),

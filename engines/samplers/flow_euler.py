@@ -1,6 +1,6 @@
 """Euler's method on a flow: Lipman et al. 2022, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 5.3.2, for the shift.
 
-The state is `(1 - sigma) x0 + sigma eps` and networks take it as it is, with the timestep `sigma T`. They predict `eps - x0`.
+The state is `(1 - sigma) x0 + sigma eps`. Networks take it unscaled, with the timestep `sigma T`, and predict `eps - x0`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engines.samplers.table import SamplerTable
 
 
 def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
-    """`x <- x + (sigma_next - sigma) out`."""
+    """Compile `x <- x + (sigma_next - sigma) out`."""
     sigma = _shares(spec.schedule, spec.steps)
     change = np.diff(sigma, append=0.0)
     norm = np.hypot(1 - sigma, sigma)
@@ -30,7 +30,7 @@ def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
 
 
 def _shares(schedule: NoiseSchedule, steps: int) -> Float64:
-    """Shares of noise [S], falling from 1. The least one is shifted twice, as in diffusers, which spaces between shifted bounds."""
+    """Return the shares of noise [S], decreasing from 1. As in diffusers, the smallest is shifted twice."""
     least = _shifted(1 / schedule.num_train_timesteps, schedule.shift)
     return np.asarray(_shifted(np.linspace(1.0, least, steps), schedule.shift))
 

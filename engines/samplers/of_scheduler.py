@@ -1,4 +1,4 @@
-"""The sampler that a model's own scheduler is."""
+"""Find the sampler that corresponds to a model's own diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SAMPLERS = {
 
 
 def sampler_of(config: Mapping[str, Any]) -> str:
-    """A key of `SAMPLERS` for a diffusers `scheduler_config.json`.
+    """Return the key of `SAMPLERS` for a diffusers `scheduler_config.json`.
 
-    A scheduler that is no sampler here gets one that walks the same noise schedule: PNDM with its Runge-Kutta steps and unknown classes
-    DDIM, DPM-Solver of third order or of noise predictions DPM-Solver++ 2M.
+    A scheduler without a counterpart here is replaced by a sampler on the same noise schedule: DDIM for unknown classes and for PNDM with
+    Runge-Kutta steps; DPM-Solver++ 2M for DPM-Solver in third order or on noise predictions.
     """
     scheduler = str(config.get("_class_name", ""))
     if scheduler == "PNDMScheduler" and not config.get("skip_prk_steps", False):

@@ -1,11 +1,11 @@
 """PLMS, the multistep part of PNDM: Liu et al. 2022, arXiv 2202.09778, equations 9 and 12, as in latent diffusion.
 
-DDIM's step with the output replaced by an Adams-Bashforth combination of the last four. The first step is taken twice: a trial leads to
-where the second output is asked for, and the step is taken anew from the start with the mean of the two. So a chain of S steps has a
-table of S + 1 rows. Row 1 starts from where the trial led, yet needs no state of before: the trial `x_1 = A_0 x_0 + B_0 m_0` gives
-`x_0` back. Its own output only serves this mean; combinations of later rows pass over it.
+Each step is DDIM's, with the output replaced by an Adams-Bashforth combination of the last four outputs. The first step is taken twice: a
+trial step leads to the point where the second output is evaluated, then the step is repeated from the start with the mean of both outputs.
+So a chain of S steps has a table of S + 1 rows. Row 1 starts from the trial's result and needs no stored state, because the trial
+`x_1 = A_0 x_0 + B_0 m_0` can be solved for `x_0`. The output of row 1 is only used in this mean; later rows skip it.
 
-What is remembered of a step, `m_i`, is the output itself.
+A step's history entry `m_i` is the output itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engines.samplers.levels.parameterization import epsilon_coeffs, prediction_
 from engines.samplers.levels.timesteps import timesteps
 from engines.samplers.table import SamplerTable
 
-# Weights of the outputs m_i, m_{i-1}, ... in rows 0, 1, ...; every further row has the last ones. m_1 is the repeated first step's.
+# Weights of the outputs m_i, m_{i-1}, ... in rows 0, 1, ...; all later rows use the last entry. m_1 belongs to the repeated first step.
 _WEIGHTS = (
     np.array([1.0, 0, 0, 0, 0]),
     np.array([1.0, 1, 0, 0, 0]) / 2,
@@ -33,15 +33,15 @@ _WEIGHTS = (
 
 
 def rows_of_plms(steps: int) -> int:
-    """A row more than steps; a single step is not repeated."""
+    """Return the number of rows: one more than `steps`, except that a single step is not repeated."""
     return steps + 1 if steps > 1 else 1
 
 
 def compile_plms(spec: ChainSpec) -> SamplerTable:
-    """PNDM without its Runge-Kutta steps.
+    """Compile PNDM without its Runge-Kutta steps.
 
     Raises:
-        UsageError: the model's scheduler asks for the Runge-Kutta steps.
+        UsageError: the model's scheduler uses Runge-Kutta steps.
     """
     schedule, alphas = spec.schedule, spec.alphas
     _refuse_runge_kutta(schedule)
@@ -73,13 +73,13 @@ def compile_plms(spec: ChainSpec) -> SamplerTable:
 
 
 def _legs(t: Int64, stride: int) -> tuple[Int64, Int64]:
-    """Timesteps that each row's step goes from and to. Row 1 ends where the second step begins, and begins a stride above."""
+    """Return the timesteps where each row's step begins and ends. Row 1 ends where the second step begins, and begins one stride above."""
     begin, end = np.concatenate([t[:1], t[1:2] + stride, t[1:]]), np.concatenate([t[:1] - stride, t[1:2], t[1:] - stride])
     return begin, end
 
 
 def _ddim_coeffs(schedule: NoiseSchedule, a: Float64, a_next: Float64) -> tuple[Float64, Float64]:
-    """`(A, B)` with `sqrt(a_next) x0 + sqrt(1 - a_next) eps = A x + B out`."""
+    """Return `(A, B)` with `sqrt(a_next) x0 + sqrt(1 - a_next) eps = A x + B out`."""
     of_clean, of_noise = prediction_coeffs(schedule.prediction_type, a), epsilon_coeffs(schedule.prediction_type, a)
     A, B = (np.sqrt(a_next)[:, None] * of_clean + np.sqrt(1 - a_next)[:, None] * of_noise).T
     return A.copy(), B
@@ -88,8 +88,8 @@ def _ddim_coeffs(schedule: NoiseSchedule, a: Float64, a_next: Float64) -> tuple[
 def _refuse_runge_kutta(schedule: NoiseSchedule) -> None:
     if not schedule.skip_prk_steps:
         raise UsageError(
-            "the sampler plms has no Runge-Kutta steps: they evaluate three steps four times each, and remember twelve outputs",
+            "The sampler plms has no Runge-Kutta steps: they evaluate each of three steps four times and would store twelve outputs.",
             found="skip_prk_steps = false in the model's scheduler",
             expected="skip_prk_steps = true",
-            mend="set skip_prk_steps to true in scheduler_config.json, or take the sampler ddim or dpm++2m",
+            mend="set skip_prk_steps to true in scheduler_config.json, or use the sampler ddim or dpm++2m",
         )

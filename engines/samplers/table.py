@@ -1,14 +1,14 @@
-"""A sampler as data: every supported sampler compiles to these arrays, and one loop walks them.
+"""A sampler as data: every supported sampler compiles to these arrays, and a single loop runs them.
 
 With the raw network output `out` at state `x` of step `i`:
 
-    m_i = P x + Q out                                    (the predicted clean sample, clipped to [-clip, clip] where clip is set)
+    m_i = P x + Q out                                    (the predicted clean sample, clipped to [-clip, clip] if clip is set)
     x  <- A x + B out + sum_j H_j m_{i-j} + sigma z
 
-`m` is what a sampler remembers of its steps, which PLMS alone wants otherwise: there it is the output itself.
+A sampler keeps `m` in its history. For PLMS alone, `m` is the output itself.
 
-The state is whatever the sampler walks, and the coefficients are of that state. `alpha_bar` is that of the state at unit variance:
-`alpha^2 / (alpha^2 + sigma^2)` for a state `alpha x0 + sigma eps`, which for variance-preserving diffusion is the cumulative alpha itself.
+The coefficients apply to the sampler's own form of the state. `alpha_bar` belongs to the state scaled to unit variance:
+`alpha^2 / (alpha^2 + sigma^2)` for a state `alpha x0 + sigma eps`. For variance-preserving diffusion this is the cumulative alpha itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engines.arrays import Float64
 
 @dataclass(frozen=True)
 class TableStep:
-    """One row of a `SamplerTable`, under the same names; what `engines.chain.update.update` takes."""
+    """One row of a `SamplerTable`, with the same field names; the input of `engines.chain.update.update`."""
 
     timestep: float
     alpha_bar: float
@@ -36,19 +36,20 @@ class TableStep:
 
 @dataclass(frozen=True)
 class SamplerTable:
-    """Coefficients of a whole chain of S steps; step 0 is the noisiest. All arrays are float64.
+    """Coefficients of a chain of S steps; step 0 is the noisiest. All arrays are float64.
 
     Attributes:
-        timestep: [S] training timestep given to the network at each step (a float: some samplers use fractions).
+        name: name of the sampler.
+        timestep: [S] training timestep given to the network at each step (a float: some samplers use fractional timesteps).
         alpha_bar: [S] share of the clean sample's variance in each step's state; the cumulative alpha at its timestep.
         x_coeff: [S] `A`.
         out_coeff: [S] `B`.
         prediction_coeffs: [S, 2] `(P, Q)`.
         epsilon_coeffs: [S, 2] `(R, T)` with `epsilon = R x + T out`: turns the raw output into the noise prediction.
-        history_coeffs: [S, J] `H_j`, j = 0 is the current step's `m_i`; J = 0 where the sampler needs no prediction. An earlier row than
-            the J-th has fewer predictions to look back on, and zeros for the rest.
+        history_coeffs: [S, J] `H_j`; j = 0 is the current step's `m_i`; J = 0 if the sampler needs no prediction. Rows before the J-th
+            have fewer earlier predictions, and zeros for the rest.
         sigma: [S] standard deviation of the fresh noise.
-        input_scale: [S] factor on `x` before the network.
+        input_scale: [S] factor applied to `x` before the network.
         init_sigma: standard deviation of the first state.
         clip: bound of `m_i`, or None.
     """
@@ -72,11 +73,11 @@ class SamplerTable:
 
     @property
     def history(self) -> int:
-        """How many earlier predictions a step takes up, at most."""
+        """Maximum number of earlier predictions that a step uses."""
         return max(int(self.history_coeffs.shape[1]) - 1, 0)
 
     def step(self, i: int) -> TableStep:
-        """The coefficients of step `i`."""
+        """Return the coefficients of step `i`."""
         P, Q = self.prediction_coeffs[i]
         R, T = self.epsilon_coeffs[i]
         return TableStep(

@@ -1,1 +1,1 @@
-"""Readers of files that anyone may have written, and the bounds of what such a file may ask for."""
+"""Read untrusted files safely, within fixed size limits."""

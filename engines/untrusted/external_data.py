@@ -1,7 +1,7 @@
-"""Which files an ONNX graph reads its weights from, without the `onnx` package.
+"""Find the files that an ONNX graph reads its weights from, without the `onnx` package.
 
-A graph names these files itself, and runtimes open them on their own; only some refuse what lies outside of its folder. This walks the wire
-format of protocol buffers (a field is a tag, `number << 3 | kind`, and its value) down to the tensors, wherever ONNX can hold one.
+A graph names these files itself, and runtimes open them; only some runtimes refuse files outside the graph's folder. This module parses the
+protocol buffer wire format (a field is a tag, `number << 3 | kind`, and its value) down to every place where ONNX can store a tensor.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import BinaryIO
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 DEPTH = 64
-"""Graphs within graphs; the deepest real ones have three levels."""
+"""Maximum nesting of messages; the deepest real graphs nest three graphs."""
 
 TENSOR, ENTRY, GRAPH = "TensorProto", "StringStringEntryProto", "GraphProto"
 NAME = 8
-"""The field of `TENSOR`."""
+"""Number of a `TENSOR`'s name field."""
 
 KEY, VALUE = 1, 2
-"""Fields of `ENTRY`."""
+"""Field numbers of an `ENTRY`."""
 
 MESSAGES: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: GRAPH, 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -34,31 +34,31 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
     "SparseTensorProto": {1: TENSOR, 2: TENSOR},
     TENSOR: {13: ENTRY},
 }
-"""By message, the fields that lead to tensors; see onnx.proto."""
+"""For each message type, the fields that lead to tensors; see onnx.proto."""
 
 
 def graph_files(graph: Path) -> list[Path]:
-    """The graph, and the files beside it that its weights are in: a piece of a network reads those of the whole."""
+    """Return the graph and the existing files beside it that hold its weights; a piece of a network reads the whole graph's weights."""
     try:
         beside = [graph.with_name(name) for name in sorted(external_files(graph))]
     except ValueError:
-        beside = []  # no graph, which runtimes refuse with a reason
+        beside = []  # not a graph: the runtime refuses it and gives a reason
     return [graph, *(file for file in beside if file.exists())]
 
 
 def external_files(graph: Path) -> set[str]:
-    """What the graph's tensors name as the place of their values, as it is written there.
+    """Return the external file locations of the graph's tensors, exactly as the graph spells them.
 
     Raises:
-        ValueError: the file is no protocol buffer.
-        OSError: it cannot be read.
+        ValueError: the file is not a protocol buffer.
+        OSError: the file cannot be read.
     """
     with graph.open("rb") as file:
         return {location for _, location in _locations(_mapped(file), "ModelProto", DEPTH)}
 
 
 def external_tensors(graph: Path) -> set[str]:
-    """Names of the tensors whose values lie in other files; it raises what `external_files` raises."""
+    """Return the names of the tensors whose values are stored in other files. Raises the same errors as `external_files`."""
     with graph.open("rb") as file:
         return {name for name, _ in _locations(_mapped(file), "ModelProto", DEPTH)}
 
@@ -69,9 +69,9 @@ def _mapped(file: BinaryIO) -> memoryview:
 
 
 def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Name and location of every tensor that has one; of a tensor with several all of them."""
+    """Yield the name and location of every externally stored tensor; a tensor with several locations yields each of them."""
     if depth == 0:
-        raise ValueError(f"more than {DEPTH} graphs within graphs")
+        raise ValueError(f"more than {DEPTH} nested messages")
     if message == TENSOR:
         yield from _locations_of_tensor(data)
         return
@@ -98,7 +98,7 @@ def _text(data: memoryview) -> str:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Number and content of every field; None for numbers."""
+    """Yield the number and content of every field; the content of a numeric field is None."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -109,13 +109,13 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
         elif not length:
             raise ValueError(f"a field of kind {tag & 7} at byte {at}")
         if at + length > len(data):
-            raise ValueError(f"a field of {length} bytes reaches beyond the end")
+            raise ValueError(f"a field of {length} bytes extends past the end of the file")
         yield tag >> 3, data[at : at + length] if tag & 7 == BYTES else None
         at += length
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, least significant first, and where it ends."""
+    """Decode a varint (seven bits a byte, least significant first); return its value and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -124,4 +124,4 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at += 1
         if data[at - 1] < 0x80:
             return value, at
-    raise ValueError(f"an endless number at byte {at}")
+    raise ValueError(f"an unterminated varint at byte {at}")

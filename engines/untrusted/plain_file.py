@@ -1,4 +1,4 @@
-"""Files that anyone may have written: plain ones of a bearable size, opened once, so that what is checked is what is used."""
+"""Open untrusted files: only regular files of limited size, opened once, so that the file checked is the file used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a file for reading; one that is no plain file is refused without waiting for it, as a named pipe would have it.
+    """Open a regular file for reading. Anything else is refused without blocking, as opening a named pipe would.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, pipe, socket or device.
+        OSError: the file cannot be opened, or is a folder, pipe, socket or device.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -23,17 +23,17 @@ def open_plain(path: Path) -> BufferedReader:
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
-    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(mode) else OSError(errno.EINVAL, "it is no plain file")
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(mode) else OSError(errno.EINVAL, "not a regular file")
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """The whole content of a plain file of at most `limit` bytes.
+    """Return the content of a regular file of at most `limit` bytes.
 
     Raises:
-        OSError: it cannot be read, or is larger.
+        OSError: the file cannot be read, or is larger than `limit`.
     """
     with open_plain(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
+        raise OSError(errno.EFBIG, f"the file has more than {limit} bytes")
     return data

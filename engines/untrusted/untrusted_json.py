@@ -1,4 +1,4 @@
-"""The one reader of JSON that anyone may have written: every way to be wrong is one error that says where."""
+"""Read untrusted JSON. Every fault becomes one error that names the file and says what is wrong in it."""
 
 from __future__ import annotations
 
@@ -10,64 +10,66 @@ from engines.errors import PtqdError, UsageError
 from engines.untrusted.plain_file import read_plain
 
 SIZE_LIMIT = 64 * 2**20
-"""Bytes: several times the statistics of a thousand steps."""
+"""Maximum bytes of a JSON file: several times the statistics of a thousand steps."""
 
 JsonObject: TypeAlias = dict[str, object]
 
 
 def read_json_object(path: Path, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
-    """The object in a file.
+    """Read the JSON object in a file.
 
     Args:
-        path: of a plain file of at most `SIZE_LIMIT` bytes.
-        kind: of the error; whose file it is says what it is.
-        infinities: take `Infinity` and `-Infinity`, which are no JSON, for what Python's writers mean by them.
+        path: a regular file of at most `SIZE_LIMIT` bytes.
+        kind: class of the error to raise; it depends on who owns the file.
+        infinities: accept `Infinity` and `-Infinity`, which are not JSON but which Python writes.
 
     Raises:
-        PtqdError: of that kind: the file cannot be read, or see `json_object`.
+        PtqdError: an error of class `kind`: the file cannot be read, or its content is refused by `json_object`.
     """
     try:
         data = read_plain(path, SIZE_LIMIT)
     except OSError as error:
-        raise kind(f"{path} cannot be read", found=error.strerror, expected="a readable JSON file") from error
+        raise kind(f"{path} cannot be read.", found=error.strerror, expected="a readable JSON file") from error
     return json_object(data, path, kind, infinities=infinities)
 
 
 def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
-    """The object in the content of a file.
+    """Parse the JSON object in the content of a file; see `read_json_object` for the arguments.
 
     Raises:
-        PtqdError: of that kind: it is not JSON, is not an object, repeats a key, is nested too deeply, or holds a number or a letter that
-            no float64 or UTF-8 has.
+        PtqdError: an error of class `kind`: the content is not JSON, is not an object, repeats a key, is nested too deeply, or contains a
+            number that is not a finite float64 or a character that UTF-8 cannot encode.
     """
     try:
         value = json.loads(
             data, object_pairs_hook=_without_repeats, parse_constant=_infinity if infinities else _refuse, parse_float=_finite
         )
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair has no UTF-8
+        json.dumps(value, ensure_ascii=False).encode()  # UTF-8 cannot encode half a surrogate pair
     except json.JSONDecodeError as error:
         raise kind(
-            f"{source} is not JSON",
+            f"{source} is not JSON.",
             found=f"line {error.lineno}, column {error.colno}: {error.msg}",
             expected="a JSON object",
-            mend="correct it at that place; JSON allows neither comments nor trailing commas",
+            mend="correct the file at that place; JSON allows neither comments nor trailing commas",
         ) from error
     except UnicodeError as error:
         place = f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else "half a surrogate pair"
-        raise kind(f"{source} is not text", found=place, expected="a JSON object in UTF-8") from error
+        raise kind(f"{source} is not text.", found=place, expected="a JSON object in UTF-8") from error
     except RecursionError as error:
-        raise kind(f"{source} is nested too deeply", expected="a JSON object of a few levels") from error
+        raise kind(f"{source} is nested too deeply.", expected="a JSON object with a few levels") from error
     except _RepeatedKeyError as error:
-        raise kind(f"{source} gives a key twice", found=f'"{error}"', expected="each key once", mend="delete one of the two") from error
+        raise kind(f"{source} contains a key twice.", found=f'"{error}"', expected="each key once", mend="delete one of the two") from error
     except ValueError as error:
-        raise kind(f"{source} holds a number that is none", found=_shortened(error), expected="finite numbers") from error
+        raise kind(
+            f"{source} contains NaN, infinity or a number out of range.", found=_shortened(error), expected="finite numbers"
+        ) from error
     if not isinstance(value, dict):
-        raise kind(f"{source} is not a JSON object", found=_kind(value), expected="an object: { ... }")
+        raise kind(f"{source} is not a JSON object.", found=_kind(value), expected="an object: { ... }")
     return value
 
 
 class _RepeatedKeyError(Exception):
-    """JSON's readers keep the last of two equal keys and say nothing."""
+    """A key occurs twice: by default, the `json` module silently keeps the last of two equal keys."""
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> JsonObject:

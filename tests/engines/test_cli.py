@@ -251,12 +251,12 @@ def _no_manifest(bundle: TinyBundle) -> None:
         (_edit_graph, 1, "A file of the bundle was changed or damaged."),
         (_truncate_graph, 1, "A graph of the bundle cannot be read."),
         (_unknown_operator, 1, "ONNX Runtime refuses the graph."),
-        (_newer_manifest, 1, "The bundle has a schema version that this ptqd-run does not know."),
-        (_newer_schedule, 1, "The bundle has a schema version that this ptqd-run does not know."),
-        (_schedule_without_corrections, 1, "A file of the bundle does not hold what it should."),
-        (_listed("../outside"), 1, "A file of the bundle does not hold what it should."),
-        (_listed("/etc/hostname"), 1, "A file of the bundle does not hold what it should."),
-        (_graph_elsewhere, 1, "The manifest does not list a file that is needed."),
+        (_newer_manifest, 1, "This ptqd-run does not support the bundle's schema version."),
+        (_newer_schedule, 1, "This ptqd-run does not support the bundle's schema version."),
+        (_schedule_without_corrections, 1, "A file of the bundle has invalid content."),
+        (_listed("../outside"), 1, "A file of the bundle has invalid content."),
+        (_listed("/etc/hostname"), 1, "A file of the bundle has invalid content."),
+        (_graph_elsewhere, 1, "The manifest does not list a required file."),
         (_no_manifest, 2, "This is not a bundle."),
     ],
 )
@@ -280,7 +280,7 @@ def test_damaged_bundle_is_one_message_and_leaves_nothing(
     [
         (
             ["--guidance", 2],
-            "The corrections were fitted at another guidance.\n  found:    --guidance 2\n  expected: 1.5, as in schedule default\n",
+            "The corrections were fitted at another guidance scale.\n  found:    --guidance 2\n  expected: 1.5, as in schedule default\n",
         ),
         (["--classes", "0,3"], "A class is out of range.\n  found:    3\n  expected: 0 to 2\n"),
         (["--classes", "-1"], "A class is out of range.\n  found:    -1\n  expected: 0 to 2\n"),

@@ -65,7 +65,7 @@ def test_link_out_of_the_bundle(own_bundle: Subject, tmp_path: Path, kind: str) 
     shutil.move(linked, outside)
     linked.symlink_to(linked if kind == "circle" else outside)
     message = sampled(own_bundle)
-    assert ("A file of the bundle is missing." if kind == "circle" else "lies outside of it") in message
+    assert ("A file of the bundle is missing." if kind == "circle" else "lies outside its folder") in message
 
 
 @pytest.mark.parametrize("location", ["../../../secret", "{secret}", "link", "w8a8.onnx.data"])
@@ -79,7 +79,7 @@ def test_graph_that_reads_a_file_of_others(own_bundle: Subject, tmp_path: Path, 
     own_bundle.put(GRAPH, model.SerializeToString())
     message = sampled(own_bundle)
     assert "A graph of the bundle reads a file that is not its own." in message
-    assert f"wants {entry.value!r}" in message
+    assert f"reads {entry.value!r}" in message
 
 
 def test_weights_hidden_in_a_graph_within_a_graph(own_bundle: Subject) -> None:
@@ -89,7 +89,7 @@ def test_weights_hidden_in_a_graph_within_a_graph(own_bundle: Subject) -> None:
     model = onnx.load(own_bundle.folder / GRAPH, load_external_data=False)
     model.graph.node.append(onnx.helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
     own_bundle.put(GRAPH, model.SerializeToString())
-    assert "wants '/etc/passwd'" in sampled(own_bundle)
+    assert "reads '/etc/passwd'" in sampled(own_bundle)
 
 
 def test_weights_that_the_manifest_does_not_list(own_bundle: Subject) -> None:
@@ -108,7 +108,7 @@ def test_pipe_device_or_folder_in_the_place_of_a_file(own_bundle: Subject, name:
     make(path)
     options = () if name != "rows.npz" else ("--classes", "0")
     message = sampled(own_bundle, *options) if name != "rows.npz" else refused_rows(own_bundle)
-    assert "plain file" in message or "Is a directory" in message or "lies outside" in message
+    assert "regular file" in message or "Is a directory" in message or "lies outside" in message
 
 
 def refused_rows(subject: Subject) -> str:
@@ -123,17 +123,17 @@ def refused_rows(subject: Subject) -> str:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda s: first(s).update(x_coeff="@NaN"), "default.json holds a number that is none\n  found:    NaN"),
-        (lambda s: first(s).update(x_coeff="@1e999"), "default.json holds a number that is none\n  found:    1e999"),
+        (lambda s: first(s).update(x_coeff="@NaN"), "default.json contains NaN, infinity or a number out of range.\n  found:    NaN"),
+        (lambda s: first(s).update(x_coeff="@1e999"), "default.json contains NaN, infinity or a number out of range.\n  found:    1e999"),
         (lambda s: first(s).update(x_coeff=1e300), "steps.0.x_coeff: Input should be less than or equal to 1000000000000"),
-        (lambda s: first(s).update(timestep="@digits"), "default.json holds a number that is none"),
+        (lambda s: first(s).update(timestep="@digits"), "default.json contains NaN, infinity or a number out of range."),
         (lambda s: first(s).update(sigma=-1.0), "steps.0.sigma: Input should be greater than or equal to 0"),
         (lambda s: first(s)["corrections"]["w4a8"].update(gain=[]), "gain, offset and state_gain have 0 channels"),
-        (lambda s: first(s)["corrections"]["w4a8"].update(gain=[1.0] * 3, offset=[0.0] * 3, state_gain=[0.0] * 3), "of 1 and 3 channels"),
+        (lambda s: first(s)["corrections"]["w4a8"].update(gain=[1.0] * 3, offset=[0.0] * 3, state_gain=[0.0] * 3), "for 1 and 3 channels"),
         (lambda s: s["sampler"].update(steps=10**9), "sampler.steps: Input should be less than or equal to 10000"),
         (lambda s: s["steps"].extend(s["steps"][:1] * 10_000), "steps: Tuple should have at most 10000 items"),
-        (lambda s: s.update(schema_version=2), "schema version that this ptqd-run does not know"),
-        (lambda s: s.update({"@twice": 1}), 'default.json gives a key twice\n  found:    "schema_version"'),
+        (lambda s: s.update(schema_version=2), "This ptqd-run does not support the bundle's schema version."),
+        (lambda s: s.update({"@twice": 1}), 'default.json contains a key twice.\n  found:    "schema_version"'),
         (lambda s: s.update(policy="\x1b[2J"), "policy: String should match pattern"),
         (lambda s: s.update({"\x1b[2J\x07": 1}), "\\x1b[2J\\x07: Extra inputs are not permitted"),
     ],
@@ -166,7 +166,7 @@ def test_manifest_with_a_right_digest_that_is_absurd(own_bundle: Subject, change
     [
         (b"[" * 100_000, "is nested too deeply"),
         (b'{"a":' * 100_000, "is nested too deeply"),
-        (b'{"schema_version": 1, "x": "' + b"x" * 2**26 + b'"}', "it has more than 67108864 bytes"),
+        (b'{"schema_version": 1, "x": "' + b"x" * 2**26 + b'"}', "the file has more than 67108864 bytes"),
         (b'{"schema_version": "\xff"}', "is not text"),
         (b'{"schema_version": "\\ud800"}', "is not text"),
         (b"[]", "is not a JSON object"),
@@ -196,7 +196,7 @@ def test_prompts_from_a_pipe_are_refused_instead_of_waited_for(own_bundle: Subje
     os.mkfifo(tmp_path / "prompts.txt")
     command = [*own_bundle.command(prompts=False), "--prompt-file", tmp_path / "prompts.txt"]
     result = CliRunner().invoke(main, [str(argument) for argument in command])
-    assert (result.exit_code, "plain file" in result.stderr) == (2, True)
+    assert (result.exit_code, "regular file" in result.stderr) == (2, True)
 
 
 def test_digest_alone_does_not_make_a_manifest(own_bundle: Subject) -> None:

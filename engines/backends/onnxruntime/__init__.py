@@ -1,1 +1,1 @@
-"""Graphs on ONNX Runtime."""
+"""Run graphs on ONNX Runtime."""

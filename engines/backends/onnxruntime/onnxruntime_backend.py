@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, the embedded default, or on an NVIDIA GPU."""
+"""The ONNX Runtime backend: on the CPU, the default for embedded use, or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from engines.host.machine import cores
 _DTYPES: Mapping[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 
 PIECE_VALUES = 1024
-"""Values of the states in one piece of a batch. On a processor with 2 MiB of cache a core, W8A8 U-Nets run 128 states of 256 values in
-pieces of 4 1.3 times as fast as in halves, and 16 states of 3072 values one by one 1.1 times as fast."""
+"""State values in one piece of a batch. On a processor with 2 MiB of cache per core, W8A8 U-Nets run 1.3 times as fast on 128 states of 256
+values in pieces of 4 as in halves, and 1.1 times as fast on 16 states of 3072 values one by one."""
 
 
 class OnnxRuntimeEngine(Engine):
     """One graph in an `onnxruntime.InferenceSession`.
 
-    Batches are cut into pieces that run side by side, as many at a time as there are samples or threads, and the threads are shared out
-    among them: the runtime's integer graphs hold single-threaded operators (transposes, dequantization), so that samples side by side are
-    up to twice as fast as one batch on all threads. Each piece writes its rows of the result itself.
+    A batch is cut into pieces that run in parallel, up to one per sample or thread, and the threads are divided among them. The runtime's
+    integer graphs contain single-threaded operators (transposes, dequantization), so samples in parallel are up to twice as fast as one
+    batch on all threads. Each piece writes its own rows of the result.
 
     Args:
-        path: the ONNX file.
-        mode: what becomes of its Q/DQ nodes.
-        threads: that one call may use; None takes every core that the process may use.
-        batch: samples of the calls to come, which decides on how many run side by side.
-        optimized: where to write the graph as the runtime optimized it, for inspection.
-        provider: on the GPU a call is one batch, through buffers that stay there.
+        path: path of the ONNX file.
+        mode: how to run the graph's Q/DQ nodes.
+        threads: threads for one call; None uses every core that the process may use.
+        batch: samples per call, which determines how many pieces run in parallel.
+        optimized: where to write the graph as optimized by the runtime, for inspection.
+        provider: execution provider; on the GPU, a call runs as one batch with buffers that stay on the device.
 
     Raises:
-        MissingBackendError: onnxruntime is not installed, or not with this provider.
+        MissingBackendError: onnxruntime is not installed, or lacks this provider.
         PtqdError: the runtime refuses the graph.
     """
 
@@ -78,9 +78,11 @@ class OnnxRuntimeEngine(Engine):
             inputs = tuple(_spec(value, label) for value in self._session.get_inputs())
             outputs = tuple(_spec(value, label) for value in self._session.get_outputs())
         except UnicodeDecodeError as error:
-            raise PtqdError(f"{label} is no network.", found=f"a name that is no text: {error}", expected="names in UTF-8") from error
+            raise PtqdError(f"{label} is not a network.", found=f"a name that is not text: {error}", expected="names in UTF-8") from error
         if len(outputs) != 1 or not inputs:
-            raise PtqdError(f"{label} is no network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="one output")
+            raise PtqdError(
+                f"{label} is not a network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="inputs and one output"
+            )
         super().__init__(label, inputs, outputs[0])
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
@@ -106,19 +108,19 @@ class OnnxRuntimeEngine(Engine):
         return out
 
     def _infer(self, feeds: Mapping[str, NDArray[Any]], out: Float32, rows: slice = slice(None)) -> None:
-        """Some rows of the batch, from and to where they lie."""
+        """Run some rows of the batch, reading and writing the arrays in place."""
         _run_in_place(self._session, {name: value[rows] for name, value in feeds.items()}, self.output.name, out[rows])
 
 
 def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], output: str, out: Float32, options: Any = None) -> None:
-    """Run from and to where the arrays lie.
+    """Run a session without copying its inputs and output.
 
     Args:
-        session: on the CPU.
-        feeds: contiguous arrays by input.
-        output: its name.
-        out: contiguous, for all of it.
-        options: of the run.
+        session: session on the CPU.
+        feeds: contiguous arrays by input name.
+        output: name of the output.
+        out: contiguous array that receives the whole output.
+        options: run options, or None.
     """
     binding = session.io_binding()
     for name, value in feeds.items():
@@ -128,12 +130,12 @@ def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], output: str, 
 
 
 def _cuts(batch: int, workers: int, values: int) -> list[int]:
-    """Where a batch is cut: into as many pieces for every worker, each of so few samples that their activations stay in its cache.
+    """Return the offsets at which to cut a batch. Every worker gets the same number of pieces, each small enough for its cache.
 
     Args:
-        batch: samples.
-        workers: that take pieces, no more than samples.
-        values: of one sample.
+        batch: number of samples.
+        workers: number of workers, at most `batch`.
+        values: number of values in one sample.
     """
     rounds = math.ceil(batch / (workers * max(1, PIECE_VALUES // values)))
     pieces = min(batch, workers * rounds)
@@ -141,11 +143,11 @@ def _cuts(batch: int, workers: int, values: int) -> list[int]:
 
 
 class BoundSession:
-    """A session whose inputs and output lie in buffers of the device, kept from call to call as long as the batch stays.
+    """A session with its inputs and output in device buffers, reused while the batch size stays the same.
 
     Args:
-        session: with one output.
-        device: `cuda`, or `cpu` where buffers are all that is wanted.
+        session: session with one output.
+        device: `cuda`, or `cpu` to use only the buffers.
     """
 
     def __init__(self, session: Any, device: str) -> None:
@@ -173,18 +175,20 @@ class BoundSession:
 
 
 def mode_of(target: str, provider: Provider) -> Mode:
-    """How ONNX Runtime runs the graphs of a target. Its fused kernels are for its own graphs on the CPU: another target's run faster as
-    written (the W8A8 U-Net of the digits model: 29 ms against 43), because the weights are unpacked once, and closer to what was quantized.
+    """Return the mode in which ONNX Runtime runs the graphs of a target.
+
+    Its fused kernels suit only its own graphs on the CPU. Another target's graphs run faster as written (the W8A8 U-Net of the digits
+    model: 29 ms instead of 43), because the weights are unpacked only once, and closer to what was quantized.
     """
     return "fast" if target == "onnxruntime" and provider == "CPU" else "exact"
 
 
 @dataclass(frozen=True)
 class OnnxRuntimeBackend:
-    """See `engines.backends.base.Backend`; the other attributes are those of `OnnxRuntimeEngine`.
+    """An `engines.backends.base.Backend`; the other attributes are those of `OnnxRuntimeEngine`.
 
     Attributes:
-        optimized: where graphs lie that were optimized for this machine; None opens all graphs themselves.
+        optimized: graphs optimized for this machine, opened instead of the originals where they exist; None always opens the originals.
     """
 
     threads: int | None = None
@@ -196,30 +200,30 @@ class OnnxRuntimeBackend:
         ready = None if self.optimized is None else self.optimized.find(graph)
         path, mode = (graph, self.mode) if ready is None else (ready, "optimized")
         engine = OnnxRuntimeEngine(path, mode=mode, threads=self.threads, batch=rows, provider=self.provider)
-        release_free_pages()  # an optimized graph is not what was read: the C library keeps the memory of that
+        release_free_pages()  # the C library would keep the memory of the graph as it was before optimization
         return engine
 
 
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads that run pieces, the same for every engine of the process: engines take turns."""
+    """Return the threads that run pieces. All engines of the process share them, since engines take turns."""
     return ThreadPoolExecutor(workers, thread_name_prefix="ptqd-piece")
 
 
 def _spec(value: Any, label: str) -> TensorSpec:
     if value.type not in _DTYPES or not value.shape:
         raise PtqdError(
-            f"{label} is no network.",
+            f"{label} is not a network.",
             found=f"{value.name}: {value.type} {value.shape}",
-            expected=f"{' or '.join(_DTYPES)} whose first axis is the batch",
+            expected=f"{' or '.join(_DTYPES)} with the batch as its first axis",
         )
     return TensorSpec(value.name, _DTYPES[value.type], tuple(value.shape[1:]))
 
 
 def release_activations() -> None:
-    """Give the memory of activations back to the system: the arena keeps what the largest call so far has taken.
+    """Return the memory of activations to the system: otherwise the arena keeps what the largest call so far used.
 
-    A run can ask for it, of all that it does not hold itself: this one holds nothing, its input and output lie elsewhere.
+    A run can be set to release all arena memory that it does not use itself. This run uses none: its input and output lie elsewhere.
     """
     options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -230,7 +234,7 @@ def release_activations() -> None:
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:
-    """Every output of a graph by name, for graphs that have more than an engine's one."""
+    """Run a graph that has several outputs, unlike an engine, and return the outputs by name."""
     session = open_session(path, session_config(mode), cores(), provider=provider, shift=shift_of(path, mode, provider))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: one memory for all of them, and products that are exact on this processor."""
+"""Open ONNX Runtime sessions that share memory and whose integer products are exact on this processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.errors import MissingBackendError, PtqdError
 from engines.host.timing import interleaved_medians
 
 Mode = Literal["fast", "exact", "optimized"]
-"""`fast` fuses Q/DQ into integer kernels, `exact` runs them as written, `optimized` takes a graph that `fast` wrote on this machine."""
+"""`fast` fuses Q/DQ into integer kernels; `exact` runs them as written; `optimized` runs a graph that `fast` wrote on this machine."""
 
 Provider = Literal["CPU", "CUDA"]
 
@@ -22,34 +22,34 @@ PROBE = Path(__file__).with_name("saturation_probe.onnx")
 CONVOLUTION_PROBE = Path(__file__).with_name("convolution_probe.onnx")
 
 _PROBE_ROUNDS = 7
-"""Of a call that takes a fifth of a millisecond."""
+"""Timing rounds of the convolution probe; one call takes a fifth of a millisecond."""
 
 _AS_ASKED_FOR = 1
-"""The arena's way to grow, by number: `kSameAsRequested`."""
+"""Number of the arena's growth strategy `kSameAsRequested`."""
 
 _EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
-"""Kernels that cannot saturate: slower, and only needed on processors whose 8-bit products are summed in 16 bits."""
+"""Selects kernels that cannot saturate. They are slower, and only needed on processors that sum 8-bit products in 16 bits."""
 
 _AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
-"""Q/DQ nodes run as written, in float32: the reference that graphs are held against the torch oracle in."""
+"""Runs Q/DQ nodes as written, in float32: the reference mode for comparing graphs with the torch oracle."""
 
 _NOT_AS_WRITTEN = ("ReluQuantRewrite",)
-"""Optimizers that would change such graphs: this one drops a Relu in front of a QuantizeLinear whose zero is its lowest value, and takes
-8-bit floats for such.
+"""Optimizers that would change graphs run as written. This one drops a Relu in front of a QuantizeLinear whose zero point is its lowest
+value, and wrongly does so for 8-bit floats too.
 """
 
 _CHANNELS_LAST = ("NhwcTransformer", "TransposeOptimizer")
-"""Optimizers that put transpositions around integer convolutions and then move them through the graph, where they end up on float values:
-the kernels transpose 8-bit integers themselves, which is faster (a W8A8 U-Net of 36 million parameters: 5 % of a step), and the values are
-the same.
+"""Optimizers that put transposes around integer convolutions and then move them through the graph, where they end up on float values.
+Without them the kernels transpose 8-bit integers themselves, with the same results and faster (5 % of a step for a W8A8 U-Net of 36 million
+parameters).
 """
 
 
 def check_provider(provider: Provider) -> None:
-    """Open a small graph, to learn early what is missing.
+    """Open a small graph to find out early whether anything is missing.
 
     Raises:
-        MissingBackendError: ONNX Runtime, the provider or its device is not there.
+        MissingBackendError: ONNX Runtime, the provider or its device is missing.
     """
     open_session(PROBE, {}, provider=provider)
 
@@ -64,19 +64,19 @@ def open_session(
     as_it_is: bool = False,
     shift: int = 0,
 ) -> Any:
-    """An `onnxruntime.InferenceSession`.
+    """Open an `onnxruntime.InferenceSession`.
 
     Args:
-        path: the ONNX file.
-        config: entries of the session's configuration.
-        threads: that one call may use.
-        optimized: where to write the graph as the runtime optimized it.
-        provider: what runs it.
-        as_it_is: the runtime has optimized the graph before.
-        shift: of the weights, for graphs that take one.
+        path: path of the ONNX file.
+        config: session configuration entries.
+        threads: threads for one call.
+        optimized: where to write the graph as optimized by the runtime.
+        provider: execution provider.
+        as_it_is: whether to skip optimization, for a graph that the runtime has already optimized.
+        shift: shift of the weights, for graphs that accept one.
 
     Raises:
-        MissingBackendError: onnxruntime is not installed, or not with this provider.
+        MissingBackendError: onnxruntime is not installed, or lacks this provider.
         PtqdError: the runtime refuses the graph.
     """
     ort = import_onnxruntime()
@@ -98,7 +98,7 @@ def open_session(
         lacking = "NOT_IMPLEMENTED" in str(error)
         mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
         raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend=mend) from error
-    if session.get_providers()[0] != wanted:  # the runtime falls back to the CPU by itself where the GPU's libraries do not load
+    if session.get_providers()[0] != wanted:  # the runtime silently falls back to the CPU if the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
 
@@ -106,8 +106,8 @@ def open_session(
 def _options(ort: Any, config: Mapping[str, str], threads: int, provider: Provider) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next
-    options.log_severity_level = 4  # what it would print of an error is in the exception too
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # an idle engine's threads leave the cores to the next engine
+    options.log_severity_level = 4  # the exception contains everything that the runtime would log about an error
     if provider == "CPU":
         _share_memory()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -118,8 +118,9 @@ def _options(ort: Any, config: Mapping[str, str], threads: int, provider: Provid
 
 @functools.cache
 def _share_memory() -> None:
-    """One arena for all sessions of the process: engines take turns, and so can their activations. It grows by what is asked for; an arena
-    that doubles would keep its first piece for ever.
+    """Create one arena for all sessions of the process: engines take turns, so their activations can share memory.
+
+    The arena grows by exactly the size requested; one that doubles would keep its first piece forever.
     """
     ort = import_onnxruntime()
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -128,7 +129,7 @@ def _share_memory() -> None:
 
 def _missing_provider(wanted: str, found: Sequence[str]) -> MissingBackendError:
     return MissingBackendError(
-        f"ONNX Runtime has no {wanted} here.",
+        f"ONNX Runtime has no {wanted} on this machine.",
         found=", ".join(found),
         mend="pip install 'ptqd-export[gpu]' in an environment without the CPU package, on a machine with an NVIDIA GPU",
     )
@@ -140,18 +141,18 @@ def session_config(mode: Mode) -> Mapping[str, str]:
 
 @functools.cache
 def _fast_config() -> Mapping[str, str]:
-    """What keeps integer products exact on this processor: asked of the processor by a product that saturates, not of its name."""
+    """Return the settings that keep integer products exact on this processor, determined by a probe rather than by the processor's name."""
     return _EXACT_PRODUCTS if saturates({}) else {}
 
 
 def shift_of(graph: Path, mode: Mode, provider: Provider = "CPU") -> int:
-    """The shift of a graph's weights with which it runs fastest here; 0 where no integer kernel of the CPU runs them."""
+    """Return the weight shift with which a graph runs fastest on this processor; 0 if it does not run in integer kernels of the CPU."""
     return preferred_shift() if mode == "fast" and provider == "CPU" and takes_shift(graph) else 0
 
 
 @functools.cache
 def preferred_shift() -> int:
-    """The shift of weights with which integer convolutions are fastest on this processor: asked of the processor, as saturation is."""
+    """Return the weight shift with which integer convolutions are fastest on this processor, measured with a probe."""
     sessions = {shift: open_session(CONVOLUTION_PROBE, _fast_config(), shift=shift) for shift in (0, SHIFTED)}
     (x,) = next(iter(sessions.values())).get_inputs()
     feeds = {x.name: np.ones((1, *x.shape[1:]), dtype=np.float32)}
@@ -163,7 +164,7 @@ def preferred_shift() -> int:
 def saturates(config: Mapping[str, str]) -> bool:
     """Whether uint8 x int8 products come out too small under a session configuration.
 
-    With inputs of one the probe (`tools/probes/make_saturation_probe.py`) gives 64, or about 32 where pairs of products saturate.
+    With inputs of 1, the probe (`tools/probes/make_saturation_probe.py`) gives 64, or about 32 if pairs of products saturate.
     """
     (out,) = open_session(PROBE, config).run(None, {"x": np.ones((1, 64), dtype=np.float32)})
     return bool(np.abs(out - 64).max() > 0.5)

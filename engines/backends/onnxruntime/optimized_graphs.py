@@ -1,8 +1,7 @@
-"""Graphs of a bundle as ONNX Runtime optimized them for this machine, their weights in a file that is mapped into memory.
+"""Store a bundle's graphs as optimized by ONNX Runtime for this machine, with their weights in a memory-mapped file.
 
-Opened from there, weights are pages of a file: none is copied to the heap, those that no kernel reads are never loaded, and processes that
-sample with the same bundle share them. Nothing is optimized again, so that engines open sooner. What they compute is the same to the last
-bit.
+Mapped weights are not copied to the heap, those that no kernel reads are never loaded, and processes that sample from the same bundle share
+them. Engines also open sooner, since nothing is optimized again. Results are identical to the last bit.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from engines.untrusted.untrusted_json import read_json_object
 DIGEST_LETTERS = 16
 RECORD = "optimized.json"
 FILES = "files"
-"""Key of the hashes of what lies beside the record."""
+"""Key in the record of the hashes of the files beside it."""
 
 LEAST_BYTES = 1024
-"""Smaller tensors stay in the graph itself."""
+"""Tensors smaller than this stay in the graph itself."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class OptimizedGraphs:
     """The optimized graphs of one bundle.
 
     Attributes:
-        folder: `local/optimized` of the bundle, with a folder for every kind of machine, and in it one for every graph.
-        digests: sha256 of the bundle's files by path.
+        folder: the bundle's `local/optimized`, with one folder per kind of machine and, inside it, one per graph.
+        digests: SHA-256 of the bundle's files by path.
     """
 
     folder: Path
@@ -54,10 +53,10 @@ class OptimizedGraphs:
         return cls(bundle.folder / "local" / "optimized", digests)
 
     def find(self, graph: Path) -> Path | None:
-        """The optimized graph for this machine, if there is one.
+        """Return the optimized graph for this machine, or None if there is none.
 
         Raises:
-            PtqdError: it is not as it was made.
+            PtqdError: the optimized graph was changed or damaged.
         """
         place = self._place(graph)
         if not place.exists():
@@ -65,16 +64,16 @@ class OptimizedGraphs:
         if not _is_whole(place, graph.name):
             raise PtqdError(
                 "An optimized graph was changed or damaged.",
-                found=f"{place}: not of the hashes in {RECORD}",
-                mend="run `ptqd-export engines BUNDLE`, which makes it again, or remove that folder",
+                found=f"{place}: does not match the hashes in {RECORD}",
+                mend="run `ptqd-export engines BUNDLE`, which recreates it, or remove that folder",
             )
         return place / graph.name
 
     def get(self, graph: Path) -> CachedEngine:
-        """The optimized graph for this machine, made where it is not there yet. Nobody else may be writing to the bundle.
+        """Return the optimized graph for this machine, creating it if it is missing. No other process may be writing to the bundle.
 
         Raises:
-            PtqdError: the runtime refuses the graph, or the disk is full; nothing is left of the attempt.
+            PtqdError: the runtime refuses the graph, or the disk is full; nothing is left behind.
         """
         begin, place = time.perf_counter(), self._place(graph)
         is_there = _is_whole(place, graph.name)
@@ -84,7 +83,7 @@ class OptimizedGraphs:
         return CachedEngine(place / graph.name, time.perf_counter() - begin, is_there)
 
     def keep(self, graphs: Collection[Path]) -> None:
-        """Remove what is there for this machine besides these: of graphs that were replaced, and what killed writers left."""
+        """Remove everything for this machine except these graphs: those of replaced graphs, and the leftovers of killed writers."""
         kept = {self._place(graph) for graph in graphs}
         for folder in (self.folder / _machine()).glob("*"):
             if folder not in kept:
@@ -98,8 +97,10 @@ class OptimizedGraphs:
 
 @functools.cache
 def _machine() -> str:
-    """What an optimized graph depends on besides the graph, as the name of a folder: the runtime chooses kernels by what the processor can
-    do, and lays weights out for them. The shift of weights is none of it: it is measured, once, and changes no value.
+    """Return a folder name for everything that an optimized graph depends on besides the original graph.
+
+    The runtime chooses kernels by the processor's instructions, and lays out the weights for them. The weight shift is not included: it is
+    measured once and changes no value.
     """
     ort = import_onnxruntime()
     about = {
@@ -113,12 +114,12 @@ def _machine() -> str:
 
 
 def _weights(graph: Path) -> Path:
-    """Where the weights of an optimized graph are, if any lie outside of it."""
+    """Return the path of an optimized graph's external weights, if it has any."""
     return graph.with_name(f"{graph.name}.data")
 
 
 def _make(graph: Path, place: Path) -> None:
-    """Have the runtime write what it makes of a graph when it opens it; the folder takes its name when it is whole."""
+    """Have the runtime write the optimized form of a graph; the folder gets its final name once it is complete."""
     check_room(place, 2 * sum(file.stat().st_size for file in graph_files(graph)), f"the optimized graph {graph.name}")
     with naming_full_disks(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,7 @@ def _optimize(graph: Path, output: Path) -> None:
 
 
 def _is_whole(place: Path, name: str) -> bool:
-    """Whether the files are those that were made, and the graph reads no other."""
+    """Whether the files are unchanged and the graph reads no others."""
     graph = place / name
     try:
         digests = read_json_object(place / RECORD)[FILES]

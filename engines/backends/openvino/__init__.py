@@ -1,1 +1,1 @@
-"""Graphs on OpenVINO."""
+"""Run graphs on OpenVINO."""

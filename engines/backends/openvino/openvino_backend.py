@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: asked for by name, where its integer kernels are faster than those of ONNX Runtime."""
+"""The OpenVINO backend on the CPU: chosen by name, for machines where its integer kernels are faster than ONNX Runtime's."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.int64))
 
 
 class OpenVinoEngine(Engine):
-    """One graph, compiled for pieces of a batch that all have as many rows.
+    """One graph, compiled for pieces of a batch with a fixed number of rows.
 
-    Pieces run side by side, as many at a time as there are rows or threads, and the threads are shared out among them. Compiled for one
-    shape a network takes 0.5 to 0.9 of the time that it takes for any. The last piece is filled up with its own last row, so that a call
-    may have any number of rows; one of fewer than promised takes as long as a whole piece. A row comes out the same to the bit in every
-    piece, whatever else is in it; engines opened for other batches may round it otherwise.
+    Pieces run in parallel, up to one per row or thread, and the threads are divided among them. A network compiled for one shape takes 0.5
+    to 0.9 of the time of one compiled for any shape. The last piece is padded with its own last row, so a call may have any number of rows;
+    an incomplete piece takes as long as a full one. A row's result is identical to the bit in every piece, whatever the other rows; engines
+    opened for other batch sizes may round differently.
 
     Integer products are exact: see `engines.backends.openvino.openvino_network`.
 
     Args:
-        path: the ONNX file.
-        threads: that one call may use; None takes every core that the process may use.
-        batch: rows of the calls to come.
-        kept: file that spares the next opening the compilation, see `open_network`; None where there is none.
+        path: path of the ONNX file.
+        threads: threads for one call; None uses every core that the process may use.
+        batch: rows per call.
+        kept: file that caches the compiled network, see `open_network`; None for no cache.
 
     Raises:
         MissingBackendError: OpenVINO is not installed.
-        PtqdError: it refuses the graph.
+        PtqdError: OpenVINO refuses the graph.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, batch: int = 1, kept: Path | None = None) -> None:
@@ -49,7 +49,9 @@ class OpenVinoEngine(Engine):
         model = self._network.model
         inputs, outputs = (tuple(_spec(port, label) for port in ports) for ports in (model.inputs, model.outputs))
         if len(outputs) != 1 or not inputs:
-            raise PtqdError(f"{label} is no network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="one output")
+            raise PtqdError(
+                f"{label} is not a network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="inputs and one output"
+            )
         super().__init__(label, inputs, outputs[0])
         self._rows = model.outputs[0].shape[0]
         self._workers = calls.workers
@@ -60,7 +62,7 @@ class OpenVinoEngine(Engine):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         try:
             return self._runs([np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs])
-        except Exception as error:  # openvino raises RuntimeError and what pybind11 makes of others
+        except Exception as error:  # openvino raises RuntimeError and whatever pybind11 translates other exceptions to
             raise PtqdError(f"{self.label} failed.", found=error, mend="lower the batch size if memory is short") from error
 
     def _runs(self, values: Sequence[NDArray[Any]]) -> Float32:
@@ -74,7 +76,7 @@ class OpenVinoEngine(Engine):
         return out
 
     def _infer(self, values: Sequence[NDArray[Any]], out: Float32, left: Iterator[slice]) -> None:
-        """Pieces of the batch until none is left; what the runtime gives lies in its own memory, and is copied to where it belongs."""
+        """Run pieces of the batch until none is left. The result lies in the runtime's own memory, so it is copied to `out`."""
         request = self._idle.get()
         try:
             for piece in left:
@@ -87,11 +89,11 @@ class OpenVinoEngine(Engine):
 
 @dataclass(frozen=True)
 class OpenVinoBackend:
-    """See `engines.backends.base.Backend`.
+    """An `engines.backends.base.Backend`.
 
     Attributes:
         threads: see `OpenVinoEngine`.
-        folder: for compiled networks, one file a graph; is made when the first is written. None keeps none.
+        folder: folder that caches compiled networks, one file per graph, created when the first is written; None for no cache.
     """
 
     threads: int | None = None
@@ -103,23 +105,23 @@ class OpenVinoBackend:
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Every output of a graph by each of its names, for graphs that have more than an engine's one."""
+    """Run a graph that has several outputs, unlike an engine, and return each output under each of its names."""
     network = compile_outputs(path, cores())
     results = network(dict(feeds))
     return {name: np.array(results[port]) for port in network.outputs for name in port.names}
 
 
 def _filled(value: NDArray[Any], rows: int) -> NDArray[Any]:
-    """A piece of so many rows: its last one again and again where it has fewer."""
+    """Pad a piece to `rows` rows by repeating its last row."""
     return value if len(value) == rows else np.concatenate([value, np.repeat(value[-1:], rows - len(value), axis=0)])
 
 
 @functools.cache
 def _pool(helpers: int) -> ThreadPoolExecutor:
-    """The threads that run pieces beside the calling one, the same for every engine of the process: engines take turns.
+    """Return the threads that run pieces beside the calling thread. All engines of the process share them, since engines take turns.
 
-    A request that a thread runs by itself begins at once; one that is queued in the runtime waits for one of its threads to wake up (eight
-    guided images of the digits model: 8.8 ms against 13.6).
+    A request that a thread runs itself begins at once; a request queued in the runtime waits for one of the runtime's threads to wake up
+    (eight guided images of the digits model: 8.8 ms instead of 13.6).
     """
     return ThreadPoolExecutor(helpers, thread_name_prefix="ptqd-openvino")
 
@@ -127,5 +129,5 @@ def _pool(helpers: int) -> ThreadPoolExecutor:
 def _spec(port: Any, label: str) -> TensorSpec:
     dtype = np.dtype(port.element_type.to_dtype())
     if dtype not in _DTYPES:
-        raise PtqdError(f"{label} is no network.", found=f"{name_of(port)}: {dtype}", expected=" or ".join(map(str, _DTYPES)))
+        raise PtqdError(f"{label} is not a network.", found=f"{name_of(port)}: {dtype}", expected=" or ".join(map(str, _DTYPES)))
     return TensorSpec(name_of(port), dtype, tuple(port.shape)[1:])

@@ -1,7 +1,7 @@
-"""A graph as OpenVINO compiles it: in float32 where it is not in integers, with integer products that are exact, kept for the next time.
+"""Compile graphs with OpenVINO, with float32 arithmetic and exact integer products, and cache the result.
 
-Processors without VNNI sum pairs of 8-bit products in 16 bits, and OpenVINO uses them so: a probe asks the processor, once a process. Where
-its sums saturate, integer kernels are turned off, and graphs run in float32 as they are written.
+Processors without VNNI sum pairs of 8-bit products in 16 bits, and OpenVINO lets these sums saturate. A probe tests the processor once per
+process. If its sums saturate, integer kernels are turned off, and graphs run in float32 as written.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from engines.untrusted.plain_file import open_plain
 
 DEVICE = "CPU"
 PIECE_VALUES = 2**15
-"""Values of the states in one piece of a batch. On a processor with 2 MiB of cache a core, a W8A8 U-Net runs 32 states of 3072 values in
-pieces of 8 1.07 times as fast as in halves."""
+"""State values in one piece of a batch. On a processor with 2 MiB of cache per core, a W8A8 U-Net runs 1.07 times as fast on 32 states of
+3072 values in pieces of 8 as in halves."""
 
 _PROBE = Path(__file__).parents[1] / "onnxruntime" / "saturation_probe.onnx"
 
 _SETTINGS: Mapping[str, Any] = {
-    "INFERENCE_PRECISION_HINT": "f32",  # else float operators compute in bfloat16 where the processor does
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else it quantizes inputs that the graph does not, where weights are integers: 4 dB of a DiT
-    "ENABLE_CPU_PINNING": False,  # else every process pins its threads to the first cores that it may use, and so do its neighbours
+    "INFERENCE_PRECISION_HINT": "f32",  # otherwise float operators compute in bfloat16 on processors that support it
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # otherwise float inputs of integer weights get quantized: 4 dB of a DiT
+    "ENABLE_CPU_PINNING": False,  # otherwise all processes pin their threads to the same first cores
 }
 
 _WITHOUT_INTEGERS: Mapping[str, Any] = {"LP_TRANSFORMS_MODE": False}
-"""Q/DQ nodes run as written, in float32."""
+"""Runs Q/DQ nodes as written, in float32."""
 
 _SEAL = hashlib.sha256().digest_size * 2
 
 
 @dataclass(frozen=True)
 class Calls:
-    """What a network is compiled for.
+    """The calls that a network is compiled for.
 
     Attributes:
-        batch: rows of a call.
-        threads: that it may use.
+        batch: rows per call.
+        threads: threads for one call.
     """
 
     batch: int
@@ -58,11 +58,11 @@ class Calls:
 
     @property
     def workers(self) -> int:
-        """Pieces that run side by side."""
+        """Number of pieces that run in parallel."""
         return min(self.batch, self.threads)
 
     def piece_rows(self, values: int) -> int:
-        """Rows of a piece: as many pieces for every worker, of no more than `PIECE_VALUES`, where a row has so many values."""
+        """Return the rows per piece for rows of `values` values. Every worker gets the same number of pieces, up to `PIECE_VALUES` each."""
         share = math.ceil(self.batch / self.workers)
         return math.ceil(share / math.ceil(share / max(1, PIECE_VALUES // values)))
 
@@ -76,8 +76,8 @@ class Network:
     """A compiled network.
 
     Attributes:
-        model: an `openvino.CompiledModel` whose inputs and outputs have the rows of a piece.
-        memory: that its weights may lie in, and that lives as long.
+        model: an `openvino.CompiledModel` whose inputs and outputs have as many rows as a piece.
+        memory: memory that the model's weights may lie in, kept alive with the model.
     """
 
     model: Any
@@ -85,17 +85,17 @@ class Network:
 
 
 def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Network:
-    """Compile a graph, or take what an earlier call compiled.
+    """Compile a graph, or load what an earlier call compiled.
 
     Args:
-        path: the ONNX file.
-        calls: that it is for.
-        kept: the compiled network of an earlier call, mapped into memory where it is of this very graph, runtime and `calls`; else it is
-            written, as far as it can be. Like any engine it is this machine's, and as trustworthy as who wrote it.
+        path: path of the ONNX file.
+        calls: the calls to compile for.
+        kept: cache file, mapped into memory if it matches the graph, the runtime and `calls`; otherwise it is written, if possible. Like
+            any engine, it is specific to this machine, and as trustworthy as whoever wrote it.
 
     Raises:
         MissingBackendError: OpenVINO is not installed.
-        PtqdError: it refuses the graph.
+        PtqdError: OpenVINO refuses the graph.
     """
     settings = calls.settings
     if kept is None:
@@ -112,7 +112,7 @@ def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Network:
 
 
 def compile_outputs(path: Path, threads: int) -> Any:
-    """A network of any batch, for graphs that have more than one output."""
+    """Compile a graph with several outputs for any batch size."""
     settings = Calls(1, threads).settings
     with _refusing(path):
         return _core().compile_model(_core().read_model(path), DEVICE, settings)
@@ -136,14 +136,14 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except PtqdError:
         raise
-    except Exception as error:  # openvino raises RuntimeError and what pybind11 makes of others
+    except Exception as error:  # openvino raises RuntimeError and whatever pybind11 translates other exceptions to
         raise PtqdError(
             "OpenVINO refuses the graph.", found=f"{path}: {error}", mend="run it on the bundle's own target, or rebuild the bundle"
         ) from error
 
 
 def name_of(port: Any) -> str:
-    """Of an input or output in the graph. The tensor of an input has also the names of what it is passed on as."""
+    """Return the name of an input or output in the graph. An input's tensor may have additional names from later nodes."""
     node = port.get_node()
     return str(node.friendly_name if node.get_type_name() == "Parameter" else port.any_name)
 
@@ -154,7 +154,7 @@ def _row(port: Any) -> list[int]:
 
 @functools.cache
 def _exact_products() -> Mapping[str, Any]:
-    """What keeps integer products exact on this processor: asked of the processor by a product that saturates, not of its name."""
+    """Return the settings that keep integer products exact on this processor, determined by a probe rather than by the processor's name."""
     return _WITHOUT_INTEGERS if saturates({}) else {}
 
 
@@ -166,7 +166,7 @@ def saturates(settings: Mapping[str, Any]) -> bool:
 
 
 def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
-    """Everything that a compiled network depends on."""
+    """Return a key of everything that a compiled network depends on."""
     parts = {
         "graph": [sha256(file) for file in graph_files(path)],
         "openvino": _import().__version__,
@@ -179,17 +179,17 @@ def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
 
 
 def _read(kept: Path, key: bytes) -> NDArray[np.uint8] | None:
-    """What follows the seal, where file and key are those that were sealed; the array is the file."""
+    """Return the content after the seal, mapped from the file, if the seal matches the key and the content; otherwise None."""
     try:
         with open_plain(kept) as file:
-            content = np.memmap(file, dtype=np.uint8, mode="c")  # the runtime takes no array that cannot be written to
-    except (OSError, ValueError):  # not there, or empty
+            content = np.memmap(file, dtype=np.uint8, mode="c")  # the runtime accepts only writable arrays
+    except (OSError, ValueError):  # missing or empty
         return None
     return content[_SEAL:] if content[:_SEAL].tobytes() == _seal(key, content[_SEAL:].data) else None
 
 
 def _write(kept: Path, key: bytes, content: memoryview) -> None:
-    """Without it the next opening takes longer, and that is all: a bundle may lie where nobody can write, or no room is."""
+    """Write the cache file if possible. Failure only makes the next opening slower: the bundle may be read-only, or the disk full."""
     with contextlib.suppress(OSError, NoRoomError), replacing(kept) as temporary, temporary.open("wb") as file:
         file.write(_seal(key, content))
         file.write(content)

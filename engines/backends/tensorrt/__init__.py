@@ -1,1 +1,1 @@
-"""Graphs on TensorRT and TensorRT-RTX."""
+"""Run graphs on TensorRT and TensorRT-RTX."""

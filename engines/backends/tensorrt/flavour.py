@@ -1,4 +1,4 @@
-"""The two flavours of TensorRT, side by side. All that differs between them is a column here; none of it is global."""
+"""The two flavours of TensorRT as a table: every difference between them is a field here, and there is no global switch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FlavourName: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 @dataclass(frozen=True)
 class Flavour:
-    """One flavour.
+    """One flavour of TensorRT.
 
     Attributes:
-        name: as plans spell it.
-        import_module: its Python module, imported when called.
-        extra: of ptqd-export, that installs it.
-        portable: engines are finished on the device that opens them, so that they are built without a GPU and for any of them.
-        timing_cache: the builder times kernels, and keeps the times in a file.
-        runtime_cache: opening an engine compiles kernels, and keeps them in a file.
-        deferred_weights: weights can leave the device between runs, and come back.
+        name: name of the flavour in plans.
+        import_module: function that imports and returns the flavour's Python module.
+        extra: extra of ptqd-export that installs the flavour.
+        portable: whether engines are finished on the device that opens them, so that they can be built without a GPU and for any GPU.
+        timing_cache: whether the builder times kernels and keeps the times in a file.
+        runtime_cache: whether opening an engine compiles kernels and keeps them in a file.
+        deferred_weights: whether weights can be unloaded from the device between runs.
     """
 
     name: FlavourName
@@ -35,10 +35,10 @@ class Flavour:
     deferred_weights: bool
 
     def load(self) -> Any:
-        """The flavour's Python module.
+        """Import the flavour's Python module and return it.
 
         Raises:
-            MissingBackendError: it is not installed, or its libraries cannot be loaded.
+            MissingBackendError: the flavour is not installed, or its libraries cannot be loaded.
         """
         try:
             return self.import_module()
@@ -74,6 +74,6 @@ FLAVOURS: Mapping[FlavourName, Flavour] = {
 
 
 def network_flags(trt: Any) -> int:
-    """Strongly typed: precision is what the graph says. Releases that know no other kind have no flag for it."""
+    """Return the flags of a strongly typed network, whose types follow the graph. Releases with only such networks have no flag for it."""
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if strongly_typed is None else 1 << int(strongly_typed)

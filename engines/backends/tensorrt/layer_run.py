@@ -1,4 +1,4 @@
-"""Every output of a graph on TensorRT, for graphs that show what is inside: an engine is built of such a graph, run once, and forgotten."""
+"""Run a graph with several outputs on TensorRT, to inspect inner tensors: build an engine, run it once, and discard it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from engines.host.progress import fraction_bar
 
 
 def run_outputs(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: EngineSettings) -> dict[str, NDArray[Any]]:
-    """All outputs by name.
+    """Run a graph once and return all outputs by name.
 
     Args:
-        graph: ONNX file.
-        feeds: for every input, an array [batch, ...].
-        settings: of the bundle's engines; this one is for the batch of the feeds alone.
+        graph: path of the ONNX file.
+        feeds: an array [batch, ...] for every input.
+        settings: settings of the bundle's engines; this engine is built only for the batch size of the feeds.
 
     Raises:
-        MissingBackendError: the flavour or a device is missing. Nothing is built then.
-        PtqdError: TensorRT does not take the graph.
+        MissingBackendError: the flavour or a device is missing; nothing is built.
+        PtqdError: TensorRT refuses the graph.
     """
     arena = Arena(Cuda())
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def run_outputs(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: Engine
 
 
 def _built(graph: Path, rows: int, settings: EngineSettings, folder: Path) -> Path:
-    """The engine of a graph for calls of so many rows."""
+    """Build the engine of a graph for calls with `rows` rows; return its path."""
     path, spec = folder / f"{graph.stem}.engine", replace(settings, profile=BatchProfile(rows, rows, rows)).spec(graph)
     with fraction_bar(f"{graph.stem} for {settings.flavour}") as show:
         build_engine(spec, path, on_progress=lambda progress: show(progress.fraction, progress.phase))

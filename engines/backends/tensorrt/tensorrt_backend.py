@@ -1,4 +1,4 @@
-"""The engines of a bundle on TensorRT, from the folder that `ptqd-export engines` filled."""
+"""The TensorRT backend: opens a bundle's engines, which `ptqd-export engines` built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANY_MACHINE = "any-machine"
 
 
 class Profile(Protocol):
-    """Rows of a network call; see `BatchProfile`."""
+    """Rows per network call; see `BatchProfile`."""
 
     @property
     def min(self) -> int: ...
@@ -32,15 +32,15 @@ class Profile(Protocol):
 
 
 class TensorRtBackend:
-    """See `engines.backends.base.Backend`. All engines that one backend opens share one arena.
+    """An `engines.backends.base.Backend`. All engines that one backend opens share one arena.
 
     Args:
-        settings: how the engines were built.
-        folder: of the bundle.
+        settings: settings that the engines were built with.
+        folder: folder of the bundle.
         cuda_graphs: see `OpenOptions`.
 
     Raises:
-        MissingBackendError: there is no device; or, when a graph is opened, it is too old for its precision.
+        MissingBackendError: there is no device; or, when a graph is opened, the device is too old for its precision.
     """
 
     def __init__(self, settings: EngineSettings, folder: Path, *, cuda_graphs: bool = True) -> None:
@@ -59,18 +59,18 @@ class TensorRtBackend:
 
     @cached_property
     def update_kernels(self) -> UpdateKernels:
-        """The step as kernels of the device that the engines are on."""
+        """The kernels of the sampler's step, on the engines' device."""
         return UpdateKernels(self.arena.cuda)
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How the engines of a bundle are built: the same when they are built and when they are looked for.
+    """How the engines of a bundle are built. The same settings are used to build the engines and to find them.
 
     Attributes:
-        flavour: of TensorRT.
+        flavour: flavour of TensorRT.
         profile: see `BuildSpec`.
-        workspace_gib: see there.
+        workspace_gib: see `BuildSpec`.
     """
 
     flavour: FlavourName
@@ -79,7 +79,7 @@ class EngineSettings:
 
     @classmethod
     def of(cls, flavour: FlavourName, profile: Profile, workspace_gib: float | None) -> EngineSettings:
-        """From what a manifest says of its target."""
+        """Build the settings from the values in a manifest."""
         return cls(flavour, BatchProfile(profile.min, profile.opt, profile.max), workspace_gib)
 
     @property
@@ -91,6 +91,6 @@ class EngineSettings:
 
 
 def engine_cache(folder: Path, flavour: FlavourName) -> EngineCache:
-    """Engines of a bundle: portable ones travel with its folder, others belong to this machine."""
+    """Return the engine cache of a bundle. Portable engines can move with the bundle; others are kept separately for each machine."""
     place = ANY_MACHINE if FLAVOURS[flavour].portable else machine_name()
     return EngineCache(folder / "local" / place / "engines")

@@ -1,4 +1,4 @@
-"""A TensorRT engine as an `Engine`: contexts without memory of their own, buffers from the arena, one CUDA graph a batch size."""
+"""Wrap a TensorRT engine as an `Engine`: buffers and activation memory from the arena, and one CUDA graph per batch size."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class OpenOptions:
     """How to open an engine.
 
     Attributes:
-        cuda_graphs: launch a captured graph instead of the engine's kernels one by one.
-        runtime_cache: file of compiled kernels, for flavours that compile when they open; None compiles every time.
+        cuda_graphs: whether to launch a captured graph instead of the engine's kernels one by one.
+        runtime_cache: file that caches compiled kernels, for flavours that compile when they open an engine; None compiles every time.
     """
 
     cuda_graphs: bool = True
@@ -37,13 +37,13 @@ class OpenOptions:
 
 
 class TensorRtEngine(Engine):
-    """One serialized engine on the device. The network's own output is the first of its outputs, and mostly the only one.
+    """One serialized engine on the device. The network's own output is the engine's first output, and usually its only one.
 
     Args:
-        path: of the serialized engine.
-        flavour: that built it.
-        arena: buffers that it shares with the other engines of the bank.
-        options: see there.
+        path: path of the serialized engine.
+        flavour: flavour that built the engine.
+        arena: buffers shared with the other engines of the bank.
+        options: see `OpenOptions`.
 
     Raises:
         MissingBackendError: the flavour is not installed.
@@ -66,7 +66,7 @@ class TensorRtEngine(Engine):
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: dict[int, _Bound] = {}
         self._staging: dict[int, dict[str, NDArray[Any]]] = {}
-        self._plan = self._plan if flavour.deferred_weights else b""  # the device holds the weights for good
+        self._plan = self._plan if flavour.deferred_weights else b""  # the device keeps the weights from now on
 
     def _open(self, label: str) -> Any:
         if self._flavour.deferred_weights:
@@ -79,8 +79,8 @@ class TensorRtEngine(Engine):
         if engine is None:
             raise PtqdError(
                 f"TensorRT refuses the engine {label}.",
-                found="an engine that was built for another device, version or driver, or a damaged file",
-                mend="build it again on this machine: `ptqd-export engines BUNDLE`",
+                found="an engine built for another device, version or driver, or a damaged file",
+                mend="rebuild it on this machine with `ptqd-export engines BUNDLE`",
             )
         return engine
 
@@ -93,55 +93,55 @@ class TensorRtEngine(Engine):
         return TensorSpec(name, dtype, tuple(self._engine.get_tensor_shape(name))[1:])
 
     def _runtime_config(self) -> Any:
-        """Contexts of this engine share what was compiled for it."""
+        """Return a configuration through which all contexts of this engine share its compiled kernels."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # A captured graph keeps the kernels of the moment: those compiled for its shapes must be there by then.
+        # A captured graph keeps the kernels in use at capture, so those specialized for its shapes must be compiled before.
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._cache = config.create_runtime_cache()
         path = self._options.runtime_cache
         if path is not None and path.exists():
             with locked(path):
-                self._cache.deserialize(path.read_bytes())  # what it refuses is compiled again
+                self._cache.deserialize(path.read_bytes())  # entries that it refuses are compiled again
         config.set_runtime_cache(self._cache)
         return config
 
     def save_runtime_cache(self) -> None:
-        """Keep the kernels that were compiled; of two processes that do so the later one wins, and the other compiles again."""
+        """Save the compiled kernels. If two processes save, the later one wins; the kernels of the other are compiled again."""
         path = self._options.runtime_cache
         if path is None or self._config is None:
             return
         with locked(path), replacing(path) as temporary:
             temporary.write_bytes(bytes(self._cache.serialize()))
 
-    # Weights that can leave, as `Residency` brings and takes them
+    # Weights that `Residency` can load and unload
 
     @cached_property
     def weights_bytes(self) -> int:
-        """On the device."""
+        """Bytes that the weights take on the device."""
         nbytes: int = self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE)
         return nbytes
 
     def load_weights(self) -> None:
         if not self._engine.load_weights(self._plan):
-            raise PtqdError(f"TensorRT cannot bring the weights of {self.label} to the device.", mend="end other processes that use it")
+            raise PtqdError(f"TensorRT cannot load the weights of {self.label}.", mend="end other processes that use the device")
 
     def unload_weights(self) -> None:
         self.arena.stream.synchronize()
         for bound in self._bound.values():
-            bound.forget_graph()  # it holds addresses of the weights
+            bound.forget_graph()  # the graph contains addresses of the weights
         self._engine.unload_weights()
 
     # Runs
 
     @property
     def max_rows(self) -> int:
-        """The most rows of one call."""
+        """Maximum rows per call."""
         rows: int = self._engine.get_tensor_profile_shape(self.inputs[0].name, 0)[2][0]
         return rows
 
     def prepare(self, rows: int) -> None:
-        """Have the buffers that calls of so many rows take, so that no later one allocates.
+        """Allocate the buffers for calls with `rows` rows, so that no later call allocates.
 
         Raises:
             UsageError: the engine was built for other batch sizes.
@@ -152,7 +152,7 @@ class TensorRtEngine(Engine):
         if not least <= rows <= most:
             raise UsageError(
                 f"{self.label} was not built for this batch size.",
-                found=f"{rows} rows of a network call (guidance makes two of a sample)",
+                found=f"{rows} rows per network call (guidance takes two rows per sample)",
                 expected=f"{least} to {most}",
                 mend="sample with another --batch-size, or build the bundle with another target.batch",
             )
@@ -166,13 +166,13 @@ class TensorRtEngine(Engine):
         return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def upload(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
-        """Copy inputs to their buffers; earlier copies must have ended."""
+        """Copy inputs to their device buffers; earlier copies must have finished."""
         for name, value in feeds.items():
             self._staging[rows][name][:] = value
             self.arena.stream.upload(self._staging[rows][name], self.arena.address(name))
 
     def enqueue(self, rows: int) -> None:
-        """Run on what lies in the buffers of the inputs; `prepare` comes first."""
+        """Enqueue a run on the contents of the input buffers; call `prepare` first."""
         if self._flavour.deferred_weights:
             self.arena.residency.require(self)
         self._bound[rows].enqueue()
@@ -181,12 +181,12 @@ class TensorRtEngine(Engine):
         return self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)
 
     def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Every output by name, as new arrays of the shapes and types that the network gives them; see `run` for the feeds."""
+        """Return every output by name, as new arrays with the network's own shapes and types; see `run` for the feeds."""
         self._check(feeds)
         return {name: value.copy() for name, value in self._outputs(feeds, self.outputs).items()}
 
     def _outputs(self, feeds: Mapping[str, NDArray[Any]], wanted: tuple[TensorSpec, ...]) -> dict[str, NDArray[Any]]:
-        """These outputs, in arrays that the next run writes again."""
+        """Run and return the `wanted` outputs by name, in arrays that the next run overwrites."""
         rows = len(next(iter(feeds.values())))
         self.prepare(rows)
         self.upload(feeds, rows)
@@ -202,17 +202,17 @@ class TensorRtEngine(Engine):
         return self._options.cuda_graphs
 
     def layer_information(self) -> str:
-        """What the engine inspector says of every layer, as JSON."""
+        """Return the engine inspector's description of every layer, as JSON."""
         inspector = self._engine.create_engine_inspector()
         text: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return text
 
 
 class _Bound:
-    """A context of an engine at one batch size: of several graphs captured from one context only the last may be launched.
+    """A context of an engine at one batch size. Each size has its own, since only the last graph captured from a context may be launched.
 
     Attributes:
-        shapes: of all inputs and outputs; outputs other than the network's own need not begin with the batch.
+        shapes: shapes of all inputs and outputs by name; outputs other than the network's own need not begin with the batch axis.
     """
 
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
@@ -222,7 +222,7 @@ class _Bound:
         self._warm = False
         self._generation = -1
         for spec in engine.inputs:
-            self._must(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"shape of {spec.name}")
+            self._require(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"set the shape of {spec.name}")
         self._activations = int(self._context.update_device_memory_size_for_shapes())
         engine.arena.reserve(ACTIVATIONS, self._activations)
         self.shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*engine.inputs, *engine.outputs)}
@@ -230,7 +230,7 @@ class _Bound:
             engine.arena.reserve(spec.name, int(np.prod(self.shapes[spec.name])) * spec.dtype.itemsize)
 
     def enqueue(self) -> None:
-        """Launch the graph. The first run has none: it is the one that TensorRT prepares itself in, and the second is captured."""
+        """Launch the captured graph. The first run is not captured, because TensorRT initializes itself in it; the second run is."""
         self._bind()
         stream = self._engine.arena.stream
         if not self._warm or not self._engine.uses_cuda_graphs:
@@ -246,29 +246,29 @@ class _Bound:
         stream.launch(self._graph)
 
     def _bind(self) -> None:
-        """Take the arena's addresses, where they have changed."""
+        """Bind the arena's addresses if they have changed."""
         arena = self._engine.arena
         if self._generation == arena.generation:
             return
         self.forget_graph()
         self._context.set_device_memory(arena.address(ACTIVATIONS), arena.nbytes(ACTIVATIONS))
         for spec in (*self._engine.inputs, *self._engine.outputs):
-            self._must(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"address of {spec.name}")
+            self._require(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"set the address of {spec.name}")
         self._generation = arena.generation
 
     def forget_graph(self) -> None:
         self._graph = None
 
     def _execute(self) -> None:
-        self._must(self._context.execute_async_v3(self._engine.arena.stream.handle), "run")
+        self._require(self._context.execute_async_v3(self._engine.arena.stream.handle), "run")
 
-    def _must(self, accepted: bool, what: str) -> None:
+    def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise PtqdError(f"TensorRT refuses a {what}.", found=self._engine.label, mend="see TensorRT's messages above")
+            raise PtqdError(f"TensorRT refuses to {what}.", found=self._engine.label, mend="see TensorRT's messages above")
 
 
 def integer_layers(layer_information: str) -> Iterator[str]:
-    """Names of layers whose inputs the inspector shows as int8: those that run in integer kernels."""
+    """Yield the names of the layers that run in integer kernels: those with an input that the inspector shows as int8."""
     for layer in json.loads(layer_information)["Layers"]:
         if isinstance(layer, dict) and any("int8" in str(tensor.get("Format/Datatype", "")).lower() for tensor in layer.get("Inputs", [])):
             yield str(layer.get("Name", "?"))

@@ -1,1 +1,1 @@
-"""What a model was trained with: its noise levels, timesteps and predictions."""
+"""The training side of a sampler: the model's noise schedule, noise levels, timesteps and prediction type."""

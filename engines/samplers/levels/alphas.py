@@ -1,4 +1,4 @@
-"""Betas and cumulative alphas of a noise schedule, in float64 (diffusers has float32: up to 2e-5 apart)."""
+"""Compute the betas and cumulative alphas of a noise schedule in float64 (diffusers uses float32: they differ by up to 2e-5)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from engines.arrays import Float64
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 _LARGEST_BETA = 0.999
-"""Of the schedules that are given by their cumulative alpha."""
+"""Cap for schedules that are defined by their cumulative alpha."""
 
 
 def alpha_bar(schedule: NoiseSchedule) -> Float64:
-    """Cumulative alphas [T]: the share of the clean sample's variance that is left at each training timestep."""
+    """Return the cumulative alphas [T]: the share of the clean sample's variance left at each training timestep."""
     cumulative = np.cumprod(1 - _betas(schedule), dtype=np.float64)
     return _rescale_zero_terminal_snr(cumulative) if schedule.rescale_betas_zero_snr else cumulative
 
 
 def _betas(schedule: NoiseSchedule) -> Float64:
-    """Variance [T] that each training timestep adds."""
+    """Return the variance [T] that each training timestep adds."""
     start, end, T = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     if schedule.trained_betas is not None:
         return np.asarray(schedule.trained_betas)
@@ -43,7 +43,7 @@ def _cosine(u: float) -> float:
 
 
 def _laplace(u: float) -> float:
-    """The log-SNR falls as the quantiles of a Laplace distribution (Hang et al. 2024, arXiv 2407.03297); the roots are diffusers'."""
+    """Log-SNR that follows the quantiles of a Laplace distribution (Hang et al. 2024, arXiv 2407.03297); the roots are diffusers'."""
     snr = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6))
     return math.sqrt(snr / (1 + snr))
 
@@ -53,11 +53,11 @@ def _exponential(u: float) -> float:
 
 
 _CUMULATIVE: Mapping[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine, "laplace": _laplace, "exp": _exponential}
-"""Cumulative alpha at a share `u` of the training timesteps, but for a factor."""
+"""Cumulative alpha at the fraction `u` of the training timesteps, up to a constant factor."""
 
 
 def _rescale_zero_terminal_snr(alpha_bar: Float64) -> Float64:
-    """Lin et al. 2023, arXiv 2305.08891, algorithm 1: shift and scale sqrt(alpha_bar) to end at 0 and keep its first value."""
+    """Shift and scale sqrt(alpha_bar) to end at 0 and keep its first value: Lin et al. 2023, arXiv 2305.08891, algorithm 1."""
     root = np.sqrt(alpha_bar)
     rescaled: Float64 = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return rescaled

@@ -1,4 +1,4 @@
-"""Noise levels `sigma = sqrt((1 - a) / a)`, noise to signal: what Euler and DPM-Solver++ walk instead of timesteps."""
+"""Noise levels `sigma = sqrt((1 - a) / a)`, the noise-to-signal ratio, which Euler and DPM-Solver++ step through."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from engines.arrays import Float64
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 _LEAST_ALPHA_BAR = 2.0**-24
-"""In place of 0 at zero terminal SNR, whose noise level is infinite; as in diffusers."""
+"""Replaces 0 at zero terminal SNR, where the noise level would be infinite; as in diffusers."""
 
 _RHO = 7.0
 
 
 def noise_levels(alphas: Float64) -> Float64:
-    """The level [T] of each training timestep, rising."""
+    """Return the increasing noise levels [T] of the training timesteps."""
     a = np.where(alphas == 0, _LEAST_ALPHA_BAR, alphas)
     return np.sqrt((1 - a) / a)
 
 
 def final_level(schedule: NoiseSchedule, levels: Float64) -> float:
-    """Where the last step goes: to the clean sample, or to the least level of the training."""
+    """Return the level where the last step ends: 0, the clean sample, or the lowest training level."""
     return 0.0 if schedule.final_sigmas_type == "zero" else float(levels[0])
 
 
 def karras_levels(largest: float, smallest: float, steps: int) -> Float64:
-    """[S] falling levels (Karras et al. 2022, arXiv 2206.00364, equation 5)."""
+    """Return decreasing levels [S] (Karras et al. 2022, arXiv 2206.00364, equation 5)."""
     return np.linspace(largest ** (1 / _RHO), smallest ** (1 / _RHO), steps) ** _RHO
 
 
 def timesteps_of(sigma: Float64, levels: Float64) -> Float64:
-    """The fractional training timesteps of noise levels, interpolated in their logarithm."""
+    """Return the fractional training timesteps of noise levels, interpolated in log sigma."""
     return np.interp(np.log(sigma), np.log(levels), np.arange(len(levels)))
 
 
 def alpha_bar_of(sigma: Float64) -> Float64:
-    """Cumulative alphas of noise levels."""
+    """Return the cumulative alphas of noise levels."""
     return 1 / (1 + sigma**2)

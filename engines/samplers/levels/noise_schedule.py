@@ -27,7 +27,7 @@ VarianceType: TypeAlias = Literal["fixed_small", "fixed_small_log", "fixed_large
 FinalSigmas: TypeAlias = Literal["zero", "sigma_min"]
 SolverType: TypeAlias = Literal["midpoint", "heun"]
 
-# A beta of exactly 1 is a terminal signal-to-noise ratio of zero.
+# A beta of exactly 1 means zero terminal signal-to-noise ratio.
 Beta: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
 _NO_CLIP = {"clip_sample": False}
@@ -41,7 +41,7 @@ _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "EulerAncestralDiscreteScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
     "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
 }
-"""What a class takes where its configuration is silent, as far as it differs from the defaults of `NoiseSchedule`."""
+"""Default values of each scheduler class where they differ from those of `NoiseSchedule`."""
 
 _LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}
 _SCHEDULES_WITHOUT_BETAS = ("FlowMatch", "EDM")
@@ -60,21 +60,21 @@ _PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
     "invert_sigmas": (False, None),
     "stochastic_sampling": (False, None),
 }
-"""Settings that change the noise levels or timesteps of a chain in a way that no sampler here has, with the values that do not."""
+"""Settings that can change a chain's noise levels or timesteps in ways not supported here, each with the values that change nothing."""
 
-_MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) of the size of the images"}
+_MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
 
 
 class NoiseSchedule(BaseModel):
-    """Everything of a diffusers scheduler that decides a `SamplerTable`, under diffusers' names.
+    """All diffusers scheduler settings that determine a `SamplerTable`, under diffusers' names.
 
     The defaults are those of `DDIMScheduler` and `DDPMScheduler`, which agree in every field that both have; `from_scheduler_config`
-    knows where other classes differ. No class has all fields. A sampler reads those that the scheduler of its name has, so that, as in
-    diffusers, a model's `clip_sample` says nothing to DPM-Solver++, and its `use_karras_sigmas` nothing to DDIM.
+    applies the defaults of other classes. No scheduler class has all fields. Each sampler reads the fields of the scheduler that it
+    corresponds to: as in diffusers, a model's `clip_sample` does not affect DPM-Solver++, and its `use_karras_sigmas` does not affect DDIM.
 
     Attributes:
-        lambda_min_clipped: DPM-Solver++ starts no noisier than this half log-SNR; None where it may.
-        shift: of flow matching: more of the chain at high noise above 1.
+        lambda_min_clipped: lowest half log-SNR at which DPM-Solver++ may start; None sets no bound.
+        shift: timestep shift of flow matching; values above 1 spend more of the chain at high noise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,14 +104,14 @@ class NoiseSchedule(BaseModel):
     @field_validator("lambda_min_clipped")
     @classmethod
     def _no_bound_is_none(cls, bound: float | None) -> float | None:
-        """Diffusers writes a bound of minus infinity, which strict JSON has not."""
+        """Map minus infinity, which diffusers writes but strict JSON does not allow, to None."""
         return None if bound == -float("inf") else bound
 
     @model_validator(mode="after")
     def _one_beta_per_timestep(self) -> Self:
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise UsageError(
-                "trained_betas does not hold one beta per training timestep",
+                "The length of trained_betas does not match the number of training timesteps.",
                 found=f"{len(self.trained_betas)} betas",
                 expected=f"num_train_timesteps = {self.num_train_timesteps}",
                 mend="set num_train_timesteps to the number of betas",
@@ -120,53 +120,53 @@ class NoiseSchedule(BaseModel):
 
     @property
     def clip(self) -> float | None:
-        """Bound of the predicted clean sample, or None."""
+        """Bound of the predicted clean sample; None without clipping."""
         return self.clip_sample_range if self.clip_sample else None
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self:
-        """The schedule in a diffusers `scheduler_config.json`; keys that only steer another sampler's walk are left aside.
+        """Build the schedule from a diffusers `scheduler_config.json`, ignoring keys that do not affect it.
 
-        What the file does not say is as its class has it. A class that is unknown here counts as one that does not clip.
+        Fields that the file omits get the defaults of its scheduler class. An unknown class gets those of a class that does not clip.
 
         Raises:
-            UsageError: a value is unknown, or the sampler it asks for is no table of coefficients (dynamic thresholding,
-                a learned variance), walks other noise levels than those here, or was not trained on betas or a flow (EDM).
+            UsageError: a value is unknown; or the configuration needs a sampler that is not a table of coefficients (dynamic thresholding,
+                a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM).
         """
-        _refuse_what_is_no_table(config)
-        said = {key: value for key, value in config.items() if key in cls.model_fields and value is not None}
+        _refuse_unsupported(config)
+        given = {key: value for key, value in config.items() if key in cls.model_fields and value is not None}
         try:
-            return cls(**{**_CLASS_DEFAULTS.get(str(config.get("_class_name", "")), _NO_CLIP), **said})
+            return cls(**{**_CLASS_DEFAULTS.get(str(config.get("_class_name", "")), _NO_CLIP), **given})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"the scheduler configuration has an unusable {field}",
+                f"The scheduler configuration has an invalid {field}.",
                 found=repr(first["input"]),
                 expected=first["msg"],
                 mend=f"correct {field} in scheduler_config.json",
             ) from error
 
 
-def _refuse_what_is_no_table(config: Mapping[str, Any]) -> None:
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     scheduler = str(config.get("_class_name", ""))
     if scheduler.startswith(_SCHEDULES_WITHOUT_BETAS) and scheduler not in _CLASS_DEFAULTS:
         raise UsageError(
-            "the model was trained on no schedule that is known here",
+            "The model was trained with an unsupported noise schedule.",
             found=scheduler,
             expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's, or FlowMatchEulerDiscreteScheduler's",
         )
     for key, plain in _PLAIN_VALUES.items():
         if config.get(key, plain[0]) not in plain:
             raise UsageError(
-                f"no sampler here has the {key} of the scheduler configuration",
+                f"No sampler supports the scheduler configuration's {key}.",
                 found=f"{key} = {json.dumps(config[key])}",
                 expected=f"{key} = {json.dumps(plain[0])}",
-                mend=_MEND.get(key, f"set {key} to {json.dumps(plain[0])} in scheduler_config.json, if the model samples well so"),
+                mend=_MEND.get(key, f"set {key} to {json.dumps(plain[0])} in scheduler_config.json, if the model samples well that way"),
             )
     if config.get("thresholding"):
         raise UsageError(
-            "dynamic thresholding depends on the sample, so no table of coefficients can hold it",
+            "Dynamic thresholding depends on the sample, so a table of coefficients cannot express it.",
             found="thresholding = true",
             expected="thresholding = false",
             mend="set thresholding to false and clip_sample to true for the fixed bound clip_sample_range",
@@ -174,7 +174,7 @@ def _refuse_what_is_no_table(config: Mapping[str, Any]) -> None:
     variance_type = config.get("variance_type")
     if variance_type in _LEARNED_VARIANCE:
         raise UsageError(
-            "a learned variance comes out of the network at every step, so no table of coefficients can hold it",
+            "The network outputs a learned variance at every step, so a table of coefficients cannot express it.",
             found=f"variance_type = {variance_type}",
             expected="fixed_small, fixed_small_log, fixed_large or fixed_large_log",
             mend=f'set variance_type to "{_LEARNED_VARIANCE[variance_type]}"; the network\'s variance channels are then not used',

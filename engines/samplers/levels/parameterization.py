@@ -1,4 +1,4 @@
-"""What the network predicts, as affine maps to the clean sample and to the noise.
+"""Affine maps from the state and the network's output to the clean sample and to the noise.
 
 With `x = sqrt(a) x0 + sqrt(1 - a) eps` and `a` the cumulative alpha, the network's output is one of
 
@@ -18,10 +18,10 @@ from engines.samplers.levels.noise_schedule import PredictionType
 
 
 def prediction_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Float64:
-    """`(P, Q)` [S, 2] with `x0 = P x + Q out`, at cumulative alphas [S].
+    """Return `(P, Q)` [S, 2] with `x0 = P x + Q out`, at cumulative alphas [S].
 
     Raises:
-        UsageError: epsilon prediction where `alpha_bar` is 0: the noise alone says nothing of the clean sample.
+        UsageError: the model predicts epsilon and an `alpha_bar` is 0: the noise alone says nothing about the clean sample.
     """
     signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     match prediction_type:
@@ -37,7 +37,7 @@ def prediction_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Fl
 
 
 def epsilon_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Float64:
-    """`(R, T)` [S, 2] with `eps = R x + T out`, at cumulative alphas [S]."""
+    """Return `(R, T)` [S, 2] with `eps = R x + T out`, at cumulative alphas [S]."""
     signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     match prediction_type:
         case "epsilon":
@@ -53,7 +53,7 @@ def epsilon_coeffs(prediction_type: PredictionType, alpha_bar: Float64) -> Float
 def _require_signal(alpha_bar: Float64) -> None:
     if np.any(alpha_bar == 0):
         raise UsageError(
-            "a model that predicts epsilon cannot start from pure noise",
+            "A model that predicts epsilon cannot start from pure noise.",
             found="alpha_bar = 0 at the first step (rescale_betas_zero_snr)",
             expected="prediction_type v_prediction or sample, or a schedule that keeps some signal",
             mend="set rescale_betas_zero_snr to false, or timestep_spacing to leading with fewer steps than training timesteps",

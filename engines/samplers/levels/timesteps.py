@@ -1,4 +1,4 @@
-"""Which training timesteps a chain of S steps visits, the noisiest first; Lin et al. 2023, arXiv 2305.08891, table 2."""
+"""Choose the training timesteps that a chain of S steps visits, noisiest first; Lin et al. 2023, arXiv 2305.08891, table 2."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 
 def timesteps(schedule: NoiseSchedule, steps: int) -> Int64:
-    """Training timesteps [S], falling, as `set_timesteps` of diffusers' DDIM, DDPM and PNDM gives them.
+    """Return the decreasing training timesteps [S] that `set_timesteps` of diffusers' DDIM, DDPM and PNDM gives.
 
-    One exception: at some counts (61 of 1000 is the first) diffusers' trailing spacing overruns by rounding and appends
-    timestep -1. Here a chain of S steps always has S.
+    One exception: for some numbers of steps (61 of 1000 is the first), rounding makes diffusers' trailing spacing overrun and append
+    timestep -1. Here a chain of S steps always has S timesteps.
 
     Raises:
         UsageError: `steps` is not within 1..T, or `steps_offset` pushes a timestep beyond T - 1.
@@ -30,21 +30,21 @@ def timesteps(schedule: NoiseSchedule, steps: int) -> Int64:
 
 
 def fractional_timesteps(schedule: NoiseSchedule, steps: int) -> Float64:
-    """The same as Euler takes them: linspace is not rounded. Diffusers has them in float32."""
+    """Return the timesteps [S] that Euler visits: like `timesteps`, but linspace is not rounded. Diffusers holds them in float32."""
     t = timesteps(schedule, steps).astype(np.float64)
     return np.linspace(0, schedule.num_train_timesteps - 1, steps)[::-1] if schedule.timestep_spacing == "linspace" else t
 
 
 def timesteps_above_the_end(schedule: NoiseSchedule, steps: int, noisiest: int) -> Int64:
-    """Training timesteps [S] as DPM-Solver++ takes them: leading and linspace leave out the lowest of S + 1, where the last step ends.
+    """Return the training timesteps [S] that DPM-Solver++ visits. Leading and linspace omit the lowest of S + 1, where the last step ends.
 
     Args:
-        schedule: its spacing and offset.
+        schedule: gives the spacing and the offset.
         steps: length of the chain.
-        noisiest: how many of the training timesteps count, from the least noisy one.
+        noisiest: number of training timesteps to use, counted from the least noisy.
 
     Raises:
-        UsageError: so many steps do not fit, or `steps_offset` pushes a timestep beyond T - 1.
+        UsageError: there are too few timesteps for `steps`, or `steps_offset` pushes a timestep beyond T - 1.
     """
     T = schedule.num_train_timesteps
     if schedule.timestep_spacing == "trailing":
@@ -64,7 +64,7 @@ def _trailing(steps: int, T: int, noisiest: int) -> Int64:
 def _require_steps(steps: int, most: int, T: int) -> None:
     if not 1 <= steps <= most:
         raise UsageError(
-            "the number of sampling steps does not fit the training schedule",
+            "The number of sampling steps does not fit the training schedule.",
             found=f"steps = {steps}",
             expected=f"1 to {most} at num_train_timesteps = {T}",
         )
@@ -74,9 +74,9 @@ def _within(schedule: NoiseSchedule, steps: int, visited: Int64) -> Int64:
     T = schedule.num_train_timesteps
     if visited[0] >= T:
         raise UsageError(
-            "steps_offset pushes the first timestep beyond the training schedule",
+            "The setting steps_offset pushes the first timestep beyond the training schedule.",
             found=f"timestep {visited[0]} at steps = {steps}, steps_offset = {schedule.steps_offset}",
             expected=f"at most {T - 1}",
-            mend="take fewer steps, or set steps_offset to 0",
+            mend="use fewer steps, or set steps_offset to 0",
         )
     return visited

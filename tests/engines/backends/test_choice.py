@@ -79,5 +79,5 @@ def test_device_that_is_missing_is_told_and_nothing_runs_in_its_place(own_tiny: 
 
 
 def test_steps_on_the_device_are_for_tensorrt_alone(tiny: TinyBundle) -> None:
-    with pytest.raises(UsageError, match="for TensorRT alone"):
+    with pytest.raises(UsageError, match="Only TensorRT can compute the steps on the device"):
         ChainChoice(update="device").open(Bundle.open(tiny.folder), 2)

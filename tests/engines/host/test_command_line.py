@@ -67,7 +67,7 @@ def _process(*arguments: str) -> list[str]:
         ("backend", 3, "error: no backend\n"),
         ("bundle", 1, "error: damaged\n"),
         ("interrupt", 130, "interrupted\n"),
-        ("bug", 1, "error: this is a bug in ptqd-export: KeyError: 'x'\n  mend:     report it with what --debug prints\n"),
+        ("bug", 1, "error: this is a bug in ptqd-export: KeyError: 'x'\n  mend:     report it with the output of --debug\n"),
     ],
 )
 def test_failure_is_one_message_and_an_exit_code(how: str, exit_code: int, message: str) -> None:

@@ -46,7 +46,7 @@ def test_the_second_process_is_told_who_the_first_is_and_since_when(tmp_path: Pa
         pass
     assert caught.value.exit_code == 1
     found = re.fullmatch(
-        r"Another process is counting\.\n  found:    process (\d+) on (\S+), since (\S+)\n  expected: one at a time\n  mend: .*",
+        r"Another process is counting\.\n  found:    process (\d+) on (\S+), since (\S+)\n  expected: one process at a time\n  mend: .*",
         str(caught.value),
     )
     assert found is not None

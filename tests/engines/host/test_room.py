@@ -83,7 +83,7 @@ def test_sampling_on_a_full_disk_is_one_message_and_every_picture_that_is_there_
                 image.load()
     failed = disk / "out" / f"{len(names):08d}.png"
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: There is no room to write a file.\n  found:    {failed}: No space left on device; ")
+    assert done.stderr.startswith(f"error: A file cannot be written for lack of space.\n  found:    {failed}: No space left on device; ")
 
 
 def test_samples_that_evaluate_holds_for_the_comparison_are_an_error_too() -> None:
@@ -107,10 +107,10 @@ def test_too_little_room_says_how_much_is_needed_and_how_much_there_is(tmp_path:
     with pytest.raises(NoRoomError) as caught:
         check_room(tmp_path, 5 * 10**9, "stage trace")
     assert str(caught.value) == (
-        "There is too little room on the disk for stage trace.\n"
+        "There is too little disk space for stage trace.\n"
         f"  found:    {tmp_path}: 3.0 GB free\n"
         "  expected: about 5.0 GB\n"
-        "  mend:     free some room, and run it again; what is finished is kept"
+        "  mend:     free some space and run again; finished work is kept"
     )
 
 

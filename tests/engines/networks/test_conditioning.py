@@ -62,7 +62,7 @@ def test_file_without_null_values_cannot_guide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "complaint"),
     [
-        ({}, "holds no table"),
+        ({}, "contains no valid table"),
         ({"tokens": TOKENS, "ids": np.arange(4)}, "tokens (3, 2, 2), ids (4,)"),
         ({"tokens": TOKENS, "null.tokens": np.zeros(2)}, "null.tokens (2,)"),
         ({"tokens": TOKENS, "null.other": np.zeros((2, 2))}, "null.other (2, 2)"),

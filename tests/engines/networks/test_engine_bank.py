@@ -86,7 +86,7 @@ def test_graphs_of_another_runtime_run_as_they_are_written(
 
 
 def test_unknown_precision_is_an_error_of_usage_that_names_the_known_ones(tiny: TinyBundle) -> None:
-    with pytest.raises(UsageError, match=r"(?s)no engine of this precision.*w2a2.*fp32 or w4a8 or w8a8"):
+    with pytest.raises(UsageError, match=r"(?s)no such precision.*w2a2.*fp32 or w4a8 or w8a8"):
         bank_of(tiny)["w2a2"]
 
 

@@ -147,7 +147,7 @@ def test_piece_may_read_the_weights_of_its_whole_and_no_other_file(pieces: TinyB
         np.testing.assert_array_equal(bank_of(pieces)["fp32"](X, 250.0, ROWS), expected)
         return
     with pytest.raises(
-        BundleError, match=r"(?s)reads a file that is not its own.*fp32\.body\.onnx\.data.*no other file than fp32\.onnx\.data"
+        BundleError, match=r"(?s)reads a file that is not its own.*fp32\.body\.onnx\.data.*no file other than fp32\.onnx\.data"
     ):
         bank_of(pieces)["fp32"]
 

@@ -109,7 +109,9 @@ def test_a_prompt_file_holds_one_a_line(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prompts.txt") == ("a cat", "caf\u00e9, \u732b")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "holds no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "contains no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")]
+)
 def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UsageError, match=message):
@@ -184,7 +186,7 @@ def test_text_files_are_verified_before_they_are_read(own_tiny: TinyBundle) -> N
     own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(text=text))
     (own_tiny.folder / "text").mkdir()
     tokenizer().save(str(own_tiny.folder / "text" / "a.json"))
-    with pytest.raises(BundleError, match="does not list a file"):
+    with pytest.raises(BundleError, match="does not list a required file"):
         open_text(Bundle.open(own_tiny.folder))
     own_tiny.rehash("text/a.json")
     own_tiny.edit("text/a.json", lambda content: content + b" ")

@@ -63,7 +63,7 @@ def test_given_alphas_replace_those_of_the_schedule() -> None:
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
     message = f'did you mean "{nearest}"?'
-    with pytest.raises(UsageError, match=rf"(?s)unknown sampler.*ddim or ddpm or plms.*{re.escape(message)}"):
+    with pytest.raises(UsageError, match=rf"(?s)The sampler is unknown\..*ddim or ddpm or plms.*{re.escape(message)}"):
         compile_sampler(name, 10, 0.0, NoiseSchedule())
 
 
@@ -102,7 +102,9 @@ def test_a_schedule_that_clips_says_nothing_to_samplers_that_do_not(name: str) -
     [("plms", "sample", "ddim or ddpm or dpm"), ("ddim", "flow", "sampler flow-euler$"), ("flow-euler", "epsilon", "sampler ddim or ")],
 )
 def test_refuses_a_model_of_another_prediction(name: str, prediction_type: Any, mend: str) -> None:
-    with pytest.raises(UsageError, match=rf"(?s){name} does not go.*prediction_type = {prediction_type}\n.*{mend}"):
+    with pytest.raises(
+        UsageError, match=rf"(?s){name} does not support the model's prediction type\..*prediction_type = {prediction_type}\n.*{mend}"
+    ):
         compile_sampler(name, 10, SAMPLERS[name].eta, NoiseSchedule(prediction_type=prediction_type))
 
 

@@ -63,7 +63,7 @@ def test_a_graph_that_holds_its_weights_reads_nothing(tmp_path: Path) -> None:
 )
 def test_what_is_no_protocol_buffer_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "g.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"field|number"):
+    with pytest.raises(ValueError, match=r"field|varint"):
         external_files(tmp_path / "g.onnx")
 
 
@@ -71,5 +71,5 @@ def test_graphs_without_end_are_an_error(tmp_path: Path) -> None:
     graph = helper.make_graph([], "a", [], [])
     for _ in range(30):
         graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=graph)], "a", [], [])
-    with pytest.raises(ValueError, match="within"):
+    with pytest.raises(ValueError, match="nested"):
         external_files(saved(tmp_path / "g.onnx", graph))

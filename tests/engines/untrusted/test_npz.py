@@ -59,7 +59,7 @@ def test_a_header_that_promises_more_than_there_is_allocates_nothing(tmp_path: P
     whole = npy(np.zeros((4, 4), np.float32))
     absurd = whole.replace(b"(4, 4), }         ", b"(4, 1000000000), }")
     assert len(absurd) == len(whole) != absurd.find(b"1000000000")
-    with pytest.raises(OSError, match=r"x\.npy of \[4, 1000000000\] float32 in 192 bytes"):
+    with pytest.raises(OSError, match=r"x\.npy declares \[4, 1000000000\] float32 but has 192 bytes"):
         read_arrays(of_bytes(tmp_path / "a.npz", absurd))
 
 
@@ -75,8 +75,8 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(np.zeros(3))[:-9], "has not the 24 bytes that it says"),
-        (npy(np.zeros(3)) + b"more", "has not the 24 bytes that it says"),
+        (npy(np.zeros(3))[:-9], "does not have the 24 bytes that it declares"),
+        (npy(np.zeros(3)) + b"more", "does not have the 24 bytes that it declares"),
         (npy(np.array([{}], dtype=object)), "an array of Python objects"),
         (b"\x93NUMPY\x03\x00", "array header of version"),
         (b"text", "magic"),
@@ -90,5 +90,5 @@ def test_what_is_no_array_is_an_error(tmp_path: Path, content: bytes, message: s
 def test_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"text")
     for source in (tmp_path / "a.npz", b"text", tmp_path, tmp_path / "none"):
-        with pytest.raises(OSError, match=r"zip|plain file|No such file|directory"):
+        with pytest.raises(OSError, match=r"zip|regular file|No such file|directory"):
             read_arrays(source)

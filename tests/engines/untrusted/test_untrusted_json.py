@@ -26,19 +26,19 @@ def test_object_is_read_whatever_unicode_the_editor_saved(tmp_path: Path, encodi
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
-    assert _error(path) == f"{path} cannot be read\n  found:    No such file or directory\n  expected: a readable JSON file"
+    assert _error(path) == f"{path} cannot be read.\n  found:    No such file or directory\n  expected: a readable JSON file"
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
-    assert _error(tmp_path) == f"{tmp_path} cannot be read\n  found:    Is a directory\n  expected: a readable JSON file"
+    assert _error(tmp_path) == f"{tmp_path} cannot be read.\n  found:    Is a directory\n  expected: a readable JSON file"
 
 
 def test_syntax_error_names_line_and_column(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     path.write_text('{\n  "a": 1\n  "b": 2\n}')
     message = _error(path)
-    assert message.startswith(f"{path} is not JSON\n  found:    line 3, column 3: Expecting ',' delimiter\n  expected: a JSON object\n")
-    assert "mend:     correct it at that place" in message
+    assert message.startswith(f"{path} is not JSON.\n  found:    line 3, column 3: Expecting ',' delimiter\n  expected: a JSON object\n")
+    assert "mend:     correct the file at that place" in message
 
 
 def test_empty_file(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(b'{"a": "\xff\xfe"}')
-    assert _error(path) == f"{path} is not text\n  found:    invalid start byte at byte 7\n  expected: a JSON object in UTF-8"
+    assert _error(path) == f"{path} is not text.\n  found:    invalid start byte at byte 7\n  expected: a JSON object in UTF-8"
 
 
 def test_infinity_is_taken_where_it_may_be_meant_and_not_a_number_never(tmp_path: Path) -> None:
@@ -70,10 +70,12 @@ def test_infinity_is_taken_where_it_may_be_meant_and_not_a_number_never(tmp_path
 def test_other_value_than_an_object(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "some.json"
     path.write_text(text)
-    assert _error(path) == f"{path} is not a JSON object\n  found:    {kind}\n  expected: an object: {{ ... }}"
+    assert _error(path) == f"{path} is not a JSON object.\n  found:    {kind}\n  expected: an object: {{ ... }}"
 
 
 def test_repeated_key_is_an_error_at_any_depth(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     path.write_text('{"a": {"steps": 20, "steps": 50}}')
-    assert _error(path) == f'{path} gives a key twice\n  found:    "steps"\n  expected: each key once\n  mend:     delete one of the two'
+    assert (
+        _error(path) == f'{path} contains a key twice.\n  found:    "steps"\n  expected: each key once\n  mend:     delete one of the two'
+    )

@@ -107,7 +107,7 @@ def test_what_is_missing_or_damaged_is_told_at_once(own_tiny: TinyBundle, tmp_pa
         PtqdDenoiser.from_bundle(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="no such schedule"):
         PtqdDenoiser.from_bundle(own_tiny.folder, schedule="other")
-    with pytest.raises(UsageError, match="no engine of this precision"):
+    with pytest.raises(UsageError, match="no such precision"):
         PtqdDenoiser.from_bundle(own_tiny.folder, precision="w2a2")
     own_tiny.edit("graphs/onnxruntime/w8a8.onnx", lambda content: content[:-1])
     with pytest.raises(BundleError, match="changed or damaged"):

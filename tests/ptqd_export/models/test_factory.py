@@ -148,7 +148,7 @@ def test_helper_modules_in_the_folder_count(write: Write, tmp_path: Path) -> Non
         ),
         ("return model(decoder=Flat())", r"decoder does not return images.*float32 \[2, 48\]"),
         ("return model(decoder=Net())", r"decoder does not accept the states.*TypeError.*decoder\(float32 \[2, 3, 4, 4\]\)"),
-        ("return model(noise_schedule={'beta_schedule': 'steep'})", r"unusable beta_schedule.*'steep'"),
+        ("return model(noise_schedule={'beta_schedule': 'steep'})", r"invalid beta_schedule.*'steep'"),
     ],
 )
 def test_what_a_factory_gets_wrong_is_told(write: Write, tmp_path: Path, body: str, message: str) -> None:

@@ -49,5 +49,5 @@ def test_missing_plan_says_how_to_get_one(tmp_path: Path) -> None:
 def test_plan_that_is_not_json_names_the_place(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text('{"model": {"path": "x",}}')
-    with pytest.raises(UsageError, match=r"is not JSON\n  found:    line 1, column \d+"):
+    with pytest.raises(UsageError, match=r"is not JSON\.\n  found:    line 1, column \d+"):
         load_plan(path)

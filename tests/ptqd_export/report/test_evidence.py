@@ -71,7 +71,7 @@ def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file
     [
         (lambda result: result.pop("figures"), "is not a valid result of `ptqd-run evaluate`(?s:.*)figures"),
         (lambda result: result.update(num="many"), "is not a valid result(?s:.*)num"),
-        (lambda result: result.update(guidance=float("nan")), "holds a number that is none"),
+        (lambda result: result.update(guidance=float("nan")), "contains NaN, infinity or a number out of range."),
         (lambda result: result.update(schema_version=2), "is not a valid result(?s:.*)schema_version"),
         (lambda result: result.update(seeds=[]), "is incomplete"),
         (lambda result: result.update(schedule="fifty"), "belongs to another bundle(?s:.*)schedule fifty"),

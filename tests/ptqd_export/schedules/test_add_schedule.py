@@ -300,7 +300,7 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--budget", "0.1"], "go together"),
         (["--cost", "time"], "Only a budget has a cost"),
         (["--policy", "budget", "--budget", "0.0001"], "as cheap as the budget"),
-        (["--sampler", "heun"], "unknown sampler"),
+        (["--sampler", "heun"], "The sampler is unknown."),
         (["--steps", "1001"], "num_train_timesteps = 1000"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
         (["--precisions", "w4a8,w5a8"], "w5a8"),

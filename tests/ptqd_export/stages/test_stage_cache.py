@@ -211,7 +211,7 @@ def test_wherever_a_fresh_run_is_killed_no_half_removed_stage_is_taken_for_a_who
 
 def test_stage_that_does_not_fit_on_the_disk_is_told_before_it_begins(cache: Callable[..., StageCache], tmp_path: Path) -> None:
     make = Maker()
-    with pytest.raises(NoRoomError, match=r"(?s)too little room on the disk for stage trace\..*expected: about 1000.0 GB") as caught:
+    with pytest.raises(NoRoomError, match=r"(?s)too little disk space for stage trace\..*expected: about 1000.0 GB") as caught:
         cache().run("trace", {}, make, room=10**12)
     assert str(tmp_path / "stages" / "trace-") in str(caught.value)
     assert make.calls == 0

@@ -1,1 +1,1 @@
-"""Building engines in a child process, and keeping them."""
+"""Build engines in a child process, and cache them."""

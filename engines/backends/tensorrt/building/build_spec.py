@@ -1,4 +1,4 @@
-"""What an engine is built from and for: the whole of what parent and child process share, as JSON."""
+"""The specification of an engine build, which the parent process passes to the child as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
 
 @dataclass(frozen=True)
 class BatchProfile:
-    """Rows of a network call: the fewest, those that kernels are chosen for, and the most. Guidance makes two rows of a sample."""
+    """Rows per network call: minimum, the number that kernels are chosen for, and maximum. Under guidance a sample takes two rows."""
 
     min: int
     opt: int
@@ -23,11 +23,12 @@ class BuildSpec:
     """One engine to build.
 
     Attributes:
-        graph: ONNX file; weights beside it are found by its path.
-        flavour: of TensorRT.
-        profile: of every input whose batch is free.
-        workspace_gib: most memory that a kernel may use while it runs; None sets no limit.
-        compute_capabilities: what a portable engine is for, such as SM89; none given means every one that the flavour knows.
+        graph: path of the ONNX file; weights beside it are found through this path.
+        flavour: flavour of TensorRT.
+        profile: rows of every input whose batch size is dynamic.
+        workspace_gib: maximum memory in GiB that a kernel may use while it runs; None sets no limit.
+        compute_capabilities: compute capabilities that a portable engine is built for, such as SM89; empty means all that the flavour
+            supports.
     """
 
     graph: Path
@@ -42,7 +43,7 @@ class BuildSpec:
 
     @property
     def options(self) -> dict[str, object]:
-        """Everything but the graph: what makes another engine of the same graph."""
+        """Everything that determines the engine, except the graph."""
         return {name: value for name, value in asdict(self).items() if name != "graph"}
 
     def to_json(self) -> str:

@@ -1,8 +1,8 @@
-"""The builder, in a process of its own: what it may do to the process (crash, hang, eat the memory) ends here.
+"""Run the TensorRT builder in its own process, which contains its crashes, hangs and memory use.
 
     python -m engines.backends.tensorrt.building.build_worker SPEC_JSON ENGINE_FILE [TIMING_CACHE]
 
-Standard output carries events for `engine_builder`, one JSON object a line. The libraries' own prints go to standard error.
+Standard output carries events for `engine_builder`, one JSON object per line. The libraries' own output goes to standard error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Emit: TypeAlias = Callable[..., None]
 
 
 def main(spec_json: str, engine_file: str, timing_cache: str | None = None) -> int:
-    """Build, and tell how it went by events; returns the exit code."""
+    """Build an engine, report progress and errors as events, and return the exit code."""
     emit = _event_stream()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -41,13 +41,13 @@ def main(spec_json: str, engine_file: str, timing_cache: str | None = None) -> i
 
 
 def _end_with_parent() -> None:
-    """The other end of standard input is closed when the parent ends, however it ends."""
-    os.read(sys.stdin.fileno(), 1)  # not `sys.stdin.read`, whose lock would be in the way when this process ends
+    """Exit when standard input is closed, which happens when the parent ends, even if it is killed."""
+    os.read(sys.stdin.fileno(), 1)  # `sys.stdin.read` would hold a lock that blocks this process's exit
     os._exit(1)
 
 
 def _event_stream() -> Emit:
-    """Takes standard output for events alone. Builder threads report at the same time."""
+    """Reserve standard output for events; return a thread-safe function that writes one, since builder threads report concurrently."""
     file = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     lock = threading.Lock()
@@ -66,9 +66,9 @@ def _build(spec: BuildSpec, emit: Emit, timing_cache: Path | None) -> bytes:
     network = builder.create_network(network_flags(trt))
     _parse(trt, network, logger, spec.graph)
     config = builder.create_builder_config()
-    monitor = _monitor(trt, emit)  # the builder keeps no reference
+    monitor = _monitor(trt, emit)  # the builder keeps no reference to it
     config.progress_monitor = monitor
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector would not tell the types of the kernels
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector omits the kernels' types
     _set_limits(trt, config, spec)
     _add_profile(builder, config, network, spec)
     if timing_cache is not None:
@@ -88,7 +88,7 @@ def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
         raise PtqdError(
             "TensorRT's parser refuses the graph.",
             found=f"{graph}: " + "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors),
-            mend="build the bundle for this target again",
+            mend="rebuild the bundle for this target",
         )
 
 
@@ -104,7 +104,7 @@ def _set_limits(trt: Any, config: Any, spec: BuildSpec) -> None:
 def _capability(trt: Any, name: str) -> Any:
     known = {member: value for member, value in trt.ComputeCapability.__members__.items() if member.startswith("SM")}
     if name not in known:
-        raise PtqdError("The flavour builds for no such compute capability.", found=name, expected=" or ".join(known))
+        raise PtqdError("The flavour does not support this compute capability.", found=name, expected=" or ".join(known))
     return known[name]
 
 
@@ -125,7 +125,7 @@ def _read_timings(config: Any, path: Path) -> None:
 
 
 def _add_timings(config: Any, path: Path) -> None:
-    """Add what was timed now to what is stored by now: other builds may have added theirs."""
+    """Merge the new timings into the stored ones, to which other builds may have added meanwhile."""
     with locked(path):
         timings = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
         timings.combine(config.get_timing_cache(), ignore_mismatch=False)
@@ -134,7 +134,7 @@ def _add_timings(config: Any, path: Path) -> None:
 
 
 def _logger(trt: Any, emit: Emit) -> Any:
-    class EventLogger(trt.ILogger):  # type: ignore[misc]  # a class of the flavour that was asked for
+    class EventLogger(trt.ILogger):  # type: ignore[misc]  # the base class depends on the flavour
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.INFO:
                 emit("log", severity=severity.name, message=message)
@@ -143,7 +143,7 @@ def _logger(trt: Any, emit: Emit) -> Any:
 
 
 def _monitor(trt: Any, emit: Emit) -> Any:
-    class EventMonitor(trt.IProgressMonitor):  # type: ignore[misc]  # likewise
+    class EventMonitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base class depends on the flavour
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             emit("start", phase=phase_name, parent=parent_phase, steps=num_steps)
 

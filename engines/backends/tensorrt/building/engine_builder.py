@@ -1,4 +1,4 @@
-"""Build an engine in a child process, so that whatever the builder does is one error here, and never the end of this process."""
+"""Build an engine in a child process, so that any failure of the builder becomes one error and never ends this process."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from engines.errors import PtqdError
 
 WORKER = "engines.backends.tensorrt.building.build_worker"
 PATIENCE = 900.0
-"""Seconds without any event after which the builder hangs: timing the kernels of one layer takes minutes at most."""
+"""Seconds without an event after which the builder counts as hanging: timing the kernels of one layer takes a few minutes at most."""
 
 LAST_MESSAGES = 8
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is.
+    """Progress of a build.
 
     Attributes:
-        pid: of the child process.
-        phase: that the builder is in, in its own words.
-        fraction: of the outermost phase that is done, 0 to 1; it never falls, though phases within run side by side.
+        pid: process ID of the child.
+        phase: current phase, in the builder's own words.
+        fraction: completed fraction of the outermost phase, 0 to 1; it never decreases, although inner phases run in parallel.
     """
 
     pid: int
@@ -52,10 +52,10 @@ def build_engine(
     on_progress: OnProgress = lambda _: None,
     patience: float = PATIENCE,
 ) -> None:
-    """Build an engine into the file `output`, which holds nothing of use where this raises.
+    """Build an engine into the file `output`. After an error the file's content is unusable.
 
     Raises:
-        PtqdError: the builder refused the graph, crashed, was killed, or hangs; with its last messages.
+        PtqdError: the builder refused the graph, crashed, was killed, or hangs; the message includes its last output.
         MissingBackendError: the flavour is not installed.
     """
     spec.traits.load()
@@ -65,7 +65,7 @@ def build_engine(
             try:
                 outcome = _follow(process, on_progress, patience)
             finally:
-                process.kill()  # a child that has ended already stays as it ended
+                process.kill()  # does nothing if the child has already ended
         if process.returncode != 0 or not outcome.done:
             raise _failure(spec, process.returncode, outcome, _tail(stderr))
 
@@ -79,7 +79,7 @@ def _child(arguments: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
 
 @dataclass
 class _Outcome:
-    """What the child has told."""
+    """What the child has reported."""
 
     phases: _Phases = field(default_factory=lambda: _Phases())
     messages: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_MESSAGES))
@@ -90,7 +90,7 @@ class _Outcome:
 
 
 class _Phases:
-    """Nested phases, outermost first, and how many of their steps are done."""
+    """Nested phases, outermost first, each with its completed and total steps."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[int, int]] = {}
@@ -110,7 +110,7 @@ class _Phases:
 
     @property
     def fraction(self) -> float:
-        """A step of a phase is as much done as the phase within it."""
+        """Completed fraction; the progress of an inner phase counts as that of the outer phase's current step."""
         inner = 0.0
         for done, steps in reversed(self._open.values()):
             inner = min((done + inner) / steps, 1.0)
@@ -118,7 +118,7 @@ class _Phases:
 
 
 def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress, patience: float) -> _Outcome:
-    """Take events until there are no more."""
+    """Process events until there are no more."""
     outcome = _Outcome()
     for event in _events(process, patience):
         match event:
@@ -140,7 +140,7 @@ def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress, patience:
 
 
 def _events(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[str, Any] | None]:
-    """Events as they come; None, and no more, after a silence longer than the patience."""
+    """Yield events as they arrive. After `patience` seconds of silence, yield None and stop."""
     assert process.stdout is not None
     pipe, pending = process.stdout.fileno(), b""
     while True:
@@ -156,7 +156,7 @@ def _events(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[
 
 
 def _failure(spec: BuildSpec, returncode: int, outcome: _Outcome, stderr: str) -> PtqdError:
-    """One error for whatever became of the child, the builder's last messages below it."""
+    """Build the error for a failed child, followed by the builder's last messages."""
     if outcome.error is not None:
         said = [message for message in outcome.messages if not message.startswith("info:")]
         return PtqdError(outcome.error + _listed(said))
@@ -174,16 +174,16 @@ def _end(returncode: int, outcome: _Outcome) -> tuple[str, str]:
     if outcome.silent_for is not None:
         return (
             f"The TensorRT builder hangs: it reported nothing for {outcome.silent_for:g} seconds.",
-            "build again on a machine with nothing else to do, or report the graph to NVIDIA",
+            "build again on an idle machine, or report the graph to NVIDIA",
         )
     if returncode == -signal.SIGKILL:
         return "The TensorRT builder was killed: the machine may be out of memory.", "free memory, or lower target.workspace_gib"
     if returncode < 0:
         return (
             f"The TensorRT builder crashed ({signal.Signals(-returncode).name}).",
-            "the graph holds what the builder cannot take; build the bundle for this target again, or report it",
+            "the graph contains something that the builder cannot handle; rebuild the bundle for this target, or report the problem",
         )
-    return f"The TensorRT builder ended early, with exit code {returncode}.", "see its messages"
+    return f"The TensorRT builder ended early, with exit code {returncode}.", "see the builder's messages"
 
 
 def _tail(stderr: IO[bytes]) -> str:

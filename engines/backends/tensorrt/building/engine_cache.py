@@ -1,4 +1,4 @@
-"""Engines on disk, named by everything that they depend on; built once, whoever asks for them at the same time."""
+"""Cache engines on disk, keyed by everything that they depend on. Concurrent requests build an engine only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engines.untrusted.untrusted_json import read_json_object
 
 DIGEST_LETTERS = 16
 ENGINE = "engine"
-"""Key of an engine's own hash, among what it depends on."""
+"""Key of the engine's own hash in its record."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class EngineKey:
     """What an engine depends on.
 
     Attributes:
-        graph: sha256 of the graph and of the weights beside it.
-        flavour: of TensorRT.
-        version: of that flavour.
+        graph: SHA-256 of the graph and of the weights beside it.
+        flavour: flavour of TensorRT.
+        version: version of the flavour.
         device: compute capability and driver.
-        options: everything else that it was built with.
+        options: all other build options.
     """
 
     graph: tuple[str, ...]
@@ -45,10 +45,10 @@ class EngineKey:
 
     @classmethod
     def of(cls, spec: BuildSpec) -> EngineKey:
-        """The key of an engine on this machine.
+        """Return the key of an engine on this machine.
 
         Raises:
-            MissingBackendError: the flavour is not installed, or builds for a device that is not there.
+            MissingBackendError: the flavour is not installed, or needs a device and there is none.
         """
         version = spec.traits.load().__version__
         return cls(
@@ -64,21 +64,21 @@ class EngineKey:
 
 
 class EngineCache:
-    """A folder of engines. Two processes that ask for the same engine at once build it once: the second waits.
+    """A folder of engines. If two processes request the same engine at once, one builds it and the other waits.
 
     Args:
-        folder: is made when the first engine is built.
+        folder: folder of the engines, created when the first engine is built.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, spec: BuildSpec) -> Path:
-        """The engine, which must have been built.
+        """Return the path of an engine that was already built.
 
         Raises:
-            UsageError: it was not, or not for this graph, flavour, version, device and options.
-            PtqdError: it is not as it was built.
+            UsageError: no engine was built for this graph, flavour, version, device and options.
+            PtqdError: the engine was changed or damaged.
         """
         path = self._path(spec, EngineKey.of(spec))
         if not path.exists():
@@ -91,16 +91,16 @@ class EngineCache:
         if not _is_whole(path):
             raise PtqdError(
                 "An engine was changed or damaged.",
-                found=f"{path}: not of the hash in {_record(path).name} beside it",
-                mend="run `ptqd-export engines BUNDLE`, which builds it again",
+                found=f"{path}: does not match the hash in {_record(path).name} beside it",
+                mend="run `ptqd-export engines BUNDLE`, which rebuilds it",
             )
         return path
 
     def get(self, spec: BuildSpec, on_progress: OnProgress = lambda _: None, build: Callable[..., None] = build_engine) -> CachedEngine:
-        """The engine, built where it is not there yet.
+        """Return the engine, building it if it is missing or damaged.
 
         Raises:
-            PtqdError: it cannot be built; nothing is left of the attempt.
+            PtqdError: the engine cannot be built; nothing is left behind.
         """
         key, begin = EngineKey.of(spec), time.perf_counter()
         path = self._path(spec, key)
@@ -123,7 +123,7 @@ class EngineCache:
 
 
 def _record(engine: Path) -> Path:
-    """The file beside an engine that says what it depends on, and its own hash."""
+    """Return the path of the file beside an engine that records its dependencies and its hash."""
     return engine.with_suffix(".json")
 
 

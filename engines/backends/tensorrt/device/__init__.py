@@ -1,1 +1,1 @@
-"""The GPU: memory, streams and the kernel of a step."""
+"""Use the GPU: memory, streams, and the kernels of a sampler's step."""

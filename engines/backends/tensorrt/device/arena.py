@@ -1,4 +1,4 @@
-"""Device memory that the engines of a bank share: they run in turn, so that one set of buffers does for all of them."""
+"""Device memory shared by the engines of a bank, which take turns and so need only one set of buffers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from engines.backends.tensorrt.device.cuda import Cuda, DeviceMemory
 from engines.backends.tensorrt.device.residency import Residency
 
 ACTIVATIONS = "activations"
-"""Name of the block that every engine computes in. The others bear the names of inputs and outputs."""
+"""Name of the block that holds the activations of every engine. The other blocks are named after inputs and outputs."""
 
 
 class Arena:
-    """Named blocks on the device, each as large as the largest that was ever asked for.
+    """Named blocks on the device, each as large as the largest size ever requested for it.
 
     Attributes:
-        generation: grows when a block has moved; whoever holds an address must then ask for it again.
-        stream: on which all of them run.
-        residency: whose weights are on the device.
+        generation: increases when a block moves; callers that hold an address must then get it again.
+        stream: stream that all engines run on.
+        residency: tracks which engines' weights are on the device.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -26,11 +26,11 @@ class Arena:
         self._blocks: dict[str, DeviceMemory] = {}
 
     def reserve(self, name: str, nbytes: int) -> None:
-        """Have at least so many bytes in a block; its content is lost where it must grow."""
+        """Make a block at least `nbytes` large; if it has to grow, its content is lost."""
         block = self._blocks.pop(name, None)
         if block is None or block.nbytes < nbytes:
             self.stream.synchronize()
-            del block  # before its successor, or both would be on the device
+            del block  # free it before allocating its successor, or both would be on the device
             block = self.cuda.device_memory(nbytes)
             self.generation += 1
         self._blocks[name] = block
@@ -43,5 +43,5 @@ class Arena:
 
     @property
     def total_bytes(self) -> int:
-        """Memory of all blocks."""
+        """Total bytes of all blocks."""
         return sum(block.nbytes for block in self._blocks.values())

@@ -1,4 +1,4 @@
-"""CUDA as far as sampling needs it: memory, a stream, events, graphs. An error code becomes a PtqdError; memory belongs to its object."""
+"""The parts of CUDA that sampling needs: memory, streams, events, graphs. Error codes raise PtqdError; objects own their memory."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class Cuda:
             )
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the runtime; returns its one result, several as a tuple, or None.
+        """Call a function of the runtime; return its result, a tuple of several results, or None.
 
         Raises:
-            PtqdError: it reports an error.
+            PtqdError: the function reports an error.
         """
         status, *results = getattr(self._runtime, function)(*arguments)
         if status != 0:
             raise PtqdError(
                 "CUDA reports an error.",
                 found=f"{function}: {_name(status)}",
-                mend="see whether another process uses the device, and whether the driver fits the version of cuda-bindings",
+                mend="check whether another process uses the device, and whether the driver matches the version of cuda-bindings",
             )
         return tuple(results) if len(results) > 1 else next(iter(results), None)
 
     def compute_capability(self) -> str:
-        """Such as `8.9`."""
+        """Return the device's compute capability, such as `8.9`."""
         device = self.call("cudaGetDevice")
         attribute = self._runtime.cudaDeviceAttr
         major, minor = (
@@ -61,7 +61,7 @@ class Cuda:
         return f"{major}.{minor}"
 
     def driver_version(self) -> str:
-        """The newest CUDA version that the driver supports, such as `13000`."""
+        """Return the newest CUDA version that the driver supports, such as `13000`."""
         return str(self.call("cudaDriverGetVersion"))
 
     def device_name(self) -> str:
@@ -69,7 +69,7 @@ class Cuda:
         return name.split(b"\0")[0].decode()
 
     def free_bytes(self) -> int:
-        """Memory of the device that nobody uses."""
+        """Return the free memory of the device in bytes."""
         free: int = self.call("cudaMemGetInfo")[0]
         return free
 
@@ -77,7 +77,7 @@ class Cuda:
         return DeviceMemory(self, nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array in memory that copies to and from the device need no detour for; freed with its last view."""
+        """Return an array in pinned host memory, which the device can copy from and to directly; freed with its last view."""
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         address = int(self.call("cudaMallocHost", max(size, 1)))
@@ -100,7 +100,7 @@ class DeviceMemory:
 
 
 class Stream:
-    """Work of the device in order."""
+    """A queue of work that the device runs in order."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -112,11 +112,11 @@ class Stream:
         weakref.finalize(self, cuda.call, "cudaStreamDestroy", self._stream)
 
     def upload(self, source: NDArray[Any], address: int) -> None:
-        """Copy a contiguous array to the device; it must stay as it is until `synchronize`."""
+        """Enqueue a copy of a contiguous array to the device; the array must not change until `synchronize`."""
         self._cuda.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, self._to_device, self._stream)
 
     def download(self, address: int, target: NDArray[Any]) -> None:
-        """Copy into a contiguous array, which is whole after `synchronize`."""
+        """Enqueue a copy from the device into a contiguous array, which is complete after `synchronize`."""
         self._cuda.call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, self._to_host, self._stream)
 
     def synchronize(self) -> None:
@@ -124,7 +124,7 @@ class Stream:
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[Graph]]:
-        """What is enqueued in the block is not run, but becomes a graph, which the list that this yields then holds."""
+        """Capture what the block enqueues as a graph instead of running it; the yielded list contains the graph after the block."""
         captured: list[Graph] = []
         self._cuda.call("cudaStreamBeginCapture", self._stream, self._capture_mode)
         try:
@@ -137,13 +137,13 @@ class Stream:
         self._cuda.call("cudaGraphLaunch", graph.executable, self._stream)
 
     def event(self) -> Any:
-        """Mark this point of the stream; see `milliseconds`."""
+        """Record an event at this point of the stream; see `milliseconds`."""
         event = self._cuda.call("cudaEventCreate")
         self._cuda.call("cudaEventRecord", event, self._stream)
         return event
 
     def milliseconds(self, begin: Any, end: Any) -> float:
-        """Time of the device between two events, which end with this."""
+        """Return the device time between two events in milliseconds, and destroy the events."""
         self._cuda.call("cudaEventSynchronize", end)
         elapsed: float = self._cuda.call("cudaEventElapsedTime", begin, end)
         for event in (begin, end):
@@ -152,7 +152,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, ready to launch; destroyed with this object."""
+    """A captured CUDA graph, ready to launch; destroyed with this object."""
 
     def __init__(self, cuda: Cuda, graph: Any) -> None:
         self.executable = cuda.call("cudaGraphInstantiate", graph, 0)
@@ -161,5 +161,5 @@ class Graph:
 
 
 def _name(status: Any) -> str:
-    """Such as `cudaErrorMemoryAllocation (2)`."""
+    """Format a status, such as `cudaErrorMemoryAllocation (2)`."""
     return f"{status.name} ({int(status)})"

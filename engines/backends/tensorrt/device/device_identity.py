@@ -1,4 +1,4 @@
-"""The device that an engine is for, as part of its name."""
+"""Identify the device that an engine is built for, as part of the engine's key."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """What an engine depends on besides its graph and options: compute capability and driver, or `any` of each."""
+    """What an engine depends on besides its graph and options: compute capability and driver, or `any` for both."""
 
     compute_capability: str
     driver: str
 
 
 LEAST_COMPUTE_CAPABILITY: Mapping[str, str] = {"fp8": "8.9"}
-"""By precision, where not every device that TensorRT takes has its products: NVIDIA's GPUs multiply 8-bit floats from Ada on."""
+"""Minimum compute capability of precisions that not every TensorRT device supports: NVIDIA's GPUs multiply 8-bit floats since Ada."""
 
 
 def check_precision(precision: str, cuda: Cuda) -> None:
-    """Whether the device has the products of a precision.
+    """Check that the device supports a precision.
 
     Raises:
-        MissingBackendError: it is too old.
+        MissingBackendError: the device is too old.
     """
     least, found = LEAST_COMPUTE_CAPABILITY.get(precision, "0.0"), cuda.compute_capability()
     if _order(found) < _order(least):
@@ -36,7 +36,7 @@ def check_precision(precision: str, cuda: Cuda) -> None:
             f"This device cannot run {precision}.",
             found=f"{cuda.device_name()}, compute capability {found}",
             expected=f"compute capability {least} or newer",
-            mend="sample with another precision of the bundle, such as w8a8, or on another device",
+            mend="sample with another precision of the bundle, such as w8a8, or use another device",
         )
 
 
@@ -45,10 +45,10 @@ def _order(compute_capability: str) -> tuple[int, ...]:
 
 
 def device_identity(flavour: Flavour) -> DeviceIdentity:
-    """Portable engines are for any device.
+    """Return the identity of this device, or `any` for a flavour with portable engines.
 
     Raises:
-        MissingBackendError: the flavour builds for the device at hand, and there is none.
+        MissingBackendError: the flavour builds for this machine's device, and there is none.
     """
     if flavour.portable:
         return DeviceIdentity(ANY, ANY)

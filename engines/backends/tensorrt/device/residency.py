@@ -1,4 +1,4 @@
-"""Whose weights are on the device, where not all fit at once."""
+"""Decide which engines' weights are on the device when not all fit at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engines.errors import PtqdError
 
 
 class Weights(Protocol):
-    """Weights of one engine, which can be brought to the device and taken from it."""
+    """The weights of one engine, which can be loaded to and unloaded from the device."""
 
     label: str
 
@@ -23,21 +23,21 @@ class Weights(Protocol):
 
 
 class Residency:
-    """Brings weights to the device when they are needed; those that were needed longest ago make room.
+    """Loads weights to the device when they are needed, unloading the least recently used ones to make room.
 
     Args:
-        free_bytes: memory of the device that nobody uses, asked for each time.
+        free_bytes: function that returns the free memory of the device in bytes.
     """
 
     def __init__(self, free_bytes: Callable[[], int]) -> None:
         self._free_bytes = free_bytes
-        self._resident: WeakKeyDictionary[Weights, None] = WeakKeyDictionary()  # those needed longest ago first
+        self._resident: WeakKeyDictionary[Weights, None] = WeakKeyDictionary()  # least recently used first
 
     def require(self, weights: Weights) -> None:
-        """Have these weights on the device.
+        """Make sure that these weights are on the device.
 
         Raises:
-            PtqdError: they do not fit even alone.
+            PtqdError: the weights do not fit even alone.
         """
         if weights in self._resident:
             del self._resident[weights]

@@ -1,6 +1,6 @@
-"""The step on the device: `engines.chain.update`, `engines.chain.correction` and guidance as one kernel, compiled when it is first needed.
+"""A sampler's step on the device: `engines.chain.update`, `engines.chain.correction` and guidance as one kernel, compiled on first use.
 
-A kernel and not an engine of its own: it has ten numbers to change from step to step, no weights, and nothing for a builder to choose.
+It is a kernel, not an engine, because it has ten numbers that change with every step, no weights, and nothing for a builder to choose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engines.errors import MissingBackendError, PtqdError
 THREADS = 256
 
 HISTORY = 4
-"""Earlier predictions that the kernel takes: as many as PLMS, the sampler with the longest memory."""
+"""Number of earlier predictions that the kernel accepts: those of PLMS, the sampler with the longest memory."""
 
 SOURCE = r"""
 extern "C" __global__ void place(const float* x, float input_scale, int n, int branches, float* input) {
@@ -42,7 +42,7 @@ extern "C" __global__ void update(
     float next = A * x[i] + B * e;
     if (terms > 0) {
         float m = P * x[i] + Q * e;
-        if (clip > 0.0f) m = m < -clip ? -clip : (m > clip ? clip : m);   // a NaN stays one, unlike with fminf
+        if (clip > 0.0f) m = m < -clip ? -clip : (m > clip ? clip : m);   // keeps NaN, unlike fminf
         next += H0 * m;
         if (terms > 1) next += H1 * h1[i];
         if (terms > 2) next += H2 * h2[i];
@@ -51,18 +51,18 @@ extern "C" __global__ void update(
         prediction[i] = m;
     }
     if (sigma > 0.0f) next += sigma * z[i];
-    if (!(next - next == 0.0f) && *not_finite == 0) *not_finite = step + 1;   // NaN and infinity alike, of the output too: 0 inf is NaN
+    if (!(next - next == 0.0f) && *not_finite == 0) *not_finite = step + 1;   // NaN or infinity, also in the output: 0 * inf is NaN
     x[i] = next;
 }
 """
-"""Compiled without fused multiply-add, so that every product and sum is rounded as numpy's are, in the same order."""
+"""Compiled without fused multiply-add, so that every product and sum is rounded as in numpy, in the same order."""
 
 OPTIONS = ("--fmad=false", "--std=c++14")
 
 
 @dataclass(frozen=True)
 class UpdateArguments:
-    """What `update` takes, in its order and under its names; pointers are device addresses."""
+    """The arguments of the `update` kernel, with its names and in its order; pointers are device addresses."""
 
     x: int
     out: int
@@ -109,7 +109,7 @@ class UpdateKernels:
 
     Raises:
         MissingBackendError: the run-time compiler is not installed.
-        PtqdError: it refuses the source, or the driver the result.
+        PtqdError: the compiler refuses the source, or the driver refuses the compiled kernels.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -119,11 +119,11 @@ class UpdateKernels:
         self._place, self._update = (self._call("cuModuleGetFunction", self._module, name) for name in (b"place", b"update"))
 
     def place(self, stream: int, x: int, input_scale: float, n: int, branches: int, target: int) -> None:
-        """Write `input_scale x`, once for every branch, where the network reads it."""
+        """Write `input_scale x` to the network's input at `target`, once per branch."""
         self._launch(self._place, n, stream, (x, input_scale, n, branches, target), PLACE_TYPES)
 
     def update(self, stream: int, arguments: UpdateArguments) -> None:
-        """Take a step in place of `x`."""
+        """Take a step, overwriting `x`."""
         self._launch(self._update, arguments.n, stream, arguments.values, UPDATE_TYPES)
 
     def _launch(self, function: Any, n: int, stream: int, values: tuple[Any, ...], types: tuple[Any, ...]) -> None:
@@ -138,7 +138,7 @@ class UpdateKernels:
 
 
 def _compile(compute_capability: str) -> bytes:
-    """PTX for a compute capability such as 8.9."""
+    """Compile `SOURCE` to PTX for a compute capability such as 8.9."""
     nvrtc = _nvrtc()
     program = _value(*nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"update.cu", 0, [], []))
     architecture = f"--gpu-architecture=compute_{compute_capability.replace('.', '')}"
@@ -147,7 +147,7 @@ def _compile(compute_capability: str) -> bytes:
     if status != 0:
         log = b" " * _value(*nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise PtqdError("The kernel of the update does not compile.", found=log.decode(errors="replace"), mend="update on the host instead")
+        raise PtqdError("The update kernel does not compile.", found=log.decode(errors="replace"), mend="compute the step on the host")
     ptx: bytes = b" " * _value(*nvrtc.nvrtcGetPTXSize(program))
     _value(*nvrtc.nvrtcGetPTX(program, ptx))
     _value(*nvrtc.nvrtcDestroyProgram(program))
@@ -162,7 +162,7 @@ def _nvrtc() -> Any:
         raise MissingBackendError(
             "CUDA's run-time compiler is not installed.",
             found=str(error),
-            mend="install NVRTC (`pip install 'cuda-bindings[all]'`), or update on the host",
+            mend="install NVRTC (`pip install 'cuda-bindings[all]'`), or compute the step on the host",
         ) from error
     return nvrtc
 

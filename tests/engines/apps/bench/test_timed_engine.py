@@ -52,5 +52,5 @@ def test_runs_add_up_without_checks_and_results_are_the_engines(monkeypatch: pyt
 
 def test_checks_of_the_engine_still_hold() -> None:
     denoiser = timed(EngineDenoiser(Slow(), None, guided=False), Stopwatch())
-    with pytest.raises(PtqdError, match="Input sample of slow does not fit"):
+    with pytest.raises(PtqdError, match="Input sample of slow has the wrong dtype or shape"):
         denoiser(X[..., :1], 5.0, ROWS)

@@ -190,7 +190,7 @@ def wrong_requests(folder: Path) -> Iterator[tuple[list[object], str]]:
     yield ["--precision", "w2a2"], "The schedule has no such precision."
     yield ["--schedule", "fast"], "The bundle has no such schedule."
     yield ["--classes", "7"], "A class is out of range."
-    yield ["--guidance", 2], "The corrections were fitted at another guidance."
+    yield ["--guidance", 2], "The corrections were fitted at another guidance scale."
     yield ["--seed", -1], "the seed is out of range"
 
 

@@ -41,7 +41,7 @@ def test_bound_buffers_give_what_a_plain_run_gives_whatever_the_batch(tiny: Tiny
 
 def test_provider_that_is_not_installed_is_a_missing_backend(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(MissingBackendError, match=rf"(?s)no {CUDA} here.*found: +CPUExecutionProvider.*\[gpu\]") as caught:
+    with pytest.raises(MissingBackendError, match=rf"(?s)no {CUDA} on this machine.*found: +CPUExecutionProvider.*\[gpu\]") as caught:
         OnnxRuntimeEngine(tiny.folder / GRAPH, provider="CUDA")
     assert caught.value.exit_code == 3
 
