@@ -27,7 +27,7 @@ from ptqd_export.stages.build_progress import Progress
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import Network
-from ptqd_export.stages.precisions.quantized_graph import Sources, rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
 
 HEADER = ("layer", "share of the noise", "share of the multiply-accumulates")
 

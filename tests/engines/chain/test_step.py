@@ -58,9 +58,9 @@ def test_a_step_changes_nothing_that_it_is_given() -> None:
 def test_the_network_is_asked_at_the_scaled_state(scale: float) -> None:
     x, rows, asked = _random(*SHAPE), np.array([3, 1]), list[tuple[Float32, float, Int64]]()
 
-    def network(state: Float32, timestep: float, of_samples: Int64) -> Float32:
-        asked.append((state, timestep, of_samples))
-        return state[None]
+    def network(x: Float32, timestep: float, rows: Int64) -> Float32:
+        asked.append((x, timestep, rows))
+        return x[None]
 
     out = evaluate(network, x, _row(input_scale=scale), rows)
     ((state, timestep, of_samples),) = asked

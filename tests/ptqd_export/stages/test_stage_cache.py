@@ -86,7 +86,12 @@ def test_other_source_code_is_another_stage(
 ) -> None:
     asked: list[str] = []
     first = cache().run("trace", {}, wrap(Maker()))
-    monkeypatch.setattr(StageCode, "key", lambda _, module: {"code": asked.append(module) or "another version"})
+
+    def key(_: StageCode, module: str) -> dict[str, object]:
+        asked.append(module)
+        return {"code": "another version"}
+
+    monkeypatch.setattr(StageCode, "key", key)
     make = Maker()
     assert cache().run("trace", {}, wrap(make)) != first
     assert make.calls == 1

@@ -17,7 +17,7 @@ from ptqd_export.plan import PlanFile, load_plan
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import Network
-from ptqd_export.stages.precisions.quantized_graph import rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import rounded_to_nearest
 from tools.studies.layer_noise import HEADER, built_sources, layer_noise, main
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.network.preparation import Preparation, make_preparation, prepared_model
 from ptqd_export.stages.network.tracing import Network
 from ptqd_export.stages.precisions.activations import load_observations, make_observations
-from ptqd_export.stages.precisions.quantized_graph import Sources, make_quantized_graph
+from ptqd_export.stages.precisions.nearest_rounding import Sources
+from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.run_build import run_build
 from ptqd_export.stages.stage_cache import Finished
 from tests.ptqd_export.stages.recorder import Recorder
@@ -178,9 +179,12 @@ def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tm
 def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
     quantized = {precision.name: prepared.built.stage(f"quantize-{precision.name}") for precision in prepared.context.quantized_precisions}
     graphs = {"fp32": prepared.built.stage("trace"), **quantized}
-    parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=prepared.built.stage("statistics"), chosen=None, pictures=None)
+    versions = {name: {"onnx": "1.23.2"} for name in graphs}
+    walked = prepared.built.stage("statistics")
+    parts = Parts(graphs, prepared.folder, decoder=None, text=None, walked=walked, chosen=None, pictures=None, versions=versions)
     assemble(prepared.context, prepared.context.plan_file.output_path, parts)
     bundle = Bundle.open(prepared.context.plan_file.output_path)
+    assert {name: record.versions for name, record in bundle.manifest.precisions.items()} == versions
     assert bundle.path("statistics/onnxruntime/preparation.json").read_bytes() == (prepared.folder / "preparation.json").read_bytes()
 
 

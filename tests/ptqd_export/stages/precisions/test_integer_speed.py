@@ -13,7 +13,8 @@ import pytest
 from calib.quantizers.rules.precision import Precision
 from ptqd_export.stages.precisions import integer_speed
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
-from ptqd_export.stages.precisions.quantized_graph import Sources, make_quantized_graph
+from ptqd_export.stages.precisions.nearest_rounding import Sources
+from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from tests.ptqd_export.stages.recorder import Recorder
 
 if TYPE_CHECKING:
