@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bundle.bundle import (
+from engines.bundle.contract import sealed
+from engines.bundle.manifest import (
     MANIFEST,
     ConditioningRecord,
     FileRecord,
@@ -27,7 +28,6 @@ from engines.bundle.bundle import (
     TargetRecord,
     write_manifest,
 )
-from engines.bundle.contract import sealed
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.cluster.session import LOCAL, Cluster, joined
 from engines.host.files import sha256

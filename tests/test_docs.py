@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-import engines.bundle.bundle
+import engines.bundle.manifest
 import engines.chain.schedule
 import engines.cli
 import ptqd_export.cli
@@ -114,7 +114,7 @@ def test_the_table_of_a_class_has_its_fields_in_their_order(path: str) -> None:
 
 
 def test_every_section_of_the_plan_and_every_part_of_the_bundle_has_a_table() -> None:
-    contracts = [(ptqd_export.plan, Section), (engines.bundle.bundle, Strict), (engines.chain.schedule, Strict)]
+    contracts = [(ptqd_export.plan, Section), (engines.bundle.manifest, Strict), (engines.chain.schedule, Strict)]
     stored = {
         f"{module.__name__}.{name}"
         for module, base in contracts

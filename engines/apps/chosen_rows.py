@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from engines.arrays import Int64
-from engines.bundle.bundle import ConditioningRecord
+from engines.bundle.manifest import ConditioningRecord
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import rows_of
 from engines.errors import UsageError

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.bundle.bundle import MANIFEST, Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
 from engines.cluster.session import import_ray
 from engines.errors import PtqdError
 from engines.host.files import replacing, sha256

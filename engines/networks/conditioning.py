@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Int64
-from engines.bundle.bundle import ConditioningRecord, InputRecord
+from engines.bundle.manifest import ConditioningRecord, InputRecord
 from engines.chain.finite import is_finite
 from engines.errors import UsageError
 from engines.untrusted.npz import read_arrays

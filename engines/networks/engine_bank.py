@@ -8,8 +8,9 @@ from types import MappingProxyType
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import on_onnxruntime
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
-from engines.bundle.bundle import Bundle, ConditioningRecord, PrecisionRecord
+from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
+from engines.bundle.manifest import ConditioningRecord, PrecisionRecord
 from engines.errors import BundleError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.embeddings import Embedding

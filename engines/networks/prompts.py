@@ -12,7 +12,8 @@ import numpy as np
 
 from engines.arrays import Float32, Int64
 from engines.backends.onnxruntime.onnxruntime_session import open_session
-from engines.bundle.bundle import Bundle, TextEncoderRecord, TextRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.host.machine import cores

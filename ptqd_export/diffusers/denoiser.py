@@ -17,7 +17,8 @@ from torch import Tensor
 
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, open_backend
-from engines.bundle.bundle import DEFAULT, Bundle, InputRecord
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.manifest import InputRecord
 from engines.chain.finite import check_output
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError

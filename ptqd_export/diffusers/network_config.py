@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.bundle.bundle import ConditioningRecord, InputRecord, ModelRecord
+from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
 
 TIME_EMBEDDING = 256
 """Width of the embedding of one number of `time_ids` in SDXL. The embedding is inside the graph; pipelines only add up the widths."""

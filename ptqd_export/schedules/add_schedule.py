@@ -13,7 +13,8 @@ from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_fitted, refit
-from engines.bundle.bundle import DEFAULT, Bundle, FileRecord, write_manifest
+from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.manifest import FileRecord, write_manifest
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.files import sha256, write_text

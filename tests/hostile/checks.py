@@ -11,8 +11,8 @@ import numpy as np
 from click.testing import CliRunner
 from hypothesis import strategies as st
 
-from engines.bundle.bundle import MANIFEST
 from engines.bundle.contract import sealed
+from engines.bundle.manifest import MANIFEST
 from engines.cli import main
 from tests.hostile.conftest import Subject, reject
 from tests.hostile.mutations import damaged, damaged_archive, damaged_json

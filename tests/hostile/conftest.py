@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bundle.bundle import MANIFEST
 from engines.bundle.contract import sealed
+from engines.bundle.manifest import MANIFEST
 from engines.host.files import sha256
 from tests.conftest import SIZE, build_tiny_bundle
 from tests.hostile.worker import Outcome

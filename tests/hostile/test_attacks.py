@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto
 
-from engines.bundle.bundle import MANIFEST
 from engines.bundle.contract import sealed
+from engines.bundle.manifest import MANIFEST
 from engines.cli import main
 from tests.hostile.conftest import Subject
 from tests.hostile.mutations import as_text

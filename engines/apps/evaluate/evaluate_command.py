@@ -21,7 +21,8 @@ from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
 from engines.arrays import Float32, Int64
 from engines.backends.choice import runtime_name
-from engines.bundle.bundle import MANIFEST, Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.cluster.folder_copy import FolderCopy

@@ -18,7 +18,8 @@ from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, 
 from engines.apps.sample.samples_record import SamplesRecord
 from engines.arrays import Int64
 from engines.backends.choice import runtime_name
-from engines.bundle.bundle import MANIFEST, Bundle, ConditioningRecord, ModelRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST, ConditioningRecord, ModelRecord
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.cluster.folder_copy import FolderCopy

@@ -11,7 +11,7 @@ from engines.apps.serve.gateway import Answer, Asked, Gateway
 from engines.apps.serve.image_request import Reader
 from engines.apps.serve.items import Item, ItemWork, Picture
 from engines.apps.serve.request_limits import Limits
-from engines.bundle.bundle import ModelRecord
+from engines.bundle.manifest import ModelRecord
 from engines.cluster.session import WorkerSize, import_ray
 
 NAME = "ptqd"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.apps.serve.items import Item
 from engines.arrays import Int64
-from engines.bundle.bundle import ModelRecord
+from engines.bundle.manifest import ModelRecord
 from engines.chain.noise import NoiseSource
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bundle.bundle import TextEncoderRecord, TextRecord
+from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.prompts import TextModel, TextPart, read_prompts

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
-from engines.bundle.bundle import (
-    Bundle,
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import (
     FileRecord,
     Manifest,
     ModelRecord,

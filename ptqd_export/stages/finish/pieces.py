@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from engines.bundle.bundle import Bundle, PiecesRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import PiecesRecord
 from engines.chain.noise import NoiseSource
 from engines.errors import PtqdError
 from engines.networks.engine_bank import EngineBank

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from engines.bundle.bundle import MANIFEST
+from engines.bundle.manifest import MANIFEST
 from engines.host.files import sync
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from engines.bundle.bundle import DecoderRecord
+from engines.bundle.manifest import DecoderRecord
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph

@@ -9,7 +9,7 @@ import torch
 
 from engines.arrays import Int64
 from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
-from engines.bundle.bundle import TextRecord
+from engines.bundle.manifest import TextRecord
 from engines.networks.prompts import TOKEN_IDS
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_outputs, trace_module

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
-from engines.bundle.bundle import Bundle, TargetRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import TargetRecord
 from engines.errors import BundleError, PtqdError, UsageError
 from engines.networks.engine_bank import EngineBank, load_conditioning
 

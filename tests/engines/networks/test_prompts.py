@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engines.bundle.bundle import Bundle, TextEncoderRecord, TextRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.cli import main
 from engines.errors import BundleError, MissingBackendError, UsageError
 from engines.networks.prompts import (

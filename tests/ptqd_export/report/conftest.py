@@ -22,8 +22,9 @@ from engines.apps.compare.compare_result import CompareResult, PrecisionFigures,
 from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
 from engines.apps.evaluate.metrics.confidence import Summary
 from engines.apps.pictures.images import is_drawable, save_png
-from engines.bundle.bundle import Bundle, FileRecord
+from engines.bundle.bundle import Bundle
 from engines.bundle.contract import sealed
+from engines.bundle.manifest import FileRecord
 from engines.host.files import sha256
 from engines.networks.engine_bank import EngineBank
 from engines.samplers import SamplerTable

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 import ptqd_export.stages.run_build as module
-from engines.bundle.bundle import Bundle, ProfileRecord, TargetRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import ProfileRecord, TargetRecord
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.errors import PtqdError

@@ -16,7 +16,7 @@ from engines.apps.serve.gateway import Answer, Asked, Gateway
 from engines.apps.serve.image_request import Reader
 from engines.apps.serve.items import Item, Picture
 from engines.apps.serve.request_limits import Limits
-from engines.bundle.bundle import ConditioningRecord, InputRecord, ModelRecord
+from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
 from engines.samplers import NoiseSchedule
 
 CLASSES = ConditioningRecord(inputs=(InputRecord(name="class_labels", dtype="int64", shape=()),), rows=3)

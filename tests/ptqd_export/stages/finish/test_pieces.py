@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.bundle.bundle import Bundle, FileRecord
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import FileRecord
 from engines.chain.noise import NoiseSource
 from engines.errors import PtqdError
 from engines.host.files import sha256

@@ -1,0 +1,155 @@
+"""The manifest of a bundle: what the run time must know before it opens another file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from engines.bundle.bundle_files import is_plain
+from engines.bundle.contract import sealed
+from engines.chain.schedule import Strict
+from engines.host.files import write_text
+from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
+from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape
+
+MANIFEST = "manifest.json"
+
+
+class FileRecord(Strict):
+    """Hash and size of one file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[NonNegativeInt, Field(le=FILE_BYTES)]
+
+
+class InputRecord(Strict):
+    """One input of the network besides the state and the timestep; `shape` is that of one sample, without the batch axis."""
+
+    name: Name
+    dtype: Literal["int64", "float32"]
+    shape: Shape
+
+
+class ConditioningRecord(Strict):
+    """What a sample can be conditioned on: one of `rows` choices, either class labels 0..rows-1 or rows of the arrays in `file`."""
+
+    inputs: Annotated[tuple[InputRecord, ...], Field(min_length=1)]
+    rows: Annotated[PositiveInt, Field(le=ROWS)]
+    null_class: Label | None = None
+    file: Name | None = None
+
+
+class DecoderRecord(Strict):
+    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`."""
+
+    file: Name
+    image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
+    batch: Batch
+
+
+class TextEncoderRecord(Strict):
+    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces."""
+
+    graph: Name
+    tokenizer: Name
+    tokens: Batch
+    inputs: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class TextRecord(Strict):
+    """How prompts become conditioning: the outputs of several encoders for one input are concatenated; `fixed` inputs never vary."""
+
+    encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
+    fixed: dict[Name, tuple[FiniteFloat, ...]]
+    zero_without_negative: bool
+
+
+class ModelRecord(Strict):
+    """The network behind every graph."""
+
+    family: Name
+    parameters: PositiveInt
+    sample_shape: Annotated[Shape, Field(min_length=2)]
+    conditioning: ConditioningRecord | None
+    noise_schedule: NoiseSchedule
+    decoder: DecoderRecord | None = None
+    text: TextRecord | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of the final image: the decoder's output, or the state itself if there is no decoder."""
+        return self.sample_shape if self.decoder is None else self.decoder.image_shape
+
+
+class PiecesRecord(Strict):
+    """A network in pieces, which share the weights of the whole graph.
+
+    `body` runs on every state. `embeddings` maps each of its inputs that depends only on timestep and conditioning to the graph that
+    computes it.
+    """
+
+    body: Name
+    embeddings: Annotated[dict[Name, Name], Field(min_length=1)]
+
+
+class PrecisionRecord(Strict):
+    """One precision: its graph, its cost relative to the float32 graph, and the versions of the libraries that made the graph
+    (empty in bundles of schema version 1).
+    """
+
+    graph: Name
+    weight_bits: Annotated[PositiveInt, Field(le=64)]
+    activation_bits: Annotated[PositiveInt, Field(le=64)]
+    bit_operations_saved: PositiveFloat
+    bit_operations_saved_all: PositiveFloat
+    pieces: PiecesRecord | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class ProfileRecord(Strict):
+    """Rows per network call that engines are built for. Under guidance a sample takes two rows, so opt and max are twice the plan's."""
+
+    min: Batch
+    opt: Batch
+    max: Batch
+
+
+class TargetRecord(Strict):
+    """The runtime that the graphs are for, and the settings of its engines."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    provider: Literal["CPU", "CUDA"] = "CPU"
+    high_precision: Literal["fp32", "fp16", "bf16"]
+    profile: ProfileRecord | None
+    workspace_gib: Annotated[float, Field(gt=0)] | None
+
+
+class Manifest(Strict):
+    """Everything that must be known at run time before another file is opened."""
+
+    schema_version: Literal[1, 2] = 2
+    model: ModelRecord
+    parameterization: PredictionType
+    target: TargetRecord
+    placement: Name
+    measured_on: Name
+    precisions: Annotated[dict[Name, PrecisionRecord], Field(min_length=1)]
+    guidance: Scale
+    files: dict[Name, FileRecord]
+    versions: dict[str, str]
+
+    @field_validator("files")
+    @classmethod
+    def _stays_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            if not is_plain(name):
+                raise ValueError(f"{name!r} is not a plain relative path inside the bundle")
+        return files
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a bundle's manifest completely or not at all."""
+    write_text(folder / MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1) + "\n")
