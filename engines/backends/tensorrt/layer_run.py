@@ -29,7 +29,7 @@ def run_outputs(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: Engine
 
     Raises:
         MissingBackendError: the flavour or a device is missing. Nothing is built then.
-        PtqdError: TensorRT does not take the graph.
+        PtqdError: TensorRT refuses the graph.
     """
     arena = Arena(Cuda())
     with tempfile.TemporaryDirectory() as folder:
