@@ -75,7 +75,7 @@ def test_flavour_can_be_another_than_the_bundles(bundle: TinyBundle) -> None:
 def test_bundle_for_onnxruntime_gets_its_graphs_optimized_and_sampling_takes_them(own_tiny: TinyBundle) -> None:
     done = CliRunner().invoke(main, ["engines", str(own_tiny.folder)])
     assert done.exit_code == 0, done.output
-    assert "these compute what the graphs compute" in done.output
+    assert "these engines compute the same as the graphs" in done.output
     built = build_engines(own_tiny.folder)
     assert {engine.name: engine.engine.from_cache for engine in built} == {"fp32": True, "w8a8": True, "w4a8": True}
     built[0].engine.path.write_bytes(b"no graph")
@@ -87,7 +87,7 @@ def test_bundle_for_another_runtime_has_no_engines(own_tiny: TinyBundle) -> None
     with pytest.raises(UsageError, match="not for TensorRT"):
         build_engines(own_tiny.folder, "tensorrt-rtx")
     own_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(provider="CUDA"))
-    with pytest.raises(UsageError, match="builds no engines"):
+    with pytest.raises(UsageError, match="does not build engines"):
         build_engines(own_tiny.folder)
 
 
