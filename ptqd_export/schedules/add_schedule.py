@@ -151,8 +151,9 @@ def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[
 
 
 def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
-    """Writes the files first and the manifest last. A replaced schedule leaves the manifest before its files change, so the bundle is intact
-    at every moment.
+    """Writes the files first and the manifest last.
+
+    A replaced schedule leaves the manifest before its files change, so the bundle is intact at every moment.
     """
     files = bundle.manifest.files
     statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"

@@ -116,7 +116,7 @@ def test_a_signal_ends_a_build_with_one_line_and_finished_stages_are_kept(
     assert done.exit_code == exit_code
     line = done.stderr.splitlines()[-1]
     assert (
-        line == f"{word}: finished stages are kept in {output}/local/stages, and the next build, unless it is --fresh, goes on from there"
+        line == f"{word}: finished stages are kept in {output}/local/stages; the next build without --fresh continues from there"
     )
     assert sorted(path.name for path in output.glob("local/stages/*")) == kept
     assert _portable(output) == {}
