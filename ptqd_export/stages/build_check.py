@@ -1,4 +1,4 @@
-"""Checks that a plan fits its model and this machine."""
+"""Checks of a plan that need its model or this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ptqd_export.stages.fit.fit_inputs import fit_settings
 
 
 def check_build(context: BuildContext) -> None:
-    """Checks what a plan alone cannot tell, before anything is written.
+    """Checks, before anything is written, that the plan fits its model and this machine.
 
     Raises:
         UsageError: the plan does not fit the model.
