@@ -77,7 +77,7 @@ class NoiseSource:
         """Draws the rows [B] of the samples from a conditioning table of `count` rows, each equally likely."""
         if count < 1:
             raise UsageError("There is no conditioning row to choose from.", found=f"{count} rows", expected="at least 1")
-        return np.array([_choose(self._words.at(n, step=0, stream=_ROW), count) for n in _checked(samples)], dtype=np.int64)
+        return np.array([_choose(self._words.at(n, step=0, stream=_ROW), count) for n in _checked_indices(samples)], dtype=np.int64)
 
     @cached_property
     def _words(self) -> _PhiloxWords:
@@ -88,7 +88,7 @@ class NoiseSource:
         size = math.prod(self.shape)
         normals = np.empty((len(samples), size), dtype=np.float32)
         # One sample at a time, so that the temporaries stay in cache and no vector loop runs across two samples.
-        for row, n in zip(normals, _checked(samples), strict=True):
+        for row, n in zip(normals, _checked_indices(samples), strict=True):
             _box_muller(self._words.at(n, step, stream).random_raw(size + size % 2), out=row)
         return normals.reshape(len(samples), *self.shape)
 
@@ -108,7 +108,7 @@ class _PhiloxWords:
         return self._philox
 
 
-def _checked(samples: Int64) -> list[int]:
+def _checked_indices(samples: Int64) -> list[int]:
     if np.any(samples < 0):
         raise UsageError("A sample index is out of range.", found=int(samples.min()), expected="0 to 2^63 - 1")
     indices: list[int] = samples.tolist()

@@ -71,13 +71,13 @@ class Chain:
         moves = [self.move(step) for step in self.schedule.steps]
         stepper = self.stepper(self.denoisers)
         stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
-        for move, z in zip(moves, _drawn(noise, moves, samples), strict=True):
+        for move, z in zip(moves, _fresh_noise(noise, moves, samples), strict=True):
             stepper.take(move, z)
             on_step()
         return stepper.state()
 
     def move(self, scheduled: Step) -> Move:
-        """Decides how to take a step of the schedule."""
+        """Returns the move for a step of the schedule: its precision, correction and noise."""
         precision = self.precision or scheduled.precision
         if not self.corrected:
             return Move.plain(scheduled, precision, self.scale)
@@ -85,7 +85,7 @@ class Chain:
         return Move.corrected(step, precision, self.scale)
 
 
-def _drawn(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
+def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
     """Yields the fresh noise of each step, or None if the step has none. Draws several steps at once, at most `DRAWN_BYTES`."""
     block = max(1, DRAWN_BYTES // (4 * len(samples) * math.prod(noise.shape)))
     for begin in range(0, len(moves), block):

@@ -32,7 +32,7 @@ class Correction(Strict):
     unabsorbed_variance: Variance
 
     @model_validator(mode="after")
-    def _one_of_each_a_channel(self) -> Correction:
+    def _one_coefficient_per_channel(self) -> Correction:
         channels = [len(self.gain), len(self.offset), len(self.state_gain)]
         if len(set(channels)) > 1 or not self.gain:
             raise ValueError("gain, offset and state_gain have {} channels, {} and {}".format(*channels))

@@ -53,12 +53,12 @@ class Move:
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:
-        """Takes a step of a schedule without correction, with the sampler's own noise."""
+        """Returns the move for a step of a schedule without correction, with the sampler's own noise."""
         return cls(step.step, step, precision, guidance, sigma=step.sigma)
 
     @classmethod
     def corrected(cls, step: Step, precision: str, guidance: float) -> Move:
-        """Takes a step of a schedule with the correction and the calibrated noise of a precision."""
+        """Returns the move for a step of a schedule with the correction and the calibrated noise of a precision."""
         found = step.corrections[precision]
         return cls(step.step, step, precision, guidance, found.gain, found.offset, found.state_gain, found.sigma_corrected)
 

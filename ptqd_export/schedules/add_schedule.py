@@ -75,7 +75,7 @@ def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bo
 def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> tuple[Schedule, Fit]:
     _check_name(bundle, name, force=force)
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
-    stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
+    stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
     if settings.budget is not None:
         settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
     fitted = _fit(bundle, settings, stored)
@@ -95,7 +95,7 @@ def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
         raise UsageError("The bundle already has this schedule.", found=name, expected="a new name", mend="use --force to replace it")
 
 
-def _sufficient(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
+def _sufficient_moments(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
     """Returns the stored moments if they suffice for this schedule, or None if a new walk is needed."""
     stored = load_statistics(bundle, request.base)
     reason = why_not_refit(request, settings, bundle.schedule(request.base), stored)

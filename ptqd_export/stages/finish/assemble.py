@@ -80,7 +80,7 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
         NoRoomError: the disk is full. The earlier bundle is unchanged.
     """
     made = output / UNFINISHED
-    check_room(made, _room(parts), "the bundle")
+    check_room(made, _bytes_needed(parts), "the bundle")
     try:
         _put_together(context, made, parts)
         install(made, output, PORTABLE)
@@ -88,7 +88,7 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _room(parts: Parts) -> int:
+def _bytes_needed(parts: Parts) -> int:
     """Returns the bytes of the graphs and statistics, which make up most of a bundle."""
     folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())

@@ -40,7 +40,7 @@ def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
 
 
 def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
-    """Checks that the pieces of a network give the same outputs as the whole graph, bit for bit, so that its measurements hold for them.
+    """Checks that the pieces of a network give the same outputs as the whole graph, bit for bit, so that measurements hold for both.
 
     Raises:
         PtqdError: the outputs differ.

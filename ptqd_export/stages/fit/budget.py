@@ -99,7 +99,7 @@ def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path,
 
 
 def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
-    """Writes `times.json`, milliseconds per step by precision. As a stage, so that a resumed build chooses the same chain again."""
+    """Writes `times.json`, milliseconds per step by precision. A resumed build reuses the times, so that it chooses the same chain."""
     (folder / TIMES).write_text(json.dumps(time_engines(context, graphs, reporter)))
 
 
@@ -118,9 +118,9 @@ def make_choice(
     chosen = choose(Menu.of(probes, costs), context.plan.steps.budget)
     (folder / CHOICE).write_text(json.dumps(chosen))
     menu = Menu.of(probes, bit_operation_costs(context, graphs))
-    chains = [*_chains(menu, _own(schedule), chosen), *_mixtures(menu)]
+    chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
     measured: dict[Choice, MeasuredError] = {}
-    checked, errors = _checked(chains), _chain_errors(context, graphs, schedule)
+    checked, errors = _chains_to_measure(chains), _chain_errors(context, graphs, schedule)
     for done, choice in enumerate(checked):
         reporter.advance(done, len(checked))
         measured[choice] = MeasuredError.of(errors.measure(choice))
@@ -133,7 +133,7 @@ def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, tim
     probes = Probes.load(chosen.probes / PROBES)
     menu = Menu.of(probes, time_costs(context, times))
     measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
-    chains = list(_chains(menu, _own(_schedule(chosen.walked)), chosen.precisions))
+    chains = list(_chains(menu, _chosen_by(_schedule(chosen.walked)), chosen.precisions))
     found = Frontier("time", menu, probes, chains, measured, samples)
     write_text(output / "local" / machine_name() / FRONTIER, found.to_json())
 
@@ -158,7 +158,7 @@ def _schedule(walked: Path) -> Schedule:
     return Schedule.model_validate_json(schedule_path(walked).read_text())
 
 
-def _own(schedule: Schedule) -> Choice:
+def _chosen_by(schedule: Schedule) -> Choice:
     """Returns the precisions that the schedule itself chose."""
     return tuple(step.precision for step in schedule.steps)
 
@@ -181,7 +181,7 @@ def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
         yield "mixture", tuple(rng.choice(menu.precisions, steps, p=shares).tolist())
 
 
-def _checked(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
+def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
     """Returns the chains to measure: `CHECKED_POINTS` of the frontier, and all others."""
     optimal = [choice for kind, choice in chains if kind == "frontier"]
     some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()

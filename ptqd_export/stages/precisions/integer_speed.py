@@ -46,9 +46,9 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
     kinds = _kinds(layers)
     slower: dict[str, float] = {}
     with TemporaryDirectory() as temporary:
-        integer = one_step(context, _written(context, prepared, layers, Path(temporary) / "integer.onnx"))
+        integer = one_step(context, _write_graph(context, prepared, layers, Path(temporary) / "integer.onnx"))
         for done, names in enumerate(kinds):
-            mixed = _written(context, prepared, _without(context, layers, names), Path(temporary) / "mixed.onnx")
+            mixed = _write_graph(context, prepared, _with_float(context, layers, names), Path(temporary) / "mixed.onnx")
             speed = _speed(integer, one_step(context, mixed))
             if speed < LEAST_SPEED:
                 slower |= dict.fromkeys(names, speed)
@@ -89,7 +89,7 @@ def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:
     return list(kinds.values())
 
 
-def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
+def _with_float(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
     """Returns the layers, where the named ones keep their integer weights but compute in float."""
     slower = dict.fromkeys(names, 0.0)
     return [
@@ -100,7 +100,7 @@ def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Seq
     ]
 
 
-def _written(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
+def _write_graph(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
     save_graph(graph, path)
