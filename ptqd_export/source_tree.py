@@ -1,4 +1,4 @@
-"""Which source files a module runs with: its own, and those of the modules that it imports, directly or through others."""
+"""Finds the source files that a module depends on: its own, and those of the modules it imports directly or indirectly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 class SourceTree:
     """The modules under a folder, by their dotted names.
 
-    Imports count wherever they are written, in functions too, but not those for type checkers alone.
+    All imports count, including those inside functions, except imports for type checkers only.
 
     Args:
-        root: the folder that module names start from.
-        packages: top-level packages that belong to the tree; None takes all that lie in the folder.
+        root: folder that contains the top-level packages.
+        packages: top-level packages that belong to the tree; None takes every package in the folder.
     """
 
     def __init__(self, root: Path, packages: Collection[str] | None = None) -> None:
@@ -24,7 +24,7 @@ class SourceTree:
         self._packages = packages
 
     def reached(self, module: str) -> dict[str, Path]:
-        """The module and the modules of the tree that it imports, with their files; empty where the module is not in the tree."""
+        """Returns the module and the modules of the tree that it imports, with their files; empty if the module is not in the tree."""
         reached, waiting = dict[str, Path](), [module]
         while waiting:
             name = waiting.pop()
@@ -42,7 +42,7 @@ class SourceTree:
 
 
 def imported_names(path: Path) -> frozenset[str]:
-    """Every name that an import of the file may mean: of modules, of things in them, and of top-level packages."""
+    """Returns every name that an import in the file may refer to: modules, names inside modules, and top-level packages."""
     return _names(path, path.stat().st_mtime_ns)
 
 
@@ -52,7 +52,7 @@ def _names(path: Path, _modified: int) -> frozenset[str]:
 
 
 def content_digest(path: Path) -> str:
-    """Hash of the file."""
+    """Returns the SHA-256 of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -68,7 +68,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _parents(module: str) -> Iterator[str]:
-    """The packages that are imported before a module."""
+    """Yields the parent packages of a module, which are imported before it."""
     while "." in module:
         module = module.rpartition(".")[0]
         yield module

@@ -1,1 +1,1 @@
-"""All samples down a chain together: statistics, choice of precisions, schedule."""
+"""Takes all calibration samples down a chain together: statistics, choice of precisions, schedule."""

@@ -1,4 +1,4 @@
-"""Real states for the activation ranges: drawn from full-precision chains, spread over the timesteps."""
+"""Real states for the activation ranges, drawn from full-precision chains and spread over the timesteps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engines.chain.step import ChainState, Move, advance, evaluate
 from engines.samplers.table import SamplerTable
 
 FULL_PRECISION = "full precision"
-"""What messages call the network."""
+"""Name of the network in messages."""
 
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """Network inputs met on the way: `samples` [N, channels, ...] (scaled as the network takes them), `timesteps` [N], `rows` [N]."""
+    """Network inputs along a chain: `samples` [N, channels, ...] (after the input scale), `timesteps` [N], `rows` [N]."""
 
     samples: Float32
     timesteps: Float32
@@ -37,12 +37,12 @@ class States:
             return cls(archive["samples"], archive["timesteps"], archive["rows"])
 
     def at(self, timesteps: Float64) -> States:
-        """Those of some timesteps."""
+        """Returns the states at the given timesteps."""
         chosen = np.isin(self.timesteps, timesteps.astype(np.float32))
         return States(self.samples[chosen], self.timesteps[chosen], self.rows[chosen])
 
     def first(self, count: int) -> States:
-        """At most `count` of them, still spread over the timesteps."""
+        """Returns at most `count` states, still spread over the timesteps."""
         chosen = np.unique(np.linspace(0, len(self.rows) - 1, count).astype(np.int64))
         return States(self.samples[chosen], self.timesteps[chosen], self.rows[chosen])
 
@@ -56,33 +56,33 @@ def draw_states(
     batch_size: int,
     on_step: Callable[[int], None],
 ) -> States:
-    """About `count` states, the same number from every step of full-precision chains, one chain for each of the samples.
+    """Draws about `count` states from full-precision chains, one chain per sample and the same number of states from every step.
 
-    No state is drawn twice: there are fewer than asked for where there are fewer chains than states a step.
+    No state is drawn twice, so there are fewer states if there are fewer samples than states per step.
 
     Args:
-        table: the sampler.
-        network: full precision.
-        guidance: scale w.
-        samples: N of them.
-        count: states to draw.
-        batch_size: samples that walk together.
-        on_step: called after every step of every batch with the number of steps taken.
+        table: coefficients of the sampler.
+        network: full-precision network.
+        guidance: guidance scale w.
+        samples: samples of the chains.
+        count: number of states to draw.
+        batch_size: number of samples per batch.
+        on_step: called after every step of every batch with the number of steps taken so far.
     """
-    a_step = min(-(-count // table.steps), samples.count)
-    drawn = np.add.outer(np.arange(table.steps) * a_step, np.arange(a_step)) % samples.count  # [steps, a_step] sample numbers
+    per_step = min(-(-count // table.steps), samples.count)
+    drawn = np.add.outer(np.arange(table.steps) * per_step, np.arange(per_step)) % samples.count  # [steps, per_step] sample numbers
     found = np.empty((*drawn.shape, *samples.noise.shape), np.float32)
     taken = 0
     for numbers in batches(samples.numbers, batch_size):
         state = ChainState(np.float32(table.init_sigma) * samples.noise.start(numbers))
         for i in range(table.steps):
-            row, mine = table.step(i), np.isin(drawn[i], numbers)
-            found[i, mine] = np.float32(row.input_scale) * state.x[drawn[i, mine] - numbers[0]]
+            row, in_batch = table.step(i), np.isin(drawn[i], numbers)
+            found[i, in_batch] = np.float32(row.input_scale) * state.x[drawn[i, in_batch] - numbers[0]]
             move = Move(i, row, FULL_PRECISION, guidance, sigma=row.sigma)
             outputs = evaluate(network, state.x, row, samples.rows[numbers])
             check_output(outputs, FULL_PRECISION, row.timestep, i)
             state = advance(state, outputs, move, samples.noise.step(i, numbers) if row.sigma > 0 else None)
             taken += 1
             on_step(taken)
-    timesteps = np.repeat(table.timestep.astype(np.float32), a_step)
+    timesteps = np.repeat(table.timestep.astype(np.float32), per_step)
     return States(found.reshape(-1, *samples.noise.shape), timesteps, samples.rows[drawn.ravel()])

@@ -1,7 +1,7 @@
-"""Which precision takes which step, for the least error at a cost: an integer program.
+"""Chooses the precision of each step for the least error within a budget, by an integer program.
 
-The errors of neighbouring steps point much the same way, so that what adds up along a chain is nearer to their amplitudes than to their
-squares: by the triangle inequality, the sum of the amplitudes bounds the amplitude of the end error. It is linear in the choice.
+The errors of neighbouring steps point in similar directions, so along a chain their amplitudes add up rather than their squares. By the
+triangle inequality, the sum of the amplitudes bounds the amplitude of the end error. This bound is linear in the choice.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from engines.arrays import Float64
 from engines.errors import UsageError
 
 _ROUNDING = 1e-9
-"""Relative slack of a limit, for sums that are equal on paper."""
+"""Relative slack of a limit, for sums that are equal in exact arithmetic."""
 
 _ORDER = 1e-6
-"""What a step later is worth, relative to its cost: enough to decide between equals."""
+"""Relative discount on the cost of a step for each step before it: just enough to decide between equals."""
 
 
 @dataclass(frozen=True, eq=False)
 class Menu:
-    """What a budget is spent on.
+    """The precisions to choose from, with their errors and costs.
 
     Attributes:
         precisions: [P] names.
-        amplitudes: [S, P] error of the end sample (root mean square) for a precision at a step.
-        costs: [P] cost of a step, as a share of a step of full precision.
+        amplitudes: [S, P] root mean square error of the end sample for each precision at each step.
+        costs: [P] cost of a step relative to a full-precision step.
     """
 
     precisions: tuple[str, ...]
@@ -38,17 +38,17 @@ class Menu:
 
     @classmethod
     def of(cls, probes: Probes, costs: Mapping[str, float]) -> Menu:
-        """The precisions of `costs`; those that were not probed are exact."""
+        """Builds the menu of the precisions in `costs`. A precision that was not probed counts as exact."""
         exact = np.zeros(probes.steps)
         amplitudes = dict(zip(probes.precisions, probes.amplitudes.T, strict=True))
         return cls(tuple(costs), np.stack([amplitudes.get(name, exact) for name in costs], axis=1), np.array(list(costs.values())))
 
     def cost_of(self, choice: Sequence[str]) -> float:
-        """Cost of a chain, as a share of the full-precision chain's."""
+        """Returns the cost of a chain relative to the full-precision chain."""
         return float(np.mean(self.costs[self._columns(choice)]))
 
     def bound_of(self, choice: Sequence[str]) -> float:
-        """What the program minimises: sum of the steps' amplitudes."""
+        """Returns the sum of the steps' amplitudes, which the program minimises."""
         return float(self.amplitudes[np.arange(len(choice)), self._columns(choice)].sum())
 
     def _columns(self, choice: Sequence[str]) -> list[int]:
@@ -56,15 +56,15 @@ class Menu:
 
 
 def check_budget(costs: Mapping[str, float], budget: float) -> None:
-    """Costs of a step by precision, as in `Menu`.
+    """Checks that some chain fits the budget, given the cost of a step by precision as in `Menu`.
 
     Raises:
-        UsageError: no chain is as cheap as the budget.
+        UsageError: every chain costs more than the budget.
     """
     name = min(costs, key=costs.__getitem__)
     if budget < costs[name] * (1 - _ROUNDING):
         raise UsageError(
-            "No chain is as cheap as the budget.",
+            "Every chain costs more than the budget.",
             found=f"budget {budget:g}",
             expected=f"at least {costs[name]:.4g}, the cost of {name} at every step",
             mend="raise the budget, or add a precision that costs less",
@@ -72,13 +72,13 @@ def check_budget(costs: Mapping[str, float], budget: float) -> None:
 
 
 def choose(menu: Menu, budget: float) -> tuple[str, ...]:
-    """The chain of the least bound whose cost is at most `budget`.
+    """Returns the chain with the least bound whose cost is at most `budget`.
 
     With `z[i, p]` in {0, 1} and `sum_p z[i, p] = 1`: minimise `sum amplitude[i, p] z[i, p]` subject to `sum cost[p] z[i, p] <= S budget`.
-    Among equals the cheapest is taken, and among those the one that saves at the noisier steps.
+    Among equals it takes the cheapest chain, and among those the chain that saves at the noisier steps.
 
     Raises:
-        UsageError: no chain is that cheap.
+        UsageError: every chain costs more than the budget.
     """
     check_budget(dict(zip(menu.precisions, menu.costs.tolist(), strict=True)), budget)
     S = len(menu.amplitudes)
@@ -92,32 +92,32 @@ def choose(menu: Menu, budget: float) -> tuple[str, ...]:
 
 
 def frontier(menu: Menu, points: int) -> list[tuple[str, ...]]:
-    """The chains chosen at so many budgets, evenly spaced in the logarithm from the cheapest chain to the dearest; each chain once."""
+    """Returns the distinct chains chosen at `points` budgets, logarithmically spaced from the cheapest to the most expensive chain."""
     budgets = np.geomspace(menu.costs.min(), menu.costs.max(), points)
     return list(dict.fromkeys(choose(menu, float(budget)) for budget in budgets))
 
 
 def _unit(amplitudes: Float64) -> float:
-    """The smallest amplitude that counts: HiGHS stops at an absolute gap of 1e-6, and takes 1e20 for infinite."""
+    """The smallest amplitude that matters, used as unit: HiGHS stops at an absolute gap of 1e-6 and treats 1e20 as infinite."""
     positive = amplitudes[amplitudes > 0]
     return max(float(positive.min()), _ROUNDING * float(positive.max())) if positive.size else 1.0
 
 
 def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]]) -> list[int]:
-    """[S] the column of each step that minimises the sum of `objective` [S, P], while sums of other [S, P] values keep their limits."""
+    """Returns the column of each step, [S], that minimises the sum of `objective` [S, P] while other sums of [S, P] keep their limits."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second to import, and few builds spend a budget
 
     S, P = objective.shape
-    one_a_step = LinearConstraint(np.kron(np.eye(S), np.ones(P)), 1, 1)
+    one_per_step = LinearConstraint(np.kron(np.eye(S), np.ones(P)), 1, 1)
     within = [LinearConstraint(values.ravel(), -np.inf, limit * (1 + _ROUNDING)) for values, limit in limits]
     result = milp(
         objective.ravel(),
         integrality=np.ones(S * P, dtype=np.int64),
         bounds=Bounds(0, 1),
-        constraints=[one_a_step, *within],
+        constraints=[one_per_step, *within],
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        raise RuntimeError(f"The integer program has a solution, and none was found: {result.message}")
+        raise RuntimeError(f"The solver found no solution of an integer program that has one: {result.message}")
     chosen: list[int] = result.x.reshape(S, P).argmax(axis=1).tolist()
     return chosen

@@ -1,4 +1,4 @@
-"""The samples that everything is calibrated on: their noise and their conditioning rows."""
+"""The calibration samples: their noise and their conditioning rows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from engines.arrays import Int64
 from engines.chain.noise import NoiseSource
 
 CALIBRATION_SEEDS = 2**63
-"""Calibration draws from the upper half of the seeds, so that nobody samples what was calibrated on by accident."""
+"""Calibration draws from the upper half of the seeds, so that nobody samples the calibration samples by accident."""
 
 
 @dataclass(frozen=True)
 class CalibrationSamples:
-    """Samples 0, 1, ..., N - 1. What a sample is does not depend on N.
+    """Samples 0, 1, ..., N - 1. A sample does not depend on N.
 
     Attributes:
-        noise: of one sample's shape.
-        table_rows: of the conditioning table; None for an unconditional model.
-        count: N.
+        noise: noise source with the shape of one sample.
+        table_rows: number of rows of the conditioning table; None for an unconditional model.
+        count: number of samples N.
     """
 
     noise: NoiseSource
@@ -30,19 +30,19 @@ class CalibrationSamples:
 
     @classmethod
     def draw(cls, seed: int, shape: tuple[int, ...], table_rows: int | None, count: int) -> CalibrationSamples:
-        """The samples of a plan's seed, each of this shape."""
+        """Draws the samples of a plan's seed, each of the given shape."""
         return cls(NoiseSource(CALIBRATION_SEEDS + seed, shape), table_rows, count)
 
     def first(self, count: int) -> CalibrationSamples:
-        """The first samples, and more where `count` is above N."""
+        """Returns samples 0, ..., `count` - 1; `count` may be larger than N."""
         return replace(self, count=count)
 
     @cached_property
     def numbers(self) -> Int64:
-        """[N] sample numbers."""
+        """The sample numbers, [N]."""
         return np.arange(self.count, dtype=np.int64)
 
     @cached_property
     def rows(self) -> Int64:
-        """[N] conditioning row of each; zeros for an unconditional model."""
+        """The conditioning row of each sample, [N]; zeros for an unconditional model."""
         return np.zeros_like(self.numbers) if self.table_rows is None else self.noise.row(self.numbers, self.table_rows)

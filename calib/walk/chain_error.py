@@ -1,4 +1,4 @@
-"""What a chain's quantized steps do to its end samples: measured against full precision, sample by sample."""
+"""Measures the error that a chain's quantized steps cause in its end samples, sample by sample."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class ChainErrors:
     """Measures chains on the same samples, with the same fresh noise.
 
     Attributes:
-        schedule: its corrections are those of every chain; a shift for the precisions that it chose itself is left out.
-        networks: by precision.
-        reference: precision of the chain that the others are held against.
-        noise: of one sample's shape.
-        rows: [n] conditioning row of each of the samples, by sample number.
-        samples: [N] sample numbers.
-        batch_size: samples that walk together.
+        schedule: schedule whose corrections every chain uses, without its shifts, which hold only for the precisions that it chose.
+        networks: networks by precision.
+        reference: precision of the chain that the others are compared with.
+        noise: noise source with the shape of one sample.
+        rows: conditioning rows [n], indexed by sample number.
+        samples: sample numbers [N].
+        batch_size: number of samples per batch.
     """
 
     schedule: Schedule
@@ -38,7 +38,7 @@ class ChainErrors:
     batch_size: int
 
     def measure(self, choice: Sequence[str]) -> Float64:
-        """[N] mean square difference of each end sample to the reference's, for a precision at each step."""
+        """Returns each end sample's mean square difference from the reference, [N], for a chain with these precisions, one per step."""
         difference = np.subtract(self._sample(choice), self._exact, dtype=np.float64)
         return np.asarray(np.square(difference).reshape(len(difference), -1).mean(axis=1))
 
@@ -52,6 +52,6 @@ class ChainErrors:
 
 
 def with_precisions(schedule: Schedule, choice: Sequence[str]) -> Schedule:
-    """The schedule with these precisions, one a step, and without shifts."""
+    """Returns the schedule with these precisions, one per step, and without shifts."""
     steps = [step.model_copy(update={"precision": name, "shifted": None}) for step, name in zip(schedule.steps, choice, strict=True)]
     return schedule.model_copy(update={"steps": tuple(steps)})

@@ -1,8 +1,8 @@
-"""Fitting a schedule: networks, a sampler and calibration settings in; the schedule and what was measured out.
+"""Fits a schedule, given networks, a sampler and calibration settings. Builds and `ptqd-export schedule` both call this module.
 
-Builds and `ptqd-export schedule` both call this. A schedule is fitted on a walk (`fit_on_walk`) or, in closed form, from the moments of an
-earlier one (`refit`). A budget is spent in between: `probe_fitted` says what each precision costs the end sample at each step,
-`calib.walk.budget` chooses, and the chosen chain is fitted like any other.
+A schedule is fitted on a walk (`fit_on_walk`) or, in closed form, from the moments of an earlier walk (`refit`). A budget takes two fits:
+after the first, `probe_fitted` measures the error that each precision causes in the end sample at each step, `calib.walk.budget` chooses
+a chain, and the second fits the chosen chain.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 
 PROBED_SAMPLES = 16
-"""Calibration samples that are probed, the first ones; the walk takes them all."""
+"""Number of calibration samples to probe, starting from the first. The walk takes all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class FitSettings:
-    """What to fit, with nothing left open.
+    """Complete settings of a fit.
 
     Attributes:
-        sampler: the chain's.
-        noise_schedule: of the model.
+        sampler: sampler of the chain.
+        noise_schedule: noise schedule of the model.
         correction: what to correct.
         policy: name of the rule that chooses the precisions; the schedule records it.
-        choose: the rule. Until a budget is spent it is another than `policy` says.
-        samples: that walk.
-        trajectory: whose states they visit: the corrected quantized sampler's, or full precision's.
-        batch_size: samples that a network is given at a time.
+        choose: the rule itself. It differs from `policy` until a budget is spent.
+        samples: samples of the walk.
+        trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
+        batch_size: number of samples per call of a network.
     """
 
     sampler: SamplerRecord
@@ -66,7 +66,7 @@ class FitSettings:
 
     @property
     def level_shift(self) -> LevelShift | None:
-        """What takes steps from noisier levels, where the correction asks for it.
+        """The shift that takes steps from noisier levels, or None if the correction does not ask for it.
 
         Raises:
             UsageError: the steps cannot be shifted.
@@ -77,18 +77,18 @@ class FitSettings:
         return LevelShift.of(self.noise_schedule)
 
     def spent(self, precisions: Sequence[str]) -> FitSettings:
-        """With the chain that a budget bought, a precision for each step."""
+        """Returns the settings with the chain that a budget bought, one precision per step."""
         return replace(self, choose=FixedPolicy(tuple(precisions)))
 
 
 @dataclass(frozen=True)
 class FitNetworks:
-    """The networks that are measured, all on one measuring backend.
+    """The networks to measure, all on the same measuring backend.
 
     Attributes:
-        networks: by precision, full precision among them.
+        networks: networks by precision, including full precision.
         reference: name of full precision.
-        evaluator: evaluates them elsewhere, on a walk; None evaluates them here.
+        evaluator: evaluates the networks of a walk elsewhere; None evaluates them in this process.
     """
 
     networks: Mapping[str, Denoiser]
@@ -98,7 +98,7 @@ class FitNetworks:
 
 @dataclass(frozen=True, eq=False)
 class FittedChain:
-    """What was found at every step, and the schedule that follows."""
+    """The results of every step, and the schedule that follows from them."""
 
     settings: FitSettings
     results: Sequence[StepResult]
@@ -110,17 +110,17 @@ class FittedChain:
 
 
 def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_step: Callable[[int], None]) -> FittedChain:
-    """Walks the calibration samples down the chain, and fits every network at every step.
+    """Takes the calibration samples down the chain, and fits every network at every step.
 
     Args:
-        networks: to measure.
-        settings: of the chain.
-        folder: the states lie in a new folder under it meanwhile.
-        on_step: called after every step with the number of steps taken.
+        networks: networks to measure.
+        settings: settings of the fit.
+        folder: parent of the temporary folder with the states.
+        on_step: called after every step with the number of steps taken so far.
 
     Raises:
         UsageError: the steps of the sampler cannot be shifted.
-        NoRoomError: the disk has too little room for the states.
+        NoRoomError: there is too little space on the disk for the states.
     """
     plan, results = walk_plan(networks, settings), list[StepResult]()
     needed = len(plan.rows) * store_bytes(plan.noise.shape, len(plan.quantized), plan.table.history)
@@ -133,7 +133,7 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_s
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
-    """The walk of `fit_on_walk`."""
+    """Returns the plan of the walk that `fit_on_walk` takes."""
     return WalkPlan(
         table=settings.table,
         reference=networks.networks[networks.reference],
@@ -151,11 +151,11 @@ def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
 
 
 def refit(settings: FitSettings, stored: Mapping[str, Sequence[Moments]], reference: str) -> FittedChain:
-    """Fits every precision at every step from the moments of an earlier walk; no network runs.
+    """Fits every precision at every step from the moments of an earlier walk, without running a network.
 
     Args:
-        settings: of the chain; its samples are not walked.
-        stored: by precision, [S] moments before guidance.
+        settings: settings of the fit; its samples are not used.
+        stored: moments of the S steps before guidance, by precision.
         reference: name of full precision, which has no moments of its own.
     """
     by_step = ({name: steps[i] for name, steps in stored.items()} for i in range(settings.table.steps))
@@ -163,7 +163,7 @@ def refit(settings: FitSettings, stored: Mapping[str, Sequence[Moments]], refere
 
 
 def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], reference: str) -> StepResult:
-    exact = _without_noise(next(iter(moments.values())))  # the full-precision variables are the same in the moments of every precision
+    exact = _without_noise(next(iter(moments.values())))  # the moments of every precision agree on the full-precision variables
     return fit_result(
         i,
         settings.table.step(i),
@@ -175,18 +175,18 @@ def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], ref
 
 
 def _without_noise(moments: Moments) -> Moments:
-    """The moments of full precision against itself."""
+    """Returns the moments of full precision compared with itself."""
     kept = [not name.startswith("d") for name in moments.variables]
     return moments.project(np.diag(np.array(kept, np.float64)), moments.variables)
 
 
 def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_step: Callable[[], None]) -> Probes:
-    """What every network but full precision's, corrected, does to the end sample at each step.
+    """Measures the error that every corrected quantized network causes in the end sample at each step.
 
     Args:
-        networks: for batches of `PROBED_SAMPLES`.
-        schedule: fitted on these networks.
-        samples: of the fit; the first `PROBED_SAMPLES` are probed.
+        networks: networks that take batches of `PROBED_SAMPLES`.
+        schedule: schedule that was fitted on these networks.
+        samples: samples of the fit; the first `PROBED_SAMPLES` are probed.
         on_step: called after every step.
     """
     probed = samples.first(PROBED_SAMPLES)

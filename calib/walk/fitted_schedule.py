@@ -1,4 +1,4 @@
-"""The schedule that follows from what was found at every step."""
+"""Builds the schedule from the results of every step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engines.samplers import SamplerTable, TableStep
 def schedule_of(
     sampler: SamplerRecord, correction: CorrectionChoice, policy: str, table: SamplerTable, results: Sequence[StepResult]
 ) -> Schedule:
-    """The schedule of a chain.
+    """Returns the schedule of a chain.
 
     Args:
-        sampler: what `table` was compiled from.
-        correction: what was fitted.
+        sampler: the sampler that `table` was compiled from.
+        correction: what was corrected.
         policy: name of the rule that chose the precisions.
-        table: the sampler's coefficients.
-        results: of every step.
+        table: coefficients of the sampler.
+        results: results of every step.
     """
     return Schedule(
         sampler=sampler,

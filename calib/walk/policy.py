@@ -1,4 +1,4 @@
-"""Which precision runs a step, decided from what was fitted there."""
+"""Policies choose the precision of a step from what was fitted at the step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engines.samplers.table import TableStep
 
 @dataclass(frozen=True)
 class FittedStep:
-    """What a policy sees of a step.
+    """Inputs of a policy at one step.
 
     Attributes:
-        step: index in the walk, 0 is the noisiest.
-        coefficients: the sampler's row for it.
-        moments: by precision, of `x, e, d` after guidance.
-        affines: by precision, the fitted correction.
+        step: index of the step in the walk; 0 is the noisiest.
+        coefficients: coefficients of the step.
+        moments: moments of `x, e, d` after guidance, by precision.
+        affines: fitted correction, by precision.
     """
 
     step: int
@@ -35,7 +35,7 @@ Policy: TypeAlias = Callable[[FittedStep], str]
 
 @dataclass(frozen=True)
 class SnrPolicy:
-    """The paper's rule.
+    """The rule of the PTQD paper; see `choose_snr`.
 
     Attributes:
         candidates: precisions, from the fewest bit operations to the most.
@@ -50,7 +50,7 @@ class SnrPolicy:
 
 @dataclass(frozen=True)
 class FixedPolicy:
-    """The plan's own list, a precision for each step."""
+    """A fixed list with one precision per step."""
 
     precisions: tuple[str, ...]
 
@@ -65,9 +65,9 @@ def choose_snr(
     moments: Mapping[str, Moments],
     affines: Mapping[str, Affine],
 ) -> str:
-    """The first candidate with `||eps|| / ||eps' - eps|| > a / (1 - a)`, else the last (PTQD, arXiv 2305.10657, section 3.4).
+    """Returns the first candidate with `||eps|| / ||eps' - eps|| > a / (1 - a)`, or the last (PTQD, arXiv 2305.10657, section 3.4).
 
-    The norms are over all samples, pixels and channels, whatever the network predicts: `eps = R x + T e` and `eps' - eps = T (e' - e)`.
+    The norms are over all samples, pixels and channels. `eps = R x + T e` and `eps' - eps = T (e' - e)` for any prediction type.
     """
     for name in candidates:
         signal, noise = epsilon_norms(moments[name], affines[name], epsilon_coeffs)
@@ -77,7 +77,7 @@ def choose_snr(
 
 
 def epsilon_norms(moments: Moments, affine: Affine, epsilon_coeffs: tuple[float, float]) -> tuple[float, float]:
-    """`||eps||` and `||eps' - eps||`, each as the root of a mean square, from the moments of `x, e, d`."""
+    """Returns `||eps||` and `||eps' - eps||` as root mean squares, from the moments of `x, e, d`."""
     R, T = epsilon_coeffs
     epsilon = moments.project(np.array([[R, T, 0.0]]), ("epsilon",))
     signal = np.sqrt(np.mean(epsilon.variance("epsilon") + epsilon.mean_of("epsilon") ** 2))

@@ -1,12 +1,12 @@
-"""How much an error at one step moves the end sample: probes through the full-precision chain.
+"""Measures how much an error at one step changes the end sample, with probes through the full-precision chain.
 
-A probe is the full-precision chain with one step taken as a quantized network would take it: its corrected output, its calibrated noise.
-The rest of the chain is full precision again, so that the network's Jacobian counts. Samples and fresh noise are those of the
-full-precision chain, so that nothing but the step differs; noise that the calibration takes out of the step is missing from the end
-sample, and counts as any other difference does. To first order the differences of several such steps add at the end.
+A probe is the full-precision chain with one step taken by a quantized network, with its corrected output and its calibrated noise. The
+rest of the chain is full precision again, so the probe includes the network's Jacobian. Samples and fresh noise are those of the
+full-precision chain, so only the step differs. Noise that the calibration removes from the step is missing from the end sample, and counts
+like any other difference. To first order, the differences of several such steps add up at the end.
 
-Errors are pooled over samples as their decibels are, by the geometric mean. A few samples in a hundred stand so close to another image
-that a small error tips them over: the plain mean is theirs alone, and says little about a second draw of samples.
+Errors are pooled over samples by the geometric mean, which averages their decibels. A few samples in a hundred are so close to a different
+image that a small error turns them into it: they alone determine the arithmetic mean, which says little about another draw of samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engines.chain.schedule import Schedule
 from engines.chain.step import ChainState, Move, advance, evaluate
 
 REFERENCE = "full precision"
-"""What messages call the reference."""
+"""Name of the reference in messages."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class ProbePlan:
     """What to probe.
 
     Attributes:
-        schedule: the coefficients of the chain, and the corrections of every precision at every step.
-        reference: the full-precision network.
-        quantized: the networks to probe with, by precision.
-        noise: of one sample's shape.
-        samples: [N] sample numbers.
-        rows: [N] conditioning row of each.
-        batch_size: samples that walk together; memory holds a state of each for every step and precision.
+        schedule: coefficients of the chain, and corrections of every precision at every step.
+        reference: full-precision network.
+        quantized: networks to probe with, by precision.
+        noise: noise source with the shape of one sample.
+        samples: sample numbers [N].
+        rows: conditioning row of each sample, [N].
+        batch_size: number of samples per batch; each takes the memory of one state for every step and precision.
     """
 
     schedule: Schedule
@@ -54,11 +54,11 @@ class ProbePlan:
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """What the probes found at the end of the chain.
+    """Errors of the probes at the end of the chain.
 
     Attributes:
-        precisions: [P] those that were probed.
-        products: [N, S, P, S, P] float64, of every sample: mean over its values of the product of two probes' end errors.
+        precisions: [P] probed precisions.
+        products: float64 [N, S, P, S, P], for every sample the mean over its values of the product of two probes' end errors.
     """
 
     precisions: tuple[str, ...]
@@ -70,15 +70,15 @@ class Probes:
 
     @property
     def amplitudes(self) -> Float64:
-        """[S, P] root of each probe's own mean square end error."""
+        """Root mean square end error of each probe, [S, P]."""
         N, S, P = self.products.shape[:3]
         errors = self.products.reshape(N, S * P, S * P).diagonal(axis1=1, axis2=2).reshape(N, S, P)
         return np.sqrt(pooled(errors))
 
     def predict(self, choice: Sequence[str]) -> float:
-        """Mean square end error of a chain with these precisions, one a step; a step whose precision was not probed is exact.
+        """Predicts the mean square end error of a chain with these precisions, one per step. A precision that was not probed is exact.
 
-        The errors of a sample's steps are not independent, so that their products count: `||sum_i d_i||^2 = sum_ij <d_i, d_j>`.
+        The errors of a sample's steps are not independent, so their products count: `||sum_i d_i||^2 = sum_ij <d_i, d_j>`.
         """
         steps = [i for i, name in enumerate(choice) if name in self.precisions]
         columns = [self.precisions.index(choice[i]) for i in steps]
@@ -95,15 +95,15 @@ class Probes:
 
 
 def pooled(errors: Float64) -> Float64:
-    """Geometric mean over samples [N, ...] of their mean square errors; 0 where one is exact."""
+    """Returns the geometric mean of mean square errors [N, ...] over the N samples; 0 if the error of any sample is 0."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(errors).mean(axis=0)))
 
 
 def probe(plan: ProbePlan, on_step: Callable[[], None] = lambda: None) -> Probes:
-    """Probe every step with every quantized precision.
+    """Probes every step with every quantized precision.
 
-    A chain of S steps takes about `P S^2 / 2` evaluations of the reference for each sample.
+    Probing a chain of S steps takes about `P S^2 / 2` evaluations of the reference per sample.
 
     Args:
         plan: what to probe.
@@ -115,12 +115,12 @@ def probe(plan: ProbePlan, on_step: Callable[[], None] = lambda: None) -> Probes
 
 
 def _products(errors: Float64) -> Float64:
-    """[batch, S P, S P] from end errors [batch, S P, values]."""
+    """Returns the products [batch, S P, S P] of end errors [batch, S P, values]."""
     return np.asarray(errors @ errors.swapaxes(1, 2) / errors.shape[2])
 
 
 def _end_errors(plan: ProbePlan, samples: Int64, rows: Int64, on_step: Callable[[], None]) -> Float64:
-    """[batch, S P, values] what each probe differs by from the full-precision chain at the end: by step, then by precision."""
+    """Returns each probe's difference from the end of the full-precision chain, [batch, S P, values], by step and then by precision."""
     main, probes = ChainState(np.float32(plan.schedule.init_sigma) * plan.noise.start(samples)), list[ChainState]()
     guidance = plan.schedule.sampler.guidance
     for step in plan.schedule.steps:

@@ -1,4 +1,4 @@
-"""The walk's states and outputs as memory-mapped files: what a walk holds in memory does not grow with the number of samples."""
+"""Keeps a walk's states and outputs in memory-mapped files, so that memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engines.host.room import NoRoomError
 
 
 class StateStore:
-    """Float32 arrays [samples, *shape] in files of a folder of their own, which goes when the store is closed.
+    """Float32 arrays [samples, *shape] in the files of a temporary folder, which closing the store removes.
 
     Attributes:
-        states: the current state of every sample.
-        reference: the full-precision output at the current step, after guidance.
-        outputs: the same of every quantized precision.
+        states: current state of every sample.
+        reference: full-precision output at the current step, after guidance.
+        outputs: quantized outputs at the current step, after guidance, by precision.
     """
 
     def __init__(self, parent: Path, shape: tuple[int, ...], precisions: Sequence[str], history_length: int) -> None:
@@ -48,15 +48,15 @@ class StateStore:
         self._folder.cleanup()
 
     def history(self, batch: slice, step: int) -> list[Float32]:
-        """The predictions `m_{i-1}, m_{i-2}, ...` that exist at a step; copies, since `advance` writes over them."""
+        """Returns the predictions `m_{i-1}, m_{i-2}, ...` that exist at a step, as copies because `advance` overwrites them."""
         return [np.array(predictions[batch]) for predictions in self._history[:step]]
 
     def exact_history(self, batch: slice, step: int) -> list[Float32]:
-        """What full precision would have predicted at the same states."""
+        """Returns what full precision would have predicted at the same states, as copies."""
         return [np.array(predictions[batch]) for predictions in self._exact_history[:step]]
 
     def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32], exact: Sequence[Float32]) -> None:
-        """Stores the next states, and the predictions `m_i, m_{i-1}, ...` and those of full precision as their history."""
+        """Stores the next states and, as their history, the predictions `m_i, m_{i-1}, ...` and those of full precision."""
         self.states[batch] = states
         for files, newest_first in ((self._history, predictions), (self._exact_history, exact)):
             for kept, prediction in zip(files, newest_first, strict=False):
@@ -67,6 +67,6 @@ class StateStore:
 
 
 def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:
-    """Bytes that a sample takes in a store of so many precisions; of a state alone, without any."""
+    """Returns the bytes per sample in a store with this many precisions, or the bytes of one state if there are none."""
     arrays = 2 + precisions + 2 * history_length if precisions else 1
     return arrays * math.prod(shape) * np.dtype(np.float32).itemsize

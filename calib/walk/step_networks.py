@@ -1,4 +1,4 @@
-"""What the networks give at a step of the walk, batch by batch: here or on a cluster, and the same for a batch everywhere."""
+"""Evaluates the networks at a step of the walk, batch by batch, here or on a cluster. A batch gives the same result everywhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engines.samplers.table import TableStep
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    """States at a step.
+    """A batch of states at a step.
 
     Attributes:
-        step: index in the walk.
-        row: the coefficients that the step is taken with.
-        x: [batch, channels, ...].
-        rows: [batch] of the conditioning table.
-        folds: [batch] for cross-validation.
+        step: index of the step in the walk.
+        row: coefficients that the step is taken with.
+        x: states [batch, channels, ...].
+        rows: rows of the conditioning table, [batch].
+        folds: folds for cross-validation, [batch].
     """
 
     step: int
@@ -35,7 +35,7 @@ class StepBatch:
 
 @dataclass(frozen=True, eq=False)
 class StepOutputs:
-    """Outputs [batch, channels, ...] after guidance and moments before it; `outputs` and `moments` are by precision."""
+    """Outputs [batch, channels, ...] after guidance, and moments before guidance. `outputs` and `moments` are by precision."""
 
     reference: Float32
     outputs: Mapping[str, Float32]
@@ -43,7 +43,7 @@ class StepOutputs:
 
 
 class BatchEvaluator(Protocol):
-    """Evaluates the batches `0 .. count - 1` of a step, which `batch` makes; yields them in any order."""
+    """Evaluates the batches `0 .. count - 1` of a step, which `batch` makes, and yields the outputs by batch index, in any order."""
 
     def __call__(self, count: int, batch: Callable[[int], StepBatch], /) -> Iterator[tuple[int, StepOutputs]]: ...
 
@@ -53,9 +53,9 @@ class StepNetworks:
     """Evaluates every network once at every state.
 
     Attributes:
-        reference: the full-precision one.
-        quantized: by precision. One that is the reference itself is not evaluated again.
-        guidance: scale w, where the networks return two branches.
+        reference: full-precision network.
+        quantized: networks by precision. The reference itself may be among them; it is not evaluated again.
+        guidance: guidance scale w, used if the networks return two branches.
     """
 
     reference: Denoiser
@@ -63,7 +63,7 @@ class StepNetworks:
     guidance: float
 
     def one_by_one(self, count: int, batch: Callable[[int], StepBatch]) -> Iterator[tuple[int, StepOutputs]]:
-        """A `BatchEvaluator` in this process."""
+        """Evaluates batches in this process; implements `BatchEvaluator`."""
         return ((index, self(batch(index))) for index in range(count))
 
     def __call__(self, batch: StepBatch) -> StepOutputs:
@@ -76,7 +76,7 @@ class StepNetworks:
         return StepOutputs(guide(e, self.guidance), outputs, moments)
 
     def _outputs(self, network: Denoiser, name: str, batch: StepBatch) -> Float32:
-        """Raw outputs [branches, batch, channels, ...]."""
+        """Returns the raw outputs [branches, batch, channels, ...]."""
         found = evaluate(network, batch.x, batch.row, batch.rows)
         check_output(found, name, batch.row.timestep, batch.step)
         return found
@@ -84,7 +84,7 @@ class StepNetworks:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Stands for a network that runs on the workers of a cluster."""
+    """Placeholder for a network that runs on the workers of a cluster."""
 
     name: str
 

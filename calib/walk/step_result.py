@@ -1,4 +1,4 @@
-"""What was found at a step of a chain, fitted from the moments of its states."""
+"""Fits a step of a chain from the moments of its states."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from engines.samplers.table import TableStep
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What was found at a step; the mappings are by precision, chosen or not.
+    """Result of a step. The mappings hold every precision, chosen or not.
 
     Attributes:
-        step: index in the walk.
-        timestep: given to the networks.
-        chosen: the precision that takes the step.
-        moments: before guidance, so that a fit at another scale needs no network.
+        step: index of the step in the walk.
+        timestep: timestep given to the networks.
+        chosen: precision that takes the step.
+        moments: moments before guidance, so that a fit at another guidance scale needs no network.
         noise: split of the quantization noise, after guidance.
-        corrections: fitted after guidance.
-        shifted: the row that the step was taken with where it was not the sampler's, see `calib.correction.level_shift`.
+        corrections: corrections fitted after guidance.
+        shifted: coefficients of the step if they differ from the sampler's; see `calib.correction.level_shift`.
     """
 
     step: int
@@ -47,16 +47,16 @@ def fit_result(
     policy: Policy,
     measure: Callable[[str, Affine], float] | None = None,
 ) -> StepResult:
-    """Fits every precision at step `i` and lets the policy choose.
+    """Fits every precision at step `i` and lets the policy choose one.
 
     Args:
-        i: index in the walk.
-        row: the coefficients that the step is taken with.
-        moments: by precision, before guidance.
-        guidance: scale w.
+        i: index of the step in the walk.
+        row: coefficients that the step is taken with.
+        moments: moments before guidance, by precision.
+        guidance: guidance scale w.
         correction: what to correct.
-        policy: chooses.
-        measure: the excess variance of the whole step for a precision under a correction; see `fit_step`.
+        policy: chooses the precision.
+        measure: returns the excess variance of the whole step for a precision and a correction; see `fit_step`.
     """
     guided = {name: joint.guided(guidance) for name, joint in moments.items()}
     corrections = {

@@ -1,7 +1,7 @@
 """The walk that the statistics are fitted on: all states advance together, one step at a time from the noisiest.
 
-On policy: each step's correction is fitted before the step is taken, so the statistics of the next step are of the very states that the
-corrected quantized sampler visits there, with the full-precision network evaluated at the same states.
+The walk is on policy: each step's correction is fitted before the step is taken, so the statistics of the next step are measured on the
+states that the corrected quantized sampler visits. The full-precision network is evaluated at the same states.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
 
 @dataclass(frozen=True)
 class WalkPlan:
-    """What to walk, and how.
+    """Settings of a walk.
 
     Attributes:
-        table: the sampler.
-        reference: the full-precision network.
-        quantized: by precision. One that is the reference itself is not evaluated again, and needs no correction.
-        noise: of one sample's shape.
-        rows: [N] conditioning row of each of the samples 0..N-1; sample n belongs to fold n mod 4.
-        policy: chooses the precision that takes a step.
+        table: coefficients of the sampler.
+        reference: full-precision network.
+        quantized: networks by precision. The reference itself may be among them; it is not evaluated again, and needs no correction.
+        noise: noise source with the shape of one sample.
+        rows: conditioning row of each of the samples 0..N-1, [N]; sample n belongs to fold n mod 4.
+        policy: chooses the precision of each step.
         correction: what to correct.
-        guidance: scale w, where the networks return two branches.
+        guidance: guidance scale w, used if the networks return two branches.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
-        batch_size: samples that a network is given at a time.
-        shift: takes steps from states with more noise than their level says; there if and only if the correction asks for it.
-        evaluator: evaluates the networks, which then stand here for their names alone; None evaluates them here.
+        batch_size: number of samples per call of a network.
+        shift: takes steps from states with more noise than their level says; given if and only if the correction asks for it.
+        evaluator: evaluates the networks elsewhere, so that only the names of `quantized` are used; None evaluates them in this process.
     """
 
     table: SamplerTable
@@ -71,14 +71,14 @@ class WalkPlan:
 
 
 class Walk:
-    """Iterate to take the steps:
+    """A walk. Iterate over it to take the steps:
 
         with Walk(plan, folder) as walk:
             for result in walk:
                 walk.states[:8]   # the states that `result` was fitted on
             walk.states           # the samples
 
-    The states are a memory-mapped file in a new folder under `folder`, written over by each step and gone after the `with`.
+    The states are a memory-mapped file in a temporary folder under `folder`. Each step overwrites the file; it is removed after the `with`.
     """
 
     def __init__(self, plan: WalkPlan, folder: Path) -> None:
@@ -93,7 +93,7 @@ class Walk:
 
     @property
     def states(self) -> Float32:
-        """[N, channels, ...] the current state of every sample."""
+        """Current state of every sample, [N, channels, ...]."""
         return self._store.states
 
     def __iter__(self) -> Iterator[StepResult]:
@@ -107,10 +107,10 @@ class Walk:
             unabsorbed = result.corrections[result.chosen].unabsorbed_variance
 
     def _row(self, i: int, unabsorbed: float) -> TableStep:
-        """The coefficients of step `i`, from states to which the step before added so much variance.
+        """Returns the coefficients of step `i`, from states to which the previous step added the variance `unabsorbed`.
 
-        The last step is never shifted. It leaves from next to no noise and takes next to nothing of the network's output; from a noisier
-        level it takes several times as much, errors included, of what by then is the finished sample.
+        The last step is never shifted. It starts from almost no noise and uses almost nothing of the network's output. From a noisier level
+        it would use several times as much of the output, with its errors, on a sample that is already finished.
         """
         table, shift = self._plan.table, self._plan.shift
         row = table.step(i)
@@ -129,11 +129,11 @@ class Walk:
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 
     def _evaluate(self, i: int, row: TableStep) -> dict[str, Moments]:
-        """Evaluates every network once at every state; stores the guided outputs and returns the moments, merged in the batches' order."""
+        """Evaluates every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""
         plan, batches = self._plan, [*self._batches()]
         networks = StepNetworks(plan.reference, plan.quantized, plan.guidance)
         merged, ahead, taken = dict[str, Moments](), dict[int, Mapping[str, Moments]](), 0
-        for index, seen in (plan.evaluator or networks.one_by_one)(len(batches), lambda index: self._asked(i, row, batches[index])):
+        for index, seen in (plan.evaluator or networks.one_by_one)(len(batches), lambda index: self._batch(i, row, batches[index])):
             self._store.reference[batches[index]] = seen.reference
             for name, out in seen.outputs.items():
                 self._store.outputs[name][batches[index]] = out
@@ -143,14 +143,15 @@ class Walk:
                 taken += 1
         return merged
 
-    def _asked(self, i: int, row: TableStep, batch: slice) -> StepBatch:
+    def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
         return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS)
 
     def _measure_excess(self, i: int, row: TableStep, name: str, affine: Affine) -> float:
-        """Variance that a precision adds to the whole step, from the stored outputs.
+        """Measures the variance that a precision adds to the whole step, from the stored outputs.
 
-        Full precision looks back on what it would have predicted itself. The errors of earlier predictions are in the state already, which
-        has the right variance with them; where a step uses these predictions again, the two go together, and often against each other.
+        The full-precision step uses the history of what full precision would have predicted. The errors of earlier predictions are already
+        in the state, whose variance is right with them. If a step uses these predictions again, their errors are correlated with those in
+        the state, often negatively.
         """
         moments = Moments.empty(STEP_CHANGE, channels=len(affine.gain))
         exact, move = self._move(i, row), self._move(i, row, affine)
@@ -175,7 +176,7 @@ class Walk:
             self._store.advance(batch, after.x, after.history, ideal.history)
 
     def _move(self, i: int, row: TableStep, affine: Affine | None = None, sigma: float = 0.0) -> Move:
-        """The step from stored outputs, which are guided already; without `affine` uncorrected."""
+        """Returns the move for stored outputs, to which guidance has been applied already; uncorrected without `affine`."""
         if affine is None:
             return Move(i, row, "", 1.0, sigma=sigma)
         return Move(i, row, "", 1.0, affine.gain, affine.offset, affine.state_gain, sigma)

@@ -1,1 +1,1 @@
-"""One chain from noise to sample: its schedule, its step, its noise."""
+"""A chain from noise to sample: its schedule, steps and noise."""

@@ -1,4 +1,4 @@
-"""The one inner convention for networks: `out = denoiser(x, timestep, rows)`."""
+"""The internal calling convention of all networks: `out = denoiser(x, timestep, rows)`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from engines.arrays import Float32, Int64
 
 
 class Denoiser(Protocol):
-    """A network, full precision or quantized, whatever runs it.
+    """A full-precision or quantized network on any backend.
 
-    Called with states `x` float32 [batch, channels, ...], one training timestep for all of them, and for each sample the row of
-    the conditioning table (ignored by unconditional models). Returns the raw outputs float32 [branches, batch, channels, ...]:
+    Takes the states `x` float32 [batch, channels, ...], one training timestep for the whole batch, and each sample's row of the
+    conditioning table [batch] (ignored by unconditional models). Returns the raw outputs float32 [branches, batch, channels, ...]:
     one branch, or two (conditional, unconditional) under classifier-free guidance.
     """
 
@@ -21,7 +21,7 @@ class Denoiser(Protocol):
 
 
 class Denoisers(Protocol):
-    """Anything that gives a denoiser by the name of its precision: a bank, or a dict."""
+    """Maps the name of a precision to its denoiser: an engine bank or a dict."""
 
     def __getitem__(self, precision: str) -> Denoiser: ...
 

@@ -1,4 +1,4 @@
-"""NaN and infinity stop what they would spoil, with the step named that they came from."""
+"""Raises an error that names the step when a network or a step returns NaN or infinity."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from engines.errors import PtqdError
 
 
 class NotFiniteError(PtqdError):
-    """A network, or a step, gave NaN or infinity."""
+    """A network or a step returned NaN or infinity."""
 
 
 def is_finite(values: NDArray[Any]) -> bool:
-    """Whether all values are. A sum, which either would spoil too, takes as long; see docs/reliability.md."""
+    """Whether all values are finite. Checking only their sum would be no faster; see docs/reliability.md."""
     return bool(np.isfinite(values).all())
 
 
 def check_output(out: NDArray[Any], precision: str, timestep: float, step: int | None = None) -> None:
-    """Refuse a network's output with NaN or infinity in it.
+    """Refuses a network output that contains NaN or infinity.
 
     Raises:
-        NotFiniteError: with the step, the timestep and the precision of the engine.
+        NotFiniteError: the output is not finite; the message names the step, the timestep and the precision.
     """
     if not is_finite(out):
         raise not_finite("The network's output is not finite.", precision, timestep, step)
@@ -34,5 +34,5 @@ def not_finite(what: str, precision: str, timestep: float, step: int | None) -> 
     return NotFiniteError(
         what,
         found=f"NaN or infinity from {precision} at {place}timestep {timestep:g}",
-        mend="see whether float32 samples well (--precision fp32 --correction off); if it does, give this step or layer more bits",
+        mend="check that float32 samples well (--precision fp32 --correction off); if it does, give this step or layer more bits",
     )

@@ -1,4 +1,4 @@
-"""The sampling loop: engines swapped across timesteps, outputs corrected, fresh noise calibrated. Written once for every sampler."""
+"""The sampling loop of every sampler: switches engines between steps, corrects outputs and adds calibrated fresh noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engines.chain.step import Move
 from engines.chain.stepper import HostStepper, Stepper
 
 DRAWN_BYTES = 2**20
-"""Noise that is drawn ahead. Between two runs of a network, when nothing is in cache, drawing for one sample takes twice as long."""
+"""Most bytes of noise to draw ahead. Between two runs of a network the cache is cold, and drawing for one sample takes twice as long."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Chain:
 
     Attributes:
         schedule: coefficients and corrections.
-        denoisers: by precision.
-        precision: one precision for every step, or None for the schedule's choice; see `Schedule.corrects` for where others are corrected.
+        denoisers: networks by precision.
+        precision: one precision for every step, or None for the schedule's choice. `Schedule.corrects` says whether the corrections hold.
         corrected: apply the correction, the calibrated sigma and the shift; False is the plain quantized sampler.
-        guidance: scale w, or None for the one that the corrections were fitted at.
-        stepper: what computes the steps, and keeps the state.
+        guidance: guidance scale w, or None for the scale that the corrections were fitted at.
+        stepper: creates the stepper, which computes the steps and owns the state.
     """
 
     schedule: Schedule
@@ -41,12 +41,12 @@ class Chain:
 
     @property
     def step_precisions(self) -> tuple[str, ...]:
-        """The precision that takes each step."""
+        """The precision of each step."""
         return tuple(self.precision or step.precision for step in self.schedule.steps)
 
     @property
     def timesteps(self) -> dict[str, list[float]]:
-        """By precision, what its network is given from step to step."""
+        """The timesteps that each precision's network is evaluated at, in order."""
         found: dict[str, list[float]] = {}
         for move in map(self.move, self.schedule.steps):
             found.setdefault(move.precision, []).append(move.step.timestep)
@@ -54,30 +54,30 @@ class Chain:
 
     @property
     def scale(self) -> float:
-        """The guidance scale that is sampled at."""
+        """The guidance scale of the chain."""
         return self.schedule.sampler.guidance if self.guidance is None else self.guidance
 
     def sample(self, noise: Noise, samples: Int64, rows: Int64, on_step: Callable[[], None] = lambda: None) -> Float32:
-        """Final states of the given sample numbers, float32 [len(samples), *shape].
+        """Returns the final states of the given sample numbers, float32 [len(samples), *shape].
 
-        A sample depends on its number, its row and the noise source's seed alone.
+        A sample depends only on its number, its row and the seed of the noise source.
 
         Args:
-            noise: of one state's shape.
+            noise: noise source with the shape of one state.
             samples: sample numbers.
-            rows: the conditioning row of each sample.
+            rows: conditioning row of each sample.
             on_step: called after every step.
         """
         moves = [self.move(step) for step in self.schedule.steps]
         stepper = self.stepper(self.denoisers)
         stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
-        for move, z in zip(moves, _drawn(noise, moves, samples), strict=True):
+        for move, z in zip(moves, _fresh_noise(noise, moves, samples), strict=True):
             stepper.take(move, z)
             on_step()
         return stepper.state()
 
     def move(self, scheduled: Step) -> Move:
-        """What is done at a step of the schedule."""
+        """Returns the move for a step of the schedule: its precision, correction and noise."""
         precision = self.precision or scheduled.precision
         if not self.corrected:
             return Move.plain(scheduled, precision, self.scale)
@@ -85,21 +85,21 @@ class Chain:
         return Move.corrected(step, precision, self.scale)
 
 
-def _drawn(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
-    """Fresh noise of every step, or None where it has none; of several steps at once, as far as `DRAWN_BYTES` go."""
+def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
+    """Yields the fresh noise of each step, or None if the step has none. Draws several steps at once, at most `DRAWN_BYTES`."""
     block = max(1, DRAWN_BYTES // (4 * len(samples) * math.prod(noise.shape)))
     for begin in range(0, len(moves), block):
         yield from [noise.step(move.index, samples) if move.sigma > 0 else None for move in moves[begin : begin + block]]
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:
-    """Consecutive pieces of at most `size` sample numbers."""
+    """Yields consecutive batches of at most `size` sample numbers."""
     for begin in range(0, len(samples), size):
         yield samples[begin : begin + size]
 
 
 def rows_of(samples: Int64, noise: NoiseSource, rows: int, chosen: Int64 | None) -> Int64:
-    """The conditioning row of each sample: number n takes entry n (cyclically) of the rows asked for, else one drawn from (seed, n)."""
+    """Returns the conditioning row of each sample: entry n (cyclically) of `chosen` for sample n, or a row drawn from (seed, n) if None."""
     if chosen is not None:
         return np.asarray(chosen[samples % len(chosen)])
     return noise.row(samples, rows)

@@ -1,4 +1,4 @@
-"""The schedule contract: every coefficient of a chain, and the PTQD correction of every precision at every step."""
+"""The schedule contract: the coefficients of a chain, and the PTQD correction of every precision at every step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SCHEMA_VERSION: Literal[1] = 1
 
 
 class Strict(BaseModel):
-    """Base of every stored contract: immutable, unknown keys refused."""
+    """Base class of every stored contract: immutable, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Correction(Strict):
-    """Correction `e' = gain_c q + offset_c + state_gain_c x` of one precision at one step, and the calibrated noise that goes with it.
+    """Correction `e' = gain_c q + offset_c + state_gain_c x` of one precision at one step, and its calibrated noise.
 
-    `residual_variance` is the variance of `e' - e` about its mean; `unabsorbed_variance` is what the fresh noise of the step could
-    not give up (all of it at eta = 0).
+    `residual_variance` is the variance of `e' - e` about its mean; `unabsorbed_variance` is the part of the step's excess variance that
+    its fresh noise could not absorb (all of it at eta = 0).
     """
 
     gain: tuple[Coefficient, ...]
@@ -32,7 +32,7 @@ class Correction(Strict):
     unabsorbed_variance: Variance
 
     @model_validator(mode="after")
-    def _one_of_each_a_channel(self) -> Correction:
+    def _one_coefficient_per_channel(self) -> Correction:
         channels = [len(self.gain), len(self.offset), len(self.state_gain)]
         if len(set(channels)) > 1 or not self.gain:
             raise ValueError("gain, offset and state_gain have {} channels, {} and {}".format(*channels))
@@ -40,7 +40,7 @@ class Correction(Strict):
 
 
 class StepShift(Strict):
-    """Coefficients of a step from a state that quantization made noisier than its level; under the same names as in `Step`."""
+    """Coefficients of a step from a state that quantization made noisier than its level, named as in `Step`."""
 
     timestep: Timestep
     input_scale: Coefficient
@@ -50,10 +50,10 @@ class StepShift(Strict):
 
 
 class Step(Strict):
-    """One step of the chain; the coefficients are those of `engines.samplers.table`.
+    """One step of the chain, with the coefficients of `engines.samplers.table`.
 
-    `shifted` takes their place in a corrected chain, where the precisions that the schedule chose left more noise in the state than its
-    level has.
+    `shifted` replaces these coefficients in a corrected chain if the precisions that the schedule chose left more noise in the state than
+    its level has.
     """
 
     step: NonNegativeInt
@@ -71,18 +71,18 @@ class Step(Strict):
 
     @property
     def corrected(self) -> Step:
-        """The step as a corrected chain takes it."""
+        """The step with its shifted coefficients, if there are any, as a corrected chain takes it."""
         return self if self.shifted is None else self.model_copy(update=dict(self.shifted))
 
     @model_validator(mode="after")
     def _precision_is_corrected(self) -> Step:
         if self.precision not in self.corrections:
-            raise ValueError(f"step {self.step} uses {self.precision}, which has no correction (there are {sorted(self.corrections)})")
+            raise ValueError(f"step {self.step} uses {self.precision}, which has no correction (corrected: {sorted(self.corrections)})")
         return self
 
 
 class SamplerRecord(Strict):
-    """Where the coefficients came from, for people and for refits."""
+    """The sampler that the coefficients come from, for readers and for refits."""
 
     name: Name
     steps: Annotated[PositiveInt, Field(le=CHAIN_STEPS)]
@@ -91,7 +91,7 @@ class SamplerRecord(Strict):
 
 
 class CorrectionRecord(Strict):
-    """What was fitted."""
+    """The kind of correction that was fitted."""
 
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"]
     parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
@@ -113,20 +113,23 @@ class Schedule(Strict):
         if [step.step for step in self.steps] != list(range(len(self.steps))):
             raise ValueError("steps are not numbered 0, 1, 2, ... in order")
         if len({tuple(sorted(step.corrections)) for step in self.steps}) != 1:
-            raise ValueError("every step must hold a correction for the same precisions")
+            raise ValueError("every step must have corrections for the same precisions")
         return self
 
     @property
     def is_shifted(self) -> bool:
-        """Whether some step answers the noise that the steps before it left in the state."""
+        """Whether any step is shifted to a noisier level."""
         return any(step.shifted is not None for step in self.steps)
 
     def corrects(self, precision: str) -> bool:
-        """Whether it holds for a chain of this precision alone; a shifted one does for its own, and for one that leaves no noise."""
+        """Whether the corrections hold for a chain of only this precision.
+
+        Those of a shifted schedule hold only for its own precisions, and for a precision that leaves no noise.
+        """
         own = all(step.precision == precision for step in self.steps)
         return not self.is_shifted or own or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Every precision that the schedule holds corrections for."""
+        """Every precision that the schedule has corrections for."""
         return tuple(self.steps[0].corrections)

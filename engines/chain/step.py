@@ -1,8 +1,8 @@
-"""One step of a chain, the only place where its order is written: scale, ask the network, guide, correct, update, add noise.
+"""One step of a chain, in this order: scale, evaluate the network, guide, correct, update, add noise.
 
-`evaluate` is the first half and `advance` the second, because calibration asks its networks batch by batch and steps afterwards, and a
-pipeline of diffusers asks the network itself. The kernel in `engines.backends.tensorrt.device.update_kernel` is the one other copy; a test
-holds it against these two functions bit for bit.
+The step has two halves, `evaluate` and `advance`: calibration evaluates its networks batch by batch and advances afterwards, and a
+diffusers pipeline evaluates the network itself. The only other copy is the kernel in `engines.backends.tensorrt.device.update_kernel`; a
+test compares it with these two functions bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engines.chain.update import UpdateCoefficients, update
 
 
 class StepCoefficients(UpdateCoefficients, Protocol):
-    """A row of a sampler's table or a step of a schedule; see `engines.samplers.table` for the meaning."""
+    """A row of a sampler's table or a step of a schedule; `engines.samplers.table` defines the fields."""
 
     @property
     def timestep(self) -> float: ...
@@ -34,11 +34,11 @@ class Move:
     """Everything that is decided before a step is taken.
 
     Attributes:
-        index: of the step in the chain.
+        index: index of the step in the chain.
         step: timestep and coefficients.
-        precision: of the network that takes it.
-        guidance: scale w.
-        gain, offset, state_gain: of the correction, [channels], or one for all of them.
+        precision: precision of the network.
+        guidance: guidance scale w.
+        gain, offset, state_gain: coefficients of the correction, [channels], or one for all channels.
         sigma: standard deviation of the fresh noise.
     """
 
@@ -53,23 +53,23 @@ class Move:
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:
-        """A step of a schedule as the sampler has it, without correction."""
+        """Returns the move for a step of a schedule without correction, with the sampler's own noise."""
         return cls(step.step, step, precision, guidance, sigma=step.sigma)
 
     @classmethod
     def corrected(cls, step: Step, precision: str, guidance: float) -> Move:
-        """A step of a schedule with a precision's correction and calibrated noise."""
+        """Returns the move for a step of a schedule with the correction and the calibrated noise of a precision."""
         found = step.corrections[precision]
         return cls(step.step, step, precision, guidance, found.gain, found.offset, found.state_gain, found.sigma_corrected)
 
 
 @dataclass(frozen=True, eq=False)
 class ChainState:
-    """Where chains are between two steps.
+    """State of a batch of chains between two steps.
 
     Attributes:
-        x: [batch, channels, ...].
-        history: earlier predictions `m_{i-1}, m_{i-2}, ...`, of the same shape; fewer at the start than the sampler looks back on.
+        x: states [batch, channels, ...].
+        history: earlier predictions `m_{i-1}, m_{i-2}, ...`, same shape; at the start of a chain fewer than the sampler uses.
     """
 
     x: Float32
@@ -77,19 +77,19 @@ class ChainState:
 
 
 def evaluate(network: Denoiser, x: Float32, step: StepCoefficients, rows: Int64) -> Float32:
-    """The network's raw outputs [branches, batch, channels, ...] at the states `x`, scaled as the sampler says."""
+    """Returns the network's raw outputs [branches, batch, channels, ...] at the states `x`, to which it applies the input scale."""
     scaled = x if step.input_scale == 1 else np.asarray(np.float32(step.input_scale) * x)
     return network(scaled, step.timestep, rows)
 
 
 def advance(state: ChainState, outputs: Float32, move: Move, z: Float32 | None) -> ChainState:
-    """The next state.
+    """Returns the next state.
 
     Args:
-        state: where the step starts.
-        outputs: [branches, batch, channels, ...] of the network there; one branch where guidance was applied already.
-        move: the step.
-        z: standard normal [batch, channels, ...], or None where the step draws no noise.
+        state: state before the step.
+        outputs: network outputs [branches, batch, channels, ...] at this state; one branch if guidance has been applied already.
+        move: how to take the step.
+        z: standard normal [batch, channels, ...], or None if the step draws no noise.
     """
     out = correct(guide(outputs, move.guidance), state.x, move.gain, move.offset, move.state_gain)
     x, history = update(state.x, out, move.step, state.history)

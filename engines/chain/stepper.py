@@ -1,4 +1,4 @@
-"""One step of a chain, wherever the state lives: the sampling loop decides, a stepper computes."""
+"""Steppers compute the steps that the sampling loop decides on, on the host or on a device."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from engines.chain.step import ChainState, Move, advance, evaluate
 
 
 class Stepper(Protocol):
-    """Owns the state of the chains of one batch. `start` comes first, then a `take` for each step, then `state`."""
+    """Owns the state of one batch of chains. Call `start` first, then `take` for each step, then `state`."""
 
     def start(self, x: Float32, rows: Int64) -> None:
-        """Begin at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
+        """Starts at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
 
     def take(self, move: Move, z: Float32 | None) -> None:
-        """Take a step, with fresh noise `z` [batch, *shape], which is the stepper's from then on, or None where the step has none.
+        """Takes a step with fresh noise `z` [batch, *shape], or None if the step has none. The stepper owns `z` from then on.
 
         Raises:
-            NotFiniteError: this step, or where the device is a step ahead the one before it, gave NaN or infinity.
+            NotFiniteError: this step returned NaN or infinity, or the step before it did if the device is a step ahead.
         """
 
     def state(self) -> Float32:
-        """The states as they are now, [batch, *shape]."""
+        """Returns the current states [batch, *shape]."""
 
 
 class HostStepper:
-    """The state is an array on the host."""
+    """Keeps the state in an array on the host."""
 
     def __init__(self, denoisers: Denoisers) -> None:
         self._denoisers = denoisers
@@ -42,7 +42,7 @@ class HostStepper:
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = evaluate(self._denoisers[move.precision], self._state.x, move.step, self._rows)
             self._state = advance(self._state, outputs, move, z)
-        # A NaN or infinity in the output is one in the state, whatever the coefficients: 0 times either is NaN.
+        # NaN or infinity in the output always reaches the state: even a coefficient of 0 makes it NaN.
         if not is_finite(self._state.x):
             check_output(outputs, move.precision, move.step.timestep, move.index)
             raise not_finite("The coefficients of a step are too large.", move.precision, move.step.timestep, move.index)

@@ -1,4 +1,4 @@
-"""The mean of a denoising step: `x <- A x + B e' + sum_j H_j m_{i-j}`, the only place where it is written."""
+"""The mean of a denoising step, `x <- A x + B e' + sum_j H_j m_{i-j}`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.arrays import Float32
 
 
 class UpdateCoefficients(Protocol):
-    """What `update` needs of a step; see `engines.samplers.table` for the meaning."""
+    """The coefficients of a step that `update` needs; `engines.samplers.table` defines them."""
 
     @property
     def x_coeff(self) -> float: ...
@@ -26,20 +26,20 @@ class UpdateCoefficients(Protocol):
 
 
 def predict(x: Float32, out: Float32, step: UpdateCoefficients) -> Float32:
-    """The predicted clean sample `m = P x + Q out`, clipped where the step says so."""
+    """Returns the predicted clean sample `m = P x + Q out`, clipped if the step says so."""
     P, Q = step.prediction_coeffs
     m = P * x + Q * out
     return m if step.clip is None else np.clip(m, -step.clip, step.clip)
 
 
 def update(x: Float32, out: Float32, step: UpdateCoefficients, history: Sequence[Float32]) -> tuple[Float32, list[Float32]]:
-    """Mean of the next state, before fresh noise, and the history to hand to the next call.
+    """Returns the mean of the next state, before fresh noise, and the history to pass to the next call.
 
     Args:
         x: state [batch, channels, ...].
         out: corrected network output, same shape.
-        step: the step's coefficients.
-        history: earlier predictions `m_{i-1}, m_{i-2}, ...`; fewer than the sampler's order at the start of the chain.
+        step: coefficients of the step.
+        history: earlier predictions `m_{i-1}, m_{i-2}, ...`; at the start of the chain fewer than the sampler's order.
     """
     mean = step.x_coeff * x
     mean += step.out_coeff * out

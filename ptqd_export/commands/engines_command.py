@@ -1,4 +1,4 @@
-"""`ptqd-export engines`: build the engines of a bundle for this machine, from its graphs."""
+"""`ptqd-export engines`: builds the engines of a bundle for this machine from the bundle's graphs."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.stages.finish.keep_optimized import DECODER, BuiltEngine, engine_graphs, optimize_graphs
 
-AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the same as the graphs on which the statistics were measured"
+AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the same as the graphs that the statistics were measured with"
 
 
 def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
-    """Build the engine of every precision and of the decoder, or find the engine that was built before.
-
-    For ONNX Runtime on the CPU, an engine is the graph as it is optimized there.
+    """Builds the engine of every precision and of the decoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
+    graph as the runtime optimizes it for this machine.
 
     Args:
         folder: folder of the bundle.
-        target: flavour of TensorRT; None takes the bundle's own.
+        target: flavour of TensorRT; None is the bundle's own target.
 
     Raises:
         UsageError: there is no bundle, or its graphs are for another runtime.
-        MissingBackendError: the flavour is not installed, or needs a device that is missing.
-        PtqdError: TensorRT refuses a graph, or another process writes to the bundle.
+        MissingBackendError: the flavour is not installed, or a device that it needs is missing.
+        PtqdError: TensorRT refuses a graph, or another process is writing to the bundle.
     """
-    bundle, kept = Bundle.open(folder), "engines that were built are kept, and the next run builds the others"
+    bundle, kept = Bundle.open(folder), "finished engines are kept, and the next run builds the others"
     if _takes_optimized(bundle, target):
         with writing_to(folder), keeping(kept):
             return optimize_graphs(bundle)
@@ -71,10 +70,10 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
 
 
 def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName | None = None) -> str:
-    """Check the engines against the bundle's statistics, if there is a device to run them; return the outcome in words.
+    """Checks the engines against the bundle's statistics if there is a device to run them on. Returns the result as a sentence to print.
 
     Raises:
-        DepartureError: the noise of an engine departs from the statistics. Its file is removed, so that nothing samples with it.
+        DepartureError: the noise of an engine differs from the statistics. Its file is removed, so that nothing samples with it.
     """
     bundle = Bundle.open(folder)
     if _takes_optimized(bundle, target):
@@ -92,7 +91,7 @@ def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName 
             if engine.name == error.precision:
                 engine.engine.path.unlink(missing_ok=True)
         raise
-    return f"checked against the statistics: no SNR departs by more than {departure:.2f} dB"
+    return f"checked against the statistics: no SNR differs by more than {departure:.2f} dB"
 
 
 def _settings(bundle: Bundle, target: FlavourName | None) -> EngineSettings:
@@ -103,10 +102,10 @@ def _own_flavour(bundle: Bundle) -> FlavourName:
     name = bundle.manifest.target.name
     if name == "onnxruntime":
         raise UsageError(
-            "The bundle's runtime builds no engines.",
+            "The bundle's runtime does not build engines.",
             found=f"target {name} on a GPU, which opens the graphs directly",
             expected=" or ".join(FLAVOURS),
-            mend="build a bundle with such a target in its plan",
+            mend="build a bundle with one of these targets in its plan",
         )
     return name
 
@@ -118,7 +117,7 @@ def _build(graph: Path, label: str, settings: EngineSettings, cache: EngineCache
 
 
 def print_engines(engines: list[BuiltEngine]) -> None:
-    """Print a table of the engines."""
+    """Prints a table of the engines."""
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title="engines")
     for column in ("engine", "size", "seconds", "built", "file"):

@@ -1,1 +1,1 @@
-"""Schedules: from what was found at each step to the contract, and `ptqd-export schedule`, which adds one to a bundle."""
+"""`ptqd-export schedule`: fits another schedule for a bundle and adds it."""

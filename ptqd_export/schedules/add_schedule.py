@@ -1,4 +1,4 @@
-"""`ptqd-export schedule`: add a schedule to a bundle, without quantizing anything again."""
+"""`ptqd-export schedule`: adds a schedule to a bundle without quantizing anything again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 @dataclass(frozen=True)
 class AddedSchedule:
-    """What was added, and how long it took."""
+    """The added schedule, and how long adding it took."""
 
     bundle: Path
     name: str
@@ -54,17 +54,17 @@ class AddedSchedule:
 
 
 def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
-    """Add `schedules/<name>.json`, and what a new walk measured.
+    """Adds `schedules/<name>.json` and, after a new walk, its statistics.
 
     Args:
-        folder: of the bundle.
-        name: of the schedule.
-        request: what it is to be.
-        force: replace a schedule of this name.
+        folder: folder of the bundle.
+        name: name of the schedule.
+        request: the schedule to add.
+        force: replace an existing schedule of this name.
 
     Raises:
-        UsageError: the request does not fit the bundle. Nothing is written then.
-        PtqdError: the bundle is damaged, a network failed, or another process writes to the bundle. Nothing is written then.
+        UsageError: the request does not fit the bundle. Nothing is written.
+        PtqdError: the bundle is damaged, a network failed, or another process is writing to the bundle. Nothing is written.
     """
     begin = time.perf_counter()
     _check_name(Bundle.open(folder), name, force=force)
@@ -76,7 +76,7 @@ def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bo
 def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> tuple[Schedule, Fit]:
     _check_name(bundle, name, force=force)
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
-    stored = None if request.fit == "walk" else _sufficient(request, settings, bundle)
+    stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
     if settings.budget is not None:
         settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
     fitted = _fit(bundle, settings, stored)
@@ -88,20 +88,20 @@ def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) 
 def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
     if not re.fullmatch(NAME, name):
         raise UsageError(
-            "A schedule cannot have this name.", found=name, expected="letters, digits, '.', '_' and '-', a letter or digit first"
+            "A schedule cannot have this name.", found=name, expected="letters, digits, '.', '_' and '-', starting with a letter or digit"
         )
     if name == DEFAULT:
-        raise UsageError("The default schedule is the build's.", found=f"--name {name}", expected="another name")
+        raise UsageError("Only a build can write the default schedule.", found=f"--name {name}", expected="another name")
     if _file(name) in bundle.manifest.files and not force:
-        raise UsageError("The bundle has a schedule of this name.", found=name, expected="a new name", mend="give --force to replace it")
+        raise UsageError("The bundle already has this schedule.", found=name, expected="a new name", mend="use --force to replace it")
 
 
-def _sufficient(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
-    """The stored moments, if they say enough for this schedule."""
+def _sufficient_moments(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
+    """Returns the stored moments if they suffice for this schedule, or None if a new walk is needed."""
     stored = load_statistics(bundle, request.base)
     reason = why_not_refit(request, settings, bundle.schedule(request.base), stored)
     if request.fit == "moments" and reason is not None:
-        raise UsageError("The stored moments do not say enough for this schedule.", found=f"--fit moments; {reason}", expected="--fit walk")
+        raise UsageError("The stored moments do not suffice for this schedule.", found=f"--fit moments; {reason}", expected="--fit walk")
     return stored if reason is None else None
 
 
@@ -114,10 +114,10 @@ def _fit(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | 
 
 
 def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:
-    """With the chain that the budget buys: the least error that the probes predict.
+    """Returns the settings with the chain that the budget buys: the one with the least error that the probes predict.
 
     Raises:
-        UsageError: no chain is as cheap as the budget.
+        UsageError: every chain costs more than the budget.
     """
     costs = costs_of(bundle, settings.precisions, budget.cost)
     check_budget(costs, budget.share)
@@ -128,7 +128,7 @@ def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Sc
 
 
 def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) -> FitNetworks:
-    """Full precision and the candidates, on the backend that the bundle's statistics were measured on, for batches of this many samples.
+    """Opens full precision and the candidates for batches of `batch` samples, on the backend that measured the bundle's statistics.
 
     Raises:
         UsageError: the model cannot be guided.
@@ -139,7 +139,7 @@ def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) ->
 
 
 def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """By file: what was measured of each quantized precision that walked."""
+    """Returns the contents of the statistics files of each quantized precision on the walk, by file name."""
     placement, guidance = bundle.manifest.placement, fitted.settings.sampler.guidance
     contents = {
         precision: statistics(
@@ -152,8 +152,9 @@ def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[
 
 
 def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
-    """Files first and the manifest last. A schedule that is replaced leaves the manifest before its files change, so that there is a sound
-    bundle at every moment.
+    """Writes the files first and the manifest last.
+
+    A replaced schedule leaves the manifest before its files change, so the bundle is intact at every moment.
     """
     files = bundle.manifest.files
     statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"

@@ -1,4 +1,4 @@
-"""What a step of each precision costs, for the policy `budget` of a schedule that is added."""
+"""Costs of a step at each precision, for the policy `budget` of an added schedule."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from ptqd_export.records.times_file import read_times, times_file
 
 
 def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str, float]:
-    """What a step of each candidate costs, as a share of full precision's.
+    """Returns the cost of a step at each candidate precision relative to full precision.
 
     Raises:
-        UsageError: time is asked for, and this machine has not timed the bundle's engines.
+        UsageError: the cost is time, and the bundle's engines have not been timed on this machine.
     """
     if cost == "bit_operations":
         return {name: 1 / bundle.manifest.precisions[name].bit_operations_saved_all for name in candidates}
     times = _times(bundle)
     for name in (FULL_PRECISION, *candidates):
         if name not in times:
-            raise UsageError("An engine was not timed here.", found=name, expected=" or ".join(times), mend="build the bundle again")
+            raise UsageError(
+                "An engine was not timed on this machine.", found=name, expected=" or ".join(times), mend="build the bundle again"
+            )
     return {name: times[name] / times[FULL_PRECISION] for name in candidates}
 
 
@@ -32,6 +34,6 @@ def _times(bundle: Bundle) -> Mapping[str, float]:
             "The bundle's engines were not timed on this machine.",
             found=f"no {path}",
             expected="the file that `ptqd-export build` writes",
-            mend="build the bundle here, or give --cost bit_operations",
+            mend="build the bundle here, or use --cost bit_operations",
         )
     return read_times(path).milliseconds_a_step

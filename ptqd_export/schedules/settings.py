@@ -1,4 +1,4 @@
-"""Which schedule to add: what the user asks for, on top of one that the bundle has."""
+"""Turns a user's request into the settings of a schedule to add, starting from a schedule of the bundle."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Fit = Literal["moments", "walk"]
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """What to change of a schedule; None keeps what is there. The words are those of the plan.
+    """Changes to a schedule. None keeps a value. The values mean the same as in the plan.
 
     Attributes:
-        base: name of the schedule to change.
-        policy: which rule chooses the precisions.
-        precisions: of `fixed`: one for all steps or one for each; of `snr` and `budget`: what they may choose from.
-        budget, cost: of the policy `budget`.
-        samples: that walk the chain; with `seed` and `trajectory` the plan's where not given.
-        fit: refit from stored moments, or walk the chain anew; None takes the moments where they say enough.
+        base: name of the schedule to start from.
+        policy: rule that chooses the precisions.
+        precisions: for `fixed`, one precision for all steps or one per step; for `snr` and `budget`, the candidates.
+        budget, cost: settings of the policy `budget`.
+        samples: number of samples of a walk; None takes the plan's value, as for `seed` and `trajectory`.
+        fit: refit from stored moments, or fit on a new walk; None uses the moments if they suffice.
     """
 
     base: str = DEFAULT
@@ -56,14 +56,14 @@ class ScheduleRequest:
 
     @property
     def walk_changes(self) -> dict[str, object]:
-        """What a walk is to do otherwise than the plan's, by field of the plan."""
+        """Calibration settings that differ from the plan's, by field of the plan."""
         given = {"samples": self.samples, "seed": self.seed, "trajectory": self.trajectory}
         return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a chain may cost, as a share of full precision's."""
+    """The most that a chain may cost relative to full precision, and how cost is measured."""
 
     share: float
     cost: Cost
@@ -71,13 +71,13 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class ScheduleSettings:
-    """A schedule to fit, with nothing left open.
+    """Complete settings of a schedule to fit.
 
     Attributes:
-        fit: the chain and what to correct.
-        precisions: the candidates, going up in bit operations, of `snr` and of a budget that is not spent yet; else one for each step.
-        threads: of an engine, or None for all cores.
-        budget: still to be spent, on what a first fit with the policy `snr` finds.
+        fit: settings of the fit.
+        precisions: candidates by ascending bit operations for `snr` and for a budget that is not spent yet; otherwise one per step.
+        threads: threads per engine, or None for all cores.
+        budget: budget that is still to be spent, after a first fit with the policy `snr`.
     """
 
     fit: FitSettings
@@ -86,15 +86,15 @@ class ScheduleSettings:
     budget: Budget | None = None
 
     def spent(self, precisions: tuple[str, ...]) -> ScheduleSettings:
-        """With the chain that the budget bought."""
+        """Returns the settings with the chain that the budget bought."""
         return replace(self, fit=self.fit.spent(precisions), precisions=precisions, budget=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
-    """The schedule that a request describes.
+    """Returns the settings of the schedule that a request describes.
 
     Raises:
-        UsageError: it does not fit the bundle.
+        UsageError: the request does not fit the bundle.
     """
     base, plan, sampler = bundle.schedule(request.base), stored_plan(bundle), _sampler(request, bundle.schedule(request.base))
     table = compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
@@ -118,24 +118,28 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
 
 
 def calibration_samples(bundle: Bundle, calibration: CalibrationSection) -> CalibrationSamples:
-    """The samples that a bundle's statistics are measured on."""
+    """Returns the samples that a bundle's statistics are measured on."""
     model = bundle.manifest.model
     rows = None if model.conditioning is None else model.conditioning.rows
     return CalibrationSamples.draw(calibration.seed, model.sample_shape, rows, calibration.samples)
 
 
 def stored_plan(bundle: Bundle) -> Plan:
-    """The plan that a bundle was built from."""
+    """Reads the plan that a bundle was built from.
+
+    Raises:
+        BundleError: the stored plan does not match this version.
+    """
     try:
         return Plan.model_validate_json(json.dumps(bundle.json("plan.json")))
     except ValidationError as error:
         raise BundleError(
-            "The bundle's plan is of another version.", found=f"plan.json: {first_problem(error)}", mend="rebuild the bundle"
+            "The bundle's plan was written by another version.", found=f"plan.json: {first_problem(error)}", mend="build the bundle again"
         ) from error
 
 
 def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
-    """Another sampler takes its own eta where none is given, not that of the base's sampler."""
+    """Returns the sampler. If the request changes it without giving an eta, its own default eta applies, not that of the base schedule."""
     was = base.sampler
     name = request.sampler or was.name
     eta = was.eta if name == was.name or name not in SAMPLERS else SAMPLERS[name].eta
@@ -156,12 +160,12 @@ def _correction(request: ScheduleRequest, base: Schedule) -> CorrectionChoice:
 def _budget(request: ScheduleRequest) -> Budget | None:
     if (request.policy == "budget") != (request.budget is not None):
         raise UsageError(
-            "A budget and its policy go together.",
+            "The options --budget and --policy budget must be given together.",
             found=f"--policy {request.policy}" if request.budget is None else f"--budget {request.budget:g}",
             expected="--policy budget with --budget SHARE",
         )
     if request.cost is not None and request.budget is None:
-        raise UsageError("Only a budget has a cost.", found=f"--cost {request.cost}", expected="--policy budget with --budget SHARE")
+        raise UsageError("A cost needs a budget.", found=f"--cost {request.cost}", expected="--policy budget with --budget SHARE")
     return None if request.budget is None else Budget(request.budget, request.cost or "bit_operations")
 
 
@@ -173,7 +177,7 @@ def _precisions(request: ScheduleRequest, policy: str, bundle: Bundle, base: Sch
     if policy == "snr" or request.policy == "budget":
         return tuple(sorted(request.precisions or plan.precisions, key=lambda name: Precision.parse(name).cost_key))
     if request.precisions is None and base.policy == "snr":
-        raise UsageError("The policy fixed needs its precisions.", found="no --precisions", expected="one for all steps, or one for each")
+        raise UsageError("The policy fixed needs precisions.", found="no --precisions", expected="one for all steps, or one per step")
     return _one_for_each_step(request.precisions or tuple(step.precision for step in base.steps), steps)
 
 
@@ -182,6 +186,9 @@ def _one_for_each_step(listed: tuple[str, ...], steps: int) -> tuple[str, ...]:
         listed = listed[:1] * steps
     if len(listed) != steps:
         raise UsageError(
-            "The precisions do not fit the steps.", found=f"{len(listed)} precisions", expected=f"1, or {steps}", mend="give --precisions"
+            "The number of precisions does not match the number of steps.",
+            found=f"{len(listed)} precisions",
+            expected=f"1, or {steps}",
+            mend="use --precisions",
         )
     return listed

@@ -1,4 +1,4 @@
-"""Whether the moments of an earlier walk say enough for another schedule."""
+"""Decides whether the moments of an earlier walk suffice for another schedule."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ptqd_export.schedules.settings import ScheduleRequest, ScheduleSettings
 
 
 def why_not_refit(request: ScheduleRequest, settings: ScheduleSettings, base: Schedule, stored: StoredStatistics) -> str | None:
-    """What the stored moments do not say of this schedule, or None where they say enough."""
+    """Returns why the stored moments do not suffice for this schedule, or None if they do."""
     was, fit = base.sampler, settings.fit
     sampler, table = fit.sampler, fit.table
-    some = next(iter(stored.moments.values()))[0]
+    first_step = next(iter(stored.moments.values()))[0]
     reasons = (
-        (bool(request.walk_changes), "samples, seed and trajectory are those of a walk"),
-        (sampler.model_copy(update={"guidance": was.guidance}) != was, f"they are of {was.name}, {was.steps} steps, eta {was.eta:g}"),
-        (not all(is_linear(table.step(i)) for i in range(table.steps)), "the variance of steps with clipping or history is not in them"),
-        (fit.correction.variance == "shift" or base.is_shifted, "a shift has the networks run at other timesteps"),
-        (not set(settings.precisions) <= {*stored.moments, FULL_PRECISION}, f"they are of {', '.join(stored.moments)}"),
-        (sampler.guidance != 1 and some.variables == PLAIN, "they are of a walk without guidance, of one branch"),
+        (bool(request.walk_changes), "other samples, seed or trajectory need a new walk"),
+        (sampler.model_copy(update={"guidance": was.guidance}) != was, f"they are for {was.name}, {was.steps} steps, eta {was.eta:g}"),
+        (not all(is_linear(table.step(i)) for i in range(table.steps)), "they lack the variance of steps with clipping or history"),
+        (fit.correction.variance == "shift" or base.is_shifted, "a shift runs the networks at other timesteps"),
+        (not set(settings.precisions) <= {*stored.moments, FULL_PRECISION}, f"they are for {', '.join(stored.moments)}"),
+        (sampler.guidance != 1 and first_step.variables == PLAIN, "they are from a walk without guidance, with only one branch"),
     )
     return next((reason for holds, reason in reasons if holds), None)

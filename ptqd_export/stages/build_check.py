@@ -1,4 +1,4 @@
-"""What a plan can be wrong about once its model is known."""
+"""Checks of a plan that need its model or this machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ptqd_export.stages.fit.fit_inputs import fit_settings
 
 
 def check_build(context: BuildContext) -> None:
-    """What a plan can be wrong about once its model is known; called before anything is written.
+    """Checks, before anything is written, that the plan fits its model and this machine.
 
     Raises:
-        UsageError: it does not fit.
-        MissingBackendError: there is no such device to calibrate or to run on.
+        UsageError: the plan does not fit the model.
+        MissingBackendError: the device for calibration or the provider of the target is missing.
     """
     context.calibration_device.check()
     check_provider(context.plan.target.provider)
@@ -22,7 +22,7 @@ def check_build(context: BuildContext) -> None:
     if context.guided and (conditioning is None or conditioning.null is None):
         raise UsageError(
             "The model cannot be guided.",
-            found=f"guidance {context.plan.sampler.guidance:g}, and a model without a null condition",
-            expected="guidance 1, or conditions with their null values",
+            found=f"guidance {context.plan.sampler.guidance:g}, with a model that has no null condition",
+            expected="guidance 1, or conditions with null values",
             mend="set sampler.guidance to 1",
         )

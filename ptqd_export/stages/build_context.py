@@ -1,4 +1,4 @@
-"""What every stage of a build looks at: the plan, its model and its sampler, each loaded when it is first needed."""
+"""The context of a build that every stage reads: the plan, its model and its sampler, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 
 class BuildContext:
-    """See the module. Attributes are computed once and never change.
+    """The context of a build. Its attributes do not change.
 
     Args:
         plan_file: the plan.
-        elsewhere: evaluates the networks of the walk in another place, given this context and the graphs by precision; None is here.
+        elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs by precision; None evaluates them in this
+            process.
     """
 
     def __init__(self, plan_file: PlanFile, elsewhere: Elsewhere | None = None) -> None:
@@ -56,12 +57,12 @@ class BuildContext:
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What the plan asks to be done with the model's files."""
+        """Fields of the plan that change the model loaded from its files."""
         return self.plan.model.model_dump(include={"prompts", "negative_prompt", "lora"})
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
-        """The model's, with the plan's overrides."""
+        """The model's noise schedule with the plan's overrides."""
         return self.model.noise_schedule.model_copy(update=self.plan.sampler.overrides)
 
     @cached_property
@@ -71,12 +72,12 @@ class BuildContext:
 
     @property
     def quantized_precisions(self) -> list[Precision]:
-        """Those with integer weights, going up in bit operations."""
+        """The precisions with quantized weights, by ascending bit operations."""
         return [precision for precision in self.precisions if precision.weight_bits is not None]
 
     @property
     def engine_precisions(self) -> list[Precision]:
-        """Those that differ from full precision, going up in bit operations."""
+        """The precisions other than full precision, by ascending bit operations."""
         return [precision for precision in self.precisions if precision.name != FULL_PRECISION]
 
     @property
@@ -94,43 +95,43 @@ class BuildContext:
 
     @property
     def backend(self) -> Backend:
-        """What runs the graphs in the build."""
+        """The backend that runs the graphs during the build."""
         return measuring_backend(self.plan.target, self.plan.target.threads)
 
     def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
-        """The plan's, and the layers that were measured to be slower in integers."""
+        """Returns the plan's overrides, together with the layers that were measured to be slower in integers."""
         settings = self.plan.quantization
         return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower)
 
     def steps_of(self, precision: Precision) -> list[int]:
-        """The steps that the plan's fixed policy gives a precision; all of them where it gives it none."""
+        """Returns the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
         everywhere = self.everywhere(self.plan.steps.precisions or ())
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
     def everywhere(self, listed: tuple[str, ...]) -> tuple[str, ...]:
-        """A precision for each step from the plan's list, which may name one for all."""
+        """Returns one precision per step from the plan's list, which may have a single entry for all steps."""
         return listed * self.table.steps if len(listed) == 1 else listed
 
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
-        """The network of a graph as it will run on batches of this many samples."""
+        """Opens the network of a graph for batches of `batch` samples."""
         branches = 2 if self.guided else 1
         return EngineDenoiser(self.backend.open(graph, branches * batch), self.model.conditioning, self.guided)
 
     @property
     def samples(self) -> CalibrationSamples:
-        """The samples that are calibrated on."""
+        """The calibration samples."""
         conditioning = self.model.conditioning
         rows = None if conditioning is None else conditioning.rows
         return CalibrationSamples.draw(self.plan.calibration.seed, self.model.sample_shape, rows, self.plan.calibration.samples)
 
 
 def graph_path(folders: Mapping[str, Path], precision: str) -> Path:
-    """The graph in the folder of the stage that made it."""
+    """Returns the path of a precision's graph in the folder of its stage."""
     return folders[precision] / f"{precision}.onnx"
 
 
 def schedule_path(folder: Path) -> Path:
-    """The schedule in the folder of the stage that fitted it."""
+    """Returns the path of the schedule in the folder of its stage."""
     return folder / "schedule.json"
 
 

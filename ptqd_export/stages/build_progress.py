@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar while a stage runs, a line when it is done. Elsewhere only the lines."""
+"""Shows a build's progress: a bar while a stage runs (on a terminal only), and a line when the stage is done."""
 
 from __future__ import annotations
 

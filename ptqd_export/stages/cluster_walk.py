@@ -1,4 +1,4 @@
-"""The networks of a build's walk on a cluster."""
+"""Runs the networks of a build's walk on a cluster."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 @contextlib.contextmanager
 def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[BatchEvaluator]:
-    """Evaluates the networks of the graphs, by precision, on the cluster while the block runs; with the result of one machine.
+    """Evaluates the networks of the graphs, by precision, on the cluster during the `with` block. The result equals that of one machine.
 
     Raises:
-        MissingBackendError: Ray, the cluster, or room on it is missing.
+        MissingBackendError: Ray or the cluster is missing, or the cluster has too little room.
     """
     calibration, target = context.plan.calibration, context.plan.target
     on_worker = ClusterTarget(target.name, target.provider, target.high_precision)

@@ -1,4 +1,4 @@
-"""How a build shows its progress."""
+"""The interface through which stages report their progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Shows how far a stage is."""
+    """Shows the progress of stages."""
 
     def start(self, stage: str) -> None: ...
     def advance(self, done: int, total: int) -> None: ...

@@ -1,4 +1,4 @@
-"""`ptqd-export build`: from a plan to a bundle, stage by stage."""
+"""`ptqd-export build`: builds a bundle from a plan, stage by stage."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ from ptqd_export.stages.summary import print_summary
 
 
 def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
-    """Build the bundle of a plan into its output folder, resuming what an earlier run finished.
+    """Builds the bundle of a plan in its output folder, reusing stages that an earlier run finished.
 
     Args:
         plan_file: the plan.
-        fresh: forget what an earlier run finished.
-        cluster: where the statistics are measured; None is here, with the same result.
+        fresh: discard the stages that an earlier run finished.
+        cluster: cluster that measures the statistics; None measures them in this process, with the same result.
 
     Raises:
-        UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written then.
-        PtqdError: a stage failed, or another process writes to the output folder. Finished stages are kept.
+        UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.
+        PtqdError: a stage failed, or another process is writing to the output folder. Finished stages are kept.
     """
     context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster))
     check_build(context)
     output = plan_file.output_path
-    kept = f"finished stages are kept in {output / STAGES}, and the next build, unless it is --fresh, goes on from there"
+    kept = f"finished stages are kept in {output / STAGES}; the next build without --fresh continues from there"
     with writing_to(output), keeping(kept):
         _build(context, output, fresh=fresh)
 
@@ -86,7 +86,7 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
         walked, chosen = _fitted_schedule(context, cache, graphs)
         check_fitted(context, graphs, walked, progress)
-        trim_heap()  # the check is no stage, which would do it
+        trim_heap()  # the stage cache does this after every stage, but the check is not a stage
         pictures = _pictures(context, cache, graphs, decoder, walked)
         versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
         parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
@@ -103,19 +103,19 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
 
 
 def _source(context: BuildContext) -> dict[str, str]:
-    """What every graph of full precision is made from."""
+    """Inputs of the stages that make full-precision graphs."""
     return {"model": context.fingerprint, "placement": context.placement.name}
 
 
 def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
-    """The folder with the graph of the first stage; None where the states are images."""
+    """Returns the folder with the decoder's graph, or None if the states are images."""
     if context.model.decoder is None:
         return None
     return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:
-    """The folder with text encoders and tokenizers; None where the plan gives no prompts."""
+    """Returns the folder with text encoders and tokenizers, or None if the plan has no prompts."""
     prompts = context.model.prompts
     if prompts is None:
         return None
@@ -124,7 +124,7 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
-    """The network that is quantized: the traced one itself where the plan asks for no preparation."""
+    """Returns the folder with the network to quantize: that of the traced network if the plan asks for no preparation."""
     wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "keep_float"})
     if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
         return traced
@@ -133,7 +133,7 @@ def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Pa
 
 
 def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
-    """By precision, what was observed for it: one stage for all of them, or one each on the steps that use it."""
+    """Returns the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
     inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
     if context.plan.quantization.activation_steps == "all":
         everywhere = range(context.table.steps)
@@ -154,7 +154,7 @@ def _observed_for(
 
 
 def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:
-    """Layers that are slower in integers; none where the plan does not ask, or has no integers."""
+    """Returns the layers that are slower in integers; empty if the plan does not ask for them, or has no quantized precisions."""
     if context.plan.quantization.integer_layers == "all" or not seen:
         return {}
     any_seen = next(iter(seen.values()))
@@ -166,7 +166,7 @@ def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path
 
 
 def _quantized(context: BuildContext, cache: StageCache, precision: Precision, sources: Sources) -> Path:
-    """The folder with the graph of a precision."""
+    """Returns the folder with the graph of a quantized precision."""
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
@@ -182,7 +182,7 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
-    """Folders of the precisions that are full precision in another float type."""
+    """Returns the folders of the precisions that convert full precision to another float type."""
     inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
     converted = {}
     for precision in context.engine_precisions:
@@ -193,12 +193,12 @@ def _converted(context: BuildContext, cache: StageCache, traced: Path, states: P
 
 
 def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
-    """Milliseconds a step by precision; those that a budget was spent by stay as they are."""
+    """Returns milliseconds per step by precision. If the build measured them to spend a budget, it reuses them."""
     return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
 
 
 def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
-    """The walk of the default schedule, and what a budget was spent on: a budget is spent on what a first walk has measured."""
+    """Returns the folder of the default schedule's walk, and the chain that a budget bought, if any, based on a first walk."""
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
     wanted = {
         "graphs": names,
@@ -219,7 +219,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
-    """The folder with the pictures of the report; None where samples are no pictures."""
+    """Returns the folder with the report's pictures, or None if samples are not pictures."""
     record = decoder_record(decoder)
     if not is_drawable(context.model.sample_shape if record is None else record.image_shape):
         return None

@@ -1,4 +1,4 @@
-"""Resumable work: a stage's folder is named by the hash of everything that it depends on, and appears only when it is whole."""
+"""Caches stages: a stage's folder is named after the hash of everything it depends on, and appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ptqd_export.stages.reporter import Reporter
 from ptqd_export.stages.stage_code import StageCode
 
 UNFINISHED = ".unfinished-"
-"""How the name of a folder begins that is no stage yet, or no longer."""
+"""Prefix of the folders of stages that are not finished yet, or are being removed."""
 
 
 StageMaker = Callable[[Path, Reporter], None]
-"""Writes a stage's files into the folder that it is given: empty, or with what an interrupted run of a resumable stage left."""
+"""Writes a stage's files into the given folder, which is empty or holds the files of an interrupted run of a resumable stage."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One stage of this run."""
+    """A finished stage of this run."""
 
     name: str
     seconds: float
@@ -41,9 +41,9 @@ class StageCache:
     """The stages of one build.
 
     Args:
-        folder: where the stages' folders are kept.
-        reporter: is told of every stage.
-        fresh: forget what is there.
+        folder: parent of the stages' folders.
+        reporter: shows the progress of every stage.
+        fresh: remove all existing stages.
     """
 
     def __init__(self, folder: Path, reporter: Reporter, *, fresh: bool = False) -> None:
@@ -56,15 +56,16 @@ class StageCache:
             self.prune()
 
     def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, room: int = 0, resumable: bool = False) -> Path:
-        """The folder of a stage; made by `make` unless an earlier run made it from the same inputs.
+        """Returns the folder of a stage, which `make` writes unless an earlier run wrote it from the same inputs.
 
         Args:
-            name: of the stage, once a build.
-            inputs: JSON values that, with the code of `make` and the libraries under it, determine the result. Name the folders of earlier
-                stages here.
-            make: a function, or a `partial` of one; when it raises, nothing is kept.
-            room: about how many bytes it writes.
-            resumable: keep what it wrote, and give it the same folder again in the next run: `make` tells whole files from others.
+            name: name of the stage, unique in a build.
+            inputs: JSON values that determine the result, together with the code of `make` and the libraries it uses. Include the names of
+                earlier stages' folders.
+            make: a function, or a `partial` of one. If it raises, nothing is kept unless the stage is resumable.
+            room: approximate number of bytes that the stage writes.
+            resumable: keep the files of an interrupted run, and pass the same folder to `make` in the next run. `make` must recognise which
+                files are complete.
 
         Raises:
             NoRoomError: there is too little room on the disk.
@@ -83,11 +84,11 @@ class StageCache:
         return folder
 
     def libraries(self, folder: Path) -> Mapping[str, str]:
-        """Versions of the libraries that made a stage of this build, by package."""
+        """Returns the versions of the libraries that made a stage of this build, by package."""
         return self._libraries[folder]
 
     def prune(self) -> None:
-        """Remove the stages that this build did not use."""
+        """Removes the stages that this build did not use."""
         for folder in self._folder.glob("*"):
             if folder not in self._libraries:
                 _remove(folder)
@@ -104,7 +105,7 @@ class StageCache:
                 unfinished.rename(folder)
                 sync(folder.parent)
         finally:
-            gc.collect()  # the nodes and values of a graph hold each other, and with them gigabytes of weights, until somebody looks
+            gc.collect()  # the nodes and values of a graph form reference cycles, which keep gigabytes of weights alive
             trim_heap()
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -115,13 +116,13 @@ class StageCache:
 
 
 def _module_of(make: StageMaker) -> str:
-    """The module whose code makes a stage."""
+    """Returns the name of the module whose code makes a stage."""
     while isinstance(make, partial):
         make = make.func
     return getattr(make, "__module__", type(make).__module__)
 
 
 def _remove(folder: Path) -> None:
-    """A stage loses its name first, lest a run that is killed meanwhile leave half of it there as if it were whole."""
-    nameless = folder if folder.name.startswith(UNFINISHED) else folder.rename(folder.with_name(f"{UNFINISHED}{folder.name}"))
-    shutil.rmtree(nameless)
+    """Removes a stage. Renames it first, so that a run killed in between does not leave a partial folder that looks complete."""
+    renamed = folder if folder.name.startswith(UNFINISHED) else folder.rename(folder.with_name(f"{UNFINISHED}{folder.name}"))
+    shutil.rmtree(renamed)

@@ -1,4 +1,4 @@
-"""What a stage's result depends on besides its inputs: the code that it runs, and the libraries under that code."""
+"""Identifies what a stage's result depends on besides its inputs: its code, and the libraries that the code uses."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LIBRARIES = frozenset(
         "ml_dtypes", "PIL", "matplotlib",
     }
 )  # fmt: skip
-"""Libraries whose version may change a result, by the names that are imported."""
+"""Import names of the libraries whose version may change a result."""
 
 UNDERNEATH = {"onnx_ir": "onnx", "onnxscript": "onnx"}
-"""Libraries that others of them call."""
+"""Libraries that other libraries of the list call."""
 
 
 class StageCode:
-    """The code of a stage: the module that makes it, and the project's modules that this one imports.
+    """The code of a stage: the module that makes it, and all of the project's modules that this module imports.
 
-    An edit of the server, say, is in the code of no stage, and reruns nothing.
+    Editing the server, for example, reruns nothing, because no stage imports it.
 
     Args:
         root: folder of the project's packages.
@@ -37,18 +37,18 @@ class StageCode:
         self._tree = SourceTree(root, PACKAGES)
 
     def key(self, module: str) -> dict[str, object]:
-        """JSON values that change when the code of a module does, or the version of a library that it runs on."""
+        """Returns JSON values that change with the code of a module, or with the version of a library that it uses."""
         return {"code": self.digest(module), "libraries": self.libraries(module)}
 
     def digest(self, module: str) -> str:
-        """Hash of the code."""
+        """Returns the SHA-256 of the code."""
         found = hashlib.sha256()
         for name, path in sorted(self._tree.reached(module).items()):
             found.update(f"{name} {content_digest(path)}\n".encode())
         return found.hexdigest()
 
     def libraries(self, module: str) -> dict[str, str]:
-        """Versions of the `LIBRARIES` that the code uses, by name of the installed package."""
+        """Returns the versions of the `LIBRARIES` that the code uses, by name of the installed package."""
         used = {name for path in self._tree.reached(module).values() for name in imported_names(path)} & LIBRARIES
         used |= {UNDERNEATH[name] for name in used if name in UNDERNEATH}
         return {package: version(package) for name in sorted(used) for package in _packages().get(name, ())}
@@ -56,5 +56,5 @@ class StageCode:
 
 @cache
 def _packages() -> Mapping[str, list[str]]:
-    """Installed packages by what they are imported as."""
+    """Returns the installed packages by import name."""
     return {name: sorted(set(packages)) for name, packages in packages_distributions().items() if name in LIBRARIES}

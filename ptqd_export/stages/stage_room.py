@@ -1,4 +1,4 @@
-"""About how many bytes each stage writes, from the sizes of weights and states. Records and pictures are not counted: they are small."""
+"""Estimates how many bytes each stage writes, from the sizes of weights and states. Records and pictures are too small to count."""
 
 from __future__ import annotations
 
@@ -12,57 +12,60 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.tracing import Network
 
 FLOAT32 = 4
-"""Bytes of a weight or of a value of a state."""
+"""Bytes of one weight, or of one value of a state."""
 
 
 def traced(context: BuildContext) -> int:
-    """Of a graph of full precision."""
+    """Bytes of a full-precision graph."""
     return FLOAT32 * context.model.parameters
 
 
 def decoder(context: BuildContext) -> int:
-    """Of the first stage's graph."""
+    """Bytes of the decoder's graph."""
     module = context.model.decoder
     return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
 
 
 def text(context: BuildContext) -> int:
-    """Of the text encoders' graphs: at least as large as the largest file of weights that they are loaded from."""
+    """Bytes of the text encoders' graphs: at least the size of each encoder's largest weight file."""
     folders = () if context.model.prompts is None else context.model.prompts.folders
     return sum(max((path.stat().st_size for path in one.encoder.iterdir()), default=0) for one in folders)
 
 
 def states(context: BuildContext) -> int:
-    """Of the states that are drawn, and of the chains that they are drawn from."""
+    """Bytes of the states that are drawn, and of the chains that they are drawn from."""
     calibration = context.plan.calibration
     chains = max(-(-calibration.activation_samples // context.table.steps), calibration.batch_size)
     return _walk(context, chains, 1) + calibration.activation_samples * store_bytes(context.model.sample_shape)
 
 
 def observed(prepared: Path) -> int:
-    """Of the values that are kept of every layer's input and output."""
+    """Bytes of the sampled values of every layer's input and output."""
     return 2 * len(Network.load(prepared).layers) * VALUES_A_TENSOR * FLOAT32
 
 
 def learned(prepared: Path) -> int:
-    """Of the integers that are learned, a byte each; rows that do not fit in memory take their room when the size of a block is known."""
+    """Bytes of the learned integers, one byte each. Learning checks for room itself if its rows do not fit in memory."""
     return sum(layer.weights for layer in Network.load(prepared).layers)
 
 
 def quantized(context: BuildContext, prepared: Path) -> int:
-    """Of a quantized graph: 8 bits at most for weights of layers, 32 for all else; in half precision one in float32 comes first."""
+    """Bytes of a quantized graph: at most 8 bits per layer weight, 32 bits for everything else.
+
+    Half precision doubles the size, because a float32 graph is written first.
+    """
     weights = learned(prepared)
     graph = weights + FLOAT32 * max(context.model.parameters - weights, 0)
     return graph if context.high_precision == FULL_PRECISION else 2 * graph
 
 
 def converted(context: BuildContext, precision: Precision) -> int:
-    """Of full precision in another float type."""
+    """Bytes of a graph of full precision in another float type."""
     return context.model.parameters * FLOAT_WIDTHS[precision.name] // 8
 
 
 def walked(context: BuildContext, graphs: Mapping[str, Path]) -> int:
-    """Of the states of the walk and every network's outputs at them, which are gone when it ends."""
+    """Bytes of the walk's states and of every network's outputs, which are removed when the walk ends."""
     return _walk(context, context.plan.calibration.samples, len(graphs))
 
 

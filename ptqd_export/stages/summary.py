@@ -1,4 +1,4 @@
-"""The table at the end of a build."""
+"""Prints the table at the end of a build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ptqd_export.stages.stage_cache import Finished
 def print_summary(
     context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float] | None, finished: Iterable[Finished]
 ) -> None:
-    """Print what was built: size, bit operations, measured time, noise."""
+    """Prints the size, bit operations, measured time and noise of every precision."""
     bundle = Bundle.open(output)
     shown = min(str(output), os.path.relpath(output), key=len)
     console = Console(width=None if Console().is_terminal else 160)
@@ -32,7 +32,7 @@ def print_summary(
         "precision",
         "size",
         "bit ops saved (layers / all)",
-        "time a step",
+        "time per step",
         "noise SNR",
         "R2",
         "corrected SNR",
@@ -50,8 +50,8 @@ def print_summary(
         time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
         following = f"ptqd-export engines {shown}"
     console.print(
-        f"time a step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
-        "fast mode: what the runtime's fused kernels, or float16, change in the SNR\n"
+        f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
+        "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
@@ -61,15 +61,15 @@ def print_summary(
 
 
 def _saturation(context: BuildContext) -> str:
-    """A line on what 7-bit weights would gain on this processor; none where they would gain nothing."""
+    """Returns a line that recommends 7-bit weights if they would be faster on this processor, otherwise an empty string."""
     target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
     if target.name != "onnxruntime" or target.provider != "CPU" or "w8a8" not in names or "w7a8" in names or not saturates({}):
         return ""
-    return "this processor sums 8-bit products in 16 bits, so w8a8 takes slow kernels; w7a8 takes fast ones, with hardly more noise\n"
+    return "this processor sums 8-bit products in 16 bits, so w8a8 uses slow kernels; w7a8 uses fast ones, with hardly more noise\n"
 
 
 def _learned(name: str, folder: Path) -> str:
-    """A line on what learning the rounding of a precision took; none where it was not learned."""
+    """Returns a line on the cost of learning a precision's rounding, or an empty string if it was not learned."""
     if name == FULL_PRECISION or (took := json.loads((folder / "precision.json").read_text())["reconstruction"]) is None:
         return ""
     kept = sum(block["kept"] for block in took["blocks"])

@@ -286,7 +286,7 @@ def test_damaged_bundle_is_one_message_and_leaves_nothing(
         (["--classes", "-1"], "A class is out of range.\n  found:    -1\n  expected: 0 to 2\n"),
         (["--precision", "w2a2"], "The schedule has no such precision.\n  found:    w2a2\n  expected: auto or fp32 or w4a8 or w8a8\n"),
         (["--schedule", "fast"], "The bundle has no such schedule.\n  found:    fast\n  expected: default\n"),
-        (["--seed", "-1"], "the seed is out of range\n"),
+        (["--seed", "-1"], "The seed is out of range.\n"),
         (["--first", 2**63 - 1], f"A sample number is out of range.\n  found:    {2**63 + 1}\n"),
     ],
 )

@@ -28,7 +28,7 @@ def run_outputs(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: Engine
         settings: settings of the bundle's engines; this engine is built only for the batch size of the feeds.
 
     Raises:
-        MissingBackendError: the flavour or a device is missing; nothing is built.
+        MissingBackendError: the flavour or a device is missing. Nothing is built then.
         PtqdError: TensorRT refuses the graph.
     """
     arena = Arena(Cuda())

@@ -1,1 +1,1 @@
-"""From finished stages to a bundle in its place."""
+"""Puts finished stages together as a bundle, and installs the bundle in its folder."""

@@ -1,4 +1,4 @@
-"""Put the stages' results together as a bundle, beside the one that is there; then it takes that one's place."""
+"""Puts the stages' results together as a new bundle, beside the existing one, and then replaces the existing one."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Parts:
     """Folders of the stages that a bundle is put together from.
 
     Attributes:
-        graphs: by precision.
-        prepared: of the stage that prepared the network; or of the one that traced it.
-        decoder: of the first stage's graph, or None.
-        text: of the text encoders' graphs, or None.
-        walked: of the walk of the default schedule.
-        chosen: what a budget was spent on, or None.
-        pictures: folder of the pictures of the report, or None where samples are no pictures.
-        versions: by precision, the versions of the libraries that made its graph, by package.
+        graphs: folders of the graphs, by precision.
+        prepared: folder of the stage that prepared the network, or of the stage that traced it.
+        decoder: folder of the decoder's graph, or None.
+        text: folder of the text encoders' graphs, or None.
+        walked: folder of the walk of the default schedule.
+        chosen: the chain that a budget bought, or None.
+        pictures: folder of the report's pictures, or None if samples are not pictures.
+        versions: versions of the libraries that made each graph, by precision and package.
     """
 
     graphs: Mapping[str, Path]
@@ -74,13 +74,13 @@ class Parts:
 
 
 def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
-    """Write the portable part of the bundle in place of what an earlier build left of it.
+    """Writes the portable part of the bundle, replacing that of an earlier build.
 
     Raises:
-        NoRoomError: the disk is full; the earlier bundle is as it was.
+        NoRoomError: the disk is full. The earlier bundle is unchanged.
     """
     made = output / UNFINISHED
-    check_room(made, _room(parts), "the bundle")
+    check_room(made, _bytes_needed(parts), "the bundle")
     try:
         _put_together(context, made, parts)
         install(made, output, PORTABLE)
@@ -88,8 +88,8 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _room(parts: Parts) -> int:
-    """Bytes of the graphs and statistics, which make up most of a bundle."""
+def _bytes_needed(parts: Parts) -> int:
+    """Returns the bytes of the graphs and statistics, which make up most of a bundle."""
     folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -118,7 +118,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
 
 
 def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> PiecesRecord | None:
-    """The graph of a precision; returns the names of its pieces, where the target runs networks in pieces."""
+    """Writes the graph of a precision. Returns the names of its pieces if the target runs networks in pieces."""
     folder = f"graphs/{context.placement.name}"
     if context.in_pieces:
         return writer.pieces(f"{folder}/{graph.name}", graph)
@@ -128,7 +128,7 @@ def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> Piece
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
-    """What was measured of each precision; what was done to the network before; what a budget was spent on."""
+    """Writes the statistics of each precision, the preparation of the network, and the frontier of a budget."""
     placement = context.placement.name
     folder = f"statistics/{placement}"
     for name, record in records.items():
@@ -142,7 +142,7 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
 
 
 class _Writer:
-    """Writes files whole, and keeps the record of them."""
+    """Writes files atomically, and records their hashes and sizes."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -158,7 +158,7 @@ class _Writer:
         self._record(name)
 
     def pieces(self, name: str, source: Path) -> PiecesRecord | None:
-        """A graph, and where there is something to cut off its pieces."""
+        """Writes a graph and, if embeddings can be cut off, its pieces."""
         path = self._output / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming_full_disks(path):
@@ -180,7 +180,7 @@ class _Writer:
 
 
 def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
-    """Embeddings travel with the bundle; class labels need no file."""
+    """Writes the file with the embeddings of the conditions and returns its name, or None for class labels, which need no file."""
     conditioning: Conditioning | None = context.model.conditioning
     if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
         return None

@@ -1,4 +1,4 @@
-"""The graphs of a bundle as ONNX Runtime optimizes them for this machine, made before anybody samples."""
+"""Optimizes the graphs of a bundle with ONNX Runtime for this machine, before the first sampling."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DECODER = "decoder"
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine of a bundle: of a precision, of a piece of its network, or of the decoder."""
+    """An engine of a bundle: for a precision, a piece of its network, or the decoder."""
 
     name: str
     engine: CachedEngine
 
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
-    """The graphs that engines are made of, by the engine's name; of networks in pieces those of the pieces."""
+    """Returns the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece."""
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
         pieces = {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
@@ -34,8 +34,8 @@ def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
 
 
 def optimize_graphs(bundle: Bundle) -> list[BuiltEngine]:
-    """Optimize those that were not yet; none where another runtime than ONNX Runtime on the CPU runs the bundle. Nobody else may be
-    writing to it.
+    """Optimizes the graphs that are not optimized yet, and returns all of them. Returns an empty list if the bundle does not run on ONNX
+    Runtime on the CPU. No other process may be writing to the bundle.
 
     Raises:
         PtqdError: ONNX Runtime refuses a graph, or the disk is full.

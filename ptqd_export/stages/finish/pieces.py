@@ -1,4 +1,4 @@
-"""Networks in pieces: beside a graph that goes into a bundle, the same network cut into its body and its embeddings."""
+"""Networks in pieces: writes a network into a bundle both whole and cut into its body and its embeddings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engines.untrusted.external_data import graph_files
 from ptqd_export.graph.passes.embedding_cut import cut_embeddings
 
 CHECKED_TIMESTEP = 500.0
-"""One in the middle; pieces give what the whole gives at any."""
+"""Timestep of the check. Any would do: the pieces give the same as the whole graph at every timestep."""
 
 
 def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
-    """Write a graph, and its network in pieces beside it; the weights of all of them lie in one file.
+    """Writes a graph, and its network in pieces beside it. All of them share one file of weights.
 
     Returns:
-        The names of the pieces, relative to the graph's folder; None where there is nothing to cut off, and the graph is as it was.
+        The names of the pieces, relative to the graph's folder; None if no embeddings can be cut off, and the graph is copied unchanged.
     """
     cut = cut_embeddings(ir.load(source))
     if cut is None:
@@ -32,7 +32,7 @@ def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
             shutil.copyfile(file, path.with_name(file.name))
         return None
     ir.save(ir.load(source), path, external_data=f"{path.name}.data")
-    cut = cut_embeddings(ir.load(path))  # once more: its weights now lie where they will be read from
+    cut = cut_embeddings(ir.load(path))  # again, because the weights now lie in the file that the pieces refer to
     assert cut is not None
     names = {piece: f"{path.stem}.{piece}.onnx" for piece in ("body", *cut.embeddings)}
     for piece, graph in {"body": cut.body, **cut.embeddings}.items():
@@ -41,17 +41,17 @@ def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
 
 
 def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
-    """What is measured on whole graphs is true of their pieces: they give the same, to the last bit.
+    """Checks that the pieces of a network give the same outputs as the whole graph, bit for bit, so that measurements hold for both.
 
     Raises:
-        PtqdError: they do not.
+        PtqdError: the outputs differ.
     """
     x, row = noise.start(np.zeros(1, dtype=np.int64)), np.zeros(1, dtype=np.int64)
     for name in (name for name, record in bundle.manifest.precisions.items() if record.pieces is not None):
         whole, pieces = (EngineBank(bundle, 1.0, whole=whole)[name](x, CHECKED_TIMESTEP, row) for whole in (True, False))
         if not np.array_equal(whole, pieces):
             raise PtqdError(
-                f"The network of {name} gives something else in pieces.",
-                found=f"outputs up to {np.abs(whole - pieces).max():.3g} apart",
-                expected="the same to the last bit",
+                f"The network of {name} gives different outputs in pieces.",
+                found=f"outputs that differ by up to {np.abs(whole - pieces).max():.3g}",
+                expected="identical outputs, bit for bit",
             )

@@ -1,4 +1,4 @@
-"""Move a bundle that was put together beside it into its folder: at every moment the folder holds the old bundle, the new one, or none."""
+"""Moves a new bundle into its folder. At every moment the folder holds the old bundle, the new one, or none."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from engines.host.files import sync
 
 
 def install(made: Path, output: Path, replaced: tuple[str, ...]) -> None:
-    """Take the old manifest away, then move the files of the new bundle, then its manifest; a folder without a manifest is no bundle.
+    """Removes the old manifest, then moves the files of the new bundle, then its manifest. A folder without a manifest is not a bundle.
 
-    A few names change in between, and no content is written: that was done before, while the old bundle was still whole.
+    This only renames files. Their content was written before, while the old bundle was still complete.
 
     Args:
-        made: folder of the new bundle, on the same file system; gone afterwards.
-        output: folder of the old one, if there is any.
-        replaced: patterns of files that belong to a bundle: those of the old one that the new one does not have are removed.
+        made: folder of the new bundle, on the same file system; removed at the end.
+        output: folder of the old bundle, if there is one.
+        replaced: patterns of the files of a bundle. Files of the old bundle that match but are not in the new one are removed.
     """
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()} - {Path(MANIFEST)}
     folders = {output / folder for file in files for folder in file.parents}

@@ -1,4 +1,4 @@
-"""Stage `pictures`: a few samples of the finished schedule for the report, from the graphs as they run here."""
+"""Stage `pictures`: draws a few samples of the finished schedule for the report, with the graphs as they run on this machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SHEET = "pictures.png"
 def make_pictures(
     context: BuildContext, graphs: Mapping[str, Path], decoder: Path | None, walked: Path, folder: Path, reporter: Reporter
 ) -> None:
-    """Writes `pictures.png`: of eight samples at most, and no more than walked, so that this takes a small part of the walk's time."""
+    """Writes `pictures.png` with at most eight samples, and no more than the walk had, so that it takes a small part of the walk's time."""
     schedule = Schedule.model_validate_json(schedule_path(walked).read_text())
     kinds = _states(context, graphs, schedule, reporter)
-    trim_heap()  # the networks are closed: decoding takes as much memory as they did
+    trim_heap()  # the networks are closed; decoding needs as much memory as they did
     decode = _decoder(context, decoder)
     save_png(sheet_of(map(decode, kinds)), folder / SHEET)
 
 
 def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, reporter: Reporter) -> list[Float32]:
-    """Of every kind of picture."""
+    """Returns the final states for every kind of picture."""
     num = min(MOST, context.plan.calibration.samples)
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
     denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}

@@ -1,6 +1,6 @@
-"""The policy `budget`: stages `probes` and `choice`, and the frontier that a chain is chosen from.
+"""The policy `budget`: the stages `probes`, `times` and `choice`, and the frontier of chains.
 
-They follow a walk with the policy `snr`, which gives the corrections of every precision, and come before the walk of the chosen chain.
+The stages run after a walk with the policy `snr`, which fits the corrections of every precision, and before the walk of the chosen chain.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ptqd_export.stages.reporter import Reporter
 from ptqd_export.stages.stage_cache import StageCache
 
 CHECKED_SAMPLES = 32
-"""Real chains of these, which are not those that were probed."""
+"""Number of samples that real chains are measured on. They are not the probed samples."""
 
 FRONTIER_POINTS = 24
 CHECKED_POINTS = 6
@@ -46,11 +46,11 @@ class Chosen:
     """The chain that the budget buys.
 
     Attributes:
-        precisions: one a step.
-        walked: folder of the walk before it.
+        precisions: one precision per step.
+        walked: folder of the walk that the choice is based on.
         probes: folder of the stage `probes`.
-        folder: of the stage `choice`, with `frontier.json`.
-        times: milliseconds a step by precision, measured on this machine; None where the target's engines do not run here.
+        folder: folder of the stage `choice`, with `frontier.json`.
+        times: milliseconds per step by precision, measured on this machine; None if the target's engines do not run here.
     """
 
     precisions: Choice
@@ -61,16 +61,16 @@ class Chosen:
 
 
 def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Chosen:
-    """Spend the plan's budget.
+    """Chooses the chain that the plan's budget buys.
 
     Args:
-        context: of the build.
-        cache: of its stages.
+        context: context of the build.
+        cache: cache of the stages.
         graphs: folders of the stages that made the graphs, by precision.
-        walked: folder of the stage that walked with the policy `snr`.
+        walked: folder of the walk with the policy `snr`.
 
     Raises:
-        UsageError: no chain is as cheap as the budget.
+        UsageError: every chain costs more than the budget.
     """
     steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
     times = None if context.target.stand_in else _times(context, cache, graphs)
@@ -99,7 +99,7 @@ def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path,
 
 
 def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
-    """Writes `times.json`, milliseconds a step by precision: a chain that was chosen by time stays chosen when a build goes on."""
+    """Writes `times.json`, milliseconds per step by precision. A resumed build reuses the times, so that it chooses the same chain."""
     (folder / TIMES).write_text(json.dumps(time_engines(context, graphs, reporter)))
 
 
@@ -112,15 +112,15 @@ def make_choice(
     folder: Path,
     reporter: Reporter,
 ) -> None:
-    """Writes `choice.json`, and `frontier.json` against bit operations, with real chains that the predictions are held against."""
+    """Writes `choice.json`, and `frontier.json` over bit operations with real chains to compare the predictions with."""
     assert context.plan.steps.budget is not None
     schedule, probes = _schedule(walked), Probes.load(probed / PROBES)
     chosen = choose(Menu.of(probes, costs), context.plan.steps.budget)
     (folder / CHOICE).write_text(json.dumps(chosen))
     menu = Menu.of(probes, bit_operation_costs(context, graphs))
-    chains = [*_chains(menu, _own(schedule), chosen), *_mixtures(menu)]
+    chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
     measured: dict[Choice, MeasuredError] = {}
-    checked, errors = _checked(chains), _chain_errors(context, graphs, schedule)
+    checked, errors = _chains_to_measure(chains), _chain_errors(context, graphs, schedule)
     for done, choice in enumerate(checked):
         reporter.advance(done, len(checked))
         measured[choice] = MeasuredError.of(errors.measure(choice))
@@ -129,22 +129,22 @@ def make_choice(
 
 
 def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, times: Mapping[str, float]) -> None:
-    """Writes `local/<machine>/frontier.json`: against milliseconds that were measured on this machine."""
+    """Writes `local/<machine>/frontier.json`, over milliseconds measured on this machine."""
     probes = Probes.load(chosen.probes / PROBES)
     menu = Menu.of(probes, time_costs(context, times))
     measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
-    chains = list(_chains(menu, _own(_schedule(chosen.walked)), chosen.precisions))
+    chains = list(_chains(menu, _chosen_by(_schedule(chosen.walked)), chosen.precisions))
     found = Frontier("time", menu, probes, chains, measured, samples)
     write_text(output / "local" / machine_name() / FRONTIER, found.to_json())
 
 
 def bit_operation_costs(context: BuildContext, graphs: Mapping[str, Path]) -> dict[str, float]:
-    """Bit operations of a step of the whole network by candidate, as a share of full precision's."""
+    """Returns the bit operations of the whole network relative to full precision, by candidate."""
     return {precision.name: _bit_operations(graphs[precision.name], precision.name) for precision in context.precisions}
 
 
 def time_costs(context: BuildContext, times: Mapping[str, float]) -> dict[str, float]:
-    """Measured time of a step by candidate, as a share of full precision's."""
+    """Returns the measured time of a step relative to full precision, by candidate."""
     return {precision.name: times[precision.name] / times[FULL_PRECISION] for precision in context.precisions}
 
 
@@ -158,13 +158,13 @@ def _schedule(walked: Path) -> Schedule:
     return Schedule.model_validate_json(schedule_path(walked).read_text())
 
 
-def _own(schedule: Schedule) -> Choice:
-    """The precisions that the schedule itself chose."""
+def _chosen_by(schedule: Schedule) -> Choice:
+    """Returns the precisions that the schedule itself chose."""
     return tuple(step.precision for step in schedule.steps)
 
 
 def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Choice]]:
-    """The chains of a frontier file: those to compare with, the one chosen, and the frontier itself."""
+    """Yields the chains of a frontier file: chains to compare with, the chosen chain, and the frontier itself."""
     for name in menu.precisions:
         yield "uniform", (name,) * len(menu.amplitudes)
     yield "snr", snr
@@ -174,18 +174,18 @@ def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Cho
 
 
 def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
-    """Random chains, each with random shares of the precisions; the same ones every time."""
+    """Yields random chains, each with random shares of the precisions. The seed is fixed."""
     rng, steps = np.random.default_rng(0), len(menu.amplitudes)
     for _ in range(MIXTURES):
         shares = rng.dirichlet(np.ones(len(menu.precisions)))
         yield "mixture", tuple(rng.choice(menu.precisions, steps, p=shares).tolist())
 
 
-def _checked(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
-    """Chains to measure: some of the frontier, and all others."""
-    on_it = [choice for kind, choice in chains if kind == "frontier"]
-    some = np.unique(np.linspace(0, len(on_it) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()
-    return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(on_it[i] for i in some)]))
+def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
+    """Returns the chains to measure: `CHECKED_POINTS` of the frontier, and all others."""
+    optimal = [choice for kind, choice in chains if kind == "frontier"]
+    some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()
+    return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(optimal[i] for i in some)]))
 
 
 def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule) -> ChainErrors:

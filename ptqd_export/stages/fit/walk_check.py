@@ -1,4 +1,4 @@
-"""The last look before a bundle is put together: do the engines, as they run, have the noise that their corrections are for?"""
+"""Checks, before a bundle is put together, that the running engines have the noise that their corrections were fitted to."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STAGE = "check"
 
 
 def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
-    """Measure a few of the walk's figures again. Never cached: it is the files and the runtime of this very moment that are looked at.
+    """Measures a few of the walk's figures again. Never cached, because it checks the current files and the current runtime.
 
     Raises:
-        PtqdError: an engine has other noise than the walk measured.
+        PtqdError: the noise of an engine differs from what the walk measured.
     """
     begin = time.monotonic()
     reporter.start(STAGE)

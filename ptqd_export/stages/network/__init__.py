@@ -1,1 +1,1 @@
-"""Stages that need no precision: trace, decoder, text encoders, states, preparation."""
+"""Stages that do not depend on a precision: trace, decoder, text encoders, states, preparation."""

@@ -1,4 +1,4 @@
-"""Stage `decoder`: the first stage of a latent model as a graph, proven against torch."""
+"""Stage `decoder`: traces the decoder of a latent model to a graph, and verifies it against torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DECODER = "decoder.onnx"
 RECORD = "decoder.json"
 
 PIXELS = 512 * 512
-"""Decoded at a time: activations of the last layers, which are as large as the image and hundreds of channels deep, bound the batch."""
+"""Most pixels to decode at a time. The last layers' activations limit the batch: they have the image's size and hundreds of channels."""
 
 MOST_IMAGES = 64
 
 
 def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
-    """Writes `decoder.onnx`, and `decoder.json` with what the manifest says of it."""
+    """Writes `decoder.onnx`, and `decoder.json` with its record for the manifest."""
     decoder, shape = context.model.decoder, context.model.sample_shape
     assert decoder is not None
     graph = trace_decoder(decoder, shape)
@@ -38,10 +38,10 @@ def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> No
 
 
 def images_at_a_time(image_shape: tuple[int, ...]) -> int:
-    """How many images fit into the memory of one of 512 x 512; one where they are larger."""
+    """Returns how many images have at most as many pixels as one of 512 x 512, but at least 1 and at most `MOST_IMAGES`."""
     return min(MOST_IMAGES, max(1, PIXELS // math.prod(image_shape[1:])))
 
 
 def decoder_record(folder: Path | None) -> DecoderRecord | None:
-    """What `make_decoder` recorded."""
+    """Reads the record that `make_decoder` wrote."""
     return None if folder is None else DecoderRecord.model_validate_json((folder / RECORD).read_text())

@@ -1,4 +1,4 @@
-"""Stage `prepare`: a network that computes the same function as full precision and quantizes better."""
+"""Stage `prepare`: changes the network so that it quantizes better while computing the same function."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ FACTORS = "factors.npz"
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to a network, in this order.
+    """Changes to a network: first splitting, then scaling.
 
     Attributes:
-        split: sizes of the parts of every split layer's input, by name.
-        scaled: channels and their factors, float32 [channels]; layers are named as they are after splitting.
+        split: sizes of the parts of each split layer's input, by the layer's name.
+        scaled: channels and their factors, float32 [channels]; layers have their names after splitting.
     """
 
     split: Mapping[str, tuple[int, ...]]
     scaled: tuple[tuple[ScalableChannels, Tensor], ...]
 
     def apply(self, network: nn.Module) -> nn.Module:
-        """A prepared copy."""
+        """Returns a prepared copy of the network."""
         prepared = sharing_copy(network)
         split_layers(prepared, self.split)
         for channels, factors in self.scaled:
@@ -61,7 +61,7 @@ class Preparation:
         return prepared
 
     def save(self, folder: Path) -> None:
-        """Writes `preparation.json`, for people too, and the factors themselves in `factors.npz`."""
+        """Writes `preparation.json`, which people read too, and the factors in `factors.npz`."""
         scaled = [asdict(channels) | {"largest_factor": float(factors.max())} for channels, factors in self.scaled]
         (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled}, indent=1))
         np.savez(folder / FACTORS, allow_pickle=False, **{str(i): factors.numpy() for i, (_, factors) in enumerate(self.scaled)})
@@ -76,11 +76,11 @@ class Preparation:
 
 
 def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
-    """The model around the network that the stages behind `prepare` quantize.
+    """Returns the model with the network to quantize.
 
     Args:
-        context: of the build.
-        prepared: folder of the stage `prepare`; or of `trace`, where nothing was to be prepared.
+        context: context of the build.
+        prepared: folder of the stage `prepare`, or of `trace` if there was nothing to prepare.
     """
     if not (prepared / PREPARATION).exists():
         return context.model
@@ -113,14 +113,14 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
 
 
 def _quantized(context: BuildContext, network: Network) -> list[str]:
-    """Layers whose activations may become integers; a layer that the plan keeps in float keeps its name too."""
+    """Returns the layers whose activations may be quantized. Layers that the plan keeps in float are left out, so they keep their names."""
     kept = context.plan.quantization.keep_float
     inner = (layer.name for layer in network.layers if layer.role == "inner")
     return [name for name in inner if not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)]
 
 
 def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, ...]]) -> Network:
-    """The layers after splitting; the multiply-accumulates of a part are its share of the input channels."""
+    """Returns the layers after splitting. A part's multiply-accumulates are proportional to its share of the input channels."""
     macs = {layer.name: layer.macs for layer in network.layers}
     for name, sizes in split.items():
         macs |= {part_name(name, i): macs[name] * size // sum(sizes) for i, size in enumerate(sizes)}
@@ -130,7 +130,7 @@ def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, .
 def _scaled(
     context: BuildContext, split: Preparation, found: list[ScalableChannels], states: States, reporter: Reporter
 ) -> Iterator[tuple[ScalableChannels, Tensor]]:
-    """Every group of channels with its factors; a layer may be in two, once for its inputs and once for its outputs."""
+    """Yields every group of channels with its factors. A layer may be in two groups, once for its inputs and once for its outputs."""
     exponent = context.plan.quantization.channel_scaling
     if exponent is None or not found:
         return
@@ -143,7 +143,7 @@ def _scaled(
 
 
 def _largest_inputs(context: BuildContext, model: LoadedModel, layers: list[str], states: States, reporter: Reporter) -> dict[str, Tensor]:
-    """The largest magnitude of every input channel of these layers at the states."""
+    """Returns the largest magnitude of each input channel of the given layers over the states, by layer."""
     placed = context.calibration_device.place(model)
     with observe_channels(placed.adapter.network, layers) as seen, torch.no_grad():
         for batch in network_inputs(context, states, reporter):

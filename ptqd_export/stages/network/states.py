@@ -1,4 +1,4 @@
-"""Stage `states`: real states of the sampler, for everything that looks at activations."""
+"""Stage `states`: draws real states of the sampler, for every stage that needs activations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STATES = "states.npz"
 
 
 def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `states.npz`: states of full-precision chains, the same number from every step."""
+    """Writes `states.npz` with states of full-precision chains, the same number from every step."""
     calibration, table = context.plan.calibration, context.table
-    a_step = -(-calibration.activation_samples // table.steps)
-    samples = context.samples.first(max(a_step, calibration.batch_size))
+    per_step = -(-calibration.activation_samples // table.steps)
+    samples = context.samples.first(max(per_step, calibration.batch_size))
     states = draw_states(
         table,
         context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size),
@@ -35,12 +35,12 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
 
 
 def load_states(folder: Path) -> States:
-    """What `make_states` wrote."""
+    """Reads the states that `make_states` wrote."""
     return States.load(folder / STATES)
 
 
 def network_inputs(context: BuildContext, states: States, reporter: Reporter) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs of the network in the plan's batches, on its calibration device; under guidance both branches of every state."""
+    """Yields the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches."""
     conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
     branches = 2 if context.guided else 1
     for begin in range(0, len(states.rows), size):

@@ -1,4 +1,4 @@
-"""Stage `text`: text encoders as graphs, each proven against torch, and their tokenizers."""
+"""Stage `text`: traces text encoders to graphs, verifies them against torch, and saves their tokenizers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_text(prompts: PromptEncoder, folder: Path, reporter: Reporter) -> None:
 
 
 def text_record(folder: Path | None) -> TextRecord | None:
-    """What `make_text` recorded."""
+    """Reads the record that `make_text` wrote."""
     return None if folder is None else TextRecord.model_validate_json((folder / RECORD).read_text())
 
 

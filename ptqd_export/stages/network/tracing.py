@@ -1,4 +1,4 @@
-"""Stage `trace`: the full-precision graph, proven against torch, and the list of its layers."""
+"""Stage `trace`: traces the full-precision graph, verifies it against torch, and lists its layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ptqd_export.stages.reporter import Reporter
 
 @dataclass(frozen=True)
 class Network:
-    """What the graph shows of the network: its weighted layers, and the multiply-accumulates of all of it a sample."""
+    """The network's weighted layers, and the multiply-accumulates of the whole network per sample, as found in the graph."""
 
     layers: tuple[Layer, ...]
     macs: int

@@ -1,1 +1,1 @@
-"""Stages that make the graph of a precision."""
+"""Stages that make the graph of each precision."""

@@ -1,4 +1,4 @@
-"""Stage `convert-<precision>`: full precision in another float type."""
+"""Stage `convert-<precision>`: converts full precision to another float type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ptqd_export.stages.reporter import Reporter
 def make_converted_graph(
     context: BuildContext, precision: Precision, traced: Path, states: Path, folder: Path, _reporter: Reporter
 ) -> None:
-    """Writes `<precision>.onnx` and `precision.json`, as for a quantized precision."""
+    """Writes `<precision>.onnx` and `precision.json`, as the stage of a quantized precision does."""
     graph = ir.load(traced / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(ToHalfPrecision(), common.RemoveUnusedNodesPass())(graph)
     path = folder / f"{precision.name}.onnx"

@@ -1,4 +1,4 @@
-"""Stage `integer-speed`: which layers run slower in integers than in float on this machine, measured where they stand in the network."""
+"""Stage `integer-speed`: measures which layers run slower in integers than in float on this machine, inside the whole network."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ SLOWER = "slower.json"
 ROUNDS = 11
 
 LEAST_SPEED = 0.98
-"""How much slower a step may be with the integers of one kind of layer: medians of equal graphs differ by less, most of the time."""
+"""A kind of layer counts as slower in integers below this speed-up. Medians of equal graphs usually differ by less than 2 %."""
 
 MEASURED = Precision.parse("w8a8")
-"""All integer precisions run in the same kernels."""
+"""The precision that is measured. All integer precisions run in the same kernels."""
 
 
 def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `slower.json`: by layer, how many times as fast a step is with the integers of its kind, where they make it slower.
+    """Writes `slower.json`: the speed-up of a step when layers of this kind run in integers, by layer, for the kinds that get slower.
 
-    Layers of one kind have one shape of weight and one number of products: each kind in turn computes in float in an otherwise quantized
-    network, and takes turns with the network quantized throughout.
+    Layers of one kind have the same operator, weight shape and multiply-accumulates. Each kind in turn computes in float in an otherwise
+    quantized network, whose runs alternate with those of the fully quantized network.
     """
     layers = _layers(context, prepared, seen)
     kinds = _kinds(layers)
     slower: dict[str, float] = {}
     with TemporaryDirectory() as temporary:
-        integer = one_step(context, _written(context, prepared, layers, Path(temporary) / "integer.onnx"))
+        integer = one_step(context, _write_graph(context, prepared, layers, Path(temporary) / "integer.onnx"))
         for done, names in enumerate(kinds):
-            mixed = _written(context, prepared, _without(context, layers, names), Path(temporary) / "mixed.onnx")
+            mixed = _write_graph(context, prepared, _with_float(context, layers, names), Path(temporary) / "mixed.onnx")
             speed = _speed(integer, one_step(context, mixed))
             if speed < LEAST_SPEED:
                 slower |= dict.fromkeys(names, speed)
@@ -57,7 +57,7 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
 
 
 def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
-    """How many times as fast integers are; measured again where they seem slower, as other work on the machine can look like it."""
+    """Returns the speed-up by integers. Measures again if they seem slower, because load on the machine can have the same effect."""
     runs = {"integer": integer, "mixed": mixed}
     speed = 0.0
     for _ in range(2):
@@ -69,13 +69,13 @@ def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
 
 
 def load_slower(measured: Path) -> Mapping[str, float]:
-    """By layer."""
+    """Reads the speed-ups of the slower layers, by layer."""
     slower: dict[str, float] = json.loads((measured / SLOWER).read_text())
     return slower
 
 
 def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[QuantizedLayer]:
-    """With the quickest scales: they do not change the time of a kernel."""
+    """Returns the quantized layers. Uses the scales that are quickest to find, because scales do not change the time of a kernel."""
     settings = QuantizationSettings("max", "max", context.overrides())
     network = prepared_model(context, prepared).adapter.network
     return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
@@ -89,8 +89,8 @@ def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:
     return list(kinds.values())
 
 
-def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
-    """The named layers keep their integer weights and compute in float."""
+def _with_float(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
+    """Returns the layers, where the named ones keep their integer weights but compute in float."""
     slower = dict.fromkeys(names, 0.0)
     return [
         replace(layer, rule=rule(layer.layer, MEASURED, context.placement, LayerOverrides(slower=slower)), input=None, output=None)
@@ -100,7 +100,7 @@ def _without(context: BuildContext, layers: Sequence[QuantizedLayer], names: Seq
     ]
 
 
-def _written(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
+def _write_graph(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
     save_graph(graph, path)

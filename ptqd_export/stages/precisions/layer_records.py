@@ -1,4 +1,4 @@
-"""What `precision.json` says of a precision: bit operations, and what every layer of the network got."""
+"""The record of a precision in `precision.json`: bit operations, and the rule of every layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def precision_record(
     layers: Sequence[QuantizedLayer],
     slower: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Bit operations, and what every layer of the network got."""
+    """Returns the bit operations, and a record of every layer of the network."""
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
     rules = [(layer, rule(layer, precision, context.placement, context.overrides(slower))) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
@@ -34,7 +34,7 @@ def precision_record(
 
 
 def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:
-    """Bits and scales of a layer; the scales of its weight are in the graph, one a channel."""
+    """Returns the bit widths and activation scales of a layer. The per-channel scales of its weight are in the graph."""
     record: dict[str, Any] = {
         "name": name,
         "op": op,

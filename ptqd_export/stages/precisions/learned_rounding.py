@@ -1,4 +1,4 @@
-"""Stages `reconstruct-<precision>`: learned rounding of one precision."""
+"""Stages `reconstruct-<precision>`: learn the rounding of one precision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUMMARY = "reconstruction.json"
 
 
 def make_learned_rounding(context: BuildContext, precision: Precision, sources: Sources, folder: Path, reporter: Reporter) -> None:
-    """Writes what `make_reconstruction` learns; goes on where an earlier run was interrupted."""
+    """Learns the rounding of the prepared network with `make_reconstruction`; resumes an interrupted run."""
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, sources.prepared)
@@ -44,16 +44,17 @@ def make_learned_rounding(context: BuildContext, precision: Precision, sources: 
 def make_reconstruction(
     context: BuildContext, model: LoadedModel, unit: Unit, nearest: Sequence[QuantizedLayer], states: Path, folder: Path, reporter: Reporter
 ) -> None:
-    """Writes what every block has learned, and `reconstruction.json`: errors, minutes, peak memory, and the layers that learned nothing.
+    """Writes the learned rounding of every block, and `reconstruction.json` with errors, minutes, peak memory, and the layers that stay
+    rounded to nearest.
 
     Args:
-        context: of the build.
-        model: whose network is quantized.
-        unit: layer or block.
-        nearest: its layers at one precision, rounded to the nearest.
+        context: context of the build.
+        model: model whose network is quantized.
+        unit: unit of the reconstruction, layer or block.
+        nearest: layers of the network at one precision, rounded to nearest.
         states: folder of the stage `states`.
-        folder: may hold the blocks that an interrupted run finished.
-        reporter: is told of every block.
+        folder: output folder, which may hold the blocks that an interrupted run finished.
+        reporter: shows the progress, block by block.
     """
     chosen = load_states(states).first(context.plan.quantization.reconstruction.samples)
     learned = reconstruct(
@@ -73,7 +74,7 @@ def make_reconstruction(
 
 
 def load_reconstruction(folder: Path, nearest: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
-    """The layers that `make_reconstruction` learned, in the order of those it started from."""
+    """Reads the layers that `make_reconstruction` learned, in the order of `nearest`. Layers that it did not learn stay as in `nearest`."""
     named = {layer.layer.name: layer for layer in nearest}
     learned = {layer.layer.name: layer for path in block_files(folder) for layer in load_block(path, named)[1]}
     return [learned.get(name, layer) for name, layer in named.items()]
@@ -95,7 +96,7 @@ def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
 
 
 def _calibration_rows(context: BuildContext, model: LoadedModel, states: States) -> CalibrationRows:
-    """Every state, under guidance in both branches."""
+    """Returns the network's inputs for every state; under guidance, for both branches."""
     branches = 2 if context.guided else 1
     sample, timestep = (np.concatenate([value] * branches) for value in (states.samples, states.timesteps))
     conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=context.guided)
@@ -108,6 +109,6 @@ def _calibration_rows(context: BuildContext, model: LoadedModel, states: States)
 
 
 def _peak_memory_gib() -> float:
-    """Most memory that this process has held: counted in KiB on Linux, in bytes on macOS."""
+    """Returns the peak memory of this process. The system reports it in KiB on Linux and in bytes on macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,4 +1,4 @@
-"""The layers of one precision with their scales, rounded to the nearest: where quantized graphs and learned rounding begin."""
+"""Quantizes the layers of one precision with rounding to nearest, the starting point of quantized graphs and of learned rounding."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ptqd_export.stages.precisions.activations import load_observations
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What quantized graphs are made from.
+    """Inputs of quantized graphs.
 
     Attributes:
-        prepared, states, seen: folders of these stages.
-        slower: layers that keep integer weights and compute in float, see `calib.quantizers.rules.placement.LayerOverrides`.
-        found: activation quantizers that were found from these observations so far: precisions share them.
-        reference: full precision's outputs where graphs are verified, once a precision needed them; shared too.
+        prepared, states, seen: folders of the stages with the prepared network, the states and the observed activations.
+        slower: layers that keep integer weights but compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
+        found: activation quantizers found from these observations so far, shared between precisions.
+        reference: full-precision outputs that graphs are verified against, computed on first use and shared between precisions.
     """
 
     prepared: Path
@@ -44,7 +44,11 @@ class Sources:
 def rounded_to_nearest(
     context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel
 ) -> list[QuantizedLayer]:
-    """Every layer that gets integers, with its scales, rounded to the nearest."""
+    """Returns every layer that gets integers, with its scales, rounded to nearest.
+
+    Raises:
+        UsageError: a pattern of the plan matches no layer, or nothing is left to quantize.
+    """
     settings = context.plan.quantization
     _check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
@@ -53,7 +57,7 @@ def rounded_to_nearest(
 
 
 def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:
-    """A misspelt pattern would quantize the layer that the user wants to keep.
+    """Checks the plan's patterns, because a misspelt one would quantize a layer that the user wants to keep.
 
     Raises:
         UsageError: a pattern matches no layer, or nothing is left to quantize.
@@ -64,7 +68,7 @@ def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None
                 raise UsageError(
                     "A pattern of the plan matches no layer.",
                     found=f'"{pattern}" in quantization.{name}',
-                    expected=f'a pattern of names such as "{names[0]}" or "{names[-1]}"',
+                    expected=f'a pattern that matches names such as "{names[0]}" or "{names[-1]}"',
                     mend=f'did you mean "{difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)[0]}"?',
                 )
     if {name for pattern in settings.keep_float for name in fnmatch.filter(names, pattern)} == set(names):

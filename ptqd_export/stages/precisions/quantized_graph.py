@@ -1,4 +1,4 @@
-"""Stages `quantize-<precision>`: the graph of one precision, held against its oracle."""
+"""Stages `quantize-<precision>`: write the graph of one precision, and verify it against its oracle."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from ptqd_export.stages.reporter import Reporter
 def make_quantized_graph(
     context: BuildContext, precision: Precision, sources: Sources, learned: Path | None, folder: Path, _reporter: Reporter
 ) -> None:
-    """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, what verification measured, what learned rounding took).
+    """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding).
 
-    `learned` is the folder of the stage that learned its rounding, None where weights are rounded to the nearest.
+    `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
     network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
     nearest = rounded_to_nearest(context, precision, sources, network, model)
@@ -59,7 +59,7 @@ def make_quantized_graph(
 
 
 def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
-    """The quantized graph in the plan's high precision, and where the same graph in float32 lies."""
+    """Writes the quantized graph in the plan's high precision. Returns the path of the same graph in float32."""
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
     if context.high_precision == FULL_PRECISION:

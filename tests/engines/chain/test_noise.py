@@ -170,14 +170,14 @@ def test_an_empty_batch_is_empty() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_refuses_a_seed_out_of_range(seed: int) -> None:
-    with pytest.raises(UsageError, match=rf"(?s)seed is out of range.*{seed}"):
+    with pytest.raises(UsageError, match=rf"(?s)The seed is out of range\..*{seed}"):
         NoiseSource(seed, (1,))
 
 
 def test_refuses_a_negative_sample_index_and_an_empty_table() -> None:
     noise = NoiseSource(0, (1,))
     for draw in (noise.start, lambda samples: noise.step(0, samples), lambda samples: noise.row(samples, 2)):
-        with pytest.raises(UsageError, match=r"(?s)sample index is out of range.*-3"):
+        with pytest.raises(UsageError, match=r"(?s)A sample index is out of range\..*-3"):
             draw(np.array([4, -3]))
     with pytest.raises(UsageError, match=r"(?s)no conditioning row.*0 rows"):
         noise.row(np.array([0]), 0)

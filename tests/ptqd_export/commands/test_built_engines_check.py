@@ -71,7 +71,7 @@ def test_wrong_engine_is_removed_and_no_other(
     for engine in built:
         engine.engine.path.write_bytes(b"engine")
     monkeypatch.setattr("ptqd_export.commands.engines_command.TensorRtBackend", lambda _settings, _folder: run("none"))
-    assert check_built(folder, built).startswith("checked against the statistics: no SNR departs by more than 0.0")
+    assert check_built(folder, built).startswith("checked against the statistics: no SNR differs by more than 0.0")
     monkeypatch.setattr("ptqd_export.commands.engines_command.TensorRtBackend", lambda _settings, _folder: run("w8a8"))
     with pytest.raises(DepartureError):
         check_built(folder, built)

@@ -295,11 +295,11 @@ def _run(folder: Path, *arguments: str) -> Result:
     [
         (["--name", "a/b"], "cannot have this name"),
         (["--name", "../b"], "cannot have this name"),
-        (["--name", "default"], "the build's"),
-        (["--policy", "budget"], "go together"),
-        (["--budget", "0.1"], "go together"),
-        (["--cost", "time"], "Only a budget has a cost"),
-        (["--policy", "budget", "--budget", "0.0001"], "as cheap as the budget"),
+        (["--name", "default"], "Only a build can write the default schedule"),
+        (["--policy", "budget"], "must be given together"),
+        (["--budget", "0.1"], "must be given together"),
+        (["--cost", "time"], "A cost needs a budget"),
+        (["--policy", "budget", "--budget", "0.0001"], "Every chain costs more than the budget"),
         (["--sampler", "heun"], "The sampler is unknown."),
         (["--steps", "1001"], "num_train_timesteps = 1000"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
@@ -311,7 +311,7 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--fit", "moments", "--steps", "3"], "4 steps"),
         (["--fit", "moments", "--eta", "0"], "eta 1"),
         (["--fit", "moments", "--variance", "shift"], "other timesteps"),
-        (["--fit", "moments", "--samples", "9"], "those of a walk"),
+        (["--fit", "moments", "--samples", "9"], "need a new walk"),
         (["--variance", "shift", "--trajectory", "fp"], "trajectory"),
     ],
 )
@@ -389,7 +389,7 @@ def test_a_walked_schedule_is_refitted_from_its_own_moments(built_tiny: TinyBund
 
 def test_moments_of_a_schedule_that_did_not_walk_a_precision_do_not_do(built_tiny: TinyBundle) -> None:
     add_schedule(built_tiny.folder, "walked", ScheduleRequest(eta=0.0, policy="fixed", precisions=("w4a8",), fit="walk"))
-    with pytest.raises(UsageError, match="do not say enough"):
+    with pytest.raises(UsageError, match="do not suffice"):
         _add(built_tiny, base="walked", precisions=("w8a8",), policy="fixed", fit="moments")
 
 

@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_samples(tiny: TinyBundle) -> None:
         (["--precisions", "fp32"], "There is no such engine to compare."),
         (["--steps", 5], "The schedule has fewer steps.\n  found:    --steps 5"),
         (["--schedule", "other"], "The bundle has no such schedule."),
-        (["--seed", -1], "the seed is out of range"),
+        (["--seed", -1], "The seed is out of range."),
     ],
 )
 def test_wrong_requests_are_errors_of_usage(tiny: TinyBundle, tmp_path: Path, options: list[object], message: str) -> None:

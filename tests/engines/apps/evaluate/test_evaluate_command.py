@@ -191,7 +191,7 @@ def wrong_requests(folder: Path) -> Iterator[tuple[list[object], str]]:
     yield ["--schedule", "fast"], "The bundle has no such schedule."
     yield ["--classes", "7"], "A class is out of range."
     yield ["--guidance", 2], "The corrections were fitted at another guidance scale."
-    yield ["--seed", -1], "the seed is out of range"
+    yield ["--seed", -1], "The seed is out of range."
 
 
 def test_what_does_not_fit_is_one_message_before_anything_is_sampled(
