@@ -24,7 +24,7 @@ class SourceTree:
         self._packages = packages
 
     def reached(self, module: str) -> dict[str, Path]:
-        """Returns the module and the modules of the tree that it imports, with their files; empty if the module is not in the tree."""
+        """Return the module and the modules of the tree that it imports, with their files; empty if the module is not in the tree."""
         reached, waiting = dict[str, Path](), [module]
         while waiting:
             name = waiting.pop()
@@ -42,7 +42,7 @@ class SourceTree:
 
 
 def imported_names(path: Path) -> frozenset[str]:
-    """Returns every name that an import in the file may refer to: modules, names inside modules, and top-level packages."""
+    """Return every name that an import in the file may refer to: modules, names inside modules, and top-level packages."""
     return _names(path, path.stat().st_mtime_ns)
 
 
@@ -52,7 +52,7 @@ def _names(path: Path, _modified: int) -> frozenset[str]:
 
 
 def content_digest(path: Path) -> str:
-    """Returns the SHA-256 of the file."""
+    """Return the SHA-256 of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -68,7 +68,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _parents(module: str) -> Iterator[str]:
-    """Yields the parent packages of a module, which are imported before it."""
+    """Yield the parent packages of a module, which are imported before it."""
     while "." in module:
         module = module.rpartition(".")[0]
         yield module

@@ -33,7 +33,7 @@ class Affine:
         return cls(np.ones(channels), np.zeros(channels), np.zeros(channels))
 
     def apply(self, out: Float32, x: Float32) -> Float32:
-        """Corrects guided outputs [batch, channels, ...] at the states `x`, in float32."""
+        """Correct guided outputs [batch, channels, ...] at the states `x`, in float32."""
         return correct(out, x, self.gain, self.offset, self.state_gain)
 
     @property
@@ -43,7 +43,7 @@ class Affine:
 
 
 def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_PARTS) -> Affine:
-    """Returns the correction of a mode, fitted from the moments of `x, e, d`.
+    """Return the correction of a mode, fitted from the moments of `x, e, d`.
 
     The modes differ only in their gains. In every mode, the offset (`-mu_c gain_c` in the paper's terms) is the one that leaves no mean
     error in any channel with the gains that are applied. Without the part "gain" the correction is `q - E[d]`. The offset needs no gate
@@ -84,7 +84,7 @@ def _regression_gain(moments: Moments) -> Float64:
 
 
 def _without_state(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments], tuple[Float64, Float64]]:
-    """Adds a state gain of 0 to a gain."""
+    """Add a state gain of 0 to a gain."""
     return lambda moments: (gain_of(moments), np.zeros(moments.channels))
 
 

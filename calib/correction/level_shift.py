@@ -55,7 +55,7 @@ class LevelShift:
         return cls(alpha_bar(schedule), schedule.prediction_type)
 
     def __call__(self, step: TableStep, u: float) -> TableStep:
-        """Returns the step from a state with extra noise variance `u`, its coefficients for the unscaled state; `step` itself if u = 0."""
+        """Return the step from a state with extra noise variance `u`, its coefficients for the unscaled state; `step` itself if u = 0."""
         if u == 0:
             return step
         s = step.input_scale

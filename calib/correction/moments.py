@@ -75,7 +75,7 @@ class Moments:
         return int(self.mean.shape[1])
 
     def merge(self, other: Moments) -> Moments:
-        """Returns the moments of both sets of samples together, exact up to rounding."""
+        """Return the moments of both sets of samples together, exact up to rounding."""
         if (self.variables, self.mean.shape) != (other.variables, other.mean.shape):
             raise ValueError(f"moments of {self.variables} {self.mean.shape} and {other.variables} {other.mean.shape} cannot be merged")
         count = self.count + other.count
@@ -92,7 +92,7 @@ class Moments:
         return self.scatter + self.count[:, None, None, None] * delta[..., :, None] * delta[..., None, :]
 
     def pooled(self) -> Moments:
-        """Merges all folds into one."""
+        """Merge all folds into one."""
         scatter = self.about_pooled_mean().sum(axis=0, keepdims=True)
         return Moments(self.variables, self.count.sum(keepdims=True), self.samples.sum(keepdims=True), self._pooled_mean()[None], scatter)
 
@@ -134,7 +134,7 @@ class Moments:
         return self.covariance(variable, variable)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain lists, from which `from_json` restores the same floats to the last bit."""
+        """Return plain lists, from which `from_json` restores the same floats to the last bit."""
         arrays = {"count": self.count, "samples": self.samples, "mean": self.mean, "scatter": self.scatter}
         return {"variables": list(self.variables)} | {key: array.tolist() for key, array in arrays.items()}
 

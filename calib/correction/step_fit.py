@@ -48,7 +48,7 @@ def is_linear(step: TableStep) -> bool:
 def fit_step(
     moments: Moments, step: TableStep, choice: CorrectionChoice, measure: Callable[[Affine], float] | None = None
 ) -> StepCorrection:
-    """Fits the correction of a step.
+    """Fit the correction of a step.
 
     Args:
         moments: moments of `x, e, d` after guidance.

@@ -43,7 +43,7 @@ def calibrate_sigma(sigma: float, excess: float) -> CalibratedSigma:
 
 
 def keep_sigma(sigma: float, excess: float) -> CalibratedSigma:
-    """Keeps the sampler's own noise, for a schedule that is not calibrated. Nothing is absorbed."""
+    """Keep the sampler's own noise, for a schedule that is not calibrated. Nothing is absorbed."""
     return CalibratedSigma(sigma, excess, max(excess, 0.0))
 
 

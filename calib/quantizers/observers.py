@@ -35,7 +35,7 @@ class ObservedActivations:
         return torch.cat(self.drawn)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Returns the arrays to store: `values` [count] and `range` [2], float32."""
+        """Return the arrays to store: `values` [count] and `range` [2], float32."""
         return {"values": self.values.numpy(), "range": np.array([self.low, self.high], dtype=np.float32)}
 
     @classmethod
@@ -47,7 +47,7 @@ class ObservedActivations:
 def observe_activations(
     network: nn.Module, inputs: Iterable[str], outputs: Iterable[str], calls: int
 ) -> Iterator[dict[str, ObservedActivations]]:
-    """Observes the inputs and outputs of named modules while the `with` block runs the network `calls` times.
+    """Observe the inputs and outputs of named modules while the `with` block runs the network `calls` times.
 
     Yields:
         the observations, by `<name>.input` and `<name>.output`.

@@ -14,7 +14,7 @@ from calib.quantizers.sharing_copy import sharing_copy
 
 
 def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns a copy of the network that computes what the quantized graph means, in float32 or float64.
+    """Return a copy of the network that computes what the quantized graph means, in float32 or float64.
 
     The copy stores the integers of the quantized layers, and dequantizes a layer's weight while the layer runs: all weights in float64
     would take more memory than the rest of a build.
@@ -32,7 +32,7 @@ def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype
 
 
 def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) -> None:
-    """Gives a module its integer weight and dequantized bias, and attaches fake quantizers to its input and output."""
+    """Give a module its integer weight and dequantized bias, and attaches fake quantizers to its input and output."""
     device = module.get_parameter("weight").device
     module.register_parameter("weight", nn.Parameter(layer.integers.to(device), requires_grad=False))
     parametrize.register_parametrization(module, "weight", _Dequantized(layer.weight, dtype), unsafe=True)  # unsafe: the dtype changes

@@ -56,7 +56,7 @@ class Quantizer:
         self._activations: ActivationQuantizers = {} if activations is None else activations
 
     def quantize(self, precision: Precision) -> list[QuantizedLayer]:
-        """Returns every layer that gets integers at this precision."""
+        """Return every layer that gets integers at this precision."""
         rules = ((layer, rule(layer, precision, self._placement, self._settings.overrides)) for layer in self._layers)
         return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
 

@@ -18,7 +18,7 @@ class WeightQuantizer:
     scale: Tensor
 
     def integers(self, weight: Tensor) -> Tensor:
-        """Returns the values to store, int8 [channels, ...]."""
+        """Return the values to store, int8 [channels, ...]."""
         low, high = weight_range(self.bits)
         return torch.round(weight / self._along(weight)).clamp(low, high).to(torch.int8)
 
@@ -56,7 +56,7 @@ class ActivationQuantizer:
         return self.low + (1 << self.bits) - 1
 
     def fake(self, x: Tensor) -> Tensor:
-        """Quantizes and dequantizes in the dtype of `x`, but at least in float32, as QuantizeLinear and DequantizeLinear do."""
+        """Quantize and dequantizes in the dtype of `x`, but at least in float32, as QuantizeLinear and DequantizeLinear do."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale = torch.tensor(self.scale, dtype=dtype)
         integers = (x.to(dtype) / scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
@@ -75,12 +75,12 @@ class Float8WeightQuantizer(WeightQuantizer):
 
     @classmethod
     def of(cls, weight: Tensor) -> Float8WeightQuantizer:
-        """Returns the quantizer of a weight [channels, ...]."""
+        """Return the quantizer of a weight [channels, ...]."""
         largest = weight.detach().float().abs().reshape(len(weight), -1).amax(dim=1)
         return cls(8, (largest / FLOAT8_LARGEST).clamp_min(SMALLEST_SCALE))
 
     def integers(self, weight: Tensor) -> Tensor:
-        """Returns the values to store, float8_e4m3fn [channels, ...]."""
+        """Return the values to store, float8_e4m3fn [channels, ...]."""
         return _float8(weight / self._along(weight))
 
 
@@ -90,7 +90,7 @@ class Float8ActivationQuantizer(ActivationQuantizer):
 
     @classmethod
     def of(cls, largest: float) -> Float8ActivationQuantizer:
-        """Returns the quantizer for values of at most this magnitude."""
+        """Return the quantizer for values of at most this magnitude."""
         return cls(8, signed=True, scale=float(torch.tensor(max(largest / FLOAT8_LARGEST, SMALLEST_SCALE))), zero_point=0)
 
     def fake(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Float8ActivationQuantizer(ActivationQuantizer):
 
 
 def _float8(x: Tensor) -> Tensor:
-    """Rounds to the nearest E4M3 value from float32, as runtimes do. Clamped first: beyond the range, torch returns NaN and QuantizeLinear
+    """Round to the nearest E4M3 value from float32, as runtimes do. Clamped first: beyond the range, torch returns NaN and QuantizeLinear
     the largest value.
     """
     return x.float().clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST).to(torch.float8_e4m3fn)

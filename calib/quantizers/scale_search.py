@@ -19,7 +19,7 @@ of the many small operations, and stall whenever another process occupies one of
 
 
 def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
-    """Returns the per-channel symmetric quantizer of a weight [channels, ...].
+    """Return the per-channel symmetric quantizer of a weight [channels, ...].
 
     `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05 of it. It works in chunks of
     channels, so memory does not grow with the layer.
@@ -48,7 +48,7 @@ def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: i
 def activation_scale(
     values: Tensor, low: float, high: float, *, bits: int, signed: bool, symmetric: bool, criterion: Criterion = "mse"
 ) -> ActivationQuantizer:
-    """Returns the per-tensor quantizer for sampled values.
+    """Return the per-tensor quantizer for sampled values.
 
     Args:
         values: a sample of the tensor's values, 1-D.

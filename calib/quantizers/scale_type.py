@@ -17,7 +17,7 @@ _DTYPES: Mapping[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": t
 
 
 def with_scales_in(precision: HighPrecision, layers: Iterable[QuantizedLayer]) -> list[QuantizedLayer]:
-    """Returns the same integers with scales rounded to the type, so that oracle and graph use the same scales.
+    """Return the same integers with scales rounded to the type, so that oracle and graph use the same scales.
 
     float16 changes a scale by at most 2^-11 of its value, far less than half a step of the integers; bfloat16 by 2^-9, a quarter of a step
     of the largest 8-bit integers. float16 loses digits below 6e-5, but there a channel's integer weights are too small to matter. 8-bit

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def sharing_copy(network: nn.Module, without: Collection[str] = ()) -> nn.Module:
-    """Returns a copy with its own modules and parameters that shares the parameters' values. Replacing, casting or moving them leaves the
+    """Return a copy with its own modules and parameters that shares the parameters' values. Replacing, casting or moving them leaves the
     network unchanged, but nothing may be written into them.
 
     Args:

@@ -80,7 +80,7 @@ class BlockTask:
 def fit(
     task: BlockTask, samples: NDArray[np.int64], scale: float, settings: BlockFitSettings, generator: torch.Generator
 ) -> dict[str, QuantizedLayer]:
-    """Learns whether the weights of a block are rounded up or down, and its activation scales.
+    """Learn whether the weights of a block are rounded up or down, and its activation scales.
 
     Args:
         task: the block.

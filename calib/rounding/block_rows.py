@@ -46,7 +46,7 @@ class StoredArguments:
                 kept[rows] = _numpy(leaf)
 
     def take(self, rows: NDArray[np.int64], device: torch.device) -> Arguments:
-        """Returns the arguments at these samples, copied to the device."""
+        """Return the arguments at these samples, copied to the device."""
         leaves = [
             torch.from_numpy(np.asarray(leaf[rows])).to(device) if batched else leaf
             for leaf, batched in zip(self._leaves, self._batched, strict=True)
@@ -73,7 +73,7 @@ class BlockNetworks:
 
 
 def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: int, device: torch.device, store: RowStore) -> BlockRows:
-    """Runs both networks up to the block, batch by batch on the device. Modules after the block are not run."""
+    """Run both networks up to the block, batch by batch on the device. Modules after the block are not run."""
     samples = len(inputs[0])
     kept: BlockRows | None = None
     for begin in range(0, samples, batch_size):
@@ -90,7 +90,7 @@ def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: i
 
 
 def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Arguments:
-    """Runs a network until it enters the block, and returns the block's arguments."""
+    """Run a network until it enters the block, and returns the block's arguments."""
     met: list[Arguments] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inpu
 
 
 def output_of(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Tensor:
-    """Runs a network until it leaves the block, and returns the block's output."""
+    """Run a network until it leaves the block, and returns the block's output."""
     met: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:
@@ -123,6 +123,6 @@ def _rows_like(store: RowStore, batch: Tensor, samples: int) -> NDArray[Any]:
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """Copies a tensor to the CPU, floats as float32."""
+    """Copy a tensor to the CPU, floats as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -36,7 +36,7 @@ def candidates(network: nn.Module, layers: Collection[str]) -> list[str]:
 
 
 def find_blocks(network: nn.Module, layers: Collection[str], calls: Mapping[str, ModuleCall]) -> list[Block]:
-    """Returns the blocks in the order in which the network runs them. Layers outside of any block become blocks of their own.
+    """Return the blocks in the order in which the network runs them. Layers outside of any block become blocks of their own.
 
     Going down from the root, a module is a block if
 
@@ -52,7 +52,7 @@ def find_blocks(network: nn.Module, layers: Collection[str], calls: Mapping[str,
 
 
 def single_layers(layers: Collection[str], calls: Mapping[str, ModuleCall]) -> list[Block]:
-    """Returns every layer as a block of its own, in the order in which the network runs them."""
+    """Return every layer as a block of its own, in the order in which the network runs them."""
     alone = [name for name in layers if name in calls and calls[name].separable]
     return [Block(name, (name,), calls[name].batched) for name in sorted(alone, key=lambda name: calls[name].order)]
 

@@ -40,7 +40,7 @@ class BlockRecord:
 
 
 def save_block(path: Path, record: BlockRecord, layers: Iterable[QuantizedLayer]) -> None:
-    """Writes a complete .npz or nothing: `record`, and per layer `<name>.integers`, `<name>.input`, `<name>.output` (scales, float32)."""
+    """Write a complete .npz or nothing: `record`, and per layer `<name>.integers`, `<name>.input`, `<name>.output` (scales, float32)."""
     arrays: dict[str, NDArray[Any]] = {"record": np.array(json.dumps(asdict(record)))}
     for layer in layers:
         arrays[f"{layer.layer.name}.integers"] = layer.integers.numpy()
@@ -52,7 +52,7 @@ def save_block(path: Path, record: BlockRecord, layers: Iterable[QuantizedLayer]
 
 
 def load_block(path: Path, nearest: Mapping[str, QuantizedLayer]) -> tuple[BlockRecord, list[QuantizedLayer]]:
-    """Reads what `save_block` wrote. The layers' other properties come from `nearest`, the layers rounded to nearest."""
+    """Read what `save_block` wrote. The layers' other properties come from `nearest`, the layers rounded to nearest."""
     with np.load(path) as archive:
         stored = json.loads(str(archive["record"]))
         record = BlockRecord(**{**stored, "layers": tuple(stored["layers"])})

@@ -50,7 +50,7 @@ class _Seen:
 
 
 def module_calls(network: nn.Module, names: Collection[str], forward: Forward, inputs: Inputs) -> dict[str, ModuleCall]:
-    """Returns the calls of the named modules, in the order in which they begin. Modules that are never called are left out.
+    """Return the calls of the named modules, in the order in which they begin. Modules that are never called are left out.
 
     Runs the network on two batch sizes: a value with one row per sample changes its number of rows with the batch size.
     """

@@ -63,7 +63,7 @@ class CalibrationRows:
     states: int
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the rows to learn from, and the held-out rows: all branches of every eighth state. A single state serves as both."""
+        """Return the rows to learn from, and the held-out rows: all branches of every eighth state. A single state serves as both."""
         rows = np.arange(len(self.inputs[0]), dtype=np.int64)
         held_out = rows % self.states % HELD_OUT == min(HELD_OUT, self.states) - 1
         return (rows, rows) if held_out.all() else (rows[~held_out], rows[held_out])
@@ -77,7 +77,7 @@ def reconstruct(
     folder: Path,
     on_block: Callable[[int, int], None],
 ) -> list[QuantizedLayer]:
-    """Learns the rounding of the inner layers and, if the settings say so, the scales of their activations.
+    """Learn the rounding of the inner layers and, if the settings say so, the scales of their activations.
 
     Boundary and embedding layers, which have 8-bit weights and float activations, stay as they are. So do layers that a forward pass calls
     more than once. Layers that read the same tensor keep sharing one quantizer, learned by the first block that reads the tensor.
@@ -144,7 +144,7 @@ class _Learner:
         self.learned: dict[str, QuantizedLayer] = {}
 
     def learn(self, number: int, block: Block, rows_folder: Path) -> tuple[BlockRecord, list[QuantizedLayer]]:
-        """Learns one block with its own generator, so that the result does not depend on which call learned the blocks before it."""
+        """Learn one block with its own generator, so that the result does not depend on which call learned the blocks before it."""
         begin = time.monotonic()
         fit_settings, calibration = self._settings.fit, self._calibration
         module = self._networks.quantized.get_submodule(block.name)
@@ -164,7 +164,7 @@ class _Learner:
         return record, list((learned if kept else before).values())
 
     def install(self, layers: Sequence[QuantizedLayer]) -> None:
-        """Puts the layers of one more block into the quantized network."""
+        """Put the layers of one more block into the quantized network."""
         for layer in layers:
             self.learned[layer.layer.name] = layer
             self._quantizers |= activations(layer)

@@ -40,7 +40,7 @@ class RowStore:
         shutil.rmtree(self._folder)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Returns a new, uninitialized array.
+        """Return a new, uninitialized array.
 
         Raises:
             NoRoomError: the array exceeds the memory limit, and the disk has too little room.

@@ -51,7 +51,7 @@ class SoftBlock:
         return torch.stack([rounding.undecided(beta) for rounding in roundings]).sum() / sum(rounding.V.numel() for rounding in roundings)
 
     def hardened(self) -> dict[str, QuantizedLayer]:
-        """Returns the layers with what they have learned."""
+        """Return the layers with what they have learned."""
         learned = {tensor: scale.quantizer() for tensor, scale in self.scales.items()}
         return {
             name: replace(with_activations(layer, learned), integers=self.roundings[name].integers())
@@ -60,7 +60,7 @@ class SoftBlock:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Attaches the learned fake quantizers to the layers within a `with` block."""
+        """Attach the learned fake quantizers to the layers within a `with` block."""
         handles = []
         for name, layer in self._layers.items():
             part = self._module.get_submodule(name)
@@ -90,7 +90,7 @@ def activations(layer: QuantizedLayer) -> dict[str, ActivationQuantizer]:
 
 
 def with_activations(layer: QuantizedLayer, quantizers: Mapping[str, ActivationQuantizer]) -> QuantizedLayer:
-    """Returns the layer with the given quantizers for its own tensors."""
+    """Return the layer with the given quantizers for its own tensors."""
     own = {**activations(layer), **quantizers}
     return replace(
         layer,

@@ -37,12 +37,12 @@ class States:
             return cls(archive["samples"], archive["timesteps"], archive["rows"])
 
     def at(self, timesteps: Float64) -> States:
-        """Returns the states at the given timesteps."""
+        """Return the states at the given timesteps."""
         chosen = np.isin(self.timesteps, timesteps.astype(np.float32))
         return States(self.samples[chosen], self.timesteps[chosen], self.rows[chosen])
 
     def first(self, count: int) -> States:
-        """Returns at most `count` states, still spread over the timesteps."""
+        """Return at most `count` states, still spread over the timesteps."""
         chosen = np.unique(np.linspace(0, len(self.rows) - 1, count).astype(np.int64))
         return States(self.samples[chosen], self.timesteps[chosen], self.rows[chosen])
 
@@ -56,7 +56,7 @@ def draw_states(
     batch_size: int,
     on_step: Callable[[int], None],
 ) -> States:
-    """Draws about `count` states from full-precision chains, one chain per sample and the same number of states from every step.
+    """Draw about `count` states from full-precision chains, one chain per sample and the same number of states from every step.
 
     No state is drawn twice, so there are fewer states if there are fewer samples than states per step.
 

@@ -38,17 +38,17 @@ class Menu:
 
     @classmethod
     def of(cls, probes: Probes, costs: Mapping[str, float]) -> Menu:
-        """Builds the menu of the precisions in `costs`. A precision that was not probed counts as exact."""
+        """Build the menu of the precisions in `costs`. A precision that was not probed counts as exact."""
         exact = np.zeros(probes.steps)
         amplitudes = dict(zip(probes.precisions, probes.amplitudes.T, strict=True))
         return cls(tuple(costs), np.stack([amplitudes.get(name, exact) for name in costs], axis=1), np.array(list(costs.values())))
 
     def cost_of(self, choice: Sequence[str]) -> float:
-        """Returns the cost of a chain relative to the full-precision chain."""
+        """Return the cost of a chain relative to the full-precision chain."""
         return float(np.mean(self.costs[self._columns(choice)]))
 
     def bound_of(self, choice: Sequence[str]) -> float:
-        """Returns the sum of the steps' amplitudes, which the program minimises."""
+        """Return the sum of the steps' amplitudes, which the program minimises."""
         return float(self.amplitudes[np.arange(len(choice)), self._columns(choice)].sum())
 
     def _columns(self, choice: Sequence[str]) -> list[int]:
@@ -56,7 +56,7 @@ class Menu:
 
 
 def check_budget(costs: Mapping[str, float], budget: float) -> None:
-    """Checks that some chain fits the budget, given the cost of a step by precision as in `Menu`.
+    """Check that some chain fits the budget, given the cost of a step by precision as in `Menu`.
 
     Raises:
         UsageError: every chain costs more than the budget.
@@ -72,7 +72,7 @@ def check_budget(costs: Mapping[str, float], budget: float) -> None:
 
 
 def choose(menu: Menu, budget: float) -> tuple[str, ...]:
-    """Returns the chain with the least bound whose cost is at most `budget`.
+    """Return the chain with the least bound whose cost is at most `budget`.
 
     With `z[i, p]` in {0, 1} and `sum_p z[i, p] = 1`: minimise `sum amplitude[i, p] z[i, p]` subject to `sum cost[p] z[i, p] <= S budget`.
     Among equals it takes the cheapest chain, and among those the chain that saves at the noisier steps.
@@ -92,7 +92,7 @@ def choose(menu: Menu, budget: float) -> tuple[str, ...]:
 
 
 def frontier(menu: Menu, points: int) -> list[tuple[str, ...]]:
-    """Returns the distinct chains chosen at `points` budgets, logarithmically spaced from the cheapest to the most expensive chain."""
+    """Return the distinct chains chosen at `points` budgets, logarithmically spaced from the cheapest to the most expensive chain."""
     budgets = np.geomspace(menu.costs.min(), menu.costs.max(), points)
     return list(dict.fromkeys(choose(menu, float(budget)) for budget in budgets))
 
@@ -104,7 +104,7 @@ def _unit(amplitudes: Float64) -> float:
 
 
 def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]]) -> list[int]:
-    """Returns the column of each step, [S], that minimises the sum of `objective` [S, P] while other sums of [S, P] keep their limits."""
+    """Return the column of each step, [S], that minimises the sum of `objective` [S, P] while other sums of [S, P] keep their limits."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second to import, and few builds spend a budget
 
     S, P = objective.shape

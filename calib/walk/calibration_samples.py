@@ -30,11 +30,11 @@ class CalibrationSamples:
 
     @classmethod
     def draw(cls, seed: int, shape: tuple[int, ...], table_rows: int | None, count: int) -> CalibrationSamples:
-        """Draws the samples of a plan's seed, each of the given shape."""
+        """Draw the samples of a plan's seed, each of the given shape."""
         return cls(NoiseSource(CALIBRATION_SEEDS + seed, shape), table_rows, count)
 
     def first(self, count: int) -> CalibrationSamples:
-        """Returns samples 0, ..., `count` - 1; `count` may be larger than N."""
+        """Return samples 0, ..., `count` - 1; `count` may be larger than N."""
         return replace(self, count=count)
 
     @cached_property

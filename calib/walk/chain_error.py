@@ -38,7 +38,7 @@ class ChainErrors:
     batch_size: int
 
     def measure(self, choice: Sequence[str]) -> Float64:
-        """Returns each end sample's mean square difference from the reference, [N], for a chain with these precisions, one per step."""
+        """Return each end sample's mean square difference from the reference, [N], for a chain with these precisions, one per step."""
         difference = np.subtract(self._sample(choice), self._exact, dtype=np.float64)
         return np.asarray(np.square(difference).reshape(len(difference), -1).mean(axis=1))
 
@@ -52,6 +52,6 @@ class ChainErrors:
 
 
 def with_precisions(schedule: Schedule, choice: Sequence[str]) -> Schedule:
-    """Returns the schedule with these precisions, one per step, and without shifts."""
+    """Return the schedule with these precisions, one per step, and without shifts."""
     steps = [step.model_copy(update={"precision": name, "shifted": None}) for step, name in zip(schedule.steps, choice, strict=True)]
     return schedule.model_copy(update={"steps": tuple(steps)})

@@ -77,7 +77,7 @@ class FitSettings:
         return LevelShift.of(self.noise_schedule)
 
     def spent(self, precisions: Sequence[str]) -> FitSettings:
-        """Returns the settings with the chain that a budget bought, one precision per step."""
+        """Return the settings with the chain that a budget bought, one precision per step."""
         return replace(self, choose=FixedPolicy(tuple(precisions)))
 
 
@@ -110,7 +110,7 @@ class FittedChain:
 
 
 def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_step: Callable[[int], None]) -> FittedChain:
-    """Takes the calibration samples down the chain, and fits every network at every step.
+    """Take the calibration samples down the chain, and fits every network at every step.
 
     Args:
         networks: networks to measure.
@@ -133,7 +133,7 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_s
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
-    """Returns the plan of the walk that `fit_on_walk` takes."""
+    """Return the plan of the walk that `fit_on_walk` takes."""
     return WalkPlan(
         table=settings.table,
         reference=networks.networks[networks.reference],
@@ -151,7 +151,7 @@ def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
 
 
 def refit(settings: FitSettings, stored: Mapping[str, Sequence[Moments]], reference: str) -> FittedChain:
-    """Fits every precision at every step from the moments of an earlier walk, without running a network.
+    """Fit every precision at every step from the moments of an earlier walk, without running a network.
 
     Args:
         settings: settings of the fit; its samples are not used.
@@ -175,13 +175,13 @@ def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], ref
 
 
 def _without_noise(moments: Moments) -> Moments:
-    """Returns the moments of full precision compared with itself."""
+    """Return the moments of full precision compared with itself."""
     kept = [not name.startswith("d") for name in moments.variables]
     return moments.project(np.diag(np.array(kept, np.float64)), moments.variables)
 
 
 def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_step: Callable[[], None]) -> Probes:
-    """Measures the error that every corrected quantized network causes in the end sample at each step.
+    """Measure the error that every corrected quantized network causes in the end sample at each step.
 
     Args:
         networks: networks that take batches of `PROBED_SAMPLES`.

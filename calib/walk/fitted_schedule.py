@@ -15,7 +15,7 @@ from engines.samplers import SamplerTable, TableStep
 def schedule_of(
     sampler: SamplerRecord, correction: CorrectionChoice, policy: str, table: SamplerTable, results: Sequence[StepResult]
 ) -> Schedule:
-    """Returns the schedule of a chain.
+    """Return the schedule of a chain.
 
     Args:
         sampler: the sampler that `table` was compiled from.

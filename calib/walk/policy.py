@@ -65,7 +65,7 @@ def choose_snr(
     moments: Mapping[str, Moments],
     affines: Mapping[str, Affine],
 ) -> str:
-    """Returns the first candidate with `||eps|| / ||eps' - eps|| > a / (1 - a)`, or the last (PTQD, arXiv 2305.10657, section 3.4).
+    """Return the first candidate with `||eps|| / ||eps' - eps|| > a / (1 - a)`, or the last (PTQD, arXiv 2305.10657, section 3.4).
 
     The norms are over all samples, pixels and channels. `eps = R x + T e` and `eps' - eps = T (e' - e)` for any prediction type.
     """
@@ -77,7 +77,7 @@ def choose_snr(
 
 
 def epsilon_norms(moments: Moments, affine: Affine, epsilon_coeffs: tuple[float, float]) -> tuple[float, float]:
-    """Returns `||eps||` and `||eps' - eps||` as root mean squares, from the moments of `x, e, d`."""
+    """Return `||eps||` and `||eps' - eps||` as root mean squares, from the moments of `x, e, d`."""
     R, T = epsilon_coeffs
     epsilon = moments.project(np.array([[R, T, 0.0]]), ("epsilon",))
     signal = np.sqrt(np.mean(epsilon.variance("epsilon") + epsilon.mean_of("epsilon") ** 2))

@@ -76,7 +76,7 @@ class Probes:
         return np.sqrt(pooled(errors))
 
     def predict(self, choice: Sequence[str]) -> float:
-        """Predicts the mean square end error of a chain with these precisions, one per step. A precision that was not probed is exact.
+        """Predict the mean square end error of a chain with these precisions, one per step. A precision that was not probed is exact.
 
         The errors of a sample's steps are not independent, so their products count: `||sum_i d_i||^2 = sum_ij <d_i, d_j>`.
         """
@@ -95,7 +95,7 @@ class Probes:
 
 
 def pooled(errors: Float64) -> Float64:
-    """Returns the geometric mean of mean square errors [N, ...] over the N samples; 0 if the error of any sample is 0."""
+    """Return the geometric mean of mean square errors [N, ...] over the N samples; 0 if the error of any sample is 0."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(errors).mean(axis=0)))
 
@@ -115,12 +115,12 @@ def probe(plan: ProbePlan, on_step: Callable[[], None] = lambda: None) -> Probes
 
 
 def _products(errors: Float64) -> Float64:
-    """Returns the products [batch, S P, S P] of end errors [batch, S P, values]."""
+    """Return the products [batch, S P, S P] of end errors [batch, S P, values]."""
     return np.asarray(errors @ errors.swapaxes(1, 2) / errors.shape[2])
 
 
 def _end_errors(plan: ProbePlan, samples: Int64, rows: Int64, on_step: Callable[[], None]) -> Float64:
-    """Returns each probe's difference from the end of the full-precision chain, [batch, S P, values], by step and then by precision."""
+    """Return each probe's difference from the end of the full-precision chain, [batch, S P, values], by step and then by precision."""
     main, probes = ChainState(np.float32(plan.schedule.init_sigma) * plan.noise.start(samples)), list[ChainState]()
     guidance = plan.schedule.sampler.guidance
     for step in plan.schedule.steps:

@@ -48,15 +48,15 @@ class StateStore:
         self._folder.cleanup()
 
     def history(self, batch: slice, step: int) -> list[Float32]:
-        """Returns the predictions `m_{i-1}, m_{i-2}, ...` that exist at a step, as copies because `advance` overwrites them."""
+        """Return the predictions `m_{i-1}, m_{i-2}, ...` that exist at a step, as copies because `advance` overwrites them."""
         return [np.array(predictions[batch]) for predictions in self._history[:step]]
 
     def exact_history(self, batch: slice, step: int) -> list[Float32]:
-        """Returns what full precision would have predicted at the same states, as copies."""
+        """Return what full precision would have predicted at the same states, as copies."""
         return [np.array(predictions[batch]) for predictions in self._exact_history[:step]]
 
     def advance(self, batch: slice, states: Float32, predictions: Sequence[Float32], exact: Sequence[Float32]) -> None:
-        """Stores the next states and, as their history, the predictions `m_i, m_{i-1}, ...` and those of full precision."""
+        """Store the next states and, as their history, the predictions `m_i, m_{i-1}, ...` and those of full precision."""
         self.states[batch] = states
         for files, newest_first in ((self._history, predictions), (self._exact_history, exact)):
             for kept, prediction in zip(files, newest_first, strict=False):
@@ -67,6 +67,6 @@ class StateStore:
 
 
 def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:
-    """Returns the bytes per sample in a store with this many precisions, or the bytes of one state if there are none."""
+    """Return the bytes per sample in a store with this many precisions, or the bytes of one state if there are none."""
     arrays = 2 + precisions + 2 * history_length if precisions else 1
     return arrays * math.prod(shape) * np.dtype(np.float32).itemsize

@@ -63,7 +63,7 @@ class StepNetworks:
     guidance: float
 
     def one_by_one(self, count: int, batch: Callable[[int], StepBatch]) -> Iterator[tuple[int, StepOutputs]]:
-        """Evaluates batches in this process; implements `BatchEvaluator`."""
+        """Evaluate batches in this process; implements `BatchEvaluator`."""
         return ((index, self(batch(index))) for index in range(count))
 
     def __call__(self, batch: StepBatch) -> StepOutputs:
@@ -76,7 +76,7 @@ class StepNetworks:
         return StepOutputs(guide(e, self.guidance), outputs, moments)
 
     def _outputs(self, network: Denoiser, name: str, batch: StepBatch) -> Float32:
-        """Returns the raw outputs [branches, batch, channels, ...]."""
+        """Return the raw outputs [branches, batch, channels, ...]."""
         found = evaluate(network, batch.x, batch.row, batch.rows)
         check_output(found, name, batch.row.timestep, batch.step)
         return found

@@ -47,7 +47,7 @@ def fit_result(
     policy: Policy,
     measure: Callable[[str, Affine], float] | None = None,
 ) -> StepResult:
-    """Fits every precision at step `i` and lets the policy choose one.
+    """Fit every precision at step `i` and lets the policy choose one.
 
     Args:
         i: index of the step in the walk.

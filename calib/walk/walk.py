@@ -107,7 +107,7 @@ class Walk:
             unabsorbed = result.corrections[result.chosen].unabsorbed_variance
 
     def _row(self, i: int, unabsorbed: float) -> TableStep:
-        """Returns the coefficients of step `i`, from states to which the previous step added the variance `unabsorbed`.
+        """Return the coefficients of step `i`, from states to which the previous step added the variance `unabsorbed`.
 
         The last step is never shifted. It starts from almost no noise and uses almost nothing of the network's output. From a noisier level
         it would use several times as much of the output, with its errors, on a sample that is already finished.
@@ -129,7 +129,7 @@ class Walk:
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 
     def _evaluate(self, i: int, row: TableStep) -> dict[str, Moments]:
-        """Evaluates every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""
+        """Evaluate every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""
         plan, batches = self._plan, [*self._batches()]
         networks = StepNetworks(plan.reference, plan.quantized, plan.guidance)
         merged, ahead, taken = dict[str, Moments](), dict[int, Mapping[str, Moments]](), 0
@@ -147,7 +147,7 @@ class Walk:
         return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS)
 
     def _measure_excess(self, i: int, row: TableStep, name: str, affine: Affine) -> float:
-        """Measures the variance that a precision adds to the whole step, from the stored outputs.
+        """Measure the variance that a precision adds to the whole step, from the stored outputs.
 
         The full-precision step uses the history of what full precision would have predicted. The errors of earlier predictions are already
         in the state, whose variance is right with them. If a step uses these predictions again, their errors are correlated with those in
@@ -176,7 +176,7 @@ class Walk:
             self._store.advance(batch, after.x, after.history, ideal.history)
 
     def _move(self, i: int, row: TableStep, affine: Affine | None = None, sigma: float = 0.0) -> Move:
-        """Returns the move for stored outputs, to which guidance has been applied already; uncorrected without `affine`."""
+        """Return the move for stored outputs, to which guidance has been applied already; uncorrected without `affine`."""
         if affine is None:
             return Move(i, row, "", 1.0, sigma=sigma)
         return Move(i, row, "", 1.0, affine.gain, affine.offset, affine.state_gain, sigma)

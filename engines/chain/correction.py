@@ -12,7 +12,7 @@ PerChannel = Sequence[float] | Float64
 
 
 def correct(out: Float32, x: Float32, gain: PerChannel, offset: PerChannel, state_gain: PerChannel) -> Float32:
-    """Returns `e' = gain_c q + offset_c + state_gain_c x`, in float32.
+    """Return `e' = gain_c q + offset_c + state_gain_c x`, in float32.
 
     Args:
         out: `q` [batch, channels, ...], after guidance.

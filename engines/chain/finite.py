@@ -20,7 +20,7 @@ def is_finite(values: NDArray[Any]) -> bool:
 
 
 def check_output(out: NDArray[Any], precision: str, timestep: float, step: int | None = None) -> None:
-    """Refuses a network output that contains NaN or infinity.
+    """Refuse a network output that contains NaN or infinity.
 
     Raises:
         NotFiniteError: the output is not finite; the message names the step, the timestep and the precision.

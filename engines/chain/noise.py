@@ -66,15 +66,15 @@ class NoiseSource:
             raise UsageError("The seed is out of range.", found=self.seed, expected="0 to 2^64 - 1")
 
     def start(self, samples: Int64) -> Float32:
-        """Returns the standard normal `x_T` [B, *shape] of the samples with indices [B]."""
+        """Return the standard normal `x_T` [B, *shape] of the samples with indices [B]."""
         return self._normals(samples, step=0, stream=_START)
 
     def step(self, step: int, samples: Int64) -> Float32:
-        """Returns the standard normal `z` [B, *shape] of step `step` for the samples with indices [B]."""
+        """Return the standard normal `z` [B, *shape] of step `step` for the samples with indices [B]."""
         return self._normals(samples, step=step, stream=_STEP)
 
     def row(self, samples: Int64, count: int) -> Int64:
-        """Draws the rows [B] of the samples from a conditioning table of `count` rows, each equally likely."""
+        """Draw the rows [B] of the samples from a conditioning table of `count` rows, each equally likely."""
         if count < 1:
             raise UsageError("There is no conditioning row to choose from.", found=f"{count} rows", expected="at least 1")
         return np.array([_choose(self._words.at(n, step=0, stream=_ROW), count) for n in _checked_indices(samples)], dtype=np.int64)
@@ -102,7 +102,7 @@ class _PhiloxWords:
         self._counter = self._state["state"]["counter"]
 
     def at(self, sample: int, step: int, stream: int) -> np.random.Philox:
-        """Returns the generator, positioned to draw block 1 of this address."""
+        """Return the generator, positioned to draw block 1 of this address."""
         self._counter[:] = 0, sample, step, stream
         self._philox.state = self._state
         return self._philox

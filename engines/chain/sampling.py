@@ -58,7 +58,7 @@ class Chain:
         return self.schedule.sampler.guidance if self.guidance is None else self.guidance
 
     def sample(self, noise: Noise, samples: Int64, rows: Int64, on_step: Callable[[], None] = lambda: None) -> Float32:
-        """Returns the final states of the given sample numbers, float32 [len(samples), *shape].
+        """Return the final states of the given sample numbers, float32 [len(samples), *shape].
 
         A sample depends only on its number, its row and the seed of the noise source.
 
@@ -77,7 +77,7 @@ class Chain:
         return stepper.state()
 
     def move(self, scheduled: Step) -> Move:
-        """Returns the move for a step of the schedule: its precision, correction and noise."""
+        """Return the move for a step of the schedule: its precision, correction and noise."""
         precision = self.precision or scheduled.precision
         if not self.corrected:
             return Move.plain(scheduled, precision, self.scale)
@@ -86,20 +86,20 @@ class Chain:
 
 
 def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:
-    """Yields the fresh noise of each step, or None if the step has none. Draws several steps at once, at most `DRAWN_BYTES`."""
+    """Yield the fresh noise of each step, or None if the step has none. Draws several steps at once, at most `DRAWN_BYTES`."""
     block = max(1, DRAWN_BYTES // (4 * len(samples) * math.prod(noise.shape)))
     for begin in range(0, len(moves), block):
         yield from [noise.step(move.index, samples) if move.sigma > 0 else None for move in moves[begin : begin + block]]
 
 
 def batches(samples: Int64, size: int) -> Iterator[Int64]:
-    """Yields consecutive batches of at most `size` sample numbers."""
+    """Yield consecutive batches of at most `size` sample numbers."""
     for begin in range(0, len(samples), size):
         yield samples[begin : begin + size]
 
 
 def rows_of(samples: Int64, noise: NoiseSource, rows: int, chosen: Int64 | None) -> Int64:
-    """Returns the conditioning row of each sample: entry n (cyclically) of `chosen` for sample n, or a row drawn from (seed, n) if None."""
+    """Return the conditioning row of each sample: entry n (cyclically) of `chosen` for sample n, or a row drawn from (seed, n) if None."""
     if chosen is not None:
         return np.asarray(chosen[samples % len(chosen)])
     return noise.row(samples, rows)

@@ -53,12 +53,12 @@ class Move:
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:
-        """Returns the move for a step of a schedule without correction, with the sampler's own noise."""
+        """Return the move for a step of a schedule without correction, with the sampler's own noise."""
         return cls(step.step, step, precision, guidance, sigma=step.sigma)
 
     @classmethod
     def corrected(cls, step: Step, precision: str, guidance: float) -> Move:
-        """Returns the move for a step of a schedule with the correction and the calibrated noise of a precision."""
+        """Return the move for a step of a schedule with the correction and the calibrated noise of a precision."""
         found = step.corrections[precision]
         return cls(step.step, step, precision, guidance, found.gain, found.offset, found.state_gain, found.sigma_corrected)
 
@@ -77,13 +77,13 @@ class ChainState:
 
 
 def evaluate(network: Denoiser, x: Float32, step: StepCoefficients, rows: Int64) -> Float32:
-    """Returns the network's raw outputs [branches, batch, channels, ...] at the states `x`, to which it applies the input scale."""
+    """Return the network's raw outputs [branches, batch, channels, ...] at the states `x`, to which it applies the input scale."""
     scaled = x if step.input_scale == 1 else np.asarray(np.float32(step.input_scale) * x)
     return network(scaled, step.timestep, rows)
 
 
 def advance(state: ChainState, outputs: Float32, move: Move, z: Float32 | None) -> ChainState:
-    """Returns the next state.
+    """Return the next state.
 
     Args:
         state: state before the step.

@@ -16,17 +16,17 @@ class Stepper(Protocol):
     """Owns the state of one batch of chains. Call `start` first, then `take` for each step, then `state`."""
 
     def start(self, x: Float32, rows: Int64) -> None:
-        """Starts at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
+        """Start at the states `x` [batch, *shape]; `rows` [batch] are the samples' rows of the conditioning table."""
 
     def take(self, move: Move, z: Float32 | None) -> None:
-        """Takes a step with fresh noise `z` [batch, *shape], or None if the step has none. The stepper owns `z` from then on.
+        """Take a step with fresh noise `z` [batch, *shape], or None if the step has none. The stepper owns `z` from then on.
 
         Raises:
             NotFiniteError: this step returned NaN or infinity, or the step before it did if the device is a step ahead.
         """
 
     def state(self) -> Float32:
-        """Returns the current states [batch, *shape]."""
+        """Return the current states [batch, *shape]."""
 
 
 class HostStepper:

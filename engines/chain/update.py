@@ -26,14 +26,14 @@ class UpdateCoefficients(Protocol):
 
 
 def predict(x: Float32, out: Float32, step: UpdateCoefficients) -> Float32:
-    """Returns the predicted clean sample `m = P x + Q out`, clipped if the step says so."""
+    """Return the predicted clean sample `m = P x + Q out`, clipped if the step says so."""
     P, Q = step.prediction_coeffs
     m = P * x + Q * out
     return m if step.clip is None else np.clip(m, -step.clip, step.clip)
 
 
 def update(x: Float32, out: Float32, step: UpdateCoefficients, history: Sequence[Float32]) -> tuple[Float32, list[Float32]]:
-    """Returns the mean of the next state, before fresh noise, and the history to pass to the next call.
+    """Return the mean of the next state, before fresh noise, and the history to pass to the next call.
 
     Args:
         x: state [batch, channels, ...].

@@ -30,7 +30,7 @@ AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the s
 
 
 def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
-    """Builds the engine of every precision and of the decoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
+    """Build the engine of every precision and of the decoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
     graph as the runtime optimizes it for this machine.
 
     Args:
@@ -70,7 +70,7 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
 
 
 def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName | None = None) -> str:
-    """Checks the engines against the bundle's statistics if there is a device to run them on. Returns the result as a sentence to print.
+    """Check the engines against the bundle's statistics if there is a device to run them on. Returns the result as a sentence to print.
 
     Raises:
         DepartureError: the noise of an engine differs from the statistics. Its file is removed, so that nothing samples with it.
@@ -117,7 +117,7 @@ def _build(graph: Path, label: str, settings: EngineSettings, cache: EngineCache
 
 
 def print_engines(engines: list[BuiltEngine]) -> None:
-    """Prints a table of the engines."""
+    """Print a table of the engines."""
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title="engines")
     for column in ("engine", "size", "seconds", "built", "file"):

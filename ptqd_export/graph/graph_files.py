@@ -13,7 +13,7 @@ EXTERNAL_DATA_BYTES = 2**30
 
 
 def save_graph(graph: ir.Model, path: Path) -> None:
-    """Writes a graph. Unused initializers should already be removed. Weights that are replaced at load time must be in the `.data` file."""
+    """Write a graph. Unused initializers should already be removed. Weights that are replaced at load time must be in the `.data` file."""
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     if weights > EXTERNAL_DATA_BYTES or WEIGHT_SHIFT in graph.graph.initializers:
         ir.save(graph, path, external_data=f"{path.name}.data")

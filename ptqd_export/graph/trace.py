@@ -108,14 +108,14 @@ def _simplify(graph: ir.Model) -> None:
 
 
 def _clear_value_metadata(graph: ir.Graph) -> None:
-    """Clears the metadata of values. The pass clears only that of nodes."""
+    """Clear the metadata of values. The pass clears only that of nodes."""
     outputs = (value for node in graph for value in node.outputs)
     for value in (*graph.inputs, *graph.initializers.values(), *outputs):
         value.metadata_props.clear()
 
 
 def lower(graph: ir.Model, placement: Placement) -> None:
-    """Rewrites a traced graph in place to the forms that the placement requires."""
+    """Rewrite a traced graph in place to the forms that the placement requires."""
     wanted = [
         *([GroupNormToInstanceNorm()] if placement.group_norm == "instance" else ()),
         *([FuseAttention()] if placement.attention == "operator" else ()),
@@ -124,7 +124,7 @@ def lower(graph: ir.Model, placement: Placement) -> None:
 
 
 def check_parity(model: LoadedModel, path: Path) -> float:
-    """Returns the largest difference between the graph on ONNX Runtime and torch, relative to the largest output.
+    """Return the largest difference between the graph on ONNX Runtime and torch, relative to the largest output.
 
     Raises:
         PtqdError: the difference is more than 1e-4.
@@ -156,7 +156,7 @@ def check_outputs(found: NDArray[np.floating], expected: NDArray[np.floating], g
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's progress output and logs. Errors still arrive as exceptions."""
+    """Silence the exporter's progress output and logs. Errors still arrive as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

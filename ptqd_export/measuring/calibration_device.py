@@ -33,7 +33,7 @@ class CalibrationDevice:
             )
 
     def place(self, model: LoadedModel) -> LoadedModel:
-        """Returns the model with a copy of its network on the device; the model itself if nothing changes."""
+        """Return the model with a copy of its network on the device; the model itself if nothing changes."""
         if (self.device, self.dtype) == ("cpu", "float32"):
             return model
         network = nn.Module.to(sharing_copy(model.adapter.network), self.device, self._dtype)  # diffusers' own `to` warns about casts

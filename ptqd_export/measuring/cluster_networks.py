@@ -69,7 +69,7 @@ class _OnCopy:
 def evaluating_on(
     cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, Path], reference: str, batches: int
 ) -> Iterator[BatchEvaluator]:
-    """Evaluates the batches of a walk on a cluster while the `with` block runs.
+    """Evaluate the batches of a walk on a cluster while the `with` block runs.
 
     Args:
         cluster: cluster to run on.

@@ -27,7 +27,7 @@ class MeasuredTarget(Protocol):
 
 
 def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimized: OptimizedGraphs | None = None) -> Backend:
-    """Returns the backend that measures the graphs of a target.
+    """Return the backend that measures the graphs of a target.
 
     Args:
         target: target of the graphs.
@@ -40,7 +40,7 @@ def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimi
 
 
 def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
-    """Returns the backend that the statistics of a bundle were measured on."""
+    """Return the backend that the statistics of a bundle were measured on."""
     return measuring_backend(bundle.manifest.target, threads, OptimizedGraphs.of(bundle))
 
 
@@ -61,7 +61,7 @@ class Bfloat16StandIn:
 
 
 def runnable(graph: Path, folder: Path) -> Path:
-    """Returns the graph, or, if it computes in bfloat16, its float32 stand-in, written to the folder under the same name."""
+    """Return the graph, or, if it computes in bfloat16, its float32 stand-in, written to the folder under the same name."""
     import onnx_ir as ir  # imported here so that commands that run no such graph load no framework
 
     from ptqd_export.graph.graph_files import save_graph

@@ -7,7 +7,7 @@ from engines.host.heap import release_free_pages
 
 
 def trim_heap() -> None:
-    """Returns free memory to the system.
+    """Return free memory to the system.
 
     ONNX Runtime keeps the memory of its largest call, and the C library keeps memory between blocks that are still in use. After a large
     network that is gigabytes, which would add to the memory of the next stage.

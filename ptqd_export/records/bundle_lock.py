@@ -31,7 +31,7 @@ def writing_to(bundle: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(bundle: Path, local: Path) -> None:
-    """Removes partial files, states of a walk, and an unfinished bundle."""
+    """Remove partial files, states of a walk, and an unfinished bundle."""
     portable = [folder for folder in bundle.rglob("*") if folder.is_dir() and not folder.is_relative_to(local)]
     machines = [folder for folder in local.iterdir() if folder.is_dir()]
     for folder in (bundle, *portable, *machines):

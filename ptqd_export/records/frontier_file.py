@@ -35,7 +35,7 @@ class MeasuredError:
 
     @classmethod
     def of(cls, errors: Float64) -> MeasuredError:
-        """Computes the error from the mean square differences of the samples, [N]."""
+        """Compute the error from the mean square differences of the samples, [N]."""
         exact = not errors.all()
         spread = 0.0 if exact else float(np.log(errors).std(ddof=1)) / len(errors) ** 0.5
         return cls(float(pooled(errors)), spread, float(errors.mean()))
@@ -62,7 +62,7 @@ class Frontier:
     samples: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Returns the content of the whole file."""
+        """Return the content of the whole file."""
         return {
             "schema_version": SCHEMA_VERSION,
             "cost": self.cost,
@@ -101,7 +101,7 @@ class Frontier:
 
 
 def measured_of(record: Mapping[str, Any]) -> tuple[dict[Choice, MeasuredError], int]:
-    """Returns the measured chains of a frontier file, and the number of samples they were measured on."""
+    """Return the measured chains of a frontier file, and the number of samples they were measured on."""
     chains = {tuple(chain["precisions"]): chain["measured"] for chain in record["chains"]}
     measured = {choice: MeasuredError(**found) for choice, found in chains.items() if found is not None}
     return measured, int(record["prediction"]["samples"])

@@ -39,7 +39,7 @@ Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def read_statistics(bundle: Bundle, file: str, kind: type[Stored]) -> Stored:
-    """Reads a statistics file of a bundle, or the part of the file that `kind` describes.
+    """Read a statistics file of a bundle, or the part of the file that `kind` describes.
 
     Raises:
         BundleError: the file is damaged.
@@ -83,7 +83,7 @@ def corrected_snr_db(moments: Moments, affine: Affine) -> float:
 def statistics(
     precision: str, placement: str, guidance: float, steps: list[dict[str, Any]], layers: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the content of the whole file."""
+    """Return the content of the whole file."""
     return {
         "schema_version": SCHEMA_VERSION,
         "precision": precision,
@@ -95,5 +95,5 @@ def statistics(
 
 
 def _finite(value: float) -> float | None:
-    """Replaces infinity, which JSON lacks, with None. It occurs if nothing was quantized or if there is only one fold."""
+    """Replace infinity, which JSON lacks, with None. It occurs if nothing was quantized or if there is only one fold."""
     return value if math.isfinite(value) else None

@@ -20,7 +20,7 @@ class StoredStatistics:
 
 
 def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
-    """Reads the statistics that were measured on a schedule's walk.
+    """Read the statistics that were measured on a schedule's walk.
 
     Raises:
         UsageError: the bundle has no statistics of this schedule.

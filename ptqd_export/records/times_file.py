@@ -39,7 +39,7 @@ class MachineTimes(Strict):
 
 
 def read_times(path: Path) -> MachineTimes:
-    """Reads the times from a file.
+    """Read the times from a file.
 
     Raises:
         BundleError: the times are damaged.

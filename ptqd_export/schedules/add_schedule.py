@@ -54,7 +54,7 @@ class AddedSchedule:
 
 
 def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
-    """Adds `schedules/<name>.json` and, after a new walk, its statistics.
+    """Add `schedules/<name>.json` and, after a new walk, its statistics.
 
     Args:
         folder: folder of the bundle.
@@ -97,7 +97,7 @@ def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
 
 
 def _sufficient_moments(request: ScheduleRequest, settings: ScheduleSettings, bundle: Bundle) -> StoredStatistics | None:
-    """Returns the stored moments if they suffice for this schedule, or None if a new walk is needed."""
+    """Return the stored moments if they suffice for this schedule, or None if a new walk is needed."""
     stored = load_statistics(bundle, request.base)
     reason = why_not_refit(request, settings, bundle.schedule(request.base), stored)
     if request.fit == "moments" and reason is not None:
@@ -114,7 +114,7 @@ def _fit(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | 
 
 
 def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:
-    """Returns the settings with the chain that the budget buys: the one with the least error that the probes predict.
+    """Return the settings with the chain that the budget buys: the one with the least error that the probes predict.
 
     Raises:
         UsageError: every chain costs more than the budget.
@@ -128,7 +128,7 @@ def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Sc
 
 
 def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) -> FitNetworks:
-    """Opens full precision and the candidates for batches of `batch` samples, on the backend that measured the bundle's statistics.
+    """Open full precision and the candidates for batches of `batch` samples, on the backend that measured the bundle's statistics.
 
     Raises:
         UsageError: the model cannot be guided.
@@ -139,7 +139,7 @@ def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) ->
 
 
 def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """Returns the contents of the statistics files of each quantized precision on the walk, by file name."""
+    """Return the contents of the statistics files of each quantized precision on the walk, by file name."""
     placement, guidance = bundle.manifest.placement, fitted.settings.sampler.guidance
     contents = {
         precision: statistics(
@@ -152,7 +152,7 @@ def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[
 
 
 def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
-    """Writes the files first and the manifest last.
+    """Write the files first and the manifest last.
 
     A replaced schedule leaves the manifest before its files change, so the bundle is intact at every moment.
     """

@@ -11,7 +11,7 @@ from ptqd_export.records.times_file import read_times, times_file
 
 
 def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str, float]:
-    """Returns the cost of a step at each candidate precision relative to full precision.
+    """Return the cost of a step at each candidate precision relative to full precision.
 
     Raises:
         UsageError: the cost is time, and the bundle's engines have not been timed on this machine.

@@ -86,12 +86,12 @@ class ScheduleSettings:
     budget: Budget | None = None
 
     def spent(self, precisions: tuple[str, ...]) -> ScheduleSettings:
-        """Returns the settings with the chain that the budget bought."""
+        """Return the settings with the chain that the budget bought."""
         return replace(self, fit=self.fit.spent(precisions), precisions=precisions, budget=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
-    """Returns the settings of the schedule that a request describes.
+    """Return the settings of the schedule that a request describes.
 
     Raises:
         UsageError: the request does not fit the bundle.
@@ -118,14 +118,14 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
 
 
 def calibration_samples(bundle: Bundle, calibration: CalibrationSection) -> CalibrationSamples:
-    """Returns the samples that a bundle's statistics are measured on."""
+    """Return the samples that a bundle's statistics are measured on."""
     model = bundle.manifest.model
     rows = None if model.conditioning is None else model.conditioning.rows
     return CalibrationSamples.draw(calibration.seed, model.sample_shape, rows, calibration.samples)
 
 
 def stored_plan(bundle: Bundle) -> Plan:
-    """Reads the plan that a bundle was built from.
+    """Read the plan that a bundle was built from.
 
     Raises:
         BundleError: the stored plan does not match this version.
@@ -139,7 +139,7 @@ def stored_plan(bundle: Bundle) -> Plan:
 
 
 def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
-    """Returns the sampler. If the request changes it without giving an eta, its own default eta applies, not that of the base schedule."""
+    """Return the sampler. If the request changes it without giving an eta, its own default eta applies, not that of the base schedule."""
     was = base.sampler
     name = request.sampler or was.name
     eta = was.eta if name == was.name or name not in SAMPLERS else SAMPLERS[name].eta

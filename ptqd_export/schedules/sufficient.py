@@ -11,7 +11,7 @@ from ptqd_export.schedules.settings import ScheduleRequest, ScheduleSettings
 
 
 def why_not_refit(request: ScheduleRequest, settings: ScheduleSettings, base: Schedule, stored: StoredStatistics) -> str | None:
-    """Returns why the stored moments do not suffice for this schedule, or None if they do."""
+    """Return why the stored moments do not suffice for this schedule, or None if they do."""
     was, fit = base.sampler, settings.fit
     sampler, table = fit.sampler, fit.table
     first_step = next(iter(stored.moments.values()))[0]

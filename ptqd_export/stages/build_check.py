@@ -9,7 +9,7 @@ from ptqd_export.stages.fit.fit_inputs import fit_settings
 
 
 def check_build(context: BuildContext) -> None:
-    """Checks, before anything is written, that the plan fits its model and this machine.
+    """Check, before anything is written, that the plan fits its model and this machine.
 
     Raises:
         UsageError: the plan does not fit the model.

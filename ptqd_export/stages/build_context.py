@@ -99,21 +99,21 @@ class BuildContext:
         return measuring_backend(self.plan.target, self.plan.target.threads)
 
     def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
-        """Returns the plan's overrides, together with the layers that were measured to be slower in integers."""
+        """Return the plan's overrides, together with the layers that were measured to be slower in integers."""
         settings = self.plan.quantization
         return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower)
 
     def steps_of(self, precision: Precision) -> list[int]:
-        """Returns the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
+        """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
         everywhere = self.everywhere(self.plan.steps.precisions or ())
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
     def everywhere(self, listed: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns one precision per step from the plan's list, which may have a single entry for all steps."""
+        """Return one precision per step from the plan's list, which may have a single entry for all steps."""
         return listed * self.table.steps if len(listed) == 1 else listed
 
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
-        """Opens the network of a graph for batches of `batch` samples."""
+        """Open the network of a graph for batches of `batch` samples."""
         branches = 2 if self.guided else 1
         return EngineDenoiser(self.backend.open(graph, branches * batch), self.model.conditioning, self.guided)
 
@@ -126,12 +126,12 @@ class BuildContext:
 
 
 def graph_path(folders: Mapping[str, Path], precision: str) -> Path:
-    """Returns the path of a precision's graph in the folder of its stage."""
+    """Return the path of a precision's graph in the folder of its stage."""
     return folders[precision] / f"{precision}.onnx"
 
 
 def schedule_path(folder: Path) -> Path:
-    """Returns the path of the schedule in the folder of its stage."""
+    """Return the path of the schedule in the folder of its stage."""
     return folder / "schedule.json"
 
 

@@ -15,7 +15,7 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 @contextlib.contextmanager
 def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[BatchEvaluator]:
-    """Evaluates the networks of the graphs, by precision, on the cluster during the `with` block. The result equals that of one machine.
+    """Evaluate the networks of the graphs, by precision, on the cluster during the `with` block. The result equals that of one machine.
 
     Raises:
         MissingBackendError: Ray or the cluster is missing, or the cluster has too little room.

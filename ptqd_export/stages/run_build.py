@@ -47,7 +47,7 @@ from ptqd_export.stages.summary import print_summary
 
 
 def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
-    """Builds the bundle of a plan in its output folder, reusing stages that an earlier run finished.
+    """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished.
 
     Args:
         plan_file: the plan.
@@ -108,14 +108,14 @@ def _source(context: BuildContext) -> dict[str, str]:
 
 
 def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
-    """Returns the folder with the decoder's graph, or None if the states are images."""
+    """Return the folder with the decoder's graph, or None if the states are images."""
     if context.model.decoder is None:
         return None
     return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:
-    """Returns the folder with text encoders and tokenizers, or None if the plan has no prompts."""
+    """Return the folder with text encoders and tokenizers, or None if the plan has no prompts."""
     prompts = context.model.prompts
     if prompts is None:
         return None
@@ -124,7 +124,7 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
-    """Returns the folder with the network to quantize: that of the traced network if the plan asks for no preparation."""
+    """Return the folder with the network to quantize: that of the traced network if the plan asks for no preparation."""
     wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "keep_float"})
     if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
         return traced
@@ -133,7 +133,7 @@ def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Pa
 
 
 def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
-    """Returns the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
+    """Return the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
     inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
     if context.plan.quantization.activation_steps == "all":
         everywhere = range(context.table.steps)
@@ -154,7 +154,7 @@ def _observed_for(
 
 
 def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:
-    """Returns the layers that are slower in integers; empty if the plan does not ask for them, or has no quantized precisions."""
+    """Return the layers that are slower in integers; empty if the plan does not ask for them, or has no quantized precisions."""
     if context.plan.quantization.integer_layers == "all" or not seen:
         return {}
     any_seen = next(iter(seen.values()))
@@ -166,7 +166,7 @@ def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path
 
 
 def _quantized(context: BuildContext, cache: StageCache, precision: Precision, sources: Sources) -> Path:
-    """Returns the folder with the graph of a quantized precision."""
+    """Return the folder with the graph of a quantized precision."""
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
@@ -182,7 +182,7 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
-    """Returns the folders of the precisions that convert full precision to another float type."""
+    """Return the folders of the precisions that convert full precision to another float type."""
     inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
     converted = {}
     for precision in context.engine_precisions:
@@ -193,12 +193,12 @@ def _converted(context: BuildContext, cache: StageCache, traced: Path, states: P
 
 
 def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
-    """Returns milliseconds per step by precision. If the build measured them to spend a budget, it reuses them."""
+    """Return milliseconds per step by precision. If the build measured them to spend a budget, it reuses them."""
     return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
 
 
 def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
-    """Returns the folder of the default schedule's walk, and the chain that a budget bought, if any, based on a first walk."""
+    """Return the folder of the default schedule's walk, and the chain that a budget bought, if any, based on a first walk."""
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
     wanted = {
         "graphs": names,
@@ -219,7 +219,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
-    """Returns the folder with the report's pictures, or None if samples are not pictures."""
+    """Return the folder with the report's pictures, or None if samples are not pictures."""
     record = decoder_record(decoder)
     if not is_drawable(context.model.sample_shape if record is None else record.image_shape):
         return None

@@ -56,7 +56,7 @@ class StageCache:
             self.prune()
 
     def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, room: int = 0, resumable: bool = False) -> Path:
-        """Returns the folder of a stage, which `make` writes unless an earlier run wrote it from the same inputs.
+        """Return the folder of a stage, which `make` writes unless an earlier run wrote it from the same inputs.
 
         Args:
             name: name of the stage, unique in a build.
@@ -84,11 +84,11 @@ class StageCache:
         return folder
 
     def libraries(self, folder: Path) -> Mapping[str, str]:
-        """Returns the versions of the libraries that made a stage of this build, by package."""
+        """Return the versions of the libraries that made a stage of this build, by package."""
         return self._libraries[folder]
 
     def prune(self) -> None:
-        """Removes the stages that this build did not use."""
+        """Remove the stages that this build did not use."""
         for folder in self._folder.glob("*"):
             if folder not in self._libraries:
                 _remove(folder)
@@ -116,13 +116,13 @@ class StageCache:
 
 
 def _module_of(make: StageMaker) -> str:
-    """Returns the name of the module whose code makes a stage."""
+    """Return the name of the module whose code makes a stage."""
     while isinstance(make, partial):
         make = make.func
     return getattr(make, "__module__", type(make).__module__)
 
 
 def _remove(folder: Path) -> None:
-    """Removes a stage. Renames it first, so that a run killed in between does not leave a partial folder that looks complete."""
+    """Remove a stage. Renames it first, so that a run killed in between does not leave a partial folder that looks complete."""
     renamed = folder if folder.name.startswith(UNFINISHED) else folder.rename(folder.with_name(f"{UNFINISHED}{folder.name}"))
     shutil.rmtree(renamed)

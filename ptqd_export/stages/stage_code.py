@@ -37,18 +37,18 @@ class StageCode:
         self._tree = SourceTree(root, PACKAGES)
 
     def key(self, module: str) -> dict[str, object]:
-        """Returns JSON values that change with the code of a module, or with the version of a library that it uses."""
+        """Return JSON values that change with the code of a module, or with the version of a library that it uses."""
         return {"code": self.digest(module), "libraries": self.libraries(module)}
 
     def digest(self, module: str) -> str:
-        """Returns the SHA-256 of the code."""
+        """Return the SHA-256 of the code."""
         found = hashlib.sha256()
         for name, path in sorted(self._tree.reached(module).items()):
             found.update(f"{name} {content_digest(path)}\n".encode())
         return found.hexdigest()
 
     def libraries(self, module: str) -> dict[str, str]:
-        """Returns the versions of the `LIBRARIES` that the code uses, by name of the installed package."""
+        """Return the versions of the `LIBRARIES` that the code uses, by name of the installed package."""
         used = {name for path in self._tree.reached(module).values() for name in imported_names(path)} & LIBRARIES
         used |= {UNDERNEATH[name] for name in used if name in UNDERNEATH}
         return {package: version(package) for name in sorted(used) for package in _packages().get(name, ())}
@@ -56,5 +56,5 @@ class StageCode:
 
 @cache
 def _packages() -> Mapping[str, list[str]]:
-    """Returns the installed packages by import name."""
+    """Return the installed packages by import name."""
     return {name: sorted(set(packages)) for name, packages in packages_distributions().items() if name in LIBRARIES}

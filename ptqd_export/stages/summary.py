@@ -23,7 +23,7 @@ from ptqd_export.stages.stage_cache import Finished
 def print_summary(
     context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float] | None, finished: Iterable[Finished]
 ) -> None:
-    """Prints the size, bit operations, measured time and noise of every precision."""
+    """Print the size, bit operations, measured time and noise of every precision."""
     bundle = Bundle.open(output)
     shown = min(str(output), os.path.relpath(output), key=len)
     console = Console(width=None if Console().is_terminal else 160)
@@ -61,7 +61,7 @@ def print_summary(
 
 
 def _saturation(context: BuildContext) -> str:
-    """Returns a line that recommends 7-bit weights if they would be faster on this processor, otherwise an empty string."""
+    """Return a line that recommends 7-bit weights if they would be faster on this processor, otherwise an empty string."""
     target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
     if target.name != "onnxruntime" or target.provider != "CPU" or "w8a8" not in names or "w7a8" in names or not saturates({}):
         return ""
@@ -69,7 +69,7 @@ def _saturation(context: BuildContext) -> str:
 
 
 def _learned(name: str, folder: Path) -> str:
-    """Returns a line on the cost of learning a precision's rounding, or an empty string if it was not learned."""
+    """Return a line on the cost of learning a precision's rounding, or an empty string if it was not learned."""
     if name == FULL_PRECISION or (took := json.loads((folder / "precision.json").read_text())["reconstruction"]) is None:
         return ""
     kept = sum(block["kept"] for block in took["blocks"])

@@ -51,14 +51,14 @@ def smoothing_factors(x: Tensor, w: Tensor, exponent: float) -> Tensor:
 
 
 def scaling_factors(network: nn.Module, channels: ScalableChannels, x: Tensor, exponent: float) -> Tensor:
-    """Returns the factors for some channels of a network, given their largest observed magnitudes `x` [channels]."""
+    """Return the factors for some channels of a network, given their largest observed magnitudes `x` [channels]."""
     weights = (network.get_submodule(name).get_parameter("weight").detach() for name in channels.consumers)
     w = torch.stack([weight.abs().transpose(0, 1).flatten(1).amax(1) for weight in weights]).amax(0)
     return smoothing_factors(x, w, exponent)
 
 
 def scale_channels(network: nn.Module, channels: ScalableChannels, factors: Tensor) -> None:
-    """Divides the producer's channels and multiplies the consumers' weights.
+    """Divide the producer's channels and multiplies the consumers' weights.
 
     Parameters are replaced rather than written into, because the network may share their values.
     """
@@ -75,7 +75,7 @@ def scale_channels(network: nn.Module, channels: ScalableChannels, factors: Tens
 
 
 def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) -> dict[str, Tensor]:
-    """Returns the parameters that scaling changes, by name."""
+    """Return the parameters that scaling changes, by name."""
     found: dict[str, Tensor] = {}
     for channels in scaled:
         producer = network.get_submodule(channels.producer)
@@ -86,7 +86,7 @@ def scaled_parameters(network: nn.Module, scaled: Iterable[ScalableChannels]) ->
 
 @contextmanager
 def observe_channels(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Observes the largest magnitude of each input channel of the named layers while the `with` block runs the network.
+    """Observe the largest magnitude of each input channel of the named layers while the `with` block runs the network.
 
     Yields:
         float32 [channels] on the CPU, by layer; complete when the block ends.

@@ -47,7 +47,7 @@ def _part(layer: nn.Module, begin: int, end: int) -> nn.Module:
 
 
 def split_layers(network: nn.Module, parts: Mapping[str, Sequence[int]]) -> None:
-    """Replaces the named layers of a network with a `SplitLayer`: `<name>` becomes `<name>.parts.0`, `<name>.parts.1`, ..."""
+    """Replace the named layers of a network with a `SplitLayer`: `<name>` becomes `<name>.parts.0`, `<name>.parts.1`, ..."""
     for name, sizes in parts.items():
         network.set_submodule(name, SplitLayer(network.get_submodule(name), sizes))
 

@@ -162,7 +162,7 @@ NO_OVERRIDES = LayerOverrides()
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
-    """Returns the rule for a layer.
+    """Return the rule for a layer.
 
     Args:
         layer: the layer.

@@ -42,7 +42,7 @@ class Precision:
 
     @classmethod
     def parse(cls, name: str) -> Precision:
-        """Returns the precision of that name. Raises UsageError if the name is not in the grammar."""
+        """Return the precision of that name. Raises UsageError if the name is not in the grammar."""
         if name in FLOAT_WIDTHS:
             return cls(name, None, None)
         if name == FLOAT8:

@@ -19,7 +19,7 @@ CHECKS: Mapping[str, Check] = {
 
 
 def check_graph(placement: Placement, path: Path, layers: Sequence[QuantizedLayer]) -> None:
-    """Checks that the runtime of the placement accepts a graph.
+    """Check that the runtime of the placement accepts a graph.
 
     Raises:
         PtqdError: the runtime would refuse the graph, or run it differently from what the build says.

@@ -17,7 +17,7 @@ INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger
 
 
 def check_integer_kernels(path: Path, layers: Sequence[QuantizedLayer]) -> int:
-    """Returns the number of integer kernels in the optimized graph.
+    """Return the number of integer kernels in the optimized graph.
 
     Raises:
         PtqdError: there are fewer kernels than layers with integer weights and activations, so the runtime left some layers in float.

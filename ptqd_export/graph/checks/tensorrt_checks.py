@@ -32,7 +32,7 @@ class Check:
 
 
 def check_tensorrt_graph(path: Path) -> None:
-    """Checks without TensorRT that TensorRT accepts a graph. TensorRT's own errors name other nodes or end the process.
+    """Check without TensorRT that TensorRT accepts a graph. TensorRT's own errors name other nodes or end the process.
 
     Raises:
         PtqdError: TensorRT does not accept one of the nodes.

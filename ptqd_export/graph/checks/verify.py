@@ -79,7 +79,7 @@ def verify(
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Verification:
-    """Compares the conditional outputs of a quantized graph with those of its oracle at the given states.
+    """Compare the conditional outputs of a quantized graph with those of its oracle at the given states.
 
     Args:
         model: model whose network was quantized.
@@ -112,12 +112,12 @@ def verify(
 
 
 def full_precision_outputs(model: LoadedModel, states: States) -> NDArray[np.floating]:
-    """Returns the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
+    """Return the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
     return _torch_outputs(model, states, ())
 
 
 def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
-    """Compares a full-precision graph in a smaller float type with torch. Its noise is the cost of that type.
+    """Compare a full-precision graph in a smaller float type with torch. Its noise is the cost of that type.
 
     Raises:
         PtqdError: the type costs more than rounding can explain.
@@ -137,7 +137,7 @@ def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backe
 
 
 def _check_rounding(graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32) -> None:
-    """Compares sample by sample: of two correct graphs, each is the further one in at most half of the samples. Means would say little: a
+    """Compare sample by sample: of two correct graphs, each is the further one in at most half of the samples. Means would say little: a
     value at a rounding tie that falls the other way changes the rest of its sample, and such samples are rare in small networks.
     """
     rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
@@ -209,7 +209,7 @@ def _noise(states: States, reference: NDArray[np.floating], quantized: Float32) 
 
 
 def _check_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
-    """Compares `k` within its standard errors, and the residual variance within those of a variance estimated from `oracle.n` values.
+    """Compare `k` within its standard errors, and the residual variance within those of a variance estimated from `oracle.n` values.
 
     Each sample counts as one independent value.
     """

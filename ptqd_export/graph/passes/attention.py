@@ -50,7 +50,7 @@ class _Match:
 
 
 def _match(softmax: ir.Node) -> _Match | None:
-    """Returns the attention around a Softmax; None if there is none, or if it has a mask."""
+    """Return the attention around a Softmax; None if there is none, or if it has a mask."""
     scores, weighted = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax.outputs[0], "MatMul")
     moved = None if weighted is None else _only_user(weighted.outputs[0], "Transpose")
     last = None if moved is None or not _permutes(moved, _HEADS_FIRST) else _only_user(moved.outputs[0], "Reshape")
@@ -66,7 +66,7 @@ def _match(softmax: ir.Node) -> _Match | None:
 
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
-    """Returns the value before it was multiplied by a constant number, and that number."""
+    """Return the value before it was multiplied by a constant number, and that number."""
     product = _producer(value, "Mul")
     if product is None or product.inputs[1] is None or product.inputs[1].const_value is None or product.inputs[1].const_value.size != 1:
         return value, 1.0
@@ -74,7 +74,7 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
 
 
 def _transposed(value: ir.Value | None) -> ir.Value | None:
-    """Returns the keys before their last two axes were swapped, a swap done with heads and batch folded into one axis."""
+    """Return the keys before their last two axes were swapped, a swap done with heads and batch folded into one axis."""
     unfolding = _producer(value, "Reshape")
     exchange = None if unfolding is None else _producer(unfolding.inputs[0], "Transpose")
     folding = None if exchange is None or not _permutes(exchange, _LAST_TWO) else _producer(exchange.inputs[0], "Reshape")
@@ -82,7 +82,7 @@ def _transposed(value: ir.Value | None) -> ir.Value | None:
 
 
 def _split_heads(value: ir.Value | None) -> tuple[ir.Value | None, int]:
-    """Returns a value [batch, tokens, channels] before its channels were split into heads, and the number of heads."""
+    """Return a value [batch, tokens, channels] before its channels were split into heads, and the number of heads."""
     exchange = _producer(value, "Transpose")
     cut = None if exchange is None or not _permutes(exchange, _HEADS_FIRST) else _producer(exchange.inputs[0], "Reshape")
     if cut is None or cut.outputs[0].shape is None or not isinstance(cut.outputs[0].shape[2], int):

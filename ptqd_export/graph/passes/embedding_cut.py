@@ -40,7 +40,7 @@ class CutNetwork:
 
 
 def cut_embeddings(model: ir.Model) -> CutNetwork | None:
-    """Returns the network in pieces, or None if every weighted operator depends on the state.
+    """Return the network in pieces, or None if every weighted operator depends on the state.
 
     The cut is at the last values that do not depend on the state. Values that depend on the same inputs of the network are concatenated
     into one tensor [batch, values].
@@ -66,7 +66,7 @@ class _Dependencies:
         return self._found.get(value, frozenset())
 
     def frontier(self) -> dict[str, list[str]]:
-        """Returns the names of the values in each embedding, by the embedding's name."""
+        """Return the names of the values in each embedding, by the embedding's name."""
         last = [value for node in self._graph if STATE in self.of(node.outputs[0]) for value in self._hoistable(node.inputs)]
         groups: dict[frozenset[str], list[str]] = {}
         for cut in dict.fromkeys(smallest for value in last for smallest in self._smallest(value)):
@@ -75,11 +75,11 @@ class _Dependencies:
         return {f"{EMBEDDING}_{index}": groups[inputs] for index, inputs in enumerate(sorted(groups, key=sorted))}
 
     def _hoistable(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
-        """Returns the values that depend on inputs but not on the state."""
+        """Return the values that depend on inputs but not on the state."""
         return [value for value in values if value is not None and self.of(value) and STATE not in self.of(value)]
 
     def _smallest(self, value: ir.Value) -> list[ir.Value]:
-        """Returns the value, or the smaller values that it is computed from: an Expand stays in the body, and so do nodes whose output
+        """Return the value, or the smaller values that it is computed from: an Expand stays in the body, and so do nodes whose output
         has an unknown shape.
         """
         node = value.producer()
@@ -127,7 +127,7 @@ def _size(value: ir.Value) -> float:
 
 
 def _embedding(model: ir.Model, name: str, values: Sequence[str]) -> ir.Model:
-    """Reduces the graph to one that computes the values, concatenated."""
+    """Reduce the graph to one that computes the values, concatenated."""
     graph = model.graph
     wanted = _named(graph, values)
     inputs = _Dependencies(graph).of(wanted[0])
@@ -157,14 +157,14 @@ def _body(model: ir.Model, found: Mapping[str, Sequence[str]]) -> ir.Model:
 
 
 def _flattened(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    """Converts a value to float32 [batch, values]."""
+    """Convert a value to float32 [batch, values]."""
     if value.dtype != ir.DataType.FLOAT:
         value = tape.op("Cast", [value], attributes={"to": ir.DataType.FLOAT})
     return tape.op("Flatten", [value], attributes={"axis": 1})
 
 
 def _unflattened(tape: ir.tape.Tape, graph: ir.Graph, flat: ir.Value, value: ir.Value) -> ir.Value:
-    """Restores the type and shape of `value`."""
+    """Restore the type and shape of `value`."""
     row = _known_row(value)
     if value.dtype != ir.DataType.FLOAT:
         flat = tape.op("Cast", [flat], attributes={"to": value.dtype})
@@ -183,7 +183,7 @@ def _named(graph: ir.Graph, names: Iterable[str]) -> list[ir.Value]:
 
 
 def _prune(model: ir.Model, inputs: Collection[str]) -> None:
-    """Removes nodes that the outputs do not need, and unused inputs of the network that are not in `inputs`."""
+    """Remove nodes that the outputs do not need, and unused inputs of the network that are not in `inputs`."""
     graph = model.graph
     first = next(value for value in graph.inputs if value.name in inputs)
     for node in graph:

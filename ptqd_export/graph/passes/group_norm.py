@@ -59,14 +59,14 @@ def _ones_and_zeros(graph: ir.Graph, size: int) -> tuple[ir.Value, ir.Value]:
 
 
 def normalized_input(node: ir.Node) -> ir.Value | None:
-    """Returns the input of a rewritten norm, given the Reshape that restores its shape; None for any other node."""
+    """Return the input of a rewritten norm, given the Reshape that restores its shape; None for any other node."""
     normal = _producer(node, "Reshape", "InstanceNormalization")
     grouping = None if normal is None else _producer(normal, "InstanceNormalization", "Reshape")
     return None if grouping is None else grouping.inputs[0]
 
 
 def _producer(node: ir.Node, op: str, producer_op: str) -> ir.Node | None:
-    """Returns the producer of a node's first input if node and producer are the given operators, otherwise None."""
+    """Return the producer of a node's first input if node and producer are the given operators, otherwise None."""
     x = node.inputs[0] if node.op_type == op else None
     producer = None if x is None else x.producer()
     return producer if producer is not None and producer.op_type == producer_op else None

@@ -118,7 +118,7 @@ class _Writer:
                 self._graph.outputs[index] = out
 
     def _convert_attributes(self, node: ir.Node) -> None:
-        """Converts the types named in a node's attributes."""
+        """Convert the types named in a node's attributes."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", self._half)
         if node.op_type == "ConstantOfShape":
@@ -127,7 +127,7 @@ class _Writer:
                 node.attributes["value"] = ir.AttrTensor("value", self._narrowed(filled))
 
     def _narrowed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """Rounds to the nearest values. Values beyond the range become the largest one, which preserves the meaning of attention masks."""
+        """Round to the nearest values. Values beyond the range become the largest one, which preserves the meaning of attention masks."""
         dtype = self._half.numpy()
         largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # ml_dtypes has type hints only for its dtypes
         return ir.tensor(np.asarray(np.clip(tensor.numpy(), -largest, largest)).astype(dtype))

@@ -41,7 +41,7 @@ class ShowLayerOutputs(ir.passes.InPlacePass):
 
 
 def _layers(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
-    """Yields the weighted layers in order, each once; a split layer is represented by its last part."""
+    """Yield the weighted layers in order, each once; a split layer is represented by its last part."""
     found = dict[str, tuple[str, ir.Node]]()
     for node in graph:
         name = quantized_layer_name(node)
@@ -84,7 +84,7 @@ def _show(graph: ir.Graph, name: str, value: ir.Value) -> None:
 
 
 def _quantized_at_once(value: ir.Value) -> ir.Node | None:
-    """Returns the QuantizeLinear that is the only reader of a value, directly or after a Clip; None if there is no such reader."""
+    """Return the QuantizeLinear that is the only reader of a value, directly or after a Clip; None if there is no such reader."""
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output():
         return None

@@ -117,7 +117,7 @@ class _Writer:
         return tape.op("Mul", [tape.op("Cast", [integers], attributes={"to": ir.DataType.FLOAT}), along])
 
     def _blocks(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
-        """Dequantizes blocks of input channels. The scale of an output channel is repeated for each of its blocks."""
+        """Dequantize blocks of input channels. The scale of an output channel is repeated for each of its blocks."""
         size = _block_size(layer)
         assert size is not None
         scales = np.expand_dims(layer.weight.scale.numpy(), 1 - axis).repeat(layer.layer.shape[1] // size, axis=1 - axis)
@@ -132,7 +132,7 @@ class _Writer:
         return self._pairs[x, quantizer]
 
     def _after(self, x: ir.Value, tape: ir.tape.Tape) -> None:
-        """Inserts right after the producer of `x`, so that every later consumer can share the nodes."""
+        """Insert right after the producer of `x`, so that every later consumer can share the nodes."""
         producer = x.producer()
         if producer is None:
             self._graph.insert_before(self._graph[0], tape.nodes)
@@ -181,7 +181,7 @@ def _container(quantizer: ActivationQuantizer) -> np.dtype[Any]:
 
 
 def _as_array(stored: Tensor) -> NDArray[Any]:
-    """Converts to numpy, whose own types do not include 8-bit floats."""
+    """Convert to numpy, whose own types do not include 8-bit floats."""
     return stored.view(torch.uint8).numpy().view(FLOAT8) if stored.dtype == torch.float8_e4m3fn else stored.numpy()
 
 
@@ -197,7 +197,7 @@ def _block_size(layer: QuantizedLayer) -> int | None:
 
 
 def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Packs integers as two's complement nibbles, the first value in the low half of a byte, as ONNX stores INT4."""
+    """Pack integers as two's complement nibbles, the first value in the low half of a byte, as ONNX stores INT4."""
     nibbles = integers.reshape(-1).view(np.uint8) & 0x0F
     if len(nibbles) % 2:
         nibbles = np.append(nibbles, np.uint8(0))

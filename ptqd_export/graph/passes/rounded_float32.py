@@ -33,7 +33,7 @@ class ToRoundedFloat32(ir.passes.InPlacePass):
 
 
 def _compute_wide(graph: ir.Graph, node: ir.Node) -> None:
-    """Applies rule 2 to a node."""
+    """Apply rule 2 to a node."""
     if "value" in node.attributes:  # Constant and ConstantOfShape
         node.attributes["value"] = ir.AttrTensor("value", _widened(node.attributes["value"].as_tensor()))
     if node.op_type == "Cast":

@@ -25,7 +25,7 @@ _CHANNEL_WISE = frozenset(
 
 
 def concatenated_inputs(graph: ir.Graph, names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Returns the named layers that read a concatenation of channels, directly or through norms and activations, with the part sizes."""
+    """Return the named layers that read a concatenation of channels, directly or through norms and activations, with the part sizes."""
     nodes = weighted_nodes(graph)
     found = {name: {_parts(node) for node in nodes[name]} for name in nodes if name in names}
     return {name: next(iter(parts)) for name, parts in found.items() if len(parts) == 1 and () not in parts}
@@ -49,7 +49,7 @@ def _parts(node: ir.Node) -> tuple[int, ...]:
 
 
 def _origin(value: ir.Value | None) -> ir.Node | None:
-    """Returns the Concat whose channels a value still has, one by one; None if there is none."""
+    """Return the Concat whose channels a value still has, one by one; None if there is none."""
     node = None if value is None else value.producer()
     if node is None or node.op_type == "Concat":
         return node
@@ -115,7 +115,7 @@ class _Splitter:
         return [constant(self._graph, f"{part_name(name, i)}{WEIGHT}{form}", np.ascontiguousarray(piece)) for i, piece in enumerate(pieces)]
 
     def _of(self, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
-        """Returns the parts of a value, split right after its producer so that all layers that read the value can share them."""
+        """Return the parts of a value, split right after its producer so that all layers that read the value can share them."""
         producer = x.producer()
         assert producer is not None
         if x not in self._pieces:

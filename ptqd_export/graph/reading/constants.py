@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def constant(graph: ir.Graph, name: str, value: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
-    """Returns the initializer of this name, created on first use.
+    """Return the initializer of this name, created on first use.
 
     Args:
         graph: graph that the initializer belongs to.

@@ -17,7 +17,7 @@ _LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
 
 
 def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """Returns the nodes of every layer by module name. A layer that the network calls twice has two nodes."""
+    """Return the nodes of every layer by module name. A layer that the network calls twice has two nodes."""
     nodes: dict[str, list[ir.Node]] = {}
     for node in graph:
         name = layer_name(node)
@@ -38,7 +38,7 @@ def layer_name(node: ir.Node) -> str | None:
 
 
 def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
-    """Returns every weighted layer in the order of the graph.
+    """Return every weighted layer in the order of the graph.
 
     Args:
         graph: full-precision graph whose initializers have parameter names.

@@ -26,7 +26,7 @@ _AFFINE = frozenset({"BatchNormalization", "GroupNormalization", "LayerNormaliza
 
 
 def scalable_channels(graph: ir.Graph, names: Collection[str]) -> list[ScalableChannels]:
-    """Returns the scalable channels that any of the named layers reads, in the order of the graph.
+    """Return the scalable channels that any of the named layers reads, in the order of the graph.
 
     Producers are layers, and the affine parameters of norms. Every path from a producer must end in layers that take these channels as
     their input channels. On the way it may pass only transpositions, reshapes that keep the channels together, products with other values
@@ -43,7 +43,7 @@ def scalable_channels(graph: ir.Graph, names: Collection[str]) -> list[ScalableC
 
 
 def _called_once(graph: ir.Graph) -> set[str]:
-    """Returns the modules whose weight exactly one node reads."""
+    """Return the modules whose weight exactly one node reads."""
     readers = Counter(parameter_name(name) for name, value in graph.initializers.items() for _ in value.uses())
     return {name.removesuffix(WEIGHT) for name, count in readers.items() if name.endswith(WEIGHT) and count == 1}
 
@@ -85,7 +85,7 @@ def _output_axis(node: ir.Node) -> int | None:
 
 
 def _with_bias(value: ir.Value, producer: str) -> ir.Value:
-    """Returns the value after the producer's bias is added, if a separate node adds it."""
+    """Return the value after the producer's bias is added, if a separate node adds it."""
     for node, index in _sole_use(value, "Add"):
         other = node.inputs[1 - index]
         if other is not None and other.is_initializer() and parameter_name(str(other.name)) == f"{producer}.bias":
@@ -94,7 +94,7 @@ def _with_bias(value: ir.Value, producer: str) -> ir.Value:
 
 
 def _pieces(made: _Made) -> list[_Made]:
-    """Returns each part separately if the channels are split: one half of a gated unit is scalable, the gate is not."""
+    """Return each part separately if the channels are split: one half of a gated unit is scalable, the gate is not."""
     rank = _rank(made.value)
     for node, _ in _sole_use(made.value, "Split"):
         if node.attributes.get_int("axis", 0) % rank == made.axis % rank:
@@ -104,7 +104,7 @@ def _pieces(made: _Made) -> list[_Made]:
 
 
 def _sole_use(value: ir.Value, op: str) -> list[tuple[ir.Node, int]]:
-    """Returns the node and input index of a value's only use, if that node is the given operator."""
+    """Return the node and input index of a value's only use, if that node is the given operator."""
     uses = [(use.node, use.idx) for use in value.uses()]
     return uses if len(uses) == 1 and uses[0][0].op_type == op and not value.is_graph_output() else []
 
@@ -174,7 +174,7 @@ def _reshaped(before: Sequence[Any], after: Sequence[Any], axes: Axes) -> Axes |
 
 
 def _blocks(before: Sequence[Any], after: Sequence[Any]) -> Iterator[tuple[Axes, Axes]]:
-    """Yields the smallest runs of axes with the same elements in both shapes, from the last axis back to one of unknown size.
+    """Yield the smallest runs of axes with the same elements in both shapes, from the last axis back to one of unknown size.
 
     Axes of size 1 are skipped.
     """

@@ -26,7 +26,7 @@ class BitOperations:
 
 
 def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS) -> BitOperations:
-    """Returns the savings of one precision.
+    """Return the savings of one precision.
 
     Args:
         layers: every weighted layer with its rule.

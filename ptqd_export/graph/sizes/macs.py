@@ -12,7 +12,7 @@ from ptqd_export.models.base import LoadedModel
 
 
 def count_macs(model: LoadedModel) -> dict[str, int]:
-    """Returns the multiply-accumulates per sample by module name. The empty name is the whole network, including attention products."""
+    """Return the multiply-accumulates per sample by module name. The empty name is the whole network, including attention products."""
     inputs = tuple(value[:1] for value in model.example_inputs(2))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

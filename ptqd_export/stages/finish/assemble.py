@@ -74,7 +74,7 @@ class Parts:
 
 
 def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
-    """Writes the portable part of the bundle, replacing that of an earlier build.
+    """Write the portable part of the bundle, replacing that of an earlier build.
 
     Raises:
         NoRoomError: the disk is full. The earlier bundle is unchanged.
@@ -89,7 +89,7 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
 
 
 def _bytes_needed(parts: Parts) -> int:
-    """Returns the bytes of the graphs and statistics, which make up most of a bundle."""
+    """Return the bytes of the graphs and statistics, which make up most of a bundle."""
     folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -118,7 +118,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
 
 
 def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> PiecesRecord | None:
-    """Writes the graph of a precision. Returns the names of its pieces if the target runs networks in pieces."""
+    """Write the graph of a precision. Returns the names of its pieces if the target runs networks in pieces."""
     folder = f"graphs/{context.placement.name}"
     if context.in_pieces:
         return writer.pieces(f"{folder}/{graph.name}", graph)
@@ -128,7 +128,7 @@ def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> Piece
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
-    """Writes the statistics of each precision, the preparation of the network, and the frontier of a budget."""
+    """Write the statistics of each precision, the preparation of the network, and the frontier of a budget."""
     placement = context.placement.name
     folder = f"statistics/{placement}"
     for name, record in records.items():
@@ -158,7 +158,7 @@ class _Writer:
         self._record(name)
 
     def pieces(self, name: str, source: Path) -> PiecesRecord | None:
-        """Writes a graph and, if embeddings can be cut off, its pieces."""
+        """Write a graph and, if embeddings can be cut off, its pieces."""
         path = self._output / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming_full_disks(path):
@@ -180,7 +180,7 @@ class _Writer:
 
 
 def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
-    """Writes the file with the embeddings of the conditions and returns its name, or None for class labels, which need no file."""
+    """Write the file with the embeddings of the conditions and returns its name, or None for class labels, which need no file."""
     conditioning: Conditioning | None = context.model.conditioning
     if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
         return None

@@ -23,7 +23,7 @@ class BuiltEngine:
 
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
-    """Returns the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece."""
+    """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece."""
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
         pieces = {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
@@ -34,7 +34,7 @@ def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
 
 
 def optimize_graphs(bundle: Bundle) -> list[BuiltEngine]:
-    """Optimizes the graphs that are not optimized yet, and returns all of them. Returns an empty list if the bundle does not run on ONNX
+    """Optimize the graphs that are not optimized yet, and returns all of them. Returns an empty list if the bundle does not run on ONNX
     Runtime on the CPU. No other process may be writing to the bundle.
 
     Raises:

@@ -21,7 +21,7 @@ CHECKED_TIMESTEP = 500.0
 
 
 def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
-    """Writes a graph, and its network in pieces beside it. All of them share one file of weights.
+    """Write a graph, and its network in pieces beside it. All of them share one file of weights.
 
     Returns:
         The names of the pieces, relative to the graph's folder; None if no embeddings can be cut off, and the graph is copied unchanged.
@@ -41,7 +41,7 @@ def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
 
 
 def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
-    """Checks that the pieces of a network give the same outputs as the whole graph, bit for bit, so that measurements hold for both.
+    """Check that the pieces of a network give the same outputs as the whole graph, bit for bit, so that measurements hold for both.
 
     Raises:
         PtqdError: the outputs differ.

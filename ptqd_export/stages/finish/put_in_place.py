@@ -10,7 +10,7 @@ from engines.host.files import sync
 
 
 def install(made: Path, output: Path, replaced: tuple[str, ...]) -> None:
-    """Removes the old manifest, then moves the files of the new bundle, then its manifest. A folder without a manifest is not a bundle.
+    """Remove the old manifest, then moves the files of the new bundle, then its manifest. A folder without a manifest is not a bundle.
 
     This only renames files. Their content was written before, while the old bundle was still complete.
 

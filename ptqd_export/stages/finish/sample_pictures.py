@@ -22,7 +22,7 @@ SHEET = "pictures.png"
 def make_pictures(
     context: BuildContext, graphs: Mapping[str, Path], decoder: Path | None, walked: Path, folder: Path, reporter: Reporter
 ) -> None:
-    """Writes `pictures.png` with at most eight samples, and no more than the walk had, so that it takes a small part of the walk's time."""
+    """Write `pictures.png` with at most eight samples, and no more than the walk had, so that it takes a small part of the walk's time."""
     schedule = Schedule.model_validate_json(schedule_path(walked).read_text())
     kinds = _states(context, graphs, schedule, reporter)
     trim_heap()  # the networks are closed; decoding needs as much memory as they did
@@ -31,7 +31,7 @@ def make_pictures(
 
 
 def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, reporter: Reporter) -> list[Float32]:
-    """Returns the final states for every kind of picture."""
+    """Return the final states for every kind of picture."""
     num = min(MOST, context.plan.calibration.samples)
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
     denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}

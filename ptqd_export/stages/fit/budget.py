@@ -61,7 +61,7 @@ class Chosen:
 
 
 def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], walked: Path) -> Chosen:
-    """Chooses the chain that the plan's budget buys.
+    """Choose the chain that the plan's budget buys.
 
     Args:
         context: context of the build.
@@ -91,7 +91,7 @@ def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path])
 
 
 def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `probes.npz`."""
+    """Write `probes.npz`."""
     schedule, taken = _schedule(walked), partial(next, count(1))
     networks = fit_networks(context, graphs, PROBED_SAMPLES)
     probes = probe_fitted(networks, schedule, context.samples, lambda: reporter.advance(taken(), len(schedule.steps)))
@@ -99,7 +99,7 @@ def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path,
 
 
 def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
-    """Writes `times.json`, milliseconds per step by precision. A resumed build reuses the times, so that it chooses the same chain."""
+    """Write `times.json`, milliseconds per step by precision. A resumed build reuses the times, so that it chooses the same chain."""
     (folder / TIMES).write_text(json.dumps(time_engines(context, graphs, reporter)))
 
 
@@ -112,7 +112,7 @@ def make_choice(
     folder: Path,
     reporter: Reporter,
 ) -> None:
-    """Writes `choice.json`, and `frontier.json` over bit operations with real chains to compare the predictions with."""
+    """Write `choice.json`, and `frontier.json` over bit operations with real chains to compare the predictions with."""
     assert context.plan.steps.budget is not None
     schedule, probes = _schedule(walked), Probes.load(probed / PROBES)
     chosen = choose(Menu.of(probes, costs), context.plan.steps.budget)
@@ -129,7 +129,7 @@ def make_choice(
 
 
 def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, times: Mapping[str, float]) -> None:
-    """Writes `local/<machine>/frontier.json`, over milliseconds measured on this machine."""
+    """Write `local/<machine>/frontier.json`, over milliseconds measured on this machine."""
     probes = Probes.load(chosen.probes / PROBES)
     menu = Menu.of(probes, time_costs(context, times))
     measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
@@ -139,12 +139,12 @@ def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, tim
 
 
 def bit_operation_costs(context: BuildContext, graphs: Mapping[str, Path]) -> dict[str, float]:
-    """Returns the bit operations of the whole network relative to full precision, by candidate."""
+    """Return the bit operations of the whole network relative to full precision, by candidate."""
     return {precision.name: _bit_operations(graphs[precision.name], precision.name) for precision in context.precisions}
 
 
 def time_costs(context: BuildContext, times: Mapping[str, float]) -> dict[str, float]:
-    """Returns the measured time of a step relative to full precision, by candidate."""
+    """Return the measured time of a step relative to full precision, by candidate."""
     return {precision.name: times[precision.name] / times[FULL_PRECISION] for precision in context.precisions}
 
 
@@ -159,12 +159,12 @@ def _schedule(walked: Path) -> Schedule:
 
 
 def _chosen_by(schedule: Schedule) -> Choice:
-    """Returns the precisions that the schedule itself chose."""
+    """Return the precisions that the schedule itself chose."""
     return tuple(step.precision for step in schedule.steps)
 
 
 def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Choice]]:
-    """Yields the chains of a frontier file: chains to compare with, the chosen chain, and the frontier itself."""
+    """Yield the chains of a frontier file: chains to compare with, the chosen chain, and the frontier itself."""
     for name in menu.precisions:
         yield "uniform", (name,) * len(menu.amplitudes)
     yield "snr", snr
@@ -174,7 +174,7 @@ def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Cho
 
 
 def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
-    """Yields random chains, each with random shares of the precisions. The seed is fixed."""
+    """Yield random chains, each with random shares of the precisions. The seed is fixed."""
     rng, steps = np.random.default_rng(0), len(menu.amplitudes)
     for _ in range(MIXTURES):
         shares = rng.dirichlet(np.ones(len(menu.precisions)))
@@ -182,7 +182,7 @@ def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
 
 
 def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
-    """Returns the chains to measure: `CHECKED_POINTS` of the frontier, and all others."""
+    """Return the chains to measure: `CHECKED_POINTS` of the frontier, and all others."""
     optimal = [choice for kind, choice in chains if kind == "frontier"]
     some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()
     return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(optimal[i] for i in some)]))

@@ -15,7 +15,7 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph
 
 
 def fit_settings(context: BuildContext) -> FitSettings:
-    """Returns the fit settings of the plan. For a budget, they are those of the first fit, where the paper's rule chooses precisions."""
+    """Return the fit settings of the plan. For a budget, they are those of the first fit, where the paper's rule chooses precisions."""
     plan, listed = context.plan, context.plan.steps.precisions
     candidates = tuple(precision.name for precision in context.precisions)
     return FitSettings(
@@ -31,13 +31,13 @@ def fit_settings(context: BuildContext) -> FitSettings:
 
 
 def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> FitNetworks:
-    """Opens the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs."""
+    """Open the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs."""
     return FitNetworks({name: context.denoiser(graph_path(graphs, name), batch) for name in graphs}, FULL_PRECISION)
 
 
 @contextlib.contextmanager
 def walked_networks(context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[FitNetworks]:
-    """Opens the networks of a walk in this process or, during the `with` block, on the cluster."""
+    """Open the networks of a walk in this process or, during the `with` block, on the cluster."""
     if context.elsewhere is None:
         yield fit_networks(context, graphs, context.plan.calibration.batch_size)
         return

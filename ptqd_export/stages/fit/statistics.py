@@ -14,7 +14,7 @@ from ptqd_export.stages.reporter import Reporter
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
-    """Writes `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps."""
+    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps."""
     with walked_networks(context, graphs) as networks:
         fitted = fit_on_walk(networks, settings, folder, lambda taken: reporter.advance(taken, settings.table.steps))
     for precision in context.engine_precisions:

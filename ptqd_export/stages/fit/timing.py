@@ -20,14 +20,14 @@ ROUNDS = 15
 
 
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
-    """Returns the median milliseconds per step (guidance included) by precision."""
+    """Return the median milliseconds per step (guidance included) by precision."""
     reporter.start("time")
     runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
     return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
 
 
 def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
-    """Returns a call that runs a graph's engine on one batch of `benchmark_batch` samples."""
+    """Return a call that runs a graph's engine on one batch of `benchmark_batch` samples."""
     batch = context.plan.target.benchmark_batch
     samples = np.arange(batch, dtype=np.int64)
     x = context.samples.noise.start(samples)
@@ -35,7 +35,7 @@ def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
 
 
 def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:
-    """Writes `local/<machine>/times.json`. Without times, removes those of an earlier build."""
+    """Write `local/<machine>/times.json`. Without times, removes those of an earlier build."""
     path = times_file(output)
     if times is None:
         path.unlink(missing_ok=True)

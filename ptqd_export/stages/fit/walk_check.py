@@ -18,7 +18,7 @@ STAGE = "check"
 
 
 def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
-    """Measures a few of the walk's figures again. Never cached, because it checks the current files and the current runtime.
+    """Measure a few of the walk's figures again. Never cached, because it checks the current files and the current runtime.
 
     Raises:
         PtqdError: the noise of an engine differs from what the walk measured.

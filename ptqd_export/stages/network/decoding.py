@@ -23,7 +23,7 @@ MOST_IMAGES = 64
 
 
 def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
-    """Writes `decoder.onnx`, and `decoder.json` with its record for the manifest."""
+    """Write `decoder.onnx`, and `decoder.json` with its record for the manifest."""
     decoder, shape = context.model.decoder, context.model.sample_shape
     assert decoder is not None
     graph = trace_decoder(decoder, shape)
@@ -38,10 +38,10 @@ def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> No
 
 
 def images_at_a_time(image_shape: tuple[int, ...]) -> int:
-    """Returns how many images have at most as many pixels as one of 512 x 512, but at least 1 and at most `MOST_IMAGES`."""
+    """Return how many images have at most as many pixels as one of 512 x 512, but at least 1 and at most `MOST_IMAGES`."""
     return min(MOST_IMAGES, max(1, PIXELS // math.prod(image_shape[1:])))
 
 
 def decoder_record(folder: Path | None) -> DecoderRecord | None:
-    """Reads the record that `make_decoder` wrote."""
+    """Read the record that `make_decoder` wrote."""
     return None if folder is None else DecoderRecord.model_validate_json((folder / RECORD).read_text())

@@ -53,7 +53,7 @@ class Preparation:
     scaled: tuple[tuple[ScalableChannels, Tensor], ...]
 
     def apply(self, network: nn.Module) -> nn.Module:
-        """Returns a prepared copy of the network."""
+        """Return a prepared copy of the network."""
         prepared = sharing_copy(network)
         split_layers(prepared, self.split)
         for channels, factors in self.scaled:
@@ -61,7 +61,7 @@ class Preparation:
         return prepared
 
     def save(self, folder: Path) -> None:
-        """Writes `preparation.json`, which people read too, and the factors in `factors.npz`."""
+        """Write `preparation.json`, which people read too, and the factors in `factors.npz`."""
         scaled = [asdict(channels) | {"largest_factor": float(factors.max())} for channels, factors in self.scaled]
         (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled}, indent=1))
         np.savez(folder / FACTORS, allow_pickle=False, **{str(i): factors.numpy() for i, (_, factors) in enumerate(self.scaled)})
@@ -76,7 +76,7 @@ class Preparation:
 
 
 def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
-    """Returns the model with the network to quantize.
+    """Return the model with the network to quantize.
 
     Args:
         context: context of the build.
@@ -88,7 +88,7 @@ def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
 
 
 def make_preparation(context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes the prepared `fp32.onnx` and `network.json`, `preparation.json` and `factors.npz`.
+    """Write the prepared `fp32.onnx` and `network.json`, `preparation.json` and `factors.npz`.
 
     Raises:
         PtqdError: the prepared graph or network does not compute what the model computes.
@@ -113,14 +113,14 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
 
 
 def _quantized(context: BuildContext, network: Network) -> list[str]:
-    """Returns the layers whose activations may be quantized. Layers that the plan keeps in float are left out, so they keep their names."""
+    """Return the layers whose activations may be quantized. Layers that the plan keeps in float are left out, so they keep their names."""
     kept = context.plan.quantization.keep_float
     inner = (layer.name for layer in network.layers if layer.role == "inner")
     return [name for name in inner if not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)]
 
 
 def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, ...]]) -> Network:
-    """Returns the layers after splitting. A part's multiply-accumulates are proportional to its share of the input channels."""
+    """Return the layers after splitting. A part's multiply-accumulates are proportional to its share of the input channels."""
     macs = {layer.name: layer.macs for layer in network.layers}
     for name, sizes in split.items():
         macs |= {part_name(name, i): macs[name] * size // sum(sizes) for i, size in enumerate(sizes)}
@@ -130,7 +130,7 @@ def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, .
 def _scaled(
     context: BuildContext, split: Preparation, found: list[ScalableChannels], states: States, reporter: Reporter
 ) -> Iterator[tuple[ScalableChannels, Tensor]]:
-    """Yields every group of channels with its factors. A layer may be in two groups, once for its inputs and once for its outputs."""
+    """Yield every group of channels with its factors. A layer may be in two groups, once for its inputs and once for its outputs."""
     exponent = context.plan.quantization.channel_scaling
     if exponent is None or not found:
         return
@@ -143,7 +143,7 @@ def _scaled(
 
 
 def _largest_inputs(context: BuildContext, model: LoadedModel, layers: list[str], states: States, reporter: Reporter) -> dict[str, Tensor]:
-    """Returns the largest magnitude of each input channel of the given layers over the states, by layer."""
+    """Return the largest magnitude of each input channel of the given layers over the states, by layer."""
     placed = context.calibration_device.place(model)
     with observe_channels(placed.adapter.network, layers) as seen, torch.no_grad():
         for batch in network_inputs(context, states, reporter):

@@ -18,7 +18,7 @@ STATES = "states.npz"
 
 
 def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `states.npz` with states of full-precision chains, the same number from every step."""
+    """Write `states.npz` with states of full-precision chains, the same number from every step."""
     calibration, table = context.plan.calibration, context.table
     per_step = -(-calibration.activation_samples // table.steps)
     samples = context.samples.first(max(per_step, calibration.batch_size))
@@ -35,12 +35,12 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
 
 
 def load_states(folder: Path) -> States:
-    """Reads the states that `make_states` wrote."""
+    """Read the states that `make_states` wrote."""
     return States.load(folder / STATES)
 
 
 def network_inputs(context: BuildContext, states: States, reporter: Reporter) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches."""
+    """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches."""
     conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
     branches = 2 if context.guided else 1
     for begin in range(0, len(states.rows), size):

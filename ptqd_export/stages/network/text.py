@@ -22,7 +22,7 @@ PROOF = ("", "a photo of a cat", "three words more")
 
 
 def make_text(prompts: PromptEncoder, folder: Path, reporter: Reporter) -> None:
-    """Writes a graph and a tokenizer for every text encoder, under their names in the bundle, and `text.json`.
+    """Write a graph and a tokenizer for every text encoder, under their names in the bundle, and `text.json`.
 
     Raises:
         PtqdError: a graph does not compute what torch computes.
@@ -40,7 +40,7 @@ def make_text(prompts: PromptEncoder, folder: Path, reporter: Reporter) -> None:
 
 
 def text_record(folder: Path | None) -> TextRecord | None:
-    """Reads the record that `make_text` wrote."""
+    """Read the record that `make_text` wrote."""
     return None if folder is None else TextRecord.model_validate_json((folder / RECORD).read_text())
 
 

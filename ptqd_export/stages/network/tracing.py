@@ -31,7 +31,7 @@ class Network:
 
 
 def make_trace(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
-    """Writes `fp32.onnx` and `network.json`."""
+    """Write `fp32.onnx` and `network.json`."""
     model = context.model
     graph: ir.Model = trace(model)
     lower(graph, context.placement)

@@ -19,7 +19,7 @@ OBSERVED = "observed.npz"
 
 
 def make_observations(context: BuildContext, prepared: Path, states: Path, steps: Sequence[int], folder: Path, reporter: Reporter) -> None:
-    """Writes `observed.npz`: the range and a sample of the values of every layer's input and output, at the states of the given steps."""
+    """Write `observed.npz`: the range and a sample of the values of every layer's input and output, at the states of the given steps."""
     layers = Network.load(prepared).layers
     inputs = sorted({layer.source for layer in layers})
     chosen = load_states(states).at(context.table.timestep[list(steps)])
@@ -33,7 +33,7 @@ def make_observations(context: BuildContext, prepared: Path, states: Path, steps
 
 
 def load_observations(folder: Path) -> dict[str, ObservedActivations]:
-    """Reads the observations that `make_observations` wrote, by `<layer>.input` and `<layer>.output`."""
+    """Read the observations that `make_observations` wrote, by `<layer>.input` and `<layer>.output`."""
     with np.load(folder / OBSERVED) as archive:
         names = [name.removesuffix(".values") for name in archive.files if name.endswith(".values")]
         return {name: ObservedActivations.from_arrays(archive[f"{name}.values"], archive[f"{name}.range"]) for name in names}

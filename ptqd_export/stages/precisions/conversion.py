@@ -24,7 +24,7 @@ from ptqd_export.stages.reporter import Reporter
 def make_converted_graph(
     context: BuildContext, precision: Precision, traced: Path, states: Path, folder: Path, _reporter: Reporter
 ) -> None:
-    """Writes `<precision>.onnx` and `precision.json`, as the stage of a quantized precision does."""
+    """Write `<precision>.onnx` and `precision.json`, as the stage of a quantized precision does."""
     graph = ir.load(traced / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(ToHalfPrecision(), common.RemoveUnusedNodesPass())(graph)
     path = folder / f"{precision.name}.onnx"

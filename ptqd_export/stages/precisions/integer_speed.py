@@ -37,7 +37,7 @@ MEASURED = Precision.parse("w8a8")
 
 
 def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder: Path, reporter: Reporter) -> None:
-    """Writes `slower.json`: the speed-up of a step when layers of this kind run in integers, by layer, for the kinds that get slower.
+    """Write `slower.json`: the speed-up of a step when layers of this kind run in integers, by layer, for the kinds that get slower.
 
     Layers of one kind have the same operator, weight shape and multiply-accumulates. Each kind in turn computes in float in an otherwise
     quantized network, whose runs alternate with those of the fully quantized network.
@@ -57,7 +57,7 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
 
 
 def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
-    """Returns the speed-up by integers. Measures again if they seem slower, because load on the machine can have the same effect."""
+    """Return the speed-up by integers. Measures again if they seem slower, because load on the machine can have the same effect."""
     runs = {"integer": integer, "mixed": mixed}
     speed = 0.0
     for _ in range(2):
@@ -69,13 +69,13 @@ def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
 
 
 def load_slower(measured: Path) -> Mapping[str, float]:
-    """Reads the speed-ups of the slower layers, by layer."""
+    """Read the speed-ups of the slower layers, by layer."""
     slower: dict[str, float] = json.loads((measured / SLOWER).read_text())
     return slower
 
 
 def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[QuantizedLayer]:
-    """Returns the quantized layers. Uses the scales that are quickest to find, because scales do not change the time of a kernel."""
+    """Return the quantized layers. Uses the scales that are quickest to find, because scales do not change the time of a kernel."""
     settings = QuantizationSettings("max", "max", context.overrides())
     network = prepared_model(context, prepared).adapter.network
     return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
@@ -90,7 +90,7 @@ def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:
 
 
 def _with_float(context: BuildContext, layers: Sequence[QuantizedLayer], names: Sequence[str]) -> list[QuantizedLayer]:
-    """Returns the layers, where the named ones keep their integer weights but compute in float."""
+    """Return the layers, where the named ones keep their integer weights but compute in float."""
     slower = dict.fromkeys(names, 0.0)
     return [
         replace(layer, rule=rule(layer.layer, MEASURED, context.placement, LayerOverrides(slower=slower)), input=None, output=None)

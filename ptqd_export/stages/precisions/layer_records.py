@@ -23,7 +23,7 @@ def precision_record(
     layers: Sequence[QuantizedLayer],
     slower: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Returns the bit operations, and a record of every layer of the network."""
+    """Return the bit operations, and a record of every layer of the network."""
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
     rules = [(layer, rule(layer, precision, context.placement, context.overrides(slower))) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
@@ -34,7 +34,7 @@ def precision_record(
 
 
 def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:
-    """Returns the bit widths and activation scales of a layer. The per-channel scales of its weight are in the graph."""
+    """Return the bit widths and activation scales of a layer. The per-channel scales of its weight are in the graph."""
     record: dict[str, Any] = {
         "name": name,
         "op": op,

@@ -33,7 +33,7 @@ SUMMARY = "reconstruction.json"
 
 
 def make_learned_rounding(context: BuildContext, precision: Precision, sources: Sources, folder: Path, reporter: Reporter) -> None:
-    """Learns the rounding of the prepared network with `make_reconstruction`; resumes an interrupted run."""
+    """Learn the rounding of the prepared network with `make_reconstruction`; resumes an interrupted run."""
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, sources.prepared)
@@ -44,7 +44,7 @@ def make_learned_rounding(context: BuildContext, precision: Precision, sources: 
 def make_reconstruction(
     context: BuildContext, model: LoadedModel, unit: Unit, nearest: Sequence[QuantizedLayer], states: Path, folder: Path, reporter: Reporter
 ) -> None:
-    """Writes the learned rounding of every block, and `reconstruction.json` with errors, minutes, peak memory, and the layers that stay
+    """Write the learned rounding of every block, and `reconstruction.json` with errors, minutes, peak memory, and the layers that stay
     rounded to nearest.
 
     Args:
@@ -74,7 +74,7 @@ def make_reconstruction(
 
 
 def load_reconstruction(folder: Path, nearest: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
-    """Reads the layers that `make_reconstruction` learned, in the order of `nearest`. Layers that it did not learn stay as in `nearest`."""
+    """Read the layers that `make_reconstruction` learned, in the order of `nearest`. Layers that it did not learn stay as in `nearest`."""
     named = {layer.layer.name: layer for layer in nearest}
     learned = {layer.layer.name: layer for path in block_files(folder) for layer in load_block(path, named)[1]}
     return [learned.get(name, layer) for name, layer in named.items()]
@@ -96,7 +96,7 @@ def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
 
 
 def _calibration_rows(context: BuildContext, model: LoadedModel, states: States) -> CalibrationRows:
-    """Returns the network's inputs for every state; under guidance, for both branches."""
+    """Return the network's inputs for every state; under guidance, for both branches."""
     branches = 2 if context.guided else 1
     sample, timestep = (np.concatenate([value] * branches) for value in (states.samples, states.timesteps))
     conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=context.guided)
@@ -109,6 +109,6 @@ def _calibration_rows(context: BuildContext, model: LoadedModel, states: States)
 
 
 def _peak_memory_gib() -> float:
-    """Returns the peak memory of this process. The system reports it in KiB on Linux and in bytes on macOS."""
+    """Return the peak memory of this process. The system reports it in KiB on Linux and in bytes on macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

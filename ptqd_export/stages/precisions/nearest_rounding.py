@@ -44,7 +44,7 @@ class Sources:
 def rounded_to_nearest(
     context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel
 ) -> list[QuantizedLayer]:
-    """Returns every layer that gets integers, with its scales, rounded to nearest.
+    """Return every layer that gets integers, with its scales, rounded to nearest.
 
     Raises:
         UsageError: a pattern of the plan matches no layer, or nothing is left to quantize.
@@ -57,7 +57,7 @@ def rounded_to_nearest(
 
 
 def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:
-    """Checks the plan's patterns, because a misspelt one would quantize a layer that the user wants to keep.
+    """Check the plan's patterns, because a misspelt one would quantize a layer that the user wants to keep.
 
     Raises:
         UsageError: a pattern matches no layer, or nothing is left to quantize.

@@ -32,7 +32,7 @@ from ptqd_export.stages.reporter import Reporter
 def make_quantized_graph(
     context: BuildContext, precision: Precision, sources: Sources, learned: Path | None, folder: Path, _reporter: Reporter
 ) -> None:
-    """Writes `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding).
+    """Write `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding).
 
     `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
@@ -59,7 +59,7 @@ def make_quantized_graph(
 
 
 def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
-    """Writes the quantized graph in the plan's high precision. Returns the path of the same graph in float32."""
+    """Write the quantized graph in the plan's high precision. Returns the path of the same graph in float32."""
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
     if context.high_precision == FULL_PRECISION:
