@@ -12,8 +12,7 @@ from calib.correction.joint_gain import joint_gains
 from calib.correction.moments import PLAIN, Moments
 from calib.correction.noise_fit import fit_noise
 from calib.correction.signed_gain import signed_gain
-from engines.arrays import Float32, Float64
-from engines.chain.correction import correct
+from engines.arrays import Float64
 
 Mode: TypeAlias = Literal["none", "ptqd", "signed", "joint", "mmse"]
 Part: TypeAlias = Literal["gain", "offset"]
@@ -31,10 +30,6 @@ class Affine:
     @classmethod
     def identity(cls, channels: int) -> Affine:
         return cls(np.ones(channels), np.zeros(channels), np.zeros(channels))
-
-    def apply(self, out: Float32, x: Float32) -> Float32:
-        """Correct guided outputs [batch, channels, ...] at the states `x`, in float32."""
-        return correct(out, x, self.gain, self.offset, self.state_gain)
 
     @property
     def error_weights(self) -> Float64:

@@ -90,7 +90,7 @@ def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: i
 
 
 def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Arguments:
-    """Run a network until it enters the block, and returns the block's arguments."""
+    """Run a network until it enters the block; return the block's arguments."""
     met: list[Arguments] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inpu
 
 
 def output_of(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Tensor:
-    """Run a network until it leaves the block, and returns the block's output."""
+    """Run a network until it leaves the block; return the block's output."""
     met: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:

@@ -180,7 +180,7 @@ class _Writer:
 
 
 def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
-    """Write the file with the embeddings of the conditions and returns its name, or None for class labels, which need no file."""
+    """Write the file with the embeddings of the conditions and return its name, or None for class labels, which need no file."""
     conditioning: Conditioning | None = context.model.conditioning
     if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):
         return None

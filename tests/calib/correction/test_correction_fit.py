@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from calib.correction.correction_fit import Affine, Mode, Part, fit_correction, residual_mean, residual_variance
+from calib.correction.correction_fit import Mode, Part, fit_correction, residual_mean, residual_variance
 from calib.correction.moments import PLAIN, Moments, observe
 from engines.arrays import Float64
 
@@ -157,11 +157,3 @@ def test_one_sample_of_one_channel_is_enough(mode: Mode) -> None:
     assert affine.gain.shape == affine.offset.shape == affine.state_gain.shape == (1,)
     assert np.isfinite(affine.gain).all()
     assert np.isfinite(affine.offset).all()
-
-
-def test_applying_works_by_channel_in_float32() -> None:
-    out = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
-    corrected = Affine(np.array([2.0, -1.0]), np.array([0.5, 0.25]), np.array([0.0, 3.0])).apply(out, np.ones_like(out))
-    assert corrected.dtype == np.float32
-    np.testing.assert_array_equal(corrected[0, 0], 2 * out[0, 0] + 0.5)
-    np.testing.assert_array_equal(corrected[0, 1], 0.25 - out[0, 1] + 3)

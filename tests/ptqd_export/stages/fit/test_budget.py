@@ -63,6 +63,7 @@ def _middle(built: Built) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def fast() -> Any:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calib.walk.fit.PROBED_SAMPLES", FAST["PROBED_SAMPLES"])
         for name, value in FAST.items():
             patch.setattr(module, name, value)
         yield
