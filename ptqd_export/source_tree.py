@@ -22,6 +22,7 @@ class SourceTree:
     def __init__(self, root: Path, packages: Collection[str] | None = None) -> None:
         self._root = root
         self._packages = packages
+        self._files: dict[str, Path | None] = {}
 
     def reached(self, module: str) -> dict[str, Path]:
         """Return the module and the modules of the tree that it imports, with their files; empty if the module is not in the tree."""
@@ -35,6 +36,11 @@ class SourceTree:
         return reached
 
     def _file(self, module: str) -> Path | None:
+        if module not in self._files:
+            self._files[module] = self._find(module)
+        return self._files[module]
+
+    def _find(self, module: str) -> Path | None:
         if self._packages is not None and module.partition(".")[0] not in self._packages:
             return None
         path = self._root.joinpath(*module.split("."))
@@ -53,6 +59,11 @@ def _names(path: Path, _modified: int) -> frozenset[str]:
 
 def content_digest(path: Path) -> str:
     """Return the SHA-256 of the file."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, _modified: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

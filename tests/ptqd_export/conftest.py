@@ -280,5 +280,5 @@ def _build_once(factory: pytest.TempPathFactory, name: str, source: Path, **sect
 
 
 def _plan(**sections: Any) -> Plan:
-    target = {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2}
+    target = {"name": "onnxruntime", "threads": 1, "benchmark_batch": 2}
     return Plan.model_validate({"model": {"path": "model"}, "calibration": CALIBRATION, "target": target, "output": "bundle"} | sections)
