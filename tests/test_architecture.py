@@ -50,6 +50,12 @@ def test_file_names_are_unique_within_a_package(package: str) -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    paths = (path for package in ("engines", "calib", "ptqd_export") for path in (ROOT / package).rglob("*.py"))
+    classes = Counter(node.name for path in paths for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in classes.items() if count > 1 and not name.startswith("_")] == []
+
+
 def test_no_folder_of_sources_is_called_as_if_it_were_generated() -> None:
     folders = {path.parent for package in ("engines", "calib", "ptqd_export", "tools", "tests") for path in (ROOT / package).rglob("*.py")}
     assert [folder for folder in folders if {"build", "dist", "out"} & set(folder.relative_to(ROOT).parts)] == []

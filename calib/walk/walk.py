@@ -32,6 +32,9 @@ from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
 
+STORED, GUIDED = "stored outputs", 1.0
+"""Precision and guidance scale of moves from outputs that were evaluated and guided before."""
+
 
 @dataclass(frozen=True)
 class WalkPlan:
@@ -178,8 +181,8 @@ class Walk:
     def _move(self, i: int, row: TableStep, affine: Affine | None = None, sigma: float = 0.0) -> Move:
         """Return the move for stored outputs, to which guidance has been applied already; uncorrected without `affine`."""
         if affine is None:
-            return Move(i, row, "", 1.0, sigma=sigma)
-        return Move(i, row, "", 1.0, affine.gain, affine.offset, affine.state_gain, sigma)
+            return Move(i, row, STORED, GUIDED, sigma=sigma)
+        return Move(i, row, STORED, GUIDED, affine.gain, affine.offset, affine.state_gain, sigma)
 
     def _batches(self) -> Iterator[slice]:
         N, size = len(self._plan.rows), self._plan.batch_size

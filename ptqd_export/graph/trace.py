@@ -24,7 +24,7 @@ from ptqd_export.graph.passes.attention import FuseAttention
 from ptqd_export.graph.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.graph.passes.parameter_names import ParameterNames
 from ptqd_export.graph.reading.transposed_weights import TransposedWeights
-from ptqd_export.models.base import Adapter, Decoder, LoadedModel
+from ptqd_export.models.base import Adapter, DecoderModule, LoadedModel
 
 OPSET = 21
 PARITY = 1e-4
@@ -44,7 +44,7 @@ def trace(model: LoadedModel) -> ir.Model:
     return trace_module(model.adapter, dict(zip(names, model.example_inputs(2), strict=True)), prefix="network.")
 
 
-def trace_decoder(decoder: Decoder, sample_shape: tuple[int, ...]) -> ir.Model:
+def trace_decoder(decoder: DecoderModule, sample_shape: tuple[int, ...]) -> ir.Model:
     """Traces the first-stage decoder: input `sample`, output `out`, free batch, no metadata."""
     return trace_module(decoder, {STATE: decoder.example_states(2, sample_shape)})
 

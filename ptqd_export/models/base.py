@@ -36,7 +36,7 @@ class Adapter(nn.Module):
         raise NotImplementedError  # each family implements its own
 
 
-class Decoder(nn.Module):
+class DecoderModule(nn.Module):
     """Wraps a first stage's decoder in a common interface.
 
     `forward` takes the final states of a chain [B, *sample_shape], undoes the scaling of latents, and returns images [B, 1 or 3, H, W] in
@@ -86,7 +86,7 @@ class ModelModules:
     """
 
     adapter: Adapter
-    decoder: Decoder | None = None
+    decoder: DecoderModule | None = None
 
 
 class Family(Protocol):
@@ -123,7 +123,7 @@ class LoadedModel:
     conditioning: Conditioning | None
     null_class: int | None
     noise_schedule: NoiseSchedule
-    decoder: Decoder | None = None
+    decoder: DecoderModule | None = None
     prompts: PromptEncoder | None = None
     files: tuple[Path, ...] = ()
 

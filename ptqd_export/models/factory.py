@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.models.base import Adapter, Declaration, Decoder, LoadedModel
+from ptqd_export.models.base import Adapter, Declaration, DecoderModule, LoadedModel
 from ptqd_export.models.conditions import ConditionInput, class_input, conditioning_of, image_input
 from ptqd_export.source_tree import SourceTree
 
@@ -54,7 +54,7 @@ class FactoryAdapter(Adapter):
         return out
 
 
-class FactoryDecoder(Decoder):
+class FactoryDecoder(DecoderModule):
     """Calls the user's decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:

@@ -73,7 +73,8 @@ def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
         cache = StageCache(output / STAGES, progress, fresh=fresh)
         traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
         decoder = _decoder(context, cache)
-        drawn = {"traced": traced.name, **sampled, **plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})}
+        drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
+        drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
         states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
         prepared = _prepared(context, cache, traced, states)
         seen = _observed(context, cache, prepared, states)

@@ -9,7 +9,7 @@ from calib.quantizers.observers import VALUES_A_TENSOR
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from calib.walk.state_store import store_bytes
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 
 FLOAT32 = 4
 """Bytes of one weight, or of one value of a state."""
@@ -41,12 +41,12 @@ def states(context: BuildContext) -> int:
 
 def observed(prepared: Path) -> int:
     """Bytes of the sampled values of every layer's input and output."""
-    return 2 * len(Network.load(prepared).layers) * VALUES_A_TENSOR * FLOAT32
+    return 2 * len(TracedNetwork.load(prepared).layers) * VALUES_A_TENSOR * FLOAT32
 
 
 def learned(prepared: Path) -> int:
     """Bytes of the learned integers, one byte each. Learning checks for room itself if its rows do not fit in memory."""
-    return sum(layer.weights for layer in Network.load(prepared).layers)
+    return sum(layer.weights for layer in TracedNetwork.load(prepared).layers)
 
 
 def quantized(context: BuildContext, prepared: Path) -> int:

@@ -28,7 +28,7 @@ from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 from ptqd_export.models.base import Adapter, LoadedModel
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
 from ptqd_export.stages.run_build import run_build
 from tests.shared import shared_folder
@@ -56,8 +56,8 @@ class Built:
         return BuildContext(self.plan_file)
 
     @property
-    def network(self) -> Network:
-        return Network.load(self.stage("trace"))
+    def network(self) -> TracedNetwork:
+        return TracedNetwork.load(self.stage("trace"))
 
     def stage(self, name: str) -> Path:
         (folder,) = (self.folder / "local" / "stages").glob(f"{name}-*")

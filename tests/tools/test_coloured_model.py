@@ -85,6 +85,7 @@ def test_plan_is_of_this_model_without_guidance() -> None:
     assert (sampler.name, sampler.steps, sampler.eta, sampler.guidance) == ("ddim", 20, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_samples_look_like_coloured_digits(pipeline: DDPMPipeline, held_out: Coloured) -> None:
     """Their mean colours are spread as the real ones; of their shapes, many of them no digit, the classifier is over half as sure."""
     torch.manual_seed(0)

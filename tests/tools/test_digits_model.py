@@ -91,6 +91,7 @@ def test_classifier_knows_the_images_that_it_was_not_trained_on(classifier: Any)
     assert recognised(images, (labels + 1) % 10) <= 0.03
 
 
+@pytest.mark.slow
 def test_guided_samples_in_full_precision_show_the_class_asked_for(digits: Digits) -> None:
     numbers = np.arange(200, dtype=np.int64)
     samples = digits.sample("fp32", seed=1, numbers=numbers, rows=numbers % 10)

@@ -26,7 +26,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_progress import Progress
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
 
 HEADER = ("layer", "share of the noise", "share of the multiply-accumulates")
@@ -49,7 +49,7 @@ class LayerNoise:
 
 def layer_noise(context: BuildContext, sources: Sources, precision: Precision, states: int) -> list[LayerNoise]:
     """Return the quantized layers in descending order of noise, measured on at most `states` states."""
-    network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
+    network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
     layers = rounded_to_nearest(context, precision, sources, network, model)
     with Progress() as progress, torch.no_grad():
         batches = [*network_inputs(context, load_states(sources.states).first(states), progress)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.apps.serve.gateway import Answer, Asked, Gateway
 from engines.apps.serve.image_request import Reader
-from engines.apps.serve.items import Item, ItemWork, Picture
+from engines.apps.serve.items import Item, ItemWork, ServedPicture
 from engines.apps.serve.request_limits import Limits
 from engines.bundle.manifest import ModelRecord
 from engines.cluster.session import WorkerSize, import_ray
@@ -61,7 +61,7 @@ def application(serve: Any, settings: Settings) -> Any:
             self._sample = settings.work.open(size.cpus)
             self._thread = ThreadPoolExecutor(1)  # keeps the replica's event loop free while it samples
 
-        async def sample(self, items: list[Item]) -> list[Picture]:
+        async def sample(self, items: list[Item]) -> list[ServedPicture]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, items)
 
     class Entrance:
@@ -81,7 +81,7 @@ def application(serve: Any, settings: Settings) -> Any:
             batch_wait_timeout_s=settings.batch_wait,
             max_concurrent_batches=AHEAD * settings.replicas,
         )
-        async def picture(self, items: list[Item]) -> list[Picture]:
+        async def picture(self, items: list[Item]) -> list[ServedPicture]:
             return await sampled(self._sampler, items)
 
     resources = {"num_cpus": size.cpus, "num_gpus": size.gpus}
@@ -99,12 +99,12 @@ def application(serve: Any, settings: Settings) -> Any:
     return entrance.bind(samplers.bind())
 
 
-async def sampled(sampler: Any, items: list[Item]) -> list[Picture]:
+async def sampled(sampler: Any, items: list[Item]) -> list[ServedPicture]:
     """Request the pictures of a batch from a replica, and from another one if it dies, so that no request is lost."""
     deaths = import_ray().exceptions.RayActorError
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            pictures: list[Picture] = await sampler.sample.remote(items)
+            pictures: list[ServedPicture] = await sampler.sample.remote(items)
             return [replace(picture, attempts=attempt) for picture in pictures]
         except deaths:
             if attempt == ATTEMPTS:

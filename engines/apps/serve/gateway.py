@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 
 from engines.apps.serve.image_request import Reader, Refused
-from engines.apps.serve.items import Item, Picture
+from engines.apps.serve.items import Item, ServedPicture
 from engines.apps.serve.request_limits import Limits, Rate, bounded
 from engines.apps.serve.server_metrics import Metrics
 
@@ -59,7 +59,7 @@ class Gateway:
         self,
         reader: Reader,
         limits: Limits,
-        sample: Callable[[Item], Awaitable[Picture]],
+        sample: Callable[[Item], Awaitable[ServedPicture]],
         replicas: Callable[[], Awaitable[int]],
     ) -> None:
         self._reader = reader
@@ -121,7 +121,7 @@ class Gateway:
         self._metrics.waiting.set(self._waiting)
 
 
-def _packed(pictures: Sequence[Picture]) -> Answer:
+def _packed(pictures: Sequence[ServedPicture]) -> Answer:
     """Return one picture as it is, or several in a zip archive under the names that `ptqd-run sample` gives them."""
     if len(pictures) == 1:
         return Answer(200, pictures[0].png, "image/png")

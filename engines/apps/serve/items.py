@@ -39,7 +39,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ServedPicture:
     """A PNG file, the number of items in its batch, and the number of attempts until a replica delivered it."""
 
     png: bytes
@@ -98,7 +98,7 @@ class ItemSampler:
     shape: tuple[int, ...]
     text: TextModel | None
 
-    def __call__(self, items: Sequence[Item]) -> list[Picture]:
+    def __call__(self, items: Sequence[Item]) -> list[ServedPicture]:
         """Return one picture per item."""
         chain, rows = self.chain, np.array([item.row for item in items], dtype=np.int64)
         if self.text is not None:
@@ -106,4 +106,4 @@ class ItemSampler:
             chain, rows = replace(chain, denoisers=_Conditioned(chain.denoisers, conditioning)), np.arange(len(items))
         noise = MixedNoise(tuple(item.seed for item in items), self.shape)
         states = chain.sample(noise, np.array([item.number for item in items], dtype=np.int64), rows)
-        return [Picture(encode_png(pixels), len(items)) for pixels in to_pixels(self.decoder(states))]
+        return [ServedPicture(encode_png(pixels), len(items)) for pixels in to_pixels(self.decoder(states))]

@@ -72,7 +72,7 @@ class Calls:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class CompiledNetwork:
     """A compiled network.
 
     Attributes:
@@ -84,7 +84,7 @@ class Network:
     memory: NDArray[np.uint8] | None = None
 
 
-def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Network:
+def open_network(path: Path, calls: Calls, kept: Path | None = None) -> CompiledNetwork:
     """Compile a graph, or load what an earlier call compiled.
 
     Args:
@@ -99,16 +99,16 @@ def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Network:
     """
     settings = calls.settings
     if kept is None:
-        return Network(_compiled(path, calls, settings))
+        return CompiledNetwork(_compiled(path, calls, settings))
     with _refusing(path):
         key = _key(path, calls, settings)
     content = _read(kept, key)
     if content is not None:
         with _refusing(kept):
-            return Network(_core().import_model(_import().Tensor(content, shared_memory=True), DEVICE, settings), content)
+            return CompiledNetwork(_core().import_model(_import().Tensor(content, shared_memory=True), DEVICE, settings), content)
     model = _compiled(path, calls, settings)
     _write(kept, key, model.export_model().getbuffer())
-    return Network(model)
+    return CompiledNetwork(model)
 
 
 def compile_outputs(path: Path, threads: int) -> Any:

@@ -46,7 +46,7 @@ class ToHalfPrecision(ir.passes.InPlacePass):
         if self._half == ir.DataType.BFLOAT16:
             model.opset_imports[""] = max(BFLOAT16_OPSET, model.opset_imports[""])
         kept = _kept_in_float32(model.graph)
-        writer = _Writer(model.graph, kept, self._half)
+        writer = _CastWriter(model.graph, kept, self._half)
         for node in [node for node in model.graph if node not in kept]:
             writer.convert(node)
         writer.restore_outputs()
@@ -70,7 +70,7 @@ def _kept_in_float32(graph: ir.Graph) -> set[ir.Node]:
     return kept
 
 
-class _Writer:
+class _CastWriter:
     def __init__(self, graph: ir.Graph, kept: set[ir.Node], half: ir.DataType) -> None:
         self._graph = graph
         self._half = half

@@ -50,14 +50,14 @@ class InsertQuantization(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = weighted_nodes(model.graph)
-        writer = _Writer(model.graph, self._placement)
+        writer = _PairWriter(model.graph, self._placement)
         for layer in self._layers:
             for node in nodes[layer.layer.name]:
                 writer.quantize(node, layer)
         return ir.passes.PassResult(model, bool(self._layers))
 
 
-class _Writer:
+class _PairWriter:
     def __init__(self, graph: ir.Graph, placement: Placement) -> None:
         self._graph = graph
         self._placement = placement

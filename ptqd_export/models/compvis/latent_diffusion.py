@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.alphas import alpha_bar
-from ptqd_export.models.base import Adapter, Declaration, Decoder, ModelModules
+from ptqd_export.models.base import Adapter, Declaration, DecoderModule, ModelModules
 from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.compvis_unet import empty_unet, unet_links
@@ -155,7 +155,7 @@ def averaged_key(name: str) -> str:
     return AVERAGED + f"{UNET.removeprefix('model.')}{name}".replace(".", "")
 
 
-def _decoder(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[Decoder, set[str]]:
+def _decoder(config: DiffusionConfig, tensors: Mapping[str, Tensor]) -> tuple[DecoderModule, set[str]]:
     first_stage = empty_first_stage(config.first_stage_config)
     used = fill(first_stage, first_stage_links(config.first_stage_config, first_stage), tensors, FIRST_STAGE.__add__)
     kind = VqDecoder if isinstance(config.first_stage_config, VqConfig) else KlDecoder

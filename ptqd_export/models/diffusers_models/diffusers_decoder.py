@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptqd_export.models.base import Decoder
+from ptqd_export.models.base import DecoderModule
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 
 UNSCALED_PIPELINES = ("LDMSuperResolutionPipeline",)
@@ -20,7 +20,7 @@ SCALING_FACTOR = 0.18215
 """Default of both classes, for configurations without a scaling factor."""
 
 
-class KlDecoder(Decoder):
+class KlDecoder(DecoderModule):
     """Computes `decode(states / scale + shift)` with an `AutoencoderKL`.
 
     Args:
@@ -39,7 +39,7 @@ class KlDecoder(Decoder):
         return images
 
 
-class VqDecoder(Decoder):
+class VqDecoder(DecoderModule):
     """Decodes the codes of a `VQModel` that are nearest to `states / scale + shift` (van den Oord et al. 2017).
 
     The nearest code is the one with the largest $z e - |e|^2 / 2$. Without a root or a difference of large squares, rounding makes no ties.
@@ -76,7 +76,7 @@ class VqDecoder(Decoder):
 FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {"AutoencoderKL": KlDecoder, "VQModel": VqDecoder}
 
 
-def load_decoder(folder: DiffusersFolder) -> Decoder | None:
+def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
     """Load the decoder of a pipeline; None if there is no first stage and the states are images."""
     for name, kind in folder.parts.items():
         if kind in FIRST_STAGES:

@@ -14,7 +14,7 @@ from engines.networks.prompts import TextModel, TextPart, read_prompts
 from ptqd_export.models.conditions import TIME_IDS, ConditionInput
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
 from ptqd_export.models.lora import Lora
-from ptqd_export.models.text.text_encoders import Layer, TextEncoder, TextFolders, find_text_folders
+from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
 from ptqd_export.models.text.tokenizer import portable_tokenizer
 
 TEXT = "text"
@@ -48,7 +48,7 @@ class PromptEncoder:
         modules, tokenizers = zip(*loaded, strict=True)
         return LoadedText(self, modules, tokenizers)
 
-    def _module(self, folders: TextFolders) -> TextEncoder:
+    def _module(self, folders: TextFolders) -> TextEncoderModule:
         module = folders.load(self.layer)
         if self.lora is not None:
             self.lora.fuse(folders.name, module.network)
@@ -60,7 +60,7 @@ class LoadedText:
     """Text encoders in torch, and tokenizers in the form that the bundle ships."""
 
     source: PromptEncoder
-    modules: tuple[TextEncoder, ...]
+    modules: tuple[TextEncoderModule, ...]
     tokenizers: tuple[Any, ...]
 
     @property

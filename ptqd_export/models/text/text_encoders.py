@@ -26,7 +26,7 @@ HALF_WEIGHTS = ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
 Layer = Literal["last", "penultimate"]
 
 
-class TextEncoder(nn.Module):
+class TextEncoderModule(nn.Module):
     """Maps token ids int64 [B, tokens] to hidden states [B, tokens, dim] and, if `pooled`, projected pooled embeddings [B, dim].
 
     Args:
@@ -77,7 +77,7 @@ class TextFolders:
     def tokenizer(self) -> Path:
         return self.model / ENCODERS[self.name]
 
-    def load(self, layer: Layer) -> TextEncoder:
+    def load(self, layer: Layer) -> TextEncoderModule:
         """Load the encoder in float32.
 
         Raises:
@@ -87,7 +87,7 @@ class TextFolders:
         """
         config = read_config(self.encoder / "config.json")
         kind = _kind(self.encoder, config)
-        return TextEncoder(_load(self.encoder, kind), layer, pooled=layer == "penultimate" and kind == KINDS[1])
+        return TextEncoderModule(_load(self.encoder, kind), layer, pooled=layer == "penultimate" and kind == KINDS[1])
 
 
 def find_text_folders(model: Path) -> tuple[TextFolders, ...]:

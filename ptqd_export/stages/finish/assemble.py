@@ -95,7 +95,7 @@ def _bytes_needed(parts: Parts) -> int:
 
 
 def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
-    writer = _Writer(folder)
+    writer = _BundleWriter(folder)
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
     pieces = {name: _write_network(context, writer, graph_path(parts.graphs, name)) for name in parts.graphs}
@@ -117,7 +117,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     write_manifest(folder, manifest)
 
 
-def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> PiecesRecord | None:
+def _write_network(context: BuildContext, writer: _BundleWriter, graph: Path) -> PiecesRecord | None:
     """Write the graph of a precision. Returns the names of its pieces if the target runs networks in pieces."""
     folder = f"graphs/{context.placement.name}"
     if context.in_pieces:
@@ -127,7 +127,7 @@ def _write_network(context: BuildContext, writer: _Writer, graph: Path) -> Piece
     return None
 
 
-def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _Writer) -> None:
+def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _BundleWriter) -> None:
     """Write the statistics of each precision, the preparation of the network, and the frontier of a budget."""
     placement = context.placement.name
     folder = f"statistics/{placement}"
@@ -141,7 +141,7 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
         writer.text(f"{folder}/{FRONTIER}", (parts.chosen.folder / FRONTIER).read_text())
 
 
-class _Writer:
+class _BundleWriter:
     """Writes files atomically, and records their hashes and sizes."""
 
     def __init__(self, output: Path) -> None:
@@ -179,7 +179,7 @@ class _Writer:
         self.files[name] = FileRecord(sha256=sha256(path), bytes=path.stat().st_size)
 
 
-def _conditions_file(context: BuildContext, writer: _Writer) -> str | None:
+def _conditions_file(context: BuildContext, writer: _BundleWriter) -> str | None:
     """Write the file with the embeddings of the conditions and return its name, or None for class labels, which need no file."""
     conditioning: Conditioning | None = context.model.conditioning
     if conditioning is None or (context.plan.model.conditions is None and context.plan.model.prompts is None):

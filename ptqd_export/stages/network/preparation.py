@@ -33,7 +33,7 @@ from ptqd_export.graph.trace import check_parity
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.states import load_states, network_inputs
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.reporter import Reporter
 
 PREPARATION = "preparation.json"
@@ -94,7 +94,7 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
         PtqdError: the prepared graph or network does not compute what the model computes.
     """
     settings = context.plan.quantization
-    graph, network = ir.load(traced / f"{FULL_PRECISION}.onnx"), Network.load(traced)
+    graph, network = ir.load(traced / f"{FULL_PRECISION}.onnx"), TracedNetwork.load(traced)
     split = concatenated_inputs(graph.graph, _quantized(context, network)) if settings.split_concatenations else {}
     SplitConcatenations(split)(graph)
     network = _network(graph.graph, network, split)
@@ -112,19 +112,19 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
     preparation.save(folder)
 
 
-def _quantized(context: BuildContext, network: Network) -> list[str]:
+def _quantized(context: BuildContext, network: TracedNetwork) -> list[str]:
     """Return the layers whose activations may be quantized. Layers that the plan keeps in float are left out, so they keep their names."""
     kept = context.plan.quantization.keep_float
     inner = (layer.name for layer in network.layers if layer.role == "inner")
     return [name for name in inner if not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)]
 
 
-def _network(graph: ir.Graph, network: Network, split: Mapping[str, tuple[int, ...]]) -> Network:
+def _network(graph: ir.Graph, network: TracedNetwork, split: Mapping[str, tuple[int, ...]]) -> TracedNetwork:
     """Return the layers after splitting. A part's multiply-accumulates are proportional to its share of the input channels."""
     macs = {layer.name: layer.macs for layer in network.layers}
     for name, sizes in split.items():
         macs |= {part_name(name, i): macs[name] * size // sum(sizes) for i, size in enumerate(sizes)}
-    return Network(tuple(find_layers(graph, macs)), network.macs)
+    return TracedNetwork(tuple(find_layers(graph, macs)), network.macs)
 
 
 def _scaled(

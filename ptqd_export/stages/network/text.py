@@ -14,7 +14,7 @@ from engines.networks.prompts import TOKEN_IDS
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
-from ptqd_export.models.text.text_encoders import TextEncoder
+from ptqd_export.models.text.text_encoders import TextEncoderModule
 from ptqd_export.stages.reporter import Reporter
 
 RECORD = "text.json"
@@ -44,7 +44,7 @@ def text_record(folder: Path | None) -> TextRecord | None:
     return None if folder is None else TextRecord.model_validate_json((folder / RECORD).read_text())
 
 
-def _check(module: TextEncoder, graph: Path, ids: Int64) -> None:
+def _check(module: TextEncoderModule, graph: Path, ids: Int64) -> None:
     found, expected = run_outputs(graph, {TOKEN_IDS: ids}), module.encode(ids)
     for name, value in expected.items():
         check_outputs(found[name], value, f"{graph.name}, {name}")

@@ -18,14 +18,14 @@ from ptqd_export.stages.reporter import Reporter
 
 
 @dataclass(frozen=True)
-class Network:
+class TracedNetwork:
     """The network's weighted layers, and the multiply-accumulates of the whole network per sample, as found in the graph."""
 
     layers: tuple[Layer, ...]
     macs: int
 
     @classmethod
-    def load(cls, traced: Path) -> Network:
+    def load(cls, traced: Path) -> TracedNetwork:
         stored = json.loads((traced / "network.json").read_text())
         return cls(tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]), stored["macs"])
 
@@ -36,7 +36,7 @@ def make_trace(context: BuildContext, folder: Path, _reporter: Reporter) -> None
     graph: ir.Model = trace(model)
     lower(graph, context.placement)
     macs = count_macs(model)
-    network = Network(tuple(find_layers(graph.graph, macs)), macs[""])
+    network = TracedNetwork(tuple(find_layers(graph.graph, macs)), macs[""])
     path = folder / f"{FULL_PRECISION}.onnx"
     save_graph(graph, path)
     check_parity(model, path)

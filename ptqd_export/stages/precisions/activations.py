@@ -12,7 +12,7 @@ from calib.quantizers.observers import ObservedActivations, observe_activations
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.reporter import Reporter
 
 OBSERVED = "observed.npz"
@@ -20,7 +20,7 @@ OBSERVED = "observed.npz"
 
 def make_observations(context: BuildContext, prepared: Path, states: Path, steps: Sequence[int], folder: Path, reporter: Reporter) -> None:
     """Write `observed.npz`: the range and a sample of the values of every layer's input and output, at the states of the given steps."""
-    layers = Network.load(prepared).layers
+    layers = TracedNetwork.load(prepared).layers
     inputs = sorted({layer.source for layer in layers})
     chosen = load_states(states).at(context.table.timestep[list(steps)])
     model = context.calibration_device.place(prepared_model(context, prepared))

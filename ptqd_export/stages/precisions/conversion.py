@@ -16,7 +16,7 @@ from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.states import load_states
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.layer_records import precision_record
 from ptqd_export.stages.reporter import Reporter
 
@@ -31,5 +31,5 @@ def make_converted_graph(
     save_graph(graph, path)
     check_graph(context.placement, path, ())
     found = verify_float(context.model, path, load_states(states).first(VERIFIED_STATES), context.backend)
-    record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, Network.load(traced), ())}
+    record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, TracedNetwork.load(traced), ())}
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

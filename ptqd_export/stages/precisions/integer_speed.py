@@ -21,7 +21,7 @@ from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.fit.timing import one_step
 from ptqd_export.stages.network.preparation import prepared_model
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
 from ptqd_export.stages.reporter import Reporter
 
@@ -78,7 +78,7 @@ def _layers(context: BuildContext, prepared: Path, seen: Path) -> list[Quantized
     """Return the quantized layers. Uses the scales that are quickest to find, because scales do not change the time of a kernel."""
     settings = QuantizationSettings("max", "max", context.overrides())
     network = prepared_model(context, prepared).adapter.network
-    return Quantizer(network, Network.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
+    return Quantizer(network, TracedNetwork.load(prepared).layers, load_observations(seen), context.placement, settings).quantize(MEASURED)
 
 
 def _kinds(layers: Sequence[QuantizedLayer]) -> list[list[str]]:

@@ -13,13 +13,13 @@ from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, Rule, rule
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from ptqd_export.graph.sizes.bit_operations import bit_operations
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 
 
 def precision_record(
     context: BuildContext,
     precision: Precision,
-    network: Network,
+    network: TracedNetwork,
     layers: Sequence[QuantizedLayer],
     slower: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:

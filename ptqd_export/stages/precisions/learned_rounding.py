@@ -25,7 +25,7 @@ from ptqd_export.models.base import LoadedModel
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
 from ptqd_export.stages.reporter import Reporter
 
@@ -37,7 +37,7 @@ def make_learned_rounding(context: BuildContext, precision: Precision, sources: 
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, sources.prepared)
-    nearest = rounded_to_nearest(context, precision, sources, Network.load(sources.prepared), model)
+    nearest = rounded_to_nearest(context, precision, sources, TracedNetwork.load(sources.prepared), model)
     make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
 
 

@@ -18,7 +18,7 @@ from engines.errors import UsageError
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.plan import QuantizationSection
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
 
 
@@ -42,7 +42,7 @@ class Sources:
 
 
 def rounded_to_nearest(
-    context: BuildContext, precision: Precision, sources: Sources, network: Network, model: LoadedModel
+    context: BuildContext, precision: Precision, sources: Sources, network: TracedNetwork, model: LoadedModel
 ) -> list[QuantizedLayer]:
     """Return every layer that gets integers, with its scales, rounded to nearest.
 

@@ -22,7 +22,7 @@ from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.layer_records import precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
@@ -36,7 +36,7 @@ def make_quantized_graph(
 
     `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
-    network, model = Network.load(sources.prepared), prepared_model(context, sources.prepared)
+    network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
     nearest = rounded_to_nearest(context, precision, sources, network, model)
     layers = nearest if learned is None else load_reconstruction(learned, nearest)
     layers = with_scales_in(context.high_precision, layers)

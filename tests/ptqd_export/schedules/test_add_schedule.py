@@ -245,7 +245,7 @@ def test_an_interruption_leaves_a_sound_bundle(built_tiny: TinyBundle, monkeypat
         written.append(path)
         path.write_text(text)
 
-    for module in ("ptqd_export.schedules.add_schedule", "engines.bundle.bundle"):  # the second writes the manifest
+    for module in ("ptqd_export.schedules.add_schedule", "engines.bundle.manifest"):  # the second writes the manifest
         monkeypatch.setattr(f"{module}.write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="none"), force=True)
@@ -340,7 +340,7 @@ def test_no_bundle_is_told(tmp_path: Path) -> None:
 def test_moments_of_one_branch_say_nothing_of_guidance(built_unconditional: TinyBundle) -> None:
     before = _files(built_unconditional)
     done = _run(built_unconditional.folder, "--guidance", "2", "--fit", "moments")
-    assert (done.exit_code, "of one branch" in done.stderr) == (2, True)
+    assert (done.exit_code, "without guidance, with only one branch" in done.stderr) == (2, True)
     done = _run(built_unconditional.folder, "--guidance", "2")
     assert (done.exit_code, "cannot be guided" in done.stderr) == (2, True)
     assert _files(built_unconditional) == before

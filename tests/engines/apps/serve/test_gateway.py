@@ -14,7 +14,7 @@ import pytest
 
 from engines.apps.serve.gateway import Answer, Asked, Gateway
 from engines.apps.serve.image_request import Reader
-from engines.apps.serve.items import Item, Picture
+from engines.apps.serve.items import Item, ServedPicture
 from engines.apps.serve.request_limits import Limits
 from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
 from engines.samplers import NoiseSchedule
@@ -22,12 +22,12 @@ from engines.samplers import NoiseSchedule
 CLASSES = ConditioningRecord(inputs=(InputRecord(name="class_labels", dtype="int64", shape=()),), rows=3)
 LIMITS = Limits(body=200, number=4, waiting=6, rate=1000)
 
-Sample = Callable[[Item], Awaitable[Picture]]
+Sample = Callable[[Item], Awaitable[ServedPicture]]
 
 
-async def echo(item: Item) -> Picture:
+async def echo(item: Item) -> ServedPicture:
     await asyncio.sleep(0)
-    return Picture(repr((item.seed, item.number, item.row)).encode(), 2)
+    return ServedPicture(repr((item.seed, item.number, item.row)).encode(), 2)
 
 
 def gateway(
@@ -117,7 +117,7 @@ def test_each_client_has_a_rate_of_its_own() -> None:
 
 
 def test_a_failure_is_told_and_leaves_nobody_waiting() -> None:
-    async def fail(_item: Item) -> Picture:
+    async def fail(_item: Item) -> ServedPicture:
         raise RuntimeError("no more memory")
 
     server = gateway(fail)
@@ -134,7 +134,7 @@ def test_health_is_that_of_the_replicas() -> None:
 
 
 def test_metrics_count_what_was_answered() -> None:
-    async def twice(item: Item) -> Picture:
+    async def twice(item: Item) -> ServedPicture:
         return replace(await echo(item), attempts=2)
 
     server = gateway(twice)

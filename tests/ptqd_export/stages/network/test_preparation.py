@@ -31,7 +31,7 @@ from ptqd_export.models.base import Adapter, LoadedModel
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.network.preparation import Preparation, make_preparation, prepared_model
-from ptqd_export.stages.network.tracing import Network
+from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations, make_observations
 from ptqd_export.stages.precisions.nearest_rounding import Sources
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
@@ -64,7 +64,7 @@ class Prepared:
 
     @property
     def layers(self) -> set[str]:
-        return {layer.name for layer in Network.load(self.folder).layers}
+        return {layer.name for layer in TracedNetwork.load(self.folder).layers}
 
 
 @pytest.fixture(params=[("class_build", SPLIT), ("class_build", SCALED), ("cross_build", SPLIT | SCALED)], ids=["split", "scaled", "both"])
@@ -114,7 +114,7 @@ def test_every_skip_connection_is_split(class_build: Built, tmp_path: Path) -> N
 
 
 def test_multiply_accumulates_are_shared_out(class_build: Built, tmp_path: Path) -> None:
-    whole, parts = class_build.network, Network.load(Prepared(class_build, tmp_path, **SPLIT).folder)
+    whole, parts = class_build.network, TracedNetwork.load(Prepared(class_build, tmp_path, **SPLIT).folder)
     assert parts.macs == whole.macs
     assert sum(layer.macs for layer in parts.layers) == sum(layer.macs for layer in whole.layers)
     of = {layer.name: layer.macs for layer in parts.layers}
