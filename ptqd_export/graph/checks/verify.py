@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calib.correction.moments import FOLDS, Moments, observe
-from calib.correction.noise_fit import NoiseFit, fit_noise
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.walk.activation_states import States
@@ -22,6 +20,8 @@ from engines.backends.base import Backend
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from engines.networks.engine_denoiser import STATE, TIMESTEP
+from ptqd_export.graph.checks.layer_check import check_layers
+from ptqd_export.graph.checks.paired_noise import PairedNoise, paired_noise
 from ptqd_export.models.base import LoadedModel
 
 TOLERANCE_DB = 1.0
@@ -39,8 +39,11 @@ BATCH = 8
 CHANCE = 1e-4
 """Highest probability that a correct graph is refused."""
 
-STANDARD_ERRORS = 5.0
-"""How far apart the statistics of graph and oracle may be."""
+K_MARGIN, RATIO_MARGIN = 0.001, 0.01
+"""Differences in `k` and in the logarithm of the residual variance that a runtime's own order of sums may make, beyond sampling error."""
+
+LED_STATES = 4
+"""States that a graph is held against its oracle at layer by layer."""
 
 VERIFIED_STATES = 64
 """States that a graph is held against its oracle at."""
@@ -96,6 +99,7 @@ def verify(
             runs differ from the oracle's by more than the sampling error.
     """
     reference = full_precision_outputs(model, states) if reference is None else reference
+    check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)))
     single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
     exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
     found = Verification(
@@ -105,9 +109,9 @@ def verify(
         exact_match=snr_db(double, exact),
         fast_match=snr_db(double, fast),
     )
-    _check_rounding(graph, found, double, single, exact)
+    _check_rounding(graph, found, reference, double, single, exact)
     oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
-    _check_statistics(graph, *(_noise(states, reference, q) for q in (oracle.astype(np.float32), fast)))
+    _check_noise(graph, paired_noise(reference, oracle, fast))
     return found
 
 
@@ -136,13 +140,22 @@ def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backe
     return found
 
 
-def _check_rounding(graph: Path, found: Verification, double: NDArray[np.floating], single: NDArray[np.floating], exact: Float32) -> None:
+def _check_rounding(
+    graph: Path,
+    found: Verification,
+    reference: NDArray[np.floating],
+    double: NDArray[np.floating],
+    single: NDArray[np.floating],
+    exact: Float32,
+) -> None:
     """Compare sample by sample: of two correct graphs, each is the further one in at most half of the samples. Means would say little: a
-    value at a rounding tie that falls the other way changes the rest of its sample, and such samples are rare in small networks.
+    value at a rounding tie that falls the other way changes the rest of its sample, and such samples are rare in small networks. At few
+    samples a coin says little either: then the layers have been compared one by one, and the mean is bounded.
     """
     rounding = np.maximum(_power(single - double), 10 ** (-FLOAT_MATCH_DB / 10) * _power(double))
     further = int(np.sum(_power(exact - double) > 10 ** (TOLERANCE_DB / 10) * rounding))
-    if _chance(further, len(rounding)) < CHANCE:
+    bound = 2 * max(rounding.mean(), _power(double - reference).mean())  # two networks with independent noise are twice its power apart
+    if _chance(further, len(rounding)) < CHANCE or not _power(exact - double).mean() <= bound:
         raise PtqdError(
             f"The graph {graph.name} does not compute what its oracle computes.",
             found=f"they agree to {found.exact_match:.1f} dB, and {further} of {len(rounding)} samples are worse than rounding explains",
@@ -202,23 +215,14 @@ def _feeds(model: LoadedModel, states: States) -> dict[str, NDArray[Any]]:
     return {STATE: states.samples, TIMESTEP: states.timesteps, **conditions}
 
 
-def _noise(states: States, reference: NDArray[np.floating], quantized: Float32) -> NoiseFit:
-    folds = np.arange(len(states.rows), dtype=np.int64) % FOLDS
-    moments: Moments = observe(states.samples, reference[None].astype(np.float32), quantized[None], folds)
-    return fit_noise(moments)
-
-
-def _check_statistics(graph: Path, oracle: NoiseFit, engine: NoiseFit) -> None:
-    """Compare `k` within its standard errors, and the residual variance within those of a variance estimated from `oracle.n` values.
-
-    Each sample counts as one independent value.
-    """
-    apart = abs(engine.k - oracle.k) / max(oracle.k_standard_error, 1e-12)
-    relative = abs(np.log(engine.s2 / oracle.s2)) / np.sqrt(2 / oracle.n)
-    if max(apart, relative) > STANDARD_ERRORS:
+def _check_noise(graph: Path, noise: PairedNoise) -> None:
+    """Refuse noise that differs from the oracle's by more than sampling and the order of sums explain."""
+    k_bound, ratio_bound = noise.bounds(CHANCE)
+    if abs(noise.k - noise.oracle_k) > K_MARGIN + k_bound or not abs(noise.log_ratio) <= RATIO_MARGIN + ratio_bound:
         raise PtqdError(
             f"The noise of {graph.name} as it runs is not the oracle's.",
-            found=f"k {engine.k:.5f}, residual variance {engine.s2:.3e}",
-            expected=f"k {oracle.k:.5f}, residual variance {oracle.s2:.3e}",
+            found=f"k {noise.k:.5f}, residual variance {noise.variance:.3e}",
+            expected=f"k {noise.oracle_k:.5f} within {K_MARGIN + k_bound:.5f}, "
+            f"residual variance {noise.oracle_variance:.3e} within {np.expm1(RATIO_MARGIN + ratio_bound):.1%}",
             mend="compare with the runtime's exact mode: its fast kernels may be wrong on this CPU",
         )

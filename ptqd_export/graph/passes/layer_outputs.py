@@ -52,14 +52,16 @@ def _layers(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
 
 def quantized_layer_name(node: ir.Node) -> str | None:
     """Name of the module that a node was traced from, with a float or an integer weight; None if the node has no weight."""
-    weight = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
-    while weight is not None and not weight.is_initializer():
-        producer = weight.producer()
-        weight = producer.inputs[0] if producer is not None and producer.op_type in _WEIGHT_OPS else None
-    if weight is None or weight.name is None:
-        return None
-    name = reduce(str.removesuffix, _FORMS, weight.name)
-    return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else None
+    name = stored_name(node.inputs[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+    return name.removesuffix(WEIGHT) if name is not None and name.endswith(WEIGHT) else None
+
+
+def stored_name(value: ir.Value | None) -> str | None:
+    """Name of the parameter that a value is computed from, stored as floats or as integers; None if it is no parameter."""
+    while value is not None and not value.is_initializer():
+        producer = value.producer()
+        value = producer.inputs[0] if producer is not None and producer.op_type in _WEIGHT_OPS else None
+    return None if value is None or value.name is None else reduce(str.removesuffix, _FORMS, value.name)
 
 
 def _whole(node: ir.Node, name: str) -> ir.Value:  # rule 2

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from calib.walk.activation_states import States
 from engines.arrays import Float32
@@ -21,22 +18,12 @@ from ptqd_export.graph.checks.verify import FUSED, Verification, snr_db, verify
 
 if TYPE_CHECKING:
     from engines.backends.base import Backend
-    from tests.ptqd_export.conftest import Array, Built
+    from tests.ptqd_export.conftest import Built
 
 
 def _verify(built: Built, precision: str, graph: Path | None = None) -> Verification:
     states = States.load(built.stage("states") / "states.npz")
     return verify(built.context.model, graph or built.graph(precision), built.quantize(precision), states)
-
-
-def _damaged(built: Built, precision: str, folder: Path, initializer: str, change: Callable[[Array], Any]) -> Path:
-    """The graph of a precision with one initializer changed."""
-    model = onnx.load(built.graph(precision))
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == initializer)
-    value = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(value), value.dtype), initializer))
-    onnx.save(model, folder / f"{precision}.onnx")
-    return folder / f"{precision}.onnx"
 
 
 def test_power_ratio_in_decibels() -> None:
@@ -70,34 +57,35 @@ def test_weights_alone_agree_to_float_precision(cross_build: Built) -> None:
     assert found.noise == pytest.approx(found.exact_noise, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("initializer", "change"),
-    [
-        ("mid_block.resnets.0.conv1.weight.scale", lambda scale: 1.5 * scale),
-        ("mid_block.resnets.0.conv1.weight.int", lambda weight: weight[::-1]),
-        ("down_blocks.0.resnets.0.conv2.bias.int", lambda bias: bias + 2000),
-        ("conv_out.bias", lambda bias: bias + 0.1),
-    ],
-)
-def test_graph_that_computes_something_else_is_refused(
-    class_build: Built, tmp_path: Path, initializer: str, change: Callable[[Array], Any]
-) -> None:
-    graph = _damaged(class_build, "w8a8", tmp_path, initializer, change)
-    with pytest.raises(PtqdError, match=r"w8a8\.onnx does not compute what its oracle computes"):
-        _verify(class_build, "w8a8", graph)
-
-
 def test_graph_of_another_precision_is_refused(class_build: Built) -> None:
     with pytest.raises(PtqdError, match="does not compute what its oracle computes"):
         _verify(class_build, "w8a8", class_build.graph("w4a8"))
 
 
-def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 4, 13])
+def test_graph_that_computes_noise_is_refused_at_few_states(class_build: Built, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Between right layers, even: a coin that is tossed once proves nothing, the power of the difference does."""
     run = module._graph_outputs
+
+    def random(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
+        out = run(model, graph, states, backend)
+        return np.random.default_rng(0).normal(0, out.std(), out.shape).astype(np.float32)
+
+    monkeypatch.setattr(module, "_graph_outputs", random)
+    states = States.load(class_build.stage("states") / "states.npz").first(count)
+    with pytest.raises(PtqdError, match="does not compute what its oracle computes"):
+        verify(class_build.context.model, class_build.graph("w8a8"), class_build.quantize("w8a8"), states)
+
+
+def test_runtime_whose_fast_kernels_are_a_tenth_noisier_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = module._graph_outputs
+    stored = json.loads((class_build.stage("quantize-w8a8") / "precision.json").read_text())["verification"]
 
     def noisy(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
         out = run(model, graph, states, backend)
-        return out + np.random.default_rng(0).normal(0, 0.3, out.shape).astype(np.float32) if backend == FUSED else out
+        noise = out.std() * 10 ** (-stored["noise"] / 20)
+        more = np.random.default_rng(0).normal(0, np.sqrt(0.1) * noise, out.shape).astype(np.float32)
+        return out + more if backend == FUSED else out
 
     monkeypatch.setattr(module, "_graph_outputs", noisy)
     with pytest.raises(PtqdError, match=r"The noise of w8a8\.onnx as it runs is not the oracle's") as error:
@@ -107,6 +95,6 @@ def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, m
 
 def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
-    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[-1] == FUSED else 1))
+    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.99 if given[-1] == FUSED else 1))
     with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
         _verify(class_build, "w8a8")
