@@ -123,8 +123,7 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture
 def kernels(host_cuda: HostCuda, kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> UpdateKernels:
     """The update's kernels on fakes that replace CUDA's driver and run-time compiler."""
-    del host_cuda
     driver, nvrtc = (pytest.importorskip(f"cuda.bindings.{name}", reason="cuda-bindings is not installed") for name in ("driver", "nvrtc"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library, host_cuda))
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", HostNvrtc(nvrtc))
     return UpdateKernels(Cuda())

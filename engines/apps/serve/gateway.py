@@ -106,15 +106,20 @@ class Gateway:
         if self._waiting + len(items) > self._limits.waiting:
             raise Refused(503, f"{self._waiting} pictures are waiting; at most {self._limits.waiting} may wait", RETRY_SECONDS)
         self._wait(len(items))
-        try:
-            pictures = await asyncio.gather(*(self._sample(item) for item in items))
-        finally:
-            self._wait(-len(items))
+        sampled = [asyncio.ensure_future(self._counted(item)) for item in items]
+        pictures = await asyncio.gather(*map(asyncio.shield, sampled))
         self._metrics.pictures.inc(len(pictures))
         for picture in pictures:
             self._metrics.batch.observe(picture.batch)
             self._metrics.again.inc(picture.attempts - 1)
         return _packed(pictures)
+
+    async def _counted(self, item: Item) -> ServedPicture:
+        """Sample an item, which counts as waiting until its picture is done: even if another of its request fails or the client leaves."""
+        try:
+            return await self._sample(item)
+        finally:
+            self._wait(-1)
 
     def _wait(self, more: int) -> None:
         self._waiting += more

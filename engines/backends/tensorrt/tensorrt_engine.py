@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ from engines.backends.tensorrt.flavour import Flavour
 from engines.errors import PtqdError, UsageError
 from engines.host.files import replacing
 from engines.host.locks import locked
+
+BATCH_SIZES = 8
+"""Batch sizes whose context, graph and pinned arrays an engine keeps."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,7 @@ class TensorRtEngine(Engine):
         self.outputs = outputs
         super().__init__(label, inputs, outputs[0])
         self._config = self._runtime_config() if flavour.runtime_cache else None
-        self._bound: dict[int, _Bound] = {}
-        self._staging: dict[int, dict[str, NDArray[Any]]] = {}
+        self._bound: OrderedDict[int, _Bound] = OrderedDict()
         self._plan = self._plan if flavour.deferred_weights else b""  # the device keeps the weights from now on
 
     def _open(self, label: str) -> Any:
@@ -143,10 +146,13 @@ class TensorRtEngine(Engine):
     def prepare(self, rows: int) -> None:
         """Allocate the buffers for calls with `rows` rows, so that no later call allocates.
 
+        The buffers of the `BATCH_SIZES` sizes prepared last are kept: a server that sees every size would otherwise fill the memory.
+
         Raises:
             UsageError: the engine was built for other batch sizes.
         """
         if rows in self._bound:
+            self._bound.move_to_end(rows)
             return
         least, _, most = (shape[0] for shape in self._engine.get_tensor_profile_shape(self.inputs[0].name, 0))
         if not least <= rows <= most:
@@ -156,9 +162,10 @@ class TensorRtEngine(Engine):
                 expected=f"{least} to {most}",
                 mend="sample with another --batch-size, or build the bundle with another target.batch",
             )
+        if len(self._bound) == BATCH_SIZES:
+            self.arena.stream.synchronize()  # the device may still use the context and its pinned arrays
+            self._bound.popitem(last=False)
         self._bound[rows] = _Bound(self, rows)
-        shapes = self._bound[rows].shapes
-        self._staging[rows] = {spec.name: self.arena.cuda.pinned(shapes[spec.name], spec.dtype) for spec in (*self.inputs, *self.outputs)}
 
     def create_context(self) -> Any:
         if self._config is not None:
@@ -167,9 +174,10 @@ class TensorRtEngine(Engine):
 
     def upload(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
         """Copy inputs to their device buffers; earlier copies must have finished."""
+        staging = self._bound[rows].staging
         for name, value in feeds.items():
-            self._staging[rows][name][:] = value
-            self.arena.stream.upload(self._staging[rows][name], self.arena.address(name))
+            staging[name][:] = value
+            self.arena.stream.upload(staging[name], self.arena.address(name))
 
     def enqueue(self, rows: int) -> None:
         """Enqueue a run on the contents of the input buffers; call `prepare` first."""
@@ -191,7 +199,7 @@ class TensorRtEngine(Engine):
         self.prepare(rows)
         self.upload(feeds, rows)
         self.enqueue(rows)
-        found = {spec.name: self._staging[rows][spec.name] for spec in wanted}
+        found = {spec.name: self._bound[rows].staging[spec.name] for spec in wanted}
         for name, out in found.items():
             self.arena.stream.download(self.arena.address(name), out)
         self.arena.stream.synchronize()
@@ -212,7 +220,7 @@ class _Bound:
     """A context of an engine at one batch size. Each size has its own, since only the last graph captured from a context may be launched.
 
     Attributes:
-        shapes: shapes of all inputs and outputs by name; outputs other than the network's own need not begin with the batch axis.
+        staging: pinned arrays of all inputs and outputs by name; outputs other than the network's own need not begin with the batch axis.
     """
 
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
@@ -225,9 +233,10 @@ class _Bound:
             self._require(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"set the shape of {spec.name}")
         self._activations = int(self._context.update_device_memory_size_for_shapes())
         engine.arena.reserve(ACTIVATIONS, self._activations)
-        self.shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*engine.inputs, *engine.outputs)}
+        self.staging: dict[str, NDArray[Any]] = {}
         for spec in (*engine.inputs, *engine.outputs):
-            engine.arena.reserve(spec.name, int(np.prod(self.shapes[spec.name])) * spec.dtype.itemsize)
+            self.staging[spec.name] = engine.arena.cuda.pinned(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
+            engine.arena.reserve(spec.name, self.staging[spec.name].nbytes)
 
     def enqueue(self) -> None:
         """Launch the captured graph. The first run is not captured, because TensorRT initializes itself in it; the second run is."""

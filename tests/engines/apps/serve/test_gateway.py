@@ -128,6 +128,32 @@ def test_a_failure_is_told_and_leaves_nobody_waiting() -> None:
     assert json.loads(health.content) == {"status": "ok", "replicas": 1, "waiting": 0}
 
 
+def test_pictures_still_sampled_count_after_a_sibling_failed() -> None:
+    """Whatever fails, never are more pictures sampled than may wait."""
+    running, most = 0, 0
+
+    async def sample(item: Item) -> ServedPicture:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        try:
+            await asyncio.sleep(0)
+            if item.number == 0:
+                raise RuntimeError("no more memory")
+            await asyncio.sleep(0.05)
+            return ServedPicture(b"", 1)
+        finally:
+            running -= 1
+
+    async def failing_again_and_again() -> list[int]:
+        server = gateway(sample)
+        return [(await server(asked({"seed": 1, "class": 0, "number": 3}))).status for _ in range(9)]
+
+    statuses = asyncio.run(failing_again_and_again())
+    assert statuses[:2] == [500, 500]
+    assert 503 in statuses
+    assert most <= LIMITS.waiting
+
+
 def test_health_is_that_of_the_replicas() -> None:
     (answer,) = answers(gateway(replicas=0), asked(method="GET", path="/health"))
     assert (answer.status, json.loads(answer.content)["status"]) == (503, "no replica runs")

@@ -1,4 +1,7 @@
-"""A fake of CUDA on host memory: the functions of `cuda.bindings.runtime`, checked by name and argument count, executed immediately."""
+"""A fake of CUDA on host memory: the functions of `cuda.bindings.runtime`, checked by name and argument count.
+
+A stream runs nothing before it is waited for, as late as a device may: whoever reuses a buffer too early computes with the new content.
+"""
 
 # ruff: noqa: N802, N815  # the names are CUDA's and TensorRT's own
 
@@ -22,6 +25,7 @@ class HostCuda:
         free: bytes that the device reports as free.
         capability: compute capability that the device reports.
         failing: names of functions that report out of memory.
+        queued: work of the stream that has not run yet.
     """
 
     def __init__(self, real: Any) -> None:
@@ -31,6 +35,7 @@ class HostCuda:
         self.free = 10**9
         self.capability = (8, 9)
         self.failing: set[str] = set()
+        self.queued: list[Callable[[], object]] = []
         self.capturing: list[Callable[[], object]] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -51,11 +56,13 @@ class HostCuda:
         return call
 
     def enqueue(self, work: Callable[[], object]) -> None:
-        """Run the work of a stream now, or record it while a graph is captured."""
-        if self.capturing is None:
-            work()
-        else:
-            self.capturing.append(work)
+        """Queue the work of a stream, or record it while a graph is captured."""
+        (self.queued if self.capturing is None else self.capturing).append(work)
+
+    def run_queue(self) -> None:
+        """Run what the stream has queued, in order."""
+        while self.queued:
+            self.queued.pop(0)()
 
     def on_cudaGetDeviceCount(self) -> tuple[int]:
         return (1,)
@@ -88,10 +95,14 @@ class HostCuda:
     on_cudaMallocHost = on_cudaMalloc
 
     def on_cudaFree(self, address: int) -> tuple[()]:
+        self.run_queue()  # CUDA waits for the device before it frees
         del self.live[address]
         return ()
 
-    on_cudaFreeHost = on_cudaFree
+    def on_cudaFreeHost(self, address: int) -> tuple[()]:
+        assert not self.queued, "pinned memory was freed before the stream had finished"
+        del self.live[address]
+        return ()
 
     def on_cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Any) -> tuple[()]:
         assert kind in (self.real.cudaMemcpyKind.cudaMemcpyHostToDevice, self.real.cudaMemcpyKind.cudaMemcpyDeviceToHost)
@@ -110,6 +121,7 @@ class HostCuda:
     def on_cudaStreamSynchronize(self, stream: int) -> tuple[()]:
         assert self.capturing is None, "a stream cannot be waited for while it is captured"
         del stream
+        self.run_queue()
         return ()
 
     def on_cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[()]:
@@ -138,8 +150,7 @@ class HostCuda:
     def on_cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[()]:
         assert graph, "the graph is empty or was destroyed"
         del stream
-        for work in graph:
-            work()
+        self.queued.extend(graph)
         return ()
 
     def on_cudaEventCreate(self) -> tuple[int]:
@@ -149,7 +160,11 @@ class HostCuda:
         del event, stream
         return ()
 
-    on_cudaEventSynchronize = on_cudaGraphDestroy
+    def on_cudaEventSynchronize(self, event: int) -> tuple[()]:
+        del event
+        self.run_queue()
+        return ()
+
     on_cudaEventDestroy = on_cudaGraphDestroy
 
     def on_cudaEventElapsedTime(self, begin: int, end: int) -> tuple[float]:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.engines.backends.tensorrt.host_cuda import HostCuda
 from tests.engines.backends.tensorrt.signatures import argument_counts
 
 SHIM = """
@@ -46,9 +47,10 @@ class HostModule:
 
 
 class HostDriver(HostModule):
-    def __init__(self, real: Any, library: ctypes.CDLL) -> None:
+    def __init__(self, real: Any, library: ctypes.CDLL, cuda: HostCuda) -> None:
         super().__init__(real)
         self.library = library
+        self.cuda = cuda
 
     def on_cuModuleLoadData(self, image: bytes) -> tuple[int]:
         assert image == b"PTX"
@@ -66,12 +68,19 @@ class HostDriver(HostModule):
         blocks, one_block, one_more, threads, one_thread, one_other, shared, stream, (values, types), extra = launch
         assert (one_block, one_more, one_thread, one_other, shared, stream, extra) == (1, 1, 1, 1, 0, 7, 0)
         arguments = [kind(value) for kind, value in zip(types, values, strict=True)]
+
+        def work() -> None:
+            self._run(function, blocks, threads, arguments)
+
+        self.cuda.enqueue(work)
+        return ()
+
+    def _run(self, function: Any, blocks: int, threads: int, arguments: list[Any]) -> None:
         block, size, thread = (ctypes.c_int.in_dll(self.library, name) for name in ("blockIdx", "blockDim", "threadIdx"))
         size.value = threads
         for block.value in range(blocks):
             for thread.value in range(threads):
                 function(*arguments)
-        return ()
 
 
 class HostNvrtc(HostModule):

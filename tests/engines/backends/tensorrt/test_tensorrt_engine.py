@@ -63,6 +63,20 @@ def test_graph_is_captured_after_a_warm_run_one_a_batch(open_engine: Open, host_
     assert (launches(host_cuda), host_cuda.calls.count("cudaGraphInstantiate")) == (5, 2)
 
 
+def test_contexts_of_the_last_batch_sizes_are_kept_and_no_more(
+    open_engine: Open, host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.backends.tensorrt.tensorrt_engine.BATCH_SIZES", 2)
+    engine = open_engine("double")
+    pinned = []
+    for rows in (8, 1, 2, 3, 8, 3, 8, 5, 8, 3):
+        inputs = feeds(rows)
+        np.testing.assert_allclose(engine.run(inputs), double(inputs), rtol=1e-6)
+        pinned.append(host_cuda.calls.count("cudaMallocHost") - host_cuda.calls.count("cudaFreeHost"))
+    assert max(pinned) == 2 * 4, "three inputs and an output at two sizes"
+    assert launches(host_cuda) == 3, "8 is kept while 3 and 5 come between"
+
+
 def test_without_graphs_nothing_is_captured(open_engine: Open, host_cuda: HostCuda) -> None:
     engine = open_engine("double", cuda_graphs=False)
     for _ in range(3):
