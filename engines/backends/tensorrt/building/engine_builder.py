@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-import engines
 from engines.backends.tensorrt.building.build_spec import BuildSpec
 from engines.errors import PtqdError
 
@@ -71,7 +70,7 @@ def build_engine(
 
 
 def _child(arguments: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(engines.__file__).parents[1])
+    root = str(Path(__file__).parents[4])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", WORKER, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "PYTHONPATH": path})
