@@ -60,5 +60,5 @@ def _info(bundle: Bundle, name: str) -> ScheduleInfo:
         parts=correction.parts,
         variance=correction.variance,
         policy=schedule.policy,
-        precision_steps=Counter(step.precision for step in schedule.steps),
+        precision_steps=dict(Counter(step.precision for step in schedule.steps)),
     )
