@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,10 +15,13 @@ from engines.api.layer_info import ActivationScale, LayerBits, LayerInfo, layers
 from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import Manifest
+from engines.bundle.manifest import Manifest, TargetRecord
 
 WIDTH = 80
 """Columns of a table that is not written to a terminal."""
+
+ROW = "{:<7}{:<8}{:<7}{:<20}{:<9}{:<9}{:<10}"
+HEADER = ROW.format("op", "weight", "input", "weight scales", "in", "out", "Mbit ops") + "note"
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,48 @@ def print_inspection(found: Inspection) -> None:
     for precision in found.precisions:
         layers = [(layer, layer.precisions[precision]) for layer in found.layers if precision in layer.precisions]
         if layers:
-            console.print(_layers(precision, layers), highlight=False)
+            _print_layers(console, precision, layers)
+
+
+def _print_layers(console: Console, precision: str, layers: Sequence[tuple[LayerInfo, LayerBits]]) -> None:
+    """Print two lines per layer, because names are long, and below all of them the reasons for other bits as notes."""
+    reasons = list(dict.fromkeys(bits.reason for _, bits in layers if bits.reason is not None))
+    lines = [f"Layers at {precision}: bits, smallest and largest scale of the weight, scales of input and output", f"    {HEADER}"]
+    for layer, bits in layers:
+        note = "" if bits.reason is None else f"[{reasons.index(bits.reason) + 1}]"
+        lines += [layer.name, f"    {_figures(layer, bits)}{note}"]
+    lines += [f"[{number}] {reason}" for number, reason in enumerate(reasons, start=1)]
+    console.print("\n".join(lines), "", sep="\n", highlight=False, markup=False)
+
+
+def _figures(layer: LayerInfo, bits: LayerBits) -> str:
+    weight = "" if bits.weight is None else f"{bits.weight.smallest:.1e} to {bits.weight.largest:.1e}"
+    cost = "" if bits.bit_operations is None else f"{bits.bit_operations / 1e6:,.1f}"
+    cells = (layer.op, _bits(bits.weight_bits), _bits(bits.activation_bits), weight, _scale(bits.input), _scale(bits.output), cost)
+    return ROW.format(*cells)
 
 
 def _model(found: Inspection) -> Table:
-    model, target, size = found.manifest.model, found.manifest.target, sum(record.bytes for record in found.manifest.files.values())
+    manifest, model = found.manifest, found.manifest.model
+    size = sum(record.bytes for record in manifest.files.values())
     rows = {
-        "model": f"{model.family}, {model.parameters:,} parameters, predicts {found.manifest.parameterization}",
+        "model": f"{model.family}, {model.parameters:,} parameters, predicts {manifest.parameterization}",
         "state": _shape(model.sample_shape),
-        "image": _shape(model.image_shape) if model.decoder is not None else "the state",
-        "conditioning": _conditioning(found.manifest),
-        "target": f"{target.name} on {target.provider}, float part {target.high_precision}"
-        if target.name == "onnxruntime"
-        else f"{target.name}, float part {target.high_precision}",
-        "size": f"{size / 1e6:.2f} MB in {len(found.manifest.files)} files",
-        "built with": ", ".join(f"{name} {version}" for name, version in found.manifest.versions.items()) or "unknown versions",
+        "image": "the state" if model.decoder is None else _shape(model.image_shape),
+        "conditioning": _conditioning(manifest),
+        "target": _target(manifest.target),
+        "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files",
+        "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "unknown versions",
     }
-    table = Table(title=str(found.folder), show_header=False, title_justify="left")
+    table = Table(title=str(found.folder), title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _target(target: TargetRecord) -> str:
+    device = f" on {target.provider}" if target.name == "onnxruntime" else ""
+    return f"{target.name}{device}; layers in float are {target.high_precision}"
 
 
 def _conditioning(manifest: Manifest) -> str:
@@ -108,35 +133,23 @@ def _schedules(schedules: Iterable[ScheduleInfo]) -> Table:
 
 
 def _precisions(precisions: Iterable[PrecisionInfo]) -> Table:
-    table = _table("Precisions", "precision", "weights", "activations", "size", "fewer bit operations: layers", "all")
+    table = _table("Precisions", "precision", "weight", "input", "size", "bit ops saved, layers", "bit ops saved, all")
     for one in precisions:
-        bits = (f"{one.weight_bits} bits", f"{one.activation_bits} bits")
-        table.add_row(
-            one.name, *bits, f"{one.bytes / 1e6:.2f} MB", f"{one.bit_operations_saved:.1f}x", f"{one.bit_operations_saved_all:.1f}x"
-        )
+        saved = (f"{one.bit_operations_saved:.1f}x", f"{one.bit_operations_saved_all:.1f}x")
+        table.add_row(one.name, _bits(one.weight_bits), _bits(one.activation_bits), f"{one.bytes / 1e6:.2f} MB", *saved)
     return table
 
 
-def _layers(precision: str, layers: Iterable[tuple[LayerInfo, LayerBits]]) -> Table:
-    table = _table(f"Layers at {precision}", "layer", "bits", "weight scales", "input, output scale", "G bit ops", "reason for other bits")
-    for layer, bits in layers:
-        weight = "" if bits.weight is None else f"{bits.weight.smallest:.2g} to {bits.weight.largest:.2g}"
-        scales = ", ".join(_scale(scale) for scale in (bits.input, bits.output) if scale is not None)
-        cost = "" if bits.bit_operations is None else f"{bits.bit_operations / 1e9:.3g}"
-        table.add_row(f"{layer.name} ({layer.op})", _bits(bits), weight, scales, cost, bits.reason or "")
-    return table
+def _bits(bits: int | None) -> str:
+    return "float" if bits is None else f"{bits} bit"
 
 
-def _bits(bits: LayerBits) -> str:
-    return "float" if bits.weight_bits is None else f"{bits.weight_bits} / {bits.activation_bits or 'float'}"
+def _scale(scale: ActivationScale | None) -> str:
+    return "" if scale is None else f"{scale.scale:.2g}"
 
 
-def _scale(scale: ActivationScale) -> str:
-    return f"{scale.scale:.2g}"
-
-
-def _table(title: str, *columns: Any) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
