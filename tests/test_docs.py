@@ -352,7 +352,7 @@ def test_the_pages_name_files() -> None:
 def _defines(path: Path, name: str) -> bool:
     return any(
         re.search(rf"^{form}", path.read_text(), flags=re.MULTILINE)
-        for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]", rf"from .* import .*\b{name}\b")
+        for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]", rf" *from .* import .*\b{name}\b")
     )
 
 
