@@ -362,4 +362,6 @@ def test_modules_and_classes_that_are_named_exist(page: str) -> None:
         *folders, last = dotted.split(".")
         folder = ROOT.joinpath(*folders)
         module = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-        assert (folder / f"{last}.py").exists() or (module.exists() and _defines(module, last)), dotted
+        assert (
+            (folder / f"{last}.py").exists() or (folder / last / "__init__.py").exists() or (module.exists() and _defines(module, last))
+        ), dotted
