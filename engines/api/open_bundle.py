@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -19,7 +20,7 @@ from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.apps.pictures.images import check_drawable
 from engines.apps.pictures.rendering import PIXELS, SAMPLES
 from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
-from engines.backends.choice import Runtime
+from engines.backends.choice import Runtime, runtime_name
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.sampling import Chain
 from engines.chain.stepper import HostStepper
@@ -45,10 +46,12 @@ def open_bundle(path: str | PathLike[str], *, runtime: Runtime = "target", threa
         threads: threads of a CPU runtime; None uses every core that the process may use.
 
     Raises:
-        UsageError: the folder contains no bundle.
+        UsageError: the folder contains no bundle, or there is no such runtime.
         BundleError: the manifest is damaged or has another schema version.
     """
-    return OpenBundle(Bundle.open(Path(path)), runtime, threads)
+    bundle = Bundle.open(Path(path))
+    runtime_name(bundle, runtime)  # refuses an unknown runtime now, not at the first sample
+    return OpenBundle(bundle, runtime, threads)
 
 
 class OpenBundle:
@@ -192,8 +195,12 @@ class OpenBundle:
         self, num: int, seed: int, first: int, classes: Classes, prompts: Prompts, negative_prompt: str | None, choice: ChainChoice
     ) -> DrawnSamples:
         rows = classes if classes is None or isinstance(classes, str) else tuple(classes)
-        texts = (prompts,) if isinstance(prompts, str) else prompts and tuple(prompts)
-        return AskedSamples(num, seed, first, rows, texts, negative_prompt, choice).of(self._bundle, self._encoders)
+        texts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
+        drawn = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice).of(self._bundle, self._encoders)
+        if drawn.cut:
+            cut = ", ".join(map(str, drawn.cut))
+            warnings.warn(f"cut off because they were too long for the text encoder: prompts {cut}", stacklevel=3)
+        return drawn
 
     def _encoders(self, bundle: Bundle) -> TextModel:
         if self._text is None:

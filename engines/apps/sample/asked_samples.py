@@ -70,12 +70,15 @@ class AskedSamples:
         return DrawnSamples(self.chain, chain, noise, samples, rows, conditioning, cut)
 
     def _numbers(self) -> Int64:
+        """Return the sample numbers [N], after checking the fields that the command line checks itself."""
         if self.num < 1:
             raise UsageError("The number of samples is out of range.", found=self.num, expected="1 or more")
         end = self.first + self.num
         if self.first < 0 or end > 2**63:
             found = self.first if self.first < 0 else end - 1
             raise UsageError("A sample number is out of range.", found=found, expected="0 to 2^63 - 1")
+        if () in (self.classes, self.prompts):
+            raise UsageError("The list of classes or prompts is empty.", found="an empty list", expected="one entry or more, or None")
         return self.first + np.arange(self.num, dtype=np.int64)
 
     def _text(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel]) -> TextModel | None:

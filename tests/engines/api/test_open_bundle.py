@@ -68,7 +68,7 @@ def test_pixels_are_those_that_the_command_writes(
     tiny: TinyBundle, tmp_path: Path, options: dict[str, Any], arguments: list[object]
 ) -> None:
     pixels = engines.open_bundle(tiny.folder).sample(num=5, seed=5, **options)
-    assert (pixels.dtype, pixels.shape) == (np.uint8, (5, 8, 8, 1))
+    assert (str(pixels.dtype), pixels.shape) == ("uint8", (5, 8, 8, 1))
     assert pixels.std(axis=(1, 2, 3)).min() > 1
     np.testing.assert_array_equal(pixels[..., 0], pictures(command(tiny, tmp_path / "out", "--num", 5, *arguments)))
 
@@ -112,6 +112,8 @@ WRONG: list[tuple[Callable[[engines.OpenBundle], object], str]] = [
     (lambda bundle: bundle.sample(num=0), r"(?s)number of samples.*1 or more"),
     (lambda bundle: bundle.sample(batch_size=0), r"(?s)batch size.*1 or more"),
     (lambda bundle: bundle.sample(first=-1), r"(?s)sample number.*found:    -1"),
+    (lambda bundle: bundle.sample(classes=[]), "list of classes or prompts is empty"),
+    (lambda bundle: bundle.chain(prompts=[]), "list of classes or prompts is empty"),
     (lambda bundle: bundle.sample(classes=[3]), r"(?s)class is out of range.*found:    3"),
     (lambda bundle: bundle.sample(prompts="a cat"), "takes no prompts"),
     (lambda bundle: bundle.chain(precision="w2a2"), "no such precision"),
@@ -127,6 +129,13 @@ def test_requests_that_do_not_fit_are_refused_before_an_engine_opens(
     with pytest.raises(UsageError, match=message):
         use(engines.open_bundle(tiny.folder))
     assert opened == []
+
+
+def test_a_folder_without_a_bundle_and_an_unknown_runtime_are_refused_at_once(tiny: TinyBundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a bundle"):
+        engines.open_bundle(tmp_path)
+    with pytest.raises(UsageError, match=r"(?s)no such runtime\..*found:    onnx\n.*target or onnxruntime or "):
+        engines.open_bundle(tiny.folder, runtime="onnx")  # type: ignore[arg-type]
 
 
 def test_states_that_are_not_pictures_come_as_latents(tiny_latent: TinyBundle) -> None:
@@ -196,7 +205,7 @@ def test_what_a_user_does_to_a_state_leaves_the_chain_alone(tiny: TinyBundle) ->
 def test_previews_of_latent_models_are_decoded(tiny_decoded: TinyBundle) -> None:
     step = next(engines.open_bundle(tiny_decoded.folder).chain(num=2))
     assert step.state.shape == (2, 4, 8, 8)
-    assert (step.preview().dtype, step.preview().shape) == (np.uint8, (2, 8, 8, 1))
+    assert (str(step.preview().dtype), step.preview().shape) == ("uint8", (2, 8, 8, 1))
 
 
 def test_plms_predicts_no_clean_samples(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
