@@ -136,6 +136,20 @@ def engines(bundle: Path, target: FlavourName | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Print what a bundle contains: schedules, precisions, and the bits of every layer."""
+    from ptqd_export.commands.inspect_command import inspect_bundle, print_inspection
+
+    found = inspect_bundle(bundle)
+    if as_json:
+        click.echo(found.json())
+    else:
+        print_inspection(found)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.  [default: in the bundle's local/]")
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="File written by `ptqd-run evaluate --json`. Can be repeated.")
 @click.option("--comparison", "comparisons", type=PATH, multiple=True, help="File written by `ptqd-run compare --json`. Can be repeated.")

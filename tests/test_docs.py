@@ -352,7 +352,7 @@ def test_the_pages_name_files() -> None:
 def _defines(path: Path, name: str) -> bool:
     return any(
         re.search(rf"^{form}", path.read_text(), flags=re.MULTILINE)
-        for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]", rf"from .* import .*\b{name}\b")
+        for form in (rf"class {name}\b", rf"def {name}\b", rf"{name} ?[:=]", rf" *from .* import .*\b{name}\b")
     )
 
 
@@ -362,4 +362,6 @@ def test_modules_and_classes_that_are_named_exist(page: str) -> None:
         *folders, last = dotted.split(".")
         folder = ROOT.joinpath(*folders)
         module = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-        assert (folder / f"{last}.py").exists() or (module.exists() and _defines(module, last)), dotted
+        assert (
+            (folder / f"{last}.py").exists() or (folder / last / "__init__.py").exists() or (module.exists() and _defines(module, last))
+        ), dotted

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "scipy", "safetensors")
 PACKAGES = ("engines", "calib", "ptqd_export")
 PAGE = {f"ptqd_export/report/{name}" for name in ("page.html", "page.css", "sort.js")}
-PACKAGE_DATA = {"engines/backends/saturation_probe.onnx", "engines/py.typed", "calib/py.typed", "ptqd_export/py.typed", *PAGE}
+PROBES = {
+    f"engines/backends/onnxruntime/{name}" for name in ("saturation_probe.onnx", "convolution_probe.onnx", "convolution_probe.onnx.data")
+}
+PACKAGE_DATA = {*PROBES, "engines/py.typed", "calib/py.typed", "ptqd_export/py.typed", *PAGE}
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +96,7 @@ def test_installed_wheel_has_no_framework(installed: Path) -> None:
 
 
 def test_installed_wheel_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
-    program = "from engines.backends import onnxruntime as backend; print(backend.__file__, backend.saturates({}))"
+    program = "from engines.backends.onnxruntime import onnxruntime_session as backend; print(backend.__file__, backend.saturates({}))"
     where, saturated = run(str(installed / "python"), "-c", program, cwd=tmp_path).split()
     assert Path(where).is_relative_to(installed.parent)
     assert saturated == str(saturates({})), "the probe came along, and answers as it does here"

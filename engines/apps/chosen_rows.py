@@ -19,7 +19,7 @@ def chosen_rows(
     """Return the row of each sample, or None if the model is unconditional."""
     if conditioning is None:
         if classes is not None:
-            raise UsageError("The model is unconditional.", found="--classes", expected="no --classes")
+            raise UsageError("The model is unconditional.", found="classes", expected="no classes")
         return None
     chosen = tuple(range(conditioning.rows)) if classes == "all" else classes
     for row in chosen or ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from engines.backends.base import Backend
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, mode_of
@@ -24,7 +24,14 @@ ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
-    """Return the name of the requested runtime, resolving `target`."""
+    """Return the name of the requested runtime, resolving `target`.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    known = get_args(RuntimeName)
+    if runtime not in ("target", *known):
+        raise UsageError("There is no such runtime.", found=runtime, expected=" or ".join(("target", *known)))
     if runtime != "target":
         return runtime
     target = bundle.manifest.target

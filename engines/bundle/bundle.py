@@ -111,6 +111,11 @@ class Bundle:
             )
         return path
 
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """The names of the schedules, in alphabetical order."""
+        return tuple(sorted(PurePosixPath(file).stem for file in self.manifest.files if file.startswith("schedules/")))
+
     def schedule(self, name: str = DEFAULT) -> Schedule:
         """Return a schedule of the bundle by name.
 
@@ -120,8 +125,7 @@ class Bundle:
         """
         file = f"schedules/{name}.json"
         if file not in self.manifest.files:
-            known = sorted(PurePosixPath(f).stem for f in self.manifest.files if f.startswith("schedules/"))
-            raise UsageError("The bundle has no such schedule.", found=name, expected=" or ".join(known))
+            raise UsageError("The bundle has no such schedule.", found=name, expected=" or ".join(self.schedules))
         schedule = contract(Schedule, self.json(file), self.folder / file)
         self._check_fits(schedule, self.folder / file)
         return schedule

@@ -68,13 +68,18 @@ class Chain:
             rows: conditioning row of each sample.
             on_step: called after every step.
         """
-        moves = [self.move(step) for step in self.schedule.steps]
         stepper = self.stepper(self.denoisers)
+        for _ in self.walk(stepper, noise, samples, rows):
+            on_step()
+        return stepper.state()
+
+    def walk(self, stepper: Stepper, noise: Noise, samples: Int64, rows: Int64) -> Iterator[Move]:
+        """Take the steps one by one with a stepper for `denoisers`; yield each move after it was taken. See `sample`."""
+        moves = [self.move(step) for step in self.schedule.steps]
         stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
         for move, z in zip(moves, _fresh_noise(noise, moves, samples), strict=True):
             stepper.take(move, z)
-            on_step()
-        return stepper.state()
+            yield move
 
     def move(self, scheduled: Step) -> Move:
         """Return the move for a step of the schedule: its precision, correction and noise."""

@@ -17,7 +17,7 @@ from engines.arrays import Float32, Int64
 from engines.chain.correction import PerChannel, correct
 from engines.chain.denoiser import Denoiser, guide
 from engines.chain.schedule import Step
-from engines.chain.update import UpdateCoefficients, update
+from engines.chain.update import UpdateCoefficients, predict, update
 
 
 class StepCoefficients(UpdateCoefficients, Protocol):
@@ -91,8 +91,20 @@ def advance(state: ChainState, outputs: Float32, move: Move, z: Float32 | None) 
         move: how to take the step.
         z: standard normal [batch, channels, ...], or None if the step draws no noise.
     """
-    out = correct(guide(outputs, move.guidance), state.x, move.gain, move.offset, move.state_gain)
-    x, history = update(state.x, out, move.step, state.history)
+    x, history = update(state.x, corrected_output(state.x, outputs, move), move.step, state.history)
     if z is not None:
         x += np.float32(move.sigma) * z
     return ChainState(x, history)
+
+
+def corrected_output(x: Float32, outputs: Float32, move: Move) -> Float32:
+    """Return the guided and corrected output [batch, channels, ...] of raw outputs [branches, batch, channels, ...] at the states `x`."""
+    return correct(guide(outputs, move.guidance), x, move.gain, move.offset, move.state_gain)
+
+
+def predicted_clean(x: Float32, outputs: Float32, move: Move) -> Float32:
+    """Return the clean samples [batch, channels, ...] that a step predicts from the states `x` before it; see `advance`.
+
+    For PLMS this is the output instead: see `engines.samplers.table`.
+    """
+    return predict(x, corrected_output(x, outputs, move), move.step)

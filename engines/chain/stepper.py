@@ -9,7 +9,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoisers
 from engines.chain.finite import check_output, is_finite, not_finite
-from engines.chain.step import ChainState, Move, advance, evaluate
+from engines.chain.step import ChainState, Move, advance, evaluate, predicted_clean
 
 
 class Stepper(Protocol):
@@ -41,6 +41,7 @@ class HostStepper:
     def take(self, move: Move, z: Float32 | None) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = evaluate(self._denoisers[move.precision], self._state.x, move.step, self._rows)
+            self._taken = self._state.x, outputs, move
             self._state = advance(self._state, outputs, move, z)
         # NaN or infinity in the output always reaches the state: even a coefficient of 0 makes it NaN.
         if not is_finite(self._state.x):
@@ -49,3 +50,7 @@ class HostStepper:
 
     def state(self) -> Float32:
         return self._state.x
+
+    def predicted(self) -> Float32:
+        """Return the clean samples [batch, *shape] that the last step predicted; see `predicted_clean`."""
+        return predicted_clean(*self._taken)

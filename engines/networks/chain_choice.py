@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from engines.backends.base import Backend
-from engines.backends.choice import Runtime, open_backend
+from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import Denoisers
@@ -18,7 +18,7 @@ from engines.chain.stepper import HostStepper, Stepper
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.device_stepper import DeviceStepper
-from engines.networks.engine_bank import EngineBank
+from engines.networks.kept_engines import KeptEngines
 
 AUTO = "auto"
 
@@ -59,13 +59,14 @@ class ChainChoice:
         precision = None if self.precision == AUTO else self.precision
         return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
 
-    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None) -> Chain:
+    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None, kept: KeptEngines | None = None) -> Chain:
         """Return the chain with its engines opened for batches of `batch` samples.
 
         Args:
             bundle: bundle that the engines come from.
             batch: samples per network call.
             conditioning: conditioning table to use instead of the bundle's own, or None.
+            kept: engines of the bundle to use, with their own runtime and threads; None opens engines for this chain alone.
 
         Raises:
             UsageError: see `chosen`.
@@ -73,11 +74,9 @@ class ChainChoice:
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         chain = self.chosen(bundle)
-        backend = open_backend(bundle, self.runtime, self.threads)
-        stepper = self._stepper(backend)
-        bank = EngineBank(bundle, chain.scale, batch=batch, backend=backend, conditioning=conditioning, timesteps=chain.timesteps)
-        bank.open(chain.step_precisions)
-        return replace(chain, denoisers=bank, stepper=stepper)
+        kept = kept or KeptEngines(bundle, self.runtime, self.threads)
+        stepper = self._stepper(kept.backend)
+        return replace(chain, denoisers=kept.bank(chain, batch, conditioning), stepper=stepper)
 
     def _stepper(self, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":

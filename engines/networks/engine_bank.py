@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from engines.backends.base import Backend, Engine
@@ -15,6 +17,14 @@ from engines.errors import BundleError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.embeddings import Embedding
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The engine that takes the state, and the engines of its embeddings by input name."""
+
+    engine: Engine
+    embeddings: Mapping[str, Engine]
 
 
 class EngineBank:
@@ -52,7 +62,8 @@ class EngineBank:
         self._timesteps = timesteps
         # On OpenVINO, networks in pieces give other outputs (digits model at W8A8: up to 0.5 %), but the whole graph was measured.
         self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
-        self._opened: dict[str, EngineDenoiser] = {}
+        self._networks: dict[str, _Network] = {}
+        self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
         self.guided = guidance != 1.0
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
@@ -67,21 +78,33 @@ class EngineBank:
         for precision in precisions:
             self[precision]
 
-    def __getitem__(self, precision: str) -> EngineDenoiser:
-        if precision not in self._opened:
-            self._opened[precision] = self._open(precision)
-        return self._opened[precision]
+    def on_chain(self, timesteps: Mapping[str, Sequence[float]], conditioning: Conditioning | None = None) -> EngineBank:
+        """Return a bank for chains with other timesteps and, unless None, another conditioning table. Both banks share their engines."""
+        other = copy(self)
+        other.conditioning = conditioning or self.conditioning
+        other._timesteps, other._denoisers = timesteps, {}
+        return other
 
-    def _open(self, precision: str) -> EngineDenoiser:
+    def __getitem__(self, precision: str) -> EngineDenoiser:
+        if precision not in self._denoisers:
+            network, timesteps = self._network(precision), self._timesteps.get(precision, ())
+            embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in network.embeddings.items()}
+            self._denoisers[precision] = EngineDenoiser(network.engine, self.conditioning, self.guided, embeddings)
+        return self._denoisers[precision]
+
+    def _network(self, precision: str) -> _Network:
+        if precision not in self._networks:
+            self._networks[precision] = self._open(precision)
+        return self._networks[precision]
+
+    def _open(self, precision: str) -> _Network:
         record = self._bundle.precision(precision)
         rows = self._batch * (2 if self.guided else 1)
         pieces = None if self._whole else record.pieces
         engine = self._engine(record.graph if pieces is None else pieces.body, record, rows)
         made = {} if pieces is None else {name: self._engine(graph, record, 1) for name, graph in pieces.embeddings.items()}
         self._check_fits(engine, made)
-        timesteps = self._timesteps.get(precision, ())
-        embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in made.items()}
-        return EngineDenoiser(engine, self.conditioning, self.guided, embeddings)
+        return _Network(engine, made)
 
     def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
         engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from os import PathLike
 from pathlib import Path
 from typing import get_args
 
@@ -44,17 +45,20 @@ def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> 
     write_text(path, starter_plan(model, target, path.parent).resolved_json())
 
 
-def starter_plan(model: Path, target: str, folder: Path) -> Plan:
+def starter_plan(model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".") -> Plan:
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
         model: folder or file of a model, or `package.module:function` of a factory.
-        target: runtime of the engines.
+        target: runtime of the engines; None takes `onnxruntime`.
         folder: folder of the plan.
+
+    Raises:
+        UsageError: the kind of model or the target is unknown.
     """
     from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
 
-    known, source = _target(target), str(model)
+    known, source, model, folder = _target(target or "onnxruntime"), str(model), Path(model), Path(folder)
     declared = declare_model(source, folder.absolute())
     named = re.fullmatch(FACTORY, source)
     section = ModelSection(factory=source) if named else _section(model, folder)

@@ -6,7 +6,7 @@ from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.model import FACTORY, LoraSection, ModelSection
 from ptqd_export.plan.plan import Plan
-from ptqd_export.plan.plan_file import PlanFile, load_plan
+from ptqd_export.plan.plan_file import PlanFile, load_plan, plan_of
 from ptqd_export.plan.quantization import QuantizationSection, ReconstructionSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import Section
@@ -31,4 +31,5 @@ __all__ = [
     "StepsSection",
     "TargetSection",
     "load_plan",
+    "plan_of",
 ]

@@ -48,11 +48,11 @@ def expectations(problems: Sequence[Problem]) -> ValidationError:
     return ValidationError.from_exception_data("plan", lines)
 
 
-def plan_error(error: ValidationError, plan_type: type[BaseModel], path: Path) -> UsageError:
-    """Return the UsageError that lists everything wrong in the plan at `path`."""
+def plan_error(error: ValidationError, plan_type: type[BaseModel], source: Path | str) -> UsageError:
+    """Return the UsageError that lists everything wrong in the plan from `source`."""
     problems = [f"  {_problem(details, plan_type)}" for details in _independent(error.errors(include_url=False))]
     return UsageError(
-        "\n".join([f"{path} is not a valid plan", *problems]),
+        "\n".join([f"{source} is not a valid plan", *problems]),
         mend="correct these keys; `ptqd-export schema` describes every key",
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -66,8 +68,20 @@ def load_plan(path: Path) -> PlanFile:
             expected="a plan.json",
             mend="write one with `ptqd-export init`, or correct --plan",
         )
+    return PlanFile(plan_of(read_json_object(path), path), path.absolute().parent)
+
+
+def plan_of(content: Mapping[str, Any], source: Path | str = "The dict") -> Plan:
+    """Validate the content of a plan.
+
+    Args:
+        content: the plan as JSON values.
+        source: where the content comes from, for the message.
+
+    Raises:
+        UsageError: the plan is not valid; every problem is listed.
+    """
     try:
-        plan = Plan.model_validate(read_json_object(path))
+        return Plan.model_validate(content)
     except ValidationError as error:
-        raise plan_error(error, Plan, path) from error
-    return PlanFile(plan, path.absolute().parent)
+        raise plan_error(error, Plan, source) from error

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,11 +54,11 @@ class AddedSchedule:
         )
 
 
-def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
+def add_schedule(bundle: str | PathLike[str], name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
     """Add `schedules/<name>.json` and, after a new walk, its statistics.
 
     Args:
-        folder: folder of the bundle.
+        bundle: folder of the bundle.
         name: name of the schedule.
         request: the schedule to add.
         force: replace an existing schedule of this name.
@@ -66,7 +67,7 @@ def add_schedule(folder: Path, name: str, request: ScheduleRequest, *, force: bo
         UsageError: the request does not fit the bundle. Nothing is written.
         PtqdError: the bundle is damaged, a network failed, or another process is writing to the bundle. Nothing is written.
     """
-    begin = time.perf_counter()
+    begin, folder = time.perf_counter(), Path(bundle)
     _check_name(Bundle.open(folder), name, force=force)
     with writing_to(folder), keeping("the bundle has no new schedule"):
         schedule, fit = _added(Bundle.open(folder), name, request, force=force)

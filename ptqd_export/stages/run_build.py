@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,21 @@ from ptqd_export.stages.precisions.integer_speed import load_slower, make_intege
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
+from ptqd_export.stages.reporter import BuildProgress
 from ptqd_export.stages.stage_cache import StageCache
 from ptqd_export.stages.summary import print_summary
 
 
-def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
+def run_build(
+    plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None, on_progress: Callable[[BuildProgress], None] | None = None
+) -> None:
     """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished.
 
     Args:
         plan_file: the plan.
         fresh: discard the stages that an earlier run finished.
         cluster: cluster that measures the statistics; None measures them in this process, with the same result.
+        on_progress: called whenever a stage starts, advances or finishes.
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.
@@ -63,13 +67,13 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}; the next build without --fresh continues from there"
     with writing_to(output), keeping(kept):
-        _build(context, output, fresh=fresh)
+        _build(context, output, fresh=fresh, on_progress=on_progress)
 
 
-def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
+def _build(context: BuildContext, output: Path, *, fresh: bool, on_progress: Callable[[BuildProgress], None] | None) -> None:
     plan = context.plan
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
-    with Progress() as progress:
+    with Progress(on_progress) as progress:
         cache = StageCache(output / STAGES, progress, fresh=fresh)
         traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
         decoder = _decoder(context, cache)

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ptqd_export
 from engines.host.files import sync, sync_tree
 from engines.host.room import check_room, naming_full_disks
 from ptqd_export.measuring.trim_heap import trim_heap
@@ -49,7 +48,7 @@ class StageCache:
     def __init__(self, folder: Path, reporter: Reporter, *, fresh: bool = False) -> None:
         self._folder = folder
         self._reporter = reporter
-        self._code = StageCode(Path(ptqd_export.__file__).parents[1])
+        self._code = StageCode(Path(__file__).parents[2])
         self._libraries: dict[Path, Mapping[str, str]] = {}
         self.finished: list[Finished] = []
         if fresh:

@@ -20,8 +20,12 @@ def is_drawable(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in COLOR_CHANNELS
 
 
-def check_drawable(shape: tuple[int, ...]) -> None:
+def check_drawable(shape: tuple[int, ...], mend: str = "use --format npz, which keeps the samples as they are") -> None:
     """Refuse states [channels, ...] that are not pictures.
+
+    Args:
+        shape: shape of one state.
+        mend: how to get the samples all the same.
 
     Raises:
         UsageError: the states are not two-dimensional, or not gray or RGB.
@@ -31,14 +35,19 @@ def check_drawable(shape: tuple[int, ...]) -> None:
             "The samples of this model are not pictures.",
             found=f"samples of shape {list(shape)}",
             expected="[1, height, width] (gray) or [3, height, width] (RGB)",
-            mend="use --format npz, which keeps the samples as they are",
+            mend=mend,
         )
 
 
 def to_pixels(states: Float32) -> NDArray[np.uint8]:
     """Convert states [N, 1 or 3, H, W] to pixels [N, H, W] or [N, H, W, 3]; values beyond [-1, 1] are clipped."""
-    pixels = to_levels(states)
-    return pixels[:, 0] if pixels.shape[1] == 1 else np.moveaxis(pixels, 1, -1)
+    pixels = picture_array(states)
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def picture_array(states: Float32) -> NDArray[np.uint8]:
+    """Convert states [N, 1 or 3, H, W] to pixels [N, H, W, 1 or 3]; values beyond [-1, 1] are clipped."""
+    return np.moveaxis(to_levels(states), 1, -1)
 
 
 def to_levels(states: Float32) -> NDArray[np.uint8]:

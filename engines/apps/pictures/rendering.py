@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.apps.pictures.images import to_levels, to_pixels
+from engines.apps.pictures.images import picture_array, to_levels, to_pixels
 from engines.arrays import Float32, Int64
 from engines.networks.decoder import Decoder
 
 Rendered: TypeAlias = Mapping[str, NDArray[Any]]
 
-Format = Literal["png", "npz"]
-SAMPLES, INDICES, IMAGES = "samples", "indices", "images"
+Format = Literal["png", "npz", "pixels", "states"]
+"""`png`: files. `npz`: final states and, for latent models, decoded images. `pixels`: pictures as arrays. `states`: final states alone."""
+
+SAMPLES, INDICES, IMAGES, PIXELS = "samples", "indices", "images", "pixels"
 
 
 class Renderer(Protocol):
@@ -36,6 +38,16 @@ class PngRenderer:
     def __call__(self, samples: Int64, states: Float32) -> Rendered:
         pixels = to_pixels(self.decoder(states))
         return {f"{n:08d}.png": np.frombuffer(encode_png(one), np.uint8) for n, one in zip(samples.tolist(), pixels, strict=True)}
+
+
+@dataclass(frozen=True)
+class PixelRenderer:
+    """Gives `pixels` uint8 [B, H, W, 1 or 3], the pixels of the pictures that a `PngRenderer` gives."""
+
+    decoder: Decoder
+
+    def __call__(self, samples: Int64, states: Float32) -> Rendered:  # noqa: ARG002 (pixels carry no numbers)
+        return {PIXELS: picture_array(self.decoder(states))}
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from engines.apps.pictures.rendering import Format, PngRenderer, RawRenderer, Rendered, Renderer
+from engines.apps.pictures.rendering import Format, PixelRenderer, PngRenderer, RawRenderer, Rendered, Renderer
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
@@ -14,7 +14,7 @@ from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
-from engines.networks.decoder import open_decoder
+from engines.networks.kept_engines import KeptEngines
 
 Batch: TypeAlias = tuple[Int64, Int64]
 """Sample numbers [B] and their conditioning rows [B]."""
@@ -52,22 +52,32 @@ class SampleWork:
     format: Format
     conditioning: Conditioning | None = None
 
-    def open(self, bundle: Bundle, threads: int | None = None) -> BatchSampler:
+    def open(self, bundle: Bundle, threads: int | None = None, kept: KeptEngines | None = None) -> BatchSampler:
         """Open the engines.
 
         Args:
             bundle: bundle with the engines.
             threads: number of CPU threads; None takes every core that the process may use.
+            kept: engines of the bundle to use, with their own number of threads; None opens engines for this work alone.
 
         Raises:
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        model = bundle.manifest.model
-        chain = replace(self.choice, threads=threads).open(bundle, self.batch, self.conditioning)
-        decoder = open_decoder(bundle, self.choice.runtime, threads)
-        raw = RawRenderer(None if model.decoder is None else decoder)
-        return BatchSampler(chain, NoiseSource(self.seed, model.sample_shape), PngRenderer(decoder) if self.format == "png" else raw)
+        kept = kept or KeptEngines(bundle, self.choice.runtime, threads)
+        chain = self.choice.open(bundle, self.batch, self.conditioning, kept)
+        return BatchSampler(chain, NoiseSource(self.seed, bundle.manifest.model.sample_shape), self._renderer(bundle, kept))
+
+    def _renderer(self, bundle: Bundle, kept: KeptEngines) -> Renderer:
+        match self.format:
+            case "states":
+                return RawRenderer(None)
+            case "npz":
+                return RawRenderer(None if bundle.manifest.model.decoder is None else kept.decoder)
+            case "png":
+                return PngRenderer(kept.decoder)
+            case "pixels":
+                return PixelRenderer(kept.decoder)
 
 
 @dataclass(frozen=True)

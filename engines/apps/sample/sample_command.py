@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.images import check_drawable
+from engines.apps.sample.asked_samples import AskedSamples
 from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
 from engines.apps.sample.samples_record import SamplesRecord
@@ -20,18 +18,16 @@ from engines.arrays import Int64
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST, ConditioningRecord, ModelRecord
-from engines.chain.noise import NoiseSource
-from engines.chain.sampling import Chain, batches
+from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards, unit_name
-from engines.errors import UsageError
 from engines.host.files import sha256, writable_folder, write_text
 from engines.host.interruption import keeping
 from engines.host.progress import progress
 from engines.networks.chain_choice import ChainChoice
-from engines.networks.prompts import TextModel, open_text, shortened
+from engines.networks.prompts import shortened
 
 RECORD = "samples.json"
 SAMPLING = "sampling"
@@ -68,6 +64,11 @@ class SampleRequest:
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     cluster: Cluster | None = None
+
+    @property
+    def asked(self) -> AskedSamples:
+        """The samples to draw."""
+        return AskedSamples(self.num, self.seed, self.first, self.classes, self.prompts, self.negative_prompt, self.chain)
 
 
 @dataclass(frozen=True)
@@ -108,48 +109,19 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     model = bundle.manifest.model
     if request.format == "png":
         check_drawable(model.image_shape)
-    noise = NoiseSource(request.seed, model.sample_shape)
-    samples = _numbers(request)
-    text = _text(request, bundle)
-    prompts = request.prompts or ()
-    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
-    conditioning = None if text is None else text.condition(prompts, request.negative_prompt)
-    chain = request.chain.chosen(bundle)
-    if request.negative_prompt is not None and chain.scale == 1:
-        raise UsageError(
-            "A negative prompt needs guidance.", found="guidance 1", expected="a --guidance other than 1, or no --negative-prompt"
-        )
-    work = SampleWork(request.chain, min(request.batch_size, request.num), request.seed, request.format, conditioning)
+    found = request.asked.of(bundle)
+    work = found.work(request.batch_size, request.format)
     sampler = work.open(bundle) if request.cluster is None else None
     folder = writable_folder(request.output)
     (folder / RECORD).unlink(missing_ok=True)
-    output = _output(request, folder, rows, model)
+    output = _output(request, folder, found.rows, model)
     begin = time.perf_counter()
-    every = np.zeros_like(samples) if rows is None else rows
-    drawn = [*zip(batches(samples, request.batch_size), batches(every, request.batch_size), strict=True)]
+    drawn = found.batches(request.batch_size)
     with keeping(f"every file in {folder} is whole, but some are missing, and so is {RECORD}"):
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
-        record = _record(request, chain, rows, output.finish())
+        record = _record(request, found.chain, found.rows, output.finish())
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-    return SampleResult(record, folder, time.perf_counter() - begin, () if text is None else text.cut(prompts), lost)
-
-
-def _text(request: SampleRequest, bundle: Bundle) -> TextModel | None:
-    """Return the bundle's text encoders if the request has prompts."""
-    if request.prompts is None:
-        if request.negative_prompt is not None:
-            raise UsageError("A negative prompt needs prompts.", found="--negative-prompt without prompts", expected="prompts as well")
-        return None
-    if request.classes is not None:
-        raise UsageError("Prompts and classes cannot be combined.", found="prompts and --classes", expected="only one of them")
-    return open_text(bundle)
-
-
-def _numbers(request: SampleRequest) -> Int64:
-    end = request.first + request.num
-    if end > 2**63:
-        raise UsageError("A sample number is out of range.", found=end - 1, expected="0 to 2^63 - 1")
-    return request.first + np.arange(request.num, dtype=np.int64)
+    return SampleResult(record, folder, time.perf_counter() - begin, found.cut, lost)
 
 
 def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: ModelRecord) -> SampleOutput:

@@ -33,10 +33,15 @@ def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: 
         macs: multiply-accumulates of the whole network per sample.
         float_bits: bit width of everything that is not quantized.
     """
-    costs = [(layer.macs, layer.macs * (rule.weight_bits or float_bits) * (rule.activation_bits or float_bits)) for layer, rule in layers]
+    costs = [(layer.macs, layer_bit_operations(layer, rule, float_bits)) for layer, rule in layers]
     integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]
     elsewhere = macs - sum(layer for layer, _ in costs)
     return BitOperations(_saved(integer), _saved([*costs, (elsewhere, elsewhere * float_bits**2)]))
+
+
+def layer_bit_operations(layer: Layer, rule: Rule, float_bits: int) -> int:
+    """Return the bit operations of a layer per sample; `float_bits` is the bit width of what is not quantized."""
+    return layer.macs * (rule.weight_bits or float_bits) * (rule.activation_bits or float_bits)
 
 
 def _saved(costs: Sequence[tuple[int, int]]) -> float:

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.quantizers.quantizers import ActivationQuantizer
+from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
+from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, Rule, rule
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
-from ptqd_export.graph.sizes.bit_operations import bit_operations
+from ptqd_export.graph.sizes.bit_operations import bit_operations, layer_bit_operations
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.tracing import TracedNetwork
 
@@ -29,23 +30,29 @@ def precision_record(
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),
-        "layers": [_layer_record(layer.name, layer.op, layer.role, rule, by_name.get(layer.name)) for layer, rule in rules],
+        "layers": [_layer_record(layer, rule, float_bits, by_name.get(layer.name)) for layer, rule in rules],
     }
 
 
-def _layer_record(name: str, op: str, role: str, rule: Rule, quantized: QuantizedLayer | None) -> dict[str, Any]:
-    """Return the bit widths and activation scales of a layer. The per-channel scales of its weight are in the graph."""
+def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: QuantizedLayer | None) -> dict[str, Any]:
+    """Return the bits, bit operations per sample and scales of a layer. The graph holds every scale of the weight."""
     record: dict[str, Any] = {
-        "name": name,
-        "op": op,
-        "role": role,
+        "name": layer.name,
+        "op": layer.op,
+        "role": layer.role,
         "weight_bits": rule.weight_bits,
         "activation_bits": rule.activation_bits,
         "reason": rule.reason,
+        "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }
     if quantized is not None:
-        record |= {"input": _scale(quantized.input), "output": _scale(quantized.output)}
+        record |= {"weight": _scales(quantized.weight), "input": _scale(quantized.input), "output": _scale(quantized.output)}
     return record
+
+
+def _scales(quantizer: WeightQuantizer) -> dict[str, float]:
+    scale = quantizer.scale
+    return {"channels": len(scale), "smallest": float(scale.min()), "largest": float(scale.max())}
 
 
 def _scale(quantizer: ActivationQuantizer | None) -> dict[str, float] | None:

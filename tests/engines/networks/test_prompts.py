@@ -162,7 +162,7 @@ def sample(bundle: Path, output: Path, *arguments: str) -> Result:
     ("arguments", "message"),
     [
         (("--prompt", "a cat"), "The model takes no prompts"),
-        (("--prompt", "a cat", "--classes", "1"), "prompts and --classes"),
+        (("--prompt", "a cat", "--classes", "1"), "prompts and classes"),
         (("--negative-prompt", "a cat"), "A negative prompt needs prompts"),
         (("--prompt-file", "absent.txt"), "The prompt file cannot be read"),
     ],

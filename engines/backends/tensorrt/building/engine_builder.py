@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-import engines
 from engines.backends.tensorrt.building.build_spec import BuildSpec
 from engines.errors import PtqdError
 
@@ -27,7 +26,7 @@ LAST_MESSAGES = 8
 
 
 @dataclass(frozen=True)
-class BuildProgress:
+class EngineProgress:
     """Progress of a build.
 
     Attributes:
@@ -41,7 +40,7 @@ class BuildProgress:
     fraction: float
 
 
-OnProgress: TypeAlias = Callable[[BuildProgress], None]
+OnProgress: TypeAlias = Callable[[EngineProgress], None]
 
 
 def build_engine(
@@ -71,7 +70,7 @@ def build_engine(
 
 
 def _child(arguments: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(engines.__file__).parents[1])
+    root = str(Path(__file__).parents[4])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", WORKER, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, "PYTHONPATH": path})
@@ -133,7 +132,7 @@ def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress, patience:
             case _:
                 outcome.phases.take(event)
                 outcome.fraction = max(outcome.fraction, outcome.phases.fraction)
-                on_progress(BuildProgress(process.pid, outcome.phases.current, outcome.fraction))
+                on_progress(EngineProgress(process.pid, outcome.phases.current, outcome.fraction))
     if outcome.silent_for is None:
         process.wait()
     return outcome

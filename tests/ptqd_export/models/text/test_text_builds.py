@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
+import engines
 from engines.bundle.bundle import Bundle
 from engines.cli import main
 from engines.networks.decoder import open_decoder
@@ -50,6 +51,9 @@ def check_against_pipeline(plan: PlanFile, tmp_path: Path, negative: str | None)
     sample(plan.output_path, tmp_path / "npz", "--num", "3", "--precision", "fp32", "--format", "npz", *options)
     with np.load(tmp_path / "npz" / "samples.npz") as archive:
         latents, pixels, rows = archive["samples"], archive["images"], archive["rows"]
+    with engines.open_bundle(plan.output_path) as bundle, pytest.warns(UserWarning, match="too long for the text encoder: prompts 1"):
+        drawn = bundle.sample(3, seed=SEED, prompts=OTHERS, negative_prompt=negative, precision="fp32", latents=True)
+    np.testing.assert_array_equal(drawn, latents)
     begin = start(latents.shape[1:], len(OTHERS))
     expected, images = (of_pipeline(plan.model_path, OTHERS, negative, begin, kind) for kind in ("latent", "pt"))
     assert rows.tolist() == [0, 1, 2]

@@ -1,0 +1,1 @@
+"""The Python interface of the run time; `engines` lists what is public."""

@@ -1,0 +1,133 @@
+"""Which samples a user asks for, checked against the bundle before any engine opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from engines.apps.chosen_rows import chosen_rows
+from engines.apps.pictures.rendering import Format
+from engines.apps.sample.batch_sampler import Batch, SampleWork
+from engines.arrays import Int64
+from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
+from engines.chain.sampling import Chain, batches
+from engines.errors import UsageError
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.conditioning import Conditioning
+from engines.networks.prompts import TextModel, open_text
+
+
+@dataclass(frozen=True)
+class AskedSamples:
+    """Samples that a user asks for.
+
+    Attributes:
+        num: number of samples.
+        seed: seed of the noise.
+        first: number of the first sample.
+        classes: rows that the samples take in turn, `all` for every row, or None to draw each sample's row from (seed, number).
+        prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
+        negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
+        chain: how to sample.
+    """
+
+    num: int
+    seed: int
+    first: int = 0
+    classes: tuple[int, ...] | Literal["all"] | None = None
+    prompts: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
+    chain: ChainChoice = field(default_factory=ChainChoice)
+
+    def of(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel] = open_text) -> DrawnSamples:
+        """Return the samples of a bundle.
+
+        Args:
+            bundle: bundle to sample from.
+            open_encoders: opens the bundle's text encoders; called only if there are prompts.
+
+        Raises:
+            UsageError: the samples do not fit the bundle.
+            MissingBackendError: prompts need a package that is missing.
+            PtqdError: a file of the bundle is damaged.
+        """
+        model = bundle.manifest.model
+        noise, samples = NoiseSource(self.seed, model.sample_shape), self._numbers()
+        text = self._text(bundle, open_encoders)
+        prompts = self.prompts or ()
+        rows = samples % len(prompts) if prompts else chosen_rows(self.classes, samples, noise, model.conditioning)
+        chain = self.chain.chosen(bundle)
+        if self.negative_prompt is not None and chain.scale == 1:
+            raise UsageError(
+                "A negative prompt needs guidance.", found="guidance 1", expected="a guidance scale other than 1, or no negative prompt"
+            )
+        conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
+        cut = () if text is None else text.cut(prompts)
+        return DrawnSamples(self.chain, chain, noise, samples, rows, conditioning, cut)
+
+    def _numbers(self) -> Int64:
+        """Return the sample numbers [N], after checking the fields that the command line checks itself."""
+        if self.num < 1:
+            raise UsageError("The number of samples is out of range.", found=self.num, expected="1 or more")
+        end = self.first + self.num
+        if self.first < 0 or end > 2**63:
+            found = self.first if self.first < 0 else end - 1
+            raise UsageError("A sample number is out of range.", found=found, expected="0 to 2^63 - 1")
+        if () in (self.classes, self.prompts):
+            raise UsageError("The list of classes or prompts is empty.", found="an empty list", expected="one entry or more, or None")
+        return self.first + np.arange(self.num, dtype=np.int64)
+
+    def _text(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel]) -> TextModel | None:
+        """Return the bundle's text encoders if there are prompts."""
+        if self.prompts is None:
+            if self.negative_prompt is not None:
+                raise UsageError("A negative prompt needs prompts.", found="a negative prompt without prompts", expected="prompts as well")
+            return None
+        if self.classes is not None:
+            raise UsageError("Prompts and classes cannot be combined.", found="prompts and classes", expected="only one of them")
+        return open_encoders(bundle)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSamples:
+    """Samples of a bundle, not computed yet.
+
+    Attributes:
+        choice: how to sample.
+        chain: the chain without engines.
+        noise: noise of every sample.
+        samples: [N] sample numbers.
+        rows: [N] conditioning rows; None for an unconditional model.
+        conditioning: conditioning rows that replace the bundle's own, or None.
+        cut: numbers of the prompts that are too long for the text encoder.
+    """
+
+    choice: ChainChoice
+    chain: Chain
+    noise: NoiseSource
+    samples: Int64
+    rows: Int64 | None
+    conditioning: Conditioning | None
+    cut: tuple[int, ...]
+
+    @property
+    def network_rows(self) -> Int64:
+        """The conditioning rows [N] that the networks get; unconditional models ignore them."""
+        return np.zeros_like(self.samples) if self.rows is None else self.rows
+
+    def batches(self, size: int) -> list[Batch]:
+        """Return the samples in batches of at most `size`."""
+        return [*zip(batches(self.samples, size), batches(self.network_rows, size), strict=True)]
+
+    def work(self, batch: int, kept: Format) -> SampleWork:
+        """Return the work of sampling in batches of `batch` samples.
+
+        Args:
+            batch: number of samples that the networks process at once.
+            kept: what to keep of the samples.
+        """
+        return SampleWork(self.choice, min(batch, len(self.samples)), self.noise.seed, kept, self.conditioning)

@@ -1,0 +1,155 @@
+"""`ptqd-export inspect`: prints what a bundle contains. It runs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engines.api.layer_info import ActivationScale, LayerBits, LayerInfo, layers_of
+from engines.api.precision_info import PrecisionInfo, precisions_of
+from engines.api.schedule_info import ScheduleInfo, schedules_of
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest, TargetRecord
+
+WIDTH = 80
+"""Columns of a table that is not written to a terminal."""
+
+ROW = "{:<7}{:<8}{:<7}{:<20}{:<9}{:<9}{:<10}"
+HEADER = ROW.format("op", "weight", "input", "weight scales", "in", "out", "Mbit ops") + "note"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a bundle contains."""
+
+    folder: Path
+    manifest: Manifest
+    schedules: Mapping[str, ScheduleInfo]
+    precisions: Mapping[str, PrecisionInfo]
+    layers: tuple[LayerInfo, ...]
+
+    def json(self) -> str:
+        """Return everything as one JSON document."""
+        manifest = self.manifest.model_dump(mode="json", exclude={"files", "precisions"})
+        contents = {
+            "schedules": {name: asdict(schedule) for name, schedule in self.schedules.items()},
+            "precisions": {name: asdict(precision) for name, precision in self.precisions.items()},
+            "layers": [asdict(layer) for layer in self.layers],
+            "files": {name: record.bytes for name, record in self.manifest.files.items()},
+        }
+        return json.dumps({"bundle": str(self.folder), **manifest, **contents}, indent=1)
+
+
+def inspect_bundle(folder: Path) -> Inspection:
+    """Read what a bundle contains.
+
+    Raises:
+        UsageError: the folder contains no bundle.
+        BundleError: a file of the bundle is damaged.
+    """
+    bundle = Bundle.open(folder)
+    return Inspection(folder, bundle.manifest, schedules_of(bundle), precisions_of(bundle), layers_of(bundle))
+
+
+def print_inspection(found: Inspection) -> None:
+    """Print the model, the schedules, the precisions, and the layers at every precision."""
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    for table in (_model(found), _schedules(found.schedules.values()), _precisions(found.precisions.values())):
+        console.print(table, highlight=False)
+    for precision in found.precisions:
+        layers = [(layer, layer.precisions[precision]) for layer in found.layers if precision in layer.precisions]
+        if layers:
+            _print_layers(console, precision, layers)
+
+
+def _print_layers(console: Console, precision: str, layers: Sequence[tuple[LayerInfo, LayerBits]]) -> None:
+    """Print two lines per layer, because names are long, and below all of them the reasons for other bits as notes."""
+    reasons = list(dict.fromkeys(bits.reason for _, bits in layers if bits.reason is not None))
+    lines = [f"Layers at {precision}: bits, smallest and largest scale of the weight, scales of input and output", f"    {HEADER}"]
+    for layer, bits in layers:
+        note = "" if bits.reason is None else f"[{reasons.index(bits.reason) + 1}]"
+        lines += [layer.name, f"    {_figures(layer, bits)}{note}"]
+    lines += [f"[{number}] {reason}" for number, reason in enumerate(reasons, start=1)]
+    console.print("\n".join(lines), "", sep="\n", highlight=False, markup=False)
+
+
+def _figures(layer: LayerInfo, bits: LayerBits) -> str:
+    weight = "" if bits.weight is None else f"{bits.weight.smallest:.1e} to {bits.weight.largest:.1e}"
+    cost = "" if bits.bit_operations is None else f"{bits.bit_operations / 1e6:,.1f}"
+    cells = (layer.op, _bits(bits.weight_bits), _bits(bits.activation_bits), weight, _scale(bits.input), _scale(bits.output), cost)
+    return ROW.format(*cells)
+
+
+def _model(found: Inspection) -> Table:
+    manifest, model = found.manifest, found.manifest.model
+    size = sum(record.bytes for record in manifest.files.values())
+    rows = {
+        "model": f"{model.family}, {model.parameters:,} parameters, predicts {manifest.parameterization}",
+        "state": _shape(model.sample_shape),
+        "image": "the state" if model.decoder is None else _shape(model.image_shape),
+        "conditioning": _conditioning(manifest),
+        "target": _target(manifest.target),
+        "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files",
+        "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "unknown versions",
+    }
+    table = Table(title=str(found.folder), title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _target(target: TargetRecord) -> str:
+    device = f" on {target.provider}" if target.name == "onnxruntime" else ""
+    return f"{target.name}{device}; layers in float are {target.high_precision}"
+
+
+def _conditioning(manifest: Manifest) -> str:
+    record = manifest.model.conditioning
+    if manifest.model.text is not None:
+        return "prompts"
+    if record is None:
+        return "none"
+    return f"{record.rows} {'classes' if record.file is None else 'rows of embeddings'}"
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _schedules(schedules: Iterable[ScheduleInfo]) -> Table:
+    table = _table("Schedules", "schedule", "sampler", "guidance", "correction", "policy", "steps")
+    for one in schedules:
+        sampler = f"{one.sampler}, eta {one.eta:g}"
+        correction = one.mode if one.mode == "none" else f"{one.mode}: {', '.join(one.parts)}"
+        steps = ", ".join(f"{count} {precision}" for precision, count in one.precision_steps.items())
+        table.add_row(one.name, sampler, f"{one.guidance:g}", f"{correction}; variance: {one.variance}", one.policy, steps)
+    return table
+
+
+def _precisions(precisions: Iterable[PrecisionInfo]) -> Table:
+    table = _table("Precisions", "precision", "weight", "input", "size", "bit ops saved, layers", "bit ops saved, all")
+    for one in precisions:
+        saved = (f"{one.bit_operations_saved:.1f}x", f"{one.bit_operations_saved_all:.1f}x")
+        table.add_row(one.name, _bits(one.weight_bits), _bits(one.activation_bits), f"{one.bytes / 1e6:.2f} MB", *saved)
+    return table
+
+
+def _bits(bits: int | None) -> str:
+    return "float" if bits is None else f"{bits} bit"
+
+
+def _scale(scale: ActivationScale | None) -> str:
+    return "" if scale is None else f"{scale.scale:.2g}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
