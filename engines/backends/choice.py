@@ -12,7 +12,7 @@ from engines.backends.openvino.openvino_backend import OpenVinoBackend
 from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.errors import UsageError
+from engines.errors import UnknownNameError, UsageError
 from engines.host.machine import machine_name
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -31,7 +31,7 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
     """
     known = get_args(RuntimeName)
     if runtime not in ("target", *known):
-        raise UsageError("There is no such runtime.", found=runtime, expected=" or ".join(("target", *known)))
+        raise UnknownNameError("There is no such runtime.", found=runtime, known=("target", *known))
     if runtime != "target":
         return runtime
     target = bundle.manifest.target
