@@ -46,8 +46,14 @@ class UnknownNameError(UsageError):
         super().__init__(what, found=found, expected=" or ".join(names) or "none", mend=did_you_mean(found, names) or mend)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return a question that proposes the known name most similar to `name` in any case, or None if none is similar."""
+def did_you_mean(name: str, known: Iterable[str], least: float = 0.6) -> str | None:
+    """Return a question that proposes the known name most similar to `name` in any case, or None if none is similar.
+
+    Args:
+        name: name that is unknown.
+        known: names to propose.
+        least: similarity below which nothing is proposed, from 0 to 1; see `difflib.SequenceMatcher.ratio`.
+    """
     names = {one.lower(): one for one in known}
-    nearest = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=least)
     return f'did you mean "{names[nearest[0]]}"?' if nearest else None

@@ -75,7 +75,7 @@ def proposal(name: str) -> str | None:
         weight = min(WEIGHT_BITS, key=lambda known: abs(known - int(bits[1])))
         activation = min(ACTIVATION_BITS, key=lambda known: abs(known - int(bits[2])))
         return did_you_mean(f"w{weight}a{activation}", all_names())
-    return did_you_mean(name, all_names())
+    return did_you_mean(name, all_names(), least=0.5)
 
 
 def all_names() -> tuple[str, ...]:
