@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from engines.backends.base import Backend
@@ -13,12 +14,23 @@ from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.errors import UnknownNameError, UsageError
-from engines.host.machine import machine_name
+from engines.host.installed_packages import installed_version
+from engines.host.machine import cores, machine_name
+from engines.host.verbosity import detail
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName
 """`target` stands for the runtime that the bundle was built for."""
 
+
+PACKAGES: Mapping[RuntimeName, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+}
+"""Packages that provide a runtime, the most likely first."""
 
 ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
@@ -38,6 +50,16 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
     return "onnxruntime-cuda" if target.provider == "CUDA" else target.name
 
 
+def runtime_version(name: RuntimeName) -> str | None:
+    """Return the version of a runtime as it is installed, or None if it is not."""
+    return installed_version(*PACKAGES[name])
+
+
+def provider_of(name: RuntimeName) -> Provider:
+    """Return the kind of device that a runtime computes on."""
+    return "CPU" if name in ON_CPU else "CUDA"
+
+
 def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Backend:
     """Return the backend of the requested runtime, never of another.
 
@@ -50,6 +72,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
         MissingBackendError: the runtime or its device is missing.
     """
     name = runtime_name(bundle, runtime)
+    detail(f"runtime: {name} {runtime_version(name) or ''}, {provider_of(name)}, {threads or cores()} threads on the CPU")
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
     if name == "openvino":
