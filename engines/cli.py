@@ -57,7 +57,8 @@ def main() -> None:
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
 )
-@click.option("--output", type=PATH, required=True, help="Folder to write to.")
+@click.option("--output", type=PATH, required=True, help="Folder to write to; it must not hold the samples of another run.")
+@click.option("--overwrite", is_flag=True, help="Remove the samples of another run from the folder.")
 @click.option(
     "--format",
     "kind",
@@ -71,6 +72,7 @@ def main() -> None:
 def sample(
     bundle: Path,
     output: Path,
+    overwrite: bool,
     num: int,
     seed: int,
     first: int,
@@ -92,7 +94,7 @@ def sample(
     texts = chosen_prompts(prompts, prompt_file)
     choice = ChainChoice(**chain)
     cluster = cluster_options.chosen_cluster(ray, ray_cpus)
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster)
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster, overwrite)
     click.echo(sample_bundle(request))
 
 

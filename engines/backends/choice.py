@@ -14,7 +14,6 @@ from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.errors import UnknownNameError, UsageError
-from engines.host.installed_packages import installed_version
 from engines.host.machine import cores, machine_name
 from engines.host.verbosity import detail
 
@@ -50,11 +49,6 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
     return "onnxruntime-cuda" if target.provider == "CUDA" else target.name
 
 
-def runtime_version(name: RuntimeName) -> str | None:
-    """Return the version of a runtime as it is installed, or None if it is not."""
-    return installed_version(*PACKAGES[name])
-
-
 def provider_of(name: RuntimeName) -> Provider:
     """Return the kind of device that a runtime computes on."""
     return "CPU" if name in ON_CPU else "CUDA"
@@ -72,7 +66,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
         MissingBackendError: the runtime or its device is missing.
     """
     name = runtime_name(bundle, runtime)
-    detail(f"runtime: {name} {runtime_version(name) or ''}, {provider_of(name)}, {threads or cores()} threads on the CPU")
+    detail(f"runtime: {name} on {provider_of(name)}, {threads or cores()} CPU threads")
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
     if name == "openvino":

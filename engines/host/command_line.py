@@ -71,10 +71,9 @@ class Command(click.Command):
 
 def _versions() -> str:
     """Return a line on what runs: the project, Python, and the libraries of a bundle's runtimes that are installed."""
-    from engines.host.installed_packages import PROJECT, installed_version  # slow to import, and rarely needed
+    from engines.host.installed_packages import PROJECT, installed_versions  # slow to import, and rarely needed
 
-    packages = {name: installed_version(name) for name in (PROJECT, *_SHOWN)}
-    installed = ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None)
+    installed = ", ".join(f"{name} {version}" for name, version in installed_versions(PROJECT, *_SHOWN).items())
     return f"{installed}; Python {platform.python_version()} on {platform.system()} {platform.machine()}"
 
 

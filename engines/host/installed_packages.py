@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
@@ -16,14 +17,13 @@ _OTHER_NAMES = {"yaml": "pyyaml", "cuda": "cuda-bindings"}
 """Packages by the name of the module that they provide, where the names differ by more than case, `-` and `_`."""
 
 
-def installed_version(*packages: str) -> str | None:
-    """Return the version of the first of the packages that is installed, or None."""
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed, by name."""
+    found = {}
     for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return None
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingBackendError | None:

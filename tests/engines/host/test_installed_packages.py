@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 
 from engines.host import installed_packages
-from engines.host.installed_packages import installed_version, missing_extra
+from engines.host.installed_packages import installed_versions, missing_extra
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,5 @@ def test_installed_package_with_a_missing_part_is_another_matter(monkeypatch: py
     assert _mend("onnx.nowhere") is None
 
 
-def test_version_of_the_first_package_that_is_installed() -> None:
-    assert installed_version("no-such-package", "numpy", "click") == version("numpy")
-    assert installed_version("no-such-package") is None
+def test_versions_of_what_is_installed() -> None:
+    assert installed_versions("no-such-package", "numpy") == {"numpy": version("numpy")}
