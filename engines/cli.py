@@ -9,14 +9,14 @@ import click
 
 from engines.apps import cluster_options
 from engines.apps.chain_options import RUNTIME, chain_options
-from engines.host.command_line import CommandLine
+from engines.host.command_line import Choice, CommandLine
 
 if TYPE_CHECKING:
     from engines.backends.choice import Runtime
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-UPDATES = click.Choice(["host", "device"])
+UPDATES = Choice(["host", "device"])
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
@@ -57,11 +57,12 @@ def main() -> None:
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
 )
-@click.option("--output", type=PATH, required=True, help="Folder to write to.")
+@click.option("--output", type=PATH, required=True, help="Folder to write to; it must not hold the samples of another run.")
+@click.option("--overwrite", is_flag=True, help="Remove the samples of another run from the folder.")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["png", "npz"]),
+    type=Choice(["png", "npz"]),
     default="png",
     show_default=True,
     help="`png` writes pictures. `npz` writes the final states and, for latent models, the decoded images.",
@@ -71,6 +72,7 @@ def main() -> None:
 def sample(
     bundle: Path,
     output: Path,
+    overwrite: bool,
     num: int,
     seed: int,
     first: int,
@@ -92,7 +94,7 @@ def sample(
     texts = chosen_prompts(prompts, prompt_file)
     choice = ChainChoice(**chain)
     cluster = cluster_options.chosen_cluster(ray, ray_cpus)
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster)
+    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster, overwrite)
     click.echo(sample_bundle(request))
 
 
@@ -150,7 +152,7 @@ def evaluate(
     json_file: Path | None,
     **chain: Any,
 ) -> None:
-    """Score samples of full precision and of a bundle's chain against a reference."""
+    """Score a bundle's chain and full precision against a reference."""
     from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
     from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
     from engines.host.files import writable_folder
@@ -201,7 +203,7 @@ def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **re
 @click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .npz file to write the statistics to.")
 def reference(images: Path, features: Path, output: Path) -> None:
-    """Compute the statistics of real images once, for many evaluations."""
+    """Compute statistics of real images once, for many evaluations."""
     from engines.apps.evaluate.extractor import Extractor
     from engines.apps.evaluate.image_archive import ImageArchive
     from engines.apps.evaluate.reference import Reference

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PtqdError(Exception):
     """The run failed (exit code 1). Base class of every error that the command lines print without a traceback."""
@@ -33,3 +36,24 @@ class MissingBackendError(PtqdError):
 
 class BundleError(PtqdError):
     """A bundle is damaged or incomplete, or has an unknown schema version (exit code 1)."""
+
+
+class UnknownNameError(UsageError):
+    """A name is none of the known ones (exit code 2). The mend proposes the most similar name, if any is similar."""
+
+    def __init__(self, what: str, *, found: str, known: Iterable[str], mend: str | None = None) -> None:
+        names = tuple(known)
+        super().__init__(what, found=found, expected=" or ".join(names) or "none", mend=did_you_mean(found, names) or mend)
+
+
+def did_you_mean(name: str, known: Iterable[str], least: float = 0.6) -> str | None:
+    """Return a question that proposes the known name most similar to `name` in any case, or None if none is similar.
+
+    Args:
+        name: name that is unknown.
+        known: names to propose.
+        least: similarity below which nothing is proposed, from 0 to 1; see `difflib.SequenceMatcher.ratio`.
+    """
+    names = {one.lower(): one for one in known}
+    nearest = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=least)
+    return f'did you mean "{names[nearest[0]]}"?' if nearest else None

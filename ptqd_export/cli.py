@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.apps import cluster_options
-from engines.host.command_line import CommandLine
+from engines.host.command_line import Choice, CommandLine
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.flavour import FlavourName
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-RUNTIMES = click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"])
+RUNTIMES = Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"])
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -39,26 +39,19 @@ def main() -> None:
 
 @main.command()
 @click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, or package.module:function that creates it.")
-@click.option("--target", required=True, help="Runtime that will run the engines, such as onnxruntime.")
+@click.option("--target", help="Runtime that will run the engines, such as onnxruntime.  [default: guessed from this machine]")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
-def init(model: Path, target: str, output: Path, force: bool) -> None:
+def init(model: Path, target: str | None, output: Path, force: bool) -> None:
     """Write a starter plan that spells out every default."""
+    from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
-    write_starter_plan(model, target, output, force=force)
+    guessed = guess_target() if target is None else None
+    write_starter_plan(model, target if guessed is None else guessed.name, output, force=force)
+    if guessed is not None:
+        click.echo(str(guessed))
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
-
-
-@main.command()
-def schema() -> None:
-    """Print the JSON Schema of plan.json."""
-    import json
-
-    from ptqd_export.plan import Plan
-
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    click.echo(json.dumps(dialect | Plan.model_json_schema(), indent=2))
 
 
 @main.command()
@@ -91,7 +84,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option("--steps", type=COUNT, help="Number of sampling steps.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Share of the ancestral noise: 0 is deterministic, 1 is ancestral.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale.")
-@click.option("--policy", type=click.Choice(["snr", "budget", "fixed"]), help="How the precision of each step is chosen.")
+@click.option("--policy", type=Choice(["snr", "budget", "fixed"]), help="How the precision of each step is chosen.")
 @click.option(
     "--precisions",
     callback=_names,
@@ -100,16 +93,16 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option(
     "--budget", type=click.FloatRange(min=0, min_open=True), help="For policy budget: cost of the chain as a fraction of full precision's."
 )
-@click.option("--cost", type=click.Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
-@click.option("--mode", type=click.Choice(["none", "ptqd", "signed", "joint", "mmse"]), help="Correction of the network output.")
+@click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
+@click.option("--mode", type=Choice(["none", "ptqd", "signed", "joint", "mmse"]), help="Correction of the network output.")
 @click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, or gain,offset.")
-@click.option("--variance", type=click.Choice(["schedule", "shift", "none"]), help="How to handle the variance that quantization adds.")
+@click.option("--variance", type=Choice(["schedule", "shift", "none"]), help="How to handle the variance that quantization adds.")
 @click.option("--samples", type=COUNT, help="Number of calibration samples that walk the chain.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the calibration samples.")
 @click.option(
-    "--trajectory", type=click.Choice(["quantized", "fp"]), help="Chain whose states the samples visit: quantized, or full precision's."
+    "--trajectory", type=Choice(["quantized", "fp"]), help="Chain whose states the samples visit: quantized, or full precision's."
 )
-@click.option("--fit", type=click.Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
+@click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")
 def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
     """Add a schedule to a bundle without quantizing again.
@@ -124,9 +117,12 @@ def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT.  [default: the bundle's]")
+@click.option("--target", type=Choice(["tensorrt", "tensorrt-rtx"]), help="Flavour of TensorRT.  [default: the bundle's]")
 def engines(bundle: Path, target: FlavourName | None) -> None:
-    """Build a bundle's engines for this machine from its graphs, and check them if there is a device to run them."""
+    """Build a bundle's engines for this machine, and check them.
+
+    The check needs a device that runs the engines; without one, it is left out.
+    """
     from ptqd_export.commands.engines_command import build_engines, check_built, print_engines
 
     built = build_engines(bundle, target)
@@ -138,7 +134,7 @@ def engines(bundle: Path, target: FlavourName | None) -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Print what a bundle contains: schedules, precisions, and the bits of every layer."""
+    """Print a bundle's schedules, precisions and layers."""
     from ptqd_export.commands.inspect_command import inspect_bundle, print_inspection
 
     found = inspect_bundle(bundle)
@@ -154,9 +150,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="File written by `ptqd-run evaluate --json`. Can be repeated.")
 @click.option("--comparison", "comparisons", type=PATH, multiple=True, help="File written by `ptqd-run compare --json`. Can be repeated.")
 def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], comparisons: tuple[Path, ...]) -> None:
-    """Write a bundle's report as one HTML file, including what was measured with the bundle.
+    """Write a bundle's report as one HTML file.
 
-    The bundle's own report/index.html contains no measured times and is left unchanged.
+    It includes the times measured on this machine. The bundle's own report/index.html, which has none, is left unchanged.
     """
     from ptqd_export.report.write_report import write_report
 
@@ -169,7 +165,7 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
 @click.option("--step", type=click.IntRange(min=0), default=0, show_default=True, help="Schedule step whose states the layers get.")
 @click.option(
     "--against",
-    type=click.Choice(["oracle", "fp32"]),
+    type=Choice(["oracle", "fp32"]),
     default="oracle",
     show_default=True,
     help="Reference: the same graph run as written, to find faults of the runtime; or full precision, to find badly quantized layers.",
@@ -193,3 +189,14 @@ def bisect(bundle: Path, worst: int, json_file: Path | None, **request: Any) -> 
     if json_file is not None:
         write_report(result, json_file)
     print_report(result, worst)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of plan.json."""
+    import json
+
+    from ptqd_export.plan import Plan
+
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    click.echo(json.dumps(dialect | Plan.model_json_schema(), indent=2))

@@ -29,7 +29,10 @@ _LABELS = {"-": "full precision", "off": "uncorrected", "on": "corrected"}
 
 def main() -> None:
     _run("ptqd-export", "build", "--plan", str(PLAN))
-    _run("ptqd-run", "sample", str(BUNDLE), "--num", "64", "--seed", str(SEED), "--classes", "all", "--output", str(OUTPUT / "samples"))
+    _run(
+        "ptqd-run", "sample", str(BUNDLE), "--num", "64", "--seed", str(SEED), "--classes", "all",
+        "--output", str(OUTPUT / "samples"), "--overwrite",
+    )  # fmt: skip
     rows = list(Study(Bundle.open(BUNDLE), SAMPLES).rows())
     _run("ptqd-run", "bench", str(BUNDLE))
     lowest = [row for row in rows if row.precision in ("fp32", rows[-1].precision)]

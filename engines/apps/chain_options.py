@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 
 import click
 
+from engines.host.command_line import Choice
+
 Command: TypeAlias = Callable[..., Any]
 
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
+    type=Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="target",
     show_default=True,
     help="Runtime of the networks; `target` is the bundle's own.",
@@ -24,7 +26,7 @@ _OPTIONS = (
     click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle to use."),
     click.option("--precision", default="auto", show_default=True, help="Precision of every step; `auto` takes the schedule's choice."),
     click.option(
-        "--correction", type=click.Choice(["on", "off"]), default="on", show_default=True, help="`off` runs the plain quantized sampler."
+        "--correction", type=Choice(["on", "off"]), default="on", show_default=True, help="`off` runs the plain quantized sampler."
     ),
     RUNTIME,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from engines.backends.base import Backend
@@ -12,13 +13,23 @@ from engines.backends.openvino.openvino_backend import OpenVinoBackend
 from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.errors import UsageError
-from engines.host.machine import machine_name
+from engines.errors import UnknownNameError, UsageError
+from engines.host.machine import cores, machine_name
+from engines.host.verbosity import detail
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName
 """`target` stands for the runtime that the bundle was built for."""
 
+
+PACKAGES: Mapping[RuntimeName, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+}
+"""Packages that provide a runtime, the most likely first."""
 
 ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
@@ -31,11 +42,16 @@ def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
     """
     known = get_args(RuntimeName)
     if runtime not in ("target", *known):
-        raise UsageError("There is no such runtime.", found=runtime, expected=" or ".join(("target", *known)))
+        raise UnknownNameError("There is no such runtime.", found=runtime, known=("target", *known))
     if runtime != "target":
         return runtime
     target = bundle.manifest.target
     return "onnxruntime-cuda" if target.provider == "CUDA" else target.name
+
+
+def provider_of(name: RuntimeName) -> Provider:
+    """Return the kind of device that a runtime computes on."""
+    return "CPU" if name in ON_CPU else "CUDA"
 
 
 def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Backend:
@@ -50,6 +66,7 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
         MissingBackendError: the runtime or its device is missing.
     """
     name = runtime_name(bundle, runtime)
+    detail(f"runtime: {name} on {provider_of(name)}, {threads or cores()} CPU threads")
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
     if name == "openvino":

@@ -8,7 +8,7 @@ from engines.bundle.bundle_files import COPY_AGAIN, BundleFiles
 from engines.bundle.contract import contract, unsealed
 from engines.bundle.manifest import MANIFEST, Manifest, PrecisionRecord
 from engines.chain.schedule import Schedule
-from engines.errors import BundleError, UsageError
+from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.untrusted.external_data import external_files
 from engines.untrusted.untrusted_json import json_object, read_json_object
 
@@ -80,8 +80,7 @@ class Bundle:
         """
         record = self.manifest.precisions.get(name)
         if record is None:
-            known = " or ".join(self.manifest.precisions)
-            raise UsageError("The bundle has no such precision.", found=name, expected=known)
+            raise UnknownNameError("The bundle has no such precision.", found=name, known=self.manifest.precisions)
         return record
 
     def graph(self, name: str, whole: str | None = None) -> Path:
@@ -125,7 +124,7 @@ class Bundle:
         """
         file = f"schedules/{name}.json"
         if file not in self.manifest.files:
-            raise UsageError("The bundle has no such schedule.", found=name, expected=" or ".join(self.schedules))
+            raise UnknownNameError("The bundle has no such schedule.", found=name, known=self.schedules)
         schedule = contract(Schedule, self.json(file), self.folder / file)
         self._check_fits(schedule, self.folder / file)
         return schedule

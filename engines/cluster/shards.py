@@ -28,11 +28,8 @@ class Shards:
     """
 
     def __init__(self, parent: Path, asked: Mapping[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        self._folder = parent / f"{PREFIX}{digest[:16]}"
-        for other in parent.glob(f"{PREFIX}*"):
-            if other != self._folder:
-                shutil.rmtree(other)
+        self._folder = shards_folder(parent, asked)
+        remove_shards(parent, but=self._folder)
 
     def has(self, unit: str) -> bool:
         return self._path(unit).is_file()
@@ -51,6 +48,19 @@ class Shards:
 
     def _path(self, unit: str) -> Path:
         return self._folder / f"{unit}.npz"
+
+
+def shards_folder(parent: Path, asked: Mapping[str, Any]) -> Path:
+    """Return the folder of a request's results. It exists from the first result on, until the output is complete."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return parent / f"{PREFIX}{digest[:16]}"
+
+
+def remove_shards(parent: Path, but: Path | None = None) -> None:
+    """Remove the folders of all requests, or of all but one."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        if folder != but:
+            shutil.rmtree(folder)
 
 
 def unit_name(first: int, last: int) -> str:

@@ -1,7 +1,9 @@
-"""Error reporting shared by both command lines: one message and an exit code, with a traceback only on `--debug`."""
+"""What both command lines share: options of every command, and errors as one message and an exit code."""
 
 from __future__ import annotations
 
+import logging
+import platform
 import re
 import select
 import sys
@@ -10,9 +12,10 @@ from typing import Any
 
 import click
 
-from engines.errors import PtqdError
+from engines.errors import PtqdError, did_you_mean
 from engines.host.interruption import terminated_by_exception, verdict
 from engines.host.room import NO_ROOM, NoRoomError
+from engines.host.verbosity import LOG, detail, is_verbose, told_on_standard_error
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that a terminal would interpret instead of showing; a message may quote an untrusted file."""
@@ -20,20 +23,80 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 LONGEST = 2000
 """Maximum characters per line of a message; a library may quote an entire file."""
 
+_SHOWN = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch", "diffusers")
+"""Packages whose versions `--verbose` shows."""
+
 STDOUT = 1
 """File descriptor of standard output."""
 
 
+class Choice(click.Choice[str]):
+    """One of several names; a misspelt name is answered with the most similar one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            hint = did_you_mean(value, self.choices)
+            error.message += f" D{hint[1:]}" if hint else ""
+            raise
+
+
+def _verbosity_options() -> list[click.Parameter]:
+    """Return options that may stand before or after the name of a command."""
+    settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _set_level}
+    return [
+        click.Option(["-v", "--verbose"], help="Print details too: versions, runtime, threads and paths.", **settings),
+        click.Option(["-q", "--quiet"], help="Print only errors and the result.", **settings),
+    ]
+
+
+def _set_level(_ctx: click.Context, param: click.Parameter, given: bool) -> None:
+    if given:
+        LOG.setLevel(logging.INFO if param.name == "verbose" else logging.ERROR)
+
+
+class Command(click.Command):
+    """A command that takes the options of every command."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params += _verbosity_options()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if is_verbose():
+            detail(_versions())
+        return super().invoke(ctx)
+
+
+def _versions() -> str:
+    """Return a line on what runs: the project, Python, and the libraries of a bundle's runtimes that are installed."""
+    from engines.host.installed_packages import PROJECT, installed_versions  # slow to import, and rarely needed
+
+    installed = ", ".join(f"{name} {version}" for name, version in installed_versions(PROJECT, *_SHOWN).items())
+    return f"{installed}; Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
 class CommandLine(click.Group):
-    """A group of commands that reports every failure the same way.
+    """A group of commands, listed in the order of their definition, that reports every failure the same way.
 
     Exit codes: 0 success; 1 the run failed, or a bug; 2 the command line or the plan is wrong; 3 a backend or device is missing;
     130 interrupted by Ctrl-C; 143 terminated by SIGTERM.
     """
 
+    command_class = Command
+
     def __init__(self, *args: Any, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.params.append(click.Option(["--debug"], is_flag=True, help="Print the traceback of an error."))
+        super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
+        self.params += [*_verbosity_options(), click.Option(["--debug"], is_flag=True, help="Print the traceback of an error.")]
+        click.version_option(package_name="ptqd-export", message="%(package)s %(version)s")(self)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with told_on_standard_error():
+            return super().main(*args, **extra)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
@@ -58,6 +121,10 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return verdict(error)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         error = NoRoomError.of(error)
+    if isinstance(error, ModuleNotFoundError):
+        from engines.host.installed_packages import missing_extra  # slow to import, and rarely needed
+
+        error = missing_extra(error) or error
     if isinstance(error, PtqdError):
         return f"error: {error}", error.exit_code
     if isinstance(error, MemoryError):

@@ -6,11 +6,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from engines.host.verbosity import is_quiet
+
 
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while the block runs; yield a function to call after each of `total` steps."""
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
@@ -25,7 +27,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
 @contextlib.contextmanager
 def fraction_bar(description: str) -> Iterator[Callable[[float, str], None]]:
     """Show a bar on standard error while the block runs; yield a function to call with the fraction done and a word on the current work."""
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         yield lambda _fraction, _doing: None
         return
     from rich.console import Console

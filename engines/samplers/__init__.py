@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TypeAlias
 
 from engines.arrays import Float64
-from engines.errors import UsageError
+from engines.errors import UnknownNameError, UsageError
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import compile_ddim
 from engines.samplers.ddpm import compile_ddpm
@@ -77,8 +76,7 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
     """
     sampler = SAMPLERS.get(name)
     if sampler is None:
-        nearest = get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0)[0]
-        raise UsageError("The sampler is unknown.", found=name, expected=" or ".join(SAMPLERS), mend=f'did you mean "{nearest}"?')
+        raise UnknownNameError("The sampler is unknown.", found=name, known=SAMPLERS)
     _check_eta(name, sampler, eta)
     _check_prediction(name, sampler, schedule)
     if alphas is None:

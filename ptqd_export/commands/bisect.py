@@ -28,7 +28,7 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
-from engines.errors import UsageError
+from engines.errors import UnknownNameError, UsageError
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
@@ -216,7 +216,7 @@ def _figures(name: str, expected: NDArray[Any], found: NDArray[Any]) -> LayerFig
 def _check(request: BisectRequest, bundle: Bundle, schedule: Schedule) -> None:
     known = [name for name in bundle.manifest.precisions if name != FULL_PRECISION]
     if request.precision not in known:
-        raise UsageError("The bundle has no such engine.", found=request.precision, expected=" or ".join(known))
+        raise UnknownNameError("The bundle has no such engine.", found=request.precision, known=known)
     if request.step >= len(schedule.steps):
         raise UsageError("The schedule has fewer steps.", found=f"--step {request.step}", expected=f"0 to {len(schedule.steps) - 1}")
 

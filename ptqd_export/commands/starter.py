@@ -8,9 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import get_args
 
-from engines.errors import UsageError
+from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
 from engines.samplers import SAMPLERS
+from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
 
 STEPS = 20
@@ -50,7 +51,7 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
 
     Args:
         model: folder or file of a model, or `package.module:function` of a factory.
-        target: runtime of the engines; None takes `onnxruntime`.
+        target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
 
     Raises:
@@ -58,7 +59,7 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     """
     from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
 
-    known, source, model, folder = _target(target or "onnxruntime"), str(model), Path(model), Path(folder)
+    known, source, model, folder = _target(target or guess_target().name), str(model), Path(model), Path(folder)
     declared = declare_model(source, folder.absolute())
     named = re.fullmatch(FACTORY, source)
     section = ModelSection(factory=source) if named else _section(model, folder)
@@ -95,5 +96,5 @@ def _name(model: Path) -> str:
 def _target(name: str) -> TargetSection:
     known = get_args(TargetSection.model_fields["name"].annotation)
     if name not in known:
-        raise UsageError("The target is unknown.", found=name, expected=" or ".join(known), mend="correct --target")
+        raise UnknownNameError("The target is unknown.", found=name, known=known, mend="correct --target")
     return TargetSection.model_validate({"name": name})

@@ -7,13 +7,13 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from calib.quantizers.rules.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, nearest_name
+from calib.quantizers.rules.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.model import ModelSection
-from ptqd_export.plan.plan_errors import Problem, expectation, expectations
+from ptqd_export.plan.plan_errors import Problem, expectation, expectations, one_of
 from ptqd_export.plan.quantization import QuantizationSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import UNIQUE, Section, WrittenPath, all_different
@@ -26,7 +26,7 @@ def _known_precision(name: str) -> str:
     try:
         Precision.parse(name)
     except UsageError:
-        raise expectation(f'{GRAMMAR}; did you mean "{nearest_name(name)}"?') from None
+        raise expectation("; ".join(filter(None, (GRAMMAR, proposal(name))))) from None
     return name
 
 
@@ -99,7 +99,7 @@ class Plan(Section):
         count, rows = len(steps.precisions), SAMPLERS[sampler.name].rows(sampler.steps)
         known = dict.fromkeys((*precisions, FULL_PRECISION))
         problems: list[Problem] = [
-            (("precisions", index), name, f"one of {', '.join(known)}") for index, name in enumerate(steps.precisions) if name not in known
+            (("precisions", index), name, one_of(name, known)) for index, name in enumerate(steps.precisions) if name not in known
         ]
         if count not in (1, rows):
             problems.append((("precisions",), steps.precisions, f"1 name, or {rows} (one for each step), not {count}"))

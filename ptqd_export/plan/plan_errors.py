@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TypeAlias, get_args
@@ -12,7 +12,7 @@ from typing import TypeAlias, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from engines.errors import UsageError
+from engines.errors import UsageError, did_you_mean
 
 Location: TypeAlias = tuple[int | str, ...]
 Problem: TypeAlias = tuple[Location, object, str]
@@ -40,6 +40,12 @@ _EXPECTED = {
 def expectation(expected: str) -> PydanticCustomError:
     """Return the error that a validator of the plan raises. `expected` completes `LOCATION: found ..., expected ...`."""
     return PydanticCustomError("expectation", "Input should be {expected}", {"expected": expected})
+
+
+def one_of(name: str, known: Iterable[str]) -> str:
+    """Return what was expected instead of an unknown name: the known names, and the most similar one."""
+    names = tuple(known)
+    return "; ".join(filter(None, (" or ".join(f'"{one}"' for one in names), did_you_mean(name, names))))
 
 
 def expectations(problems: Sequence[Problem]) -> ValidationError:
@@ -79,8 +85,7 @@ def _dotted(location: Location) -> str:
 
 def _hint(location: Location, plan_type: type[BaseModel]) -> str:
     known = list(_section(location, plan_type).model_fields)
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f'did you mean "{nearest[0]}"?' if nearest else f"known keys: {', '.join(known)}"
+    return did_you_mean(str(location[-1]), known) or f"known keys: {', '.join(known)}"
 
 
 def _description(location: Location, plan_type: type[BaseModel]) -> str:
@@ -105,7 +110,9 @@ def _members(annotation: object) -> tuple[object, ...]:
 
 def _expected(details: ErrorDetails) -> str:
     template = _EXPECTED.get(details["type"])
-    return template.format(**details.get("ctx", {})) if template else details["msg"]
+    expected = template.format(**details.get("ctx", {})) if template else details["msg"]
+    known = re.findall("'([^']*)'", expected) if details["type"] == "literal_error" else ()
+    return "; ".join(filter(None, (expected, did_you_mean(str(details["input"]), known))))
 
 
 def _shortened(value: object, width: int = 60) -> str:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from engines.samplers import SAMPLERS
 from engines.samplers.levels.noise_schedule import PredictionType, TimestepSpacing
 from engines.untrusted.limits import CHAIN_STEPS
-from ptqd_export.plan.plan_errors import expectation
+from ptqd_export.plan.plan_errors import expectation, one_of
 from ptqd_export.plan.section import Section
 
 _READERS = {
@@ -21,7 +21,7 @@ _READERS = {
 
 def _registered_sampler(name: str) -> str:
     if name not in SAMPLERS:
-        raise expectation(" or ".join(f'"{known}"' for known in SAMPLERS))
+        raise expectation(one_of(name, SAMPLERS))
     return name
 
 

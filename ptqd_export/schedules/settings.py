@@ -17,7 +17,7 @@ from calib.walk.policy import FixedPolicy, SnrPolicy
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.contract import first_problem
 from engines.chain.schedule import SamplerRecord, Schedule
-from engines.errors import BundleError, UsageError
+from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.samplers import SAMPLERS, compile_sampler
 from ptqd_export.plan import CalibrationSection, Cost, Plan
 
@@ -173,7 +173,7 @@ def _precisions(request: ScheduleRequest, policy: str, bundle: Bundle, base: Sch
     known = bundle.manifest.precisions
     for name in request.precisions or ():
         if name not in known:
-            raise UsageError("The bundle has no engine of this precision.", found=name, expected=" or ".join(known))
+            raise UnknownNameError("The bundle has no engine of this precision.", found=name, known=known)
     if policy == "snr" or request.policy == "budget":
         return tuple(sorted(request.precisions or plan.precisions, key=lambda name: Precision.parse(name).cost_key))
     if request.precisions is None and base.policy == "snr":

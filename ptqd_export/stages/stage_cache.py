@@ -15,6 +15,7 @@ from typing import Any
 
 from engines.host.files import sync, sync_tree
 from engines.host.room import check_room, naming_full_disks
+from engines.host.verbosity import detail
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.stages.reporter import Reporter
 from ptqd_export.stages.stage_code import StageCode
@@ -73,6 +74,7 @@ class StageCache:
         folder = self._folder / f"{name}-{self._key(name, inputs, module)}"
         begin = time.monotonic()
         reused = folder.is_dir()
+        detail(f"stage {name}: {folder}{' (from an earlier run)' if reused else ''}")
         if not reused:
             check_room(folder, room, f"stage {name}")
             self._reporter.start(name)

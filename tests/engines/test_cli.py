@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +90,9 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
     pictures = [f"000000{n}.png" for n in range(30, 35)]
     assert names(tmp_path / "out") == [*pictures, "grid.png", "samples.json"]
     assert record(tmp_path / "out") == {
-        "schema_version": 1,
+        "schema_version": 2,
+        "bundle": hashlib.sha256((tiny.folder / "manifest.json").read_bytes()).hexdigest(),
+        "bundle_schema_version": 2,
         "seed": 5,
         "first": 30,
         "num": 5,
@@ -100,6 +104,9 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
         "rows": [2, 0, 2, 0, 2],
         "prompts": None,
         "negative_prompt": None,
+        "runtime": "onnxruntime",
+        "provider": "CPU",
+        "versions": {name: version(name) for name in ("ptqd-export", "onnxruntime")},
         "files": pictures,
     }
     with Image.open(tmp_path / "out" / "00000032.png") as image:
@@ -198,8 +205,43 @@ def test_a_run_that_fails_leaves_no_record_of_an_earlier_one(tiny: TinyBundle, t
         raise KeyboardInterrupt
 
     monkeypatch.setattr("engines.apps.sample.sample_command.PngOutput.add", fail)
-    assert sample(tiny, folder, num=2).exit_code == 130
-    assert names(folder) == ["00000000.png", "00000001.png", "grid.png"]
+    assert sample(tiny, folder, "--overwrite", num=2).exit_code == 130
+    assert names(folder) == []
+
+
+def test_samples_of_another_run_are_an_error_before_anything_is_opened_or_written(
+    tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sampled(tiny, tmp_path / "out", num=2)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(
+        "engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", lambda *_, **__: pytest.fail("an engine was started")
+    )
+    result = sample(tiny, folder, num=3)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: The output folder holds the samples of another run.\n"
+        f"  found:    00000000.png and 3 more files in {folder}, from a finished run\n"
+        "  expected: a folder without samples\n"
+        "  mend:     choose another --output, or pass --overwrite to remove these samples and start over\n"
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_overwrite_removes_the_samples_and_no_other_file(tiny: TinyBundle, tmp_path: Path) -> None:
+    folder = sampled(tiny, tmp_path / "out", "--first", 30, num=5)
+    (folder / "samples.json").unlink()  # as an interrupted run leaves it
+    (folder / ".00000035.png.x1.part").write_text("a killed run's")
+    (folder / ".shards-0123456789abcdef").mkdir()
+    own = ["1.png", "00000001.png.txt", "notes.txt", ".x.part"]
+    for name in own:
+        (folder / name).write_text("mine")
+    assert "from an interrupted run, because there is no samples.json" in sample(tiny, folder, num=2).stderr
+    sampled(tiny, folder, "--overwrite", "--format", "npz", num=2)
+    assert names(folder) == sorted([*own, "samples.json", "samples.npz"])
+    sampled(tiny, folder, "--overwrite", num=2)
+    assert names(folder) == sorted([*own, "00000000.png", "00000001.png", "grid.png", "samples.json"])
+    assert record(folder)["num"] == 2
 
 
 def _edit_graph(bundle: TinyBundle) -> None:
@@ -308,7 +350,7 @@ def test_other_guidance_is_sampled_only_where_accepted(tiny: TinyBundle, tmp_pat
     assert "`ptqd-export schedule --guidance`" in refused.stderr
     assert "--accept-guidance" in refused.stderr
     assert sample(tiny, tmp_path / "out", "--guidance", 1.5).exit_code == 0
-    assert sample(tiny, tmp_path / "out", "--guidance", 2, "--accept-guidance").exit_code == 0
+    assert sample(tiny, tmp_path / "other", "--guidance", 2, "--accept-guidance").exit_code == 0
 
 
 def test_classes_and_guidance_of_an_unconditional_model_are_errors(tiny_unconditional: TinyBundle, tmp_path: Path) -> None:

@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
 
+import engines.cli
+from engines.host.command_line import CommandLine
 from ptqd_export.cli import main
+from ptqd_export.commands import guessed_target
+from ptqd_export.commands.guessed_target import GuessedTarget
 from ptqd_export.plan import Plan, PlanFile
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
@@ -65,17 +73,18 @@ def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
     assert len(done.stdout) > 100
 
 
-def test_help_lists_the_commands_with_their_purpose() -> None:
-    text = _run("--help").stdout
-    for line in (
-        "bisect    Find the first layer where an engine departs from a reference.",
-        "build     Build the bundle that a plan describes.",
-        "init      Write a starter plan",
-        "schedule  Add a schedule to a bundle without quantizing again.",
-        "schema    Print the JSON Schema",
-        "--debug",
-    ):
-        assert line in text
+def test_help_lists_the_commands_in_the_order_of_use() -> None:
+    lines = _run("-h").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ["init", "build", "schedule", "engines", "inspect", "report", "bisect", "schema"]
+    assert lines[1] == "  build     Build the bundle that a plan describes."
+
+
+@pytest.mark.parametrize("command_line", [main, engines.cli.main])
+def test_purpose_of_every_command_fits_a_line_of_80_columns(command_line: CommandLine) -> None:
+    text = CliRunner().invoke(command_line, ["--help"], terminal_width=80).stdout
+    lines = text.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(command_line.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines), text
 
 
 def test_schema_is_that_of_the_plan() -> None:
@@ -97,6 +106,17 @@ def test_init_writes_a_plan_that_build_accepts(model: Path, builds: list[tuple[P
     assert plan_file.model_path == model
     assert plan_file.plan.sampler.guidance == 1.5
     assert not fresh
+
+
+def test_init_tells_the_target_that_it_guessed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessed_target, "guess_target", lambda: GuessedTarget("tensorrt", "this is a test"))
+    path = model.parent / "plan.json"
+    result = _run("init", "--model", model, "-o", path)
+    assert result.stdout.splitlines() == [
+        "target: tensorrt, because this is a test; --target chooses another",
+        f"wrote {path}; review it, then run: ptqd-export build --plan {path}",
+    ]
+    assert json.loads(path.read_text())["target"]["name"] == "tensorrt"
 
 
 def test_init_writes_plan_json_in_the_current_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +182,58 @@ def test_build_without_the_plan_is_an_error_of_usage(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["init"], "Missing option '--model'"),
-        (["init", "--model", "x"], "Missing option '--target'"),
         (["build"], "Missing option '--plan'"),
-        (["biuld"], "No such command 'biuld'"),
-        (["build", "--plan", "x", "--frsh"], "No such option"),
+        (["biuld"], "No such command 'biuld'. Did you mean 'build'?"),
+        (["build", "--plan", "x", "--frsh"], "No such option '--frsh'. Did you mean '--fresh'?"),
+        (["schedule", "x", "--mode", "Sined"], 'Did you mean "signed"?'),
+        (["init", "--model", "x", "--target", "TensorRT"], 'did you mean "tensorrt"?'),
     ],
 )
 def test_wrong_command_line_exits_2(arguments: list[str], complaint: str) -> None:
     result = _run(*arguments)
     assert result.exit_code == 2
     assert complaint in result.stderr
+
+
+WITHOUT_EXPORT = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class Hidden(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in json.loads(sys.argv[1]):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+from ptqd_export.cli import main
+for arguments in json.loads(sys.argv[2]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        print(arguments[0], end.code, file=sys.stderr)
+"""
+"""Runs commands one after the other in an interpreter without some packages."""
+
+
+def test_commands_without_the_extra_export_name_it(model: Path, tiny: TinyBundle, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert _run("init", "--model", model, "--target", "onnxruntime", "-o", plan).exit_code == 0
+    bundle = str(tiny.folder)
+    commands = [
+        ["init", "--model", str(model), "-o", str(tmp_path / "other.json")],
+        ["build", "--plan", str(plan)],
+        ["bisect", bundle, "--precision", "w8a8"],
+        ["engines", bundle],
+    ]
+    hidden = json.dumps([name for name in HEAVY if name not in ("onnxruntime", "rich")])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXPORT, hidden, json.dumps(commands)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4 * len(commands), done.stderr
+    for index, (name, *_) in enumerate(commands):
+        error, found, mend, end = lines[4 * index : 4 * index + 4]
+        assert error == "error: A package that this command needs is not installed."
+        assert found.startswith("  found:    no module ")
+        assert mend == "  mend:     pip install 'ptqd-export[export]'"
+        assert end == f"{name} 3"

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from engines.errors import UsageError
+from engines.errors import UsageError, did_you_mean
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
@@ -48,7 +47,7 @@ class Precision:
         if name == FLOAT8:
             return cls(name, 8, 8, "e4m3")
         if not re.fullmatch(PATTERN, name):
-            raise UsageError(f'Unknown precision "{name}".', found=name, expected=GRAMMAR, mend=f'did you mean "{nearest_name(name)}"?')
+            raise UsageError(f'Unknown precision "{name}".', found=name, expected=GRAMMAR, mend=proposal(name))
         weight_bits, activation_bits = (int(bits) for bits in name[1:].split("a"))
         return cls(name, weight_bits, activation_bits)
 
@@ -67,14 +66,16 @@ class Precision:
         return self.weight_bits or FLOAT_WIDTHS[self.name]
 
 
-def nearest_name(name: str) -> str:
-    """The valid name closest to a misspelt one: closest in bits if it has the form of a precision, otherwise closest in spelling."""
-    lowered = name.strip().lower()
-    if bits := re.fullmatch(r"w(\d+)a(\d+)", lowered):
+def proposal(name: str) -> str | None:
+    """Return a question that proposes the valid name closest to a misspelt one, or None if none is close.
+
+    Closest in bits if it has the form of a precision, otherwise closest in spelling.
+    """
+    if bits := re.fullmatch(r"w(\d+)a(\d+)", name.strip().lower()):
         weight = min(WEIGHT_BITS, key=lambda known: abs(known - int(bits[1])))
         activation = min(ACTIVATION_BITS, key=lambda known: abs(known - int(bits[2])))
-        return f"w{weight}a{activation}"
-    return difflib.get_close_matches(lowered, all_names(), n=1, cutoff=0.0)[0]
+        return did_you_mean(f"w{weight}a{activation}", all_names())
+    return did_you_mean(name, all_names(), least=0.5)
 
 
 def all_names() -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from engines.chain.finite import check_output
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
-from engines.errors import MissingBackendError, UsageError
+from engines.errors import MissingBackendError, UnknownNameError, UsageError
 from engines.host.files import writable_folder
 from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
@@ -115,7 +115,7 @@ def _compared(request: CompareRequest, bundle: Bundle, schedule: Schedule, itsel
         raise UsageError("There is nothing to compare.", found=f"schedule {request.schedule} has only {itself}")
     for name in request.precisions or ():
         if name not in known:
-            raise UsageError("There is no such engine to compare.", found=name, expected=" or ".join(known))
+            raise UnknownNameError("There is no such engine to compare.", found=name, known=known)
     return tuple(dict.fromkeys(request.precisions or known))
 
 

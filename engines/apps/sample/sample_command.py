@@ -12,24 +12,25 @@ from typing import Any, Literal
 from engines.apps.pictures.images import check_drawable
 from engines.apps.sample.asked_samples import AskedSamples
 from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.apps.sample.output_folder import check_unused, remove_samples
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
-from engines.apps.sample.samples_record import SamplesRecord
+from engines.apps.sample.samples_record import RECORD, SamplesRecord
 from engines.arrays import Int64
-from engines.backends.choice import runtime_name
+from engines.backends.choice import PACKAGES, provider_of, runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST, ConditioningRecord, ModelRecord
 from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
-from engines.cluster.shards import Shards, unit_name
+from engines.cluster.shards import Shards, remove_shards, shards_folder, unit_name
 from engines.host.files import sha256, writable_folder, write_text
+from engines.host.installed_packages import PROJECT, installed_versions
 from engines.host.interruption import keeping
 from engines.host.progress import progress
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.prompts import shortened
 
-RECORD = "samples.json"
 SAMPLING = "sampling"
 
 
@@ -39,7 +40,7 @@ class SampleRequest:
 
     Attributes:
         bundle: bundle folder.
-        output: folder to write to; files with the same names are replaced.
+        output: folder to write to.
         num: number of samples.
         seed: seed of the noise.
         first: number of the first sample.
@@ -50,6 +51,7 @@ class SampleRequest:
         prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
         negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
         cluster: cluster to sample on; None samples in this process.
+        overwrite: remove the samples of other runs from the output folder, which are an error otherwise.
     """
 
     bundle: Path
@@ -64,6 +66,7 @@ class SampleRequest:
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     cluster: Cluster | None = None
+    overwrite: bool = False
 
     @property
     def asked(self) -> AskedSamples:
@@ -101,7 +104,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     """Sample; write the pictures and their grid, or the archive; then write `samples.json`.
 
     Raises:
-        UsageError: the request does not fit the bundle, or the output cannot be written; nothing is written.
+        UsageError: the request does not fit the bundle, or the output cannot be written or holds other samples; nothing is written.
         MissingBackendError: the runtime or the cluster is missing.
         PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
@@ -110,18 +113,31 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     if request.format == "png":
         check_drawable(model.image_shape)
     found = request.asked.of(bundle)
+    own = shards_folder(request.output, _asked(request, bundle))
+    if not (request.overwrite or (request.cluster is not None and own.is_dir())):  # all samples beside own shards are of this request
+        check_unused(request.output)
     work = found.work(request.batch_size, request.format)
     sampler = work.open(bundle) if request.cluster is None else None
     folder = writable_folder(request.output)
-    (folder / RECORD).unlink(missing_ok=True)
+    remove_samples(folder, own if request.cluster is not None else None)
     output = _output(request, folder, found.rows, model)
     begin = time.perf_counter()
     drawn = found.batches(request.batch_size)
-    with keeping(f"every file in {folder} is whole, but some are missing, and so is {RECORD}"):
+    with keeping(_kept(request)):
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
-        record = _record(request, found.chain, found.rows, output.finish())
+        record = _record(request, bundle, found.chain, found.rows, output.finish())
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+        remove_shards(folder)
     return SampleResult(record, folder, time.perf_counter() - begin, found.cut, lost)
+
+
+def _kept(request: SampleRequest) -> str:
+    """Return what an interruption leaves, and how to go on."""
+    if request.cluster is not None:
+        return "finished batches are kept; the same command continues from there"
+    return (
+        f"every file in {request.output} is whole, but some are missing, and so is {RECORD}; the same command with --overwrite starts over"
+    )
 
 
 def _output(request: SampleRequest, folder: Path, rows: Int64 | None, model: ModelRecord) -> SampleOutput:
@@ -156,7 +172,6 @@ def _sample_on_cluster(request: SampleRequest, bundle: Bundle, work: SampleWork,
     lost = complete(request.cluster, size, lambda ray: SampleOnCopy(FolderCopy.of_bundle(ray, bundle), work), units, shards, SAMPLING)
     for name, batch in units:
         output.add(batch[0], shards.read(name))
-    shards.remove()
     return lost
 
 
@@ -174,8 +189,11 @@ def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
+def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
+    runtime = runtime_name(bundle, request.chain.runtime)
     return SamplesRecord(
+        bundle=sha256(bundle.folder / MANIFEST),
+        bundle_schema_version=bundle.manifest.schema_version,
         seed=request.seed,
         first=request.first,
         num=request.num,
@@ -187,5 +205,8 @@ def _record(request: SampleRequest, chain: Chain, rows: Int64 | None, files: tup
         rows=None if rows is None else tuple(rows.tolist()),
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
+        runtime=runtime,
+        provider=provider_of(runtime),
+        versions=installed_versions(PROJECT, *PACKAGES[runtime]),
         files=files,
     )

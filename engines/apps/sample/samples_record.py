@@ -6,15 +6,21 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from engines.backends.choice import RuntimeName
+from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.schedule import Strict
 
-SCHEMA_VERSION: Literal[1] = 1
+RECORD = "samples.json"
+
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class SamplesRecord(Strict):
     """The samples of one run.
 
     Attributes:
+        bundle: SHA-256 of the bundle's `manifest.json`, which lists the hashes of its other files.
+        bundle_schema_version: schema version of the bundle.
         seed: seed of the noise; together with a sample's number and row, it determines the sample.
         first: number of the first sample.
         num: number of samples.
@@ -26,10 +32,15 @@ class SamplesRecord(Strict):
         rows: class or conditioning row of each sample, in order of sample number; null for an unconditional model.
         prompts: prompts that the rows index; null if the rows are the bundle's own.
         negative_prompt: prompt that guidance steered away from; null is the model's own choice.
+        runtime: runtime of the engines.
+        provider: what the runtime computed on.
+        versions: versions of ptqd-export and of the runtime's package.
         files: one picture per sample in the same order, or the one archive that holds all samples.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
+    bundle: str
+    bundle_schema_version: PositiveInt
     seed: NonNegativeInt
     first: NonNegativeInt
     num: PositiveInt
@@ -41,4 +52,7 @@ class SamplesRecord(Strict):
     rows: tuple[NonNegativeInt, ...] | None
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
+    runtime: RuntimeName
+    provider: Provider
+    versions: dict[str, str]
     files: tuple[str, ...]

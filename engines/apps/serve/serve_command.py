@@ -69,7 +69,7 @@ def serve_bundle(request: ServeRequest, tell: Any) -> None:
 def serving(request: ServeRequest) -> Iterator[str]:
     """Serve while the block runs; yield the address."""
     bundle = Bundle.open(request.bundle)
-    check_drawable(bundle.manifest.model.image_shape)
+    check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
     for precision in set(request.chain.chosen(bundle).step_precisions):
         bundle.verified_graph(precision)
     size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))

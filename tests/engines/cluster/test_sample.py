@@ -54,6 +54,7 @@ def test_a_run_goes_on_with_the_shards_that_are_there(tiny: TinyBundle, tmp_path
     assert sample(tiny.folder, tmp_path / "there", "--ray").exit_code == 130
     assert len(list((tmp_path / "there").glob(".shards-*/*.npz"))) == 2
     wrote.clear()
+    (tmp_path / "there" / "00000003.png").write_text("from this run, interrupted while it wrote pictures")
     assert sample(tiny.folder, tmp_path / "there", "--ray").exit_code == 0
     assert len(wrote) == 1
     assert sample(tiny.folder, tmp_path / "here").exit_code == 0
@@ -64,7 +65,8 @@ def test_a_run_goes_on_with_the_shards_that_are_there(tiny: TinyBundle, tmp_path
 @pytest.mark.usefixtures("ray")
 def test_shards_of_another_request_are_not_taken(tiny: TinyBundle, tmp_path: Path) -> None:
     Shards(tmp_path / "there", {"seed": 4}).write("00000003-00000006", {})
-    assert sample(tiny.folder, tmp_path / "there", "--ray").exit_code == 0
+    assert sample(tiny.folder, tmp_path / "there", "--ray").exit_code == 2
+    assert sample(tiny.folder, tmp_path / "there", "--ray", "--overwrite").exit_code == 0
     assert sample(tiny.folder, tmp_path / "here").exit_code == 0
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 

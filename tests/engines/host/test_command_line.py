@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -13,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
-from engines.host.command_line import CommandLine
+from engines.host.command_line import Choice, CommandLine
+from engines.host.verbosity import LOG, detail, is_quiet
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,6 +25,7 @@ FAILURES: dict[str, BaseException] = {
     "backend": MissingBackendError("no backend"),
     "bundle": BundleError("damaged"),
     "bug": KeyError("x"),
+    "module": ModuleNotFoundError("No module named 'nowhere'", name="nowhere"),
     "interrupt": KeyboardInterrupt(),
     "click": click.BadParameter("not like this"),
     "exit": click.exceptions.Exit(7),
@@ -47,6 +50,14 @@ def talk() -> None:
     """Print more than any pipe holds."""
     for _ in range(20_000):
         click.echo("x" * 79)
+
+
+@main.command()
+@click.option("--animal", type=Choice(["cat", "dog"]))
+def tell(animal: str | None) -> None:
+    """Tell a detail and a result."""
+    detail("a detail")
+    click.echo(f"{animal}, {'quiet' if is_quiet() else 'talkative'}")
 
 
 def _run(*arguments: str) -> Result:
@@ -130,3 +141,48 @@ def test_pipe_gets_no_color_and_rich_is_not_imported() -> None:
     program = "import sys; from engines.host.command_line import _print_error; _print_error('error: x'); print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert (done.stderr, done.stdout) == ("error: x\n", "False\n")
+
+
+def test_version_is_that_of_the_installed_project() -> None:
+    assert _run("--version").stdout == f"ptqd-export {version('ptqd-export')}\n"
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["tell", "-h"]])
+def test_short_option_for_help(arguments: list[str]) -> None:
+    assert _run(*arguments).stdout == _run(*arguments[:-1], "--help").stdout
+    assert "-h, --help" in _run(*arguments).stdout
+
+
+@pytest.mark.parametrize("arguments", [["-v", "tell"], ["tell", "--verbose"]])
+def test_details_are_told_on_standard_error_where_asked(arguments: list[str]) -> None:
+    assert (_run("tell").stdout, _run("tell").stderr) == ("None, talkative\n", "")
+    result = _run(*arguments)
+    versions, told = result.stderr.splitlines()
+    assert versions.startswith(f"ptqd-export {version('ptqd-export')}, numpy ")
+    assert told == "a detail"
+    assert result.stdout == "None, talkative\n"
+
+
+@pytest.mark.parametrize("arguments", [["-q", "tell"], ["tell", "--quiet"]])
+def test_quiet_leaves_the_result(arguments: list[str]) -> None:
+    result = _run(*arguments)
+    assert (result.stdout, result.stderr) == ("None, quiet\n", "")
+    assert not is_quiet(), "the next command decides for itself"
+    assert LOG.handlers == []
+
+
+def test_misspelt_choice_is_answered_with_the_nearest() -> None:
+    result = _run("tell", "--animal", "Cat")
+    assert result.exit_code == 2
+    assert "'Cat' is not one of 'cat', 'dog'. Did you mean \"cat\"?" in result.stderr
+
+
+def test_commands_are_listed_in_the_order_of_their_definition() -> None:
+    lines = _run("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ["fail", "talk", "tell"]
+
+
+def test_missing_module_of_no_extra_is_a_bug() -> None:
+    result = _run("fail", "module")
+    assert result.exit_code == 1
+    assert "this is a bug in ptqd-export: ModuleNotFoundError" in result.stderr

@@ -65,7 +65,10 @@ def test_sampling_stops_and_every_picture_is_whole(
         process.send_signal(number)
         _, error = process.communicate(timeout=20)
     assert process.returncode == exit_code
-    assert error == f"{word}: every file in {output} is whole, but some are missing, and so is samples.json\n"
+    assert error == (
+        f"{word}: every file in {output} is whole, but some are missing, and so is samples.json; "
+        "the same command with --overwrite starts over\n"
+    )
     names = sorted(path.name for path in output.iterdir())
     assert names == [f"{n:08d}.png" for n in range(len(names))]
     for name in names:

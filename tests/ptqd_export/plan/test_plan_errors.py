@@ -88,6 +88,7 @@ def test_it_is_an_error_of_usage() -> None:
         ({"heat": float("inf")}, "oven.heat: found Infinity, expected a finite number"),
         ({"fan": 1}, "oven.fan: found 1, expected true or false"),
         ({"shelf": "middle"}, "oven.shelf: found \"middle\", expected 'top' or 'bottom'"),
+        ({"shelf": "Botom"}, "oven.shelf: found \"Botom\", expected 'top' or 'bottom'; did you mean \"bottom\"?"),
         ({"name": 3}, "oven.name: found 3, expected a string"),
         ({"name": ""}, 'oven.name: found "", expected a string that is not empty'),
         ({"trays": "ab"}, 'oven.trays: found "ab", expected a list'),

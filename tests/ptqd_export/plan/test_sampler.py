@@ -26,7 +26,9 @@ def test_registered_samplers_are_accepted(write: Write) -> None:
 def test_unknown_sampler_lists_the_registered_ones(write: Write) -> None:
     (problem,) = problems(write(sampler={"name": "dimm", "steps": 20}))
     assert problem.startswith('sampler.name: found "dimm", expected ')
-    assert re.findall(r'"([^"]+)"', problem.split("expected")[1]) == list(SAMPLERS)
+    expected, hint = problem.split("expected")[1].split(";")
+    assert re.findall(r'"([^"]+)"', expected) == list(SAMPLERS)
+    assert hint == ' did you mean "ddim"?'
 
 
 @pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddpm", 1.0), ("dpm++2m", 0.0), ("dpm++2m-sde", 1.0), ("euler-ancestral", 1.0)])

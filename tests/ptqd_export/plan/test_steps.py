@@ -18,8 +18,8 @@ def test_fixed_steps_take_one_name_or_one_for_each(write: Write, names: list[str
 
 def test_fixed_steps_of_another_length_or_with_other_names_are_refused(write: Write) -> None:
     assert problems(write(steps={"policy": "fixed", "precisions": ["w8a8", "fp16", "w4a4"]})) == [
-        'steps.precisions[1]: found "fp16", expected one of w8a8, w4a8, fp32',
-        'steps.precisions[2]: found "w4a4", expected one of w8a8, w4a8, fp32',
+        'steps.precisions[1]: found "fp16", expected "w8a8" or "w4a8" or "fp32"',
+        'steps.precisions[2]: found "w4a4", expected "w8a8" or "w4a8" or "fp32"; did you mean "w4a8"?',
         'steps.precisions: found ["w8a8", "fp16", "w4a4"], expected 1 name, or 20 (one for each step), not 3',
     ]
 

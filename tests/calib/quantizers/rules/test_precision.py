@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from calib.quantizers.rules.precision import GRAMMAR, PATTERN, Precision, all_names, nearest_name
+from calib.quantizers.rules.precision import GRAMMAR, PATTERN, Precision, all_names, proposal
 from engines.errors import UsageError
 
 
@@ -95,6 +95,11 @@ def test_unknown_name_is_answered_with_the_nearest_and_the_grammar(name: str, ne
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["", "int8", "???", "w", "wXaY"])
-def test_whatever_was_typed_the_nearest_name_is_valid(name: str) -> None:
-    assert nearest_name(name) in all_names()
+@pytest.mark.parametrize("name", ["w99a99", "W0A0", "w4", "fp64"])
+def test_what_is_proposed_is_valid(name: str) -> None:
+    assert proposal(name) in [f'did you mean "{known}"?' for known in all_names()]
+
+
+@pytest.mark.parametrize("name", ["", "???", "mixed"])
+def test_nothing_is_proposed_for_what_resembles_no_name(name: str) -> None:
+    assert proposal(name) is None
