@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,7 +228,9 @@ def reference(images: Path, features: Path, output: Path) -> None:
 @click.option(
     "--batch-wait", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Seconds that a batch waits for more pictures."
 )
-@click.option("--max-number", type=COUNT, default=64, show_default=True, help="Maximum number of pictures per request.")
+@click.option(
+    "--max-num", "--max-number", "max_num", type=COUNT, default=64, show_default=True, help="Maximum number of pictures per request."
+)
 @click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Maximum size of a request body in bytes.")
 @click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Maximum number of pictures requested but not yet sent.")
 @click.option(
@@ -247,7 +250,7 @@ def serve(
     replicas: int,
     batch_size: int,
     batch_wait: float,
-    max_number: int,
+    max_num: int,
     max_body: int,
     max_waiting: int,
     rate: float,
@@ -261,5 +264,9 @@ def serve(
     from engines.cluster.session import Cluster
     from engines.networks.chain_choice import ChainChoice
 
-    limits, cluster = Limits(max_body, max_number, max_waiting, rate), Cluster(ray or "", ray_cpus)
-    serve_bundle(ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain), cluster), click.echo)
+    limits, cluster = Limits(max_body, max_num, max_waiting, rate), Cluster(ray or "", ray_cpus)
+    serve_bundle(
+        ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain), cluster),
+        click.echo,
+        partial(click.echo, err=True),
+    )

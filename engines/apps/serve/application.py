@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engines.apps.serve.gateway import Answer, Asked, Gateway
+from engines.apps.serve.gateway import Asked, Gateway
 from engines.apps.serve.image_request import Reader
 from engines.apps.serve.items import Item, ItemWork, ServedPicture
-from engines.apps.serve.request_limits import Limits
-from engines.bundle.manifest import ModelRecord
+from engines.apps.serve.pages.answer import Answer
+from engines.apps.serve.pages.openapi import Served, openapi
+from engines.apps.serve.pages.page_files import page_answers
 from engines.cluster.session import WorkerSize, import_ray
 
 NAME = "ptqd"
@@ -33,8 +35,7 @@ class Settings:
 
     Attributes:
         work: what each replica opens.
-        model: record of the bundle's model.
-        limits: request limits.
+        served: what the server says of itself, with the model and the request limits.
         replicas: number of replicas, each with its own engines.
         size: resources of each replica.
         batch: maximum number of pictures that the networks process at once.
@@ -42,8 +43,7 @@ class Settings:
     """
 
     work: ItemWork
-    model: ModelRecord
-    limits: Limits
+    served: Served
     replicas: int
     size: WorkerSize
     batch: int
@@ -69,8 +69,10 @@ def application(serve: Any, settings: Settings) -> Any:
 
         def __init__(self, sampler: Any) -> None:
             self._sampler = sampler
-            reader = Reader(settings.model, settings.limits.number)
-            self._gateway = Gateway(reader, settings.limits, self.picture, running_replicas)
+            served = settings.served
+            reader = Reader(served.model, served.limits.number)
+            pages = page_answers(json.dumps(openapi(served), indent=1).encode())
+            self._gateway = Gateway(reader, served.limits, self.picture, running_replicas, pages)
 
         async def __call__(self, request: Any) -> Any:
             client = request.client.host if request.client else ""
@@ -94,7 +96,7 @@ def application(serve: Any, settings: Settings) -> Any:
         ray_actor_options=resources,
     )
     entrance = serve.deployment(
-        Entrance, name="entrance", max_ongoing_requests=settings.limits.waiting + SPARE, ray_actor_options={"num_cpus": 0}
+        Entrance, name="entrance", max_ongoing_requests=settings.served.limits.waiting + SPARE, ray_actor_options={"num_cpus": 0}
     )
     return entrance.bind(samplers.bind())
 

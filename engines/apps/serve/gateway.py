@@ -8,10 +8,11 @@ import json
 import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engines.apps.serve.image_request import Reader, Refused
 from engines.apps.serve.items import Item, ServedPicture
+from engines.apps.serve.pages.answer import Answer
 from engines.apps.serve.request_limits import Limits, Rate, bounded
 from engines.apps.serve.server_metrics import Metrics
 
@@ -37,14 +38,6 @@ class Asked:
     body: AsyncIterator[bytes]
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    content: bytes
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
 class Gateway:
     """Answers requests.
 
@@ -53,6 +46,7 @@ class Gateway:
         limits: request limits, see `Limits`.
         sample: samples the picture of an item.
         replicas: returns the number of running samplers.
+        pages: answers to GET requests for other paths.
     """
 
     def __init__(
@@ -61,11 +55,14 @@ class Gateway:
         limits: Limits,
         sample: Callable[[Item], Awaitable[ServedPicture]],
         replicas: Callable[[], Awaitable[int]],
+        pages: Mapping[str, Answer],
     ) -> None:
         self._reader = reader
         self._limits = limits
         self._sample = sample
         self._replicas = replicas
+        self._pages = pages
+        self._methods = {**METHODS, **dict.fromkeys(pages, "GET")}
         self._rate = Rate(limits.rate, time.monotonic)
         self._metrics = Metrics()
         self._waiting = 0
@@ -85,10 +82,12 @@ class Gateway:
         return answer
 
     async def _answer(self, asked: Asked) -> Answer:
-        if asked.path not in METHODS:
-            raise Refused(404, f"there is no {asked.path}; the paths are {', '.join(METHODS)}")
-        if asked.method != METHODS[asked.path]:
-            raise Refused(405, f"{asked.path} accepts only {METHODS[asked.path]}")
+        if asked.path not in self._methods:
+            raise Refused(404, f"there is no {asked.path}; the paths are {', '.join(self._methods)}")
+        if asked.method != self._methods[asked.path]:
+            raise Refused(405, f"{asked.path} accepts only {self._methods[asked.path]}")
+        if asked.path in self._pages:
+            return self._pages[asked.path]
         if asked.path == HEALTH:
             return await self._health()
         if asked.path == METRICS:
@@ -97,7 +96,7 @@ class Gateway:
 
     async def _health(self) -> Answer:
         replicas = await self._replicas()
-        status = "ok" if replicas else "no replica runs"
+        status = "ok" if replicas else "no replica is running"
         return Answer(200 if replicas else 503, _json(status=status, replicas=replicas, waiting=self._waiting))
 
     async def _images(self, asked: Asked) -> Answer:
@@ -112,7 +111,7 @@ class Gateway:
         for picture in pictures:
             self._metrics.batch.observe(picture.batch)
             self._metrics.again.inc(picture.attempts - 1)
-        return _packed(pictures)
+        return _packed(items, pictures)
 
     async def _counted(self, item: Item) -> ServedPicture:
         """Sample an item, which counts as waiting until its picture is done: even if another of its request fails or the client leaves."""
@@ -126,14 +125,14 @@ class Gateway:
         self._metrics.waiting.set(self._waiting)
 
 
-def _packed(pictures: Sequence[ServedPicture]) -> Answer:
+def _packed(items: Sequence[Item], pictures: Sequence[ServedPicture]) -> Answer:
     """Return one picture as it is, or several in a zip archive under the names that `ptqd-run sample` gives them."""
     if len(pictures) == 1:
         return Answer(200, pictures[0].png, "image/png")
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for number, picture in enumerate(pictures):
-            archive.writestr(f"{number:08d}.png", picture.png)
+        for item, picture in zip(items, pictures, strict=True):
+            archive.writestr(f"{item.number:08d}.png", picture.png)
     return Answer(200, file.getvalue(), "application/zip")
 
 

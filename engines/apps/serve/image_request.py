@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from engines.apps.serve.items import Item
 from engines.arrays import Int64
@@ -29,21 +29,17 @@ class Refused(Exception):  # noqa: N818 (it is an answer, not an error)
 
 
 class ImageRequest(BaseModel):
-    """The body of a POST request, a JSON object.
-
-    Attributes:
-        seed: seed of the noise.
-        number: number of pictures: samples 0 to number - 1 of this seed.
-        row: class for a class-conditional model, under the key `class`; if missing, each sample's class is drawn from its seed and number.
-        prompt: prompt for a text model.
-    """
+    """The body of a POST request, a JSON object. The descriptions of its keys are part of the server's OpenAPI document."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    seed: Annotated[int, Field(ge=0, lt=2**64)]
-    number: Annotated[int, Field(ge=1)] = 1
-    row: Annotated[int | None, Field(alias="class", ge=0)] = None
-    prompt: Annotated[str | None, Field(min_length=1, max_length=10_000)] = None
+    seed: Annotated[int, Field(ge=0, lt=2**64, description="Seed of the noise.")]
+    num: Annotated[
+        int, Field(ge=1, validation_alias=AliasChoices("num", "number"), description="Number of pictures.")  # `number` is the earlier name
+    ] = 1
+    first: Annotated[int, Field(ge=0, lt=2**62, description="Number of the first sample of this seed.")] = 0
+    row: Annotated[int | None, Field(alias="class", ge=0, description="Class of every picture. Default: drawn from the seed.")] = None
+    prompt: Annotated[str | None, Field(min_length=1, max_length=10_000, description="Prompt of every picture.")] = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,9 @@ class Reader:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the body"
             raise Refused(400, f"{where}: {first['msg']}") from error
-        if request.number > self.most:
-            raise Refused(400, f"number: {request.number} pictures requested; at most {self.most} are allowed")
-        numbers = np.arange(request.number, dtype=np.int64)
+        if request.num > self.most:
+            raise Refused(400, f"num: {request.num} pictures requested; at most {self.most} are allowed")
+        numbers = request.first + np.arange(request.num, dtype=np.int64)
         rows = self._rows(request, numbers)
         return [Item(request.seed, int(n), row, request.prompt) for n, row in zip(numbers, rows, strict=True)]
 
@@ -83,9 +79,9 @@ class Reader:
         if request.row is None and text is None and conditioning is not None:
             return [int(row) for row in NoiseSource(request.seed, self.model.sample_shape).row(numbers, conditioning.rows)]
         if request.row is None:
-            return [0] * request.number
+            return [0] * request.num
         if conditioning is None or text is not None:
             raise Refused(400, "class: this model takes no classes")
         if request.row >= conditioning.rows:
             raise Refused(400, f"class: {request.row} is out of range; this model has classes 0 to {conditioning.rows - 1}")
-        return [request.row] * request.number
+        return [request.row] * request.num

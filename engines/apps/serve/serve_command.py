@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ from typing import Any
 from engines.apps.pictures.images import check_drawable
 from engines.apps.serve.application import NAME, Settings, application
 from engines.apps.serve.items import ItemWork
+from engines.apps.serve.pages.openapi import Served
 from engines.apps.serve.request_limits import Limits
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import Bundle
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.errors import MissingBackendError, PtqdError
-from engines.networks.chain_choice import ChainChoice
+from engines.networks.chain_choice import AUTO, ChainChoice
+
+Tell = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -48,32 +51,34 @@ class ServeRequest:
     cluster: Cluster = field(default_factory=Cluster)
 
 
-def serve_bundle(request: ServeRequest, tell: Any) -> None:
+def serve_bundle(request: ServeRequest, tell: Tell, waiting: Tell) -> None:
     """Serve until interrupted.
 
     Args:
         request: what to serve, and how.
         tell: called with a line for the user, once the server takes requests.
+        waiting: called with what the server waits for while it starts.
 
     Raises:
         UsageError: the request does not fit the bundle.
         MissingBackendError: Ray Serve, the cluster, or room on it is missing.
         PtqdError: the server does not start.
     """
-    with serving(request) as address, contextlib.suppress(KeyboardInterrupt):
-        tell(f"serving {request.bundle} at {address}; press Ctrl-C to stop")
+    with serving(request, waiting) as address, contextlib.suppress(KeyboardInterrupt):
+        tell(f"serving {request.bundle} at {address} (a form) and {address}/docs (the API); press Ctrl-C to stop")
         threading.Event().wait()
 
 
 @contextlib.contextmanager
-def serving(request: ServeRequest) -> Iterator[str]:
-    """Serve while the block runs; yield the address."""
+def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterator[str]:
+    """Serve while the block runs; yield the address. `waiting` is called with what the start waits for."""
     bundle = Bundle.open(request.bundle)
     check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
     for precision in set(request.chain.chosen(bundle).step_precisions):
         bundle.verified_graph(precision)
     size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
     serve = _import_serve()
+    waiting("starting Ray" if not request.cluster.address else f"joining Ray at {request.cluster.address}")
     with joined(request.cluster) as ray:
         if size.room(ray) < request.replicas:
             raise MissingBackendError(
@@ -82,13 +87,23 @@ def serving(request: ServeRequest) -> Iterator[str]:
                 expected=f"room for {request.replicas}",
                 mend="lower --ray-cpus or --replicas",
             )
+        waiting("sharing the bundle with the workers")
         work = ItemWork(FolderCopy.of_bundle(ray, bundle), request.chain, request.batch_size)
-        settings = Settings(work, bundle.manifest.model, request.limits, request.replicas, size, request.batch_size, request.batch_wait)
+        settings = Settings(work, _served(request, bundle), request.replicas, size, request.batch_size, request.batch_wait)
+        waiting(f"opening engines on {request.replicas} replica{'s' * (request.replicas > 1)}")
         try:
             _start(serve, request, settings)
             yield f"http://{request.host}:{request.port}"
         finally:
             serve.shutdown()
+
+
+def _served(request: ServeRequest, bundle: Bundle) -> Served:
+    name = request.chain.schedule
+    sampler = bundle.schedule(name).sampler
+    precision = "" if request.chain.precision == AUTO else f", {request.chain.precision}"
+    schedule = f"{name} schedule: {sampler.name}, {len(bundle.schedule(name).steps)} steps{precision}"
+    return Served(request.bundle.resolve().name, schedule, bundle.manifest.model, request.limits)
 
 
 def _start(serve: Any, request: ServeRequest, settings: Settings) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from engines.apps.serve.gateway import Answer, Asked, Gateway
+from engines.apps.serve.gateway import Asked, Gateway
 from engines.apps.serve.image_request import Reader
 from engines.apps.serve.items import Item, ServedPicture
+from engines.apps.serve.pages.answer import Answer
 from engines.apps.serve.request_limits import Limits
 from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
 from engines.samplers import NoiseSchedule
@@ -31,7 +33,11 @@ async def echo(item: Item) -> ServedPicture:
 
 
 def gateway(
-    sample: Sample = echo, limits: Limits = LIMITS, replicas: int = 1, conditioning: ConditioningRecord | None = CLASSES
+    sample: Sample = echo,
+    limits: Limits = LIMITS,
+    replicas: int = 1,
+    conditioning: ConditioningRecord | None = CLASSES,
+    pages: Mapping[str, Answer] = MappingProxyType({}),
 ) -> Gateway:
     model = ModelRecord(
         family="tiny", parameters=1, sample_shape=(1, 4, 4), conditioning=conditioning, noise_schedule=NoiseSchedule(clip_sample=False)
@@ -40,7 +46,7 @@ def gateway(
     async def running() -> int:
         return replicas
 
-    return Gateway(Reader(model, limits.number), limits, sample, running)
+    return Gateway(Reader(model, limits.number), limits, sample, running, pages)
 
 
 async def pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -60,7 +66,7 @@ def answers(of: Gateway, *requests: Asked) -> list[Answer]:
 
 
 def test_one_picture_comes_as_it_is_and_several_in_an_archive() -> None:
-    one, several = answers(gateway(), asked({"seed": 7, "class": 2}), asked({"seed": 8, "class": 1, "number": 3}))
+    one, several = answers(gateway(), asked({"seed": 7, "class": 2}), asked({"seed": 8, "class": 1, "num": 3}))
     assert (one.status, one.media_type, one.content) == (200, "image/png", b"(7, 0, 2)")
     assert (several.status, several.media_type) == (200, "application/zip")
     with zipfile.ZipFile(io.BytesIO(several.content)) as archive:
@@ -80,7 +86,7 @@ def test_one_picture_comes_as_it_is_and_several_in_an_archive() -> None:
         (asked({"seed": 2**64}), 400, "seed: Input should be less than"),
         (asked({"seed": "1"}), 400, "seed: Input should be a valid integer"),
         (asked({"seed": 1, "steps": 3}), 400, "steps: Extra inputs are not permitted"),
-        (asked({"seed": 1, "number": 5}), 400, "number: 5 pictures requested; at most 4 are allowed"),
+        (asked({"seed": 1, "num": 5}), 400, "num: 5 pictures requested; at most 4 are allowed"),
         (asked({"seed": 1, "class": 3}), 400, "class: 3 is out of range; this model has classes 0 to 2"),
         (asked({"seed": 1, "prompt": "a cat"}), 400, "prompt: this model takes no prompts"),
         (asked({"seed": 1, "prompt": "x" * 200}), 413, "the body has more than 200 bytes"),
@@ -99,8 +105,29 @@ def test_classes_of_a_model_without_are_refused() -> None:
     assert (answer.status, json.loads(answer.content)["error"]) == (400, "class: this model takes no classes")
 
 
+def test_first_is_the_number_of_the_first_picture() -> None:
+    one, several = answers(gateway(), asked({"seed": 8, "class": 1, "first": 6}), asked({"seed": 8, "class": 1, "first": 5, "num": 2}))
+    assert one.content == b"(8, 6, 1)"
+    with zipfile.ZipFile(io.BytesIO(several.content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"00000005.png": b"(8, 5, 1)", "00000006.png": b"(8, 6, 1)"}
+
+
+def test_the_earlier_name_of_num_is_accepted_but_not_both() -> None:
+    old, both = answers(gateway(), asked({"seed": 8, "number": 2}), asked({"seed": 8, "num": 2, "number": 2}))
+    assert (old.status, old.media_type) == (200, "application/zip")
+    assert both.status == 400
+
+
+def test_pages_answer_only_get() -> None:
+    page = Answer(200, b"hello", "text/html")
+    server = gateway(pages={"/": page})
+    found, refused = answers(server, asked(method="GET", path="/"), asked(method="POST", path="/"))
+    assert found == page
+    assert (refused.status, json.loads(refused.content)["error"]) == (405, "/ accepts only GET")
+
+
 def test_no_more_wait_than_may() -> None:
-    several = {"seed": 1, "class": 0, "number": 3}
+    several = {"seed": 1, "class": 0, "num": 3}
     found = answers(gateway(), *(asked(several) for _ in range(3)))
     assert [answer.status for answer in found] == [200, 200, 503]
     assert found[2].headers == {"Retry-After": "5"}
@@ -146,7 +173,7 @@ def test_pictures_still_sampled_count_after_a_sibling_failed() -> None:
 
     async def failing_again_and_again() -> list[int]:
         server = gateway(sample)
-        return [(await server(asked({"seed": 1, "class": 0, "number": 3}))).status for _ in range(9)]
+        return [(await server(asked({"seed": 1, "class": 0, "num": 3}))).status for _ in range(9)]
 
     statuses = asyncio.run(failing_again_and_again())
     assert statuses[:2] == [500, 500]
@@ -156,7 +183,7 @@ def test_pictures_still_sampled_count_after_a_sibling_failed() -> None:
 
 def test_health_is_that_of_the_replicas() -> None:
     (answer,) = answers(gateway(replicas=0), asked(method="GET", path="/health"))
-    assert (answer.status, json.loads(answer.content)["status"]) == (503, "no replica runs")
+    assert (answer.status, json.loads(answer.content)["status"]) == (503, "no replica is running")
 
 
 def test_metrics_count_what_was_answered() -> None:
@@ -164,7 +191,7 @@ def test_metrics_count_what_was_answered() -> None:
         return replace(await echo(item), attempts=2)
 
     server = gateway(twice)
-    answers(server, asked({"seed": 1, "number": 2}), asked({"seed": 1, "class": 9}))
+    answers(server, asked({"seed": 1, "num": 2}), asked({"seed": 1, "class": 9}))
     (page,) = answers(server, asked(method="GET", path="/metrics"))
     lines = page.content.decode().splitlines()
     for line in (
