@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -123,4 +124,5 @@ def _import_serve() -> Any:
         from ray import serve
     except ImportError as error:
         raise MissingBackendError("Ray Serve is not installed.", found=str(error), mend="pip install 'ptqd-export[ray]'") from error
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return serve

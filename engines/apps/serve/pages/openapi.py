@@ -36,9 +36,9 @@ def openapi(served: Served) -> Json:
     refusals = {
         "400": f"The request does not fit the model, or asks for more than {limits.number} pictures.",
         "413": f"The body is longer than {limits.body} bytes.",
-        "429": f"The client sends more than {limits.rate:g} requests per second. `Retry-After` gives the seconds to wait.",
+        "429": f"The client sends more than {limits.rate:g} requests per second. Retry-After gives the seconds to wait.",
         "500": "Sampling failed.",
-        "503": f"{limits.waiting} pictures are waiting. `Retry-After` gives the seconds to wait.",
+        "503": f"{limits.waiting} pictures are waiting. Retry-After gives the seconds to wait.",
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
     pictures = {
@@ -57,7 +57,7 @@ def openapi(served: Served) -> Json:
             "title": served.name,
             "version": version("ptqd-export"),
             "summary": f"{served.model.family}; {served.schedule}",
-            "description": "Pictures sampled from a quantized diffusion model by `ptqd-run serve`.",
+            "description": "Pictures sampled from a quantized diffusion model by ptqd-run serve.",
         },
         "paths": {
             "/images": {"post": post},
@@ -75,7 +75,7 @@ def request_schema(served: Served) -> Json:
     schema = ImageRequest.model_json_schema()
     keys, model = schema["properties"], served.model
     keys["num"]["maximum"] = served.limits.number
-    keys["number"] = {**keys["num"], "deprecated": True, "description": "The earlier name of `num`."}
+    keys["number"] = {**keys["num"], "deprecated": True, "description": "The earlier name of num."}
     schema["not"] = {"required": ["num", "number"]}
     if model.text is None:
         del keys["prompt"]
