@@ -70,17 +70,23 @@ def schema() -> None:
 def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpus: int | None) -> None:
     """Build the bundle that a plan describes."""
     import gc
+    import time
     from dataclasses import replace
 
+    from ptqd_export.commands.build_display import BuildDisplay
     from ptqd_export.plan import load_plan
 
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     gc.disable()  # imports create no garbage
     from ptqd_export.stages.run_build import run_build  # after the plan, so that an invalid plan is reported before torch is imported
+    from ptqd_export.stages.summary import print_summary
 
     gc.freeze()  # modules stay loaded: without this, every later collection would scan all of torch for nothing
     gc.enable()
-    run_build(plan_file, fresh=fresh, cluster=cluster)
+    begin = time.monotonic()
+    with BuildDisplay() as display:
+        run_build(plan_file, fresh=fresh, cluster=cluster, on_progress=display)
+    print_summary(plan_file, time.monotonic() - begin)
 
 
 @main.command()

@@ -1,43 +1,50 @@
-"""Shows a build's progress: a bar while a stage runs (on a terminal only), and a line when the stage is done."""
+"""Turns what stages report into the progress of a build."""
 
 from __future__ import annotations
 
-from types import TracebackType
+import time
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from ptqd_export.stages.reporter import BuildProgress, OnProgress
 
 
-class Progress:
-    """A `ptqd_export.stages.stage_cache.Reporter` that writes to standard error."""
+class ProgressTracker:
+    """A `ptqd_export.stages.reporter.Reporter` that tells the progress of a whole build.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("", visible=False)
+    Args:
+        on_progress: is told when a stage starts, advances and finishes; None tells nobody.
+        stages: names of all stages of the build, in order.
+    """
 
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+    def __init__(self, on_progress: OnProgress | None, stages: Sequence[str] = ()) -> None:
+        self._on_progress = on_progress
+        self._left = list(stages)
+        self._stage = ""
+        self._begin = time.monotonic()
+        self._done: tuple[float, float | None] = (0, None)
 
     def start(self, stage: str) -> None:
-        self._bar.reset(self._task, description=stage, total=None, visible=True)
+        self._enter(stage)
+        self._tell(time.monotonic() - self._begin)
 
-    def advance(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+    def advance(self, done: float, total: float) -> None:
+        self._done = (done, total)
+        self._tell(time.monotonic() - self._begin)
 
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None:
-        self._bar.update(self._task, visible=False)
-        self._console.print(f"{stage:>16}  " + ("as before" if reused else f"{seconds:.1f} s"), highlight=False)
+        if stage != self._stage:  # a reused stage does not start
+            self._enter(stage)
+        self._tell(seconds, finished=True, reused=reused)
+
+    def _enter(self, stage: str) -> None:
+        self._stage, self._begin, self._done = stage, time.monotonic(), (0, None)
+        if stage in self._left:
+            del self._left[: self._left.index(stage) + 1]
+
+    def _tell(self, seconds: float, *, finished: bool = False, reused: bool = False) -> None:
+        if self._on_progress is None:
+            return
+        done, total = self._done
+        if finished and total is not None:
+            done = total
+        self._on_progress(BuildProgress(self._stage, done, total, finished, reused, seconds, tuple(self._left), None))

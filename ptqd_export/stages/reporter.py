@@ -1,13 +1,50 @@
-"""The interface through which stages report their progress."""
+"""How stages report their progress, and what a caller of a build is told."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol, TypeAlias
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """Progress of a build.
+
+    Attributes:
+        stage: name of the stage that is running, or has just finished.
+        done, total: work done in the stage, and all of its work, in units of the stage: evaluations of a network, layers, or runs. `total`
+            is None while the stage cannot tell.
+        finished: whether the stage has finished.
+        reused: whether the stage was finished by an earlier build. Then it is reported once.
+        seconds: time that the stage has taken so far.
+        stages_left: stages that follow, in order.
+        seconds_left: estimated time that the build still takes; None while there is no estimate.
+    """
+
+    stage: str
+    done: float
+    total: float | None
+    finished: bool
+    reused: bool
+    seconds: float
+    stages_left: tuple[str, ...]
+    seconds_left: float | None
+
+
+OnProgress: TypeAlias = Callable[[BuildProgress], None]
 
 
 class Reporter(Protocol):
-    """Shows the progress of stages."""
+    """Is told the progress of stages."""
 
     def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
+    def advance(self, done: float, total: float) -> None: ...
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
+
+
+def each(reporter: Reporter, total: int) -> Callable[[], None]:
+    """Return a function to call after each of `total` pieces of work."""
+    done = count(1)
+    return lambda: reporter.advance(next(done), total)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from ptqd_export.report.write_report import write_local_report
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.build_progress import Progress
+from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.cluster_walk import walking_on
+from ptqd_export.stages.estimate.planned_stages import planned_stages
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.finish.keep_optimized import optimize_graphs
 from ptqd_export.stages.finish.sample_pictures import make_pictures
@@ -42,17 +45,18 @@ from ptqd_export.stages.precisions.integer_speed import load_slower, make_intege
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
+from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
-from ptqd_export.stages.summary import print_summary
 
 
-def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None) -> None:
-    """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished.
+def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None, on_progress: OnProgress | None = None) -> None:
+    """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished. Prints nothing.
 
     Args:
         plan_file: the plan.
         fresh: discard the stages that an earlier run finished.
         cluster: cluster that measures the statistics; None measures them in this process, with the same result.
+        on_progress: is told the progress of every stage.
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.
@@ -63,44 +67,52 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}; the next build without --fresh continues from there"
     with writing_to(output), keeping(kept):
-        _build(context, output, fresh=fresh)
+        _build(context, output, ProgressTracker(on_progress, planned_stages(context)), fresh=fresh)
 
 
-def _build(context: BuildContext, output: Path, *, fresh: bool) -> None:
+def _build(context: BuildContext, output: Path, progress: Reporter, *, fresh: bool) -> None:
     plan = context.plan
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
-    with Progress() as progress:
-        cache = StageCache(output / STAGES, progress, fresh=fresh)
-        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
-        decoder = _decoder(context, cache)
-        drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
-        drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
-        states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
-        prepared = _prepared(context, cache, traced, states)
-        seen = _observed(context, cache, prepared, states)
-        slower = _slower_in_integers(context, cache, prepared, seen)
-        sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
-        quantized = {
-            precision.name: _quantized(context, cache, precision, sources[seen[precision.name]])
-            for precision in context.quantized_precisions
-        }
-        graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
-        walked, chosen = _fitted_schedule(context, cache, graphs)
+    cache = StageCache(output / STAGES, progress, fresh=fresh)
+    traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+    decoder = _decoder(context, cache)
+    drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
+    drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
+    states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
+    prepared = _prepared(context, cache, traced, states)
+    seen = _observed(context, cache, prepared, states)
+    slower = _slower_in_integers(context, cache, prepared, seen)
+    sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
+    quantized = {
+        precision.name: _quantized(context, cache, precision, sources[seen[precision.name]]) for precision in context.quantized_precisions
+    }
+    graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
+    walked, chosen = _fitted_schedule(context, cache, graphs)
+    with _uncached("check", progress):
         check_fitted(context, graphs, walked, progress)
-        trim_heap()  # the stage cache does this after every stage, but the check is not a stage
-        pictures = _pictures(context, cache, graphs, decoder, walked)
-        versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
-        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
+    trim_heap()  # the stage cache does this after every stage, but the check is not a stage
+    pictures = _pictures(context, cache, graphs, decoder, walked)
+    versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
+    parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
+    with _uncached("bundle", progress):
         assemble(context, output, parts)
-        times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
-        write_times(context, output, times)
-        if chosen is not None and chosen.times is not None:
-            write_time_frontier(context, output, chosen, chosen.times)
-        progress.start("optimize")
+    times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
+    write_times(context, output, times)
+    if chosen is not None and chosen.times is not None:
+        write_time_frontier(context, output, chosen, chosen.times)
+    with _uncached("optimize", progress):
         optimize_graphs(Bundle.open(output))
     write_local_report(output)
     cache.prune()
-    print_summary(context, output, graphs, times, cache.finished)
+
+
+@contextlib.contextmanager
+def _uncached(stage: str, progress: Reporter) -> Iterator[None]:
+    """Report a stage that every build runs again."""
+    begin = time.monotonic()
+    progress.start(stage)
+    yield
+    progress.finish(stage, time.monotonic() - begin, reused=False)
 
 
 def _source(context: BuildContext) -> dict[str, str]:
@@ -193,9 +205,12 @@ def _converted(context: BuildContext, cache: StageCache, traced: Path, states: P
     return converted
 
 
-def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
+def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Reporter) -> Mapping[str, float]:
     """Return milliseconds per step by precision. If the build measured them to spend a budget, it reuses them."""
-    return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
+    if chosen is not None and chosen.times is not None:
+        return chosen.times
+    with _uncached("times", progress):
+        return time_engines(context, graphs, progress)
 
 
 def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -14,8 +13,6 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, sched
 from ptqd_export.stages.fit.fit_inputs import fit_networks
 from ptqd_export.stages.reporter import Reporter
 
-STAGE = "check"
-
 
 def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
     """Measure a few of the walk's figures again. Never cached, because it checks the current files and the current runtime.
@@ -23,12 +20,9 @@ def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path
     Raises:
         PtqdError: the noise of an engine differs from what the walk measured.
     """
-    begin = time.monotonic()
-    reporter.start(STAGE)
     check = _check(context, graphs, walked)
     total, taken = sum(steps for _, steps in check.pieces), count(1)
     check_engines(check, lambda: reporter.advance(next(taken), total))
-    reporter.finish(STAGE, time.monotonic() - begin, reused=False)
 
 
 def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> EngineCheck:

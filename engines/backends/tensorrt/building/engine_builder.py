@@ -27,7 +27,7 @@ LAST_MESSAGES = 8
 
 
 @dataclass(frozen=True)
-class BuildProgress:
+class EngineProgress:
     """Progress of a build.
 
     Attributes:
@@ -41,7 +41,7 @@ class BuildProgress:
     fraction: float
 
 
-OnProgress: TypeAlias = Callable[[BuildProgress], None]
+OnProgress: TypeAlias = Callable[[EngineProgress], None]
 
 
 def build_engine(
@@ -133,7 +133,7 @@ def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress, patience:
             case _:
                 outcome.phases.take(event)
                 outcome.fraction = max(outcome.fraction, outcome.phases.fraction)
-                on_progress(BuildProgress(process.pid, outcome.phases.current, outcome.fraction))
+                on_progress(EngineProgress(process.pid, outcome.phases.current, outcome.fraction))
     if outcome.silent_for is None:
         process.wait()
     return outcome

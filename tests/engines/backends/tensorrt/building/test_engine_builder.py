@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engines.backends.tensorrt.building.build_spec import BatchProfile, BuildSpec
-from engines.backends.tensorrt.building.engine_builder import BuildProgress, build_engine
+from engines.backends.tensorrt.building.engine_builder import EngineProgress, build_engine
 from engines.errors import MissingBackendError, PtqdError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
@@ -58,7 +58,7 @@ def running(pid: int) -> bool:
 
 
 def test_engine_is_built_and_progress_only_rises(graph: Path, output: Path) -> None:
-    seen: list[BuildProgress] = []
+    seen: list[EngineProgress] = []
     build_engine(rtx(graph), output, on_progress=seen.append)
     assert output.stat().st_size > 10_000
     fractions = [progress.fraction for progress in seen]
@@ -94,7 +94,7 @@ def test_crash_of_the_builder_is_one_error_with_its_last_messages(make_graph: Ca
 def test_builder_killed_in_mid_build_is_one_error_and_the_next_build_succeeds(make_graph: Callable[..., Path], output: Path) -> None:
     pids: set[int] = set()
 
-    def kill(progress: BuildProgress) -> None:
+    def kill(progress: EngineProgress) -> None:
         if progress.pid not in pids:
             pids.add(progress.pid)
             os.kill(progress.pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_builder_killed_in_mid_build_is_one_error_and_the_next_build_succeeds(ma
 def test_builder_that_hangs_is_ended_and_one_error(make_graph: Callable[..., Path], output: Path) -> None:
     pids: set[int] = set()
 
-    def stop(progress: BuildProgress) -> None:
+    def stop(progress: EngineProgress) -> None:
         pids.add(progress.pid)
         os.kill(progress.pid, signal.SIGSTOP)
 
@@ -124,7 +124,7 @@ def test_builder_that_hangs_is_ended_and_one_error(make_graph: Callable[..., Pat
 def test_child_ends_with_an_error_of_ours(make_graph: Callable[..., Path], output: Path) -> None:
     pids: list[int] = []
 
-    def interrupt(progress: BuildProgress) -> None:
+    def interrupt(progress: EngineProgress) -> None:
         pids.append(progress.pid)
         raise KeyboardInterrupt
 
