@@ -74,8 +74,10 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     from dataclasses import replace
 
     from ptqd_export.commands.build_display import BuildDisplay
+    from ptqd_export.commands.waiting_threads import wait_without_spinning
     from ptqd_export.plan import load_plan
 
+    wait_without_spinning()
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     gc.disable()  # imports create no garbage
     from ptqd_export.stages.run_build import run_build  # after the plan, so that an invalid plan is reported before torch is imported

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from ptqd_export.stages.estimate.build_estimate import BuildEstimate
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class BuildProgress:
         seconds: time that the stage has taken so far.
         stages_left: stages that follow, in order.
         seconds_left: estimated time that the build still takes; None while there is no estimate.
+        estimate: the estimate of the whole build that was made before its first long stage; None before.
     """
 
     stage: str
@@ -31,6 +35,7 @@ class BuildProgress:
     seconds: float
     stages_left: tuple[str, ...]
     seconds_left: float | None
+    estimate: BuildEstimate | None = None
 
 
 OnProgress: TypeAlias = Callable[[BuildProgress], None]

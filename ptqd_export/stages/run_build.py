@@ -25,6 +25,7 @@ from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.cluster_walk import walking_on
+from ptqd_export.stages.estimate.build_estimate import estimate_build
 from ptqd_export.stages.estimate.planned_stages import planned_stages
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.finish.keep_optimized import optimize_graphs
@@ -63,18 +64,23 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
         PtqdError: a stage failed, or another process is writing to the output folder. Finished stages are kept.
     """
     context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster))
-    check_build(context)
+    progress = ProgressTracker(on_progress)
+    with _uncached("load", progress):
+        check_build(context)
+        progress.plan(planned_stages(context))
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}; the next build without --fresh continues from there"
     with writing_to(output), keeping(kept):
-        _build(context, output, ProgressTracker(on_progress, planned_stages(context)), fresh=fresh)
+        _build(context, output, progress, fresh=fresh)
 
 
-def _build(context: BuildContext, output: Path, progress: Reporter, *, fresh: bool) -> None:
+def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fresh: bool) -> None:
     plan = context.plan
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     cache = StageCache(output / STAGES, progress, fresh=fresh)
+    begin = time.monotonic()
     traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+    progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
     drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
     drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
@@ -101,7 +107,7 @@ def _build(context: BuildContext, output: Path, progress: Reporter, *, fresh: bo
     if chosen is not None and chosen.times is not None:
         write_time_frontier(context, output, chosen, chosen.times)
     with _uncached("optimize", progress):
-        optimize_graphs(Bundle.open(output))
+        optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
     cache.prune()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 
 from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.chain.schedule import Schedule
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 
 def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
@@ -21,8 +20,7 @@ def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path
         PtqdError: the noise of an engine differs from what the walk measured.
     """
     check = _check(context, graphs, walked)
-    total, taken = sum(steps for _, steps in check.pieces), count(1)
-    check_engines(check, lambda: reporter.advance(next(taken), total))
+    check_engines(check, each(reporter, check.evaluations))
 
 
 def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> EngineCheck:

@@ -23,7 +23,7 @@ STEPS = {"class_build": 4, "cross_build": 3}
 QUANTIZED = {"class_build": ("w8a8", "w4a8", "w4a4", "w3a8"), "cross_build": ("w8a8", "w4a8", "w4a16")}
 
 
-UNCACHED = ("check", "bundle", "times", "optimize")
+UNCACHED = ("load", "check", "bundle", "times", "optimize")
 """Stages that every build runs again."""
 
 
