@@ -42,11 +42,14 @@ def main() -> None:
 @click.option("--target", required=True, help="Runtime that will run the engines, such as onnxruntime.")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
-def init(model: Path, target: str, output: Path, force: bool) -> None:
+@click.option("--quick", is_flag=True, help="Write a plan for a first look, which builds in minutes.")
+def init(model: Path, target: str, output: Path, force: bool, quick: bool) -> None:
     """Write a starter plan that spells out every default."""
     from ptqd_export.commands.starter import write_starter_plan
 
-    write_starter_plan(model, target, output, force=force)
+    note = write_starter_plan(model, target, output, force=force, first_look=quick)
+    if note:
+        click.echo(note)
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
 
 
