@@ -14,6 +14,7 @@ import ptqd_export.stages.run_build as module
 from engines.bundle.bundle import Bundle
 from engines.errors import PtqdError
 from ptqd_export.plan import Plan
+from ptqd_export.stages.reporter import BuildProgress
 from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.stages.whole_builds import QUANTIZED, FinishedStages, portable, remade_stages
 
@@ -40,12 +41,36 @@ def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
     assert portable(tmp_path / "bundle") == class_build.portable()
 
 
+def _check_told(told: list[BuildProgress]) -> None:
+    """Every stage is told to its end, once, in the order that was planned."""
+    stages = [progress.stage for progress in told if progress.finished]
+    assert stages == [*dict.fromkeys(progress.stage for progress in told)]
+    for stage in stages:
+        of_stage = [progress for progress in told if progress.stage == stage]
+        done = [progress.done for progress in of_stage]
+        assert done == sorted(done)
+        assert of_stage[-1].finished
+        assert done[-1] == (of_stage[-1].total or 0)
+        assert of_stage[-2].done == done[-1], "the last piece of work is told before the end"
+        assert {progress.reused for progress in of_stage} == {False}
+    planned = told[-1].stages_left
+    assert planned == ()
+    assert [progress.stages_left for progress in told if progress.finished] == [tuple(stages[i + 1 :]) for i in range(len(stages))]
+    first = next(progress for progress in told if progress.estimate is not None)
+    assert (first.stage, first.done) == ("states", 0)
+    assert first.estimate is not None
+    assert [*first.estimate.seconds] == ["states", *first.stages_left]
+    assert first.seconds_left == pytest.approx(sum(first.estimate.seconds.values()))
+    assert told[-1].seconds_left == 0
+
+
 def test_fresh_build_writes_the_same_bytes_and_nothing_on_the_terminal(
-    class_build: Built, tmp_path: Path, finished: FinishedStages, capfd: pytest.CaptureFixture[str]
+    class_build: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_build(class_build.resumed_in(tmp_path / "bundle"), fresh=True, on_progress=finished)
-    assert not any(stage.reused for stage in finished)
+    told: list[BuildProgress] = []
+    run_build(class_build.resumed_in(tmp_path / "bundle"), fresh=True, on_progress=told.append)
     assert capfd.readouterr() == ("", "")
+    _check_told(told)
     assert portable(tmp_path / "bundle") == class_build.portable()
 
 

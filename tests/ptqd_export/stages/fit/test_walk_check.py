@@ -42,7 +42,7 @@ def test_engines_of_a_build_measure_as_before(name: str, request: pytest.Fixture
 def test_progress_is_told_to_the_end(class_build: Built) -> None:
     reported = Recorder()
     check_fitted(class_build.context, stages(class_build), class_build.stage("statistics"), reported)
-    total = 4 * 2  # steps, and batches of 8 of the 16 samples
+    total = 2 * (3 + 4 * 5)  # batches of 8 of the 16 samples: three steps of the chain, and five networks at each of the four steps
     assert reported.told == [("advance", done, total) for done in range(1, total + 1)]
 
 
