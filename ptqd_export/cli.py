@@ -42,15 +42,18 @@ def main() -> None:
 @click.option("--target", help="Runtime that will run the engines, such as onnxruntime.  [default: guessed from this machine]")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
-def init(model: Path, target: str | None, output: Path, force: bool) -> None:
+@click.option("--quick", is_flag=True, help="Write a plan for a first look, which builds in minutes.")
+def init(model: Path, target: str | None, output: Path, force: bool, quick: bool) -> None:
     """Write a starter plan that spells out every default."""
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
     guessed = guess_target() if target is None else None
-    write_starter_plan(model, target if guessed is None else guessed.name, output, force=force)
+    note = write_starter_plan(model, target if guessed is None else guessed.name, output, force=force, first_look=quick)
     if guessed is not None:
         click.echo(str(guessed))
+    if note:
+        click.echo(note)
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
 
 
@@ -63,17 +66,25 @@ def init(model: Path, target: str | None, output: Path, force: bool) -> None:
 def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpus: int | None) -> None:
     """Build the bundle that a plan describes."""
     import gc
+    import time
     from dataclasses import replace
 
+    from ptqd_export.commands.build_display import BuildDisplay
+    from ptqd_export.commands.waiting_threads import wait_without_spinning
     from ptqd_export.plan import load_plan
 
+    wait_without_spinning()
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     gc.disable()  # imports create no garbage
     from ptqd_export.stages.run_build import run_build  # after the plan, so that an invalid plan is reported before torch is imported
+    from ptqd_export.stages.summary import print_summary
 
     gc.freeze()  # modules stay loaded: without this, every later collection would scan all of torch for nothing
     gc.enable()
-    run_build(plan_file, fresh=fresh, cluster=cluster)
+    begin = time.monotonic()
+    with BuildDisplay() as display:
+        run_build(plan_file, fresh=fresh, cluster=cluster, on_progress=display)
+    print_summary(plan_file, time.monotonic() - begin)
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,10 +55,16 @@ class Quantizer:
         self._settings = settings
         self._activations: ActivationQuantizers = {} if activations is None else activations
 
-    def quantize(self, precision: Precision) -> list[QuantizedLayer]:
-        """Return every layer that gets integers at this precision."""
-        rules = ((layer, rule(layer, precision, self._placement, self._settings.overrides)) for layer in self._layers)
-        return [self._layer(layer, rule) for layer, rule in rules if rule.weight_bits is not None]
+    def quantize(self, precision: Precision, on_layer: Callable[[], None] = lambda: None) -> list[QuantizedLayer]:
+        """Return every layer that gets integers at this precision. `on_layer` is called after each layer of the network."""
+        found = [self._layer_or_none(layer, precision, on_layer) for layer in self._layers]
+        return [layer for layer in found if layer is not None]
+
+    def _layer_or_none(self, layer: Layer, precision: Precision, on_layer: Callable[[], None]) -> QuantizedLayer | None:
+        chosen = rule(layer, precision, self._placement, self._settings.overrides)
+        quantized = None if chosen.weight_bits is None else self._layer(layer, chosen)
+        on_layer()
+        return quantized
 
     def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:
         module = self._network.get_submodule(layer.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -78,7 +78,12 @@ class BlockTask:
 
 
 def fit(
-    task: BlockTask, samples: NDArray[np.int64], scale: float, settings: BlockFitSettings, generator: torch.Generator
+    task: BlockTask,
+    samples: NDArray[np.int64],
+    scale: float,
+    settings: BlockFitSettings,
+    generator: torch.Generator,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, QuantizedLayer]:
     """Learn whether the weights of a block are rounded up or down, and its activation scales.
 
@@ -88,6 +93,7 @@ def fit(
         scale: unit of the objective, the error of rounding to nearest, so that the constants above suit any block.
         settings: see `FitSettings`.
         generator: CPU generator that draws the batches.
+        on_step: called after every optimizer step.
     """
     soft = SoftBlock(task.module, task.layers, settings.device)
     steps = [step.a for tensor, step in soft.scales.items() if settings.activation_scales and tensor not in task.frozen]
@@ -106,4 +112,5 @@ def fit(
             loss.backward()
             optimizer.step()
             rates.step()
+            on_step()
     return soft.hardened()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -72,7 +73,15 @@ class BlockNetworks:
     forward: Forward
 
 
-def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: int, device: torch.device, store: RowStore) -> BlockRows:
+def collect(
+    block: Block,
+    networks: BlockNetworks,
+    inputs: Inputs,
+    batch_size: int,
+    device: torch.device,
+    store: RowStore,
+    on_batch: Callable[[], None] = lambda: None,
+) -> BlockRows:
     """Run both networks up to the block, batch by batch on the device. Modules after the block are not run."""
     samples = len(inputs[0])
     kept: BlockRows | None = None
@@ -85,6 +94,7 @@ def collect(block: Block, networks: BlockNetworks, inputs: Inputs, batch_size: i
             kept = BlockRows(StoredArguments(store, block, arguments, samples), _rows_like(store, out, samples))
         kept.arguments.put(rows, arguments)
         kept.target[rows] = _numpy(out)
+        on_batch()
     assert kept is not None
     return kept
 

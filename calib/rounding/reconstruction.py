@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +78,7 @@ def reconstruct(
     calibration: CalibrationRows,
     settings: ReconstructionSettings,
     folder: Path,
-    on_block: Callable[[int, int], None],
+    on_work: Callable[[int, int], None],
 ) -> list[QuantizedLayer]:
     """Learn the rounding of the inner layers and, if the settings say so, the scales of their activations.
 
@@ -88,7 +91,8 @@ def reconstruct(
         calibration: states to learn from.
         settings: see `ReconstructionSettings`.
         folder: stores every finished block as `block-<number>.npz`; blocks left there by an interrupted call are reused.
-        on_block: called with the number of finished blocks and the total number of blocks.
+        on_work: called with the work done and all work: for every block, a piece for each batch that its inputs are collected from, and for
+            each optimizer step.
 
     Returns:
         the layers in the same order, with each weight rounded up or down and the same weight scales.
@@ -96,13 +100,18 @@ def reconstruct(
     nearest = {layer.layer.name: layer for layer in layers}
     blocks = _blocks(network, nearest, calibration, settings.unit)
     learner = _Learner(network, nearest, blocks, calibration, settings)
+    pieces = settings.fit.iterations + math.ceil(len(calibration.inputs[0]) / settings.fit.batch_size)
     for number, block in enumerate(blocks):
-        on_block(number, len(blocks))
+        done = count(number * pieces + 1)
         path = folder / f"block-{number:04}.npz"
         if not path.exists():
-            save_block(path, *learner.learn(number, block, folder / "rows"))
+            save_block(path, *learner.learn(number, block, folder / "rows", partial(_report, on_work, done, len(blocks) * pieces)))
         learner.install(load_block(path, nearest)[1])
     return [learner.learned.get(name, layer) for name, layer in nearest.items()]
+
+
+def _report(on_work: Callable[[int, int], None], done: Iterator[int], total: int) -> None:
+    on_work(next(done), total)
 
 
 def block_files(folder: Path) -> list[Path]:
@@ -143,7 +152,7 @@ class _Learner:
         self._quantizers: dict[str, ActivationQuantizer] = {}
         self.learned: dict[str, QuantizedLayer] = {}
 
-    def learn(self, number: int, block: Block, rows_folder: Path) -> tuple[BlockRecord, list[QuantizedLayer]]:
+    def learn(self, number: int, block: Block, rows_folder: Path, on_piece: Callable[[], None]) -> tuple[BlockRecord, list[QuantizedLayer]]:
         """Learn one block with its own generator, so that the result does not depend on which call learned the blocks before it."""
         begin = time.monotonic()
         fit_settings, calibration = self._settings.fit, self._calibration
@@ -152,11 +161,11 @@ class _Learner:
         chosen, held_out = calibration.split()
         generator = torch.Generator().manual_seed(number)
         with RowStore(rows_folder, self._settings.memory_bytes) as store, self._products():
-            rows = collect(block, self._networks, calibration.inputs, fit_settings.batch_size, fit_settings.device, store)
+            rows = collect(block, self._networks, calibration.inputs, fit_settings.batch_size, fit_settings.device, store, on_piece)
             task = BlockTask(module, before, self._quantizers, rows)
             learned, learned_error = before, (nearest_error := task.error(before, held_out, fit_settings))
             if nearest_error > 0:
-                learned = fit(task, chosen, nearest_error, fit_settings, generator)
+                learned = fit(task, chosen, nearest_error, fit_settings, generator, on_piece)
                 learned_error = task.error(learned, held_out, fit_settings)
         kept = learned_error < nearest_error
         seconds = time.monotonic() - begin

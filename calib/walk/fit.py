@@ -7,9 +7,10 @@ a chain, and the second fits the chosen chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +24,12 @@ from calib.walk.fitted_schedule import schedule_of
 from calib.walk.policy import FixedPolicy, Policy
 from calib.walk.sensitivity import ProbePlan, Probes, probe
 from calib.walk.state_store import store_bytes
-from calib.walk.step_networks import BatchEvaluator
+from calib.walk.step_networks import BatchEvaluator, StepBatch, StepOutputs
 from calib.walk.step_result import StepResult, fit_result
 from calib.walk.walk import Walk, WalkPlan
 from engines.chain.denoiser import Denoiser
 from engines.chain.schedule import SamplerRecord, Schedule
+from engines.chain.told_denoiser import ToldDenoiser
 from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 
@@ -95,6 +97,21 @@ class FitNetworks:
     reference: str
     evaluator: BatchEvaluator | None = None
 
+    def telling(self, on_evaluation: Callable[[], None]) -> FitNetworks:
+        """Return these networks, which call `on_evaluation` after every batch of every network."""
+        told = {name: ToldDenoiser(network, on_evaluation) for name, network in self.networks.items()}
+        return replace(self, networks=told, evaluator=None if self.evaluator is None else partial(self._evaluated, on_evaluation))
+
+    def _evaluated(
+        self, on_evaluation: Callable[[], None], count: int, batch: Callable[[int], StepBatch]
+    ) -> Iterator[tuple[int, StepOutputs]]:
+        """Evaluate batches elsewhere; implements `BatchEvaluator`."""
+        assert self.evaluator is not None
+        for found in self.evaluator(count, batch):
+            for _ in self.networks:
+                on_evaluation()
+            yield found
+
 
 @dataclass(frozen=True, eq=False)
 class FittedChain:
@@ -109,27 +126,30 @@ class FittedChain:
         return schedule_of(fit.sampler, fit.correction, fit.policy, fit.table, self.results)
 
 
-def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_step: Callable[[int], None]) -> FittedChain:
+def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_evaluation: Callable[[], None]) -> FittedChain:
     """Take the calibration samples down the chain, and fits every network at every step.
 
     Args:
         networks: networks to measure.
         settings: settings of the fit.
         folder: parent of the temporary folder with the states.
-        on_step: called after every step with the number of steps taken so far.
+        on_evaluation: called after each of the `walk_evaluations`.
 
     Raises:
         UsageError: the steps of the sampler cannot be shifted.
         NoRoomError: there is too little space on the disk for the states.
     """
-    plan, results = walk_plan(networks, settings), list[StepResult]()
+    plan, results = walk_plan(networks.telling(on_evaluation), settings), list[StepResult]()
     needed = len(plan.rows) * store_bytes(plan.noise.shape, len(plan.quantized), plan.table.history)
     check_room(folder, needed, "the states of the walk")
     with Walk(plan, folder) as steps:
-        for result in steps:
-            results.append(result)
-            on_step(len(results))
+        results.extend(steps)
     return FittedChain(settings, results)
+
+
+def walk_evaluations(networks: Sized, settings: FitSettings) -> int:
+    """Return how often `fit_on_walk` runs a network on a batch."""
+    return settings.table.steps * math.ceil(len(settings.samples.rows) / settings.batch_size) * len(networks)
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
@@ -180,15 +200,22 @@ def _without_noise(moments: Moments) -> Moments:
     return moments.project(np.diag(np.array(kept, np.float64)), moments.variables)
 
 
-def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_step: Callable[[], None]) -> Probes:
+def probe_evaluations(networks: int, steps: int) -> int:
+    """Return how often `probe_fitted` runs a network on a batch, for this many networks with full precision."""
+    probes = networks - 1
+    return steps + probes * steps * (steps + 1) // 2
+
+
+def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_evaluation: Callable[[], None]) -> Probes:
     """Measure the error that every corrected quantized network causes in the end sample at each step.
 
     Args:
         networks: networks that take batches of `PROBED_SAMPLES`.
         schedule: schedule that was fitted on these networks.
         samples: samples of the fit; the first `PROBED_SAMPLES` are probed.
-        on_step: called after every step.
+        on_evaluation: called after each of the `probe_evaluations`.
     """
+    networks = networks.telling(on_evaluation)
     probed = samples.first(PROBED_SAMPLES)
     plan = ProbePlan(
         schedule=schedule,
@@ -199,4 +226,4 @@ def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: Calibration
         rows=probed.rows,
         batch_size=PROBED_SAMPLES,
     )
-    return probe(plan, on_step)
+    return probe(plan)

@@ -11,7 +11,7 @@ image that a small error turns them into it: they alone determine the arithmetic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,17 +100,13 @@ def pooled(errors: Float64) -> Float64:
         return np.asarray(np.exp(np.log(errors).mean(axis=0)))
 
 
-def probe(plan: ProbePlan, on_step: Callable[[], None] = lambda: None) -> Probes:
+def probe(plan: ProbePlan) -> Probes:
     """Probes every step with every quantized precision.
 
     Probing a chain of S steps takes about `P S^2 / 2` evaluations of the reference per sample.
-
-    Args:
-        plan: what to probe.
-        on_step: called after every step of every batch.
     """
     S, P = len(plan.schedule.steps), len(plan.quantized)
-    products = [_products(_end_errors(plan, samples, rows, on_step)) for samples, rows in _batches(plan)]
+    products = [_products(_end_errors(plan, samples, rows)) for samples, rows in _batches(plan)]
     return Probes(tuple(plan.quantized), np.concatenate(products).reshape(-1, S, P, S, P))
 
 
@@ -119,7 +115,7 @@ def _products(errors: Float64) -> Float64:
     return np.asarray(errors @ errors.swapaxes(1, 2) / errors.shape[2])
 
 
-def _end_errors(plan: ProbePlan, samples: Int64, rows: Int64, on_step: Callable[[], None]) -> Float64:
+def _end_errors(plan: ProbePlan, samples: Int64, rows: Int64) -> Float64:
     """Return each probe's difference from the end of the full-precision chain, [batch, S P, values], by step and then by precision."""
     main, probes = ChainState(np.float32(plan.schedule.init_sigma) * plan.noise.start(samples)), list[ChainState]()
     guidance = plan.schedule.sampler.guidance
@@ -128,7 +124,6 @@ def _end_errors(plan: ProbePlan, samples: Int64, rows: Int64, on_step: Callable[
         exact = partial(_take, plan, Move.plain(step, REFERENCE, guidance), rows, z)
         probes = [*map(exact, probes), *(_take(plan, Move.corrected(step, name, guidance), rows, z, main) for name in plan.quantized)]
         main = exact(main)
-        on_step()
     errors = [np.subtract(state.x, main.x, dtype=np.float64).reshape(len(samples), -1) for state in probes]
     return np.stack(errors, axis=1)
 

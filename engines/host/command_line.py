@@ -38,8 +38,7 @@ class Choice(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
             hint = did_you_mean(value, self.choices)
-            error.message += f" D{hint[1:]}" if hint else ""
-            raise
+            raise click.BadParameter(error.message + (f" D{hint[1:]}" if hint else ""), ctx, param) from error
 
 
 def _verbosity_options() -> list[click.Parameter]:

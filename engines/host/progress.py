@@ -12,28 +12,32 @@ from engines.host.verbosity import is_quiet
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while the block runs; yield a function to call after each of `total` steps."""
-    if is_quiet() or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    done = 0
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        show(done, total, "")
+
+    with _bar(description) as show:
+        yield advance
 
 
 @contextlib.contextmanager
 def fraction_bar(description: str) -> Iterator[Callable[[float, str], None]]:
     """Show a bar on standard error while the block runs; yield a function to call with the fraction done and a word on the current work."""
-    if is_quiet() or not sys.stderr.isatty():
-        yield lambda _fraction, _doing: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    with _bar(description) as show:
+        yield lambda fraction, doing: show(fraction, 1, doing)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[doing]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=1.0, doing="")
-        yield lambda fraction, doing: bar.update(task, completed=fraction, doing=doing)
+
+@contextlib.contextmanager
+def _bar(description: str) -> Iterator[Callable[[float, float, str], None]]:
+    """Show a bar, which pulses until something is done; yield a function to call with the work done, all work, and a word."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda _done, _total, _doing: None
+        return
+    from engines.host.terminal_bar import TerminalBar  # imports rich, which a run that shows nothing does not need
+
+    with TerminalBar() as bar:
+        task = bar.add_task(description, total=None, doing="")
+        yield lambda done, total, doing: bar.update(task, completed=done, total=total, doing=doing)

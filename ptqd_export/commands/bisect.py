@@ -29,6 +29,7 @@ from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.errors import UnknownNameError, UsageError
+from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
@@ -133,7 +134,8 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
     _check(request, bundle, schedule)
     run = run or _runtime(request, bundle)
     bank = EngineBank(bundle, schedule.sampler.guidance, batch=request.num, backend=bundle_measuring_backend(bundle), whole=True)
-    visit = _visit(request, bundle, schedule, bank[FULL_PRECISION])
+    with progress("walking", request.step + 1) as advance:
+        visit = _visit(request, bundle, schedule, bank[FULL_PRECISION], advance)
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files
     graphs = {name: bundle.verified_graph(name) for name in (request.precision, FULL_PRECISION)}
@@ -194,7 +196,12 @@ def compare_layers(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / "engine.onnx", Path(folder) / "reference.onnx"]
         (out, *names), _ = (_show_layers(source, path) for source, path in zip((graph, reference), paths, strict=True))
-        found, expected = run(paths[0], feeds), run_reference(paths[1], feeds)
+        with progress("layers", len(paths)) as advance:
+            outputs = []
+            for path, runner in zip(paths, (run, run_reference), strict=True):
+                outputs.append(runner(path, feeds))
+                advance()
+        found, expected = outputs
     layers = tuple(_figures(name, expected[name], found[name]) for name in (*names, out) if name in expected)
     return layers, tuple(name.removeprefix(SHOWN) for name in names if name not in expected)
 
@@ -221,10 +228,10 @@ def _check(request: BisectRequest, bundle: Bundle, schedule: Schedule) -> None:
         raise UsageError("The schedule has fewer steps.", found=f"--step {request.step}", expected=f"0 to {len(schedule.steps) - 1}")
 
 
-def _visit(request: BisectRequest, bundle: Bundle, schedule: Schedule, network: EngineDenoiser) -> Visit:
+def _visit(request: BisectRequest, bundle: Bundle, schedule: Schedule, network: EngineDenoiser, on_step: Callable[[], None]) -> Visit:
     """Return the network's inputs at the step."""
     model = bundle.manifest.model
     noise, samples = NoiseSource(request.seed, model.sample_shape), np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(None, samples, noise, model.conditioning)
     chain = Chain(schedule, {FULL_PRECISION: network}, FULL_PRECISION, corrected=False)
-    return next(visits(chain, [request.step], noise, np.zeros_like(samples) if rows is None else rows, request.num))
+    return next(visits(chain, [request.step], noise, np.zeros_like(samples) if rows is None else rows, request.num, on_step))

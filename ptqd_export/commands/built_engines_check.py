@@ -31,7 +31,7 @@ def check_on(bundle: Bundle, backend: Backend) -> float:
         DepartureError: an SNR departs from the statistics.
     """
     check = _check(bundle, backend)
-    with progress("checking", sum(steps for _, steps in check.pieces)) as advance:
+    with progress("checking", check.evaluations) as advance:
         return check_engines(check, advance)
 
 

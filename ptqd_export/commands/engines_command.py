@@ -44,8 +44,8 @@ def build_engines(folder: Path, target: FlavourName | None = None) -> list[Built
     """
     bundle, kept = Bundle.open(folder), "finished engines are kept, and the next run builds the others"
     if _takes_optimized(bundle, target):
-        with writing_to(folder), keeping(kept):
-            return optimize_graphs(bundle)
+        with writing_to(folder), keeping(kept), fraction_bar("optimizing") as show:
+            return optimize_graphs(bundle, lambda done, total: show(done / total, ""))
     settings = _settings(bundle, target)
     with writing_to(folder), keeping(kept):
         return _built(folder, bundle, settings)

@@ -12,6 +12,7 @@ from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
 from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
+from ptqd_export.commands.quick_plan import quick, quick_note
 from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
 
 STEPS = 20
@@ -30,8 +31,8 @@ PROMPTS = (
 """Prompts to calibrate with until the user writes others."""
 
 
-def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> None:
-    """Write a starter plan to `path`.
+def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False) -> str:
+    """Write a starter plan to `path`, or a quick one for a first look. Return what the quick plan gives up, or an empty string.
 
     Raises:
         UsageError: the kind of model or the target is unknown, or the file exists and `force` is not set.
@@ -43,7 +44,9 @@ def write_starter_plan(model: Path, target: str, path: Path, *, force: bool) -> 
             expected="a new file",
             mend="choose another with -o, or overwrite it with --force",
         )
-    write_text(path, starter_plan(model, target, path.parent).resolved_json())
+    plan = starter_plan(model, target, path.parent)
+    write_text(path, (quick(plan) if first_look else plan).resolved_json())
+    return quick_note(plan) if first_look else ""
 
 
 def starter_plan(model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".") -> Plan:

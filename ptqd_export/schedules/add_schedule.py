@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
-from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_fitted, refit
+from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.manifest import FileRecord, write_manifest
 from engines.chain.schedule import Schedule
@@ -110,8 +110,8 @@ def _fit(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | 
     if stored is not None:
         return refit(settings.fit, stored.moments, FULL_PRECISION)
     networks = measured_networks(bundle, settings, settings.fit.batch_size)
-    with progress("walking", settings.fit.table.steps) as advance:
-        return fit_on_walk(networks, settings.fit, bundle.folder / "local", lambda _: advance())
+    with progress("walking", walk_evaluations(networks.networks, settings.fit)) as advance:
+        return fit_on_walk(networks, settings.fit, bundle.folder / "local", advance)
 
 
 def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:
@@ -123,7 +123,7 @@ def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Sc
     costs = costs_of(bundle, settings.precisions, budget.cost)
     check_budget(costs, budget.share)
     networks = measured_networks(bundle, settings, PROBED_SAMPLES)
-    with progress("probing", settings.fit.table.steps) as advance:
+    with progress("probing", probe_evaluations(len(networks.networks), settings.fit.table.steps)) as advance:
         probes = probe_fitted(networks, first, settings.fit.samples, advance)
     return settings.spent(choose(Menu.of(probes, costs), budget.share))
 

@@ -1,39 +1,55 @@
-"""The interface through which stages report their progress."""
+"""How stages report their progress, and what a caller of a build is told."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from ptqd_export.stages.estimate.build_estimate import BuildEstimate
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is.
+    """Progress of a build.
 
     Attributes:
-        stage: name of the current stage.
-        done: finished part of its work.
-        total: its work; 0 if unknown.
+        stage: name of the stage that is running, or has just finished.
+        done, total: work done in the stage, and all of its work, in units of the stage: evaluations of a network, layers, or runs. `total`
+            is None while the stage cannot tell.
         finished: whether the stage has finished.
-        reused: whether an earlier build made it.
-        seconds: time that the stage has taken.
-        stages_left: number of stages after this one.
-        seconds_left: estimated time until the build ends; None if unknown.
+        reused: whether the stage was finished by an earlier build. Then it is reported once.
+        seconds: time that the stage has taken so far.
+        stages_left: stages that follow, in order.
+        seconds_left: estimated time that the build still takes; None while there is no estimate.
+        estimate: the estimate of the whole build that was made before its first long stage; None before.
     """
 
     stage: str
-    done: int = 0
-    total: int = 0
-    finished: bool = False
-    reused: bool = False
-    seconds: float = 0.0
-    stages_left: int = 0
-    seconds_left: float | None = None
+    done: float
+    total: float | None
+    finished: bool
+    reused: bool
+    seconds: float
+    stages_left: tuple[str, ...]
+    seconds_left: float | None
+    estimate: BuildEstimate | None = None
+
+
+OnProgress: TypeAlias = Callable[[BuildProgress], None]
 
 
 class Reporter(Protocol):
-    """Shows the progress of stages."""
+    """Is told the progress of stages."""
 
     def start(self, stage: str) -> None: ...
-    def advance(self, done: int, total: int) -> None: ...
+    def advance(self, done: float, total: float) -> None: ...
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
+
+
+def each(reporter: Reporter, total: int) -> Callable[[], None]:
+    """Return a function to call after each of `total` pieces of work."""
+    done = count(1)
+    return lambda: reporter.advance(next(done), total)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ from engines.bundle.bundle import Bundle
 from engines.cluster.session import Cluster
 from engines.host.interruption import keeping
 from engines.host.machine import machine_name
-from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.report.write_report import write_local_report
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.build_progress import Progress
+from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.cluster_walk import walking_on
+from ptqd_export.stages.estimate.build_estimate import estimate_build
+from ptqd_export.stages.estimate.planned_stages import planned_stages
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.finish.keep_optimized import optimize_graphs
 from ptqd_export.stages.finish.sample_pictures import make_pictures
@@ -30,7 +33,7 @@ from ptqd_export.stages.fit.budget import Chosen, choose_precisions, write_time_
 from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
-from ptqd_export.stages.fit.walk_check import check_fitted
+from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
 from ptqd_export.stages.network.decoding import decoder_record, make_decoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
@@ -42,69 +45,78 @@ from ptqd_export.stages.precisions.integer_speed import load_slower, make_intege
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
-from ptqd_export.stages.reporter import BuildProgress
+from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
-from ptqd_export.stages.summary import print_summary
 
 
-def run_build(
-    plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None, on_progress: Callable[[BuildProgress], None] | None = None
-) -> None:
-    """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished.
+def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | None = None, on_progress: OnProgress | None = None) -> None:
+    """Build the bundle of a plan in its output folder, reusing stages that an earlier run finished. Prints nothing.
 
     Args:
         plan_file: the plan.
         fresh: discard the stages that an earlier run finished.
         cluster: cluster that measures the statistics; None measures them in this process, with the same result.
-        on_progress: called whenever a stage starts, advances or finishes.
+        on_progress: is told the progress of every stage.
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.
         PtqdError: a stage failed, or another process is writing to the output folder. Finished stages are kept.
     """
     context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster))
-    check_build(context)
+    progress = ProgressTracker(on_progress)
+    with _uncached("load", progress):
+        check_build(context)
+        progress.plan(planned_stages(context))
     output = plan_file.output_path
     kept = f"finished stages are kept in {output / STAGES}; the next build without --fresh continues from there"
     with writing_to(output), keeping(kept):
-        _build(context, output, fresh=fresh, on_progress=on_progress)
+        _build(context, output, progress, fresh=fresh)
 
 
-def _build(context: BuildContext, output: Path, *, fresh: bool, on_progress: Callable[[BuildProgress], None] | None) -> None:
+def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fresh: bool) -> None:
     plan = context.plan
     sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
-    with Progress(on_progress) as progress:
-        cache = StageCache(output / STAGES, progress, fresh=fresh)
-        traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
-        decoder = _decoder(context, cache)
-        drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
-        drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
-        states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
-        prepared = _prepared(context, cache, traced, states)
-        seen = _observed(context, cache, prepared, states)
-        slower = _slower_in_integers(context, cache, prepared, seen)
-        sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
-        quantized = {
-            precision.name: _quantized(context, cache, precision, sources[seen[precision.name]])
-            for precision in context.quantized_precisions
-        }
-        graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
-        walked, chosen = _fitted_schedule(context, cache, graphs)
-        check_fitted(context, graphs, walked, progress)
-        trim_heap()  # the stage cache does this after every stage, but the check is not a stage
-        pictures = _pictures(context, cache, graphs, decoder, walked)
-        versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
-        parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
+    cache = StageCache(output / STAGES, progress, fresh=fresh)
+    begin = time.monotonic()
+    traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+    progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
+    decoder = _decoder(context, cache)
+    drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
+    drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
+    states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
+    prepared = _prepared(context, cache, traced, states)
+    seen = _observed(context, cache, prepared, states)
+    slower = _slower_in_integers(context, cache, prepared, seen)
+    sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
+    quantized = {
+        precision.name: _quantized(context, cache, precision, sources[seen[precision.name]]) for precision in context.quantized_precisions
+    }
+    graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
+    walked, chosen = _fitted_schedule(context, cache, graphs)
+    checked = {"graphs": graph_digests(graphs), "walked": walked.name, "machine": machine_name()}
+    cache.run("check", checked, partial(check_fitted, context, graphs, walked))
+    pictures = _pictures(context, cache, graphs, decoder, walked)
+    versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
+    parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
+    with _uncached("bundle", progress):
         assemble(context, output, parts)
-        times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
-        write_times(context, output, times)
-        if chosen is not None and chosen.times is not None:
-            write_time_frontier(context, output, chosen, chosen.times)
-        progress.start("optimize")
-        optimize_graphs(Bundle.open(output))
+    times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
+    write_times(context, output, times)
+    if chosen is not None and chosen.times is not None:
+        write_time_frontier(context, output, chosen, chosen.times)
+    with _uncached("optimize", progress):
+        optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
     cache.prune()
-    print_summary(context, output, graphs, times, cache.finished)
+
+
+@contextlib.contextmanager
+def _uncached(stage: str, progress: Reporter) -> Iterator[None]:
+    """Report a stage that every build runs again."""
+    begin = time.monotonic()
+    progress.start(stage)
+    yield
+    progress.finish(stage, time.monotonic() - begin, reused=False)
 
 
 def _source(context: BuildContext) -> dict[str, str]:
@@ -197,9 +209,12 @@ def _converted(context: BuildContext, cache: StageCache, traced: Path, states: P
     return converted
 
 
-def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Progress) -> Mapping[str, float]:
+def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Reporter) -> Mapping[str, float]:
     """Return milliseconds per step by precision. If the build measured them to spend a budget, it reuses them."""
-    return time_engines(context, graphs, progress) if chosen is None or chosen.times is None else chosen.times
+    if chosen is not None and chosen.times is not None:
+        return chosen.times
+    with _uncached("times", progress):
+        return time_engines(context, graphs, progress)
 
 
 def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:

@@ -8,7 +8,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,11 @@ from ptqd_export.stages.stage_code import StageCode
 UNFINISHED = ".unfinished-"
 """Prefix of the folders of stages that are not finished yet, or are being removed."""
 
+DIGITS = 16
+"""Hexadecimal digits of the hash in a folder's name."""
 
 StageMaker = Callable[[Path, Reporter], None]
 """Writes a stage's files into the given folder, which is empty or holds the files of an interrupted run of a resumable stage."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished stage of this run."""
-
-    name: str
-    seconds: float
-    reused: bool
 
 
 class StageCache:
@@ -51,7 +43,6 @@ class StageCache:
         self._reporter = reporter
         self._code = StageCode(Path(__file__).parents[2])
         self._libraries: dict[Path, Mapping[str, str]] = {}
-        self.finished: list[Finished] = []
         if fresh:
             self.prune()
 
@@ -80,8 +71,7 @@ class StageCache:
             self._reporter.start(name)
             self._make(folder, make, resumable=resumable)
         self._libraries[folder] = self._code.libraries(module)
-        self.finished.append(Finished(name, time.monotonic() - begin, reused))
-        self._reporter.finish(name, self.finished[-1].seconds, reused=reused)
+        self._reporter.finish(name, time.monotonic() - begin, reused=reused)
         return folder
 
     def libraries(self, folder: Path) -> Mapping[str, str]:
@@ -113,7 +103,13 @@ class StageCache:
 
     def _key(self, name: str, inputs: Mapping[str, Any], module: str) -> str:
         content = json.dumps([name, self._code.key(module), inputs], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
+
+
+def finished_stage(folder: Path, name: str) -> Path:
+    """Return the folder of a stage of the last build whose stages are in `folder`. A build that ends removes those of other builds."""
+    (found,) = folder.glob(f"{name}-{'[0-9a-f]' * DIGITS}")
+    return found
 
 
 def _module_of(make: StageMaker) -> str:

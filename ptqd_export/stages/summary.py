@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -13,21 +13,25 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.backends.onnxruntime.onnxruntime_session import saturates
-from engines.bundle.bundle import Bundle
+from engines.bundle.bundle import UNFINISHED_BUILD, Bundle
 from engines.host.machine import machine_name
+from ptqd_export.plan import PlanFile
+from ptqd_export.records.times_file import read_times, times_file
 from ptqd_export.report.write_report import LOCAL_REPORT
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.stage_cache import Finished
+from ptqd_export.stages.stage_cache import finished_stage
 
 
-def print_summary(
-    context: BuildContext, output: Path, graphs: Mapping[str, Path], times: Mapping[str, float] | None, finished: Iterable[Finished]
-) -> None:
-    """Print the size, bit operations, measured time and noise of every precision."""
-    bundle = Bundle.open(output)
+def print_summary(plan_file: PlanFile, seconds: float) -> None:
+    """Print the size, bit operations, measured time and noise of every precision of a bundle that has just been built in `seconds`."""
+    context, output = BuildContext(plan_file), plan_file.output_path
+    bundle, graphs = Bundle.open(output), _stages(context, output)
+    times = read_times(times_file(output)).milliseconds_a_step if times_file(output).exists() else None
     shown = min(str(output), os.path.relpath(output), key=len)
     console = Console(width=None if Console().is_terminal else 160)
-    table = Table(title=f"{shown}: {context.plan.sampler.name}, {context.table.steps} steps, {context.plan.correction.mode} correction")
+    table = Table(
+        title=f"{shown}: {context.plan.sampler.name}, {len(bundle.schedule().steps)} steps, {context.plan.correction.mode} correction"
+    )
     for column in (
         "precision",
         "size",
@@ -55,9 +59,16 @@ def print_summary(
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
-        f"built in {sum(stage.seconds for stage in finished):.0f} s; next: {following}",
+        f"built in {seconds:.0f} s; next: {following}",
         highlight=False,
     )
+
+
+def _stages(context: BuildContext, output: Path) -> dict[str, Path]:
+    """Return the folders of the stages that made the graphs, by precision."""
+    kinds = {precision.name: "convert" if precision.weight_bits is None else "quantize" for precision in context.engine_precisions}
+    made = {name: finished_stage(output / UNFINISHED_BUILD, f"{kind}-{name}") for name, kind in kinds.items()}
+    return {FULL_PRECISION: finished_stage(output / UNFINISHED_BUILD, "trace"), **made}
 
 
 def _saturation(context: BuildContext) -> str:

@@ -47,13 +47,15 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
     """What `build` was asked for, in place of building it."""
     seen: list[tuple[PlanFile, bool]] = []
 
-    def run_build(plan_file: PlanFile, *, fresh: bool, cluster: object) -> None:
+    def run_build(plan_file: PlanFile, *, fresh: bool, cluster: object, on_progress: object) -> None:
         assert cluster is None
+        assert callable(on_progress)
         seen.append((plan_file, fresh))
 
-    module = ModuleType("ptqd_export.stages.run_build")
-    module.__dict__["run_build"] = run_build
-    monkeypatch.setitem(sys.modules, "ptqd_export.stages.run_build", module)
+    for name, function in {"run_build": run_build, "summary": lambda *_given: None}.items():
+        module = ModuleType(f"ptqd_export.stages.{name}")
+        module.__dict__["run_build" if name == "run_build" else "print_summary"] = function
+        monkeypatch.setitem(sys.modules, f"ptqd_export.stages.{name}", module)
     return seen
 
 

@@ -87,9 +87,9 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
     noise, rows = _samples(request, bundle)
     chain = Chain(schedule, {full: reference}, full, corrected=False)
     figures = Figures(schedule, names)
-    with progress("comparing", (steps[-1] + 1) * math.ceil(request.num / request.batch_size)) as advance:
+    with progress("comparing", (steps[-1] + 1 + len(steps)) * math.ceil(request.num / request.batch_size)) as advance:
         visited = visits(chain, steps, noise, rows, request.batch_size, advance)
-        figures.add(run_engines(visited, networks, save))
+        figures.add(_advancing(run_engines(visited, networks, save), advance))
     return CompareResult(
         schedule=request.schedule,
         reference=reference.engine.label,
@@ -125,6 +125,13 @@ def _empty_folder(path: Path) -> Path:
             "The folder to save to is not empty.", found=path, expected="a new folder", mend="remove it, or give another folder"
         )
     return writable_folder(path)
+
+
+def _advancing(runs: Runs, advance: Callable[[], None]) -> Runs:
+    """Yield the runs, and call `advance` after each."""
+    for run in runs:
+        yield run
+        advance()
 
 
 def _samples(request: CompareRequest, bundle: Bundle) -> tuple[NoiseSource, Int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from engines.chain.finite import check_output
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.chain.schedule import Schedule
+from engines.chain.told_denoiser import ToldDenoiser
 from engines.errors import PtqdError
 
 CHECKED_STEPS = 4
@@ -95,13 +96,19 @@ class EngineCheck:
         return (*((numbers, self.steps[-1] + 1) for numbers in walked), *((numbers, 1) for numbers in others))
 
     @property
+    def evaluations(self) -> int:
+        """How often `check_engines` runs a network on a batch."""
+        visited = (sum(step < count for step in self.steps) for _, count in self.pieces)
+        return sum(count - 1 for _, count in self.pieces) + (1 + len(self.expected)) * sum(visited)
+
+    @property
     def chain(self) -> Chain:
         """Chain that the statistics were measured along."""
         on_policy = self.trajectory == "quantized"
         return Chain(self.schedule, self.networks, None if on_policy else self.reference, corrected=on_policy)
 
 
-def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None) -> float:
+def check_engines(check: EngineCheck, on_evaluation: Callable[[], None] = lambda: None) -> float:
     """Measure the noise of every engine again, at states of the statistics' own samples. Return the largest departure in dB.
 
     Step 0 is judged first. No engine has touched its states, so a wrong engine is named there, and not one that it leads astray.
@@ -109,9 +116,10 @@ def check_engines(check: EngineCheck, on_step: Callable[[], None] = lambda: None
     Raises:
         DepartureError: an SNR differs from the one that was measured before.
     """
+    check = replace(check, networks={name: ToldDenoiser(network, on_evaluation) for name, network in check.networks.items()})
     observer = _Observer(check)
     for numbers, count in check.pieces:
-        tell_visits(check.chain, count, check.noise, numbers, check.rows[numbers], observer, on_step)
+        tell_visits(check.chain, count, check.noise, numbers, check.rows[numbers], observer)
     return max((_departure(check, name, step, found.snr_db) for (name, step), found in observer.found.items()), default=0.0)
 
 
@@ -132,6 +140,12 @@ class _Observer:
         out = self.check.networks[name](visit.x, visit.timestep, visit.rows)
         check_output(out, name, visit.timestep, visit.step)
         return guide(out, self.check.schedule.sampler.guidance)
+
+
+def checked_evaluations(samples: int, steps: int, networks: int) -> int:
+    """Return how many samples `check_engines` takes through a network, for a chain of this many steps."""
+    walked, checked = min(WALKED_SAMPLES, samples), min(CHECKED_STEPS, steps)
+    return walked * (steps - 1 + checked * networks) + (samples - walked) * networks
 
 
 def _departure(check: EngineCheck, name: str, step: int, found: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ LED_STATES = 4
 VERIFIED_STATES = 64
 """States that a graph is held against its oracle at."""
 
+RUNS, FLOAT_RUNS = 4, 3
+"""How often `verify` and `verify_float` run a network on all states. `verify` runs it once more for a reference, and for bfloat16."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -81,6 +84,7 @@ def verify(
     backend: Backend = FUSED,
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Verification:
     """Compare the conditional outputs of a quantized graph with those of its oracle at the given states.
 
@@ -93,15 +97,17 @@ def verify(
         backend: backend that runs the graph.
         float32: the graph before its float part was converted to another type; if given, the exact mode runs this graph.
         dtype: type of the oracle that the noise statistics are compared with: bfloat16 adds noise of its own, float16 does not.
+        on_batch: called after every batch of every run.
 
     Raises:
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or the noise statistics of the graph as it
             runs differ from the oracle's by more than the sampling error.
     """
-    reference = full_precision_outputs(model, states) if reference is None else reference
+    reference = full_precision_outputs(model, states, on_batch) if reference is None else reference
     check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)))
-    single, double = _torch_outputs(model, states, layers), _torch_outputs(model, states, layers, torch.float64)
-    exact, fast = _graph_outputs(model, float32 or graph, states, EXACT), _graph_outputs(model, graph, states, backend)
+    single, double = (_torch_outputs(model, states, layers, on_batch, kind) for kind in (torch.float32, torch.float64))
+    exact = _graph_outputs(model, float32 or graph, states, EXACT, on_batch)
+    fast = _graph_outputs(model, graph, states, backend, on_batch)
     found = Verification(
         noise=snr_db(reference, fast),
         exact_noise=snr_db(reference, exact),
@@ -110,24 +116,26 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _check_rounding(graph, found, reference, double, single, exact)
-    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, dtype)
+    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, on_batch, dtype)
     _check_noise(graph, paired_noise(reference, oracle, fast))
     return found
 
 
-def full_precision_outputs(model: LoadedModel, states: States) -> NDArray[np.floating]:
+def full_precision_outputs(model: LoadedModel, states: States, on_batch: Callable[[], None] = lambda: None) -> NDArray[np.floating]:
     """Return the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
-    return _torch_outputs(model, states, ())
+    return _torch_outputs(model, states, (), on_batch)
 
 
-def verify_float(model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT) -> Verification:
+def verify_float(
+    model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT, on_batch: Callable[[], None] = lambda: None
+) -> Verification:
     """Compare a full-precision graph in a smaller float type with torch. Its noise is the cost of that type.
 
     Raises:
         PtqdError: the type costs more than rounding can explain.
     """
-    single, double = full_precision_outputs(model, states), _torch_outputs(model, states, (), torch.float64)
-    out = _graph_outputs(model, graph, states, backend)
+    single, double = full_precision_outputs(model, states, on_batch), _torch_outputs(model, states, (), on_batch, torch.float64)
+    out = _graph_outputs(model, graph, states, backend, on_batch)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
     if match < LEAST_FLOAT_DB:
@@ -182,7 +190,11 @@ def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) ->
 
 
 def _torch_outputs(
-    model: LoadedModel, states: States, layers: Sequence[QuantizedLayer], dtype: torch.dtype = torch.float32
+    model: LoadedModel,
+    states: States,
+    layers: Sequence[QuantizedLayer],
+    on_batch: Callable[[], None],
+    dtype: torch.dtype = torch.float32,
 ) -> NDArray[np.floating]:
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
     wide = torch.promote_types(dtype, torch.float32)
@@ -193,15 +205,24 @@ def _torch_outputs(
         out: torch.Tensor = adapter(
             *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
         )
+        on_batch()
         return out.to(wide).numpy()
 
     with torch.no_grad():
         return np.concatenate([run(feeds) for feeds in _batches(model, states)])
 
 
-def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend) -> Float32:
-    engine = backend.open(graph, 1)
-    return np.concatenate([engine.run(feeds) for feeds in _batches(model, states)])
+def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend, on_batch: Callable[[], None]) -> Float32:
+    engine, outputs = backend.open(graph, 1), list[Float32]()
+    for feeds in _batches(model, states):
+        outputs.append(engine.run(feeds))
+        on_batch()
+    return np.concatenate(outputs)
+
+
+def batches(states: States) -> int:
+    """Return the number of batches of a run."""
+    return math.ceil(len(states.rows) / BATCH)
 
 
 def _batches(model: LoadedModel, states: States) -> Iterator[dict[str, NDArray[Any]]]:

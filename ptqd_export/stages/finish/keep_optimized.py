@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,13 @@ def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
     return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}
 
 
-def optimize_graphs(bundle: Bundle) -> list[BuiltEngine]:
+def optimize_graphs(bundle: Bundle, on_graph: Callable[[int, int], None] = lambda _done, _all: None) -> list[BuiltEngine]:
     """Optimize the graphs that are not optimized yet, and returns all of them. Returns an empty list if the bundle does not run on ONNX
     Runtime on the CPU. No other process may be writing to the bundle.
+
+    Args:
+        bundle: the bundle.
+        on_graph: called after every graph with the number of graphs that are optimized, and of all graphs.
 
     Raises:
         PtqdError: ONNX Runtime refuses a graph, or the disk is full.
@@ -43,8 +47,10 @@ def optimize_graphs(bundle: Bundle) -> list[BuiltEngine]:
     optimized = on_onnxruntime(bundle).optimized
     if optimized is None:
         return []
-    graphs = engine_graphs(bundle)
-    built = [BuiltEngine(name, optimized.get(graph)) for name, graph in graphs.items()]
+    graphs, built = engine_graphs(bundle), list[BuiltEngine]()
+    for name, graph in graphs.items():
+        built.append(BuiltEngine(name, optimized.get(graph)))
+        on_graph(len(built), len(graphs))
     optimized.keep(graphs.values())
     trim_heap()
     return built

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import count
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from engines.apps.pictures.images import save_png
 from engines.arrays import Float32
+from engines.bundle.manifest import DecoderRecord
 from engines.chain.schedule import Schedule
 from engines.networks.decoder import Decoder
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path, schedule_path
 from ptqd_export.stages.network.decoding import decoder_record
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 SHEET = "pictures.png"
 
@@ -24,19 +27,21 @@ def make_pictures(
 ) -> None:
     """Write `pictures.png` with at most eight samples, and no more than the walk had, so that it takes a small part of the walk's time."""
     schedule = Schedule.model_validate_json(schedule_path(walked).read_text())
-    kinds = _states(context, graphs, schedule, reporter)
+    record, num = decoder_record(decoder), min(MOST, context.plan.calibration.samples)
+    batches = 0 if record is None else math.ceil(num / record.batch)
+    on_batch = each(reporter, len(KINDS) * (len(schedule.steps) + batches))
+    kinds = _states(context, graphs, schedule, num, on_batch)
     trim_heap()  # the networks are closed; decoding needs as much memory as they did
-    decode = _decoder(context, decoder)
-    save_png(sheet_of(map(decode, kinds)), folder / SHEET)
+    if decoder is not None and record is not None:
+        kinds = _decoded(context, decoder, record, kinds, on_batch)
+    save_png(sheet_of(kinds), folder / SHEET)
 
 
-def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, reporter: Reporter) -> list[Float32]:
+def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, num: int, on_step: Callable[[], None]) -> list[Float32]:
     """Return the final states for every kind of picture."""
-    num = min(MOST, context.plan.calibration.samples)
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
     denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}
-    conditioning, taken = context.model.conditioning, count(1)
-    total = len(KINDS) * len(schedule.steps)
+    conditioning = context.model.conditioning
     rows = None if conditioning is None else conditioning.rows
     return draw(
         schedule,
@@ -45,12 +50,19 @@ def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedul
         context.model.sample_shape,
         rows,
         num=num,
-        on_step=lambda: reporter.advance(next(taken), total),
+        on_step=on_step,
     )
 
 
-def _decoder(context: BuildContext, folder: Path | None) -> Decoder:
-    record = decoder_record(folder)
-    if folder is None or record is None:
-        return Decoder()
-    return Decoder(context.backend.open(folder / record.file, record.batch), record.batch)
+def _decoded(
+    context: BuildContext, folder: Path, record: DecoderRecord, kinds: list[Float32], on_batch: Callable[[], None]
+) -> list[Float32]:
+    """Decode the states of every kind, batch by batch."""
+    decode = Decoder(context.backend.open(folder / record.file, record.batch), record.batch)
+
+    def images(states: Float32) -> Float32:
+        found = decode(states)
+        on_batch()
+        return found
+
+    return [np.concatenate([images(kind[begin : begin + record.batch]) for begin in range(0, len(kind), record.batch)]) for kind in kinds]

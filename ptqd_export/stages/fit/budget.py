@@ -6,17 +6,16 @@ The stages run after a walk with the policy `snr`, which fits the corrections of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from calib.walk.budget import Menu, check_budget, choose, frontier
 from calib.walk.chain_error import ChainErrors
-from calib.walk.fit import PROBED_SAMPLES, probe_fitted
+from calib.walk.fit import PROBED_SAMPLES, probe_evaluations, probe_fitted
 from calib.walk.sensitivity import Probes
 from engines.chain.schedule import Schedule
 from engines.host.files import write_text
@@ -26,7 +25,7 @@ from ptqd_export.records.times_file import TIMES
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
 from ptqd_export.stages.fit.timing import time_engines
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 from ptqd_export.stages.stage_cache import StageCache
 
 CHECKED_SAMPLES = 32
@@ -92,9 +91,9 @@ def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path])
 
 def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path, folder: Path, reporter: Reporter) -> None:
     """Write `probes.npz`."""
-    schedule, taken = _schedule(walked), partial(next, count(1))
-    networks = fit_networks(context, graphs, PROBED_SAMPLES)
-    probes = probe_fitted(networks, schedule, context.samples, lambda: reporter.advance(taken(), len(schedule.steps)))
+    schedule, networks = _schedule(walked), fit_networks(context, graphs, PROBED_SAMPLES)
+    on_evaluation = each(reporter, probe_evaluations(len(networks.networks), len(schedule.steps)))
+    probes = probe_fitted(networks, schedule, context.samples, on_evaluation)
     probes.save(folder / PROBES)
 
 
@@ -120,9 +119,9 @@ def make_choice(
     menu = Menu.of(probes, bit_operation_costs(context, graphs))
     chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
     measured: dict[Choice, MeasuredError] = {}
-    checked, errors = _chains_to_measure(chains), _chain_errors(context, graphs, schedule)
-    for done, choice in enumerate(checked):
-        reporter.advance(done, len(checked))
+    checked = _chains_to_measure(chains)
+    errors = _chain_errors(context, graphs, schedule, each(reporter, (len(checked) + 1) * len(schedule.steps)))
+    for choice in checked:
         measured[choice] = MeasuredError.of(errors.measure(choice))
     found = Frontier("bit_operations", menu, probes, chains, measured, CHECKED_SAMPLES)
     (folder / FRONTIER).write_text(found.to_json())
@@ -188,11 +187,16 @@ def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
     return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(optimal[i] for i in some)]))
 
 
-def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule) -> ChainErrors:
+def most_measured(precisions: int) -> int:
+    """Return the largest number of chains to measure, for this many candidates."""
+    return precisions + len(("snr", "budget")) + CHECKED_POINTS + MIXTURES
+
+
+def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, on_evaluation: Callable[[], None]) -> ChainErrors:
     samples = context.samples.first(PROBED_SAMPLES + CHECKED_SAMPLES)
     return ChainErrors(
         schedule=schedule,
-        networks=fit_networks(context, graphs, CHECKED_SAMPLES).networks,
+        networks=fit_networks(context, graphs, CHECKED_SAMPLES).telling(on_evaluation).networks,
         reference=FULL_PRECISION,
         noise=samples.noise,
         rows=samples.rows,

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from calib.walk.fit import FitSettings, fit_on_walk
+from calib.walk.fit import FitSettings, fit_on_walk, walk_evaluations
 from ptqd_export.records.statistics_file import step_record
 from ptqd_export.stages.build_context import BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import walked_networks
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
     """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps."""
     with walked_networks(context, graphs) as networks:
-        fitted = fit_on_walk(networks, settings, folder, lambda taken: reporter.advance(taken, settings.table.steps))
+        fitted = fit_on_walk(networks, settings, folder, each(reporter, walk_evaluations(networks.networks, settings)))
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))

@@ -14,16 +14,16 @@ from engines.host.machine import cores, processor
 from engines.host.timing import interleaved_medians
 from ptqd_export.records.times_file import times_file
 from ptqd_export.stages.build_context import BuildContext, graph_path
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
-ROUNDS = 15
+ROUNDS, WARM_UP = 15, 3
 
 
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
     """Return the median milliseconds per step (guidance included) by precision."""
-    reporter.start("time")
     runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
-    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, warm_up=3).items()}
+    on_run = each(reporter, len(runs) * (WARM_UP + ROUNDS))
+    return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, WARM_UP, on_run).items()}
 
 
 def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:

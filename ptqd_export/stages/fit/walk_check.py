@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 
 from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.chain.schedule import Schedule
+from engines.host.files import sha256
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
-from ptqd_export.stages.reporter import Reporter
-
-STAGE = "check"
+from ptqd_export.stages.reporter import Reporter, each
 
 
-def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, reporter: Reporter) -> None:
-    """Measure a few of the walk's figures again. Never cached, because it checks the current files and the current runtime.
+def check_fitted(context: BuildContext, graphs: Mapping[str, Path], walked: Path, _folder: Path, reporter: Reporter) -> None:
+    """Measure a few of the walk's figures again: once for the same files of graphs, statistics, libraries and machine. Writes nothing.
 
     Raises:
         PtqdError: the noise of an engine differs from what the walk measured.
     """
-    begin = time.monotonic()
-    reporter.start(STAGE)
     check = _check(context, graphs, walked)
-    total, taken = sum(steps for _, steps in check.pieces), count(1)
-    check_engines(check, lambda: reporter.advance(next(taken), total))
-    reporter.finish(STAGE, time.monotonic() - begin, reused=False)
+    check_engines(check, each(reporter, check.evaluations))
+
+
+def graph_digests(graphs: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of every file of the graphs as they are now, by precision and name."""
+    return {name: {path.name: sha256(path) for path in sorted(folder.glob("*.onnx*"))} for name, folder in graphs.items()}
 
 
 def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> EngineCheck:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calib.walk.activation_states import States, draw_states
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 STATES = "states.npz"
 
@@ -43,9 +43,10 @@ def network_inputs(context: BuildContext, states: States, reporter: Reporter) ->
     """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches."""
     conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
     branches = 2 if context.guided else 1
+    on_batch = each(reporter, math.ceil(len(states.rows) / size))
     for begin in range(0, len(states.rows), size):
-        reporter.advance(begin, len(states.rows))
         part = slice(begin, begin + size)
         sample, timestep = (np.concatenate([value[part]] * branches) for value in (states.samples, states.timesteps))
         conditions = {} if conditioning is None else conditioning.feeds(states.rows[part], guided=context.guided)
         yield context.calibration_device.place_inputs([torch.from_numpy(value) for value in (sample, timestep, *conditions.values())])
+        on_batch()

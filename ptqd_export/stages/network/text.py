@@ -15,7 +15,7 @@ from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
 from ptqd_export.models.text.text_encoders import TextEncoderModule
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 RECORD = "text.json"
 PROOF = ("", "a photo of a cat", "three words more")
@@ -29,13 +29,14 @@ def make_text(prompts: PromptEncoder, folder: Path, reporter: Reporter) -> None:
     """
     text = prompts.load()
     record = text.record
-    for done, (one, module, tokenizer) in enumerate(zip(record.encoders, text.modules, text.tokenizers, strict=True)):
-        reporter.advance(done, len(record.encoders))
+    on_encoder = each(reporter, len(record.encoders))
+    for one, module, tokenizer in zip(record.encoders, text.modules, text.tokenizers, strict=True):
         (folder / one.graph).parent.mkdir(exist_ok=True)
         tokenizer.save(str(folder / one.tokenizer))
         ids = np.array([encoding.ids for encoding in tokenizer.encode_batch(list(PROOF))], dtype=np.int64)
         save_graph(trace_module(module, {TOKEN_IDS: torch.from_numpy(ids[:2])}, "network.", one.inputs), folder / one.graph)
         _check(module, folder / one.graph, ids)
+        on_encoder()
     (folder / RECORD).write_text(record.model_dump_json())
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +29,9 @@ from ptqd_export.stages.reporter import Reporter
 
 SLOWER = "slower.json"
 
-ROUNDS = 11
+ROUNDS, WARM_UP, TRIES = 11, 2, 2
+RUNS = 2 * (ROUNDS + WARM_UP) * TRIES
+"""Most runs of the network for a kind of layer."""
 
 LEAST_SPEED = 0.98
 """A kind of layer counts as slower in integers below this speed-up. Medians of equal graphs usually differ by less than 2 %."""
@@ -49,19 +53,23 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
         integer = one_step(context, _write_graph(context, prepared, layers, Path(temporary) / "integer.onnx"))
         for done, names in enumerate(kinds):
             mixed = _write_graph(context, prepared, _with_float(context, layers, names), Path(temporary) / "mixed.onnx")
-            speed = _speed(integer, one_step(context, mixed))
+            run = count(done * RUNS + 1)
+            speed = _speed(integer, one_step(context, mixed), partial(_report, reporter, run, len(kinds) * RUNS))
             if speed < LEAST_SPEED:
                 slower |= dict.fromkeys(names, speed)
-            reporter.advance(done + 1, len(kinds))
     (folder / SLOWER).write_text(json.dumps(slower, indent=1))
 
 
-def _speed(integer: Callable[[], object], mixed: Callable[[], object]) -> float:
+def _report(reporter: Reporter, runs: Iterator[int], total: int) -> None:
+    reporter.advance(next(runs), total)
+
+
+def _speed(integer: Callable[[], object], mixed: Callable[[], object], on_run: Callable[[], None]) -> float:
     """Return the speed-up by integers. Measures again if they seem slower, because load on the machine can have the same effect."""
     runs = {"integer": integer, "mixed": mixed}
     speed = 0.0
-    for _ in range(2):
-        seconds = interleaved_medians(runs, ROUNDS, warm_up=2)
+    for _ in range(TRIES):
+        seconds = interleaved_medians(runs, ROUNDS, WARM_UP, on_run)
         speed = max(speed, seconds["mixed"] / seconds["integer"])
         if speed >= LEAST_SPEED:
             break

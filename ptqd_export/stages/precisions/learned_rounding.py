@@ -54,7 +54,7 @@ def make_reconstruction(
         nearest: layers of the network at one precision, rounded to nearest.
         states: folder of the stage `states`.
         folder: output folder, which may hold the blocks that an interrupted run finished.
-        reporter: shows the progress, block by block.
+        reporter: shows the progress, optimizer step by optimizer step.
     """
     chosen = load_states(states).first(context.plan.quantization.reconstruction.samples)
     learned = reconstruct(

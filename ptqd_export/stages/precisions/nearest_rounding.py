@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,9 +42,14 @@ class Sources:
 
 
 def rounded_to_nearest(
-    context: BuildContext, precision: Precision, sources: Sources, network: TracedNetwork, model: LoadedModel
+    context: BuildContext,
+    precision: Precision,
+    sources: Sources,
+    network: TracedNetwork,
+    model: LoadedModel,
+    on_layer: Callable[[], None] = lambda: None,
 ) -> list[QuantizedLayer]:
-    """Return every layer that gets integers, with its scales, rounded to nearest.
+    """Return every layer that gets integers, with its scales, rounded to nearest. `on_layer` is called after each layer of the network.
 
     Raises:
         UsageError: a pattern of the plan matches no layer, or nothing is left to quantize.
@@ -53,7 +58,7 @@ def rounded_to_nearest(
     _check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
     seen = load_observations(sources.seen)
-    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision)
+    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision, on_layer)
 
 
 def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:

@@ -37,6 +37,17 @@ def _error(model: Path, target: str = "onnxruntime") -> str:
     return str(caught.value)
 
 
+def test_quick_plan_differs_only_in_what_its_note_says(tmp_path: Path) -> None:
+    model, written = _pipeline(tmp_path / "model"), tmp_path / "plan.json"
+    note = write_starter_plan(model, "onnxruntime", written, force=False, first_look=True)
+    assert note.startswith("quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20, 64 calibration samples instead of 512.")
+    made, whole = load_plan(written).plan.model_dump(), starter_plan(model, "onnxruntime", tmp_path).model_dump()
+    whole["precisions"] = ("w8a8",)
+    whole["sampler"]["steps"] = 10
+    whole["calibration"] |= {"samples": 64, "activation_samples": 64, "batch_size": 32}
+    assert made == whole
+
+
 def test_unconditional_pipeline_gets_no_guidance(tmp_path: Path) -> None:
     plan = starter_plan(_pipeline(tmp_path / "flowers"), "onnxruntime", tmp_path)
     assert (plan.sampler.name, plan.sampler.steps, plan.sampler.eta, plan.sampler.guidance) == ("ddpm", 20, 1.0, 1.0)

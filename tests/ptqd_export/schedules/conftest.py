@@ -49,7 +49,7 @@ def finish(tiny: TinyBundle) -> TinyBundle:
         batch_size=plan.calibration.batch_size,
     )
     networks = measured_networks(bundle, ScheduleSettings(fit, ("w4a8", "w8a8"), 1), fit.batch_size)
-    fitted = fit_on_walk(networks, fit, tiny.folder / "local", lambda _: None)
+    fitted = fit_on_walk(networks, fit, tiny.folder / "local", lambda: None)
     texts = {
         "plan.json": plan.resolved_json(),
         "schedules/default.json": fitted.schedule.model_dump_json(),

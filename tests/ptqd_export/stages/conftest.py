@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import ptqd_export.stages.run_build as module
-from ptqd_export.stages.stage_cache import Finished
+from tests.ptqd_export.stages.whole_builds import FinishedStages
 
 
 @pytest.fixture
-def finished(monkeypatch: pytest.MonkeyPatch) -> list[Finished]:
-    """The stages of all builds that the test runs, collected instead of printed as the final table."""
-    stages: list[Finished] = []
-    monkeypatch.setattr(module, "print_summary", lambda *given: stages.extend(given[-1]))
-    return stages
+def finished() -> FinishedStages:
+    """Collects the finished stages of builds that get it as `on_progress`."""
+    return FinishedStages()

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Recorder:
-    """A `ptqd_export.stages.stage_cache.Reporter`.
+    """A `ptqd_export.stages.reporter.Reporter`.
 
     Attributes:
         told: recorded calls in order, each with its name and arguments.
@@ -19,7 +19,7 @@ class Recorder:
     def start(self, stage: str) -> None:
         self.told.append(("start", stage))
 
-    def advance(self, done: int, total: int) -> None:
+    def advance(self, done: float, total: float) -> None:
         self.told.append(("advance", done, total))
 
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None:

@@ -16,8 +16,7 @@ from engines.errors import UsageError
 from ptqd_export.graph import graph_files
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.stages.run_build import run_build
-from ptqd_export.stages.stage_cache import Finished
-from tests.ptqd_export.stages.whole_builds import changed, portable, remade_stages, sample
+from tests.ptqd_export.stages.whole_builds import FinishedStages, changed, portable, remade_stages, sample
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -36,28 +35,30 @@ if TYPE_CHECKING:
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
 def test_changed_plan_remakes_what_depends_on_the_change(
-    class_build: Built, tmp_path: Path, finished: list[Finished], sections: dict[str, Any], remade: set[str]
+    class_build: Built, tmp_path: Path, finished: FinishedStages, sections: dict[str, Any], remade: set[str]
 ) -> None:
     plan_file = changed(class_build, tmp_path / "bundle", **sections)
-    run_build(plan_file)
+    run_build(plan_file, on_progress=finished)
     assert set(remade_stages(finished)) == remade
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.schedule().steps
     assert json.loads((tmp_path / "bundle" / "plan.json").read_text()) == plan_file.plan.model_dump(mode="json")
 
 
-def test_fixed_precisions_are_the_schedules(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
+def test_fixed_precisions_are_the_schedules(class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
     chosen = ["w8a8", "fp32", "w4a8", "w8a8"]
-    run_build(changed(class_build, tmp_path / "bundle", steps={"policy": "fixed", "precisions": chosen}))
+    run_build(changed(class_build, tmp_path / "bundle", steps={"policy": "fixed", "precisions": chosen}), on_progress=finished)
     assert list(remade_stages(finished)) == ["statistics", "pictures"]
     assert [step.precision for step in Bundle.open(tmp_path / "bundle").schedule().steps] == chosen
     assert np.isfinite(sample(tmp_path / "bundle")).all()
 
 
 def test_layers_that_the_plan_keeps_in_float_are_listed_and_left_alone(
-    class_build: Built, tmp_path: Path, finished: list[Finished]
+    class_build: Built, tmp_path: Path, finished: FinishedStages
 ) -> None:
-    run_build(changed(class_build, tmp_path / "bundle", quantization={"keep_float": ["mid_block.*"]}, precisions=["w8a8"]))
+    run_build(
+        changed(class_build, tmp_path / "bundle", quantization={"keep_float": ["mid_block.*"]}, precisions=["w8a8"]), on_progress=finished
+    )
     assert list(remade_stages(finished)) == ["quantize-w8a8", "statistics", "pictures"]
     layers = json.loads((tmp_path / "bundle/statistics/onnxruntime/w8a8.json").read_text())["layers"]
     kept = {layer["name"] for layer in layers if layer["reason"] == "kept in float by the plan (mid_block.*)"}
@@ -94,13 +95,13 @@ def test_patterns_that_cannot_be_meant_are_refused(class_build: Built, tmp_path:
 
 
 def test_weights_beside_their_graphs_are_part_of_the_bundle(
-    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: list[Finished]
+    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
 ) -> None:
     output = tmp_path / "bundle"
     plan_file = class_build.resumed_in(output, precisions=["w8a8"])
     shutil.rmtree(next(output.glob("local/stages/quantize-w8a8-*")))
     monkeypatch.setattr(graph_files, "EXTERNAL_DATA_BYTES", 1000)
-    run_build(plan_file)
+    run_build(plan_file, on_progress=finished)
     bundle = Bundle.open(output)
     assert "graphs/onnxruntime/w8a8.onnx.data" in bundle.manifest.files
     assert bundle.path("graphs/onnxruntime/w8a8.onnx.data").stat().st_size > bundle.path("graphs/onnxruntime/w8a8.onnx").stat().st_size
@@ -109,7 +110,7 @@ def test_weights_beside_their_graphs_are_part_of_the_bundle(
     assert finished
 
 
-def test_unconditional_model_is_built_and_sampled(tmp_path: Path, finished: list[Finished]) -> None:
+def test_unconditional_model_is_built_and_sampled(tmp_path: Path, finished: FinishedStages) -> None:
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -125,7 +126,7 @@ def test_unconditional_model_is_built_and_sampled(tmp_path: Path, finished: list
         "calibration": {"samples": 8, "batch_size": 8, "activation_samples": 16},
         "target": {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2}, "output": "bundle",
     }  # fmt: skip
-    run_build(PlanFile(Plan.model_validate(plan), tmp_path))
+    run_build(PlanFile(Plan.model_validate(plan), tmp_path), on_progress=finished)
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest.model.conditioning is None
     assert all(step.clip == 1.0 for step in bundle.schedule().steps)

@@ -50,10 +50,8 @@ def test_stage_is_made_once_and_reused_by_the_next_run(cache: Callable[..., Stag
     make = Maker()
     folder = cache().run("trace", {"model": "m", "steps": 3}, make)
     assert (folder / "result").read_text() == "made"
-    again = cache()
-    assert again.run("trace", {"steps": 3, "model": "m"}, make) == folder
+    assert cache().run("trace", {"steps": 3, "model": "m"}, make) == folder
     assert make.calls == 1
-    assert [(stage.name, stage.reused) for stage in again.finished] == [("trace", True)]
 
 
 def test_reporter_is_told_of_work_and_of_reuse(tmp_path: Path) -> None:
@@ -128,7 +126,6 @@ def test_failing_stage_leaves_nothing_and_the_finished_ones_stay(
     with pytest.raises(error, match="in the middle"):
         broken.run("observe", {}, fail)
     assert _names(tmp_path / "stages") == ["trace"]
-    assert [stage.name for stage in broken.finished] == ["trace"]
     make = Maker()
     assert (cache().run("observe", {}, make) / "result").is_file()
     assert make.calls == 1

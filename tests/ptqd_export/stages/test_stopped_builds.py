@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 STOPS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
 
-@pytest.fixture(autouse=True)
-def no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "print_summary", lambda *_given: None)
-
-
 @pytest.fixture
 def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The room that is looked for before the work is taken by somebody else during it."""

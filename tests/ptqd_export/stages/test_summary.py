@@ -1,4 +1,4 @@
-"""What the end of a build proposes."""
+"""What is printed after a build."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptqd_export.stages import summary
+from tests.ptqd_export.stages.whole_builds import QUANTIZED
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
+
+
+def test_table_names_every_precision_and_what_to_do_next(class_build: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    summary.print_summary(class_build.plan_file, 83.2)
+    out, err = capsys.readouterr()
+    for precision in ("fp32", *QUANTIZED["class_build"]):
+        assert f" {precision} " in out
+    assert "built in 83 s; next: ptqd-run sample" in out
+    assert err == ""
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize("saturates", [False, True])

@@ -13,7 +13,7 @@ from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.plan import PlanFile
-from ptqd_export.stages.stage_cache import Finished
+from ptqd_export.stages.reporter import BuildProgress
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built
@@ -23,9 +23,21 @@ STEPS = {"class_build": 4, "cross_build": 3}
 QUANTIZED = {"class_build": ("w8a8", "w4a8", "w4a4", "w3a8"), "cross_build": ("w8a8", "w4a8", "w4a16")}
 
 
-def remade_stages(finished: list[Finished]) -> Iterator[str]:
+UNCACHED = ("load", "bundle", "times", "optimize")
+"""Stages that every build runs again."""
+
+
+class FinishedStages(list[BuildProgress]):
+    """An `on_progress` that collects the finished stages of a build, without those that every build runs again."""
+
+    def __call__(self, progress: BuildProgress) -> None:
+        if progress.finished and progress.stage not in UNCACHED:
+            self.append(progress)
+
+
+def remade_stages(finished: list[BuildProgress]) -> Iterator[str]:
     """Yield the names of the stages that were not reused."""
-    return (stage.name for stage in finished if not stage.reused)
+    return (progress.stage for progress in finished if not progress.reused)
 
 
 def portable(folder: Path) -> dict[str, bytes]:

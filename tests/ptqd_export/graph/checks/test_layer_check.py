@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from calib.walk.activation_states import States
+from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
 from engines.errors import PtqdError
 from ptqd_export.graph.checks import layer_check
 from ptqd_export.graph.checks.layer_check import check_layers
@@ -89,7 +90,7 @@ def test_a_wrong_zero_point_is_refused(class_build: Built, tmp_path: Path) -> No
 
 
 def test_layers_are_held_a_group_at_a_time(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, runs, run = _agreement(class_build, "w8a8"), 0, layer_check.run_outputs
+    whole, runs, run = _agreement(class_build, "w8a8"), 0, run_outputs
 
     def counted(*given: Any, **options: Any) -> Any:
         nonlocal runs

@@ -67,8 +67,8 @@ def test_graph_that_computes_noise_is_refused_at_few_states(class_build: Built, 
     """Between right layers, even: a coin that is tossed once proves nothing, the power of the difference does."""
     run = module._graph_outputs
 
-    def random(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
-        out = run(model, graph, states, backend)
+    def random(model: Any, graph: Path, states: States, backend: Backend, on_batch: Any) -> Float32:
+        out = run(model, graph, states, backend, on_batch)
         return np.random.default_rng(0).normal(0, out.std(), out.shape).astype(np.float32)
 
     monkeypatch.setattr(module, "_graph_outputs", random)
@@ -81,8 +81,8 @@ def test_runtime_whose_fast_kernels_are_a_tenth_noisier_is_refused(class_build: 
     run = module._graph_outputs
     stored = json.loads((class_build.stage("quantize-w8a8") / "precision.json").read_text())["verification"]
 
-    def noisy(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
-        out = run(model, graph, states, backend)
+    def noisy(model: Any, graph: Path, states: States, backend: Backend, on_batch: Any) -> Float32:
+        out = run(model, graph, states, backend, on_batch)
         noise = out.std() * 10 ** (-stored["noise"] / 20)
         more = np.random.default_rng(0).normal(0, np.sqrt(0.1) * noise, out.shape).astype(np.float32)
         return out + more if backend == FUSED else out
@@ -95,6 +95,6 @@ def test_runtime_whose_fast_kernels_are_a_tenth_noisier_is_refused(class_build: 
 
 def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
-    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.99 if given[-1] == FUSED else 1))
+    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.99 if given[3] == FUSED else 1))
     with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
         _verify(class_build, "w8a8")

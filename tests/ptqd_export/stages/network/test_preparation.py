@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import ptqd_export.stages.run_build as module
 from calib.quantizers.preparation.channel_scaling import ScalableChannels, scaled_parameters
 from calib.quantizers.rules.placement import PLACEMENTS
 from calib.quantizers.rules.precision import Precision
@@ -36,8 +35,8 @@ from ptqd_export.stages.precisions.activations import load_observations, make_ob
 from ptqd_export.stages.precisions.nearest_rounding import Sources
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.run_build import run_build
-from ptqd_export.stages.stage_cache import Finished
 from tests.ptqd_export.stages.recorder import Recorder
+from tests.ptqd_export.stages.whole_builds import FinishedStages
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built
@@ -256,14 +255,8 @@ def _check_with_random_factors(
 # In a build
 
 
-@pytest.fixture
-def finished(monkeypatch: pytest.MonkeyPatch) -> list[Finished]:
-    stages: list[Finished] = []
-    monkeypatch.setattr(module, "print_summary", lambda *given: stages.extend(given[-1]))
-    return stages
-
-
-def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path: Path, finished: list[Finished]) -> None:
+def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path: Path) -> None:
+    finished = FinishedStages()
     plan = class_build.plan_file.plan.model_dump(mode="json")
     plan_file = class_build.resumed_in(
         tmp_path / "bundle",
@@ -271,8 +264,8 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
         quantization=plan["quantization"] | SPLIT | SCALED | {"activation_steps": "used"},
         steps={"policy": "fixed", "precisions": ["w4a8", "fp32", "fp32", "w4a8"]},
     )
-    run_build(plan_file)
-    made = [stage.name for stage in finished]
+    run_build(plan_file, on_progress=finished)
+    made = [stage.stage for stage in finished]
     assert made == [
         "trace",
         "states",

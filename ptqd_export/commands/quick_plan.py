@@ -1,0 +1,28 @@
+"""A plan for a first look: the same model, in minutes."""
+
+from __future__ import annotations
+
+from ptqd_export.plan import Plan
+
+STEPS = 10
+SAMPLES = 64
+PRECISIONS = ("w8a8",)
+
+
+def quick(plan: Plan) -> Plan:
+    """Return the plan with one precision, fewer sampling steps, and fewer samples for calibration."""
+    steps = min(STEPS, plan.sampler.steps)
+    calibration = plan.calibration.model_copy(update={"samples": SAMPLES, "activation_samples": SAMPLES, "batch_size": SAMPLES // 2})
+    sampler = plan.sampler.model_copy(update={"steps": steps})
+    return plan.model_copy(update={"sampler": sampler, "precisions": PRECISIONS, "calibration": calibration})
+
+
+def quick_note(whole: Plan) -> str:
+    """Return what a quick plan gives up, compared with the plan that it was made from."""
+    made = quick(whole)
+    return (
+        f"quick: {' and '.join(made.precisions)} instead of {' and '.join(whole.precisions)}, "
+        f"{made.sampler.steps} sampling steps instead of {whole.sampler.steps}, "
+        f"{made.calibration.samples} calibration samples instead of {whole.calibration.samples}. "
+        "Pictures are coarser and figures less certain; leave out --quick for a bundle to keep."
+    )

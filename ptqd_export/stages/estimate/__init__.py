@@ -1,0 +1,1 @@
+"""Says before a build what it has to do, and how long that will take."""

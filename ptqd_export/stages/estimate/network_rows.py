@@ -1,0 +1,65 @@
+"""How many rows each stage of a build takes through the network. A sample is one row, or two under guidance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
+from engines.apps.compare.engine_check import checked_evaluations
+from ptqd_export.graph.checks.verify import VERIFIED_STATES
+from ptqd_export.report.pictures import KINDS, MOST
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.fit import budget, timing
+
+
+@dataclass(frozen=True)
+class NetworkRows:
+    """Rows through graphs on the build's runtime, and through PyTorch."""
+
+    graph: int = 0
+    torch: int = 0
+
+
+def network_rows(context: BuildContext, stage: str) -> NetworkRows:
+    """Return the rows of a stage; none for learned rounding and the measurement of integer speed, whose runs depend on the layers."""
+    kind = stage.partition("-")[0]
+    branches = 2 if context.guided else 1
+    if kind in ("prepare", "observe"):
+        return NetworkRows(torch=branches * _states(context))
+    if kind == "quantize":
+        return NetworkRows(graph=2 * _verified(context), torch=2 * _verified(context))
+    if kind == "convert":
+        return NetworkRows(graph=_verified(context), torch=2 * _verified(context))
+    return NetworkRows(graph=branches * _samples(context, kind))
+
+
+def _samples(context: BuildContext, kind: str) -> int:
+    """Return how many samples a stage takes through graphs."""
+    steps, calibration, networks = context.table.steps, context.plan.calibration, 1 + len(context.engine_precisions)
+    match kind:
+        case "states":
+            return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
+        case "statistics" | "schedule":
+            return steps * calibration.samples * networks
+        case "probes":
+            return PROBED_SAMPLES * probe_evaluations(networks, steps)
+        case "choice":
+            return budget.CHECKED_SAMPLES * steps * (1 + budget.most_measured(len(context.precisions)))
+        case "check":
+            return checked_evaluations(calibration.samples, steps, networks)
+        case "pictures":
+            return len(KINDS) * steps * min(MOST, calibration.samples)
+        case "times":
+            return networks * (timing.WARM_UP + timing.ROUNDS) * context.plan.target.benchmark_batch
+    return 0
+
+
+def _states(context: BuildContext) -> int:
+    """Return how many states there are for the activation ranges."""
+    steps, wanted = context.table.steps, context.plan.calibration.activation_samples
+    return steps * math.ceil(wanted / steps)
+
+
+def _verified(context: BuildContext) -> int:
+    return min(VERIFIED_STATES, _states(context))

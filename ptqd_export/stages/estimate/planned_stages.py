@@ -1,0 +1,57 @@
+"""The stages of a build, in order, as `ptqd_export.stages.run_build` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engines.apps.pictures.images import is_drawable
+from ptqd_export.stages.build_context import BuildContext
+
+
+def planned_stages(context: BuildContext) -> tuple[str, ...]:
+    """Return the names of the stages."""
+    return (*_network(context), *_precisions(context), *_fit(context), *_finish(context))
+
+
+def _network(context: BuildContext) -> Iterator[str]:
+    quantization = context.plan.quantization
+    yield "trace"
+    if context.model.decoder is not None:
+        yield "decoder"
+    yield "states"
+    if quantization.split_concatenations or quantization.channel_scaling is not None:
+        yield "prepare"
+
+
+def _precisions(context: BuildContext) -> Iterator[str]:
+    quantization, quantized = context.plan.quantization, context.quantized_precisions
+    if quantization.activation_steps == "all":
+        yield "observe"
+    else:
+        yield from (f"observe-{precision.name}" for precision in quantized)
+    if quantization.integer_layers != "all" and quantized:
+        yield "integer-speed"
+    for precision in quantized:
+        if quantization.rounding != "nearest" and precision.form == "integer":
+            yield f"reconstruct-{precision.name}"
+        yield f"quantize-{precision.name}"
+    yield from (f"convert-{precision.name}" for precision in context.engine_precisions if precision.weight_bits is None)
+
+
+def _fit(context: BuildContext) -> Iterator[str]:
+    yield "statistics"
+    if context.plan.steps.policy == "budget":
+        yield from (() if context.target.stand_in else ("times",))
+        yield from ("probes", "choice", "schedule")
+    yield "check"
+
+
+def _finish(context: BuildContext) -> Iterator[str]:
+    if context.model.decoder is not None or is_drawable(context.model.sample_shape):
+        yield "pictures"
+    if context.model.prompts is not None:
+        yield "text"
+    yield "bundle"
+    if not context.target.stand_in and context.plan.steps.policy != "budget":
+        yield "times"
+    yield "optimize"

@@ -1,0 +1,104 @@
+"""Measures, right after the trace, how fast this machine does what a build consists of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from calib.quantizers.scale_search import activation_scale, weight_scale
+from ptqd_export.graph.checks.verify import BATCH
+from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+
+SECONDS = 1.0
+"""Time to measure a network for, unless a single sample takes longer."""
+
+SEARCHED = 2**15
+"""Values of the weight whose scales are searched."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds for parts of a build, on this machine with its present load.
+
+    Attributes:
+        graph_row: one row through the full-precision graph.
+        torch_row: one row through the network in PyTorch, in the plan's batches.
+        checked_row: the same in the small batches that graphs are verified in.
+        open: open an engine.
+        rewrite: read a graph, and write it again.
+        activation: search the scale of a tensor's activations.
+        weight: search the scales of a weight, per value.
+    """
+
+    graph_row: float
+    torch_row: float
+    checked_row: float
+    open: float
+    rewrite: float
+    activation: float
+    weight: float
+
+
+def measure_rates(context: BuildContext, traced: Path) -> Rates:
+    """Measure the rates with the graph in the folder of the stage `trace`."""
+    graph = graph_path({FULL_PRECISION: traced}, FULL_PRECISION)
+    begin = time.perf_counter()
+    network = context.denoiser(graph, context.plan.calibration.batch_size)
+    opened = time.perf_counter() - begin
+    noise, timestep = context.samples.noise, float(context.table.timestep[0])
+
+    def run(samples: int) -> object:
+        numbers = np.arange(samples, dtype=np.int64)
+        return network(noise.start(numbers), timestep, np.zeros_like(numbers))
+
+    placed = context.calibration_device.place(context.model)
+
+    def run_torch(samples: int) -> object:
+        with torch.no_grad():
+            return placed.adapter(*context.calibration_device.place_inputs(context.model.example_inputs(samples)))
+
+    branches, most = 2 if context.guided else 1, context.plan.calibration.batch_size
+    return Rates(
+        graph_row=_per_sample(run, most) / branches,
+        torch_row=_per_sample(run_torch, most),
+        checked_row=_per_sample(run_torch, BATCH),
+        open=opened,
+        rewrite=_seconds(lambda: _rewrite(graph)),
+        activation=_seconds(_search_activation),
+        weight=_seconds(_search_weight) / SEARCHED,
+    )
+
+
+def _per_sample(run: Callable[[int], object], most: int) -> float:
+    """Return the seconds per sample in batches of `most` samples, or of as many as fit the time."""
+    run(1)
+    one = _seconds(lambda: run(1))
+    batch = max(1, min(most, int(SECONDS / one)))
+    return one if batch == 1 else _seconds(lambda: run(batch)) / batch
+
+
+def _rewrite(graph: Path) -> None:
+    with TemporaryDirectory() as folder:
+        save_graph(ir.load(graph), Path(folder) / graph.name)
+
+
+def _search_activation() -> None:
+    activation_scale(torch.linspace(-1, 2, 2**16), -1.0, 2.0, bits=8, signed=False, symmetric=False)
+
+
+def _search_weight() -> None:
+    weight_scale(torch.linspace(-1, 1, SEARCHED).reshape(64, -1), 8)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
