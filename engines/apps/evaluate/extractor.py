@@ -20,6 +20,13 @@ from engines.untrusted.external_data import external_files
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 
+NAME = "extractor"
+"""Key of an extractor's name in its graph's metadata."""
+
+SMALL_NAME = "ptqd-small-1"
+SMALL = Path(__file__).with_name(f"{SMALL_NAME}.onnx")
+"""The extractor that ships for a first look, made by `tools/small_extractor/train.py`. Its name changes whenever its features do."""
+
 SPATIAL_LIMIT = 2048
 """Maximum dimension of spatial features. Of Inception's 768 maps of 17 x 17 it keeps the first 7: the 2,023 dimensions of sFID."""
 
@@ -45,6 +52,11 @@ class Extractor:
     Its outputs are `features` [batch, D] or [batch, D, 1, 1], which may have another name if no other output has such a shape, and
     optionally `spatial` [batch, channels, height, width] for sFID and `logits` [batch, K] for the Inception Score.
 
+    Attributes:
+        path: ONNX file.
+        digest: sha256 of the file.
+        name: name in the graph's metadata, which is shown beside every figure; None if it has none.
+
     Args:
         path: ONNX file.
         threads: number of CPU threads; None takes every core that the process may use.
@@ -61,6 +73,7 @@ class Extractor:
         self.path = path
         self.digest = sha256(path)
         self._session = _open(path, threads or cores())
+        self.name = self._session.get_modelmeta().custom_metadata_map.get(NAME)
         self._input, self.input_shape = self._image_input()
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         self._features = self._find_features(outputs)
