@@ -120,8 +120,14 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--num", type=COUNT, required=True, help="Number of samples per seed, such as 50000.")
-@click.option("--reference", type=PATH, required=True, help="An .npz file of real images, or of statistics of their features.")
-@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option(
+    "--reference",
+    type=PATH,
+    help="An .npz file of real images, or of statistics of their features. Default: full-precision samples of another seed.",
+)
+@click.option(
+    "--features", type=PATH, help="An ONNX feature extractor, see `ptqd-export extractor`. Default: a small one for a first look."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed of the noise.")
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="Number of consecutive seeds.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Number of samples that the networks process at once.")
@@ -138,8 +144,8 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 def evaluate(
     bundle: Path,
     num: int,
-    reference: Path,
-    features: Path,
+    reference: Path | None,
+    features: Path | None,
     seed: int,
     seeds: int,
     batch_size: int,
@@ -150,16 +156,20 @@ def evaluate(
     json_file: Path | None,
     **chain: Any,
 ) -> None:
-    """Score samples of full precision and of a bundle's chain against a reference."""
+    """Score samples of full precision and of a bundle's chain against a reference.
+
+    Without --reference and --features this is a first look: how far the chain's samples are from full precision's.
+    """
     from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
     from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
+    from engines.apps.evaluate.extractor import SMALL
     from engines.host.files import writable_folder
     from engines.networks.chain_choice import ChainChoice
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
     cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
-    request = EvaluateRequest(bundle, reference, features, num, seed, seeds, batch_size, classes, choice, cluster, shards)
+    request = EvaluateRequest(bundle, reference, features or SMALL, num, seed, seeds, batch_size, classes, choice, cluster, shards)
     result = evaluate_bundle(request, tell=print_chain)
     if json_file is not None:
         write_report(result, json_file)
@@ -198,17 +208,19 @@ def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **re
 
 @main.command()
 @click.argument("images", type=PATH)
-@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option(
+    "--features", type=PATH, help="An ONNX feature extractor, see `ptqd-export extractor`. Default: a small one for a first look."
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .npz file to write the statistics to.")
-def reference(images: Path, features: Path, output: Path) -> None:
+def reference(images: Path, features: Path | None, output: Path) -> None:
     """Compute the statistics of real images once, for many evaluations."""
-    from engines.apps.evaluate.extractor import Extractor
+    from engines.apps.evaluate.extractor import SMALL, Extractor
     from engines.apps.evaluate.image_archive import ImageArchive
     from engines.apps.evaluate.reference import Reference
     from engines.host.files import writable_folder
 
     writable_folder(output.absolute().parent)
-    extractor = Extractor(features)
+    extractor = Extractor(features or SMALL)
     found = Reference.of_images(ImageArchive.open(images), extractor)
     found.save(output, extractor)
     click.echo(f"{found.count} images, {len(found.features.mean)} features; see {output}")

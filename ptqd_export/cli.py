@@ -149,6 +149,23 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
     click.echo(f"wrote {write_report(bundle, output, evaluations, comparisons)}")
 
 
+@main.group()
+def extractor() -> None:
+    """Export a published network for `ptqd-run evaluate`, from weights that you have."""
+
+
+@extractor.command()
+@click.option("--weights", type=PATH, required=True, help="pt_inception-2015-12-05-6726825d.pth, of pytorch-fid or torch-fidelity.")
+@click.option("-o", "--output", type=PATH, default=Path("inception.onnx"), show_default=True, help="ONNX file to write.")
+def inception(weights: Path, output: Path) -> None:
+    """Export the Inception network of published FID, sFID and Inception Scores."""
+    from ptqd_export.commands.extractors.inception import inception_graph
+    from ptqd_export.commands.extractors.write_extractor import write_extractor
+
+    write_extractor(lambda: inception_graph(weights), output)
+    click.echo(f"wrote {output}; use it as: ptqd-run evaluate BUNDLE --features {output} --reference REFERENCE.npz --num 50000")
+
+
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--precision", required=True, help="Precision of the engine to examine, such as w8a8.")

@@ -96,7 +96,9 @@ def graph_of(extractor: SmallExtractor) -> ir.Model:
 
 @click.command()
 @click.option("--minutes", type=float, default=8, show_default=True, help="Training time on an otherwise idle machine.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("build/small_extractor"), show_default=True, help="Folder to write to.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/small_extractor"), show_default=True, help="Folder to write to."
+)
 def main(minutes: float, output: Path) -> None:
     """Train, and write the network and the log."""
     torch.manual_seed(0)

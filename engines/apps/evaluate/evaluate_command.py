@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +12,18 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.apps.chosen_rows import chosen_rows
-from engines.apps.evaluate.evaluation_result import EvaluationResult, compare
-from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, compare
+from engines.apps.evaluate.extractor import Extractor, Features
 from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
 from engines.apps.evaluate.reference import Reference
-from engines.apps.evaluate.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
-from engines.arrays import Float32, Int64
+from engines.apps.evaluate.scores import LEAST_SAMPLES, OF_FEATURES, SampleScores, unavailable, warnings_about
+from engines.apps.evaluate.seeded_samples import SeededSamples
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.chain.noise import NoiseSource
-from engines.chain.sampling import Chain, batches
+from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
@@ -33,11 +32,11 @@ from engines.errors import UsageError
 from engines.host.files import sha256
 from engines.host.held_states import HeldStates
 from engines.host.interruption import keeping
-from engines.host.progress import progress
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.decoder import Decoder, open_decoder
 
 Estimates = Mapping[str, Estimate]
+Tell = Callable[[str, int, Estimates, Mapping[str, str | None]], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class EvaluateRequest:
 
     Attributes:
         bundle: bundle folder.
-        reference: .npz file of images or statistics, see `Reference.load`.
+        reference: .npz file of images or statistics, see `Reference.load`. None takes the model itself: samples of full precision, as many
+            as are scored, of the seed after the last one.
         features: ONNX file of the feature extractor, see `Extractor`.
         num: number of samples per seed.
         seed: first seed.
@@ -59,7 +59,7 @@ class EvaluateRequest:
     """
 
     bundle: Path
-    reference: Path
+    reference: Path | None
     features: Path
     num: int
     seed: int = 0
@@ -71,12 +71,12 @@ class EvaluateRequest:
     shards: Path | None = None
 
 
-def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimates], None] = lambda *_: None) -> EvaluationResult:
+def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> EvaluationResult:
     """Sample and score both chains, full precision first.
 
     Args:
         request: what to evaluate.
-        tell: called with a chain's name, the seed and the figures as soon as they are known.
+        tell: called with a chain's name, the seed, the figures, and the extractors' names by figure, as soon as they are known.
 
     Raises:
         UsageError: the request does not fit the bundle, or the extractor or the reference does not fit the samples.
@@ -84,19 +84,38 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     """
     _check(request)
     bundle = Bundle.open(request.bundle)
-    shape = bundle.manifest.model.image_shape
     samples = [_seeded_samples(request, bundle, request.seed + number) for number in range(request.seeds)]
     extractor = Extractor(request.features)
-    extractor.check(shape, "the samples")
+    one = extractor.check(bundle.manifest.model.image_shape, "the samples")
     chain = request.chain.chosen(bundle)
     full_precision = bundle.full_precision(chain.schedule)
     if request.cluster is None:
         chain = request.chain.open(bundle, min(request.batch_size, request.num))
         chain.denoisers[full_precision]  # open its engine before any work is done
-    reference = Reference.load(request.reference, extractor, shape)
+    reference = _reference(request, bundle, extractor, one, chain)
+    extractors = dict.fromkeys(OF_FEATURES, extractor.name)
+
+    def told(precision: str, seed: int, estimates: Estimates) -> None:
+        tell(precision, seed, estimates, extractors)
+
     judge = _in_this_process if request.cluster is None else _on_cluster
-    both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), tell))
-    return _result(request, chain, full_precision, reference, extractor, both)
+    both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), told))
+    return _result(request, chain, full_precision, reference, extractor, compare(both, extractors))
+
+
+def _reference(request: EvaluateRequest, bundle: Bundle, extractor: Extractor, one: Features, chain: Chain) -> Reference:
+    """Load the reference, or sample one at full precision."""
+    if request.reference is not None:
+        return Reference.load(request.reference, extractor, bundle.manifest.model.image_shape)
+    exact = _exact(bundle, chain)
+    own = _seeded_samples(request, bundle, request.seed + request.seeds)
+    images = own.images(exact, open_decoder(bundle, request.chain.runtime), f"reference, {exact.precision}")
+    return Reference.of_batches((batch for batch, _ in images), request.num, one, extractor)
+
+
+def _exact(bundle: Bundle, chain: Chain) -> Chain:
+    """Return the chain at full precision."""
+    return replace(chain, precision=bundle.full_precision(chain.schedule), corrected=False)
 
 
 @dataclass(frozen=True)
@@ -107,14 +126,14 @@ class _Judged:
     bundle: Bundle
     chain: Chain
     full_precision: str
-    samples: Sequence[_SeededSamples]
+    samples: Sequence[SeededSamples]
     scores: Callable[[], SampleScores]
     tell: Callable[[str, int, Estimates], None]
 
 
 def _in_this_process(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
     """Return the figures of full precision and of the chosen chain for each seed."""
-    exact = replace(judged.chain, precision=judged.full_precision, corrected=False)
+    exact = _exact(judged.bundle, judged.chain)
     decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
     both: list[tuple[Estimates, Estimates]] = []
     for seeded in judged.samples:
@@ -177,47 +196,33 @@ def _asked(judged: _Judged) -> dict[str, Any]:
 def _check(request: EvaluateRequest) -> None:
     if request.num < LEAST_SAMPLES:
         raise UsageError("There are too few samples to compare.", found=f"--num {request.num}", expected=f"at least {LEAST_SAMPLES}")
+    if request.cluster is not None and request.reference is None:
+        raise UsageError(
+            "A cluster needs a reference.",
+            found="--ray without --reference",
+            expected="--reference with an .npz file",
+            mend="sample one: ptqd-run sample BUNDLE --precision fp32 --correction off --format npz, with another seed",
+        )
 
 
-@dataclass(frozen=True)
-class _SeededSamples:
-    """The noise and conditioning rows of one seed, the same for every chain."""
-
-    noise: NoiseSource
-    samples: Int64
-    rows: Int64
-    batch_size: int
-
-    def batches(self) -> Iterator[tuple[Int64, Int64]]:
-        """Yield the sample numbers and rows of each batch."""
-        return zip(batches(self.samples, self.batch_size), batches(self.rows, self.batch_size), strict=True)
-
-    def images(self, chain: Chain, decoder: Decoder, label: str) -> Iterator[Float32]:
-        """Yield the chain's samples as images, batch by batch, in order of sample number."""
-        steps = len(chain.schedule.steps) * math.ceil(len(self.samples) / self.batch_size)
-        with progress(label, steps) as advance:
-            for samples, rows in self.batches():
-                yield decoder(chain.sample(self.noise, samples, rows, advance))
-
-
-def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> _SeededSamples:
+def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> SeededSamples:
     model = bundle.manifest.model
     noise = NoiseSource(seed, model.sample_shape)
     samples = np.arange(request.num, dtype=np.int64)
     rows = chosen_rows(request.classes, samples, noise, model.conditioning)
-    return _SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
+    return SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
 
 
-def _judge_full_precision(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in seeded.images(chain, decoder, f"{chain.precision}, seed {seeded.noise.seed}"):
+def _judge_full_precision(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images, _ in seeded.images(chain, decoder, str(chain.precision)):
         held.write(images)
         scores.add(images)
     held.rewind()
     return scores.estimates()
 
 
-def _judge(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in seeded.images(chain, decoder, f"{chain.precision or AUTO}, seed {seeded.noise.seed}"):
+def _judge(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images, _ in seeded.images(chain, decoder, chain.precision or AUTO):
         scores.add(images, held.read(len(images)))
     return scores.estimates()
 
@@ -228,7 +233,7 @@ def _result(
     full_precision: str,
     reference: Reference,
     extractor: Extractor,
-    both: Sequence[tuple[Estimates, Estimates]],
+    figures: Mapping[str, Figure],
 ) -> EvaluationResult:
     return EvaluationResult(
         schedule=request.chain.schedule,
@@ -243,7 +248,9 @@ def _result(
         reference_count=reference.count,
         extractor=extractor.digest,
         feature_dimension=len(reference.features.mean),
-        figures=compare(both),
+        figures=figures,
         unavailable=unavailable(reference, extractor),
-        warnings=warnings_about(request.num, reference),
+        warnings=warnings_about(request.num, reference, extractor),
+        extractor_name=extractor.name,
+        reference_seed=None if request.reference is not None else request.seed + request.seeds,
     )

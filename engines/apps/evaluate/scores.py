@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.apps.evaluate.extractor import Extractor, Features
+from engines.apps.evaluate.extractor import SMALL_NAME, Extractor, Features
 from engines.apps.evaluate.measured import Measured, measure
 from engines.apps.evaluate.metrics.by_block import ByBlock
 from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate, block_edges
@@ -19,6 +19,9 @@ FRECHET_DISTANCE = "frechet_distance"
 SPATIAL_FRECHET_DISTANCE = "spatial_frechet_distance"
 INCEPTION_SCORE = "inception_score"
 PRECISION, RECALL = "precision", "recall"
+
+OF_FEATURES = (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE, INCEPTION_SCORE, PRECISION, RECALL)
+"""Figures that depend on the feature extractor."""
 
 LEAST_SAMPLES = 5 * BLOCKS
 """Fewer samples are not enough to estimate an error."""
@@ -124,9 +127,11 @@ def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
     return reasons
 
 
-def warnings_about(num: int, reference: Reference) -> tuple[str, ...]:
+def warnings_about(num: int, reference: Reference, extractor: Extractor) -> tuple[str, ...]:
     """Return what to know before quoting distances of `num` samples."""
     warnings = []
+    if extractor.name == SMALL_NAME:
+        warnings.append(f"figures of {SMALL_NAME} compare only with each other, not with published FID")
     for name, gaussian in (("features", reference.features), ("spatial features", reference.spatial)):
         if gaussian is not None and num <= len(gaussian.mean):
             warnings.append(

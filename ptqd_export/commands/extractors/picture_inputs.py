@@ -53,8 +53,7 @@ def take_pictures(graph: ir.Model, prepare: Prepare, name: str) -> None:
         name: name of the extractor, which `ptqd-run evaluate` puts beside every figure.
     """
     for place, old in enumerate(tuple(graph.graph.inputs)):
-        shape = ir.Shape(["batch", "channels", "height", "width"])
-        new = ir.Input(old.name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        new = ir.val(old.name, ir.DataType.FLOAT, ["batch", "channels", "height", "width"])
         nodes = PictureNodes(new)
         ir.convenience.replace_all_uses_with(old, prepare(nodes))
         graph.graph.inputs[place] = new
