@@ -136,6 +136,10 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
     callback=_classes,
     help="Class of each sample: a list used in turn, such as 3,7,7, or `all` for balance. Default: drawn from the seed.",
 )
+@click.option("--prompt", "prompts", multiple=True, help="Prompt for a text model. Repeat the option to use several.")
+@click.option("--prompt-file", type=PATH, help="File with one prompt per line, instead of --prompt.")
+@click.option("--clip", type=PATH, help="Folder written by `ptqd-export extractor clip`: adds the CLIP score of images and prompts.")
+@click.option("--lpips", type=PATH, help="File written by `ptqd-export extractor lpips`: adds the LPIPS distance from full precision.")
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -150,6 +154,10 @@ def evaluate(
     seeds: int,
     batch_size: int,
     classes: Any,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    clip: Path | None,
+    lpips: Path | None,
     ray: str | None,
     ray_cpus: int | None,
     shards: Path | None,
@@ -165,11 +173,14 @@ def evaluate(
     from engines.apps.evaluate.extractor import SMALL
     from engines.host.files import writable_folder
     from engines.networks.chain_choice import ChainChoice
+    from engines.networks.prompts import chosen_prompts
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
+    texts = chosen_prompts(prompts, prompt_file)
     cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
-    request = EvaluateRequest(bundle, reference, features or SMALL, num, seed, seeds, batch_size, classes, choice, cluster, shards)
+    judges = (reference, features or SMALL)
+    request = EvaluateRequest(bundle, *judges, num, seed, seeds, batch_size, classes, choice, cluster, shards, texts, clip, lpips)
     result = evaluate_bundle(request, tell=print_chain)
     if json_file is not None:
         write_report(result, json_file)

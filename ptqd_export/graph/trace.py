@@ -32,8 +32,8 @@ MOST_TRACED = 63
 """Largest batch declared when tracing; the graph accepts any batch. At 64, diffusers requests another memory layout of the same values, so
 a range that includes 64 would be refused and traced a second time."""
 
-LEAST_SIDE, MOST_SIDE = 2, 2**15
-"""Range of free heights and widths declared when tracing; the graph accepts any."""
+MOST_SIDE = 2**15
+"""Largest free height and width declared when tracing."""
 
 OUTPUT = "out"
 
@@ -53,7 +53,7 @@ def trace_decoder(decoder: DecoderModule, sample_shape: tuple[int, ...]) -> ir.M
 
 
 def trace_module(
-    module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,), *, any_size: bool = False
+    module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,), *, least_side: int | None = None
 ) -> ir.Model:
     """Traces a module.
 
@@ -62,11 +62,11 @@ def trace_module(
         inputs: example inputs by their names in the graph, in the order of `forward`; the first axis of each is the batch, which is free.
         prefix: prefix to strip from parameter names.
         outputs: names of the outputs.
-        any_size: height and width of the inputs, [batch, channels, height, width], are free too.
+        least_side: least height and width of the inputs, [batch, channels, height, width], which are free then; None fixes them.
     """
     axes = {0: torch.export.Dim("batch", min=1, max=MOST_TRACED)}
-    if any_size:
-        axes |= {2: torch.export.Dim("height", min=LEAST_SIDE, max=MOST_SIDE), 3: torch.export.Dim("width", min=LEAST_SIDE, max=MOST_SIDE)}
+    if least_side is not None:
+        axes |= {axis: torch.export.Dim(name, min=least_side, max=MOST_SIDE) for axis, name in ((2, "height"), (3, "width"))}
     free = [axes for _ in inputs]
     with _quiet():
         program = torch.onnx.export(

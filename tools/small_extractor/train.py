@@ -89,7 +89,7 @@ def whiten(extractor: SmallExtractor, painter: Painter) -> None:
 
 def graph_of(extractor: SmallExtractor) -> ir.Model:
     """Return the network as `ptqd-run evaluate` takes it."""
-    graph = trace_module(extractor.eval(), {"images": torch.rand(2, 3, 40, 48)}, outputs=(OUTPUT,), any_size=True)
+    graph = trace_module(extractor.eval(), {"images": torch.rand(2, 3, 40, 48)}, outputs=(OUTPUT,), least_side=2)
     take_pictures(graph, lambda nodes: nodes.picture, SMALL_NAME)
     return graph
 

@@ -17,6 +17,9 @@ from engines.apps.evaluate.extractor import Extractor, Features
 from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
 from engines.apps.evaluate.reference import Reference
+from engines.apps.evaluate.scorers.clip_scorer import ClipScorer
+from engines.apps.evaluate.scorers.lpips_scorer import LpipsScorer
+from engines.apps.evaluate.scorers.sample_scorer import SampleScorer
 from engines.apps.evaluate.scores import LEAST_SAMPLES, OF_FEATURES, SampleScores, unavailable, warnings_about
 from engines.apps.evaluate.seeded_samples import SeededSamples
 from engines.backends.choice import runtime_name
@@ -34,6 +37,7 @@ from engines.host.held_states import HeldStates
 from engines.host.interruption import keeping
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.prompts import open_text
 
 Estimates = Mapping[str, Estimate]
 Tell = Callable[[str, int, Estimates, Mapping[str, str | None]], None]
@@ -56,6 +60,9 @@ class EvaluateRequest:
         chain: how to sample.
         cluster: cluster to sample on; None samples in this process.
         shards: on a cluster, folder that keeps finished units, so that an interrupted run can resume; None keeps none.
+        prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
+        clip: folder of a CLIP model that scores how well images fit their prompts, see `ClipScorer`; or None.
+        lpips: ONNX file of an LPIPS network, see `LpipsScorer`; or None.
     """
 
     bundle: Path
@@ -69,6 +76,9 @@ class EvaluateRequest:
     chain: ChainChoice = field(default_factory=ChainChoice)
     cluster: Cluster | None = None
     shards: Path | None = None
+    prompts: tuple[str, ...] | None = None
+    clip: Path | None = None
+    lpips: Path | None = None
 
 
 def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> EvaluationResult:
@@ -89,18 +99,34 @@ def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> E
     one = extractor.check(bundle.manifest.model.image_shape, "the samples")
     chain = request.chain.chosen(bundle)
     full_precision = bundle.full_precision(chain.schedule)
+    scorers = _scorers(request, bundle)
     if request.cluster is None:
-        chain = request.chain.open(bundle, min(request.batch_size, request.num))
+        conditioning = None if request.prompts is None else open_text(bundle).condition(request.prompts)
+        chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
         chain.denoisers[full_precision]  # open its engine before any work is done
     reference = _reference(request, bundle, extractor, one, chain)
-    extractors = dict.fromkeys(OF_FEATURES, extractor.name)
+    extractors = dict.fromkeys(OF_FEATURES, extractor.name) | {scorer.figure: scorer.extractor for scorer in scorers}
 
     def told(precision: str, seed: int, estimates: Estimates) -> None:
         tell(precision, seed, estimates, extractors)
 
     judge = _in_this_process if request.cluster is None else _on_cluster
-    both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), told))
+
+    def scores() -> SampleScores:
+        return SampleScores(request.num, reference, extractor, scorers)
+
+    both = judge(_Judged(request, bundle, chain, full_precision, samples, scores, told))
     return _result(request, chain, full_precision, reference, extractor, compare(both, extractors))
+
+
+def _scorers(request: EvaluateRequest, bundle: Bundle) -> list[SampleScorer]:
+    scorers = [
+        *([ClipScorer(request.clip, request.prompts)] if request.clip is not None and request.prompts is not None else []),
+        *([LpipsScorer(request.lpips)] if request.lpips is not None else []),
+    ]
+    for scorer in scorers:
+        scorer.check(bundle.manifest.model.image_shape)
+    return list(scorers)
 
 
 def _reference(request: EvaluateRequest, bundle: Bundle, extractor: Extractor, one: Features, chain: Chain) -> Reference:
@@ -196,6 +222,14 @@ def _asked(judged: _Judged) -> dict[str, Any]:
 def _check(request: EvaluateRequest) -> None:
     if request.num < LEAST_SAMPLES:
         raise UsageError("There are too few samples to compare.", found=f"--num {request.num}", expected=f"at least {LEAST_SAMPLES}")
+    if request.prompts is not None and request.classes is not None:
+        raise UsageError("Prompts and classes cannot be combined.", found="prompts and --classes", expected="only one of them")
+    if request.clip is not None and request.prompts is None:
+        raise UsageError("A CLIP score needs prompts.", found="--clip without prompts", expected="--prompt or --prompt-file as well")
+    alone = {"--prompt": request.prompts, "--clip": request.clip, "--lpips": request.lpips}
+    if request.cluster is not None and any(alone.values()):
+        given = ", ".join(option for option, value in alone.items() if value)
+        raise UsageError("This does not run on a cluster.", found=f"--ray with {given}", expected="one machine, without --ray")
     if request.cluster is not None and request.reference is None:
         raise UsageError(
             "A cluster needs a reference.",
@@ -209,21 +243,22 @@ def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> Seed
     model = bundle.manifest.model
     noise = NoiseSource(seed, model.sample_shape)
     samples = np.arange(request.num, dtype=np.int64)
-    rows = chosen_rows(request.classes, samples, noise, model.conditioning)
+    prompts = request.prompts
+    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
     return SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
 
 
 def _judge_full_precision(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images, _ in seeded.images(chain, decoder, str(chain.precision)):
+    for images, rows in seeded.images(chain, decoder, str(chain.precision)):
         held.write(images)
-        scores.add(images)
+        scores.add(images, rows=rows)
     held.rewind()
     return scores.estimates()
 
 
 def _judge(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images, _ in seeded.images(chain, decoder, chain.precision or AUTO):
-        scores.add(images, held.read(len(images)))
+    for images, rows in seeded.images(chain, decoder, chain.precision or AUTO):
+        scores.add(images, held.read(len(images)), rows)
     return scores.estimates()
 
 
@@ -252,5 +287,6 @@ def _result(
         unavailable=unavailable(reference, extractor),
         warnings=warnings_about(request.num, reference, extractor),
         extractor_name=extractor.name,
+        prompts=request.prompts,
         reference_seed=None if request.reference is not None else request.seed + request.seeds,
     )

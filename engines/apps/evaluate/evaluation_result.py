@@ -45,6 +45,7 @@ class EvaluationResult:
         extractor: sha256 of the feature extractor.
         extractor_name: name of the feature extractor; None if its file has none.
         reference_seed: seed of the full-precision samples that are the reference; None if a file was given.
+        prompts: prompts that the samples took in turn; None if they took rows of the bundle.
         feature_dimension: dimension of the features.
         figures: figures by name.
         unavailable: figures that could not be computed, each with the reason.
@@ -68,6 +69,7 @@ class EvaluationResult:
     warnings: tuple[str, ...]
     extractor_name: str | None = None
     reference_seed: int | None = None
+    prompts: tuple[str, ...] | None = None
     schema_version: Literal[1] = 1
 
 

@@ -67,12 +67,9 @@ class Extractor:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        if not path.is_file():
-            raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
-        _check_weights(path)
+        self._session = open_graph(path, threads or cores())
         self.path = path
         self.digest = sha256(path)
-        self._session = _open(path, threads or cores())
         self.name = self._session.get_modelmeta().custom_metadata_map.get(NAME)
         self._input, self.input_shape = self._image_input()
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
@@ -184,7 +181,16 @@ def _check_weights(path: Path) -> None:
         )
 
 
-def _open(path: Path, threads: int) -> Any:
+def open_graph(path: Path, threads: int) -> Any:
+    """Open an ONNX file that a user brought.
+
+    Raises:
+        MissingBackendError: onnxruntime is not installed.
+        UsageError: there is no such file, or it is no graph that ONNX Runtime can run, or its weights are elsewhere.
+    """
+    if not path.is_file():
+        raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
+    _check_weights(path)
     try:
         return open_session(path, {}, threads)
     except MissingBackendError:

@@ -33,5 +33,5 @@ def inception_graph(weights: Path) -> ir.Model:
 
 def _prepare(nodes: PictureNodes) -> ir.Value:
     """Resize between levels 0 to 255, without centring pixels, then scale to about [-1, 1]."""
-    resized = nodes.resized(nodes.levels(), SIDE, mode="linear", coordinate_transformation_mode="asymmetric")
+    resized = nodes.resized(nodes.levels(), np.array([SIDE, SIDE]), (2, 3), mode="linear", coordinate_transformation_mode="asymmetric")
     return nodes.op("Div", nodes.op("Sub", resized, np.float32(128)), np.float32(128))

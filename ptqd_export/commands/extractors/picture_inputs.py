@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -36,9 +36,9 @@ class PictureNodes:
         """Return the picture's levels, whole numbers from 0 to 255, as an 8-bit file holds them."""
         return self.op("Round", self.op("Mul", self.op("Add", self.picture, np.float32(1)), np.float32(127.5)))
 
-    def resized(self, value: ir.Value, side: int, **attributes: object) -> ir.Value:
-        """Return a picture resized to side by side pixels; the attributes are those of ONNX's Resize."""
-        return self.op("Resize", value, None, None, np.array([side, side], np.int64), axes=[2, 3], **attributes)
+    def resized(self, value: ir.Value, sizes: ir.Value | ArrayLike, axes: Sequence[int], **attributes: object) -> ir.Value:
+        """Return a picture whose axes have other sizes; the attributes are those of ONNX's Resize."""
+        return self.op("Resize", value, None, None, sizes, axes=list(axes), **attributes)
 
     def _constant(self, value: ArrayLike) -> ir.Value:
         return self.tape.op("Constant", [], attributes={"value": ir.tensor(np.asarray(value))})
