@@ -25,8 +25,9 @@ class SmallExtractor(nn.Module):
         pairs = zip((3, *WIDTHS), WIDTHS, strict=False)
         self.stages = nn.ModuleList(nn.Conv2d(*pair, 3, stride=1 + (number > 0), padding=1) for number, pair in enumerate(pairs))
         self.projection = nn.Linear(2 * sum(WIDTHS), FEATURES)
-        for stage in self.stages:
-            nn.init.kaiming_normal_(stage.weight, nonlinearity="relu")
+        for name, weight in self.stages.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         coarse = F.interpolate(images, (COARSE, COARSE), mode="bilinear", antialias=True)

@@ -196,4 +196,5 @@ def _coloured(masks: Tensor) -> Tensor:
     """Paint masks in a random colour on a random, slightly textured background."""
     front, back = 2 * torch.rand(2, len(masks), 3, 1, 1) - 1
     texture = 0.3 * torch.rand(len(masks), 1, 1, 1) * (2 * _fractal(masks, masks)[:, None] - 1)
-    return (back + (front - back) * masks[:, None] + texture).clamp(-1, 1)
+    painted: Tensor = back + (front - back) * masks[:, None] + texture
+    return painted.clamp(-1, 1)

@@ -30,6 +30,7 @@ DIGITS = 10
 AMOUNTS = 2
 MOMENTS = 6
 WHITENING_PICTURES = 1500
+"""Number of pictures of each size that the features are whitened with."""
 
 
 class Learner(nn.Module):

@@ -110,23 +110,24 @@ def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> E
     def told(precision: str, seed: int, estimates: Estimates) -> None:
         tell(precision, seed, estimates, extractors)
 
-    judge = _in_this_process if request.cluster is None else _on_cluster
-
     def scores() -> SampleScores:
         return SampleScores(request.num, reference, extractor, scorers)
 
+    judge = _in_this_process if request.cluster is None else _on_cluster
     both = judge(_Judged(request, bundle, chain, full_precision, samples, scores, told))
     return _result(request, chain, full_precision, reference, extractor, compare(both, extractors))
 
 
 def _scorers(request: EvaluateRequest, bundle: Bundle) -> list[SampleScorer]:
-    scorers = [
-        *([ClipScorer(request.clip, request.prompts)] if request.clip is not None and request.prompts is not None else []),
-        *([LpipsScorer(request.lpips)] if request.lpips is not None else []),
-    ]
+    """Open the networks that give further figures."""
+    scorers: list[SampleScorer] = []
+    if request.clip is not None and request.prompts is not None:
+        scorers.append(ClipScorer(request.clip, request.prompts))
+    if request.lpips is not None:
+        scorers.append(LpipsScorer(request.lpips))
     for scorer in scorers:
         scorer.check(bundle.manifest.model.image_shape)
-    return list(scorers)
+    return scorers
 
 
 def _reference(request: EvaluateRequest, bundle: Bundle, extractor: Extractor, one: Features, chain: Chain) -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from engines.arrays import Float32, Int64
@@ -19,6 +20,14 @@ class SampleScorer(Protocol):
     figure: str
     extractor: str
     paired: bool
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Check that the network takes images [C, H, W].
+
+        Raises:
+            UsageError: it does not.
+        """
+        ...
 
     def __call__(self, images: Float32, full_precision: Float32 | None, rows: Int64, /) -> Float32:
         """Return the values [n].
