@@ -123,8 +123,14 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--num", type=COUNT, required=True, help="Number of samples per seed, such as 50000.")
-@click.option("--reference", type=PATH, required=True, help="An .npz file of real images, or of statistics of their features.")
-@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option(
+    "--reference",
+    type=PATH,
+    help="An .npz file of real images, or of statistics of their features. Default: full-precision samples of another seed.",
+)
+@click.option(
+    "--features", type=PATH, help="An ONNX feature extractor, see `ptqd-export extractor`. Default: a small one for a first look."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed of the noise.")
 @click.option("--seeds", type=COUNT, default=1, show_default=True, help="Number of consecutive seeds.")
 @click.option("--batch-size", type=COUNT, default=64, show_default=True, help="Number of samples that the networks process at once.")
@@ -133,6 +139,10 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
     callback=_classes,
     help="Class of each sample: a list used in turn, such as 3,7,7, or `all` for balance. Default: drawn from the seed.",
 )
+@click.option("--prompt", "prompts", multiple=True, help="Prompt for a text model. Repeat the option to use several.")
+@click.option("--prompt-file", type=PATH, help="File with one prompt per line, instead of --prompt.")
+@click.option("--clip", type=PATH, help="Folder written by `ptqd-export extractor clip`: adds the CLIP score of images and prompts.")
+@click.option("--lpips", type=PATH, help="File written by `ptqd-export extractor lpips`: adds the LPIPS distance from full precision.")
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -141,28 +151,39 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 def evaluate(
     bundle: Path,
     num: int,
-    reference: Path,
-    features: Path,
+    reference: Path | None,
+    features: Path | None,
     seed: int,
     seeds: int,
     batch_size: int,
     classes: Any,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    clip: Path | None,
+    lpips: Path | None,
     ray: str | None,
     ray_cpus: int | None,
     shards: Path | None,
     json_file: Path | None,
     **chain: Any,
 ) -> None:
-    """Score a bundle's chain and full precision against a reference."""
+    """Score a bundle's chain and full precision against a reference.
+
+    Without --reference and --features this is a first look: how far the chain's samples are from full precision's.
+    """
     from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
     from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
+    from engines.apps.evaluate.extractor import SMALL
     from engines.host.files import writable_folder
     from engines.networks.chain_choice import ChainChoice
+    from engines.networks.prompts import chosen_prompts
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
+    texts = chosen_prompts(prompts, prompt_file)
     cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
-    request = EvaluateRequest(bundle, reference, features, num, seed, seeds, batch_size, classes, choice, cluster, shards)
+    judges = (reference, features or SMALL)
+    request = EvaluateRequest(bundle, *judges, num, seed, seeds, batch_size, classes, choice, cluster, shards, texts, clip, lpips)
     result = evaluate_bundle(request, tell=print_chain)
     if json_file is not None:
         write_report(result, json_file)
@@ -201,17 +222,19 @@ def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **re
 
 @main.command()
 @click.argument("images", type=PATH)
-@click.option("--features", type=PATH, required=True, help="An ONNX feature extractor.")
+@click.option(
+    "--features", type=PATH, help="An ONNX feature extractor, see `ptqd-export extractor`. Default: a small one for a first look."
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .npz file to write the statistics to.")
-def reference(images: Path, features: Path, output: Path) -> None:
+def reference(images: Path, features: Path | None, output: Path) -> None:
     """Compute statistics of real images once, for many evaluations."""
-    from engines.apps.evaluate.extractor import Extractor
+    from engines.apps.evaluate.extractor import SMALL, Extractor
     from engines.apps.evaluate.image_archive import ImageArchive
     from engines.apps.evaluate.reference import Reference
     from engines.host.files import writable_folder
 
     writable_folder(output.absolute().parent)
-    extractor = Extractor(features)
+    extractor = Extractor(features or SMALL)
     found = Reference.of_images(ImageArchive.open(images), extractor)
     found.save(output, extractor)
     click.echo(f"{found.count} images, {len(found.features.mean)} features; see {output}")

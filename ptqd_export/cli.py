@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -168,6 +168,48 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
     from ptqd_export.report.write_report import write_report
 
     click.echo(f"wrote {write_report(bundle, output, evaluations, comparisons)}")
+
+
+@main.group()
+def extractor() -> None:
+    """Export a published network for `ptqd-run evaluate`, from weights that you have."""
+
+
+@extractor.command()
+@click.option("--weights", type=PATH, required=True, help="pt_inception-2015-12-05-6726825d.pth, of pytorch-fid or torch-fidelity.")
+@click.option("-o", "--output", type=PATH, default=Path("inception.onnx"), show_default=True, help="ONNX file to write.")
+def inception(weights: Path, output: Path) -> None:
+    """Export the Inception network of published FID, sFID and Inception Scores."""
+    from ptqd_export.commands.extractors.inception import inception_graph
+    from ptqd_export.commands.extractors.write_extractor import write_extractor
+
+    write_extractor(lambda: inception_graph(weights), output)
+    click.echo(f"wrote {output}; use it as: ptqd-run evaluate BUNDLE --features {output} --reference REFERENCE.npz --num 50000")
+
+
+@extractor.command()
+@click.option("--model", type=PATH, required=True, help="Folder of a CLIP model as transformers saves it, with tokenizer and preprocessor.")
+@click.option("-o", "--output", type=PATH, default=Path("clip"), show_default=True, help="Folder to write to.")
+def clip(model: Path, output: Path) -> None:
+    """Export a CLIP model, for CLIP scores of text models."""
+    from ptqd_export.commands.extractors.clip import write_clip
+
+    write_clip(model, output)
+    click.echo(f"wrote {output}; use it as: ptqd-run evaluate BUNDLE --clip {output} --prompt-file PROMPTS.txt --num 1000")
+
+
+@extractor.command()
+@click.option("--network", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True, help="Network to compare pictures with.")
+@click.option("--backbone", type=PATH, required=True, help="torchvision's weights of AlexNet or VGG16, such as alexnet-owt-7be5be79.pth.")
+@click.option("--linear", type=PATH, required=True, help="Weights of the layers that LPIPS adds, such as alex.pth of the package lpips.")
+@click.option("-o", "--output", type=PATH, default=Path("lpips.onnx"), show_default=True, help="ONNX file to write.")
+def lpips(network: Literal["alex", "vgg"], backbone: Path, linear: Path, output: Path) -> None:
+    """Export an LPIPS network, for perceptual distances from full precision."""
+    from ptqd_export.commands.extractors.lpips import lpips_graph
+    from ptqd_export.commands.extractors.write_extractor import write_extractor
+
+    write_extractor(lambda: lpips_graph(network, backbone, linear), output)
+    click.echo(f"wrote {output}; use it as: ptqd-run evaluate BUNDLE --lpips {output} --num 1000")
 
 
 @main.command()

@@ -104,7 +104,7 @@ class TextModel:
 
 
 @dataclass(frozen=True)
-class _GraphEncoder:
+class GraphEncoder:
     """A text encoder's graph, opened on first use."""
 
     graph: Path
@@ -145,7 +145,7 @@ def open_text(bundle: Bundle) -> TextModel:
 
 def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:
     tokenizer = read_tokenizer(bundle.read(record.tokenizer), bundle.folder / record.tokenizer, record.tokens)
-    return TextPart(tokenizer, _GraphEncoder(bundle.graph(record.graph), record.inputs))
+    return TextPart(tokenizer, GraphEncoder(bundle.graph(record.graph), record.inputs))
 
 
 def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:

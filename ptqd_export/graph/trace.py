@@ -32,6 +32,9 @@ MOST_TRACED = 63
 """Largest batch declared when tracing; the graph accepts any batch. At 64, diffusers requests another memory layout of the same values, so
 a range that includes 64 would be refused and traced a second time."""
 
+MOST_SIDE = 2**15
+"""Largest free height and width declared when tracing."""
+
 OUTPUT = "out"
 
 
@@ -49,7 +52,9 @@ def trace_decoder(decoder: DecoderModule, sample_shape: tuple[int, ...]) -> ir.M
     return trace_module(decoder, {STATE: decoder.example_states(2, sample_shape)})
 
 
-def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,)) -> ir.Model:
+def trace_module(
+    module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = "", outputs: Sequence[str] = (OUTPUT,), *, least_side: int | None = None
+) -> ir.Model:
     """Traces a module.
 
     Args:
@@ -57,9 +62,12 @@ def trace_module(module: nn.Module, inputs: Mapping[str, Tensor], prefix: str = 
         inputs: example inputs by their names in the graph, in the order of `forward`; the first axis of each is the batch, which is free.
         prefix: prefix to strip from parameter names.
         outputs: names of the outputs.
+        least_side: least height and width of the inputs, [batch, channels, height, width], which are free then; None fixes them.
     """
-    batch = torch.export.Dim("batch", min=1, max=MOST_TRACED)
-    free = [{0: batch} for _ in inputs]
+    axes = {0: torch.export.Dim("batch", min=1, max=MOST_TRACED)}
+    if least_side is not None:
+        axes |= {axis: torch.export.Dim(name, min=least_side, max=MOST_SIDE) for axis, name in ((2, "height"), (3, "width"))}
+    free = [axes for _ in inputs]
     with _quiet():
         program = torch.onnx.export(
             module,

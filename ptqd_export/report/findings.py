@@ -6,7 +6,8 @@ import shlex
 from dataclasses import dataclass
 
 from engines.apps.compare.compare_result import CompareResult, PrecisionFigures
-from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, labelled
+from engines.apps.evaluate.extractor import SMALL_NAME
 from engines.apps.evaluate.metrics.confidence import Summary
 from ptqd_export.report.tables import NOTHING, Cell, Table, number, words
 
@@ -39,12 +40,13 @@ def evaluation(result: EvaluationResult) -> Finding:
     columns = ("figure", result.full_precision, "quantized", "difference", "95 % interval from", "to")
     rows = [_figure_row(name, figure) for name, figure in result.figures.items()]
     steps = ", ".join(f"{count} {name}" for name, count in result.precision_steps.items())
-    unavailable = [f"{_plain(name)} is not available: {reason}" for name, reason in result.unavailable.items()]
+    unavailable = [f"{labelled(name, None)} is not available: {reason}" for name, reason in result.unavailable.items()]
+    own = [] if result.reference_seed is None else [f"The reference is full-precision samples of seed {result.reference_seed}."]
     explanation = "The interval is for the difference or, where the figure is paired, for the figure itself."
     return Finding(
         title=f"{chain[0].upper()}{chain[1:]}",
         tables=(Table.of(f"{seeds}, guidance {result.guidance:g}, steps: {steps}", columns, rows),),
-        notes=(explanation, *unavailable, *(f"Warning: {warning}" for warning in result.warnings)),
+        notes=(explanation, *own, *unavailable, *(f"Warning: {warning}" for warning in result.warnings)),
         command=_evaluate_command(result),
     )
 
@@ -71,7 +73,7 @@ def comparison(result: CompareResult) -> Finding:
 def _figure_row(name: str, figure: Figure) -> list[Cell]:
     low, high = (figure.difference or figure.quantized).interval
     return [
-        words(_plain(name)),
+        words(labelled(name, figure.extractor)),
         _summary(figure.full_precision),
         _summary(figure.quantized),
         NOTHING if figure.difference is None else number(figure.difference.mean, "+.4g"),
@@ -92,9 +94,10 @@ def _evaluate_command(result: EvaluationResult) -> str:
     options = {
         "--num": result.num, "--seed": result.seeds[0], "--seeds": len(result.seeds), "--schedule": result.schedule,
         "--precision": result.precision, "--correction": result.correction, "--guidance": f"{result.guidance:g}",
-        "--reference": "REFERENCE.npz", "--features": "MODEL.onnx",
     }  # fmt: skip
-    given = options | ({"--classes": classes} if classes else {})
+    files = {"--reference": result.reference_seed is None, "--features": result.extractor_name != SMALL_NAME}
+    names = {"--reference": "REFERENCE.npz", "--features": "MODEL.onnx"}
+    given = options | {option: names[option] for option, needed in files.items() if needed} | ({"--classes": classes} if classes else {})
     return shlex.join(["ptqd-run", "evaluate", "BUNDLE", *(str(word) for option in given.items() for word in option)])
 
 
@@ -130,7 +133,3 @@ def _step_table(result: CompareResult) -> Table:
 def _decibels(value: float | None) -> Cell:
     """None means infinity here: the outputs are the same."""
     return Cell("same", float("inf")) if value is None else number(value, ".2f", " dB")
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.apps.chosen_rows import chosen_rows
-from engines.apps.evaluate.evaluation_result import EvaluationResult, compare
-from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, compare
+from engines.apps.evaluate.extractor import Extractor, Features
 from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
 from engines.apps.evaluate.reference import Reference
-from engines.apps.evaluate.scores import LEAST_SAMPLES, SampleScores, unavailable, warnings_about
-from engines.arrays import Float32, Int64
+from engines.apps.evaluate.scorers.clip_scorer import ClipScorer
+from engines.apps.evaluate.scorers.lpips_scorer import LpipsScorer
+from engines.apps.evaluate.scorers.sample_scorer import SampleScorer
+from engines.apps.evaluate.scores import LEAST_SAMPLES, OF_FEATURES, SampleScores, unavailable, warnings_about
+from engines.apps.evaluate.seeded_samples import SeededSamples
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.chain.noise import NoiseSource
-from engines.chain.sampling import Chain, batches
+from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
@@ -33,11 +35,12 @@ from engines.errors import UsageError
 from engines.host.files import sha256
 from engines.host.held_states import HeldStates
 from engines.host.interruption import keeping
-from engines.host.progress import progress
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.prompts import open_text
 
 Estimates = Mapping[str, Estimate]
+Tell = Callable[[str, int, Estimates, Mapping[str, str | None]], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class EvaluateRequest:
 
     Attributes:
         bundle: bundle folder.
-        reference: .npz file of images or statistics, see `Reference.load`.
+        reference: .npz file of images or statistics, see `Reference.load`. None takes the model itself: samples of full precision, as many
+            as are scored, of the seed after the last one.
         features: ONNX file of the feature extractor, see `Extractor`.
         num: number of samples per seed.
         seed: first seed.
@@ -56,10 +60,13 @@ class EvaluateRequest:
         chain: how to sample.
         cluster: cluster to sample on; None samples in this process.
         shards: on a cluster, folder that keeps finished units, so that an interrupted run can resume; None keeps none.
+        prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
+        clip: folder of a CLIP model that scores how well images fit their prompts, see `ClipScorer`; or None.
+        lpips: ONNX file of an LPIPS network, see `LpipsScorer`; or None.
     """
 
     bundle: Path
-    reference: Path
+    reference: Path | None
     features: Path
     num: int
     seed: int = 0
@@ -69,14 +76,17 @@ class EvaluateRequest:
     chain: ChainChoice = field(default_factory=ChainChoice)
     cluster: Cluster | None = None
     shards: Path | None = None
+    prompts: tuple[str, ...] | None = None
+    clip: Path | None = None
+    lpips: Path | None = None
 
 
-def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimates], None] = lambda *_: None) -> EvaluationResult:
+def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> EvaluationResult:
     """Sample and score both chains, full precision first.
 
     Args:
         request: what to evaluate.
-        tell: called with a chain's name, the seed and the figures as soon as they are known.
+        tell: called with a chain's name, the seed, the figures, and the extractors' names by figure, as soon as they are known.
 
     Raises:
         UsageError: the request does not fit the bundle, or the extractor or the reference does not fit the samples.
@@ -84,19 +94,55 @@ def evaluate_bundle(request: EvaluateRequest, tell: Callable[[str, int, Estimate
     """
     _check(request)
     bundle = Bundle.open(request.bundle)
-    shape = bundle.manifest.model.image_shape
     samples = [_seeded_samples(request, bundle, request.seed + number) for number in range(request.seeds)]
     extractor = Extractor(request.features)
-    extractor.check(shape, "the samples")
+    one = extractor.check(bundle.manifest.model.image_shape, "the samples")
     chain = request.chain.chosen(bundle)
     full_precision = bundle.full_precision(chain.schedule)
+    scorers = _scorers(request, bundle)
     if request.cluster is None:
-        chain = request.chain.open(bundle, min(request.batch_size, request.num))
+        conditioning = None if request.prompts is None else open_text(bundle).condition(request.prompts)
+        chain = request.chain.open(bundle, min(request.batch_size, request.num), conditioning)
         chain.denoisers[full_precision]  # open its engine before any work is done
-    reference = Reference.load(request.reference, extractor, shape)
+    reference = _reference(request, bundle, extractor, one, chain)
+    extractors = dict.fromkeys(OF_FEATURES, extractor.name) | {scorer.figure: scorer.extractor for scorer in scorers}
+
+    def told(precision: str, seed: int, estimates: Estimates) -> None:
+        tell(precision, seed, estimates, extractors)
+
+    def scores() -> SampleScores:
+        return SampleScores(request.num, reference, extractor, scorers)
+
     judge = _in_this_process if request.cluster is None else _on_cluster
-    both = judge(_Judged(request, bundle, chain, full_precision, samples, lambda: SampleScores(request.num, reference, extractor), tell))
-    return _result(request, chain, full_precision, reference, extractor, both)
+    both = judge(_Judged(request, bundle, chain, full_precision, samples, scores, told))
+    return _result(request, chain, full_precision, reference, extractor, compare(both, extractors))
+
+
+def _scorers(request: EvaluateRequest, bundle: Bundle) -> list[SampleScorer]:
+    """Open the networks that give further figures."""
+    scorers: list[SampleScorer] = []
+    if request.clip is not None and request.prompts is not None:
+        scorers.append(ClipScorer(request.clip, request.prompts))
+    if request.lpips is not None:
+        scorers.append(LpipsScorer(request.lpips))
+    for scorer in scorers:
+        scorer.check(bundle.manifest.model.image_shape)
+    return scorers
+
+
+def _reference(request: EvaluateRequest, bundle: Bundle, extractor: Extractor, one: Features, chain: Chain) -> Reference:
+    """Load the reference, or sample one at full precision."""
+    if request.reference is not None:
+        return Reference.load(request.reference, extractor, bundle.manifest.model.image_shape)
+    exact = _exact(bundle, chain)
+    own = _seeded_samples(request, bundle, request.seed + request.seeds)
+    images = own.images(exact, open_decoder(bundle, request.chain.runtime), f"reference, {exact.precision}")
+    return Reference.of_batches((batch for batch, _ in images), request.num, one, extractor)
+
+
+def _exact(bundle: Bundle, chain: Chain) -> Chain:
+    """Return the chain at full precision."""
+    return replace(chain, precision=bundle.full_precision(chain.schedule), corrected=False)
 
 
 @dataclass(frozen=True)
@@ -107,14 +153,14 @@ class _Judged:
     bundle: Bundle
     chain: Chain
     full_precision: str
-    samples: Sequence[_SeededSamples]
+    samples: Sequence[SeededSamples]
     scores: Callable[[], SampleScores]
     tell: Callable[[str, int, Estimates], None]
 
 
 def _in_this_process(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
     """Return the figures of full precision and of the chosen chain for each seed."""
-    exact = replace(judged.chain, precision=judged.full_precision, corrected=False)
+    exact = _exact(judged.bundle, judged.chain)
     decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
     both: list[tuple[Estimates, Estimates]] = []
     for seeded in judged.samples:
@@ -177,48 +223,43 @@ def _asked(judged: _Judged) -> dict[str, Any]:
 def _check(request: EvaluateRequest) -> None:
     if request.num < LEAST_SAMPLES:
         raise UsageError("There are too few samples to compare.", found=f"--num {request.num}", expected=f"at least {LEAST_SAMPLES}")
+    if request.prompts is not None and request.classes is not None:
+        raise UsageError("Prompts and classes cannot be combined.", found="prompts and --classes", expected="only one of them")
+    if request.clip is not None and request.prompts is None:
+        raise UsageError("A CLIP score needs prompts.", found="--clip without prompts", expected="--prompt or --prompt-file as well")
+    alone = {"--prompt": request.prompts, "--clip": request.clip, "--lpips": request.lpips}
+    if request.cluster is not None and any(alone.values()):
+        given = ", ".join(option for option, value in alone.items() if value)
+        raise UsageError("This does not run on a cluster.", found=f"--ray with {given}", expected="one machine, without --ray")
+    if request.cluster is not None and request.reference is None:
+        raise UsageError(
+            "A cluster needs a reference.",
+            found="--ray without --reference",
+            expected="--reference with an .npz file",
+            mend="sample one: ptqd-run sample BUNDLE --precision fp32 --correction off --format npz, with another seed",
+        )
 
 
-@dataclass(frozen=True)
-class _SeededSamples:
-    """The noise and conditioning rows of one seed, the same for every chain."""
-
-    noise: NoiseSource
-    samples: Int64
-    rows: Int64
-    batch_size: int
-
-    def batches(self) -> Iterator[tuple[Int64, Int64]]:
-        """Yield the sample numbers and rows of each batch."""
-        return zip(batches(self.samples, self.batch_size), batches(self.rows, self.batch_size), strict=True)
-
-    def images(self, chain: Chain, decoder: Decoder, label: str) -> Iterator[Float32]:
-        """Yield the chain's samples as images, batch by batch, in order of sample number."""
-        steps = len(chain.schedule.steps) * math.ceil(len(self.samples) / self.batch_size)
-        with progress(label, steps) as advance:
-            for samples, rows in self.batches():
-                yield decoder(chain.sample(self.noise, samples, rows, advance))
-
-
-def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> _SeededSamples:
+def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> SeededSamples:
     model = bundle.manifest.model
     noise = NoiseSource(seed, model.sample_shape)
     samples = np.arange(request.num, dtype=np.int64)
-    rows = chosen_rows(request.classes, samples, noise, model.conditioning)
-    return _SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
+    prompts = request.prompts
+    rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
+    return SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
 
 
-def _judge_full_precision(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in seeded.images(chain, decoder, f"{chain.precision}, seed {seeded.noise.seed}"):
+def _judge_full_precision(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images, rows in seeded.images(chain, decoder, str(chain.precision)):
         held.write(images)
-        scores.add(images)
+        scores.add(images, rows=rows)
     held.rewind()
     return scores.estimates()
 
 
-def _judge(chain: Chain, seeded: _SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images in seeded.images(chain, decoder, f"{chain.precision or AUTO}, seed {seeded.noise.seed}"):
-        scores.add(images, held.read(len(images)))
+def _judge(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
+    for images, rows in seeded.images(chain, decoder, chain.precision or AUTO):
+        scores.add(images, held.read(len(images)), rows)
     return scores.estimates()
 
 
@@ -228,7 +269,7 @@ def _result(
     full_precision: str,
     reference: Reference,
     extractor: Extractor,
-    both: Sequence[tuple[Estimates, Estimates]],
+    figures: Mapping[str, Figure],
 ) -> EvaluationResult:
     return EvaluationResult(
         schedule=request.chain.schedule,
@@ -243,7 +284,10 @@ def _result(
         reference_count=reference.count,
         extractor=extractor.digest,
         feature_dimension=len(reference.features.mean),
-        figures=compare(both),
+        figures=figures,
         unavailable=unavailable(reference, extractor),
-        warnings=warnings_about(request.num, reference),
+        warnings=warnings_about(request.num, reference, extractor),
+        extractor_name=extractor.name,
+        prompts=request.prompts,
+        reference_seed=None if request.reference is not None else request.seed + request.seeds,
     )

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, labelled
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary
 from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
 from engines.host.files import write_text
@@ -25,9 +25,9 @@ def write_report(result: EvaluationResult, path: Path) -> None:
     write_text(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
 
 
-def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate]) -> None:
-    """Print the figures of one chain and seed on one line of standard output."""
-    figures = ", ".join(f"{_words(name)} {_number(estimate.value)}" for name, estimate in estimates.items())
+def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate], extractors: Mapping[str, str | None]) -> None:
+    """Print the figures of one chain and seed, and the extractors' names by figure, on one line of standard output."""
+    figures = ", ".join(f"{labelled(name, extractors.get(name))} {_number(estimate.value)}" for name, estimate in estimates.items())
     click.echo(f"{precision}, seed {seed}: {figures}")
 
 
@@ -52,18 +52,18 @@ def _table(result: EvaluationResult) -> Table:
         shown = figure.difference or figure.quantized
         full_precision = "-" if figure.full_precision is None else _spread(figure.full_precision)
         difference = "-" if figure.difference is None else f"{figure.difference.mean:+.4g}" + _share(name, figure)
-        table.add_row(
-            _words(name), full_precision, _spread(figure.quantized), difference, " to ".join(f"{end:+.4g}" for end in shown.interval)
-        )
+        interval = " to ".join(f"{end:+.4g}" for end in shown.interval)
+        table.add_row(labelled(name, figure.extractor), full_precision, _spread(figure.quantized), difference, interval)
     for name in result.unavailable:
-        table.add_row(_words(name), *["not available"] * 2, "-", "-")
+        table.add_row(labelled(name, None), *["not available"] * 2, "-", "-")
     return table
 
 
 def _notes(result: EvaluationResult) -> str:
     steps = ", ".join(f"{count} {precision}" for precision, count in result.precision_steps.items())
-    lines = [f"steps: {steps}; +- is the standard deviation over seeds; the interval is of the difference, or of the paired figure itself"]
-    lines += [f"{_words(name)} is not available: {reason}" for name, reason in result.unavailable.items()]
+    lines = [] if result.reference_seed is None else [f"reference: full-precision samples of seed {result.reference_seed}"]
+    lines += [f"steps: {steps}; +- is the standard deviation over seeds; the interval is of the difference, or of the paired figure itself"]
+    lines += [f"{labelled(name, None)} is not available: {reason}" for name, reason in result.unavailable.items()]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
 
@@ -81,7 +81,3 @@ def _share(name: str, figure: Figure) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

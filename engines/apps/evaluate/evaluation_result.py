@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary, summarize
@@ -17,11 +18,13 @@ class Figure:
         full_precision: figure of full precision; None for paired figures, which compare with full precision.
         quantized: figure of the chosen chain.
         difference: quantized minus full precision, paired by noise; None for paired figures.
+        extractor: name of the network that the figure was computed with, where it has one; figures of different networks do not compare.
     """
 
     full_precision: Summary | None
     quantized: Summary
     difference: Summary | None
+    extractor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class EvaluationResult:
         classes: rows that the samples took in turn; None if each was drawn from its seed, or the model is unconditional.
         reference_count: number of images behind the reference; None if unknown.
         extractor: sha256 of the feature extractor.
+        extractor_name: name of the feature extractor; None if its file has none.
+        reference_seed: seed of the full-precision samples that are the reference; None if a file was given.
+        prompts: prompts that the samples took in turn; None if they took rows of the bundle.
         feature_dimension: dimension of the features.
         figures: figures by name.
         unavailable: figures that could not be computed, each with the reason.
@@ -61,17 +67,34 @@ class EvaluationResult:
     figures: Mapping[str, Figure]
     unavailable: Mapping[str, str]
     warnings: tuple[str, ...]
+    extractor_name: str | None = None
+    reference_seed: int | None = None
+    prompts: tuple[str, ...] | None = None
     schema_version: Literal[1] = 1
 
 
-def compare(both: Sequence[tuple[Mapping[str, Estimate], Mapping[str, Estimate]]]) -> dict[str, Figure]:
-    """Return the figures by name, given the estimates (full precision, quantized chain) of every seed."""
+def compare(
+    both: Sequence[tuple[Mapping[str, Estimate], Mapping[str, Estimate]]], extractors: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, Figure]:
+    """Return the figures by name.
+
+    Args:
+        both: estimates of full precision and of the quantized chain, for every seed.
+        extractors: names of the extractors by figure.
+    """
     (_, names), *_ = both
-    return {name: _figure([first.get(name) for first, _ in both], [second[name] for _, second in both]) for name in names}
+    return {
+        name: _figure([first.get(name) for first, _ in both], [second[name] for _, second in both], extractors.get(name)) for name in names
+    }
 
 
-def _figure(full_precision: Sequence[Estimate | None], quantized: Sequence[Estimate]) -> Figure:
+def labelled(name: str, extractor: str | None) -> str:
+    """Return a figure's name in words, with the name of the network that it was computed with."""
+    return name.replace("_", " ") + ("" if extractor is None else f" ({extractor})")
+
+
+def _figure(full_precision: Sequence[Estimate | None], quantized: Sequence[Estimate], extractor: str | None) -> Figure:
     known = [estimate for estimate in full_precision if estimate is not None]
     if not known:
-        return Figure(None, summarize(quantized), None)
-    return Figure(summarize(known), summarize(quantized), summarize([q - f for q, f in zip(quantized, known, strict=True)]))
+        return Figure(None, summarize(quantized), None, extractor)
+    return Figure(summarize(known), summarize(quantized), summarize([q - f for q, f in zip(quantized, known, strict=True)]), extractor)

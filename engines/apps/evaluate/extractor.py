@@ -20,6 +20,13 @@ from engines.untrusted.external_data import external_files
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 
+NAME = "extractor"
+"""Key of an extractor's name in its graph's metadata."""
+
+SMALL_NAME = "ptqd-small-1"
+SMALL = Path(__file__).with_name(f"{SMALL_NAME}.onnx")
+"""The extractor that ships for a first look, made by `tools/small_extractor/train.py`. Its name changes whenever its features do."""
+
 SPATIAL_LIMIT = 2048
 """Maximum dimension of spatial features. Of Inception's 768 maps of 17 x 17 it keeps the first 7: the 2,023 dimensions of sFID."""
 
@@ -45,6 +52,11 @@ class Extractor:
     Its outputs are `features` [batch, D] or [batch, D, 1, 1], which may have another name if no other output has such a shape, and
     optionally `spatial` [batch, channels, height, width] for sFID and `logits` [batch, K] for the Inception Score.
 
+    Attributes:
+        path: ONNX file.
+        digest: sha256 of the file.
+        name: name in the graph's metadata, which is shown beside every figure; None if it has none.
+
     Args:
         path: ONNX file.
         threads: number of CPU threads; None takes every core that the process may use.
@@ -55,12 +67,10 @@ class Extractor:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        if not path.is_file():
-            raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
-        _check_weights(path)
+        self._session = open_graph(path, threads or cores())
         self.path = path
         self.digest = sha256(path)
-        self._session = _open(path, threads or cores())
+        self.name = self._session.get_modelmeta().custom_metadata_map.get(NAME)
         self._input, self.input_shape = self._image_input()
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         self._features = self._find_features(outputs)
@@ -171,7 +181,16 @@ def _check_weights(path: Path) -> None:
         )
 
 
-def _open(path: Path, threads: int) -> Any:
+def open_graph(path: Path, threads: int) -> Any:
+    """Open an ONNX file that a user brought.
+
+    Raises:
+        MissingBackendError: onnxruntime is not installed.
+        UsageError: there is no such file, or it is no graph that ONNX Runtime can run, or its weights are elsewhere.
+    """
+    if not path.is_file():
+        raise UsageError("There is no feature extractor.", found=f"no file {path}", expected="an ONNX file")
+    _check_weights(path)
     try:
         return open_session(path, {}, threads)
     except MissingBackendError:

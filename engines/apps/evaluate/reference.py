@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.extractor import Extractor, Features
 from engines.apps.evaluate.image_archive import ImageArchive, readable
 from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
 from engines.apps.evaluate.metrics.frechet import Gaussian
 from engines.apps.evaluate.metrics.manifold import NEIGHBOURS, POINTS_LIMIT, Manifold
 from engines.apps.evaluate.metrics.subset import Subset
+from engines.arrays import Float32
 from engines.chain.finite import is_finite
 from engines.errors import UsageError
 from engines.host.files import replacing
@@ -85,17 +86,28 @@ class Reference:
                 "The reference holds too few images.", found=f"{images.path}: {images.count}", expected=f"more than {NEIGHBOURS}"
             )
         one = extractor.check(images.shape, "the reference's images")
+        with progress("features of the reference", math.ceil(images.count / BATCH)) as advance:
+            return cls.of_batches(_counted(images.batches(BATCH), advance), images.count, one, extractor)
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Float32], count: int, one: Features, extractor: Extractor) -> Reference:
+        """Compute the features of images that come in batches [n, C, H, W].
+
+        Args:
+            batches: the images.
+            count: number of images.
+            one: features of any image, which tell their dimensions.
+            extractor: feature extractor.
+        """
         features = FeatureStatistics.empty(one.features.shape[1])
         spatial = None if one.spatial is None else FeatureStatistics.empty(one.spatial.shape[1])
-        points = Subset(images.count, POINTS_LIMIT)
-        with progress("features of the reference", math.ceil(images.count / BATCH)) as advance:
-            for batch in images.batches(BATCH):
-                more = extractor(batch)
-                features = features.add(more.features)
-                spatial = None if spatial is None or more.spatial is None else spatial.add(more.spatial)
-                points.add(more.features)
-                advance()
-        return cls(features.gaussian(), None if spatial is None else spatial.gaussian(), Manifold.of(points.vectors()), images.count)
+        points = Subset(count, POINTS_LIMIT)
+        for batch in batches:
+            more = extractor(batch)
+            features = features.add(more.features)
+            spatial = None if spatial is None or more.spatial is None else spatial.add(more.spatial)
+            points.add(more.features)
+        return cls(features.gaussian(), None if spatial is None else spatial.gaussian(), Manifold.of(points.vectors()), count)
 
     def save(self, path: Path, extractor: Extractor) -> None:
         """Write the statistics of a reference made from images to an .npz file, whole or not at all."""
@@ -107,6 +119,12 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
+
+
+def _counted(batches: Iterable[Float32], advance: Callable[[], None]) -> Iterator[Float32]:
+    for batch in batches:
+        yield batch
+        advance()
 
 
 def _from_statistics(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Reference:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from engines.apps.evaluate.extractor import Extractor, Features
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from engines.apps.evaluate.extractor import SMALL_NAME, Extractor, Features
 from engines.apps.evaluate.measured import Measured, measure
 from engines.apps.evaluate.metrics.by_block import ByBlock
 from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate, block_edges
@@ -13,12 +18,16 @@ from engines.apps.evaluate.metrics.manifold import POINTS_LIMIT, precision, reca
 from engines.apps.evaluate.metrics.paired import PairedSums
 from engines.apps.evaluate.metrics.subset import Subset
 from engines.apps.evaluate.reference import Reference
-from engines.arrays import Float32
+from engines.apps.evaluate.scorers.sample_scorer import SampleScorer
+from engines.arrays import Float32, Int64
 
 FRECHET_DISTANCE = "frechet_distance"
 SPATIAL_FRECHET_DISTANCE = "spatial_frechet_distance"
 INCEPTION_SCORE = "inception_score"
 PRECISION, RECALL = "precision", "recall"
+
+OF_FEATURES = (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE, INCEPTION_SCORE, PRECISION, RECALL)
+"""Figures that depend on the feature extractor."""
 
 LEAST_SAMPLES = 5 * BLOCKS
 """Fewer samples are not enough to estimate an error."""
@@ -31,14 +40,17 @@ class SampleScores:
         num: number of samples that will be added, at least `LEAST_SAMPLES`.
         reference: what the samples are scored against.
         extractor: extractor that the reference was made with.
+        scorers: networks that give further figures.
     """
 
-    def __init__(self, num: int, reference: Reference, extractor: Extractor) -> None:
+    def __init__(self, num: int, reference: Reference, extractor: Extractor, scorers: Sequence[SampleScorer] = ()) -> None:
         if num < LEAST_SAMPLES:
             raise ValueError(f"{num} samples; a score needs {LEAST_SAMPLES}")
         self._num = num
         self._reference = reference
         self._extractor = extractor
+        self._scorers = scorers
+        self._scored = {scorer.figure: ByBlock[FeatureStatistics]() for scorer in scorers}
         self._seen = 0
         self._features = ByBlock[FeatureStatistics]()
         self._spatial = ByBlock[FeatureStatistics]()
@@ -47,21 +59,27 @@ class SampleScores:
         self._pairs = ByBlock[PairedSums]()
         self._points = Subset(num, POINTS_LIMIT)
 
-    def add(self, states: Float32, full_precision: Float32 | None = None) -> None:
+    def add(self, states: Float32, full_precision: Float32 | None = None, rows: Int64 | None = None) -> None:
         """Add the next samples [n, C, H, W] as the sampler returns them, in order of sample number.
 
         Args:
             states: the samples; clipped to [-1, 1] as images, but not for the statistics of state values.
             full_precision: the same samples from the full-precision network, for the paired figures; give it for all batches or for none.
+            rows: conditioning row of each sample; None if no scorer asks for it.
         """
-        self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num))
+        every = np.zeros(len(states), dtype=np.int64) if rows is None else rows
+        able = [scorer for scorer in self._scorers if full_precision is not None or not scorer.paired]
+        values = {scorer.figure: scorer(states, full_precision, every) for scorer in able}
+        self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num), values)
 
-    def take(self, measured: Measured) -> None:
-        """Add the next samples, measured as `add` would measure them."""
+    def take(self, measured: Measured, scored: Mapping[str, Float32] = MappingProxyType({})) -> None:
+        """Add the next samples, measured as `add` would measure them, and the scorers' values [n] by figure."""
         self._points.add(measured.features.features)
         for block, part, values, pairs in measured.parts():
             self._values.add(block, values)
             self._add(block, measured.features, part)
+            for figure, ones in scored.items():
+                self._scored[figure].add(block, FeatureStatistics.of(ones[part, None]))
             if pairs is not None:
                 self._pairs.add(block, pairs)
         self._seen += len(measured.features.features)
@@ -77,7 +95,7 @@ class SampleScores:
         """Return every figure that the reference and the extractor allow, by name. All samples must have been added."""
         if self._seen != self._num:
             raise ValueError(f"{self._seen} of {self._num} samples were added")
-        return self._distances() | self._diversity() | self._of_values() | self._paired()
+        return self._distances() | self._diversity() | self._of_values() | self._paired() | self._of_scorers()
 
     def _distances(self) -> dict[str, Estimate]:
         estimates = {FRECHET_DISTANCE: _distance(self._features, self._reference.features)}
@@ -109,6 +127,9 @@ class SampleScores:
             "relative_l2": self._pairs.estimate(lambda pairs: pairs.relative_l2),
         }
 
+    def _of_scorers(self) -> dict[str, Estimate]:
+        return {figure: values.estimate(lambda one: one.mean.item()) for figure, values in self._scored.items() if values.blocks}
+
 
 def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
     """Return the figures that cannot be computed, each with the reason."""
@@ -124,9 +145,11 @@ def unavailable(reference: Reference, extractor: Extractor) -> dict[str, str]:
     return reasons
 
 
-def warnings_about(num: int, reference: Reference) -> tuple[str, ...]:
+def warnings_about(num: int, reference: Reference, extractor: Extractor) -> tuple[str, ...]:
     """Return what to know before quoting distances of `num` samples."""
     warnings = []
+    if extractor.name == SMALL_NAME:
+        warnings.append(f"figures of {SMALL_NAME} compare only with each other, not with published FID")
     for name, gaussian in (("features", reference.features), ("spatial features", reference.spatial)):
         if gaussian is not None and num <= len(gaussian.mean):
             warnings.append(

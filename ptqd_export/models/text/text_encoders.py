@@ -115,7 +115,7 @@ def _load(folder: Path, kind: str) -> nn.Module:
     variant = _variant(folder)
     network: Any = getattr(transformers, kind)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: nn.Module = network.from_pretrained(folder, variant=variant, use_safetensors=True, torch_dtype=torch.float32)
     except Exception as error:  # transformers wraps safetensors' errors in several types
         raise PtqdError(
@@ -128,7 +128,7 @@ def _load(folder: Path, kind: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Turn off transformers' progress bar, which appears wherever the output goes. This project draws its own, on terminals only."""
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines.apps.evaluate.evaluate_command import EvaluateRequest, evaluate_bundle
-from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.extractor import SMALL, Extractor
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scores import SampleScores
 from engines.bundle.bundle import Bundle
@@ -73,7 +73,9 @@ def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]]
         "classes": "all",
         "reference_count": 120,
         "extractor": Extractor(extractor_file, threads=1).digest,
+        "extractor_name": None,
         "feature_dimension": 4,
+        "reference_seed": None,
         "unavailable": {},
     }
 
@@ -170,6 +172,36 @@ def test_unconditional_color_model_with_statistics_of_another_program(
     assert list(record["unavailable"]) == ["spatial_frechet_distance", "inception_score", "precision", "recall"]
     assert (record["classes"], record["reference_count"]) == (None, None)
     assert "recall is not available: the reference holds no features of individual images" in result.stdout
+
+
+def test_a_first_look_needs_neither_extractor_nor_reference(tiny: TinyBundle, tmp_path: Path) -> None:
+    path = tmp_path / "look.json"
+    done = run("evaluate", tiny.folder, "--num", NUM, "--seed", 3, "--seeds", 2, "--precision", "w4a8", "--classes", "all", "--json", path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    record = json.loads(path.read_text())
+    assert (record["extractor_name"], record["reference_seed"], record["reference_count"]) == ("ptqd-small-1", 5, NUM)
+    named = {name: figure["extractor"] for name, figure in record["figures"].items()}
+    assert named == dict.fromkeys(("frechet_distance", "precision", "recall"), "ptqd-small-1") | dict.fromkeys(
+        ("mean", "variance", *PAIRED)
+    )
+    assert done.stdout.startswith("fp32, seed 3: frechet distance (ptqd-small-1) ")
+    for words in (
+        "reference: full-precision samples of seed 5",
+        "warning: figures of ptqd-small-1 compare only with each other, not with published FID",
+    ):
+        assert words in done.stdout
+
+
+def test_the_models_own_reference_is_what_sample_writes(tiny: TinyBundle, tmp_path: Path) -> None:
+    sampled = ["--seed", 1, "--classes", "all", "--precision", "fp32", "--correction", "off", "--format", "npz", "--output", tmp_path]
+    assert run("sample", tiny.folder, "--num", NUM, *sampled).exit_code == 0
+    options = {"classes": "all", "chain": ChainChoice(precision="w4a8")}
+    own, given = (
+        evaluate_bundle(EvaluateRequest(tiny.folder, reference, SMALL, NUM, **options)).figures["frechet_distance"]  # type: ignore[arg-type]
+        for reference in (None, tmp_path / "samples.npz")
+    )
+    assert own.quantized.mean == pytest.approx(given.quantized.mean, rel=1e-4)
+    assert own.quantized.mean > 1
 
 
 def test_statistics_made_once_judge_like_the_images(tiny: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path) -> None:

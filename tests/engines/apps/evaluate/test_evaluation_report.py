@@ -31,18 +31,20 @@ RESULT = EvaluationResult(
     extractor="0" * 64,
     feature_dimension=2048,
     figures={
-        "frechet_distance": Figure(summary(5.0, 1), summary(5.125, 1), summary(0.125, 0.0625)),
+        "frechet_distance": Figure(summary(5.0, 1), summary(5.125, 1), summary(0.125, 0.0625), "ptqd-small-1"),
         "psnr": Figure(None, summary(31.5, 0.5), None),
     },
     unavailable={"recall": "the reference holds no features of individual images"},
     warnings=("mind the gap",),
+    extractor_name="ptqd-small-1",
+    reference_seed=3,
 )
 
 
 def test_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(RESULT)
     rows = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in _printed(capsys) if "│" in line}
-    assert rows["frechet distance"] == ["5 +- 0.25", "5.125 +- 0.25", "+0.125 (+2.5%)", "+0.0625 to +0.1875"]
+    assert rows["frechet distance (ptqd-small-1)"] == ["5 +- 0.25", "5.125 +- 0.25", "+0.125 (+2.5%)", "+0.0625 to +0.1875"]
     assert rows["psnr"] == ["-", "31.5 +- 0.25", "-", "+31 to +32"]
     assert rows["recall"] == ["not available", "not available", "-", "-"]
 
@@ -51,6 +53,7 @@ def test_notes_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(RESULT)
     lines = _printed(capsys)
     assert lines[0].strip() == "50000 samples per seed, 2 seeds, guidance 1.5"
+    assert "reference: full-precision samples of seed 3" in lines
     assert any(line.startswith("steps: 15 w4a8, 5 fp32;") for line in lines)
     assert lines[-2:] == ["recall is not available: the reference holds no features of individual images", "warning: mind the gap"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.apps.evaluate.evaluation_result import compare
+from engines.apps.evaluate.evaluation_result import compare, labelled
 from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate
 
 
@@ -30,3 +30,11 @@ def test_paired_figures_have_no_counterpart() -> None:
     figure = compare([({}, {"psnr": estimate(30.0)})])["psnr"]
     assert (figure.full_precision, figure.difference) == (None, None)
     assert figure.quantized.values == (30.0,)
+
+
+def test_figures_and_their_labels_name_the_network_behind_them() -> None:
+    both = [({"recall": estimate(0.5)}, {"recall": estimate(0.6), "psnr": estimate(30.0)})]
+    figures = compare(both, {"recall": "ptqd-small-1"})
+    assert {name: labelled(name, figure.extractor) for name, figure in figures.items()} == {
+        "recall": "recall (ptqd-small-1)", "psnr": "psnr",
+    }  # fmt: skip

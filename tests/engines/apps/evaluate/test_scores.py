@@ -143,9 +143,9 @@ def test_spatial_distance_needs_a_spatial_reference(extractor: Extractor, refere
     assert unavailable(reference, extractor) == {}
 
 
-def test_too_few_samples_for_their_features_are_warned_of(reference: Reference) -> None:
-    assert warnings_about(203, reference) == ()
-    (warning,) = warnings_about(32, reference)
+def test_too_few_samples_for_their_features_are_warned_of(extractor: Extractor, reference: Reference) -> None:
+    assert warnings_about(203, reference, extractor) == ()
+    (warning,) = warnings_about(32, reference, extractor)
     assert warning.startswith("32 samples do not span 32 spatial features: their covariance is singular")
 
 

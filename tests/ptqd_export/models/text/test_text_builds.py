@@ -18,10 +18,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import engines
+from engines.apps.evaluate.scorers.clip_scorer import ClipScorer
 from engines.bundle.bundle import Bundle
 from engines.cli import main
 from engines.networks.decoder import open_decoder
 from engines.networks.prompts import open_text
+from ptqd_export.commands.extractors.clip import write_clip
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
 from ptqd_export.stages.run_build import run_build
@@ -174,6 +176,24 @@ def test_samples_depend_on_prompt_and_negative_prompt(sdxl_plan: PlanFile, tmp_p
             states.append(archive["samples"])
     differences = [np.abs(states[i] - states[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(differences) > 1e-3
+
+
+def test_evaluation_of_prompts_gives_a_clip_score(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    """The score is the mean over the pictures that `sample` writes."""
+    clip, prompts, num = tmp_path / "clip", ("the red dog", "a photo of the cat"), 50
+    write_clip(tiny_text.write_clip(tmp_path / "model"), clip)
+    options = [str(sdxl_plan.output_path), "--num", str(num), "--seed", str(SEED), *(f"--prompt={prompt}" for prompt in prompts)]
+    done = CliRunner().invoke(main, ["evaluate", *options, "--clip", str(clip), "--json", str(tmp_path / "figures.json")])
+    assert (done.exit_code, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "figures.json").read_text())
+    score = record["figures"]["clip_score"]
+    assert (record["prompts"], score["extractor"]) == (list(prompts), "clip-model")
+    assert score["difference"]["mean"] == pytest.approx(score["quantized"]["mean"] - score["full_precision"]["mean"])
+    sample(sdxl_plan.output_path, tmp_path / "out", *options[1:3], "--precision", "fp32", "--format", "npz", *options[5:])
+    with np.load(tmp_path / "out" / "samples.npz") as archive:
+        images = (archive["images"] / 127.5 - 1).astype(np.float32)
+    expected = ClipScorer(clip, prompts)(images, None, np.arange(num) % 2)
+    assert 0 < expected.mean() == pytest.approx(score["full_precision"]["mean"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -104,6 +104,34 @@ def write_sdxl(folder: Path, *, variant: str | None = None, zeros: bool = True) 
     return _save(pipeline, folder, variant)
 
 
+CLIP_SIDE = 32
+CLIP_MEAN, CLIP_DEVIATION = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+def write_clip(folder: Path) -> Path:
+    """Write a CLIP model with both towers, a tokenizer and a preprocessor. Some pictures fit some prompts."""
+    import transformers
+
+    torch.manual_seed(1)
+    write_tokenizer(folder, END)
+    vocab = vocabulary()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": vocab[START], "eos_token_id": vocab[END], "pad_token_id": 1}
+    text = {"vocab_size": len(vocab), "max_position_embeddings": LENGTH, **sizes, **ids}
+    config = transformers.CLIPConfig(text_config=text, vision_config={"image_size": CLIP_SIDE, "patch_size": 8, **sizes}, projection_dim=12)
+    network = transformers.CLIPModel(config).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    network.save_pretrained(folder)
+    preprocessor = {
+        "size": {"shortest_edge": CLIP_SIDE}, "crop_size": {"height": CLIP_SIDE, "width": CLIP_SIDE}, "resample": 3,
+        "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
+        "image_mean": CLIP_MEAN, "image_std": CLIP_DEVIATION,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
 def _write_sd(
     folder: Path, unet: Mapping[str, Any], scheduler: Mapping[str, Any], text: Mapping[str, Any], variant: str | None, pad: str = END
 ) -> Path:

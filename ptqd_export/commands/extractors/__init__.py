@@ -1,0 +1,1 @@
+"""`ptqd-export extractor`: published networks as ONNX graphs for `ptqd-run evaluate`."""

@@ -1,0 +1,1 @@
+"""The feature extractor that ships with the run time: its pictures, network and training."""
