@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,28 +66,27 @@ def demo_table(bundle: Bundle, reference: Float32, drawn: Mapping[str, tuple[Flo
         reference: samples in full precision, [N, 3, H, W].
         drawn: the same samples by precision, uncorrected and corrected.
     """
-    times = read_times(bundle.folder / "local" / machine_name() / TIMES).milliseconds_a_step
-    table = Table(title=f"{len(reference)} samples, the same seeds, on {processor()}, {cores()} cores")
-    table.add_column("precision")
-    for column in ("size", "bit operations saved", "time per step"):
-        table.add_column(column, justify="right")
-    for column in ("PSNR to float32", "colour error"):
-        table.add_column(f"{column}, uncorrected / corrected", justify="right")
-    for name in ("fp32", *drawn):
-        record, images = bundle.manifest.precisions[name], drawn.get(name, ())
-        table.add_row(
-            name,
-            f"{sum(file.stat().st_size for file in graph_files(bundle.verified_graph(name))) / 1e6:.1f} MB",
-            f"{record.bit_operations_saved_all:.1f}x",
-            f"{times[name]:.1f} ms ({times['fp32'] / times[name]:.2f}x)",
-            _pair([f"{psnr(each, reference):.1f}" for each in images], "dB"),
-            _pair([f"{colour_error(each, reference):.1f}" for each in images], "levels"),
-        )
+    times = read_times(bundle.folder / "local" / machine_name() / TIMES)
+    table = Table(
+        title=f"{len(reference)} samples, the same seeds, on {processor()}, {cores()} cores",
+        caption=f"time per step: batch {times.batch}; PSNR and colour error: against the same samples in float32; "
+        "colour error: distance between the mean colours of two images, in levels of 0 to 255",
+    )
+    for column in ("precision", "corrected", "size", "bit ops saved", "time per step", "PSNR", "colour error"):
+        table.add_column(column, justify="left" if column in ("precision", "corrected") else "right")
+    table.add_row("fp32", "-", *_cost(bundle, "fp32", times.milliseconds_a_step), "-", "-")
+    for name, both in drawn.items():
+        for corrected, images in zip(("no", "yes"), both, strict=True):
+            quality = f"{psnr(images, reference):.1f} dB", f"{colour_error(images, reference):.1f}"
+            table.add_row(name, corrected, *_cost(bundle, name, times.milliseconds_a_step), *quality)
     return table
 
 
-def _pair(figures: Sequence[str], unit: str) -> str:
-    return f"{' / '.join(figures)} {unit}" if figures else "-"
+def _cost(bundle: Bundle, precision: str, times: Mapping[str, float]) -> tuple[str, str, str]:
+    """Return the cells of a precision's size, bit operations and time per step."""
+    file_bytes = sum(file.stat().st_size for file in graph_files(bundle.verified_graph(precision)))
+    saved = bundle.manifest.precisions[precision].bit_operations_saved_all
+    return f"{file_bytes / 1e6:.1f} MB", f"{saved:.1f}x", f"{times[precision]:.1f} ms, {times['fp32'] / times[precision]:.2f}x"
 
 
 def colour_error(images: Float32, reference: Float32) -> float:

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 SCALE = 4
 """Every pixel of a sample becomes a square of this side, so that nothing is blurred."""
 
-GAP = 8
-LABEL_WIDTH = 136
-FONT_SIZE = 21
+GAP = 5
+LABEL_WIDTH = 128
+FONT_SIZE = 20
 PAPER, INK = "#ffffff", "#1a1a1a"
 
 

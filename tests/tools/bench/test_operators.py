@@ -44,7 +44,7 @@ def test_a_quantized_precision_is_profiled_in_integers(digits_case: Case) -> Non
     assert list(profile.rows) == ["fp32", "w8a8"]
     assert told == ["profiling FP32, ONNX Runtime", "profiling ours, W8A8, ONNX Runtime"]
     assert not INTEGER_OPS & profile.rows["fp32"].keys()
-    assert next(iter(profile.rows["w8a8"])) == "QLinearConv"
+    assert "QLinearConv" in profile.rows["w8a8"]
     assert "Sub" not in profile.rows["w8a8"]
 
 
