@@ -32,6 +32,7 @@ BUNDLE = Path("build/coloured")
 OUTPUT = Path("out")
 SAMPLES = 64
 SHOWN = 8
+KINDS = "uncorrected", "corrected"
 
 
 def main() -> None:
@@ -53,8 +54,8 @@ def _run(*command: str) -> None:
 
 def _shown(reference: Float32, drawn: Mapping[str, tuple[Float32, Float32]]) -> dict[str, NDArray[np.uint8]]:
     """Return the first samples in full precision and at the lowest precision, by label."""
-    lowest, (uncorrected, corrected) = list(drawn.items())[-1]
-    rows = {"float32": reference, f"{lowest.upper()}\nuncorrected": uncorrected, f"{lowest.upper()}\ncorrected": corrected}
+    lowest, both = list(drawn.items())[-1]
+    rows = {"float32": reference} | {f"{lowest.upper()}\n{kind}": images for kind, images in zip(KINDS, both, strict=True)}
     return {label: to_pixels(images[:SHOWN]) for label, images in rows.items()}
 
 
@@ -72,13 +73,14 @@ def demo_table(bundle: Bundle, reference: Float32, drawn: Mapping[str, tuple[Flo
         caption=f"time per step: batch {times.batch}; PSNR and colour error: against the same samples in float32; "
         "colour error: distance between the mean colours of two images, in levels of 0 to 255",
     )
-    for column in ("precision", "corrected", "size", "bit ops saved", "time per step", "PSNR", "colour error"):
-        table.add_column(column, justify="left" if column in ("precision", "corrected") else "right")
-    table.add_row("fp32", "-", *_cost(bundle, "fp32", times.milliseconds_a_step), "-", "-")
+    table.add_column("precision")
+    for column in ("size", "bit ops\nsaved", "time per step", "PSNR", "colour\nerror"):
+        table.add_column(column, justify="right")
+    table.add_row("float32", *_cost(bundle, "fp32", times.milliseconds_a_step), "-", "-")
     for name, both in drawn.items():
-        for corrected, images in zip(("no", "yes"), both, strict=True):
+        for kind, images in zip(KINDS, both, strict=True):
             quality = f"{psnr(images, reference):.1f} dB", f"{colour_error(images, reference):.1f}"
-            table.add_row(name, corrected, *_cost(bundle, name, times.milliseconds_a_step), *quality)
+            table.add_row(f"{name.upper()} {kind}", *_cost(bundle, name, times.milliseconds_a_step), *quality)
     return table
 
 

@@ -51,8 +51,9 @@ def test_table_has_a_row_for_every_precision_and_names_the_machine(digits: Digit
     assert f"2 samples, the same seeds, on {processor()}" in text
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     times = digits.json(f"local/{next((digits.folder / 'local').glob('*/times.json')).parent.name}/times.json")["milliseconds_a_step"]
-    assert [line[:2] for line in lines] == [["fp32", "-"], ["w8a8", "no"], ["w8a8", "yes"], ["w4a8", "no"], ["w4a8", "yes"]]
-    assert lines[0][5:] == ["-", "-"]
-    assert lines[4][4] == f"{times['w4a8']:.1f} ms, {times['fp32'] / times['w4a8']:.2f}x"
-    assert [line[5:] for line in lines[1:3]] == [["38.9 dB", "5.0"], ["52.9 dB", "1.0"]]
-    assert [line[6] for line in lines[3:]] == ["50.0", "5.0"]
+    names = ["float32", "W8A8 uncorrected", "W8A8 corrected", "W4A8 uncorrected", "W4A8 corrected"]
+    assert [line[0] for line in lines] == names
+    assert lines[0][4:] == ["-", "-"]
+    assert lines[4][3] == f"{times['w4a8']:.1f} ms, {times['fp32'] / times['w4a8']:.2f}x"
+    assert [line[4:] for line in lines[1:3]] == [["38.9 dB", "5.0"], ["52.9 dB", "1.0"]]
+    assert [line[5] for line in lines[3:]] == ["50.0", "5.0"]
