@@ -41,10 +41,10 @@ class Row:
 
 
 class Study:
-    """Draws samples of a class-conditional bundle on ONNX Runtime.
+    """Draws samples of a bundle on ONNX Runtime.
 
     Args:
-        bundle: bundle of a model that is conditioned on one digit per row.
+        bundle: bundle of a model that is unconditional, or conditioned on one digit per row.
         count: number of samples; they are always the first ones of `SEED`.
     """
 
@@ -58,12 +58,13 @@ class Study:
 
     def rows(self) -> Iterator[Row]:
         """Yield one row for every way to run the bundle, from full precision down to the lowest precision."""
-        yield Row("fp32", "-", self._draw("fp32", corrected=False))
+        yield Row("fp32", "-", self.draw("fp32", corrected=False))
         for name in (None, *self._quantized):
             for corrected in (False, True):
-                yield Row(name or "schedule", "on" if corrected else "off", self._draw(name, corrected))
+                yield Row(name or "schedule", "on" if corrected else "off", self.draw(name, corrected))
 
-    def _draw(self, precision: str | None, corrected: bool) -> Float32:
+    def draw(self, precision: str | None, corrected: bool) -> Float32:
+        """Return the images drawn with one precision at every step, or with the schedule's own choice (None)."""
         chain = Chain(self._schedule, self._bank, precision, corrected)
         pieces = batches(self._numbers, BATCH)
         return np.concatenate([self._decoder(chain.sample(self._noise, numbers, digits_of(numbers))) for numbers in pieces])

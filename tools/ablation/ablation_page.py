@@ -22,7 +22,10 @@ from ptqd_export.plan import FULL_PRECISION
 from tools.ablation.ablation_result import Result
 from tools.ablation.ablation_rows import CONTENDERS, OURS, SHIFTED
 
-HEADER = ("correction", "FD", "FD against FP's (95 %)", "sFD", "variance / FP's", "mean less FP's", "PSNR to FP, dB")
+HEADER = ("correction", "FD", "FD compared with FP's (95 %)", "sFD", "variance / FP's", "mean minus FP's", "PSNR to FP, dB")
+INTRODUCTION = """\
+All figures behind [what each part is worth](ablation.md) on this model: every precision with every correction. FP is full precision, FD the
+Frechet distance and sFD the spatial one. Written by `python -m tools.ablation.ablation_page`."""
 PAPER = {1.0: "+ variance", 0.0: "+ bias"}
 """Label of the paper's full correction, by eta."""
 WORTH = 1.1
@@ -61,7 +64,7 @@ class Table:
 
 def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
     """Return the page: for each eta an overview, a table for each precision, and a table of the mixtures."""
-    lines = [f"# {title}", "", "Written by `python -m tools.ablation.ablation_page`.", ""]
+    lines = [f"# {title}", "", INTRODUCTION, ""]
     for eta in sorted({result.eta for result in results}, reverse=True):
         table = Table(eta, [result for result in results if result.eta == eta], bundle)
         lines += [f"## eta {eta:g}", "", _full_precision(table.reference), "", *_overview(table), ""]
@@ -89,7 +92,7 @@ def _overview(table: Table) -> Iterator[str]:
         *(f"FD / FP's, {name}" for name in names),
         *(f"gap closed, {name}" for name in names[1:]),
         *(f"PSNR, {name}" for name in names),
-        *(f"mean less FP's, {name}" for name in names),
+        *(f"mean minus FP's, {name}" for name in names),
     )
     for precision in table.precisions:
         rows = [table.row(precision, name) for name in names]

@@ -45,19 +45,26 @@ def build(models: tuple[str, ...], folder: Path) -> None:
 @click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder of the models.")
 def run(model: str, batches: tuple[int, ...], rounds: int, steps: int | None, only: str | None, folder: Path) -> None:
     """Measure MODEL, which must have been built, and write a JSON file per batch to its folder."""
-    from engines.errors import UsageError
     from tools.bench.case import Case
-    from tools.bench.contestants import CONTESTANTS
     from tools.bench.page import table
     from tools.bench.turns import measure
 
-    names = tuple(CONTESTANTS) if only is None else tuple(name.strip() for name in only.split(","))
-    if unknown := set(names) - set(CONTESTANTS):
-        raise UsageError("The contestant does not exist.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
+    names = _contestants(only)
     for batch in batches:
         result = measure(model, Case(folder / model, batch, steps), names, rounds, lambda text: click.echo(text, err=True))
         result.save(folder / model / f"batch-{batch}.json")
         click.echo("\n".join(table(result)))
+
+
+def _contestants(only: str | None) -> tuple[str, ...]:
+    """Return the names of the contestants to measure, all of them by default."""
+    from engines.errors import UsageError
+    from tools.bench.contestants import CONTESTANTS
+
+    names = tuple(CONTESTANTS) if only is None else tuple(name.strip() for name in only.split(","))
+    if unknown := set(names) - set(CONTESTANTS):
+        raise UsageError("The contestant does not exist.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
+    return names
 
 
 @main.command()
@@ -75,15 +82,33 @@ def start(model: str, batch: int, folder: Path) -> None:
 
 
 @main.command()
+@click.argument("model", type=NAMES)
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples per call.")
+@click.option("--only", help="Comma-separated names of contestants. Default: all on ONNX Runtime.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder of the models.")
+def profile(model: str, batch: int, only: str | None, folder: Path) -> None:
+    """Measure where the time of a network call of MODEL goes, by kind of operator, with ONNX Runtime's profiler."""
+    from tools.bench.case import Case
+    from tools.bench.page import profile_table
+    from tools.bench.profile import measure_profile
+
+    measured = measure_profile(Case(folder / model, batch), _contestants(only), lambda text: click.echo(text, err=True))
+    measured.save(folder / model / f"profile-{batch}.json")
+    click.echo("\n".join(profile_table(measured)))
+
+
+@main.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def page(results: tuple[Path, ...]) -> None:
-    """Print the results of `run` and `start` as a Markdown page."""
+    """Print the results of `run`, `start` and `profile` as a Markdown page."""
     from tools.bench.page import page
+    from tools.bench.profile import Profile
     from tools.bench.result import Result
     from tools.bench.start import Start
 
     starts = {path.parent.name: Start.load(path) for path in results if path.name.startswith("start")}
-    click.echo(page([Result.load(path) for path in results if path.name.startswith("batch")], starts))
+    profiles = {path.parent.name: Profile.load(path) for path in results if path.name.startswith("profile")}
+    click.echo(page([Result.load(path) for path in results if path.name.startswith("batch")], starts, profiles))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -44,13 +43,11 @@ class EngineRunner:
 
     Attributes:
         case: case to sample.
-        graph: file of the graph.
         denoiser: denoiser that runs the graph.
         precision: precision whose corrections the chain applies; those of full precision change nothing.
     """
 
     case: Case
-    graph: Path
     denoiser: EngineDenoiser
     precision: str = FULL_PRECISION
 
@@ -72,7 +69,9 @@ class EngineRunner:
 
     def profile(self) -> dict[str, float]:
         """Return the milliseconds of a network call by operator; the engine must run on ONNX Runtime."""
-        return profiled(self.denoiser.engine, self.graph, self.denoiser.feeds(*self._first))
+        engine = self.denoiser.engine
+        assert isinstance(engine, OnnxRuntimeEngine)
+        return profiled(engine, self.denoiser.feeds(*self._first))
 
     @cached_property
     def _first(self) -> tuple[Float32, float, Int64]:
@@ -85,19 +84,13 @@ def ours(case: Case, precision: str, runtime: Runtime = "target") -> EngineRunne
     """Load an engine of the bundle in the way `ptqd-run` does."""
     timesteps, backend = Chain(case.schedule, {}, precision).timesteps, open_backend(case.bundle, runtime)
     bank = EngineBank(case.bundle, case.schedule.sampler.guidance, batch=case.batch, backend=backend, timesteps=timesteps)
-    record = case.bundle.precision(precision)
-    graph = record.graph if record.pieces is None else record.pieces.body
-    return EngineRunner(case, case.bundle.graph(graph, record.graph), bank[precision], precision)
+    return EngineRunner(case, bank[precision], precision)
 
 
 def static(case: Case, name: str, engine: Callable[..., Engine] = OnnxRuntimeEngine) -> EngineRunner:
     """Load a graph made by ONNX Runtime's own tool, on a runtime opened with our settings."""
-    graph = case.folder / name
-    return _in_our_loop(case, graph, engine(graph, batch=case.engine_rows))
-
-
-def _in_our_loop(case: Case, graph: Path, engine: Engine, precision: str = FULL_PRECISION) -> EngineRunner:
-    return EngineRunner(case, graph, EngineDenoiser(engine, load_conditioning(case.bundle), case.guided), precision)
+    opened = engine(case.folder / name, batch=case.engine_rows)
+    return EngineRunner(case, EngineDenoiser(opened, load_conditioning(case.bundle), case.guided))
 
 
 def eager(case: Case) -> Runner:

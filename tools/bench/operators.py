@@ -11,37 +11,35 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.backends.base import Engine
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 
-CALLS = 5
+CALLS = 20
 
 
-def profiled(engine: Engine, graph: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+def profiled(engine: OnnxRuntimeEngine, feeds: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     """Return the milliseconds of a network call by operator, in descending order.
 
-    The graph is opened a second time with the engine's own options and the profiler on. All rows go through the graph in one call; if the
-    engine splits the batch into shards, the time is that of all shards together.
+    The kernels are those of the engine: a second session opens the same file with the same options and runs the same pieces of the batch.
+    Pieces run at the same time, so the figures are sums over all threads.
     """
-    import onnxruntime
-
-    session = engine._session  # type: ignore[attr-defined]  # the only way to get its options
-    options = session.get_session_options()
     with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        watched = onnxruntime.InferenceSession(graph, options, providers=session.get_providers())
+        watched = engine.watched(Path(folder) / "profile")
         for _ in range(1 + CALLS):
-            watched.run(None, dict(feeds))
-        return by_operator(json.loads(Path(watched.end_profiling()).read_text()), CALLS)
+            watched.run(feeds)
+        return by_operator(json.loads(watched.end_profiling().read_text()), CALLS)
 
 
 def by_operator(events: Iterable[Mapping[str, Any]], calls: int) -> dict[str, float]:
-    """Return the milliseconds per call from the profiler's events; the first call of each node is a warm-up and does not count."""
-    seen: dict[str, int] = defaultdict(int)
-    milliseconds: dict[str, float] = defaultdict(float)
+    """Return the milliseconds per call from the profiler's events; one more call, the first, is a warm-up and does not count.
+
+    A call runs each node once for every piece of the batch.
+    """
+    durations: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        seen[event["name"]] += 1
-        if seen[event["name"]] > 1:
-            milliseconds[event["args"]["op_name"]] += event["dur"] / 1000 / calls
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            durations[event["args"]["op_name"], event["name"]].append(event["dur"] / 1000)
+    milliseconds: dict[str, float] = defaultdict(float)
+    for (operator, _), of_node in durations.items():
+        pieces = len(of_node) // (1 + calls)
+        milliseconds[operator] += sum(of_node[pieces:]) / calls
     return dict(sorted(milliseconds.items(), key=lambda item: -item[1]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from tools.bench.contestants import CONTESTANTS, EAGER, FP32
 from tools.bench.models import MODELS
+from tools.bench.profile import Profile
 from tools.bench.result import Machine, Result, Row
 from tools.bench.start import Start
 
@@ -15,10 +17,13 @@ HEADER = (
     "SNR, dB", "load, s", "peak memory, MiB",
 )  # fmt: skip
 OPERATORS = 8
-"""Number of operators that a profile shows; the others are summed."""
+"""Number of operators that a profile lists; the others are added up."""
 
 INTRODUCTION = """\
 # Benchmark
+
+For anyone who wants to know how fast a quantized model runs on a CPU: ours against diffusers in PyTorch, full precision on ONNX Runtime and
+OpenVINO, and ONNX Runtime's own quantization tool. [Speed](speed.md) explains where the time goes and what limits it.
 
 Written by `python -m tools.bench page build/bench/*/*.json`, from what these commands measured:
 
@@ -27,6 +32,7 @@ Written by `python -m tools.bench page build/bench/*/*.json`, from what these co
     python -m tools.bench run ddpm-36m
     python -m tools.bench run dit-s2
     python -m tools.bench start digits
+    python -m tools.bench profile digits
 
 A fourth model, `ldm-4`, has ten times as many parameters. It is built and run only when it is named.
 
@@ -42,11 +48,20 @@ tables show medians. Compare the ratios, because the times depend on the machine
 
 `quantize_static` is ONNX Runtime's own tool. It calibrates ranges on states of full-precision chains and quantizes weights per channel. All
 OpenVINO rows use the engine of `--runtime openvino`, which, like ONNX Runtime, computes in float32 where a graph has no integers. By
-default, OpenVINO uses bfloat16 on processors that support it, and quantizes inputs that the graph leaves unquantized."""
+default, OpenVINO uses bfloat16 on processors that support it, and quantizes inputs that the graph leaves unquantized.
+
+The last table of a model shows where a network call spends its time, by ONNX Runtime's profiler. The profiler watches what chains run: the
+graph as the runtime optimized it, opened with the same options and threads. A call with several rows is cut into pieces that run at the
+same time; the times are sums over the pieces and include the profiler's own cost. Each profile names its machine, which need not be the
+machine of the other tables."""
 
 
-def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyType({})) -> str:
-    """Return the page, with a section for each model: its batches, its start-up figures (`starts`, by model) and its profile."""
+def page(
+    results: Sequence[Result],
+    starts: Mapping[str, Start] = MappingProxyType({}),
+    profiles: Mapping[str, Profile] = MappingProxyType({}),
+) -> str:
+    """Return the page, with a section for each model: its batches, and its start-up figures and profile, given by model."""
     lines = [INTRODUCTION, "", *_machines(results)]
     for model in MODELS:
         of_model = sorted((result for result in results if result.model == model), key=lambda result: result.batch)
@@ -58,7 +73,8 @@ def page(results: Sequence[Result], starts: Mapping[str, Start] = MappingProxyTy
             lines += ["", *table(result)]
         if model in starts:
             lines += ["", _start_text(starts[model])]
-        lines += ["", *_profiles(of_model[0])]
+        if model in profiles:
+            lines += ["", *profile_table(profiles[model])]
     return "\n".join(lines)
 
 
@@ -91,20 +107,24 @@ def _cells(row: Row, result: Result) -> tuple[str, ...]:
     )
 
 
-def _profiles(result: Result) -> Iterator[str]:
-    """Yield the milliseconds of a call by operator, for every contestant with a profile."""
-    watched = [row for row in result.rows.values() if row.profile]
-    totals = {
-        name: max(row.profile.get(name, 0.0) for row in watched) for name in dict.fromkeys(key for row in watched for key in row.profile)
-    }
-    names = sorted(totals, key=lambda name: -totals[name])
-    yield f"Milliseconds of a network call at batch {result.batch}, by ONNX Runtime's profiler; all rows in one call on one engine:"
+def profile_table(profile: Profile) -> Iterator[str]:
+    """Yield the milliseconds of a call by operator with their share, for every contestant, the largest operators first."""
+    rows = list(profile.rows.values())
+    largest = {name: max(row.get(name, 0.0) for row in rows) for name in itertools.chain(*rows)}
+    names = sorted(largest, key=lambda name: -largest[name])
+    yield f"Where a network call at batch {profile.batch} spends its time, in milliseconds, on {_described(profile.machine)}:"
     yield ""
-    yield from _head(("operator", *(row.title for row in watched)))
+    yield from _head(("operator", *(CONTESTANTS[name].title for name in profile.rows)))
     for name in names[:OPERATORS]:
-        yield _line((f"`{name}`", *(f"{row.profile.get(name, 0.0):.2f}" for row in watched)))
-    yield _line(("others", *(f"{sum(row.profile.get(name, 0.0) for name in names[OPERATORS:]):.2f}" for row in watched)))
-    yield _line(("all", *(f"{sum(row.profile.values()):.2f}" for row in watched)))
+        yield _line((f"`{name}`", *(_share([name], row) for row in rows)))
+    yield _line(("others", *(_share(names[OPERATORS:], row) for row in rows)))
+    yield _line(("all", *(f"{sum(row.values()):.2f}" for row in rows)))
+
+
+def _share(names: Sequence[str], row: Mapping[str, float]) -> str:
+    """Return the milliseconds of these operators and their share; empty if the contestant runs none of them."""
+    milliseconds = sum(row.get(name, 0.0) for name in names)
+    return f"{milliseconds:.2f} ({milliseconds / sum(row.values()):.0%})" if milliseconds else ""
 
 
 def _start_text(start: Start) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engines.host.files import write_text
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Machine:
     instructions: tuple[str, ...]
     versions: Mapping[str, str]
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Machine:
+        """Return the machine that a JSON file describes."""
+        return cls(**{**stored, "instructions": tuple(stored["instructions"])})
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,7 +47,6 @@ class Row:
         peak_mib: peak memory of the process after all measurements.
         before_mib: memory of the process before the contestant was loaded.
         snr_db: SNR of the outputs relative to full precision on ONNX Runtime at the same states; None for that contestant itself.
-        profile: milliseconds of a network call by kind of operator, in descending order; empty if the runtime has no profiler.
     """
 
     title: str
@@ -52,7 +56,6 @@ class Row:
     peak_mib: float
     before_mib: float
     snr_db: float | None
-    profile: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,6 @@ class Result:
         stored = json.loads(path.read_text())
         if stored.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"{path} has another schema version")
-        machine = stored["machine"]
-        stored["machine"] = Machine(**{**machine, "instructions": tuple(machine["instructions"])})
+        stored["machine"] = Machine.of(stored["machine"])
         stored["rows"] = {name: Row(**row) for name, row in stored["rows"].items()}
         return cls(**stored)

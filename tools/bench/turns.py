@@ -49,7 +49,7 @@ def measure(model: str, case: Case, names: Iterable[str], rounds: int, tell: Cal
         chains = interleaved_medians({name: partial(worker.ask, "chain") for name, worker in workers.items()}, rounds)
         tell("networks")
         networks = interleaved_medians({name: partial(worker.ask, "network", CALLS) for name, worker in workers.items()}, rounds)
-        tell("outputs and profiles")
+        tell("outputs")
         rows = _rows(workers, chains, {name: seconds / CALLS for name, seconds in networks.items()})
     sampler, record = case.bundle.schedule().sampler, case.bundle.manifest.model
     return Result(
@@ -80,7 +80,6 @@ def _rows(workers: Mapping[str, Worker], chains: Mapping[str, float], networks: 
             peak_mib=peaks[name],
             before_mib=worker.loaded.before_mib,
             snr_db=None if name == FP32 else snr_db(reference, worker.ask("outputs", visited)),
-            profile=worker.ask("profile") if CONTESTANTS[name].on_onnxruntime else {},
         )
         for name, worker in workers.items()
     }

@@ -100,9 +100,6 @@ class _Commands:
     def visited(self) -> Any:
         return self._runner.visited()  # type: ignore[attr-defined]  # called for full precision only
 
-    def profile(self) -> Any:
-        return self._runner.profile()  # type: ignore[attr-defined]  # called for contestants on ONNX Runtime only
-
     def peak_mib(self) -> float:
         return memory_mib("VmHWM")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -71,7 +72,8 @@ class OnnxRuntimeEngine(Engine):
         self._workers = min(batch, threads) if provider == "CPU" else 1
         own = threads // self._workers
         as_it_is, shift = mode == "optimized", shift_of(path, mode, provider)
-        self._session = open_session(path, session_config(mode), own, optimized, provider, as_it_is=as_it_is, shift=shift)
+        self._reopen = functools.partial(open_session, path, session_config(mode), own, provider=provider, as_it_is=as_it_is, shift=shift)
+        self._session = self._reopen(optimized=optimized)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         label = f"{path.stem} on ONNX Runtime"
         try:
@@ -84,6 +86,20 @@ class OnnxRuntimeEngine(Engine):
                 f"{label} is not a network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="inputs and one output"
             )
         super().__init__(label, inputs, outputs[0])
+
+    def watched(self, prefix: Path) -> OnnxRuntimeEngine:
+        """Return an engine that runs the same kernels in a second session, on the CPU, watched by the runtime's profiler.
+
+        Args:
+            prefix: prefix of the profile's path.
+        """
+        engine = copy.copy(self)
+        engine._session = self._reopen(profile=prefix)
+        return engine
+
+    def end_profiling(self) -> Path:
+        """Write the profile of an engine from `watched`, a JSON list of events, and return its path."""
+        return Path(self._session.end_profiling())
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         try:

@@ -60,6 +60,7 @@ def open_session(
     threads: int = 1,
     optimized: Path | None = None,
     provider: Provider = "CPU",
+    profile: Path | None = None,
     *,
     as_it_is: bool = False,
     shift: int = 0,
@@ -72,6 +73,7 @@ def open_session(
         threads: threads for one call.
         optimized: where to write the graph as optimized by the runtime.
         provider: execution provider.
+        profile: prefix of the file in which the runtime's profiler records the session's calls.
         as_it_is: whether to skip optimization, for a graph that the runtime has already optimized.
         shift: shift of the weights, for graphs that accept one.
 
@@ -88,6 +90,8 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if shift:
         values = np.full(SHIFT_BYTES, shift, dtype=np.int8)
         options.add_external_initializers([WEIGHT_SHIFT], [ort.OrtValue.ortvalue_from_numpy(values)])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,15 +17,6 @@ from tools.bench.turns import snr_db
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
-    from tests.tools.conftest import Digits
-
-
-@pytest.fixture(scope="module")
-def digits_case(digits: Digits) -> Case:
-    plan = json.loads((digits.folder / "plan.json").read_text())
-    plan["model"]["path"] = str(Path(__file__).parents[3] / "tools" / "digits" / "model")
-    (digits.folder.parent / "plan.json").write_text(json.dumps(plan))
-    return Case(digits.folder.parent, 2)
 
 
 def test_diffusers_and_our_engine_run_the_same_network(digits_case: Case) -> None:

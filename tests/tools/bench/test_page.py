@@ -7,25 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from tools.bench import page as bench_page
 from tools.bench.engine_memory import EngineMemory
-from tools.bench.operators import by_operator
 from tools.bench.page import page, table
+from tools.bench.profile import Profile
 from tools.bench.result import Machine, Result, Row
 from tools.bench.start import Memory, Start
 
 MACHINE = Machine("Some CPU", 2, ("avx2",), {"python": "3.12", "torch": "2.0"})
 
 
-def _row(title: str, chain: float, network: float, snr: float | None, profile: dict[str, float] | None = None) -> Row:
-    return Row(title, chain, network, 1.25, 512.4, 100.0, snr, profile or {})
+def _row(title: str, chain: float, network: float, snr: float | None) -> Row:
+    return Row(title, chain, network, 1.25, 512.4, 100.0, snr)
 
 
 @pytest.fixture
 def result() -> Result:
     rows = {
         "eager": _row("diffusers, PyTorch eager", 4.0, 0.2, 120.0),
-        "fp32": _row("FP32, ONNX Runtime", 2.0, 0.1, None, {"Conv": 60.0, "Mul": 5.0}),
-        "w8a8": _row("ours, W8A8", 1.0, 0.04, 31.25, {"QLinearConv": 20.0, "Mul": 7.5}),
+        "fp32": _row("FP32, ONNX Runtime", 2.0, 0.1, None),
+        "w8a8": _row("ours, W8A8", 1.0, 0.04, 31.25),
     }
     return Result("digits", "digits U-Net", 1_500_000, 8, 20, 20, 1.5, 5, MACHINE, rows, {"compile": "no compiler"})
 
@@ -63,11 +64,21 @@ def test_the_page_has_a_section_a_model_its_batches_in_order_and_one_machine(res
     assert text.count("Measured on Some CPU, 2 cores, avx2; python 3.12, torch 2.0.") == 1
 
 
-def test_the_profile_adds_up(result: Result) -> None:
-    lines = [_cells(line) for line in page([result]).splitlines()]
-    assert ["`Conv`", "60.00", "0.00"] in lines
-    assert ["`Mul`", "5.00", "7.50"] in lines
-    assert ["all", "65.00", "27.50"] in lines
+def test_the_profile_adds_up_and_names_its_own_machine(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_page, "OPERATORS", 2)
+    other = Machine("Other CPU", 4, ("avx512_vnni",), {"onnxruntime": "1.0"})
+    rows = {"fp32": {"Conv": 60.0, "Mul": 3.0, "Add": 2.0}, "w8a8": {"QLinearConv": 20.0, "Mul": 3.0, "Add": 2.0}}
+    text = page([result], profiles={"digits": Profile(1, other, rows), "dit-s2": Profile(1, MACHINE, rows)})
+    assert "at batch 1 spends its time, in milliseconds, on Other CPU, 4 cores, avx512_vnni; onnxruntime 1.0:" in text
+    assert "Measured on Some CPU" in text
+    assert [_cells(line) for line in text.splitlines() if line.startswith("| ")][-6:] == [
+        ["operator", "FP32, ONNX Runtime", "ours, W8A8, ONNX Runtime"],
+        ["---", "---:", "---:"],
+        ["`Conv`", "60.00 (92%)", ""],
+        ["`QLinearConv`", "", "20.00 (80%)"],
+        ["others", "5.00 (8%)", "5.00 (20%)"],
+        ["all", "65.00", "25.00"],
+    ]
 
 
 def test_the_start_is_told_with_its_model(result: Result) -> None:
@@ -84,19 +95,7 @@ def test_the_start_is_told_with_its_model(result: Result) -> None:
 
 
 def test_a_file_holds_everything(result: Result, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    result.save(path)
-    assert Result.load(path) == result
-
-
-def test_operators_are_added_up_without_each_nodes_first_call() -> None:
-    def event(name: str, operator: str, microseconds: int, cat: str = "Node") -> dict[str, object]:
-        return {"cat": cat, "name": f"{name}_kernel_time", "dur": microseconds, "args": {"op_name": operator}}
-
-    calls = [event("a", "Conv", 1000), event("b", "Conv", 2000), event("c", "Mul", 500)]
-    events = [*(event(e["name"].removesuffix("_kernel_time"), "Conv", 9999) for e in calls if isinstance(e["name"], str)), *calls, *calls]
-    events += [
-        event("session", "none", 77, cat="Session"),
-        {"cat": "Node", "name": "a_fence_before", "dur": 5, "args": {"op_name": "Conv"}},
-    ]
-    assert by_operator(events, 2) == {"Conv": 3.0, "Mul": 0.5}
+    profile = Profile(1, MACHINE, {"fp32": {"Conv": 60.0, "Mul": 5.0}})
+    for stored in (result, profile):
+        stored.save(tmp_path / "result.json")
+        assert type(stored).load(tmp_path / "result.json") == stored

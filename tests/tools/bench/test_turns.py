@@ -44,8 +44,6 @@ def test_everyone_who_can_run_has_a_row_in_the_order_of_the_tables(result: Resul
     for row in result.rows.values():
         assert min(row.network_seconds, row.chain_seconds, row.load_seconds) > 0
         assert row.before_mib < row.peak_mib
-        assert {"Conv", "Tanh"} <= row.profile.keys() or "QLinearConv" in row.profile
-        assert list(row.profile.values()) == sorted(row.profile.values(), reverse=True)
 
 
 def test_who_cannot_run_is_left_out_with_the_reason(result: Result, case: Case) -> None:
@@ -62,7 +60,7 @@ def test_the_case_is_described(result: Result) -> None:
 def test_what_happens_is_told(result: Result, told: list[str]) -> None:
     assert result.rows
     assert told[0] == "loading diffusers, PyTorch eager"
-    assert told[-1] == "outputs and profiles"
+    assert told[-1] == "outputs"
 
 
 def test_signal_to_noise_is_that_of_the_networks_themselves(tiny: TinyBundle, case: Case, result: Result) -> None:
