@@ -204,7 +204,7 @@ def test_documented_constants_are_those_of_the_code() -> None:
 
 
 def test_documented_exit_codes_are_those_of_the_command_lines() -> None:
-    rows = re.search(r"^\| code \|.*\n(?:\|.*\n)+", _text("docs/bundle.md"), flags=re.MULTILINE)
+    rows = re.search(r"^\| code \|.*\n(?:\|.*\n)+", _text("docs/commands.md"), flags=re.MULTILINE)
     assert rows is not None
     kinds = (PtqdError, BundleError, UsageError, MissingBackendError)
     assert [int(row["code"]) for row in _table(rows[0].splitlines())] == sorted(
