@@ -52,10 +52,10 @@ class QuantizationSection(Section):
         description="fit a precision's activation ranges on the states of all steps, or only of the steps that a fixed policy gives to it",
     )
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="patterns (as in fnmatch) for the names of layers to keep in float"
+        default=(), description="patterns with * and ? for the names of layers to keep in float"
     )
     keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="patterns (as in fnmatch) for the names of layers whose weights have 8 bits at every precision"
+        default=(), description="patterns with * and ? for the names of layers whose weights have 8 bits at every precision"
     )
     integer_layers: Literal["all", "faster"] = Field(
         default="all",

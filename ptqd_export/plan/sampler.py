@@ -29,7 +29,7 @@ class SamplerSection(Section):
     """The walk from noise to sample."""
 
     name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="the sampler, such as ddim, dpm++2m or euler-ancestral")
-    steps: int = Field(ge=1, le=CHAIN_STEPS, description="the number of denoising steps")
+    steps: int = Field(ge=1, le=CHAIN_STEPS, description="number of denoising steps")
     eta: float = Field(
         default=None,
         validate_default=True,
@@ -40,10 +40,18 @@ class SamplerSection(Section):
     guidance: float = Field(
         default=1.0, ge=0, description="scale of classifier-free guidance; 1 is no guidance, with one network call per step instead of two"
     )
-    timestep_spacing: TimestepSpacing | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
-    clip_sample: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
-    prediction_type: PredictionType | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
-    use_karras_sigmas: bool | None = Field(default=None, description="overrides the model's scheduler; null keeps its own")
+    timestep_spacing: TimestepSpacing | None = Field(
+        default=None, description="which training timesteps the chain visits; null keeps what the model's scheduler says"
+    )
+    clip_sample: bool | None = Field(
+        default=None, description="clip the predicted clean sample; for ddim and ddpm; null keeps what the model's scheduler says"
+    )
+    prediction_type: PredictionType | None = Field(
+        default=None, description="what the network predicts; null keeps what the model's scheduler says"
+    )
+    use_karras_sigmas: bool | None = Field(
+        default=None, description="noise levels of Karras et al.; for euler and dpm++ samplers; null keeps what the model's scheduler says"
+    )
 
     @property
     def overrides(self) -> dict[str, object]:

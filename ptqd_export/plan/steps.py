@@ -21,7 +21,7 @@ class StepsSection(Section):
 
     policy: Literal["snr", "budget", "fixed"] = Field(
         default="snr",
-        description="snr: chosen by measured noise, as in the paper; budget: least predicted error at a cost; fixed: the plan lists them",
+        description="snr: by measured noise, as in the paper; budget: least predicted error at a cost; fixed: as listed in precisions",
     )
     precisions: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None,

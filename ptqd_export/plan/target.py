@@ -34,13 +34,13 @@ class TargetSection(Section):
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(description="the runtime")
     provider: Provider = Field(default="CPU", description="device of ONNX Runtime: CPU, or CUDA for an NVIDIA GPU")
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="threads of one engine on ONNX Runtime; null takes all cores that this process may use"
+        default=None, ge=1, le=1024, description="threads of a network call in the build; null takes all cores that this process may use"
     )
-    benchmark_batch: int = Field(default=8, ge=1, le=BATCH, description="batch size at which engines are timed")
+    benchmark_batch: int = Field(default=8, ge=1, le=BATCH, description="batch size at which the build times a step")
     high_precision: HighPrecision = Field(
         default=None,
         validate_default=True,
-        description="type of what is not quantized, written into the graphs; null takes the target's own: fp16 on TensorRT, else fp32",
+        description="type of unquantized values in the graphs; null takes the target's own: fp16 on TensorRT, else fp32",
     )
     batch: BatchSection | None = Field(
         default=None,
