@@ -1,4 +1,4 @@
-# make demo: set up, build the digits bundle, sample it, show images and a table.   make test: set up, check, test.
+# make demo: set up, build the coloured digits, sample them, show pictures and a table.   make test: set up, check, test.
 # make prove: the slow proofs.   Each sets up what it needs in .venv; PYTHON names the interpreter to begin with.
 PYTHON ?= python3
 VENV := .venv

@@ -180,7 +180,7 @@ def cross_trt_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A build of the demo's model for TensorRT-RTX, with default quantization and target settings. Tests must not modify it."""
+    """A build of the digits model for TensorRT-RTX, with default quantization and target settings. Tests must not modify it."""
     return _build_once(
         tmp_path_factory,
         "digits_trt_build",

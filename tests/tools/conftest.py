@@ -1,4 +1,4 @@
-"""The demo's bundle, built once per session from the demo's plan with less calibration. Tests must not modify it."""
+"""The digits bundle, built once per session from its plan with less calibration. Tests must not modify it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORRECTION = {"mode": "signed", "variance": "schedule"}
 
 @dataclass(frozen=True)
 class Digits:
-    """The demo's bundle on disk."""
+    """The digits bundle on disk."""
 
     folder: Path
 

@@ -32,7 +32,9 @@ Written by `python -m tools.bench page build/bench/*/*.json`, from what these co
     python -m tools.bench run ddpm-36m
     python -m tools.bench run dit-s2
     python -m tools.bench start digits
+    python -m tools.bench start ddpm-36m
     python -m tools.bench profile digits
+    python -m tools.bench profile ddpm-36m
 
 A fourth model, `ldm-4`, has ten times as many parameters. It is built and run only when it is named.
 
@@ -112,7 +114,8 @@ def profile_table(profile: Profile) -> Iterator[str]:
     rows = list(profile.rows.values())
     largest = {name: max(row.get(name, 0.0) for row in rows) for name in itertools.chain(*rows)}
     names = sorted(largest, key=lambda name: -largest[name])
-    yield f"Where a network call at batch {profile.batch} spends its time, in milliseconds, on {_described(profile.machine)}:"
+    machine = _described(profile.machine, "onnxruntime")
+    yield f"Where a network call at batch {profile.batch} spends its time, in milliseconds, on {machine}:"
     yield ""
     yield from _head(("operator", *(CONTESTANTS[name].title for name in profile.rows)))
     for name in names[:OPERATORS]:
@@ -148,8 +151,9 @@ def _machines(results: Iterable[Result]) -> Iterator[str]:
         yield f"Measured on {machine}."
 
 
-def _described(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
+def _described(machine: Machine, *packages: str) -> str:
+    """Return the processor and the versions of these packages, by default of all."""
+    versions = ", ".join(f"{name} {machine.versions[name]}" for name in packages or machine.versions)
     return f"{machine.processor}, {machine.cores} cores, {', '.join(machine.instructions)}; {versions}"
 
 

@@ -1,4 +1,4 @@
-"""The demo's real data: scikit-learn's handwritten digits as 16x16 images in [-1, 1] (1,797 images, no download)."""
+"""Real data of the digits model: scikit-learn's handwritten digits as 16x16 images in [-1, 1] (1,797 images, no download)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the demo's class-conditional U-Net on the handwritten digits on a CPU, and write a diffusers folder.
+"""Train a class-conditional U-Net on the handwritten digits on a CPU, and write a diffusers folder.
 
     python -m tools.digits.train --minutes 45
 

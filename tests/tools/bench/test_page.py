@@ -66,9 +66,9 @@ def test_the_page_has_a_section_a_model_its_batches_in_order_and_one_machine(res
 
 def test_the_profile_adds_up_and_names_its_own_machine(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_page, "OPERATORS", 2)
-    other = Machine("Other CPU", 4, ("avx512_vnni",), {"onnxruntime": "1.0"})
+    other = Machine("Other CPU", 4, ("avx512_vnni",), {"torch": "2.0", "onnxruntime": "1.0"})
     rows = {"fp32": {"Conv": 60.0, "Mul": 3.0, "Add": 2.0}, "w8a8": {"QLinearConv": 20.0, "Mul": 3.0, "Add": 2.0}}
-    text = page([result], profiles={"digits": Profile(1, other, rows), "dit-s2": Profile(1, MACHINE, rows)})
+    text = page([result], profiles={"digits": Profile(1, other, rows), "dit-s2": Profile(1, other, rows)})
     assert "at batch 1 spends its time, in milliseconds, on Other CPU, 4 cores, avx512_vnni; onnxruntime 1.0:" in text
     assert "Measured on Some CPU" in text
     assert [_cells(line) for line in text.splitlines() if line.startswith("| ")][-6:] == [

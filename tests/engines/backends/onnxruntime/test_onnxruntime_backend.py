@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,16 @@ def test_fast_mode_fuses_integer_kernels_and_exact_mode_does_not(tmp_path: Path)
     assert "QLinearMatMul" in operators(tmp_path / "fast.onnx")
     assert "QLinearMatMul" not in operators(tmp_path / "exact.onnx")
     assert "MatMul" in operators(tmp_path / "exact.onnx")
+
+
+@pytest.mark.parametrize(("mode", "operator"), [("fast", "QLinearMatMul"), ("exact", "MatMul")])
+def test_watched_engine_runs_the_kernels_of_the_engine_and_records_them(tmp_path: Path, mode: Mode, operator: str) -> None:
+    engine = OnnxRuntimeEngine(quantized_matmul(tmp_path / "matmul.onnx"), mode=mode)
+    watched, feeds = engine.watched(tmp_path / "profile"), {"x": np.full((2, 64), 0.5, dtype=np.float32)}
+    np.testing.assert_array_equal(watched.run(feeds), engine.run(feeds))
+    events = json.loads(watched.end_profiling().read_text())
+    recorded = {event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")}
+    assert {name for name in recorded if name.endswith("MatMul")} == {operator}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", None], ids=["empty", "other", "truncated"])

@@ -129,7 +129,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
 
 
 def write_digits(folder: Path) -> None:
-    """`w8a8.onnx` of the demo's model, and in `w8a8.npz` two states of it, early and late in the chain."""
+    """`w8a8.onnx` of the digits model, and in `w8a8.npz` two states of it, early and late in the chain."""
     from ptqd_export.plan import Plan, PlanFile, load_plan
     from ptqd_export.stages.run_build import run_build
 
