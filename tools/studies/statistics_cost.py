@@ -48,7 +48,7 @@ def walk_once(bundle: Bundle, samples: int, steps: int) -> tuple[float, ...]:
     """Take one walk; return its seconds, the seconds spent in its networks, and its peak anonymous memory in MiB."""
     watch, most = Stopwatch(), 0.0
 
-    def look(_: int) -> None:
+    def look() -> None:
         nonlocal most
         most = max(most, own_memory())
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from ptqd_export.stages import build_progress
+from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.build_progress import ProgressTracker
-from ptqd_export.stages.estimate.build_estimate import BuildEstimate
 from ptqd_export.stages.reporter import BuildProgress
 
 ESTIMATE = BuildEstimate({"b": 10.0, "c": 20.0, "d": 5.0}, 1234, 0.05)
@@ -20,7 +21,7 @@ def told() -> list[BuildProgress]:
 @pytest.fixture
 def tracker(told: list[BuildProgress], monkeypatch: pytest.MonkeyPatch) -> ProgressTracker:
     """A tracker of the stages a, b, c and d whose clock is 10 s further on every look, and which has a measured `ESTIMATE`."""
-    monkeypatch.setattr(build_progress.time, "monotonic", iter(range(0, 10_000, 10)).__next__)
+    monkeypatch.setattr("ptqd_export.stages.build_progress.time.monotonic", iter(range(0, 10_000, 10)).__next__)
     made = ProgressTracker(told.append)
     made.plan(("a", "b", "c", "d"))
     made.estimate_with(lambda _stages: ESTIMATE)
@@ -36,7 +37,12 @@ def test_the_estimate_is_for_the_first_stage_that_starts_and_those_that_follow(t
     asked: list[list[str]] = []
     tracker = ProgressTracker(told.append)
     tracker.plan(("a", "b", "c", "d"))
-    tracker.estimate_with(lambda stages: asked.append([*stages]) or ESTIMATE)
+
+    def estimate(stages: Sequence[str]) -> BuildEstimate:
+        asked.append([*stages])
+        return ESTIMATE
+
+    tracker.estimate_with(estimate)
     tracker.finish("a", 0.1, reused=True)
     tracker.start("b")
     tracker.start("c")

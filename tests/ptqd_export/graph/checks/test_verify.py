@@ -95,8 +95,8 @@ def test_graph_of_another_precision_is_refused(class_build: Built) -> None:
 def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
 
-    def noisy(model: Any, graph: Path, states: States, backend: Backend) -> Float32:
-        out = run(model, graph, states, backend)
+    def noisy(model: Any, graph: Path, states: States, backend: Backend, on_batch: Callable[[], None]) -> Float32:
+        out = run(model, graph, states, backend, on_batch)
         return out + np.random.default_rng(0).normal(0, 0.3, out.shape).astype(np.float32) if backend == FUSED else out
 
     monkeypatch.setattr(module, "_graph_outputs", noisy)
@@ -107,6 +107,6 @@ def test_runtime_whose_fast_kernels_are_noisier_is_refused(class_build: Built, m
 
 def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._graph_outputs
-    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[-1] == FUSED else 1))
+    monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.8 if given[3] == FUSED else 1))
     with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
         _verify(class_build, "w8a8")
