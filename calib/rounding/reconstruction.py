@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -102,16 +102,16 @@ def reconstruct(
     learner = _Learner(network, nearest, blocks, calibration, settings)
     pieces = settings.fit.iterations + math.ceil(len(calibration.inputs[0]) / settings.fit.batch_size)
     for number, block in enumerate(blocks):
-        done = count(number * pieces + 1)
+        done = partial(next, count(number * pieces + 1))
         path = folder / f"block-{number:04}.npz"
         if not path.exists():
-            save_block(path, *learner.learn(number, block, folder / "rows", partial(_report, on_work, done, len(blocks) * pieces)))
+            save_block(path, *learner.learn(number, block, folder / "rows", partial(_tell, on_work, done, len(blocks) * pieces)))
         learner.install(load_block(path, nearest)[1])
     return [learner.learned.get(name, layer) for name, layer in nearest.items()]
 
 
-def _report(on_work: Callable[[int, int], None], done: Iterator[int], total: int) -> None:
-    on_work(next(done), total)
+def _tell(on_work: Callable[[int, int], None], done: Callable[[], int], total: int) -> None:
+    on_work(done(), total)
 
 
 def block_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ptqd_export.stages.estimate.build_estimate import BuildEstimate
+from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.reporter import BuildProgress, OnProgress
 
 

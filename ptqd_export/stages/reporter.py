@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from ptqd_export.stages.estimate.build_estimate import BuildEstimate
+from ptqd_export.stages.build_estimate import BuildEstimate
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Reporter(Protocol):
     def finish(self, stage: str, seconds: float, *, reused: bool) -> None: ...
 
 
-def each(reporter: Reporter, total: int) -> Callable[[], None]:
-    """Return a function to call after each of `total` pieces of work."""
-    done = count(1)
+def each(reporter: Reporter, total: int, before: int = 0) -> Callable[[], None]:
+    """Return a function to call after each of `total` pieces of work, of which `before` are done."""
+    done = count(before + 1)
     return lambda: reporter.advance(next(done), total)

@@ -24,7 +24,7 @@ from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.cluster_walk import walking_on
-from ptqd_export.stages.estimate.build_estimate import estimate_build
+from ptqd_export.stages.estimate.measured_estimate import estimate_build
 from ptqd_export.stages.estimate.planned_stages import planned_stages
 from ptqd_export.stages.finish.assemble import Parts, assemble
 from ptqd_export.stages.finish.keep_optimized import optimize_graphs

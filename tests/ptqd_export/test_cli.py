@@ -121,6 +121,16 @@ def test_init_tells_the_target_that_it_guessed(model: Path, monkeypatch: pytest.
     assert json.loads(path.read_text())["target"]["name"] == "tensorrt"
 
 
+def test_quick_init_says_what_the_plan_gives_up(model: Path) -> None:
+    path = model.parent / "plan.json"
+    result = _run("init", "--model", model, "--target", "onnxruntime", "-o", path, "--quick")
+    assert result.exit_code == 0
+    note, wrote = result.stdout.splitlines()
+    assert note.startswith("quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20")
+    assert wrote.startswith(f"wrote {path}")
+    assert json.loads(path.read_text())["precisions"] == ["w8a8"]
+
+
 def test_init_writes_plan_json_in_the_current_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model.parent)
     assert _run("init", "--model", "digits", "--target", "onnxruntime").exit_code == 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +23,7 @@ from ptqd_export.stages.fit.timing import one_step
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 SLOWER = "slower.json"
 
@@ -53,15 +51,10 @@ def make_integer_speed(context: BuildContext, prepared: Path, seen: Path, folder
         integer = one_step(context, _write_graph(context, prepared, layers, Path(temporary) / "integer.onnx"))
         for done, names in enumerate(kinds):
             mixed = _write_graph(context, prepared, _with_float(context, layers, names), Path(temporary) / "mixed.onnx")
-            run = count(done * RUNS + 1)
-            speed = _speed(integer, one_step(context, mixed), partial(_report, reporter, run, len(kinds) * RUNS))
+            speed = _speed(integer, one_step(context, mixed), each(reporter, len(kinds) * RUNS, done * RUNS))
             if speed < LEAST_SPEED:
                 slower |= dict.fromkeys(names, speed)
     (folder / SLOWER).write_text(json.dumps(slower, indent=1))
-
-
-def _report(reporter: Reporter, runs: Iterator[int], total: int) -> None:
-    reporter.advance(next(runs), total)
 
 
 def _speed(integer: Callable[[], object], mixed: Callable[[], object], on_run: Callable[[], None]) -> float:

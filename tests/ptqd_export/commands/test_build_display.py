@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ptqd_export.commands.build_display import BuildDisplay
-from ptqd_export.stages.estimate.build_estimate import BuildEstimate
+from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.reporter import BuildProgress
 
 LEFT = ("quantize-w8a8", "quantize-w4a8", "statistics", "check", "pictures", "bundle", "times", "optimize")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pytest
 
+from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.build_progress import ProgressTracker
-from ptqd_export.stages.estimate.build_estimate import BuildEstimate
 from ptqd_export.stages.reporter import BuildProgress
 
 ESTIMATE = BuildEstimate({"b": 10.0, "c": 20.0, "d": 5.0}, 1234, 0.05)
@@ -38,7 +38,7 @@ def test_the_estimate_is_for_the_first_stage_that_starts_and_those_that_follow(t
     tracker = ProgressTracker(told.append)
     tracker.plan(("a", "b", "c", "d"))
 
-    def estimate(stages: Iterable[str]) -> BuildEstimate:
+    def estimate(stages: Sequence[str]) -> BuildEstimate:
         asked.append([*stages])
         return ESTIMATE
 

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from engines.host.duration import duration
 from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.estimate.costs import StageCosts
 from ptqd_export.stages.estimate.network_rows import network_rows
 from ptqd_export.stages.estimate.rates import measure_rates
-
-LISTED = 3
-
-
-@dataclass(frozen=True)
-class BuildEstimate:
-    """How long a build will take.
-
-    Attributes:
-        seconds: seconds of every stage that follows, in order.
-        rows: rows that these stages take through the network.
-        row_seconds: seconds of a row at full precision.
-    """
-
-    seconds: Mapping[str, float]
-    rows: int
-    row_seconds: float
-
-    def __str__(self) -> str:
-        longest = sorted(self.seconds, key=self.seconds.__getitem__, reverse=True)[:LISTED]
-        listed = ", ".join(f"{stage} {duration(self.seconds[stage])}" for stage in longest)
-        return (
-            f"about {duration(sum(self.seconds.values()))}: {self.rows:,} network evaluations, "
-            f"{1000 * self.row_seconds:.2g} ms each at full precision; {listed}"
-        )
 
 
 def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages: Sequence[str]) -> BuildEstimate:
