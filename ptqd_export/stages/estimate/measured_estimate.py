@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_estimate import BuildEstimate
-from ptqd_export.stages.estimate.costs import StageCosts
 from ptqd_export.stages.estimate.network_rows import network_rows
 from ptqd_export.stages.estimate.rates import measure_rates
+from ptqd_export.stages.estimate.stage_costs import StageCosts
 
 
 def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages: Sequence[str]) -> BuildEstimate:
