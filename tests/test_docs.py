@@ -291,7 +291,8 @@ def test_commands_exist_with_the_options_that_are_shown(page: str) -> None:
         known = _options(group)
         if not first.startswith("-"):
             assert first in group.commands, f"{program} {first}"
-            known = _options(group.commands[first])
+            command = group.commands[first]
+            known = _options(command.commands[rest[0]] if isinstance(command, click.Group) and rest else command)
         shown = {word for word in (first, *rest) if word.startswith("-")}
         assert shown <= known, f"{program} {first} {' '.join(rest)}"
 

@@ -52,7 +52,7 @@ class TextTower(nn.Module):
 
 
 @dataclass(frozen=True)
-class Preparation:
+class ClipPreparation:
     """What the model's preprocessor does to a picture: bicubic resizing of the shorter side, a crop of the centre, normalization.
 
     Attributes:
@@ -68,7 +68,7 @@ class Preparation:
     deviation: tuple[float, ...]
 
     @classmethod
-    def read(cls, folder: Path) -> Preparation:
+    def read(cls, folder: Path) -> ClipPreparation:
         """Read `preprocessor_config.json`.
 
         Raises:
@@ -115,7 +115,7 @@ def write_clip(model: Path, output: Path) -> None:
         MissingBackendError: transformers is not installed.
         PtqdError: weights or tokenizer cannot be read.
     """
-    preparation = Preparation.read(model)
+    preparation = ClipPreparation.read(model)
     tokenizer = portable_tokenizer(model)
     clip = _load(model)
     folder = writable_folder(output)

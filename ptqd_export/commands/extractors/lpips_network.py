@@ -19,7 +19,7 @@ _EPSILON = 1e-10
 
 
 @dataclass(frozen=True)
-class Layer:
+class LpipsLayer:
     """A convolution and its ReLU: `place` in torchvision's `features`, whether its output is compared, and whether pooling comes first."""
 
     place: int
@@ -31,30 +31,30 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class LpipsBackbone:
     """A stack of layers with pooling over windows of `window` by `window` pixels, two pixels apart."""
 
     window: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LpipsLayer, ...]
 
 
-def _vgg16() -> Backbone:
+def _vgg16() -> LpipsBackbone:
     """Blocks of convolutions, of which the last one is compared."""
     layers, place = [], 0
     for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for number in range(count):
-            layers.append(Layer(place, width, compared=number == count - 1, pooled=place > 0 and number == 0))
+            layers.append(LpipsLayer(place, width, compared=number == count - 1, pooled=place > 0 and number == 0))
             place += 2
         place += 1
-    return Backbone(2, tuple(layers))
+    return LpipsBackbone(2, tuple(layers))
 
 
-BACKBONES: Mapping[NetworkName, Backbone] = {
-    "alex": Backbone(
+BACKBONES: Mapping[NetworkName, LpipsBackbone] = {
+    "alex": LpipsBackbone(
         3,
         (
-            Layer(0, 64, kernel=11, stride=4), Layer(3, 192, kernel=5, pooled=True), Layer(6, 384, pooled=True),
-            Layer(8, 256), Layer(10, 256),
+            LpipsLayer(0, 64, kernel=11, stride=4), LpipsLayer(3, 192, kernel=5, pooled=True), LpipsLayer(6, 384, pooled=True),
+            LpipsLayer(8, 256), LpipsLayer(10, 256),
         ),
     ),
     "vgg": _vgg16(),

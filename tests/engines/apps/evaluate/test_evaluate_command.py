@@ -75,6 +75,7 @@ def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]]
         "extractor": Extractor(extractor_file, threads=1).digest,
         "extractor_name": None,
         "feature_dimension": 4,
+        "prompts": None,
         "reference_seed": None,
         "unavailable": {},
     }
