@@ -172,7 +172,7 @@ def report(bundle: Path, output: Path | None, evaluations: tuple[Path, ...], com
 
 @main.group()
 def extractor() -> None:
-    """Export a published network for `ptqd-run evaluate`, from weights that you have."""
+    """Export a published network for `ptqd-run evaluate`."""
 
 
 @extractor.command()

@@ -77,7 +77,17 @@ def test_answers_without_importing_a_framework(arguments: list[str]) -> None:
 
 def test_help_lists_the_commands_in_the_order_of_use() -> None:
     lines = _run("-h").stdout.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in lines] == ["init", "build", "schedule", "engines", "inspect", "report", "bisect", "schema"]
+    assert [line.split()[0] for line in lines] == [
+        "init",
+        "build",
+        "schedule",
+        "engines",
+        "inspect",
+        "report",
+        "extractor",
+        "bisect",
+        "schema",
+    ]
     assert lines[1] == "  build     Build the bundle that a plan describes."
 
 
