@@ -32,6 +32,15 @@ def _parts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return names
 
 
+def _check_no_more_than(*allowed: str) -> None:
+    """Refuse options that add a schedule where none is added."""
+    context = click.get_current_context()
+    given = [name for name in context.params if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+    extra = [param.opts[0] for param in context.command.params if param.name in given and param.name not in allowed]
+    if extra:
+        raise click.UsageError(f"{', '.join(extra)}: only with --name, which adds a schedule.")
+
+
 @click.group(cls=CommandLine)
 def main() -> None:
     """Turn a trained diffusion model into a bundle of quantized engines and corrected schedules."""
@@ -89,7 +98,8 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--name", required=True, help="Name of the new schedule, for `ptqd-run sample --schedule NAME`.")
+@click.option("--name", help="Name of the new schedule, for `ptqd-run sample --schedule NAME`.")
+@click.option("--remove", "removed", metavar="NAME", help="Remove this schedule instead of adding one.")
 @click.option("--from", "base", default="default", show_default=True, help="Schedule to start from.")
 @click.option("--sampler", help="Sampler, such as ddim.")
 @click.option("--steps", type=COUNT, help="Number of sampling steps.")
@@ -115,11 +125,25 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 )
 @click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")
-def schedule(bundle: Path, name: str, force: bool, **request: Any) -> None:
-    """Add a schedule to a bundle without quantizing again.
+def schedule(bundle: Path, name: str | None, removed: str | None, force: bool, **request: Any) -> None:
+    """Add a schedule to a bundle without quantizing again, remove one, or list them.
 
-    Options that you leave out are taken from the schedule to start from. The networks run only if the stored moments do not suffice.
+    With --name, the command adds a schedule. Options that you leave out are taken from the schedule to start from; the networks run only if
+    the stored moments do not suffice. With --remove, it removes one. With the bundle alone, it lists the schedules and their settings.
     """
+    if removed is not None:
+        _check_no_more_than("bundle", "removed")
+        from ptqd_export.schedules.remove_schedule import remove_schedule
+
+        remove_schedule(bundle, removed)
+        click.echo(f"removed schedule {removed}")
+        return
+    if name is None:
+        _check_no_more_than("bundle")
+        from ptqd_export.commands.inspect_command import print_schedules
+
+        print_schedules(bundle)
+        return
     from ptqd_export.schedules.add_schedule import add_schedule
     from ptqd_export.schedules.settings import ScheduleRequest
 

@@ -59,13 +59,22 @@ def inspect_bundle(folder: Path) -> Inspection:
 
 def print_inspection(found: Inspection) -> None:
     """Print the model, the schedules, the precisions, and the layers at every precision."""
-    console = Console(width=None if Console().is_terminal else WIDTH)
-    for table in (_model(found), _schedules(found.schedules.values()), _precisions(found.precisions.values())):
+    console = _console()
+    for table in (_model(found), schedules_table(found.schedules.values()), _precisions(found.precisions.values())):
         console.print(table, highlight=False)
     for precision in found.precisions:
         layers = [(layer, layer.precisions[precision]) for layer in found.layers if precision in layer.precisions]
         if layers:
             _print_layers(console, precision, layers)
+
+
+def print_schedules(folder: Path) -> None:
+    """Print a bundle's schedules and their settings."""
+    _console().print(schedules_table(schedules_of(Bundle.open(folder)).values()), highlight=False)
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else WIDTH)
 
 
 def _print_layers(console: Console, precision: str, layers: Sequence[tuple[LayerInfo, LayerBits]]) -> None:
@@ -122,7 +131,7 @@ def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _schedules(schedules: Iterable[ScheduleInfo]) -> Table:
+def schedules_table(schedules: Iterable[ScheduleInfo]) -> Table:
     table = _table("Schedules", "schedule", "sampler", "guidance", "correction", "policy", "steps")
     for one in schedules:
         sampler = f"{one.sampler}, eta {one.eta:g}"

@@ -9,16 +9,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from engines.bundle.bundle import DEFAULT, Bundle
-from engines.bundle.manifest import FileRecord, write_manifest
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
-from engines.host.files import sha256, write_text
 from engines.host.interruption import keeping
 from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
@@ -29,6 +27,7 @@ from ptqd_export.records.statistics_file import statistics, step_record
 from ptqd_export.records.stored_statistics import StoredStatistics, load_statistics, statistics_file
 from ptqd_export.schedules.costs import costs_of
 from ptqd_export.schedules.settings import Budget, Fit, ScheduleRequest, ScheduleSettings, resolve
+from ptqd_export.schedules.stored_schedule import schedule_file, store_schedule
 from ptqd_export.schedules.sufficient import why_not_refit
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -82,7 +81,7 @@ def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) 
         settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
     fitted = _fit(bundle, settings, stored)
     measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
-    _store(bundle, name, {_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
+    store_schedule(bundle, name, {schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
     return fitted.schedule, "walk" if stored is None else "moments"
 
 
@@ -93,7 +92,7 @@ def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
         )
     if name == DEFAULT:
         raise UsageError("Only a build can write the default schedule.", found=f"--name {name}", expected="another name")
-    if _file(name) in bundle.manifest.files and not force:
+    if schedule_file(name) in bundle.manifest.files and not force:
         raise UsageError("The bundle already has this schedule.", found=name, expected="a new name", mend="use --force to replace it")
 
 
@@ -150,30 +149,3 @@ def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[
         if precision != FULL_PRECISION
     }
     return {statistics_file(bundle, name, key): json.dumps(content, allow_nan=False) + "\n" for key, content in contents.items()}
-
-
-def _store(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
-    """Write the files first and the manifest last.
-
-    A replaced schedule leaves the manifest before its files change, so the bundle is intact at every moment.
-    """
-    files = bundle.manifest.files
-    statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"
-    replaced = {file for file in files if file == _file(name) or file.startswith(statistics_folder)}
-    kept = {file: record for file, record in files.items() if file not in replaced}
-    if replaced:
-        _write_manifest(bundle, kept)
-    for file in replaced:
-        (bundle.folder / file).unlink(missing_ok=True)
-    for file, text in texts.items():
-        write_text(bundle.folder / file, text)
-    added = {file: FileRecord(sha256=sha256(bundle.folder / file), bytes=(bundle.folder / file).stat().st_size) for file in texts}
-    _write_manifest(bundle, kept | added)
-
-
-def _write_manifest(bundle: Bundle, files: Mapping[str, FileRecord]) -> None:
-    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"files": dict(files)}))
-
-
-def _file(name: str) -> str:
-    return f"schedules/{name}.json"

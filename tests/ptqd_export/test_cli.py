@@ -88,7 +88,7 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
         "bisect",
         "schema",
     ]
-    assert lines[1] == "  build     Build the bundle that a plan describes."
+    assert lines[1] == "  build      Build the bundle that a plan describes."
 
 
 @pytest.mark.parametrize("command_line", [main, engines.cli.main])

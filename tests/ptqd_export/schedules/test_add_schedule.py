@@ -26,8 +26,9 @@ from engines.host.machine import machine_name
 from engines.networks.chain_choice import ChainChoice
 from ptqd_export.cli import main
 from ptqd_export.measuring.measuring_backend import Bfloat16StandIn
-from ptqd_export.schedules.add_schedule import AddedSchedule, _store, add_schedule
+from ptqd_export.schedules.add_schedule import AddedSchedule, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
+from ptqd_export.schedules.stored_schedule import store_schedule
 from tests.dying import every_death
 
 if TYPE_CHECKING:
@@ -266,12 +267,12 @@ def test_wherever_a_replacement_is_killed_the_bundle_is_sound_and_the_next_one_i
         shutil.copytree(saved, folder)
 
     found = []
-    for _ in every_death(restore, lambda: _store(Bundle.open(folder), "other", new)):
+    for _ in every_death(restore, lambda: store_schedule(Bundle.open(folder), "other", new)):
         bundle = Bundle.open(folder)
         for name in bundle.manifest.files:
             bundle.path(name)
         found.append(_added_files(bundle))
-        _store(bundle, "other", new)
+        store_schedule(bundle, "other", new)
         assert _added_files(Bundle.open(folder)) == set(new)
     kinds: list[set[str]] = [old, set(), set(new)]
     assert [kinds.index(kind) for kind in found] == sorted(kinds.index(kind) for kind in found)

@@ -1,0 +1,58 @@
+"""A removed schedule leaves the bundle as it was before it was added; the command lists what there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from engines.bundle.bundle import Bundle
+from engines.errors import UsageError
+from ptqd_export.cli import main
+from ptqd_export.schedules.add_schedule import add_schedule
+from ptqd_export.schedules.remove_schedule import remove_schedule
+from ptqd_export.schedules.settings import ScheduleRequest
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
+
+
+def _files(tiny: TinyBundle) -> dict[str, bytes]:
+    files = {path.relative_to(tiny.folder).as_posix(): path for path in tiny.folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
+
+
+@pytest.mark.parametrize("fit", ["moments", "walk"])
+def test_bundle_is_as_before_to_the_last_byte(tiny: TinyBundle, fit: str) -> None:
+    before = _files(tiny)
+    add_schedule(tiny.folder, "other", ScheduleRequest(mode="ptqd", fit=fit))  # type: ignore[arg-type]  # one of its literals
+    assert _files(tiny) != before
+    remove_schedule(tiny.folder, "other")
+    assert _files(tiny) == before
+
+
+@pytest.mark.parametrize(("name", "message"), [("default", "cannot be removed"), ("nothing", "no such schedule")])
+def test_default_and_unknown_schedules_are_refused(tiny: TinyBundle, name: str, message: str) -> None:
+    before = _files(tiny)
+    with pytest.raises(UsageError, match=message):
+        remove_schedule(tiny.folder, name)
+    assert _files(tiny) == before
+
+
+def test_command_lists_and_removes(tiny: TinyBundle) -> None:
+    add_schedule(tiny.folder, "other", ScheduleRequest(mode="ptqd"))
+    listed = CliRunner().invoke(main, ["schedule", str(tiny.folder)])
+    assert listed.exit_code == 0
+    assert all(name in listed.stdout for name in ("default", "other"))
+    assert max(map(len, listed.stdout.splitlines())) <= 80
+    removed = CliRunner().invoke(main, ["schedule", str(tiny.folder), "--remove", "other"])
+    assert (removed.exit_code, removed.stdout) == (0, "removed schedule other\n")
+    assert Bundle.open(tiny.folder).schedules == ("default",)
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "3"], ["--remove", "other", "--name", "third"]])
+def test_options_that_would_be_ignored_are_refused(tiny: TinyBundle, arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, ["schedule", str(tiny.folder), *arguments])
+    assert result.exit_code == 2
+    assert "only with --name" in result.stderr
