@@ -1,5 +1,5 @@
 # make demo: set up, build the coloured digits, sample them, show pictures and a table.   make test: set up, check, test.
-# make prove: the slow proofs.   Each sets up what it needs in .venv; PYTHON names the interpreter to begin with.
+# make prove: set up, run the slow proofs.   Everything is installed in .venv; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 clean:
 	rm -rf build out $(VENV)
 
-# torch by itself and first, at the version that is tested: a range would take the newest build, with gigabytes of CUDA packages.
+# Install torch first, at the tested version: a range would take the newest build, with gigabytes of CUDA packages.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch

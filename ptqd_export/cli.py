@@ -126,7 +126,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")
 def schedule(bundle: Path, name: str | None, removed: str | None, force: bool, **request: Any) -> None:
-    """Add a schedule to a bundle without quantizing again, remove one, or list them.
+    """Add, remove or list the schedules of a bundle. Nothing is quantized again.
 
     With --name, the command adds a schedule. Options that you leave out are taken from the schedule to start from; the networks run only if
     the stored moments do not suffice. With --remove, it removes one. With the bundle alone, it lists the schedules and their settings.

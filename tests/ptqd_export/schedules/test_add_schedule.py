@@ -246,7 +246,7 @@ def test_an_interruption_leaves_a_sound_bundle(built_tiny: TinyBundle, monkeypat
         written.append(path)
         path.write_text(text)
 
-    for module in ("ptqd_export.schedules.add_schedule", "engines.bundle.manifest"):  # the second writes the manifest
+    for module in ("ptqd_export.schedules.stored_schedule", "engines.bundle.manifest"):  # the second writes the manifest
         monkeypatch.setattr(f"{module}.write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="none"), force=True)

@@ -18,41 +18,41 @@ if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 
-def _files(tiny: TinyBundle) -> dict[str, bytes]:
-    files = {path.relative_to(tiny.folder).as_posix(): path for path in tiny.folder.rglob("*") if path.is_file()}
+def _files(built_tiny: TinyBundle) -> dict[str, bytes]:
+    files = {path.relative_to(built_tiny.folder).as_posix(): path for path in built_tiny.folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
 
 
 @pytest.mark.parametrize("fit", ["moments", "walk"])
-def test_bundle_is_as_before_to_the_last_byte(tiny: TinyBundle, fit: str) -> None:
-    before = _files(tiny)
-    add_schedule(tiny.folder, "other", ScheduleRequest(mode="ptqd", fit=fit))  # type: ignore[arg-type]  # one of its literals
-    assert _files(tiny) != before
-    remove_schedule(tiny.folder, "other")
-    assert _files(tiny) == before
+def test_bundle_is_as_before_to_the_last_byte(built_tiny: TinyBundle, fit: str) -> None:
+    before = _files(built_tiny)
+    add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="ptqd", fit=fit))  # type: ignore[arg-type]  # one of its literals
+    assert _files(built_tiny) != before
+    remove_schedule(built_tiny.folder, "other")
+    assert _files(built_tiny) == before
 
 
 @pytest.mark.parametrize(("name", "message"), [("default", "cannot be removed"), ("nothing", "no such schedule")])
-def test_default_and_unknown_schedules_are_refused(tiny: TinyBundle, name: str, message: str) -> None:
-    before = _files(tiny)
+def test_default_and_unknown_schedules_are_refused(built_tiny: TinyBundle, name: str, message: str) -> None:
+    before = _files(built_tiny)
     with pytest.raises(UsageError, match=message):
-        remove_schedule(tiny.folder, name)
-    assert _files(tiny) == before
+        remove_schedule(built_tiny.folder, name)
+    assert _files(built_tiny) == before
 
 
-def test_command_lists_and_removes(tiny: TinyBundle) -> None:
-    add_schedule(tiny.folder, "other", ScheduleRequest(mode="ptqd"))
-    listed = CliRunner().invoke(main, ["schedule", str(tiny.folder)])
+def test_command_lists_and_removes(built_tiny: TinyBundle) -> None:
+    add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="ptqd"))
+    listed = CliRunner().invoke(main, ["schedule", str(built_tiny.folder)])
     assert listed.exit_code == 0
     assert all(name in listed.stdout for name in ("default", "other"))
     assert max(map(len, listed.stdout.splitlines())) <= 80
-    removed = CliRunner().invoke(main, ["schedule", str(tiny.folder), "--remove", "other"])
+    removed = CliRunner().invoke(main, ["schedule", str(built_tiny.folder), "--remove", "other"])
     assert (removed.exit_code, removed.stdout) == (0, "removed schedule other\n")
-    assert Bundle.open(tiny.folder).schedules == ("default",)
+    assert Bundle.open(built_tiny.folder).schedules == ("default",)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "3"], ["--remove", "other", "--name", "third"]])
-def test_options_that_would_be_ignored_are_refused(tiny: TinyBundle, arguments: list[str]) -> None:
-    result = CliRunner().invoke(main, ["schedule", str(tiny.folder), *arguments])
+def test_options_that_would_be_ignored_are_refused(built_tiny: TinyBundle, arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, ["schedule", str(built_tiny.folder), *arguments])
     assert result.exit_code == 2
     assert "only with --name" in result.stderr
