@@ -100,6 +100,18 @@ def test_a_comparison_that_is_none_is_an_error(tiny: TinyBundle, comparison_file
         Evidence.load(Bundle.open(tiny.folder), comparisons=[comparison_file])
 
 
+def test_evaluations_written_before_extractors_had_names_are_read(tiny: TinyBundle, evaluation_file: Path) -> None:
+    def as_before(result: dict[str, Any]) -> None:
+        for name in ("extractor_name", "reference_seed", "prompts"):
+            del result[name]
+        for figure in result["figures"].values():
+            del figure["extractor"]
+
+    _edit(evaluation_file, as_before)
+    (evaluation,) = Evidence.load(Bundle.open(tiny.folder), [evaluation_file]).evaluations
+    assert (evaluation.extractor_name, evaluation.figures["frechet_distance"].extractor) == (None, None)
+
+
 def test_one_for_the_other_is_an_error(tiny: TinyBundle, evaluation_file: Path, comparison_file: Path) -> None:
     with pytest.raises(UsageError, match="is not a valid result of `ptqd-run compare`"):
         Evidence.load(Bundle.open(tiny.folder), comparisons=[evaluation_file])
