@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from engines.host.verbosity import is_quiet
 from ptqd_export.stages.reporter import BuildProgress
 
 
@@ -18,7 +19,7 @@ class Progress:
     def __init__(self, on_progress: Callable[[BuildProgress], None] | None = None) -> None:
         self._tell = on_progress or (lambda _: None)
         self._stage = ""
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=is_quiet())
         self._bar = Bar(
             TextColumn("{task.description:>16}"),
             BarColumn(),

@@ -6,10 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engines.host.fitting_table import FittingTable, result_console
 from ptqd_export.stages import summary
+from ptqd_export.stages.summary import COLUMNS
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow(monkeypatch, width)
+    table = FittingTable("a build", COLUMNS)
+    cells = ("w8a8", "143.20 MB (0.25x)", "16.0x / 12.1x", "123.4 ms (1.00x)", "32.1 dB", "0.123", "34.5 dB", "-0.01 dB", "20")
+    table.add_row(*cells)
+    result_console().print(table)
+    words = ("precision", "size", "bit ops saved", "time per step", "SNR", "R2", "corrected", "mode", "steps", *cells)
+    check_whole(capsys.readouterr().out, width, words)
 
 
 @pytest.mark.parametrize("saturates", [False, True])
