@@ -9,6 +9,7 @@ import click
 
 from engines.apps import cluster_options
 from engines.host.command_line import Choice, CommandLine
+from engines.host.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.flavour import FlavourName
@@ -59,9 +60,9 @@ def init(model: Path, target: str | None, output: Path, force: bool, quick: bool
 
     guessed = guess_target() if target is None else None
     note = write_starter_plan(model, target if guessed is None else guessed.name, output, force=force, first_look=quick)
-    if guessed is not None:
+    if guessed is not None and not is_quiet():
         click.echo(str(guessed))
-    if note:
+    if note and not is_quiet():
         click.echo(note)
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
 

@@ -6,11 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from engines.apps.compare.compare_result import infinite
 from engines.host.files import write_text
+from engines.host.fitting_table import FittingTable, result_console
 from ptqd_export.commands.bisect import BisectResult
 
 REFERENCES = {"oracle": "the same graph as written", "fp32": "full precision"}
@@ -23,20 +21,14 @@ def write_report(result: BisectResult, path: Path) -> None:
 
 def print_report(result: BisectResult, worst: int) -> None:
     """Print the worst layers and the first layer that departs to standard output, in the order of the graph."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = result_console()
     console.print(_table(result, worst))
     console.print(_verdict(result), highlight=False, soft_wrap=True)
 
 
-def _table(result: BisectResult, worst: int) -> Table:
+def _table(result: BisectResult, worst: int) -> FittingTable:
     title = f"{result.precision} against {REFERENCES[result.against]}: step {result.step} (timestep {result.timestep:g})"
-    table = Table(title=title, title_justify="left")
-    table.add_column("place", justify="right")
-    table.add_column("layer")
-    for column in ("SNR", "largest error"):
-        table.add_column(column, justify="right")
+    table = FittingTable(title, ("place", "layer", "SNR", "largest error"), left=("layer",), folded=("layer",))
     ranked = sorted(range(len(result.layers)), key=lambda place: infinite(result.layers[place].snr_db))
     for place in sorted({*ranked[:worst], *(place for place, layer in enumerate(result.layers) if layer.layer == result.first)}):
         layer = result.layers[place]

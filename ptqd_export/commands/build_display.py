@@ -12,6 +12,7 @@ from rich.text import Text
 
 from engines.host.duration import clock
 from engines.host.terminal_bar import TerminalBar
+from engines.host.verbosity import is_quiet
 from ptqd_export.stages.reporter import BuildProgress
 
 NAME_WIDTH = 16
@@ -25,7 +26,7 @@ class BuildDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=is_quiet())
         self._bars = _BuildBars(self._console)
         self._task: TaskID | None = None
         self._estimated = False

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from engines.apps.compare.engine_check import DepartureError
 from engines.backends.cached_engine import CachedEngine
 from engines.backends.choice import engine_settings, on_onnxruntime
@@ -18,6 +15,7 @@ from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, UsageError
+from engines.host.fitting_table import FittingTable, result_console
 from engines.host.interruption import keeping
 from engines.host.progress import fraction_bar
 from engines.networks.decoder import decoder_settings
@@ -118,12 +116,9 @@ def _build(graph: Path, label: str, settings: EngineSettings, cache: EngineCache
 
 def print_engines(engines: list[BuiltEngine]) -> None:
     """Print a table of the engines."""
-    console = Console(width=None if Console().is_terminal else 160)
-    table = Table(title="engines")
-    for column in ("engine", "size", "seconds", "built", "file"):
-        table.add_column(column, justify="right" if column in ("size", "seconds") else "left")
+    table = FittingTable("engines", ("engine", "size", "seconds", "built", "file"), left=("built", "file"), folded=("file",))
     for built in engines:
         engine = built.engine
         size = f"{engine.path.stat().st_size / 1e6:.2f} MB"
         table.add_row(built.name, size, f"{engine.seconds:.1f}", "before" if engine.from_cache else "now", engine.path.name)
-    console.print(table)
+    result_console().print(table)

@@ -10,16 +10,21 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from rich.table import Table
 
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import UNFINISHED_BUILD, Bundle
+from engines.host.fitting_table import FittingTable, result_console
 from engines.host.machine import machine_name
+from engines.host.verbosity import is_quiet
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.times_file import read_times, times_file
 from ptqd_export.report.write_report import LOCAL_REPORT
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.stage_cache import finished_stage
+
+COLUMNS = (
+    "precision", "size", "bit ops saved (layers / all)", "time per step", "noise SNR", "R2", "corrected SNR", "fast mode", "steps",
+)  # fmt: skip
 
 
 def print_summary(plan_file: PlanFile, seconds: float) -> None:
@@ -28,37 +33,28 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     bundle, graphs = Bundle.open(output), _stages(context, output)
     times = read_times(times_file(output)).milliseconds_a_step if times_file(output).exists() else None
     shown = min(str(output), os.path.relpath(output), key=len)
-    console = Console(width=None if Console().is_terminal else 160)
-    table = Table(
-        title=f"{shown}: {context.plan.sampler.name}, {len(bundle.schedule().steps)} steps, {context.plan.correction.mode} correction"
-    )
-    for column in (
-        "precision",
-        "size",
-        "bit ops saved (layers / all)",
-        "time per step",
-        "noise SNR",
-        "R2",
-        "corrected SNR",
-        "fast mode",
-        "steps",
-    ):
-        table.add_column(column, justify="left" if column == "precision" else "right")
+    title = f"{shown}: {context.plan.sampler.name}, {len(bundle.schedule().steps)} steps, {context.plan.correction.mode} correction"
+    table = FittingTable(title, COLUMNS)
     chosen = Counter(step.precision for step in bundle.schedule().steps)
     for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
         table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
-    console.print(table)
+    console = result_console()
+    remarks = Console(quiet=True) if is_quiet() else console
+    remarks.print(table)
     time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
     following = f"ptqd-run sample {shown} --num 64 --seed 1 --output out"
     if context.target.stand_in:
         time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
         following = f"ptqd-export engines {shown}"
-    console.print(
+    remarks.print(
         f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{_saturation(context)}"
-        f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}\n"
+        f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
+        highlight=False,
+    )
+    console.print(
         f"built in {seconds:.0f} s; next: {following}",
         highlight=False,
     )

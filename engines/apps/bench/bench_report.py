@@ -6,14 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from engines.apps.bench.bench_result import BenchResult
 from engines.host.files import write_text
-
-PLAIN_WIDTH = 160
-"""Columns if the output is not a terminal: wide enough for the table."""
+from engines.host.fitting_table import FittingTable, result_console
 
 
 def write_report(result: BenchResult, path: Path) -> None:
@@ -23,18 +18,14 @@ def write_report(result: BenchResult, path: Path) -> None:
 
 def print_report(result: BenchResult) -> None:
     """Print the table to standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    console = result_console()
     console.print(_table(result))
     console.print(_notes(result), highlight=False)
 
 
-def _table(result: BenchResult) -> Table:
-    table = Table(title=f"{result.processor}, {result.cores} cores", title_justify="left")
-    table.add_column("precision")
-    for column in ("chain", "step", "images/s", f"against {result.baseline}", "outside engines", "load", "steps"):
-        table.add_column(column, justify="right")
+def _table(result: BenchResult) -> FittingTable:
+    columns = ("precision", "chain", "step", "images/s", f"against {result.baseline}", "outside engines", "load", "steps")
+    table = FittingTable(f"{result.processor}, {result.cores} cores", columns, folded=("steps",))
     for name, chain in result.chains.items():
         table.add_row(
             name,

@@ -6,14 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from engines.apps.compare.compare_result import CompareResult, Decibels, PrecisionFigures, StepFigures
 from engines.host.files import write_text
-
-PLAIN_WIDTH = 160
-"""Columns if the output is not a terminal: wide enough for the tables."""
+from engines.host.fitting_table import FittingTable, result_console
 
 
 def write_report(result: CompareResult, path: Path) -> None:
@@ -23,20 +18,16 @@ def write_report(result: CompareResult, path: Path) -> None:
 
 def print_report(result: CompareResult) -> None:
     """Print the tables to standard output: every precision, then every step."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    console = result_console()
     console.print(_precisions(result))
     console.print(_steps(result))
     console.print(_notes(result), highlight=False)
 
 
-def _precisions(result: CompareResult) -> Table:
-    table = Table(title=f"against {result.reference}: {result.num} samples, schedule {result.schedule}", title_justify="left")
-    table.add_column("precision")
+def _precisions(result: CompareResult) -> FittingTable:
     columns = ("mean SNR", "worst SNR", "at step", "cosine there", "PSNR there", "largest error", "mean corrected SNR", "steps chosen")
-    for column in columns:
-        table.add_column(column, justify="right")
+    title = f"against {result.reference}: {result.num} samples, schedule {result.schedule}"
+    table = FittingTable(title, ("precision", *columns))
     for name, figures in result.precisions.items():
         table.add_row(name, *_cells(figures))
     return table
@@ -56,11 +47,9 @@ def _cells(figures: PrecisionFigures) -> list[str]:
     ]
 
 
-def _steps(result: CompareResult) -> Table:
+def _steps(result: CompareResult) -> FittingTable:
     """Return a table of the raw and corrected SNR of every precision. The schedule's choice is bold and marked with a star."""
-    table = Table(title="SNR by step, raw and corrected", title_justify="left")
-    for column in ("step", "timestep", *result.precisions):
-        table.add_column(column, justify="right")
+    table = FittingTable("SNR by step, raw and corrected", ("step", "timestep", *result.precisions), keys=2)
     by_step = zip(*(figures.steps for figures in result.precisions.values()), strict=True)
     for steps in by_step:
         table.add_row(str(steps[0].step), f"{steps[0].timestep:g}", *(_step_cell(step) for step in steps))

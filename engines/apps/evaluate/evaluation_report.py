@@ -8,16 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, labelled
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary
 from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
 from engines.host.files import write_text
-
-PLAIN_WIDTH = 160
-"""Columns if the output is not a terminal: wide enough for the table."""
+from engines.host.fitting_table import FittingTable, result_console
+from engines.host.verbosity import is_quiet
 
 
 def write_report(result: EvaluationResult, path: Path) -> None:
@@ -26,28 +23,25 @@ def write_report(result: EvaluationResult, path: Path) -> None:
 
 
 def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate], extractors: Mapping[str, str | None]) -> None:
-    """Print the figures of one chain and seed, and the extractors' names by figure, on one line of standard output."""
+    """Print the figures of one chain and seed, and the extractors' names by figure, on one line, unless only the result is wanted."""
+    if is_quiet():
+        return
     figures = ", ".join(f"{labelled(name, extractors.get(name))} {_number(estimate.value)}" for name, estimate in estimates.items())
     click.echo(f"{precision}, seed {seed}: {figures}")
 
 
 def print_report(result: EvaluationResult) -> None:
     """Print the table to standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    console = result_console()
     console.print(_table(result))
     console.print(_notes(result), highlight=False)
 
 
-def _table(result: EvaluationResult) -> Table:
+def _table(result: EvaluationResult) -> FittingTable:
     seeds = len(result.seeds)
-    table = Table(
-        title=f"{result.num} samples per seed, {seeds} seed{'s' if seeds > 1 else ''}, guidance {result.guidance:g}", title_justify="left"
-    )
-    table.add_column("figure")
-    for column in (result.full_precision, f"{result.precision}, correction {result.correction}", "difference", "95 % interval"):
-        table.add_column(column, justify="right")
+    title = f"{result.num} samples per seed, {seeds} seed{'s' if seeds > 1 else ''}, guidance {result.guidance:g}"
+    quantized = f"{result.precision}, correction {result.correction}"
+    table = FittingTable(title, ("figure", result.full_precision, quantized, "difference", "95 % interval"))
     for name, figure in result.figures.items():
         shown = figure.difference or figure.quantized
         full_precision = "-" if figure.full_precision is None else _spread(figure.full_precision)

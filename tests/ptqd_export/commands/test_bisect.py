@@ -28,7 +28,9 @@ from engines.bundle.contract import sealed
 from engines.errors import MissingBackendError
 from engines.host.files import sha256
 from ptqd_export.cli import main
-from ptqd_export.commands.bisect import BisectRequest, BisectResult, bisect_bundle, compare_layers
+from ptqd_export.commands.bisect import BisectRequest, BisectResult, LayerFigures, bisect_bundle, compare_layers
+from ptqd_export.commands.bisect_report import print_report
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array, Built, Feeds
@@ -236,6 +238,16 @@ def test_half_precision_graphs_show_their_layers_too(cross_trt_build: Built) -> 
     found = find(cross_trt_build.folder, against="fp32", min_snr_db=0.0, runtime="onnxruntime")
     assert {"conv_in", "conv_out"} <= {layer.layer for layer in found.layers}
     assert found.only_here == ()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow(monkeypatch, width)
+    layer = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0"
+    print_report(BisectResult("w8a8", "oracle", 0, 980.0, 4, 0, 25.0, None, (LayerFigures(layer, 32.1, 0.00123),), ()), 10)
+    out = capsys.readouterr().out
+    check_whole(out, width, ("place", "layer", "SNR", "largest", "error", "1 of 1", "32.10 dB", "0.00123"))
+    assert "".join(line.split("│")[2].strip() for line in out.splitlines() if line[0] == "│") == layer
 
 
 def test_damaged_file_is_told(class_build: Built, tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from engines.backends.cached_engine import CachedEngine
 from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.cli import main
-from ptqd_export.commands.engines_command import build_engines
+from ptqd_export.commands.engines_command import build_engines, print_engines
 from ptqd_export.records.bundle_lock import writing_to
+from ptqd_export.stages.finish.keep_optimized import BuiltEngine
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -70,6 +73,19 @@ def test_flavour_can_be_another_than_the_bundles(bundle: TinyBundle) -> None:
     done = CliRunner().invoke(main, ["engines", str(bundle.folder), "--target", "tensorrt"])
     assert done.exit_code == 3, done.output
     assert "pip install 'ptqd-export[gpu]'" in done.output
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    narrow(monkeypatch, width)
+    path = tmp_path / f"w8a8-{'0' * 64}.engine"
+    path.write_bytes(b"1" * 2_345_678)
+    print_engines([BuiltEngine("w8a8", CachedEngine(path, 83.25, from_cache=False))])
+    out = capsys.readouterr().out
+    check_whole(out, width, ("engine", "size", "seconds", "built", "file", "2.35 MB", "83.2", "now"))
+    assert "".join(line.split("│")[5].strip() for line in out.splitlines() if line[0] == "│") == path.name
 
 
 def test_bundle_for_onnxruntime_gets_its_graphs_optimized_and_sampling_takes_them(own_tiny: TinyBundle) -> None:

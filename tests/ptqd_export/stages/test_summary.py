@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engines.host.fitting_table import FittingTable, result_console
 from ptqd_export.stages import summary
+from ptqd_export.stages.summary import COLUMNS
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 from tests.ptqd_export.stages.whole_builds import QUANTIZED
 
 if TYPE_CHECKING:
@@ -21,6 +24,17 @@ def test_table_names_every_precision_and_what_to_do_next(class_build: Built, cap
     assert "built in 83 s; next: ptqd-run sample" in out
     assert err == ""
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow(monkeypatch, width)
+    table = FittingTable("a build", COLUMNS)
+    cells = ("w8a8", "143.20 MB (0.25x)", "16.0x / 12.1x", "123.4 ms (1.00x)", "32.1 dB", "0.123", "34.5 dB", "-0.01 dB", "20")
+    table.add_row(*cells)
+    result_console().print(table)
+    words = ("precision", "size", "bit ops saved", "time per step", "SNR", "R2", "corrected", "mode", "steps", *cells)
+    check_whole(capsys.readouterr().out, width, words)
 
 
 @pytest.mark.parametrize("saturates", [False, True])

@@ -16,6 +16,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import cores, processor
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -117,3 +118,11 @@ def test_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Some CPU, 4 cores" in printed
     assert "batch 8, 20 of 250 steps, guidance 1.5, median of 5 rounds" in printed
     assert "swapping engines: +20.0 ms per chain" in printed
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow(monkeypatch, width)
+    print_report(RESULT)
+    words = ("precision", "chain", "step", "images/s", "against", "outside", "engines", "load", "steps", "300.0 ms", "16 w8a8, 4 fp32")
+    check_whole(capsys.readouterr().out, width, words)

@@ -19,6 +19,7 @@ from engines.apps.compare import compare_command as command
 from engines.apps.compare.compare_command import CompareRequest, compare_bundle
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.cli import main
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -131,6 +132,15 @@ def test_tables_show_precisions_and_steps(tiny: TinyBundle) -> None:
     assert "against fp32 on ONNX Runtime: 2 samples, schedule default" in out
     for word in ("w4a8", "w8a8", "worst SNR", "mean corrected SNR", "1 of 2", "guidance 1.5, seed 0"):
         assert word in out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_are_whole_in_a_narrow_terminal(tiny: TinyBundle, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, width)
+    out = compare(tiny, "--num", 2, "--steps", 2).stdout
+    check_whole(
+        out, width, ("precision", "SNR", "at step", "cosine", "PSNR", "largest", "error", "corrected", "chosen", "step", "timestep")
+    )
 
 
 def test_bundle_for_another_runtime_is_told(tiny: TinyBundle) -> None:

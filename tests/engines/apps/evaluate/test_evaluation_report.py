@@ -11,6 +11,7 @@ import pytest
 from engines.apps.evaluate.evaluation_report import print_report, write_report
 from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
 from engines.apps.evaluate.metrics.confidence import Summary
+from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 
 def summary(mean: float, half_width: float) -> Summary:
@@ -73,3 +74,11 @@ def test_file_for_programs(tmp_path: Path) -> None:
 
 def _printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow(monkeypatch, width)
+    print_report(RESULT)
+    words = ("figure", "fp32", "auto, correction on" if width > 80 else "correction on", "difference", "95 % interval", "frechet distance")
+    check_whole(capsys.readouterr().out, width, (*words, "5.125 +- 0.25", "+0.0625 to +0.1875"))
