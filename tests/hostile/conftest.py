@@ -46,7 +46,7 @@ class Subject:
 
     def command(self, prompts: bool) -> list[object]:
         words = ["--prompt", "a cat"] if prompts else []
-        return ["sample", self.folder, "--num", 2, "--seed", 1, "--format", "npz", "--output", self.output, *words]
+        return ["sample", self.folder, "--num", 2, "--seed", 1, "--format", "npz", "--output", self.output, "--overwrite", *words]
 
     def restore(self) -> None:
         for name, content in self.files.items():

@@ -89,7 +89,7 @@ def sample(digits: Digits, tmp_path: Path) -> Sampler:
     def run(precision: str, *, first: int = 0, num: int = SAMPLES, batch_size: int = SAMPLES) -> Float32:
         options = {"num": num, "seed": SEED, "first": first, "batch-size": batch_size, "precision": precision, "format": "npz"}
         arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        done = CliRunner().invoke(main, ["sample", str(digits.folder), *arguments, "--output", str(tmp_path)])
+        done = CliRunner().invoke(main, ["sample", str(digits.folder), *arguments, "--output", str(tmp_path), "--overwrite"])
         assert done.exit_code == 0, done.output
         with np.load(tmp_path / "samples.npz") as archive:
             np.testing.assert_array_equal(archive["indices"], first + np.arange(num))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
+from ptqd_export.models.compvis.inert_pickle import UnpicklingError
 
 _SHOWN = 3
 _COUNTER = ".num_batches_tracked"
@@ -25,7 +25,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UsageError("There are no weights.", found=f"no file {path}", expected="a state dict as .pth or .safetensors")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_saved(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UsageError("The weights are not a state dict.", found=f"{path}: {type(state).__name__}", expected="tensors by name")
     return {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
@@ -71,10 +71,10 @@ def _read_safetensors(path: Path) -> object:
         raise PtqdError("The weights cannot be read.", found=f"{path}: {error}", mend="copy the file again") from error
 
 
-def _read_pickle(path: Path) -> object:
+def _read_saved(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise PtqdError(
             "The weights cannot be read.",
             found=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",

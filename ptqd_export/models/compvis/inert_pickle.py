@@ -21,6 +21,9 @@ import torch
 
 from engines.errors import PtqdError
 
+UnpicklingError = pickle.UnpicklingError
+"""What `torch.load` raises for a file that it refuses."""
+
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,

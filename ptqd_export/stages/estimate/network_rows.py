@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
-from ptqd_export.graph.checks.verify import VERIFIED_STATES
+from ptqd_export.graph.checks.verify import LED_STATES, VERIFIED_STATES
 from ptqd_export.report.pictures import KINDS, MOST
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget, timing
@@ -28,7 +28,8 @@ def network_rows(context: BuildContext, stage: str) -> NetworkRows:
     if kind in ("prepare", "observe"):
         return NetworkRows(torch=branches * _states(context))
     if kind == "quantize":
-        return NetworkRows(graph=2 * _verified(context), torch=2 * _verified(context))
+        led = min(LED_STATES, _verified(context))
+        return NetworkRows(graph=2 * _verified(context), torch=2 * _verified(context) + led)
     if kind == "convert":
         return NetworkRows(graph=_verified(context), torch=2 * _verified(context))
     return NetworkRows(graph=branches * _samples(context, kind))

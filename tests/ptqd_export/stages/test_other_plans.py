@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("sections", "remade"),
     [
-        ({"correction": {"mode": "mmse"}}, {"statistics", "pictures"}),
+        ({"correction": {"mode": "mmse"}}, {"statistics", "check", "pictures"}),
         ({"target": {"benchmark_batch": 1}}, set()),
-        ({"calibration": {"samples": 12}}, {"statistics", "pictures"}),
-        ({"calibration": {"trajectory": "fp"}, "precisions": ["w8a8"]}, {"statistics", "pictures"}),
-        ({"precisions": ["fp32"]}, {"statistics", "pictures"}),
-        ({"model": {"null_class": 0}, "precisions": ["w8a8"]}, {"states", "observe", "quantize-w8a8", "statistics", "pictures"}),
+        ({"calibration": {"samples": 12}}, {"statistics", "check", "pictures"}),
+        ({"calibration": {"trajectory": "fp"}, "precisions": ["w8a8"]}, {"statistics", "check", "pictures"}),
+        ({"precisions": ["fp32"]}, {"statistics", "check", "pictures"}),
+        ({"model": {"null_class": 0}, "precisions": ["w8a8"]}, {"states", "observe", "quantize-w8a8", "statistics", "check", "pictures"}),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
@@ -48,7 +48,7 @@ def test_changed_plan_remakes_what_depends_on_the_change(
 def test_fixed_precisions_are_the_schedules(class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
     chosen = ["w8a8", "fp32", "w4a8", "w8a8"]
     run_build(changed(class_build, tmp_path / "bundle", steps={"policy": "fixed", "precisions": chosen}), on_progress=finished)
-    assert list(remade_stages(finished)) == ["statistics", "pictures"]
+    assert list(remade_stages(finished)) == ["statistics", "check", "pictures"]
     assert [step.precision for step in Bundle.open(tmp_path / "bundle").schedule().steps] == chosen
     assert np.isfinite(sample(tmp_path / "bundle")).all()
 
@@ -59,7 +59,7 @@ def test_layers_that_the_plan_keeps_in_float_are_listed_and_left_alone(
     run_build(
         changed(class_build, tmp_path / "bundle", quantization={"keep_float": ["mid_block.*"]}, precisions=["w8a8"]), on_progress=finished
     )
-    assert list(remade_stages(finished)) == ["quantize-w8a8", "statistics", "pictures"]
+    assert list(remade_stages(finished)) == ["quantize-w8a8", "statistics", "check", "pictures"]
     layers = json.loads((tmp_path / "bundle/statistics/onnxruntime/w8a8.json").read_text())["layers"]
     kept = {layer["name"] for layer in layers if layer["reason"] == "kept in float by the plan (mid_block.*)"}
     assert kept == {layer["name"] for layer in layers if layer["name"].startswith("mid_block.")} != set()

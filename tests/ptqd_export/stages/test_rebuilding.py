@@ -32,6 +32,7 @@ def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
         "states",
         "observe",
         "statistics",
+        "check",
         "pictures",
         *(f"quantize-{p}" for p in QUANTIZED["class_build"]),
     }
@@ -119,7 +120,7 @@ def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path
     assert {path.name.partition(".")[0] for path in (output / "graphs" / "onnxruntime").iterdir()} == {"fp32", "w8a8"}
     assert {path.stem for path in (output / "statistics" / "onnxruntime").iterdir()} == {"w8a8"}
     assert {path.name.partition("-")[0] for path in (output / "local" / "stages").iterdir()} == {
-        "trace", "states", "observe", "quantize", "statistics", "pictures",
+        "trace", "states", "observe", "quantize", "statistics", "check", "pictures",
     }  # fmt: skip
     assert set(portable(output)) == {"manifest.json", *Bundle.open(output).manifest.files}
-    assert len(finished) == 9 + 6
+    assert len(finished) == 10 + 7

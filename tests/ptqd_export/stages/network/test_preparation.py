@@ -275,6 +275,7 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
         "quantize-w4a8",
         "quantize-w8a8",
         "statistics",
+        "check",
         "pictures",
     ]
     stages = {stage: next((tmp_path / "bundle" / "local" / "stages").glob(f"{stage}-*")) for stage in made}
