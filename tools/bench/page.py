@@ -16,7 +16,7 @@ HEADER = (
     "contestant", "images/s", "chain, ms", "network, ms", "chain, against eager", "chain, against FP32", "network, against FP32",
     "SNR, dB", "load, s", "peak memory, MiB",
 )  # fmt: skip
-OPERATORS = 8
+OPERATORS = 10
 """Number of operators that a profile lists; the others are added up."""
 
 INTRODUCTION = """\
@@ -52,10 +52,10 @@ tables show medians. Compare the ratios, because the times depend on the machine
 OpenVINO rows use the engine of `--runtime openvino`, which, like ONNX Runtime, computes in float32 where a graph has no integers. By
 default, OpenVINO uses bfloat16 on processors that support it, and quantizes inputs that the graph leaves unquantized.
 
-Models with a profile have one more table: where a network call spends its time, by ONNX Runtime's profiler. It watches what chains
-run: the graph as the runtime optimized it, opened with the same options and threads. A call with several rows is cut into pieces that run
-at the same time; the times are sums over the pieces and include the profiler's own cost. Each profile names its machine, which need not be
-the machine of the other tables."""
+Models with a profile have one more table: where a network call spends its time, by ONNX Runtime's profiler. The profiler watches what a
+chain runs: the graph as the runtime optimized it, opened with the same options and threads. A call with several rows is cut into pieces
+that run at the same time; the times are medians summed over nodes and pieces. Read the shares rather than the times, because contestants
+are profiled one after the other and not in turns. Each profile names its machine, which need not be the machine of the other tables."""
 
 
 def page(

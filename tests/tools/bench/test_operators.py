@@ -60,4 +60,5 @@ def test_operators_are_added_up_without_the_first_call(pieces: int) -> None:
         event("session", "none", 77, cat="Session"),
         {"cat": "Node", "name": "a_fence_before", "dur": 5, "args": {"op_name": "Conv"}},
     ]
-    assert by_operator([*warm_up, *call, *others, *call], 2) == {"Conv": 3.0 * pieces, "Mul": 0.5 * pieces}
+    interrupted = [{**each, "dur": 8888} for each in call]
+    assert by_operator([*warm_up, *call, *others, *interrupted, *call], 3) == {"Conv": 3.0 * pieces, "Mul": 0.5 * pieces}
