@@ -29,7 +29,7 @@ class SamplerSection(Section):
     """The walk from noise to sample."""
 
     name: Annotated[str, AfterValidator(_registered_sampler)] = Field(description="the sampler, such as ddim, dpm++2m or euler-ancestral")
-    steps: int = Field(ge=1, le=CHAIN_STEPS, description="number of denoising steps")
+    steps: int = Field(ge=1, le=CHAIN_STEPS, description="the number of denoising steps")
     eta: float = Field(
         default=None,
         validate_default=True,
