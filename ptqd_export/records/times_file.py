@@ -23,7 +23,10 @@ def times_file(bundle: Path) -> Path:
 
 
 class MachineTimes(Strict):
-    """`local/<machine>/times.json`."""
+    """`local/<machine>/times.json`.
+
+    `sums_in_16_bits` says whether the processor sums 8-bit products in 16 bits. Files of earlier versions leave it out.
+    """
 
     processor: str
     cores: PositiveInt
@@ -31,6 +34,7 @@ class MachineTimes(Strict):
     batch: PositiveInt
     guided: bool
     milliseconds_a_step: dict[str, PositiveFloat]
+    sums_in_16_bits: bool = False
 
     @property
     def machine(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from engines.chain.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.chain_steps import LayerRecord, PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
@@ -16,14 +17,14 @@ from ptqd_export.report.tables import NOTHING, Cell, Table, decibels, megabytes,
 
 def precision_table(content: Content) -> Table:
     """Make a table of every precision alone: size, bit operations, time on every machine, noise, and number of steps that it takes."""
-    saved = ("bit ops saved, layers", "bit ops saved, all")
+    saved = ("bit operations saved, quantized layers", "whole network")
     times = content.evidence.times
     marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
     timed = [f"ms per step{mark}" for mark in marks]
-    columns = ("precision", "size", "of full", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
+    columns = ("precision", "size", "relative size", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
     rows = [_precision_row(content, name) for name in content.precisions]
     machines = [f"; times{mark}: {measured.machine}" for mark, measured in zip(marks, times, strict=True)]
-    return Table.of(f"Each precision alone; noise figures are means over the steps{''.join(machines)}", columns, rows)
+    return Table.of(f"Each precision alone, means over the steps{''.join(machines)}", columns, rows)
 
 
 def _precision_row(content: Content, name: str) -> list[Cell]:
@@ -49,6 +50,16 @@ def _time(times: MachineTimes, name: str) -> Cell:
     if name not in known or FULL_PRECISION not in known:
         return NOTHING
     return Cell(f"{known[name]:.1f} ({known[FULL_PRECISION] / known[name]:.2f}x)", known[name])
+
+
+def advice(content: Content) -> list[str]:
+    """Return what the build's summary advises, for every machine whose times are known."""
+    manifest = content.bundle.manifest
+    found = {
+        times.machine: kernel_advice(manifest.target.name, times.provider, manifest.precisions, sums_in_16_bits=times.sums_in_16_bits)
+        for times in content.evidence.times
+    }
+    return [f"{machine}: {text}." for machine, text in found.items() if text is not None]
 
 
 def chain_table(content: Content) -> Table:
@@ -92,7 +103,7 @@ def _series_table(caption: str, precisions: Sequence[PrecisionSteps], series: Ca
 
 def layer_table(content: Content) -> Table:
     """Make a table of every layer with weights: its bits at each precision, and why they differ from the plan's."""
-    columns = ("layer", "operator", "role", *(steps.name for steps in content.steps), "why not the plan's bits")
+    columns = ("layer", "operator", "role", *(steps.name for steps in content.steps), "why its bits differ from the plan's")
     rows = [_layer_row(of_layer) for of_layer in zip(*(steps.layers for steps in content.steps), strict=True)]
     return Table.of("Bits of weights / activations", columns, rows)
 

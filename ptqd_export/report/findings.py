@@ -53,8 +53,8 @@ def evaluation(result: EvaluationResult) -> Finding:
 
 def comparison(result: CompareResult) -> Finding:
     """Return the figures of `ptqd-run compare`."""
-    worst = ("worst SNR", "at step", "cosine there", "PSNR there", "largest error")
-    columns = ("precision", "mean SNR", *worst, "mean corrected SNR", "steps it takes")
+    lowest = ("lowest SNR", "at step", "cosine similarity there", "PSNR there", "largest error")
+    columns = ("precision", "mean SNR", *lowest, "mean corrected SNR", "steps of the chain")
     summary = Table.of(
         f"{result.num} samples of seed {result.seed}, guidance {result.guidance:g}",
         columns,
@@ -63,7 +63,10 @@ def comparison(result: CompareResult) -> Finding:
     return Finding(
         title=f"Schedule {result.schedule}, against {result.reference}",
         tables=(summary, _step_table(result)),
-        notes=('Measured at states of the full-precision chain. "same" means that the outputs are equal: the SNR is infinite.',),
+        notes=(
+            "Measured at states of the full-precision chain, with outputs before correction unless a column says otherwise. "
+            '"same" means that the outputs are equal: the SNR is infinite.',
+        ),
         command=shlex.join(
             ["ptqd-run", "compare", "BUNDLE", "--schedule", result.schedule, "--num", str(result.num), "--seed", str(result.seed)]
         ),

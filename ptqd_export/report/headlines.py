@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from statistics import fmean
+from typing import Any
 
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
+
+_SAYS_NOTHING = ("model", "unet", "transformer", "checkpoint")
+"""Names of folders that do not tell models apart."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,23 @@ class Headline:
 
 
 def title(content: Content) -> str:
-    model = content.bundle.manifest.model
-    return f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized"
+    """Return the model's name: that of its folder, file or factory or, if that says nothing, the name of the plan's output folder."""
+    plan: Any = content.bundle.json("plan.json")
+    model = plan["model"]
+    name = PurePosixPath(str(model.get("path") or model.get("factory"))).name.rpartition(":")[2]
+    return PurePosixPath(str(plan["output"])).name if name in _SAYS_NOTHING and "output" in plan else name
 
 
-def subtitle(content: Content) -> str:
-    """Describe the default chain in one line."""
-    sampler, correction = content.schedule.sampler, content.schedule.correction
+def subtitle(content: Content) -> list[str]:
+    """Describe the network and the default chain, in one line each."""
+    model, sampler, correction = content.bundle.manifest.model, content.schedule.sampler, content.schedule.correction
     taken = ", ".join(f"{count} {name}" for name, count in content.taken.items())
-    return (
-        f"{sampler.name}, {sampler.steps} steps ({taken}), eta {sampler.eta:g}, guidance {sampler.guidance:g}; "
-        f"correction {correction.mode}, policy {content.schedule.policy}; for {content.bundle.manifest.target.name}"
-    )
+    corrected = "no correction" if correction.mode == "none" else f"{correction.mode} correction"
+    return [
+        f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized for {content.bundle.manifest.target.name}",
+        f"{sampler.name}, {sampler.steps} steps ({taken}), eta {sampler.eta:g}, guidance {sampler.guidance:g}, "
+        f"{corrected}, policy {content.schedule.policy}",
+    ]
 
 
 def headlines(content: Content) -> list[Headline]:
@@ -62,7 +72,7 @@ def _time(content: Content, times: MachineTimes) -> Headline:
         return Headline(name, "unknown", f"{times.machine} has not timed {', '.join(sorted(missing))}")
     chain = fmean(known[precision] for precision in content.chain.precision)
     speed = f"{known[FULL_PRECISION] / chain:.2f}x as fast as full precision"
-    return Headline(name, f"{chain:.1f} ms", f"{speed}; mean over the chain without swaps, {times.machine}")
+    return Headline(name, f"{chain:.1f} ms", f"{speed}; mean over the chain, without opening engines; {times.machine}")
 
 
 def _noise(content: Content) -> Headline:
@@ -71,7 +81,9 @@ def _noise(content: Content) -> Headline:
     if raw is None or corrected is None:
         return Headline("Noise", "none", "in at least one step the output equals full precision's")
     return Headline(
-        "Noise, corrected", f"{corrected:.1f} dB SNR", f"{raw:.1f} dB without correction; mean over the chain's quantized steps"
+        "Noise, corrected",
+        f"{corrected:.1f} dB SNR",
+        f"{raw:.1f} dB without correction; mean over the chain's quantized steps. Higher is better",
     )
 
 

@@ -17,6 +17,9 @@ from ptqd_export.report.findings import comparison, evaluation
 from ptqd_export.report.pictures import KINDS, MOST, SEED, stored_pictures
 from ptqd_export.report.plots import step_plots, timeline
 
+SMALL = 128
+"""Pictures of fewer pixels a side are enlarged without smoothing."""
+
 _SECTIONS = {
     "pictures": "Pictures",
     "steps": "Steps",
@@ -56,14 +59,16 @@ def report_page(bundle: Bundle, evidence: Evidence) -> str:
     optional = {"pictures": pictures, "evaluations": evidence.evaluations, "comparisons": evidence.comparisons}
     page = _template().render(
         title=headlines.title(content),
-        subtitle=headlines.subtitle(content),
+        subtitles=headlines.subtitle(content),
         sections=[(anchor, name) for anchor, name in _SECTIONS.items() if optional.get(anchor, True)],
         headlines=headlines.headlines(content),
         pictures=pictures,
+        enlarged=max(bundle.manifest.model.image_shape[-2:]) < SMALL,
         kinds=KINDS,
         row_word=content.row_word,
         seed=SEED,
         measured_on=bundle.manifest.measured_on,
+        advice=bundle_tables.advice(content),
         timeline=timeline(content.chain, content.precisions[::-1]),
         plots=step_plots(content.chain, tuple(content.steps)),
         numbers=bundle_tables.series_tables(content),

@@ -19,8 +19,8 @@ from ptqd_export.report.inline_svg import INK, SERIES, inline_svg, page_style
 
 Scale: TypeAlias = Literal["linear", "log", "symlog"]
 
-WIDTH, HEIGHT = 4.9, 3.1
-"""Inches: text of 9 points is as large as the page's when a plot is as wide as a phone."""
+WIDTH, HEIGHT = 4.5, 2.9
+"""Inches: text of 9 points is 10 pixels high where a plot is as wide as a phone, and as large as the page's in two columns."""
 
 MARKERS = "osD^vP*Xh<>"
 MOST_MARKERS = 25
@@ -59,18 +59,18 @@ def timeline(chain: ChainSteps, precisions: Sequence[str]) -> Plot:
         chain: the steps.
         precisions: all precisions, the one with the fewest bit operations first.
     """
-    title, caption = "The precision of each step", "A filled cell is a step that the precision takes; step 0 is the noisiest."
+    title, caption = "The precision of each step", "A filled cell means that this precision runs this step. Step 0 is the noisiest."
     with page_style():
-        figure = Figure(figsize=(2 * WIDTH, 0.6 + 0.24 * len(precisions)))
+        figure = Figure(figsize=(WIDTH, 0.6 + 0.3 * len(precisions)))
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.08, right=0.99, top=0.98, bottom=0.5 / figure.get_figheight())
+        figure.subplots_adjust(left=0.17, right=0.985, top=0.98, bottom=0.5 / figure.get_figheight())
         for place, (name, color) in enumerate(zip(precisions, cycle(SERIES))):
             taken = [step for step, chosen in enumerate(chain.precision) if chosen == name]
             axes.barh([place] * len(taken), [0.92] * len(taken), left=[step - 0.46 for step in taken], height=0.8, color=color)
-        axes.set(xlim=(-0.6, len(chain.precision) - 0.4), ylim=(-0.6, len(precisions) - 0.4), xlabel="step")
+        axes.set(xlim=(-0.6, len(chain.precision) - 0.4), ylim=(-0.6, len(precisions) - 0.4), xlabel="step (0 is the noisiest)")
         axes.set_yticks(range(len(precisions)), precisions)
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         return _plot("timeline", title, caption, figure)
 
 
@@ -195,8 +195,9 @@ _DRAWINGS = (
     _Drawing(
         "snr",
         "Corrected SNR, and the paper's threshold",
-        "Signal-to-noise ratio of each precision's corrected output, as noise prediction. The paper's rule takes the first precision, by "
-        "rising bit operations, that lies above the dashed line a/(1-a). The line leaves the plot where no precision comes near it.",
+        "Signal-to-noise ratio of each precision's corrected output, as noise prediction. Dashed: a/(1-a), the signal-to-noise ratio of "
+        "the state itself, which rises as the chain removes noise. The policy snr takes the cheapest precision above the dashed line, so "
+        "that quantization adds less noise than the state still has. The line leaves the plot where no precision comes near it.",
         _snr,
     ),
     _Drawing(
@@ -208,39 +209,40 @@ _DRAWINGS = (
     _Drawing(
         "k",
         "Slope k of the noise",
-        "The noise d on the output e is split as d = k e + r. Where k is below zero, quantization shrinks the output, and the paper's "
-        "correction leaves that as it is. The axis is linear between -0.01 and 0.01, and logarithmic beyond.",
+        "k = -0.1 means that quantization shrinks the output by 10 %. Dividing the output by 1 + k removes this part of the noise. The "
+        "axis is linear between -0.01 and 0.01, and logarithmic beyond.",
         partial(_lines, lambda steps: steps.k, "k", "symlog"),
     ),
     _Drawing(
         "r2",
-        "R2: share of the noise that k e explains",
-        "Near zero, there is almost nothing for a gain to divide out.",
+        "R2: share of the noise that is proportional to the output",
+        "Share of the variance of the noise d that k e explains. 1: a gain removes all of it. 0: a gain removes nothing.",
         partial(_lines, lambda steps: steps.r2, "R2", "linear"),
     ),
     _Drawing(
         "bias",
         "Bias",
-        "Mean of the residual r in each channel, which the offset removes.",
+        "Mean of the rest r in each channel. The correction subtracts it.",
         partial(_lines, lambda steps: steps.bias, "root mean square over channels", "log"),
     ),
     _Drawing(
         "residual-variance",
         "Variance left after the correction",
-        "Variance of the corrected output around full precision's: what the fresh noise has to absorb.",
+        "Variance of the corrected output around full precision's. The sampler draws less fresh noise to make up for it, where it draws "
+        "any.",
         partial(_lines, lambda steps: steps.residual_variance, "variance of the output", "log"),
     ),
     _Drawing(
         "absorbed",
         "Added variance: absorbed or not",
-        "Variance of the state, at the precision that takes the step. Top: how much quantization adds. Bottom: the share that the fresh "
+        "Variance of the state, at the precision that runs the step. Top: how much quantization adds. Bottom: the share that the fresh "
         "noise absorbs, plain, and the share that it cannot absorb, hatched.",
         _absorbed,
     ),
     _Drawing(
         "sigma",
         "Fresh noise: sigma and corrected sigma",
-        "Top: standard deviation of the sampler's noise, dashed, and of the noise drawn in its place at the precision that takes the "
+        "Top: standard deviation of the sampler's noise, dashed, and of the noise drawn in its place at the precision that runs the "
         "step. Bottom: by how much the second is smaller.",
         _sigma,
     ),

@@ -17,6 +17,7 @@ from engines.host.fitting_table import FittingTable, result_console
 from engines.host.machine import machine_name
 from engines.host.verbosity import is_quiet
 from ptqd_export.plan import PlanFile
+from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import read_times, times_file
 from ptqd_export.report.write_report import LOCAL_REPORT
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
@@ -70,9 +71,8 @@ def _stages(context: BuildContext, output: Path) -> dict[str, Path]:
 def _saturation(context: BuildContext) -> str:
     """Return a line that recommends 7-bit weights if they would be faster on this processor, otherwise an empty string."""
     target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
-    if target.name != "onnxruntime" or target.provider != "CPU" or "w8a8" not in names or "w7a8" in names or not saturates({}):
-        return ""
-    return "this processor sums 8-bit products in 16 bits, so w8a8 uses slow kernels; w7a8 uses fast ones, with hardly more noise\n"
+    advice = kernel_advice(target.name, target.provider, names, sums_in_16_bits=saturates({}))
+    return "" if advice is None else f"{advice}\n"
 
 
 def _learned(name: str, folder: Path) -> str:

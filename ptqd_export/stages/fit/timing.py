@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.host.files import write_text
 from engines.host.machine import cores, processor
 from engines.host.timing import interleaved_medians
@@ -47,5 +48,6 @@ def write_times(context: BuildContext, output: Path, times: Mapping[str, float] 
         "provider": target.provider,
         "batch": target.benchmark_batch,
         "guided": context.guided,
+        "sums_in_16_bits": target.provider == "CPU" and saturates({}),
     }
     write_text(path, json.dumps({**about, "milliseconds_a_step": times}, indent=1) + "\n")

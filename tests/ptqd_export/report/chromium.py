@@ -65,10 +65,14 @@ class Tab:
 
     def open(self, path: Path) -> None:
         """Load a file and wait until loading is complete."""
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.visit(path.absolute().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load a page and wait until loading is complete."""
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + PATIENCE
-        while self.run("location.protocol + document.readyState") != "file:complete":
-            assert time.monotonic() < deadline, f"{path} has not loaded after {PATIENCE:g} s"
+        while self.run("document.readyState + location.href") != f"complete{url}":
+            assert time.monotonic() < deadline, f"{url} has not loaded after {PATIENCE:g} s"
 
     def run(self, expression: str) -> Any:
         """Evaluate a JavaScript expression, which the page's security policy does not restrict."""

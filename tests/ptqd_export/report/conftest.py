@@ -97,7 +97,7 @@ class Page(HTMLParser):
 
     def table(self, caption: str) -> list[list[str]]:
         """Return the heading and rows of the table whose caption starts with `caption`."""
-        (found,) = (table for table in self.root.all("table") if table.all("caption")[0].text.startswith(caption))
+        (found,) = (table for table in self.root.all("table") if table.all("caption")[0].whole_text.startswith(caption))
         return [[cell.whole_text for cell in row.children] for row in found.all("tr")]
 
 

@@ -22,7 +22,7 @@ PROGRAM = find_chromium()
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: neither on the path nor in Playwright's cache")
 
-DESKTOP, PHONE = (1280, 900), (360, 740)
+DESKTOP, SMALL, PHONE = (1280, 900), (1200, 800), (400, 740)
 
 COLUMN = """
 (() => {{
@@ -94,6 +94,49 @@ def test_tables_sort_by_number_and_by_name(tab: Tab) -> None:
     assert tab.complaints == []
 
 
+OUTSIDE = """
+[...document.querySelectorAll("main *")].filter((each) => {
+  const scrolls = each.closest(".scrolls");
+  const box = each.getBoundingClientRect();
+  return box.width > 0 && !(scrolls && scrolls !== each) && (box.right > document.documentElement.clientWidth + 0.5 || box.left < -0.5);
+}).map((each) => each.outerHTML.slice(0, 80))
+"""
+CUT = """
+[...document.querySelectorAll("main *")].filter((each) =>
+  getComputedStyle(each).overflowX !== "visible" && each.scrollWidth > each.clientWidth + 1 && each.tagName !== "svg"
+).map((each) => [each.classList.contains("scrolls"), each.tabIndex, getComputedStyle(each).backgroundAttachment])
+"""
+
+
+@pytest.mark.parametrize("size", [DESKTOP, SMALL, PHONE], ids=["desktop", "small", "phone"])
+def test_nothing_is_cut_and_what_scrolls_has_shadows(tab: Tab, size: tuple[int, int]) -> None:
+    tab.show(*size)
+    assert tab.run(OUTSIDE) == []
+    scrolling = tab.run(CUT)
+    assert (len(scrolling) > 0) == (size == PHONE), "on a phone alone"
+    for shadowed, tab_index, attachments in scrolling:
+        assert shadowed
+        assert tab_index == 0, "the keyboard scrolls it too"
+        assert {"local", "scroll"} <= set(attachments.split(", "))
+
+
+def test_captions_are_seen_whole_on_a_phone(tab: Tab) -> None:
+    tab.show(*PHONE)
+    assert (
+        tab.run("Math.max(...[...document.querySelectorAll('caption span')].map((each) => each.getBoundingClientRect().right))") <= PHONE[0]
+    )
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_pictures_use_the_width(tab: Tab, size: tuple[int, int]) -> None:
+    tab.show(*size)
+    sides = "[...document.querySelectorAll({!r})].map((each) => [each.getBoundingClientRect().left, each.getBoundingClientRect().right])"
+    ((left, right),), images = (tab.run(sides.format(selector)) for selector in ("ul.pictures", "ul.pictures img"))
+    used = (min(image[0] for image in images), max(image[1] for image in images))
+    assert used[0] - left == pytest.approx(right - used[1], abs=1)
+    assert used[1] - used[0] > 0.9 * (right - left)
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_is_never_wider_than_the_window(tab: Tab, size: tuple[int, int]) -> None:
     tab.show(*size)
@@ -104,7 +147,8 @@ def test_the_page_is_never_wider_than_the_window(tab: Tab, size: tuple[int, int]
     scroll, client = tab.run(width)
     assert scroll <= client
     tab.run("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
-    smallest = "Math.min(...[...document.querySelectorAll('figure svg text')].map((text) => text.getBoundingClientRect().height))"
+    boxes = "[...document.querySelectorAll('figure svg text')].map((text) => text.getBoundingClientRect())"
+    smallest = f"Math.min(...{boxes}.map((box) => Math.max(box.width, box.height)))"  # labels of axes stand upright
     assert tab.run(smallest) >= 9, "text of plots can be read"
 
 

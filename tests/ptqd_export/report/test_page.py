@@ -8,12 +8,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report import page as module
 from ptqd_export.report.evidence import Evidence
@@ -96,10 +98,42 @@ def test_the_portable_page_holds_no_times_and_no_paths(reported: Reported, porta
 # What it says
 
 
+def test_it_is_named_after_the_model(own_reported: Reported, page: Page, parse_page: Callable[[str], Page]) -> None:
+    def names(of: Page) -> list[str]:
+        return [of.root.all(tag)[0].whole_text for tag in ("title", "h1")]
+
+    assert names(page) == ["tiny", "tiny"]
+    for model, output, expected in (
+        ({"path": "../models/ldm-4"}, "../build/first", "ldm-4"),
+        ({"path": "model"}, "../../build/digits", "digits"),
+        ({"path": None, "factory": "package.module:make"}, "build/x", "make"),
+    ):
+        own_reported.edit("plan.json", methodcaller("update", {"model": model, "output": output}))
+        assert names(parse_page(report_page(own_reported.bundle, Evidence()))) == [expected, expected]
+
+
+def test_symbols_are_explained(page: Page) -> None:
+    explained = {term.text for listed in page.root.all("dl")[1:] for term in listed.all("dt")}
+    assert explained == {"e, d", "k, r", "R2", "a/(1-a)", "sigma"}
+
+
+def test_slow_kernels_are_told_with_the_words_of_the_build(reported: Reported) -> None:
+    bundle, advice = reported.bundle, kernel_advice("onnxruntime", "CPU", ("w8a8",), sums_in_16_bits=True)
+    times = {"fp32": 1.0}
+    slow, fast = (
+        MachineTimes(processor=name, cores=2, provider="CPU", batch=8, guided=True, milliseconds_a_step=times, sums_in_16_bits=slow)
+        for name, slow in (("Old", True), ("New", False))
+    )
+    text = report_page(bundle, Evidence(times=(slow, fast)))
+    assert f"Old, 2 cores, batch 8: {advice}." in text
+    assert text.count(str(advice)) == 1
+
+
 def test_precisions_are_those_of_the_manifest_and_the_statistics(reported: Reported, page: Page) -> None:
     header, *rows = page.table("Each precision")
     assert header == [
-        "precision", "size", "of full", "bit ops saved, layers", "bit ops saved, all", "noise SNR", "R2", "corrected SNR", "steps",
+        "precision", "size", "relative size", "bit operations saved, quantized layers", "whole network",
+        "noise SNR", "R2", "corrected SNR", "steps",
     ]  # fmt: skip
     manifest, schedule = reported.json("manifest.json"), reported.json("schedules/default.json")
     taken, full = Counter(step["precision"] for step in schedule["steps"]), _graph(reported, "fp32").stat().st_size
