@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from engines.backends.choice import Runtime
-from engines.bundle.bundle import DEFAULT
+from engines.bundle.bundle import DEFAULT, Bundle
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
@@ -42,11 +43,13 @@ def use_bundle(
         runtime: runtime of the engines; `target` is the one that the bundle was built for.
 
     Raises:
-        UsageError: there is no such bundle, schedule or precision, or the pipeline has no denoising network. The pipeline stays unchanged.
+        UsageError: there is no such bundle, schedule or precision, or the pipeline's denoising network is missing or another than the
+            bundle's. The pipeline stays unchanged.
         MissingBackendError: the runtime or its device is missing.
         PtqdError: a file of the bundle is damaged.
     """
     name = _network_name(pipe)
+    _check_same_network(getattr(pipe, name), Bundle.open(Path(path)))
     denoiser = PtqdDenoiser.from_bundle(path, schedule=schedule, precision=precision, runtime=runtime)
     watched = None if accept_guidance else denoiser
     scheduler = PtqdScheduler.from_bundle(path, schedule=schedule, precision=precision, correction=correction, watched=watched)
@@ -56,6 +59,20 @@ def use_bundle(
     setattr(pipe, name, denoiser)
     pipe.scheduler = scheduler  # type: ignore[attr-defined]  # `_network_name` checked this
     return pipe
+
+
+def _check_same_network(network: nn.Module | None, bundle: Bundle) -> None:
+    """Refuse a bundle of a network with another number of parameters. A pipeline without a network, or with a bundle in it, takes any."""
+    if network is None or isinstance(network, PtqdDenoiser):
+        return
+    model, parameters = bundle.manifest.model, sum(parameter.numel() for parameter in network.parameters())
+    if parameters != model.parameters:
+        raise UsageError(
+            "The bundle is of another network than the pipeline's.",
+            found=f"a bundle of {model.family} with {model.parameters:,} parameters",
+            expected=f"{type(network).__name__} with {parameters:,} parameters",
+            mend="use the bundle that was built from this pipeline's folder",
+        )
 
 
 def _network_name(pipe: object) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from calib.quantizers.preparation.split_layer import part_name
 from calib.quantizers.rules.precision import Precision
 from engines.apps.pictures.images import is_drawable
 from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
@@ -38,12 +39,12 @@ from ptqd_export.stages.network.decoding import decoder_record, make_decoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
 from ptqd_export.stages.network.text import make_text
-from ptqd_export.stages.network.tracing import make_trace
+from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
 from ptqd_export.stages.precisions.activations import make_observations
 from ptqd_export.stages.precisions.conversion import make_converted_graph
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
-from ptqd_export.stages.precisions.nearest_rounding import Sources
+from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -79,6 +80,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     cache = StageCache(output / STAGES, progress, fresh=fresh)
     begin = time.monotonic()
     traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+    _check_patterns(context, traced)
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
     drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
@@ -108,6 +110,15 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
         optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
     cache.prune()
+
+
+def _check_patterns(context: BuildContext, traced: Path) -> None:
+    """Check the plan's patterns of layer names before anything long. Preparation splits some layers into two parts."""
+    quantization = context.plan.quantization
+    names = [layer.name for layer in TracedNetwork.load(traced).layers]
+    parts = [part_name(name, index) for name in names for index in (0, 1)] if quantization.split_concatenations else []
+    if context.quantized_precisions:
+        check_patterns(quantization, [*names, *parts])
 
 
 @contextlib.contextmanager

@@ -55,13 +55,13 @@ def rounded_to_nearest(
         UsageError: a pattern of the plan matches no layer, or nothing is left to quantize.
     """
     settings = context.plan.quantization
-    _check_patterns(settings, [layer.name for layer in network.layers])
+    check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
     seen = load_observations(sources.seen)
     return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision, on_layer)
 
 
-def _check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:
+def check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:
     """Check the plan's patterns, because a misspelt one would quantize a layer that the user wants to keep.
 
     Raises:

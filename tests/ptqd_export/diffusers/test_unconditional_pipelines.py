@@ -13,11 +13,13 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, LDMPipeline, VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_latent_diffusion_uncond
 
+from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
 from ptqd_export.diffusers import PtqdDenoiser, PtqdScheduler, use_bundle
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
+    from tests.ptqd_export.conftest import Built
     from tests.ptqd_export.diffusers.conftest import OwnNoise, PlainModel
 
 Quiet = Callable[[Any], Any]
@@ -122,3 +124,11 @@ def test_a_pipeline_in_half_precision_stays_in_it(plain: PlainModel, quiet: Quie
     states = noise.chain(plain.bundle, ChainChoice(precision="fp32"))
     torch.testing.assert_close(found.float(), (states / 2 + 0.5).clamp(0, 1), rtol=0, atol=0.02)
     assert pipe.to(dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_a_bundle_of_another_network_is_refused_before_the_pipeline_changes(plain: PlainModel, class_build: Built) -> None:
+    pipe = pipeline(plain, "default")
+    before = pipe.unet, pipe.scheduler
+    with pytest.raises(UsageError, match="The bundle is of another network than the pipeline's"):
+        use_bundle(pipe, class_build.folder)
+    assert (pipe.unet, pipe.scheduler) == before

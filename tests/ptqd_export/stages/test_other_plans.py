@@ -87,10 +87,13 @@ def test_layers_that_the_plan_gives_8bit_weights_are_listed_and_stored_so(class_
         ({"keep_float": ["*"]}, "keeps every layer in float"),
     ],
 )
-def test_patterns_that_cannot_be_meant_are_refused(class_build: Built, tmp_path: Path, section: dict[str, list[str]], part: str) -> None:
+def test_patterns_that_cannot_be_meant_are_refused_right_after_the_trace(
+    class_build: Built, tmp_path: Path, finished: FinishedStages, section: dict[str, list[str]], part: str
+) -> None:
     with pytest.raises(UsageError) as error:
-        run_build(changed(class_build, tmp_path / "bundle", quantization=section))
+        run_build(changed(class_build, tmp_path / "bundle", quantization=section), on_progress=finished)
     assert part in str(error.value)
+    assert [stage.stage for stage in finished] == ["trace"]
     assert portable(tmp_path / "bundle") == {}
 
 
