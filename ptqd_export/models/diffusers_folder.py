@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.untrusted.untrusted_json import read_json_object
+from ptqd_export.models.known_keys import defaults
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,10 @@ class DiffusersFolder:
 
     def config(self, part: str) -> Config:
         return read_config(self.path / part / "config.json")
+
+    def complete_config(self, part: str) -> Config:
+        """Return the configuration of a part, with the defaults of its class for the keys that it lacks."""
+        return Config(self.path / part / "config.json", defaults(str(self.config(part)["_class_name"])) | self.config(part))
 
     @cached_property
     def scheduler(self) -> Config:

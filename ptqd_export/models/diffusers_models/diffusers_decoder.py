@@ -1,27 +1,34 @@
-"""The decoder of a latent model's first stage: `AutoencoderKL` or `VQModel`, with the scaling of the latents folded in."""
+"""The decoder of a latent model's first stage, with the scaling of the latents folded in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines.errors import UsageError
 from ptqd_export.models.base import DecoderModule
 from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.known_keys import check_keys
 
 UNSCALED_PIPELINES = ("LDMSuperResolutionPipeline",)
 """Pipelines that decode latents without scaling, whatever factor the first stage's configuration has (it has one by default)."""
 
+FIRST_STAGE_PARTS = ("vae", "vqvae", "movq")
+"""Names that pipelines give to their first stage."""
 
-SCALING_FACTOR = 0.18215
-"""Default of both classes, for configurations without a scaling factor."""
+STATISTICS = ("latents_mean", "latents_std")
+"""Mean and standard deviation of each channel of the latents."""
+
+PerChannel: TypeAlias = float | Sequence[float]
+"""One value for all channels of the latents, or one for each."""
 
 
 class KlDecoder(DecoderModule):
-    """Computes `decode(states / scale + shift)` with an `AutoencoderKL`.
+    """Computes `decode(states / scale + shift)` with an autoencoder whose decoder takes the latents as they are.
 
     Args:
         first_stage: the autoencoder; its encoder is dropped.
@@ -29,10 +36,14 @@ class KlDecoder(DecoderModule):
         shift: value that was subtracted from latents before the multiplication.
     """
 
-    def __init__(self, first_stage: nn.Module, scale: float, shift: float = 0.0) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
         self.first_stage = _without_encoder(first_stage)
-        self.scale, self.shift = scale, shift
+        self.register_buffer("scale", _column(scale))
+        self.register_buffer("shift", _column(shift))
 
     def forward(self, states: Tensor) -> Tensor:
         images: Tensor = self.first_stage.decode(states / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
@@ -51,13 +62,16 @@ class VqDecoder(DecoderModule):
     """
 
     codes: Tensor
+    scale: Tensor
+    shift: Tensor
 
-    def __init__(self, first_stage: nn.Module, scale: float, shift: float = 0.0) -> None:
+    def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
         self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]  # of VQModel
         del first_stage.quantize
         self.first_stage = _without_encoder(first_stage)
-        self.scale, self.shift = scale, shift
+        self.register_buffer("scale", _column(scale))
+        self.register_buffer("shift", _column(shift))
 
     def forward(self, states: Tensor) -> Tensor:
         latents = (states / self.scale + self.shift).movedim(1, -1)
@@ -73,25 +87,70 @@ class VqDecoder(DecoderModule):
         return (self.codes[chosen].movedim(-1, 1) - self.shift) * self.scale
 
 
-FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {"AutoencoderKL": KlDecoder, "VQModel": VqDecoder}
+FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {
+    "AutoencoderKL": KlDecoder,
+    "AsymmetricAutoencoderKL": KlDecoder,
+    "AutoencoderTiny": KlDecoder,
+    "VQModel": VqDecoder,
+}
+
+
+def find_first_stage(folder: DiffusersFolder) -> str | None:
+    """Return the name of the part that decodes latents; None if the states are images.
+
+    Raises:
+        UsageError: its class is not supported, or its configuration has a key that the class does not know.
+    """
+    name = next((name for name, kind in folder.parts.items() if kind in FIRST_STAGES or name in FIRST_STAGE_PARTS), None)
+    if name is None:
+        return None
+    kind = folder.parts[name]
+    if kind not in FIRST_STAGES:
+        raise UsageError(
+            "The pipeline's first stage is not supported.",
+            found=f"{folder.path / name}: {kind}",
+            expected=" or ".join(FIRST_STAGES),
+            mend=f"to export the denoiser alone, take {name} out of model_index.json: the samples are then latents",
+        )
+    check_keys(folder.path / name, kind, folder.config(name))
+    _ = _scaling(folder, name)
+    return name
 
 
 def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
-    """Load the decoder of a pipeline; None if there is no first stage and the states are images."""
-    for name, kind in folder.parts.items():
-        if kind in FIRST_STAGES:
-            return FIRST_STAGES[kind](folder.load(name), *_scaling(folder, name))
-    return None
+    """Load the decoder of a pipeline; None if there is no first stage and the states are images. Raises what `find_first_stage` raises."""
+    name = find_first_stage(folder)
+    return None if name is None else FIRST_STAGES[folder.parts[name]](folder.load(name), *_scaling(folder, name))
 
 
-def _scaling(folder: DiffusersFolder, name: str) -> tuple[float, float]:
-    """Return scale and shift of the latents. Values that the configuration lacks are the defaults of the class."""
+def _scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel]:
+    """Return scale and shift of the latents. With statistics, latents are `states * std / scaling_factor + mean`."""
     if folder.pipeline in UNSCALED_PIPELINES:
         return 1.0, 0.0
-    config: Mapping[str, Any] = folder.config(name)
-    return float(config.get("scaling_factor", SCALING_FACTOR)), float(config.get("shift_factor") or 0.0)
+    config: Mapping[str, Any] = folder.complete_config(name)
+    factor, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+    mean, std = (config.get(key) for key in STATISTICS)
+    if mean is None and std is None:
+        return factor, shift
+    if mean is None or std is None or shift:
+        found = ", ".join(f"{key} = {config.get(key)}" for key in (*STATISTICS, "shift_factor"))
+        raise UsageError(
+            "The first stage's configuration describes its latents in part.",
+            found=f"{folder.path / name}: {found}",
+            expected=f"both {' and '.join(STATISTICS)}, without a shift_factor; or neither",
+            mend="copy the configuration that the first stage was saved with",
+        )
+    return [factor / one for one in std], mean
+
+
+def _column(values: PerChannel) -> Tensor:
+    """Return a value, or a value for each channel [channels, 1, 1], in float32."""
+    column = torch.tensor(values, dtype=torch.float32)
+    return column.reshape(-1, 1, 1) if column.ndim else column
 
 
 def _without_encoder(first_stage: nn.Module) -> nn.Module:
-    del first_stage.encoder, first_stage.quant_conv
+    for name in ("encoder", "quant_conv"):
+        if hasattr(first_stage, name):
+            delattr(first_stage, name)
     return first_stage.eval().requires_grad_(False)

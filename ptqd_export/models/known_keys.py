@@ -1,0 +1,49 @@
+"""Hold a part's configuration against the class that it is for: diffusers itself ignores a key that the class does not know."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.errors import UsageError
+
+DERIVED = ("block_out_channels", "force_upcast")
+"""Keys that some classes add to their configuration themselves."""
+
+
+def defaults(kind: str) -> dict[str, Any]:
+    """Return the keys of a class of diffusers with their defaults.
+
+    Raises:
+        UsageError: diffusers has no such class.
+    """
+    import diffusers
+
+    found = getattr(diffusers, kind, None)
+    if found is None:
+        raise UsageError(
+            "The model's configuration names an unknown class.",
+            found=kind,
+            expected=f"a class of diffusers {diffusers.__version__}, which is installed",
+        )
+    parameters = inspect.signature(found.__init__).parameters
+    return {name: one.default for name, one in parameters.items() if name != "self"}
+
+
+def check_keys(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration with keys that its class does not know, unless they are private or say nothing.
+
+    Raises:
+        UsageError: there is such a key.
+    """
+    known = (*defaults(kind), *DERIVED)
+    unknown = {key: value for key, value in config.items() if not key.startswith("_") and key not in known and value}
+    if unknown:
+        raise UsageError(
+            "The model's configuration has a key that its class does not know.",
+            found=f"{folder}: " + ", ".join(f"{key} = {value}" for key, value in unknown.items()),
+            expected=f"keys of diffusers' {kind}",
+            mend="install the version of diffusers that saved the model, or remove the key if it changes nothing",
+        )
