@@ -204,7 +204,7 @@ def extractor() -> None:
 @click.option("--weights", type=PATH, required=True, help="pt_inception-2015-12-05-6726825d.pth, of pytorch-fid or torch-fidelity.")
 @click.option("-o", "--output", type=PATH, default=Path("inception.onnx"), show_default=True, help="ONNX file to write.")
 def inception(weights: Path, output: Path) -> None:
-    """Export the Inception network of published FID, sFID and Inception Scores."""
+    """Export the Inception network of published FIDs."""
     from ptqd_export.commands.extractors.inception import inception_graph
     from ptqd_export.commands.extractors.write_extractor import write_extractor
 
@@ -216,7 +216,7 @@ def inception(weights: Path, output: Path) -> None:
 @click.option("--model", type=PATH, required=True, help="Folder of a CLIP model as transformers saves it, with tokenizer and preprocessor.")
 @click.option("-o", "--output", type=PATH, default=Path("clip"), show_default=True, help="Folder to write to.")
 def clip(model: Path, output: Path) -> None:
-    """Export a CLIP model, for CLIP scores of text models."""
+    """Export a CLIP model, for CLIP scores."""
     from ptqd_export.commands.extractors.clip import write_clip
 
     write_clip(model, output)
@@ -229,7 +229,7 @@ def clip(model: Path, output: Path) -> None:
 @click.option("--linear", type=PATH, required=True, help="Weights of the layers that LPIPS adds, such as alex.pth of the package lpips.")
 @click.option("-o", "--output", type=PATH, default=Path("lpips.onnx"), show_default=True, help="ONNX file to write.")
 def lpips(network: Literal["alex", "vgg"], backbone: Path, linear: Path, output: Path) -> None:
-    """Export an LPIPS network, for perceptual distances from full precision."""
+    """Export an LPIPS network, for perceptual distances."""
     from ptqd_export.commands.extractors.lpips import lpips_graph
     from ptqd_export.commands.extractors.write_extractor import write_extractor
 

@@ -63,7 +63,12 @@ def test_shift_is_added_to_the_scaled_latents(tmp_path: Path, states: Tensor) ->
     torch.testing.assert_close(_decoded(tmp_path, states), vae.decode(states / 1.5 + 0.25).sample)
 
 
-TINY = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+TINY = {
+    "encoder_block_out_channels": (8, 8),
+    "decoder_block_out_channels": (8, 8),
+    "num_encoder_blocks": (1, 1),
+    "num_decoder_blocks": (1, 1),
+}
 ASYMMETRIC = {
     "down_block_out_channels": (8, 8), "up_block_out_channels": (16, 16), "norm_num_groups": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
