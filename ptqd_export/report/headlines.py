@@ -29,9 +29,12 @@ class Headline:
 def title(content: Content) -> str:
     """Return the model's name: that of its folder, file or factory or, if that says nothing, the name of the plan's output folder."""
     plan: Any = content.bundle.json("plan.json")
-    model = plan["model"]
-    name = PurePosixPath(str(model.get("path") or model.get("factory"))).name.rpartition(":")[2]
-    return PurePosixPath(str(plan["output"])).name if name in _SAYS_NOTHING and "output" in plan else name
+    model, output = (plan.get(key) if isinstance(plan, dict) else None for key in ("model", "output"))
+    source = (model.get("path") or model.get("factory")) if isinstance(model, dict) else None
+    name = PurePosixPath(str(source or "")).name.rpartition(":")[2]
+    if name and name not in _SAYS_NOTHING:
+        return name
+    return PurePosixPath(str(output or "")).name or content.bundle.folder.name
 
 
 def subtitle(content: Content) -> list[str]:

@@ -57,7 +57,7 @@ def test_whatever_else_is_read_is_refused_or_read(tmp_path: Path) -> None:
     by_kind, found = readers(tmp_path), Counter[tuple[str, str]]()
     assert tuple(by_kind) == KINDS
 
-    @settings(QUICK, max_examples=len(KINDS) * 40)
+    @settings(QUICK, max_examples=len(KINDS) * 80)
     @given(st.sampled_from(KINDS), st.data())
     def check(kind: str, data: Any) -> None:
         found[kind, by_kind[kind].check(data)] += 1
