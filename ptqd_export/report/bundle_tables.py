@@ -17,7 +17,7 @@ from ptqd_export.report.tables import NOTHING, Cell, Table, decibels, megabytes,
 
 def precision_table(content: Content) -> Table:
     """Make a table of every precision alone: size, bit operations, time on every machine, noise, and number of steps that it takes."""
-    saved = ("bit operations saved, quantized layers", "whole network")
+    saved = ("bit operations saved, quantized layers", "bit operations saved, whole network")
     times = content.evidence.times
     marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
     timed = [f"ms per step{mark}" for mark in marks]

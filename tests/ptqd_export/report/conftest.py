@@ -48,7 +48,7 @@ LAYERS = (
     ("mid.conv10", "Conv", "inner", 4, 8, None),
 )
 
-VOID = frozenset({"meta", "link", "img", "br", "input", "hr"})
+VOID = frozenset({"meta", "link", "img", "br", "input", "hr", "wbr"})
 
 
 @dataclass

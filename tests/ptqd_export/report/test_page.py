@@ -132,8 +132,8 @@ def test_slow_kernels_are_told_with_the_words_of_the_build(reported: Reported) -
 def test_precisions_are_those_of_the_manifest_and_the_statistics(reported: Reported, page: Page) -> None:
     header, *rows = page.table("Each precision")
     assert header == [
-        "precision", "size", "relative size", "bit operations saved, quantized layers", "whole network",
-        "noise SNR", "R2", "corrected SNR", "steps",
+        "precision", "size", "relative size", "bit operations saved, quantized layers",
+        "bit operations saved, whole network", "noise SNR", "R2", "corrected SNR", "steps",
     ]  # fmt: skip
     manifest, schedule = reported.json("manifest.json"), reported.json("schedules/default.json")
     taken, full = Counter(step["precision"] for step in schedule["steps"]), _graph(reported, "fp32").stat().st_size
@@ -202,6 +202,13 @@ def test_every_layer_is_there_with_its_bits_and_its_reason(reported: Reported, p
         assert reason == (of_layer[0]["reason"] or "-")
     _, *reasons = page.table("Number of layers")
     assert {row[0]: int(row[1]) for row in reasons} == Counter(layer["reason"] for layer in layers[names[0]] if layer["reason"])
+
+
+def test_names_of_layers_break_after_their_dots(reported: Reported, portable: str) -> None:
+    names = [layer["name"] for layer in reported.statistics("w4a8")["layers"]]
+    assert any("." in name for name in names)
+    for name in names:
+        assert f">{'.<wbr>'.join(name.split('.'))}</th>" in portable
 
 
 def test_pictures_are_there_with_what_they_are(page: Page) -> None:
