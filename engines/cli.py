@@ -10,7 +10,7 @@ import click
 
 from engines.apps import cluster_options
 from engines.apps.chain_options import RUNTIME, chain_options
-from engines.host.command_line import Choice, CommandLine
+from engines.terminal.command_line import Choice, CommandLine
 
 if TYPE_CHECKING:
     from engines.backends.choice import Runtime

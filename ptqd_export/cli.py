@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from engines.apps import cluster_options
-from engines.host.command_line import Choice, CommandLine
-from engines.host.verbosity import is_quiet
+from engines.terminal.command_line import Choice, CommandLine
+from engines.terminal.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.flavour import FlavourName

@@ -11,7 +11,7 @@ WIDTHS = (80, 120)
 
 def narrow(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Give results as many columns as a terminal of this width does."""
-    monkeypatch.setattr("engines.host.fitting_table.PLAIN_WIDTH", width)
+    monkeypatch.setattr("engines.terminal.fitting_table.PLAIN_WIDTH", width)
 
 
 def check_whole(printed: str, width: int, words: Iterable[str]) -> None:

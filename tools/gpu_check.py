@@ -25,12 +25,12 @@ from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
-from engines.host.command_line import CommandLine
 from engines.host.files import write_text
 from engines.host.timing import interleaved_medians
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.terminal.command_line import CommandLine
 from ptqd_export.commands.engines_command import build_engines
 from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
 from ptqd_export.stages.finish.keep_optimized import BuiltEngine

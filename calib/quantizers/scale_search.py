@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
     """Return the per-channel symmetric quantizer of a weight [channels, ...].
 
-    `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05 of it. It works in chunks of
+    `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05. It works in chunks of
     channels, so memory does not grow with the layer.
     """
     flat = weight.detach().float().reshape(len(weight), -1)

@@ -15,7 +15,7 @@ Inputs: TypeAlias = tuple[Tensor, ...]
 """Arguments of a network, each with one row per sample."""
 
 Forward: TypeAlias = Callable[[nn.Module, Inputs], object]
-"""Runs a network, or a copy of it, on its inputs."""
+"""Runs a network or its copy on inputs."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class LayerInfo:
     precisions: Mapping[str, LayerBits]
 
 
-class _StoredLayer(BaseModel):
+class StoredLayer(BaseModel):
     """A layer's record in a statistics file."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -93,7 +93,7 @@ class _StoredLayer(BaseModel):
 class _StoredLayers(BaseModel):
     """The part of a statistics file that is read here."""
 
-    layers: tuple[_StoredLayer, ...]
+    layers: tuple[StoredLayer, ...]
 
 
 def layers_of(bundle: Bundle) -> tuple[LayerInfo, ...]:
@@ -113,7 +113,7 @@ def layers_of(bundle: Bundle) -> tuple[LayerInfo, ...]:
     )
 
 
-def _stored(bundle: Bundle, file: str) -> dict[str, _StoredLayer]:
+def _stored(bundle: Bundle, file: str) -> dict[str, StoredLayer]:
     try:
         found = _StoredLayers.model_validate_json(json.dumps(bundle.json(file)))
     except ValidationError as error:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from engines.host.command_line import Choice
+from engines.terminal.command_line import Choice
 
 Command: TypeAlias = Callable[..., Any]
 

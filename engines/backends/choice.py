@@ -15,7 +15,7 @@ from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtB
 from engines.bundle.bundle import Bundle
 from engines.errors import UnknownNameError, UsageError
 from engines.host.machine import cores, machine_name
-from engines.host.verbosity import detail
+from engines.terminal.verbosity import detail
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Runtime: TypeAlias = Literal["target"] | RuntimeName

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from engines.cluster.pool import Work, WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.cluster.shards import Arrays, Shards
-from engines.host.progress import progress
+from engines.terminal.progress import progress
 
 Unit = TypeVar("Unit")
 

@@ -1,1 +1,1 @@
-"""The machine's resources: files, locks, disk space, memory, signals, progress bars."""
+"""The machine's resources: files, locks, disk space, memory, signals."""

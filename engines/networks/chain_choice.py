@@ -15,7 +15,7 @@ from engines.chain.denoiser import Denoisers
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
-from engines.errors import UsageError
+from engines.errors import UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.kept_engines import KeptEngines
@@ -55,7 +55,7 @@ class ChainChoice:
                 fitted one.
         """
         schedule = bundle.schedule(self.schedule)
-        self._check_precision(schedule)
+        check_precision(schedule, self.precision, corrected=self.correction == "on")
         precision = None if self.precision == AUTO else self.precision
         return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
 
@@ -85,19 +85,6 @@ class ChainChoice:
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)
 
-    def _check_precision(self, schedule: Schedule) -> None:
-        known = (AUTO, *schedule.precisions)
-        if self.precision not in known:
-            raise UsageError("The schedule has no such precision.", found=self.precision, expected=" or ".join(known))
-        if self.precision != AUTO and self.correction == "on" and not schedule.corrects(self.precision):
-            own = sorted({step.precision for step in schedule.steps})
-            raise UsageError(
-                "The schedule's steps are shifted for the quantization noise of its own precisions.",
-                found=f"--precision {self.precision}",
-                expected=f"--precision {AUTO}, which uses {', '.join(own)}",
-                mend="add a schedule for that precision with `ptqd-export schedule`, or pass --correction off",
-            )
-
     def _guidance(self, schedule: Schedule) -> float:
         fitted = schedule.sampler.guidance
         if self.guidance is None or self.guidance == fitted or self.accept_guidance:
@@ -107,4 +94,23 @@ class ChainChoice:
             found=f"--guidance {self.guidance:g}",
             expected=f"{fitted:g}, as in schedule {self.schedule}",
             mend="add a schedule with `ptqd-export schedule --guidance`, or pass --accept-guidance to use these corrections anyway",
+        )
+
+
+def check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> None:
+    """Check that a schedule can run at a precision, or at its own choice (`AUTO`).
+
+    Raises:
+        UsageError: the precision is unknown, or a shifted schedule does not correct it.
+    """
+    known = (AUTO, *schedule.precisions)
+    if precision not in known:
+        raise UnknownNameError("The schedule has no such precision.", found=precision, known=known)
+    if precision != AUTO and corrected and not schedule.corrects(precision):
+        own = sorted({step.precision for step in schedule.steps})
+        raise UsageError(
+            "The schedule's steps are shifted for the quantization noise of its own precisions.",
+            found=f"precision {precision}",
+            expected=f"precision {AUTO}, which uses {', '.join(own)}",
+            mend="add a schedule for that precision with `ptqd-export schedule`, or turn the correction off",
         )

@@ -29,9 +29,9 @@ from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.errors import UnknownNameError, UsageError
-from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.terminal.progress import progress
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.layer_outputs import SHOWN, ShowLayerOutputs

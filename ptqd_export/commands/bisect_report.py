@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.apps.compare.compare_result import infinite
 from engines.host.files import write_text
-from engines.host.fitting_table import FittingTable, result_console
+from engines.terminal.fitting_table import FittingTable, result_console
 from ptqd_export.commands.bisect import BisectResult
 
 REFERENCES = {"oracle": "the same graph as written", "fp32": "full precision"}

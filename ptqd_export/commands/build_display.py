@@ -10,9 +10,9 @@ from rich.console import Console, RenderableType
 from rich.progress import TaskID
 from rich.text import Text
 
-from engines.host.duration import clock
-from engines.host.terminal_bar import TerminalBar
-from engines.host.verbosity import is_quiet
+from engines.terminal.duration import clock
+from engines.terminal.terminal_bar import TerminalBar
+from engines.terminal.verbosity import is_quiet
 from ptqd_export.stages.reporter import BuildProgress
 
 NAME_WIDTH = 16

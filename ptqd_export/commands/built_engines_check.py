@@ -7,8 +7,8 @@ from engines.backends.base import Backend
 from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.errors import BundleError
-from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
+from engines.terminal.progress import progress
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.statistics_file import StatisticsFile, read_statistics
 from ptqd_export.records.stored_statistics import statistics_file

@@ -15,10 +15,10 @@ from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend, engine_cache
 from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, UsageError
-from engines.host.fitting_table import FittingTable, result_console
 from engines.host.interruption import keeping
-from engines.host.progress import fraction_bar
 from engines.networks.decoder import decoder_settings
+from engines.terminal.fitting_table import FittingTable, result_console
+from engines.terminal.progress import fraction_bar
 from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.records.bundle_lock import writing_to

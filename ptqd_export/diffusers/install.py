@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,11 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
+from ptqd_export.diffusers.network_config import network_config
 from ptqd_export.diffusers.scheduler import PtqdScheduler
+
+COMPARED = ("sample_size", "cross_attention_dim")
+"""Keys of a network's configuration that a bundle must share, besides the number of parameters."""
 
 NETWORKS = ("unet", "transformer")
 """Names of the denoising network in pipelines."""
@@ -62,17 +67,34 @@ def use_bundle(
 
 
 def _check_same_network(network: nn.Module | None, bundle: Bundle) -> None:
-    """Refuse a bundle of a network with another number of parameters. A pipeline without a network, or with a bundle in it, takes any."""
+    """Refuse a bundle of a network of another architecture. Weights are not compared.
+
+    A pipeline without a network, or with a bundle in it, takes any bundle.
+    """
     if network is None or isinstance(network, PtqdDenoiser):
         return
-    model, parameters = bundle.manifest.model, sum(parameter.numel() for parameter in network.parameters())
-    if parameters != model.parameters:
+    config, own = network_config(bundle.manifest.model), dict(getattr(network, "config", {}))
+    theirs = {"parameters": bundle.manifest.model.parameters} | {name: config[name] for name in COMPARED if own.get(name) is not None}
+    ours = {"parameters": sum(parameter.numel() for parameter in network.parameters())} | {
+        name: own[name] for name in theirs if name in own
+    }
+    differing = [name for name in theirs if _flat(theirs[name]) != _flat(ours[name])]
+    if differing:
         raise UsageError(
             "The bundle is of another network than the pipeline's.",
-            found=f"a bundle of {model.family} with {model.parameters:,} parameters",
-            expected=f"{type(network).__name__} with {parameters:,} parameters",
+            found=f"a bundle of {bundle.manifest.model.family} with " + _listed(theirs, differing),
+            expected=f"{type(network).__name__} with " + _listed(ours, differing),
             mend="use the bundle that was built from this pipeline's folder",
         )
+
+
+def _flat(value: Any) -> Any:
+    """One number for a size that is the same on both axes, which configurations write either way."""
+    return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
+
+
+def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names)
 
 
 def _network_name(pipe: object) -> str:

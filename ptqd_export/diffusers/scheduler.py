@@ -20,7 +20,7 @@ from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.step import ChainState, Move, advance
 from engines.errors import UsageError
-from engines.networks.chain_choice import AUTO
+from engines.networks.chain_choice import AUTO, check_precision
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
@@ -86,7 +86,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         """
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
-        _check_precision(chosen, precision, corrected=correction == "on")
+        check_precision(chosen, precision, corrected=correction == "on")
         _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
         moves = tuple(chain.move(step) for step in chosen.steps)
@@ -244,20 +244,6 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                     expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states have another scale",
                     mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or use another pipeline",
                 )
-
-
-def _check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> None:
-    known = (AUTO, *schedule.precisions)
-    if precision not in known:
-        raise UsageError("The schedule has no such precision.", found=precision, expected=" or ".join(known))
-    if precision != AUTO and corrected and not schedule.corrects(precision):
-        own = sorted({step.precision for step in schedule.steps})
-        raise UsageError(
-            "The schedule's steps are shifted by the noise of its own precisions.",
-            found=f'precision="{precision}"',
-            expected=f'precision="{AUTO}", which runs {", ".join(own)}',
-            mend='add a schedule for that precision with `ptqd-export schedule`, or pass correction="off"',
-        )
 
 
 def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:

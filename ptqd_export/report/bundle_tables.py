@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
+from engines.api.layer_info import StoredLayer
 from engines.chain.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import MachineTimes
-from ptqd_export.report.chain_steps import LayerRecord, PrecisionSteps, Series, mean_of
+from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
 from ptqd_export.report.tables import NOTHING, Cell, Table, decibels, megabytes, number, words
 
@@ -108,12 +109,12 @@ def layer_table(content: Content) -> Table:
     return Table.of("Bits of weights / activations", columns, rows)
 
 
-def _layer_row(layers: Sequence[LayerRecord]) -> list[Cell]:
+def _layer_row(layers: Sequence[StoredLayer]) -> list[Cell]:
     first, reasons = layers[0], dict.fromkeys(layer.reason for layer in layers if layer.reason)
     return [words(first.name), words(first.op), words(first.role), *map(_bits, layers), words("; ".join(reasons) or None)]
 
 
-def _bits(layer: LayerRecord) -> Cell:
+def _bits(layer: StoredLayer) -> Cell:
     text = "float" if layer.weight_bits is None else f"{layer.weight_bits} / {layer.activation_bits or 'float'}"
     return Cell(text, float(100 * (layer.weight_bits or 32) + (layer.activation_bits or 32)))
 

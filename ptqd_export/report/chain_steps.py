@@ -10,11 +10,12 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from calib.correction.correction_fit import Affine
 from calib.correction.moments import GUIDED, PLAIN, Moments
 from calib.walk.policy import epsilon_norms
+from engines.api.layer_info import StoredLayer
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.schedule import Correction, Schedule
 from engines.errors import BundleError
@@ -32,17 +33,6 @@ class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class LayerRecord(_Stored):
-    """The bits of a layer (None for float), and why they differ from the plan's."""
-
-    name: str
-    op: str
-    role: str
-    weight_bits: PositiveInt | None
-    activation_bits: PositiveInt | None
-    reason: str | None
-
-
 class _StepRecord(_Stored):
     k: float
     mu: Annotated[list[float], Field(min_length=1)]
@@ -55,7 +45,7 @@ class _StepRecord(_Stored):
 class _StatisticsFile(_Stored):
     guidance: float
     steps: list[_StepRecord]
-    layers: list[LayerRecord]
+    layers: list[StoredLayer]
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ class PrecisionSteps:
     r2: Series
     bias: Series
     residual_variance: Series
-    layers: tuple[LayerRecord, ...]
+    layers: tuple[StoredLayer, ...]
 
 
 def sampler_table(bundle: Bundle, schedule: Schedule) -> SamplerTable:

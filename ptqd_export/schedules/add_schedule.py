@@ -18,8 +18,8 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.interruption import keeping
-from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
+from engines.terminal.progress import progress
 from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.bundle_lock import writing_to

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engines.host.duration import duration
+from engines.terminal.duration import duration
 
 LISTED = 3
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.host.files import sync, sync_tree
 from engines.host.room import check_room, naming_full_disks
-from engines.host.verbosity import detail
+from engines.terminal.verbosity import detail
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.stages.reporter import Reporter
 from ptqd_export.stages.stage_code import StageCode

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import UNFINISHED_BUILD, Bundle
-from engines.host.fitting_table import FittingTable, result_console
 from engines.host.machine import machine_name
-from engines.host.verbosity import is_quiet
+from engines.terminal.fitting_table import FittingTable, result_console
+from engines.terminal.verbosity import is_quiet
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import read_times, times_file

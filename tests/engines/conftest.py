@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.backends.tensorrt.device.arena import Arena
 from engines.backends.tensorrt.device.cuda import Cuda
 from engines.backends.tensorrt.device.update_kernel import SOURCE, UpdateKernels
@@ -127,3 +128,16 @@ def kernels(host_cuda: HostCuda, kernel_library: ctypes.CDLL, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library, host_cuda))
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", HostNvrtc(nvrtc))
     return UpdateKernels(Cuda())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Graphs that engines were started from."""
+    seen: list[str] = []
+
+    def start(path: Any, **options: Any) -> OnnxRuntimeEngine:
+        seen.append(path.stem)
+        return OnnxRuntimeEngine(path, **options)
+
+    monkeypatch.setattr("engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", start)
+    return seen

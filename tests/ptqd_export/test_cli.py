@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 import engines.cli
-from engines.host.command_line import CommandLine
+from engines.terminal.command_line import CommandLine
 from ptqd_export.cli import main
 from ptqd_export.commands import guessed_target
 from ptqd_export.commands.guessed_target import GuessedTarget
@@ -259,3 +261,33 @@ def test_commands_without_the_extra_export_name_it(model: Path, tiny: TinyBundle
         assert found.startswith("  found:    no module ")
         assert mend == "  mend:     pip install 'ptqd-export[export]'"
         assert end == f"{name} 3"
+
+
+def _leaves(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield from _leaves(command, *names, name) if isinstance(command, click.Group) else [(*names, name)]
+
+
+@pytest.mark.parametrize(
+    ("program", "names"), [(group, names) for group in (main, engines.cli.main) for names in _leaves(group)], ids=lambda value: str(value)
+)
+def test_every_command_takes_the_shared_options(program: CommandLine, names: tuple[str, ...]) -> None:
+    text = CliRunner().invoke(program, [*names, "-h"]).stdout
+    assert all(option in text for option in ("-v, --verbose", "-q, --quiet", "-h, --help"))
+
+
+@pytest.mark.parametrize(("program", "name"), [(main, "ptqd-export"), (engines.cli.main, "ptqd-run")])
+def test_completion_script_is_printed_and_completes_commands(
+    program: CommandLine, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    answers = []
+    for instruction in ("zsh_source", "zsh_complete"):
+        for key, value in {variable: instruction, "COMP_WORDS": f"{name} ", "COMP_CWORD": "1"}.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(SystemExit) as end:
+            program.main([], prog_name=name)
+        assert end.value.code == 0
+        answers.append(capsys.readouterr().out)
+    assert f"#compdef {name}" in answers[0]
+    assert set(program.commands) <= set(answers[1].splitlines())

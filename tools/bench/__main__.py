@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from engines.host.command_line import CommandLine
+from engines.terminal.command_line import CommandLine
 
 ROOT = Path("build") / "bench"
 NAMES = click.Choice(["digits", "ddpm-36m", "dit-s2", "ldm-4"])

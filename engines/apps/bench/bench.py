@@ -22,11 +22,11 @@ from engines.chain.sampling import Chain, rows_of
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import cores, processor
-from engines.host.progress import progress
 from engines.host.timing import interleaved_medians
 from engines.networks.chain_choice import AUTO
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.terminal.progress import progress
 
 WARM_UP = 1
 SEED = 0

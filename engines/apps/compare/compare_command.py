@@ -24,9 +24,9 @@ from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.errors import MissingBackendError, UnknownNameError, UsageError
 from engines.host.files import writable_folder
-from engines.host.progress import progress
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.terminal.progress import progress
 
 REFERENCE = "reference"
 """Name of the network that the others are compared with, also in the saved files."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.apps.compare.compare_result import CompareResult, Decibels, PrecisionFigures, StepFigures
 from engines.host.files import write_text
-from engines.host.fitting_table import FittingTable, result_console
+from engines.terminal.fitting_table import FittingTable, result_console
 
 
 def write_report(result: CompareResult, path: Path) -> None:

@@ -13,8 +13,8 @@ from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, la
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary
 from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
 from engines.host.files import write_text
-from engines.host.fitting_table import FittingTable, result_console
-from engines.host.verbosity import is_quiet
+from engines.terminal.fitting_table import FittingTable, result_console
+from engines.terminal.verbosity import is_quiet
 
 
 def write_report(result: EvaluationResult, path: Path) -> None:

@@ -21,7 +21,7 @@ from engines.arrays import Float32
 from engines.chain.finite import is_finite
 from engines.errors import UsageError
 from engines.host.files import replacing
-from engines.host.progress import progress
+from engines.terminal.progress import progress
 from engines.untrusted.npz import array_names, read_arrays
 
 BATCH = 64

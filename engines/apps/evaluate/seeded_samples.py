@@ -11,8 +11,8 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
-from engines.host.progress import progress
 from engines.networks.decoder import Decoder
+from engines.terminal.progress import progress
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards, remove_shards, shards_folder, unit_name
 from engines.host.files import sha256, writable_folder, write_text
-from engines.host.installed_packages import PROJECT, installed_versions
 from engines.host.interruption import keeping
-from engines.host.progress import progress
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.prompts import shortened
+from engines.terminal.installed_packages import PROJECT, installed_versions
+from engines.terminal.progress import progress
 
 SAMPLING = "sampling"
 

@@ -16,7 +16,7 @@ from engines.backends.tensorrt.device.arena import Arena
 from engines.backends.tensorrt.device.cuda import Cuda
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings
 from engines.backends.tensorrt.tensorrt_engine import OpenOptions, TensorRtEngine
-from engines.host.progress import fraction_bar
+from engines.terminal.progress import fraction_bar
 
 
 def run_outputs(graph: Path, feeds: Mapping[str, NDArray[Any]], settings: EngineSettings) -> dict[str, NDArray[Any]]:

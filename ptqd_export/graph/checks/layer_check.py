@@ -65,6 +65,11 @@ def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLaye
         lead.guide(oracle)
         out: Tensor = model.with_network(oracle).adapter(*(torch.from_numpy(value) for value in feeds.values()))
         lead.compare(OUTPUT, out)
+    unseen = {layer.layer.name for layer in layers} - lead.compared
+    if unseen:
+        raise _refusal(
+            graph.name, ", ".join(sorted(unseen)), "a layer that the graph or the oracle never runs", "a comparison of every layer"
+        )
     return lead.least
 
 
@@ -73,11 +78,13 @@ class _Lead:
 
     Attributes:
         least: least agreement of a layer so far, in dB.
+        compared: names of the layers that were compared so far.
     """
 
     def __init__(self, graph: str, outputs: _GraphOutputs) -> None:
         self._graph, self._outputs = graph, outputs
         self.least = float("inf")
+        self.compared: set[str] = set()
 
     def guide(self, oracle: nn.Module) -> None:
         """Take part in the oracle's next run, before the output quantizers of its layers."""
@@ -114,6 +121,7 @@ class _Lead:
             if not decibels >= least:
                 raise _refusal(self._graph, what, f"agreement to {float(decibels):.1f} dB", f"at least {least:.0f} dB")
         self.least = min(self.least, float(agreement))
+        self.compared.add(name)
         return found
 
 

@@ -42,8 +42,8 @@ class KlDecoder(DecoderModule):
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
         self.first_stage = _without_encoder(first_stage)
-        self.register_buffer("scale", _column(scale))
-        self.register_buffer("shift", _column(shift))
+        self.register_buffer("scale", _column(scale), persistent=False)
+        self.register_buffer("shift", _column(shift), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         images: Tensor = self.first_stage.decode(states / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
@@ -70,8 +70,8 @@ class VqDecoder(DecoderModule):
         self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]  # of VQModel
         del first_stage.quantize
         self.first_stage = _without_encoder(first_stage)
-        self.register_buffer("scale", _column(scale))
-        self.register_buffer("shift", _column(shift))
+        self.register_buffer("scale", _column(scale), persistent=False)
+        self.register_buffer("shift", _column(shift), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         latents = (states / self.scale + self.shift).movedim(1, -1)

@@ -41,19 +41,6 @@ def pictures(folder: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(folder / file)) for file in files]
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Graphs that engines were started from."""
-    seen: list[str] = []
-
-    def start(path: Any, **options: Any) -> OnnxRuntimeEngine:
-        seen.append(path.stem)
-        return OnnxRuntimeEngine(path, **options)
-
-    monkeypatch.setattr("engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", start)
-    return seen
-
-
 OPTIONS: list[tuple[dict[str, Any], list[object]]] = [
     ({}, []),
     ({"classes": [2, 0], "first": 30}, ["--classes", "2,0", "--first", 30]),

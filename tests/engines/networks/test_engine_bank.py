@@ -25,19 +25,6 @@ def bank_of(bundle: TinyBundle, guidance: float = 1.5) -> EngineBank:
     return EngineBank(Bundle.open(bundle.folder), guidance)
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Graphs that engines were started from."""
-    seen: list[str] = []
-
-    def start(path: Any, **options: Any) -> OnnxRuntimeEngine:
-        seen.append(path.stem)
-        return OnnxRuntimeEngine(path, **options)
-
-    monkeypatch.setattr("engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", start)
-    return seen
-
-
 @pytest.mark.parametrize("precision", ["fp32", "w4a8"])
 def test_guided_denoiser_gives_both_branches_of_the_right_network(tiny: TinyBundle, precision: str) -> None:
     out = bank_of(tiny)[precision](X, 250.0, ROWS)

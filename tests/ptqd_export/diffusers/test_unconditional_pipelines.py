@@ -129,6 +129,11 @@ def test_a_pipeline_in_half_precision_stays_in_it(plain: PlainModel, quiet: Quie
 def test_a_bundle_of_another_network_is_refused_before_the_pipeline_changes(plain: PlainModel, class_build: Built) -> None:
     pipe = pipeline(plain, "default")
     before = pipe.unet, pipe.scheduler
-    with pytest.raises(UsageError, match="The bundle is of another network than the pipeline's"):
+    with pytest.raises(UsageError, match=r"(?s)of another network than the pipeline's.*with parameters \d+\n"):
         use_bundle(pipe, class_build.folder)
+    pipe.unet.register_to_config(sample_size=[16, 16])
+    with pytest.raises(UsageError, match=r"(?s)with sample_size 8\n.*with sample_size \[16, 16\]\n"):
+        use_bundle(pipe, plain.bundle)
     assert (pipe.unet, pipe.scheduler) == before
+    pipe.unet.register_to_config(sample_size=[8, 8])
+    assert use_bundle(pipe, plain.bundle) is pipe

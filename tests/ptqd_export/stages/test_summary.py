@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engines.host.fitting_table import FittingTable, result_console
+from engines.terminal.fitting_table import FittingTable, result_console
 from ptqd_export.stages import summary
 from ptqd_export.stages.summary import COLUMNS
 from tests.narrow_terminal import WIDTHS, check_whole, narrow

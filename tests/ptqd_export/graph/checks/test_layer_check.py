@@ -101,3 +101,11 @@ def test_layers_are_held_a_group_at_a_time(class_build: Built, monkeypatch: pyte
     monkeypatch.setattr(layer_check, "HELD_BYTES", 20_000)
     assert _agreement(class_build, "w8a8") == pytest.approx(whole)
     assert runs > 3
+
+
+def test_a_quantized_layer_that_is_never_compared_is_refused(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out = "mid_block.resnets.0.conv1"
+    names = layer_check._GraphOutputs.names.fget  # type: ignore[attr-defined]  # of a property
+    monkeypatch.setattr(layer_check._GraphOutputs, "names", property(lambda self: [name for name in names(self) if name != left_out]))
+    with pytest.raises(PtqdError, match=f"{left_out} differs"):
+        _agreement(class_build, "w8a8")

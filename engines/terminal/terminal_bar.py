@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from engines.host.duration import clock
+from engines.terminal.duration import clock
 
 WIDEST_BAR = 40
 

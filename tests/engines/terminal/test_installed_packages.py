@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 import pytest
 
-from engines.host import installed_packages
-from engines.host.installed_packages import installed_versions, missing_extra
+from engines.terminal import installed_packages
+from engines.terminal.installed_packages import installed_versions, missing_extra
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from engines.host.fitting_table import FittingTable
+from engines.terminal.fitting_table import FittingTable
 
 LAYER = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0"
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from engines.host.verbosity import is_quiet
+from engines.terminal.verbosity import is_quiet
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def _bar(description: str) -> Iterator[Callable[[float, float, str], None]]:
     if is_quiet() or not sys.stderr.isatty():
         yield lambda _done, _total, _doing: None
         return
-    from engines.host.terminal_bar import TerminalBar  # imports rich, which a run that shows nothing does not need
+    from engines.terminal.terminal_bar import TerminalBar  # imports rich, which a run that shows nothing does not need
 
     with TerminalBar() as bar:
         task = bar.add_task(description, total=None, doing="")

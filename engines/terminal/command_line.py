@@ -15,7 +15,7 @@ import click
 from engines.errors import PtqdError, did_you_mean
 from engines.host.interruption import terminated_by_exception, verdict
 from engines.host.room import NO_ROOM, NoRoomError
-from engines.host.verbosity import LOG, detail, is_verbose, told_on_standard_error
+from engines.terminal.verbosity import LOG, detail, is_verbose, told_on_standard_error
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that a terminal would interpret instead of showing; a message may quote an untrusted file."""
@@ -70,20 +70,29 @@ class Command(click.Command):
 
 def _versions() -> str:
     """Return a line on what runs: the project, Python, and the libraries of a bundle's runtimes that are installed."""
-    from engines.host.installed_packages import PROJECT, installed_versions  # slow to import, and rarely needed
+    from engines.terminal.installed_packages import PROJECT, installed_versions  # slow to import, and rarely needed
 
     installed = ", ".join(f"{name} {version}" for name, version in installed_versions(PROJECT, *_SHOWN).items())
     return f"{installed}; Python {platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
-class CommandLine(click.Group):
-    """A group of commands, listed in the order of their definition, that reports every failure the same way.
+class Group(click.Group):
+    """A group of commands, listed in the order of their definition."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(self.commands)
+
+
+class CommandLine(Group):
+    """A program: its commands report every failure the same way.
 
     Exit codes: 0 success; 1 the run failed, or a bug; 2 the command line or the plan is wrong; 3 a backend or device is missing;
     130 interrupted by Ctrl-C; 143 terminated by SIGTERM.
     """
 
-    command_class = Command
+    group_class = Group
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
@@ -93,9 +102,6 @@ class CommandLine(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         with told_on_standard_error():
             return super().main(*args, **extra)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
-        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
@@ -121,7 +127,7 @@ def _verdict(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         error = NoRoomError.of(error)
     if isinstance(error, ModuleNotFoundError):
-        from engines.host.installed_packages import missing_extra  # slow to import, and rarely needed
+        from engines.terminal.installed_packages import missing_extra  # slow to import, and rarely needed
 
         error = missing_extra(error) or error
     if isinstance(error, PtqdError):

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from engines.host.duration import clock, duration
-from engines.host.terminal_bar import TerminalBar
+from engines.terminal.duration import clock, duration
+from engines.terminal.terminal_bar import TerminalBar
 
 
 def _shown(done: float, total: float | None, seconds: float, doing: str = "", width: int = 80) -> str:

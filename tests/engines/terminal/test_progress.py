@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROGRAM = """
 import sys
-from engines.host.progress import progress
+from engines.terminal.progress import progress
 with progress("sampling", 3) as advance:
     for _ in range(3):
         advance()

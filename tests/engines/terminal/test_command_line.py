@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
-from engines.host.command_line import Choice, CommandLine
-from engines.host.verbosity import LOG, detail, is_quiet
+from engines.terminal.command_line import Choice, CommandLine
+from engines.terminal.verbosity import LOG, detail, is_quiet
 
 ROOT = Path(__file__).parents[3]
 
@@ -138,7 +138,7 @@ def test_terminal_gets_color_and_the_words_as_they_are() -> None:
 
 
 def test_pipe_gets_no_color_and_rich_is_not_imported() -> None:
-    program = "import sys; from engines.host.command_line import _print_error; _print_error('error: x'); print('rich' in sys.modules)"
+    program = "import sys; from engines.terminal.command_line import _print_error; _print_error('error: x'); print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert (done.stderr, done.stdout) == ("error: x\n", "False\n")
 

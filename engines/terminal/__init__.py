@@ -1,0 +1,1 @@
+"""What a terminal shows: command lines, progress, tables."""
