@@ -104,6 +104,6 @@ def test_a_shifted_chain_takes_its_own_precisions_or_none_that_leaves_noise_or_n
 
 
 def test_a_shifted_chain_takes_no_other_precision(shifted_tiny: Bundle, started: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"(?s)--precision w4a8.*which uses w8a8.*ptqd-export schedule.*--correction off"):
+    with pytest.raises(UsageError, match=r"(?s)precision w4a8.*which uses w8a8.*ptqd-export schedule.*turn the correction off"):
         ChainChoice(precision="w4a8").open(shifted_tiny, 4)
     assert started == []
