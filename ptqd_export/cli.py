@@ -59,11 +59,12 @@ def init(model: Path, target: str | None, output: Path, force: bool, quick: bool
     from ptqd_export.commands.starter import write_starter_plan
 
     guessed = guess_target() if target is None else None
-    note = write_starter_plan(model, target if guessed is None else guessed.name, output, force=force, first_look=quick)
+    notes = write_starter_plan(model, target if guessed is None else guessed.name, output, force=force, first_look=quick)
     if guessed is not None and not is_quiet():
         click.echo(str(guessed))
-    if note and not is_quiet():
-        click.echo(note)
+    if not is_quiet():
+        for note in notes:
+            click.echo(note)
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engines.arrays import Float32, Float64, Int64
+from engines.chain.denoiser import effective_guidance
 from engines.errors import BundleError
 
 FOLDS = 4
@@ -109,10 +110,14 @@ class Moments:
         return Moments(variables, self.count, self.samples, self.mean @ M.T, M @ self.scatter @ M.T)
 
     def guided(self, guidance: float) -> Moments:
-        """Moments of `x, e, d` for the guided output `u + w (c - u)`. Moments of an unguided network are returned unchanged."""
+        """Moments of `x, e, d` for the guided output `u + w (c - u)`, or for `c` at w up to 1.
+
+        Moments of an unguided network are returned unchanged.
+        """
         if self.variables == PLAIN:
             return self
-        w, u = guidance, 1 - guidance
+        w = effective_guidance(guidance)
+        u = 1 - w
         return self.project(np.array([[1, 0, 0, 0, 0], [0, w, u, 0, 0], [0, 0, 0, w, u]], np.float64), PLAIN)
 
     def mean_of(self, variable: str) -> Float64:

@@ -18,7 +18,7 @@ class ScheduleInfo:
         sampler: name of the sampler, such as `ddim`.
         steps: number of sampling steps.
         eta: share of the ancestral noise: 0 is deterministic, 1 is ancestral.
-        guidance: guidance scale that the corrections were fitted at; 1 is none.
+        guidance: guidance scale that the corrections were fitted at; up to 1 is none.
         mode: correction of the network's output: `none`, `ptqd`, `signed`, `joint` or `mmse`.
         parts: fitted parts of the correction, from `gain` and `offset`.
         variance: treatment of the variance that quantization adds: `schedule`, `shift` or `none`.

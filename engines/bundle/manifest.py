@@ -60,10 +60,14 @@ class TextEncoderRecord(Strict):
 
 
 class TextRecord(Strict):
-    """How prompts become conditioning: the outputs of several encoders for one input are concatenated; `fixed` inputs never vary."""
+    """How prompts become conditioning: the outputs of several encoders for one input are concatenated.
+
+    `fixed` inputs are the same for every prompt. `null_fixed` gives those that differ for the negative prompt.
+    """
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
     fixed: dict[Name, tuple[FiniteFloat, ...]]
+    null_fixed: dict[Name, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
     zero_without_negative: bool
 
 
@@ -130,7 +134,7 @@ class TargetRecord(Strict):
 class Manifest(Strict):
     """Everything that must be known at run time before another file is opened."""
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     model: ModelRecord
     parameterization: PredictionType
     target: TargetRecord

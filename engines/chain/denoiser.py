@@ -26,6 +26,16 @@ class Denoisers(Protocol):
     def __getitem__(self, precision: str) -> Denoiser: ...
 
 
+def is_guided(guidance: float) -> bool:
+    """Return whether a guidance scale needs the unconditional branch. As in diffusers, a scale of 1 or less means "conditional only"."""
+    return guidance > 1
+
+
+def effective_guidance(guidance: float) -> float:
+    """Return the scale w that a guidance scale amounts to: 1, "conditional only", for every scale up to 1."""
+    return guidance if is_guided(guidance) else 1.0
+
+
 def guide(branches: Float32, guidance: float) -> Float32:
     """Classifier-free guidance, `u + w (c - u)` (Ho and Salimans 2022): [branches, batch, ...] to [batch, ...]."""
     if len(branches) == 1:

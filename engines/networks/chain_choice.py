@@ -11,7 +11,7 @@ from engines.backends.base import Backend
 from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.chain.denoiser import Denoisers
+from engines.chain.denoiser import Denoisers, effective_guidance
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
@@ -87,8 +87,9 @@ class ChainChoice:
 
     def _guidance(self, schedule: Schedule) -> float:
         fitted = schedule.sampler.guidance
-        if self.guidance is None or self.guidance == fitted or self.accept_guidance:
-            return fitted if self.guidance is None else self.guidance
+        asked = fitted if self.guidance is None else self.guidance
+        if self.accept_guidance or effective_guidance(asked) == effective_guidance(fitted):
+            return asked
         raise UsageError(
             "The corrections were fitted at another guidance scale.",
             found=f"--guidance {self.guidance:g}",

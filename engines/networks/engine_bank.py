@@ -13,6 +13,7 @@ from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
 from engines.bundle.manifest import ConditioningRecord, PrecisionRecord
+from engines.chain.denoiser import is_guided
 from engines.errors import BundleError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.embeddings import Embedding
@@ -32,7 +33,7 @@ class EngineBank:
 
     Args:
         bundle: bundle that the graphs come from.
-        guidance: scale of classifier-free guidance; 1 evaluates only the conditional branch.
+        guidance: scale of classifier-free guidance; 1 and less evaluate only the conditional branch.
         batch: samples per batch of the coming chains.
         threads: see `OnnxRuntimeEngine`.
         backend: backend that opens the graphs; None uses ONNX Runtime, set up as the statistics were measured, whatever the target.
@@ -41,7 +42,7 @@ class EngineBank:
         whole: open whole graphs even if the bundle also has the network in pieces; the outputs are the same.
 
     Raises:
-        UsageError: the guidance scale is not 1, but the model has no null condition.
+        UsageError: the guidance scale is above 1, but the model has no null condition.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class EngineBank:
         self._networks: dict[str, _Network] = {}
         self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
-        self.guided = guidance != 1.0
+        self.guided = is_guided(guidance)
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(
                 "The model cannot be guided.",
                 found=f"guidance {guidance:g} for a model without a null condition",
-                expected="guidance 1",
+                expected="guidance 1 or less",
             )
 
     def open(self, precisions: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,9 +86,9 @@ class TextModel:
         tables = self._encode([negative or "", *prompts])
         zeroed = negative is None and self.record.zero_without_negative
         null = {name: np.zeros_like(table[0]) if zeroed else table[0] for name, table in tables.items()}
-        fixed = {name: np.array(values, dtype=np.float32) for name, values in self.record.fixed.items()}
+        fixed, null_fixed = (_arrays(values) for values in (self.record.fixed, self.record.fixed | self.record.null_fixed))
         repeated = {name: np.tile(values, (len(prompts), 1)) for name, values in fixed.items()}
-        return Conditioning({name: table[1:] for name, table in tables.items()} | repeated, null | fixed)
+        return Conditioning({name: table[1:] for name, table in tables.items()} | repeated, null | null_fixed)
 
     def cut(self, prompts: Sequence[str]) -> tuple[int, ...]:
         """Return the sorted indices of the prompts that are too long, whose end is cut off."""
@@ -101,6 +101,10 @@ class TextModel:
             for name, value in part.encode(texts).items():
                 values.setdefault(name, []).append(value)
         return {name: np.concatenate(of_parts, axis=-1) for name, of_parts in values.items()}
+
+
+def _arrays(values: Mapping[str, Sequence[float]]) -> dict[str, Float32]:
+    return {name: np.array(numbers, dtype=np.float32) for name, numbers in values.items()}
 
 
 @dataclass(frozen=True)

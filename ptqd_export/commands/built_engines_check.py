@@ -6,6 +6,7 @@ from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.backends.base import Backend
 from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.denoiser import is_guided
 from engines.errors import BundleError
 from engines.networks.engine_bank import EngineBank
 from engines.terminal.progress import progress
@@ -38,7 +39,7 @@ def check_on(bundle: Bundle, backend: Backend) -> float:
 def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
     calibration, schedule = stored_plan(bundle).calibration, bundle.schedule()
     guidance, samples = schedule.sampler.guidance, calibration_samples(bundle, calibration)
-    batch = _most_samples(bundle, calibration.batch_size, guided=guidance != 1.0)
+    batch = _most_samples(bundle, calibration.batch_size, guided=is_guided(guidance))
     engines = EngineBank(bundle, guidance, batch=batch, backend=backend)
     reference = EngineBank(bundle, guidance, batch=batch, backend=on_onnxruntime(bundle))[FULL_PRECISION]
     names = [name for name in bundle.manifest.precisions if name in schedule.precisions]

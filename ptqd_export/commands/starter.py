@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
@@ -14,6 +15,9 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.quick_plan import quick, quick_note
 from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
+
+if TYPE_CHECKING:
+    from ptqd_export.models.base import Declaration
 
 STEPS = 20
 GUIDANCE = 1.5
@@ -31,8 +35,8 @@ PROMPTS = (
 """Prompts to calibrate with until the user writes others."""
 
 
-def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False) -> str:
-    """Write a starter plan to `path`, or a quick one for a first look. Return what the quick plan gives up, or an empty string.
+def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False) -> tuple[str, ...]:
+    """Write a starter plan to `path`, or a quick one for a first look. Return what the user should know about it.
 
     Raises:
         UsageError: the kind of model or the target is unknown, or the file exists and `force` is not set.
@@ -46,7 +50,7 @@ def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bo
         )
     plan = starter_plan(model, target, path.parent)
     write_text(path, (quick(plan) if first_look else plan).resolved_json())
-    return quick_note(plan) if first_look else ""
+    return (*plan.comments, *([quick_note(plan)] if first_look else []))
 
 
 def starter_plan(model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".") -> Plan:
@@ -65,14 +69,15 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     known, source, model, folder = _target(target or guess_target().name), str(model), Path(model), Path(folder)
     declared = declare_model(source, folder.absolute())
     named = re.fullmatch(FACTORY, source)
-    section = ModelSection(factory=source) if named else _section(model, folder)
+    section = ModelSection(factory=source) if named else _section(model, folder, declared)
     return Plan(
+        comments=(*declared.notes, *_notes(section, declared)),
         model=section,
         sampler=SamplerSection(
             name=declared.sampler,
             steps=min(STEPS, declared.noise_schedule.num_train_timesteps),
             eta=1.0 if SAMPLERS[declared.sampler].any_eta else SAMPLERS[declared.sampler].eta,
-            guidance=_guidance(section, declared.null_class),
+            guidance=_guidance(section, declared),
         ),
         precisions=("w8a8", "w4a8"),
         target=known,
@@ -80,16 +85,30 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     )
 
 
-def _section(model: Path, folder: Path) -> ModelSection:
+def _section(model: Path, folder: Path, declared: Declaration) -> ModelSection:
+    from ptqd_export.models.conditions import IMAGE  # imports torch, see above
     from ptqd_export.models.text.text_encoders import find_text_folders  # imports torch, see above
 
-    return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if find_text_folders(model) else None)
+    prompted = bool(find_text_folders(model)) and all(one.name != IMAGE for one in declared.inputs)
+    return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if prompted else None)
 
 
-def _guidance(section: ModelSection, null_class: int | None) -> float:
+def _guidance(section: ModelSection, declared: Declaration) -> float:
     if section.prompts is not None:
         return TEXT_GUIDANCE
-    return 1.0 if null_class is None else GUIDANCE
+    return 1.0 if declared.null_class is None else GUIDANCE
+
+
+def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
+    """Yield what the model's configuration leaves open."""
+    labels = next((one.labels for one in declared.inputs if one.labels is not None), None)
+    if len(declared.inputs) == 1 and labels is not None and declared.null_class is None:
+        yield (
+            f'guidance is 1: the model does not say which of its {labels} labels means "no class"; '
+            "if one does, name it as model.null_class and set sampler.guidance"
+        )
+    if declared.inputs and labels is None and section.prompts is None:
+        yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.inputs))}"
 
 
 def _name(model: Path) -> str:

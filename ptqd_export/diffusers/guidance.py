@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engines.chain.denoiser import effective_guidance
 from engines.errors import UsageError
 
 TOLERANCE = 0.01
@@ -26,7 +27,8 @@ def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
         scales, uncertainty = (1.0, 1.0), 0.0
     else:
         scales, uncertainty = _scales(output, combined)
-    if min(abs(scale - fitted) for scale in scales) > TOLERANCE * max(1.0, fitted) + uncertainty:
+    wanted = effective_guidance(fitted)
+    if min(abs(scale - wanted) for scale in scales) > TOLERANCE * wanted + uncertainty:
         raise UsageError(
             "The corrections were fitted at another guidance scale.",
             found=f"guidance {max(scales):.3g}",

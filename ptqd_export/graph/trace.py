@@ -20,6 +20,7 @@ from calib.quantizers.rules.placement import Placement
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from engines.networks.engine_denoiser import STATE, TIMESTEP
+from ptqd_export.graph.free_batch import check_batch
 from ptqd_export.graph.passes.attention import FuseAttention
 from ptqd_export.graph.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.graph.passes.parameter_names import ParameterNames
@@ -63,11 +64,14 @@ def trace_module(
         prefix: prefix to strip from parameter names.
         outputs: names of the outputs.
         least_side: least height and width of the inputs, [batch, channels, height, width], which are free then; None fixes them.
+
+    Raises:
+        UsageError: the network fixes the batch.
     """
     axes = {0: torch.export.Dim("batch", min=1, max=MOST_TRACED)}
     if least_side is not None:
         axes |= {axis: torch.export.Dim(name, min=least_side, max=MOST_SIDE) for axis, name in ((2, "height"), (3, "width"))}
-    free = [axes for _ in inputs]
+    dynamic_shapes = _as_passed(module, [axes for _ in inputs])
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -76,12 +80,14 @@ def trace_module(
             output_names=list(outputs),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=_as_passed(module, free),
+            dynamic_shapes=dynamic_shapes,
             optimize=False,
             verbose=False,
         )
     assert program is not None
     graph: ir.Model = program.model
+    with _quiet():
+        check_batch(graph, module, tuple(inputs.values()), dynamic_shapes)
     ir.passes.Sequential(ParameterNames(prefix), TransposedWeights())(graph)
     _simplify(graph)
     return graph

@@ -10,6 +10,7 @@ from pathlib import Path
 from calib.quantizers.rules.placement import HighPrecision
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks, StepOutputs
 from engines.backends.onnxruntime.onnxruntime_session import Provider
+from engines.chain.denoiser import is_guided
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.pool import WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined
@@ -45,7 +46,7 @@ class NetworkOpener:
 
     def networks(self, graphs: Mapping[str, Path], reference: str, threads: int | None) -> StepNetworks:
         backend = measuring_backend(self.target, threads)
-        guided = self.guidance != 1.0
+        guided = is_guided(self.guidance)
         rows = (2 if guided else 1) * self.batch
         opened = {name: EngineDenoiser(backend.open(graph, rows), self.conditioning, guided) for name, graph in graphs.items()}
         return StepNetworks(opened[reference], opened, self.guidance)

@@ -61,6 +61,7 @@ class Declaration:
         inputs: conditioning inputs, in the order of the adapter's conditions.
         noise_schedule: noise schedule in the model's scheduler configuration.
         sampler: sampler of that scheduler, a key of `engines.samplers.SAMPLERS`.
+        notes: what the user should know before a build: where the model's own pipeline does something else.
     """
 
     family: str
@@ -68,12 +69,12 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
     sampler: str = "ddim"
+    notes: tuple[str, ...] = ()
 
     @property
     def null_class(self) -> int | None:
-        """The default label for "no class": the last one. None unless a class label is the only condition."""
-        labels = [one.labels for one in self.inputs]
-        return labels[0] - 1 if len(labels) == 1 and labels[0] is not None else None
+        """The label for "no class" that the model declares. None unless a class label is the only condition."""
+        return self.inputs[0].null_class if len(self.inputs) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ LABELS = "class_labels"
 EMBEDDINGS = "encoder_hidden_states"
 POOLED = "text_embeds"
 TIME_IDS = "time_ids"
+SIZES, REFINER_SIZES = 6, 5
+"""Numbers in `time_ids` of SDXL (height and width of the original image, the corner of the crop, height and width of the target image) and
+of its refiner, which takes an aesthetic score in place of the target image's size."""
+
 IMAGE = "image"
 """Image whose channels an adapter appends to those of the state: inpainting, super-resolution, image editing."""
 
@@ -30,12 +34,14 @@ class ConditionInput:
         dtype: int64 for labels, else float32.
         shape: shape of one sample, without the batch. A name stands for a size that the plan's table decides.
         labels: number of labels that the network knows; None if the input is not a label.
+        null_class: label that means "no class", for guidance; None if the model does not say which one does.
     """
 
     name: str
     dtype: Literal["int64", "float32"]
     shape: tuple[int | str, ...]
     labels: int | None = None
+    null_class: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} [{', '.join(['rows', *map(str, self.shape)])}]"
@@ -50,9 +56,9 @@ class ConditionInput:
         return table.dtype == np.dtype(self.dtype) and sizes and known
 
 
-def class_input(labels: int) -> ConditionInput:
-    """Return the input for a class label out of `labels`, including the one for "no class"."""
-    return ConditionInput(LABELS, "int64", (), labels)
+def class_input(labels: int, null_class: int | None = None) -> ConditionInput:
+    """Return the input for a class label out of `labels`. They include `null_class`, the label for "no class", if there is one."""
+    return ConditionInput(LABELS, "int64", (), labels, null_class)
 
 
 def image_input(channels: int, height: int, width: int) -> ConditionInput:
@@ -67,7 +73,7 @@ def conditioning_of(
 
     Args:
         inputs: declared inputs, in the order in which the adapter takes them. A single label needs no table: row n is then class n.
-        null_class: label that means "no class"; None takes the last of the network's labels.
+        null_class: label that means "no class"; None takes the one that the model declares, if it declares one.
         table: path of an .npz file, see `engines.networks.conditioning.load_table`.
 
     Raises:
@@ -75,7 +81,7 @@ def conditioning_of(
     """
     if len(inputs) == 1 and inputs[0].labels is not None:
         _refuse_table(table)
-        return _classes(inputs[0].name, inputs[0].labels, null_class)
+        return _classes(inputs[0].name, inputs[0].labels, inputs[0].null_class if null_class is None else null_class)
     if null_class is not None:
         nulls = ", ".join(f"null.{one.name}" for one in inputs)
         mend = f"give {nulls} in model.conditions instead" if inputs else "leave model.null_class out of the plan"
@@ -91,9 +97,8 @@ def _refuse_table(table: Path | None) -> None:
         raise UsageError("The model takes no embeddings.", found="model.conditions", mend="leave model.conditions out of the plan")
 
 
-def _classes(name: str, labels: int, null_class: int | None) -> tuple[Conditioning, int]:
-    null = labels - 1 if null_class is None else null_class
-    if not 0 <= null < labels:
+def _classes(name: str, labels: int, null: int | None) -> tuple[Conditioning, int | None]:
+    if null is not None and not 0 <= null < labels:
         raise UsageError("The null class is not a label of the model.", found=f"model.null_class = {null}", expected=f"0..{labels - 1}")
     return class_labels(labels - 1 if null == labels - 1 else labels, null, name), null
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.of_scheduler import SamplerOf, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
-from ptqd_export.models.known_keys import defaults
+from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
+from ptqd_export.models.pipeline_rules import KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 DENOISERS = ("unet", "transformer")
 """Names that pipelines give to their denoiser."""
+
+RENAMED: Mapping[tuple[str, Any], str] = {
+    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
+    ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
+}
+"""Today's name of a class, by its old name and `norm_type`; diffusers maps them when it loads a model."""
 
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS: Mapping[str | None, tuple[str, ...]] = {
@@ -41,7 +50,8 @@ class DiffusersFolder:
         Raises:
             UsageError: the folder has no denoiser.
         """
-        if (self.path / "config.json").is_file():
+        single = self.path / "config.json"
+        if single.is_file() and not (self.path / INDEX).is_file() and "_class_name" in read_config(single):
             return ""
         for name in DENOISERS:
             if name in self.parts:
@@ -56,24 +66,37 @@ class DiffusersFolder:
     @cached_property
     def parts(self) -> dict[str, str]:
         """Class names of the parts that have a configuration, by part. If there is a `model_index.json`, only the parts that it lists."""
-        index = self.path / INDEX
-        listed = read_config(index).keys() if index.is_file() else None
+        listed = None if self.index is None else {name for name, (_, kind) in self._listed.items() if kind is not None}
         configs = {path.parent.name: path for path in sorted(self.path.glob("*/config.json"))}
         return {name: str(read_config(path).get("_class_name")) for name, path in configs.items() if listed is None or name in listed}
 
     @cached_property
+    def index(self) -> Config | None:
+        """Content of `model_index.json`; None if there is none."""
+        index = self.path / INDEX
+        return read_config(index) if index.is_file() else None
+
+    @property
+    def _listed(self) -> dict[str, list[Any]]:
+        """The parts in `model_index.json`: library and class by name. A part that the pipeline does without has neither."""
+        return {name: value for name, value in (self.index or {}).items() if isinstance(value, list) and len(value) == 2}
+
+    @property
     def pipeline(self) -> str | None:
         """Class name of the pipeline; None if there is no `model_index.json`."""
-        index = self.path / INDEX
-        return read_config(index).get("_class_name") if index.is_file() else None
+        return None if self.index is None else self.index.get("_class_name")
 
     @property
     def kind(self) -> str:
-        """Class name of the denoiser."""
-        return str(self.config(self.denoiser).get("_class_name"))
+        """Class name of the denoiser, by today's name."""
+        config = self.config(self.denoiser)
+        name = str(config.get("_class_name"))
+        return RENAMED.get((name, config.get("norm_type")), name)
 
     def config(self, part: str) -> Config:
-        return read_config(self.path / part / "config.json")
+        path = self.path / part / "config.json"
+        config = read_config(path)
+        return Config(path, config | denoiser_values(self.pipeline, config)) if part == self.denoiser else config
 
     def complete_config(self, part: str) -> Config:
         """Return the configuration of a part, with the defaults of its class for the keys that it lacks."""
@@ -81,16 +104,58 @@ class DiffusersFolder:
 
     @cached_property
     def scheduler(self) -> Config:
-        folder = self.path / "scheduler" if self.denoiser else self.path
-        return read_config(folder / "scheduler_config.json")
+        """Configuration of the scheduler, with the class of the pipeline's index and the values that the pipeline writes over it."""
+        path = (self.path / "scheduler" if self.denoiser else self.path) / "scheduler_config.json"
+        config = read_config(path)
+        return Config(path, config | self._scheduler_values(config))
+
+    def _scheduler_values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values by which the pipeline's scheduler differs from its file."""
+        listed = self._listed.get("scheduler", (None, None))[1]
+        kind = listed or config.get("_class_name")
+        wanted = {} if kind is None else {"_class_name": kind}
+        written = SCHEDULER_VALUES.get(str(self.pipeline), {}) if is_class(str(kind)) else {}
+        wanted |= {key: value for key, value in written.items() if key in defaults(str(kind))}
+        return {key: value for key, value in wanted.items() if config.get(key) != value}
+
+    @property
+    def sampler(self) -> SamplerOf:
+        return sampler_of(self.scheduler)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: what the pipeline changes or adds, where no sampler takes the scheduler's steps, keys without effect."""
+        changed = _named(self._scheduler_values(read_config(self.path / "scheduler" / "scheduler_config.json")) if self.denoiser else {})
+        unknown = _named(unknown_keys(str(self.scheduler.get("_class_name", "")), self.scheduler))
+        return tuple(
+            note
+            for holds, note in (
+                (self.pipeline not in (None, *KNOWN_PIPELINES), f"{self.pipeline} is unknown: what it does around its network is left out"),
+                (changed, f"{self.pipeline} replaces values of scheduler_config.json: {changed}"),
+                (self.sampler.note, self.sampler.note),
+                (unknown, f"scheduler_config.json has keys that its class does not know; they are ignored, as in diffusers: {unknown}"),
+            )
+            if holds
+        )
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
         return NoiseSchedule.from_scheduler_config(self.scheduler)
 
+    def build(self, part: str) -> nn.Module:
+        """Build the module of a part from its configuration, without its weights."""
+        import diffusers
+
+        network: nn.Module = getattr(diffusers, str(self.config(part)["_class_name"])).from_config(dict(self.config(part)))
+        return network
+
     def load(self, part: str) -> nn.Module:
         """Load the module of a part, in float32."""
         return load_weights(self.path / part, str(self.config(part)["_class_name"]))
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
 class Config(dict[str, Any]):

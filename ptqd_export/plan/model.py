@@ -51,7 +51,7 @@ class ModelSection(Section):
         default=None,
         ge=0,
         le=ROWS,
-        description='class label that means "no class", for guidance; null takes the last of the model\'s labels',
+        description='class label that means "no class", for guidance; null takes the model\'s own, if it declares one',
     )
     conditions: WrittenPath | None = Field(
         default=None,

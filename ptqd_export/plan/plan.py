@@ -46,6 +46,7 @@ def _storing(form: Form) -> str:
 class Plan(Section):
     """What `ptqd-export build` has to do. Paths are kept as they were written; `PlanFile` resolves them."""
 
+    comments: tuple[str, ...] = Field(default=(), strict=False, description="notes for whoever reads the plan; a build ignores them")
     model: ModelSection = Field(description="the trained network")
     sampler: SamplerSection = Field(description="the walk from noise to sample")
     precisions: Annotated[

@@ -38,7 +38,9 @@ class SamplerSection(Section):
         description="share of the ancestral noise: 0 is deterministic, 1 is ancestral; null takes the sampler's own",
     )
     guidance: float = Field(
-        default=1.0, ge=0, description="scale of classifier-free guidance; 1 is no guidance, with one network call per step instead of two"
+        default=1.0,
+        ge=0,
+        description="scale of classifier-free guidance; up to 1 is no guidance, with one network call per step instead of two",
     )
     timestep_spacing: TimestepSpacing | None = Field(
         default=None, description="which training timesteps the chain visits; null keeps what the model's scheduler says"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from calib.correction.moments import PLAIN
 from calib.correction.step_fit import is_linear
+from engines.chain.denoiser import is_guided
 from engines.chain.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.stored_statistics import StoredStatistics
@@ -21,6 +22,6 @@ def why_not_refit(request: ScheduleRequest, settings: ScheduleSettings, base: Sc
         (not all(is_linear(table.step(i)) for i in range(table.steps)), "they lack the variance of steps with clipping or history"),
         (fit.correction.variance == "shift" or base.is_shifted, "a shift runs the networks at other timesteps"),
         (not set(settings.precisions) <= {*stored.moments, FULL_PRECISION}, f"they are for {', '.join(stored.moments)}"),
-        (sampler.guidance != 1 and first_step.variables == PLAIN, "they are from a walk without guidance, with only one branch"),
+        (is_guided(sampler.guidance) and first_step.variables == PLAIN, "they are from a walk without guidance, with only one branch"),
     )
     return next((reason for holds, reason in reasons if holds), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engines.backends.onnxruntime.onnxruntime_session import check_provider
 from engines.errors import UsageError
+from engines.networks.conditioning import Conditioning
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit.fit_inputs import fit_settings
 
@@ -23,6 +24,12 @@ def check_build(context: BuildContext) -> None:
         raise UsageError(
             "The model cannot be guided.",
             found=f"guidance {context.plan.sampler.guidance:g}, with a model that has no null condition",
-            expected="guidance 1, or conditions with null values",
-            mend="set sampler.guidance to 1",
+            expected="guidance up to 1, or conditions with null values",
+            mend=_mend(context.model.conditioning),
         )
+
+
+def _mend(conditioning: Conditioning | None) -> str:
+    if conditioning is None:
+        return "set sampler.guidance to 1"
+    return 'set sampler.guidance to 1; or give the condition that means "none", as model.null_class or as null.<input> in model.conditions'

@@ -12,6 +12,7 @@ from calib.quantizers.rules.placement import HighPrecision, LayerOverrides, Plac
 from calib.quantizers.rules.precision import Precision
 from calib.walk.calibration_samples import CalibrationSamples
 from engines.backends.base import Backend
+from engines.chain.denoiser import is_guided
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from ptqd_export.measuring.calibration_device import CalibrationDevice
@@ -82,7 +83,7 @@ class BuildContext:
 
     @property
     def guided(self) -> bool:
-        return self.plan.sampler.guidance != 1.0
+        return is_guided(self.plan.sampler.guidance)
 
     @property
     def calibration_device(self) -> CalibrationDevice:

@@ -37,6 +37,7 @@ Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 TOKENS, DIM, ROWS = 5, 12, 3
+CLASS_MODEL = {"path": "model", "null_class": 3}
 CALIBRATION = {"samples": 16, "batch_size": 8, "activation_samples": 64}
 
 
@@ -132,6 +133,7 @@ def class_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         tmp_path_factory,
         "class_build",
         class_model.parent,
+        model=CLASS_MODEL,
         sampler={"name": "ddim", "steps": 4, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4", "w3a8"],
     )
@@ -158,6 +160,7 @@ def class_trt_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory)
         tmp_path_factory,
         "class_trt_build",
         class_model.parent,
+        model=CLASS_MODEL,
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx", "high_precision": "fp32", "threads": 2, "batch": {"opt": 2, "max": 3}, "workspace_gib": 1.0},
@@ -185,7 +188,7 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
         tmp_path_factory,
         "digits_trt_build",
         Path(__file__).parents[2],
-        model={"path": "tools/digits/model"},
+        model={"path": "tools/digits/model", "null_class": 10},
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx"},

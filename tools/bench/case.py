@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.apps.bench.bench import excerpt
 from engines.arrays import Float32, Int64
 from engines.bundle.bundle import Bundle
-from engines.chain.denoiser import Denoiser, Denoisers
+from engines.chain.denoiser import Denoiser, Denoisers, is_guided
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, rows_of
 from engines.chain.schedule import Schedule
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def guided(self) -> bool:
-        return self.schedule.sampler.guidance != 1.0
+        return is_guided(self.schedule.sampler.guidance)
 
     @property
     def engine_rows(self) -> int:

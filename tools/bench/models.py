@@ -114,6 +114,7 @@ MODELS: Mapping[str, BenchModel] = {
         GUIDED,
         {"samples": 32, "batch_size": 32, "activation_samples": 256},
         source=ROOT / "tools" / "digits" / "model",
+        model={"null_class": 10},
     ),
     "ddpm-36m": BenchModel(
         "DDPM U-Net, 36 M, 32 x 32",

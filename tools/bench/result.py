@@ -69,7 +69,7 @@ class Result:
         batch: samples per chain.
         steps: number of steps of a chain.
         schedule_steps: number of steps of the schedule from which the steps were taken.
-        guidance: guidance scale; any value other than 1 doubles the batch within the networks.
+        guidance: guidance scale; any value above 1 doubles the batch within the networks.
         rounds: number of rounds over which the medians are taken.
         machine: machine on which everything was measured.
         rows: figures by contestant.

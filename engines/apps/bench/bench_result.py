@@ -41,7 +41,7 @@ class BenchResult:
         steps: number of steps in a chain.
         schedule_steps: number of steps in the schedule that they were taken from.
         rounds: number of rounds that the medians are over.
-        guidance: guidance scale of the schedule; any scale other than 1 doubles the batch within the networks.
+        guidance: guidance scale of the schedule; any scale above 1 doubles the batch within the networks.
         baseline: contestant that `speedup` is relative to.
         chains: times by precision, with `auto` for the schedule's choice.
         load_milliseconds: time by precision to verify the graph's hash and start its engine, with the file in the system's cache.

@@ -13,6 +13,7 @@ from engines.apps.pictures.rendering import Format
 from engines.apps.sample.batch_sampler import Batch, SampleWork
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import is_guided
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.errors import UsageError
@@ -61,9 +62,11 @@ class AskedSamples:
         prompts = self.prompts or ()
         rows = samples % len(prompts) if prompts else chosen_rows(self.classes, samples, noise, model.conditioning)
         chain = self.chain.chosen(bundle)
-        if self.negative_prompt is not None and chain.scale == 1:
+        if self.negative_prompt is not None and not is_guided(chain.scale):
             raise UsageError(
-                "A negative prompt needs guidance.", found="guidance 1", expected="a guidance scale other than 1, or no negative prompt"
+                "A negative prompt needs guidance.",
+                found=f"guidance {chain.scale:g}",
+                expected="a guidance scale above 1, or no negative prompt",
             )
         conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
         cut = () if text is None else text.cut(prompts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from engines.errors import UsageError
+from engines.samplers.levels.scheduler_rules import refuse_unsupported, settings_of
 
 BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -29,40 +29,6 @@ SolverType: TypeAlias = Literal["midpoint", "heun"]
 
 # A beta of exactly 1 means zero terminal signal-to-noise ratio.
 Beta: TypeAlias = Annotated[float, Field(gt=0, le=1)]
-
-_NO_CLIP = {"clip_sample": False}
-_CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "": {},
-    "DDIMScheduler": {},
-    "DDPMScheduler": {},
-    "PNDMScheduler": _NO_CLIP | {"set_alpha_to_one": False, "skip_prk_steps": False},
-    "DPMSolverMultistepScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
-    "EulerDiscreteScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
-    "EulerAncestralDiscreteScheduler": _NO_CLIP | {"timestep_spacing": "linspace"},
-    "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
-}
-"""Default values of each scheduler class where they differ from those of `NoiseSchedule`."""
-
-_LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}
-_SCHEDULES_WITHOUT_BETAS = ("FlowMatch", "EDM")
-
-_PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
-    "use_dynamic_shifting": (False, None),
-    "shift_terminal": (None,),
-    "invert_sigmas": (False, None),
-    "stochastic_sampling": (False, None),
-}
-"""Settings that can change a chain's noise levels or timesteps in ways not supported here, each with the values that change nothing."""
-
-_MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
 
 
 class NoiseSchedule(BaseModel):
@@ -127,16 +93,18 @@ class NoiseSchedule(BaseModel):
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the schedule from a diffusers `scheduler_config.json`, ignoring keys that do not affect it.
 
-        Fields that the file omits get the defaults of its scheduler class. An unknown class gets those of a class that does not clip.
+        Fields that the file omits get the defaults of its scheduler class; a switch that is null is off, as in diffusers. An unknown class
+        must state its betas, and does not clip.
 
         Raises:
             UsageError: a value is unknown; or the configuration needs a sampler that is not a table of coefficients (dynamic thresholding,
-                a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM).
+                a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM, VE); or it needs
+                a sampler of its own (LCM).
         """
-        _refuse_unsupported(config)
-        given = {key: value for key, value in config.items() if key in cls.model_fields and value is not None}
+        refuse_unsupported(config)
+        switches = {name for name, field in cls.model_fields.items() if field.annotation is bool}
         try:
-            return cls(**{**_CLASS_DEFAULTS.get(str(config.get("_class_name", "")), _NO_CLIP), **given})
+            return cls(**settings_of(config, cls.model_fields, switches))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -146,36 +114,3 @@ class NoiseSchedule(BaseModel):
                 expected=first["msg"],
                 mend=f"correct {field} in scheduler_config.json",
             ) from error
-
-
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    scheduler = str(config.get("_class_name", ""))
-    if scheduler.startswith(_SCHEDULES_WITHOUT_BETAS) and scheduler not in _CLASS_DEFAULTS:
-        raise UsageError(
-            "The model was trained with an unsupported noise schedule.",
-            found=scheduler,
-            expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's, or FlowMatchEulerDiscreteScheduler's",
-        )
-    for key, plain in _PLAIN_VALUES.items():
-        if config.get(key, plain[0]) not in plain:
-            raise UsageError(
-                f"No sampler supports the scheduler configuration's {key}.",
-                found=f"{key} = {json.dumps(config[key])}",
-                expected=f"{key} = {json.dumps(plain[0])}",
-                mend=_MEND.get(key, f"set {key} to {json.dumps(plain[0])} in scheduler_config.json, if the model samples well that way"),
-            )
-    if config.get("thresholding"):
-        raise UsageError(
-            "Dynamic thresholding depends on the sample, so a table of coefficients cannot express it.",
-            found="thresholding = true",
-            expected="thresholding = false",
-            mend="set thresholding to false and clip_sample to true for the fixed bound clip_sample_range",
-        )
-    variance_type = config.get("variance_type")
-    if variance_type in _LEARNED_VARIANCE:
-        raise UsageError(
-            "The network outputs a learned variance at every step, so a table of coefficients cannot express it.",
-            found=f"variance_type = {variance_type}",
-            expected="fixed_small, fixed_small_log, fixed_large or fixed_large_log",
-            mend=f'set variance_type to "{_LEARNED_VARIANCE[variance_type]}"; the network\'s variance channels are then not used',
-        )

@@ -143,6 +143,11 @@ class _Classes(_Built):
     n_classes: PositiveInt = 1000
     key: str = "class"
 
+    @property
+    def null_class(self) -> int | None:
+        """The last class, as in CompVis' own sampling script for ImageNet. None for the default number, which leaves no room for it."""
+        return self.n_classes - 1 if "n_classes" in self.model_fields_set else None
+
 
 class ClassEmbedderConfig(BaseModel):
     target: Literal["ldm.modules.encoders.modules.ClassEmbedder"]

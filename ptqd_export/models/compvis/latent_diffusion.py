@@ -87,7 +87,7 @@ def declare(path: Path) -> Declaration:
     return Declaration(
         family="CompVis LatentDiffusion" + (" (averaged weights)" if config.use_ema else ""),
         sample_shape=(config.channels, config.image_size, config.image_size),
-        inputs=() if classes is None else (class_input(classes.n_classes),),
+        inputs=() if classes is None else (class_input(classes.n_classes, classes.null_class),),
         noise_schedule=config.noise_schedule,
     )
 

@@ -117,6 +117,12 @@ def find_first_stage(folder: DiffusersFolder) -> str | None:
     return name
 
 
+def latent_channels(folder: DiffusersFolder, name: str) -> int:
+    """Return the number of channels of the latents that a first stage decodes."""
+    config = folder.complete_config(name)
+    return int(config.get("vq_embed_dim") or config["latent_channels"])
+
+
 def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
     """Load the decoder of a pipeline; None if there is no first stage and the states are images. Raises what `find_first_stage` raises."""
     name = find_first_stage(folder)

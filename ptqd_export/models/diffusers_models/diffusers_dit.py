@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engines.samplers.of_scheduler import sampler_of
 from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_models.checked_declaration import checked
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
 from ptqd_export.models.diffusers_models.diffusers_shapes import image_size, state_channels
 
@@ -27,14 +27,17 @@ def declare(path: Path) -> Declaration:
     """See `ptqd_export.models.base.Family`. The label after the last class means "no class"."""
     folder = DiffusersFolder(path)
     config = folder.config(folder.denoiser)
+    classes = config["num_embeds_ada_norm"]
     channels = state_channels(config["in_channels"], config["out_channels"] or config["in_channels"])
-    return Declaration(
+    declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *image_size(config)),
-        inputs=(class_input(config["num_embeds_ada_norm"] + 1),),
+        inputs=(class_input(classes + 1, null_class=classes),),
         noise_schedule=folder.noise_schedule,
-        sampler=sampler_of(folder.scheduler),
+        sampler=folder.sampler.name,
+        notes=folder.notes,
     )
+    return checked(folder, declared, DiTAdapter)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:

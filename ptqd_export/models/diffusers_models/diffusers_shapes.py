@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,15 +31,16 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return height and width of the state.
 
     Raises:
-        UsageError: the configuration has no size.
+        UsageError: the configuration has no size, or none of two sides.
     """
     size = config.get("sample_size")
-    if size is None:
+    sides = [size, size] if isinstance(size, int) else size
+    if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)):
         raise UsageError(
             "The model does not say how large its samples are.",
-            found="no sample_size in the denoiser's config.json",
+            found=f"sample_size = {json.dumps(size)} in the denoiser's config.json",
             expected="a number, or [height, width]",
             mend="write the size at which the model was trained into config.json",
         )
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides
     return height, width

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engines.errors import UsageError
-from engines.samplers.of_scheduler import sampler_of
 from ptqd_export.models.base import Adapter, Declaration, ModelModules
-from ptqd_export.models.conditions import EMBEDDINGS, IMAGE, POOLED, TIME_IDS, ConditionInput, class_input, image_input
-from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.conditions import (
+    EMBEDDINGS,
+    IMAGE,
+    POOLED,
+    REFINER_SIZES,
+    SIZES,
+    TIME_IDS,
+    ConditionInput,
+    class_input,
+    image_input,
+)
+from ptqd_export.models.diffusers_folder import Config, DiffusersFolder
+from ptqd_export.models.diffusers_models.checked_declaration import checked
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
 from ptqd_export.models.diffusers_models.diffusers_shapes import image_size, state_channels
 
 ADDED = (POOLED, TIME_IDS)
 """Conditions that SDXL adds to the embedding of the timestep."""
 
-SIZES = 6
-"""Numbers in `time_ids`: height and width of the original and of the target image, and the corner of the crop."""
+POOLED_WIDTH = 1280
+"""Width of the pooled embeddings of the text encoder that SDXL and its refiner share."""
 
 TEXT_TIME = "text_time"
-OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
-"""Configuration keys of other conditions, which are not supported."""
+TEXT_PROJECTION = "text_proj"
+OTHER_INPUTS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
+    "UNet2DModel": {"class_embed_type": (None,), "time_embedding_type": (None, "positional")},
+    "UNet2DConditionModel": {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None, TEXT_PROJECTION),
+        "time_cond_proj_dim": (None,),
+        "addition_embed_type": (None, TEXT_TIME),
+    },
+}
+"""Configuration keys of other inputs, and of timesteps that are not the training timestep, with the values that are supported."""
 
 
 class DiffusersAdapter(Adapter):
@@ -47,13 +66,15 @@ def declare(path: Path) -> Declaration:
     config = folder.config(folder.denoiser)
     channels, size = state_channels(config["in_channels"], config["out_channels"]), image_size(config)
     images = () if channels == config["in_channels"] else (image_input(config["in_channels"] - channels, *size),)
-    return Declaration(
+    declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *size),
-        inputs=(*_inputs(folder.kind, config), *images),
+        inputs=(*_inputs(folder, config), *images),
         noise_schedule=folder.noise_schedule,
-        sampler=sampler_of(folder.scheduler),
+        sampler=folder.sampler.name,
+        notes=folder.notes,
     )
+    return checked(folder, declared, DiffusersAdapter)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:
@@ -63,19 +84,48 @@ def load(path: Path, declared: Declaration) -> ModelModules:
     return ModelModules(adapter, load_decoder(folder))
 
 
-def _inputs(kind: str, config: Mapping[str, Any]) -> tuple[ConditionInput, ...]:
-    if kind == "UNet2DModel":
+def _inputs(folder: DiffusersFolder, config: Config) -> tuple[ConditionInput, ...]:
+    _refuse_other_inputs(folder, config)
+    if folder.kind == "UNet2DModel":
         labels = config.get("num_class_embeds")
         return (class_input(labels),) if labels else ()
-    others = {name: config[name] for name in OTHER_CONDITIONS if config.get(name)}
-    added = config.get("addition_embed_type")
-    if others or added not in (None, TEXT_TIME):
-        found = ", ".join(f"{name} = {value}" for name, value in {**others, "addition_embed_type": added}.items())
-        raise UsageError(
-            "This network has conditions that are not supported.", found=found, expected=f"addition_embed_type = {TEXT_TIME}, or none"
-        )
-    embeddings = ConditionInput(EMBEDDINGS, "float32", ("tokens", config["cross_attention_dim"]))
-    if added is None:
+    embeddings = ConditionInput(EMBEDDINGS, "float32", ("tokens", _text_width(config)))
+    if config.get("addition_embed_type") is None:
         return (embeddings,)
-    pooled = config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
-    return embeddings, ConditionInput(POOLED, "float32", (pooled,)), ConditionInput(TIME_IDS, "float32", (SIZES,))
+    sizes = _sizes_in_time_ids(folder, config)
+    pooled = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
+    return embeddings, ConditionInput(POOLED, "float32", (pooled,)), ConditionInput(TIME_IDS, "float32", (sizes,))
+
+
+def _refuse_other_inputs(folder: DiffusersFolder, config: Config) -> None:
+    supported = OTHER_INPUTS[folder.kind]
+    others = {name: config[name] for name, values in supported.items() if (config.get(name) or None) not in values}
+    if others:
+        raise UsageError(
+            "This network has inputs that are not supported.",
+            found=f"{folder.path / folder.denoiser}: " + ", ".join(f"{name} = {value}" for name, value in others.items()),
+            expected=", ".join(f"{name} = {' or '.join(map(str, supported[name]))}" for name in others),
+            mend="wrap the network in a model.factory that has the inputs it needs",
+        )
+
+
+def _text_width(config: Config) -> int:
+    """Return the width of the text embeddings: of those that the network projects itself, if it does."""
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    widths = {width} if isinstance(width, int) else set(width)
+    if len(widths) > 1:
+        raise UsageError(
+            "The blocks of this network take embeddings of different widths.",
+            found=f"cross_attention_dim = {list(width)}",
+            expected="one width for all blocks",
+        )
+    (found,) = widths
+    return int(found)
+
+
+def _sizes_in_time_ids(folder: DiffusersFolder, config: Config) -> int:
+    """Return how many numbers `time_ids` has: the pipeline's index says whether it refines. Without an index, the published widths tell."""
+    if folder.index is not None:
+        return REFINER_SIZES if folder.index.get("requires_aesthetics_score") else SIZES
+    rest = config["projection_class_embeddings_input_dim"] - POOLED_WIDTH
+    return REFINER_SIZES if rest == REFINER_SIZES * config["addition_time_embed_dim"] else SIZES

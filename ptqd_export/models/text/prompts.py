@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.prompts import TextModel, TextPart, read_prompts
-from ptqd_export.models.conditions import TIME_IDS, ConditionInput
+from ptqd_export.models.conditions import IMAGE, REFINER_SIZES, TIME_IDS, ConditionInput
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
 from ptqd_export.models.lora import Lora
 from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
@@ -19,6 +19,12 @@ from ptqd_export.models.text.tokenizer import portable_tokenizer
 
 TEXT = "text"
 """The bundle's folder for graphs and tokenizers of text encoders."""
+
+Fixed: TypeAlias = Mapping[str, tuple[float, ...]]
+"""Values of a conditioning input that no prompt changes, by its name."""
+
+SCORE, NEGATIVE_SCORE = 6.0, 2.5
+"""Aesthetic scores of the prompt and of the negative prompt in `time_ids` of SDXL's refiner: the pipeline's defaults."""
 
 LATENT_FACTOR = 8
 """Pixels per latent, along each side, if the pipeline has no first stage that says otherwise; diffusers assumes the same."""
@@ -32,13 +38,15 @@ class PromptEncoder:
         folders: folders of the text encoders, in the order in which their hidden states are concatenated.
         layer: layer whose hidden states the network takes.
         fixed: conditioning inputs that are the same for every prompt.
+        null_fixed: those of them that differ for the negative prompt.
         zero_without_negative: without a negative prompt the null row is zeros, not the empty prompt.
         lora: LoRA to fuse into the encoders, or None.
     """
 
     folders: tuple[TextFolders, ...]
     layer: Layer
-    fixed: Mapping[str, tuple[float, ...]]
+    fixed: Fixed
+    null_fixed: Fixed
     zero_without_negative: bool
     lora: Lora | None
 
@@ -75,7 +83,13 @@ class LoadedText:
             )
             for folders, module, tokenizer in zip(self.source.folders, self.modules, self.tokenizers, strict=True)
         )
-        return TextRecord(encoders=encoders, fixed=dict(self.source.fixed), zero_without_negative=self.source.zero_without_negative)
+        source = self.source
+        return TextRecord(
+            encoders=encoders,
+            fixed=dict(source.fixed),
+            null_fixed=dict(source.null_fixed),
+            zero_without_negative=source.zero_without_negative,
+        )
 
     def condition(self, prompts: Sequence[str], negative: str | None) -> Conditioning:
         """See `engines.networks.prompts.TextModel.condition`."""
@@ -92,8 +106,15 @@ def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None
         lora: see `PromptEncoder`.
 
     Raises:
-        UsageError: the model takes no text, or its pipeline has no text encoders.
+        UsageError: the model takes no text, its pipeline has no text encoders, or it also takes an image.
     """
+    if any(one.name == IMAGE for one in inputs):
+        raise UsageError(
+            "This network takes an image beside its prompt.",
+            found=f"model.prompts for {path}",
+            expected=f"model.conditions, an .npz with {', '.join(map(str, inputs))}",
+            mend="encode prompts and images yourself, one row for each pair, and name the file as model.conditions",
+        )
     folders = find_text_folders(path)
     if not folders:
         raise UsageError(
@@ -102,21 +123,28 @@ def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None
             expected="the folder of a Stable Diffusion or SDXL pipeline",
             mend="leave model.prompts out of the plan; prepared embeddings go into model.conditions",
         )
-    added = any(one.name == TIME_IDS for one in inputs)
-    if not added:
-        return PromptEncoder(folders, "last", {}, zero_without_negative=False, lora=lora)
+    sizes = next((one.shape for one in inputs if one.name == TIME_IDS), None)
+    if sizes is None:
+        return PromptEncoder(folders, "last", {}, {}, zero_without_negative=False, lora=lora)
     zeros = bool(read_config(path / INDEX).get("force_zeros_for_empty_prompt", True))
-    return PromptEncoder(folders, "penultimate", {TIME_IDS: _time_ids(DiffusersFolder(path))}, zero_without_negative=zeros, lora=lora)
+    fixed, null_fixed = _time_ids(_image_size(DiffusersFolder(path)), refines=sizes == (REFINER_SIZES,))
+    return PromptEncoder(folders, "penultimate", fixed, null_fixed, zero_without_negative=zeros, lora=lora)
 
 
-def _time_ids(folder: DiffusersFolder) -> tuple[float, ...]:
-    """Return original size, crop corner and target size of an uncropped image: the pipeline's own defaults."""
+def _time_ids(size: tuple[float, float], *, refines: bool) -> tuple[Fixed, Fixed]:
+    """Return `time_ids` of an uncropped image, and those of the negative prompt where they differ."""
+    if refines:
+        return {TIME_IDS: (*size, 0.0, 0.0, SCORE)}, {TIME_IDS: (*size, 0.0, 0.0, NEGATIVE_SCORE)}
+    return {TIME_IDS: (*size, 0.0, 0.0, *size)}, {}
+
+
+def _image_size(folder: DiffusersFolder) -> tuple[float, float]:
+    """Return height and width of the image of a whole sample: the pipeline's default for original and target size."""
     size, factor = folder.config(folder.denoiser)["sample_size"], LATENT_FACTOR
     if "vae" in folder.parts:
         factor = 2 ** (len(folder.config("vae")["block_out_channels"]) - 1)
     height, width = (size, size) if isinstance(size, int) else size
-    pixels = (float(height * factor), float(width * factor))
-    return (*pixels, 0.0, 0.0, *pixels)
+    return float(height * factor), float(width * factor)
 
 
 def calibration_prompts(prompts: tuple[str, ...] | Path) -> tuple[str, ...]:

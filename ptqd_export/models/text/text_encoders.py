@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engines.arrays import Float32, Int64
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from ptqd_export.models.conditions import EMBEDDINGS, POOLED
-from ptqd_export.models.diffusers_folder import first_cause, read_config
+from ptqd_export.models.diffusers_folder import DiffusersFolder, first_cause, read_config
 
 ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Folders of the text encoders and of their tokenizers, in the order in which the hidden states are concatenated."""
@@ -92,7 +92,8 @@ class TextFolders:
 
 def find_text_folders(model: Path) -> tuple[TextFolders, ...]:
     """Return the text encoders in a pipeline's folder; none if the model takes no text."""
-    return tuple(TextFolders(model, name) for name in ENCODERS if (model / name / "config.json").is_file())
+    parts = DiffusersFolder(model).parts
+    return tuple(TextFolders(model, name) for name in ENCODERS if name in parts)
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:

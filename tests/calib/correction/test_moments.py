@@ -84,12 +84,18 @@ def test_means_and_covariances_are_over_all_folds() -> None:
         assert moments.variance("x")[channel] == pytest.approx(covariance[0, 0], rel=1e-9)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 7.5])
+@pytest.mark.parametrize("guidance", [1.0, 1.5, 7.5])
 def test_guided_projection_equals_moments_of_the_guided_output(guidance: float) -> None:
     values = _values(variables=5, mean=3.0)
     x, e_cond, e_uncond, d_cond, d_uncond = values
     direct = np.stack([x, e_uncond + guidance * (e_cond - e_uncond), d_uncond + guidance * (d_cond - d_uncond)])
     _assert_same(Moments.of(GUIDED, values, _folds()).guided(guidance), Moments.of(PLAIN, direct, _folds()))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_guidance_up_to_one_is_the_conditional_output(guidance: float) -> None:
+    moments = Moments.of(GUIDED, _values(variables=5, mean=3.0), _folds())
+    _assert_same(moments.guided(guidance), moments.guided(1.0))
 
 
 def test_guidance_leaves_unguided_moments_alone() -> None:

@@ -69,6 +69,15 @@ def test_other_guidance_must_be_accepted(tiny: TinyBundle, started: list[str]) -
     assert ChainChoice(guidance=0.0, accept_guidance=True).open(bundle, 4).guidance == 0.0
 
 
+def test_all_guidance_scales_up_to_one_are_the_same(own_tiny: TinyBundle) -> None:
+    own_tiny.edit_json("schedules/default.json", lambda schedule: schedule["sampler"].update(guidance=1.0))
+    own_tiny.rehash("schedules/default.json")
+    bundle = Bundle.open(own_tiny.folder)
+    assert not ChainChoice(guidance=0.0, precision="fp32").open(bundle, 4).denoisers["fp32"].guided  # type: ignore[attr-defined]  # an engine's
+    with pytest.raises(UsageError, match="--accept-guidance"):
+        ChainChoice(guidance=1.2).open(bundle, 4)
+
+
 def test_schedule_that_was_added_is_found_by_name(own_tiny: TinyBundle, started: list[str]) -> None:
     source = own_tiny.folder / "schedules" / "default.json"
     source.with_name("second.json").write_text(source.read_text().replace('"precision":"w4a8"', '"precision":"fp32"'))

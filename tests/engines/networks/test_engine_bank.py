@@ -33,8 +33,10 @@ def test_guided_denoiser_gives_both_branches_of_the_right_network(tiny: TinyBund
     np.testing.assert_allclose(out, [network(X, 250.0, ROWS), network(X, 250.0, np.array([3, 3]))], rtol=0, atol=1e-5)
 
 
-def test_without_guidance_there_is_one_branch(tiny: TinyBundle) -> None:
-    out = bank_of(tiny, 1.0)["fp32"](X, 250.0, ROWS)
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_guidance_up_to_one_evaluates_the_conditional_branch_alone(tiny: TinyBundle, guidance: float) -> None:
+    """diffusers' rule: a pipeline is guided if `guidance_scale > 1`."""
+    out = bank_of(tiny, guidance)["fp32"](X, 250.0, ROWS)
     np.testing.assert_allclose(out, [tiny.networks["fp32"](X, 250.0, ROWS)], rtol=0, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,11 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def _pipeline(folder: Path, *, denoiser: str = "unet", config: dict[str, object] | None = None, scheduler: object = None) -> Path:
-    parts = {"_class_name": "SomePipeline", "scheduler": ["diffusers", "DDPMScheduler"], denoiser: ["diffusers", "SomeModel"]}
+def _pipeline(
+    folder: Path, *, denoiser: str = "unet", config: dict[str, object] | None = None, scheduler: dict[str, Any] | None = None
+) -> Path:
+    named = (scheduler or SCHEDULER).get("_class_name")
+    parts = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", named], denoiser: ["diffusers", "SomeModel"]}
     _write(folder / "model_index.json", parts)
     _write(folder / denoiser / "config.json", UNET | (config or {}))
     _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER if scheduler is None else scheduler)
@@ -39,8 +43,10 @@ def _error(model: Path, target: str = "onnxruntime") -> str:
 
 def test_quick_plan_differs_only_in_what_its_note_says(tmp_path: Path) -> None:
     model, written = _pipeline(tmp_path / "model"), tmp_path / "plan.json"
-    note = write_starter_plan(model, "onnxruntime", written, force=False, first_look=True)
-    assert note.startswith("quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20, 64 calibration samples instead of 512.")
+    notes = write_starter_plan(model, "onnxruntime", written, force=False, first_look=True)
+    assert notes[-1].startswith(
+        "quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20, 64 calibration samples instead of 512."
+    )
     made, whole = load_plan(written).plan.model_dump(), starter_plan(model, "onnxruntime", tmp_path).model_dump()
     whole["precisions"] = ("w8a8",)
     whole["sampler"]["steps"] = 10
@@ -56,9 +62,10 @@ def test_unconditional_pipeline_gets_no_guidance(tmp_path: Path) -> None:
     assert (plan.model.path, plan.output) == ("flowers", "build/flowers")
 
 
-def test_model_with_classes_gets_guidance(tmp_path: Path) -> None:
-    model = _pipeline(tmp_path / "digits", config={"num_class_embeds": 11})
-    assert starter_plan(model, "onnxruntime", tmp_path).sampler.guidance == 1.5
+def test_model_with_classes_gets_no_guidance_until_its_null_class_is_known(tmp_path: Path) -> None:
+    plan = starter_plan(_pipeline(tmp_path / "digits", config={"num_class_embeds": 10}), "onnxruntime", tmp_path)
+    assert plan.sampler.guidance == 1.0
+    assert "does not say which of its 10 labels" in plan.comments[0]
 
 
 def test_model_whose_class_count_is_null_gets_no_guidance(tmp_path: Path) -> None:
@@ -85,7 +92,7 @@ def test_text_model_gets_prompts_to_calibrate_with(tmp_path: Path) -> None:
 def test_single_model_folder_with_its_scheduler(tmp_path: Path) -> None:
     _write(tmp_path / "net" / "config.json", UNET | {"num_class_embeds": 11})
     _write(tmp_path / "net" / "scheduler_config.json", SCHEDULER)
-    assert starter_plan(tmp_path / "net", "onnxruntime", tmp_path).sampler.guidance == 1.5
+    assert starter_plan(tmp_path / "net", "onnxruntime", tmp_path).sampler.name == "ddpm"
 
 
 def test_chain_is_not_longer_than_the_training_schedule(tmp_path: Path) -> None:

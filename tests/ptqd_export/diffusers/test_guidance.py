@@ -41,6 +41,7 @@ def test_no_guidance_is_one() -> None:
     u, _ = halves(torch.float32)
     check_guidance(u, u.clone(), 1.0)
     check_guidance(u[:1], u[:1].clone(), 1.0)
+    check_guidance(u, u.clone(), 0.0)
     with pytest.raises(UsageError, match=r"found: +guidance 1\n"):
         check_guidance(u, u.clone(), W)
 

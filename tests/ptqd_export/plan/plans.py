@@ -23,6 +23,7 @@ SHORTEST = {
 
 RESOLVED = """\
 {
+  "comments": [],
   "model": {
     "path": "tools/digits/model",
     "factory": null,

@@ -137,8 +137,8 @@ def test_guidance_without_a_null_condition(build: Callable[..., Result]) -> None
 def test_guidance_of_an_unconditional_model(build: Callable[..., Result]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ptqd_export.models.diffusers_folder.load_weights", lambda *_: nn.Identity())
-        result = build(_edit("unet/config.json", num_class_embeds=None), sampler=SAMPLER | {"guidance": 0.5})
-    _refused(result, 2, "cannot be guided", "guidance 0.5")
+        result = build(_edit("unet/config.json", num_class_embeds=None), sampler=SAMPLER | {"guidance": 1.5})
+    _refused(result, 2, "cannot be guided", "guidance 1.5")
 
 
 @pytest.mark.parametrize("null_class", [4, 100])

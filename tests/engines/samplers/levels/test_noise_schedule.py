@@ -5,23 +5,36 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 from diffusers import (
+    DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMParallelScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
 )
 from pydantic import ValidationError
 
 from engines.errors import UsageError
+from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 STABLE_DIFFUSION: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
@@ -47,6 +60,8 @@ def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
+BETAS = {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear"}
+
 CLASSES = [
     DDIMScheduler,
     DDPMScheduler,
@@ -55,6 +70,16 @@ CLASSES = [
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    DDIMParallelScheduler,
+    DDPMParallelScheduler,
+    DEISMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    UniPCMultistepScheduler,
+    SASolverScheduler,
+    LMSDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
 ]
 
 
@@ -65,9 +90,26 @@ def test_a_file_that_says_nothing_means_what_its_class_does(scheduler: Any) -> N
     theirs = {name: parameter.default for name, parameter in inspect.signature(scheduler.__init__).parameters.items()}
     shared = [name for name in silent.model_fields_set & theirs.keys() if theirs[name] is not None]
     assert {name: getattr(silent, name) for name in shared} == {name: theirs[name] for name in shared}
-    assert silent.clip_sample == ("clip_sample" in theirs)
+    assert silent.clip_sample == theirs.get("clip_sample", False)
     assert silent.timestep_spacing == theirs.get("timestep_spacing", "leading")
     assert silent.prediction_type == theirs.get("prediction_type", "flow")
+
+
+@pytest.mark.parametrize("name", [name for name in dir(diffusers) if name.endswith("Scheduler")])
+def test_the_betas_are_those_of_the_scheduler_or_it_is_refused(name: str) -> None:
+    """A default configuration of every class of diffusers, as it writes it and with nothing but its class."""
+    try:
+        scheduler = getattr(diffusers, name)()
+    except (ImportError, TypeError, ValueError):
+        pytest.skip("needs other packages or arguments")
+    for config in ({"_class_name": name, **scheduler.config}, {"_class_name": name}):
+        try:
+            schedule = NoiseSchedule.from_scheduler_config(config)
+        except UsageError:
+            assert scheduler.__class__ not in CLASSES
+            continue
+        if schedule.prediction_type != "flow":
+            np.testing.assert_allclose(alpha_bar(schedule), scheduler.alphas_cumprod, rtol=1e-3)
 
 
 def test_the_classes_differ_where_they_should() -> None:
@@ -81,7 +123,7 @@ def test_the_classes_differ_where_they_should() -> None:
 
 
 def test_a_class_that_is_unknown_does_not_clip_unless_it_says_so() -> None:
-    config = {"_class_name": "UniPCMultistepScheduler", "timestep_spacing": "linspace"}
+    config = {"_class_name": "MyScheduler", **BETAS}
     assert NoiseSchedule.from_scheduler_config(config).clip is None
     assert NoiseSchedule.from_scheduler_config(config | {"clip_sample": True}).clip == 1.0
 
@@ -126,6 +168,11 @@ def test_is_immutable_and_rejects_a_misspelt_field() -> None:
         ({"variance_type": "learned_range"}, 'variance_type = learned_range\n.*set variance_type to "fixed_large"'),
         ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "trained with an unsupported noise schedule.*FlowMatchHeun.*FlowMatchEuler"),
         ({"_class_name": "EDMEulerScheduler"}, "trained with an unsupported noise schedule.*EDMEuler"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01}, "unsupported noise schedule.*ScoreSdeVe.*states no betas"),
+        ({"_class_name": "MyScheduler", "beta_start": 0.001}, "unsupported noise schedule.*MyScheduler.*states no betas"),
+        ({"_class_name": "LCMScheduler", **BETAS}, "unsupported noise schedule.*LCM.*distilled"),
+        ({"_class_name": "CogVideoXDDIMScheduler", **BETAS}, "unsupported noise schedule.*snr_shift_scale"),
+        ({"predict_epsilon": False}, 'expected: prediction_type = "sample"'),
         ({"beta_schedule": "cosine"}, "invalid beta_schedule.*'cosine'.*'linear', 'scaled_linear'"),
         ({"interpolation_type": "log_linear"}, 'interpolation_type = "log_linear".*interpolation_type = "linear"'),
         ({"timestep_type": "continuous"}, 'timestep_type = "continuous".*set timestep_type to "discrete"'),

@@ -112,6 +112,7 @@ def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
             },
         ),
         "fixed": {"time_ids": (16.0, 16.0, 0.0, 0.0, 16.0, 16.0)},
+        "null_fixed": {},
         "zero_without_negative": True,
     }  # fmt: skip
     for one in bundle.manifest.model.text.encoders:

@@ -71,6 +71,23 @@ def test_sdxl_without_forced_zeros_encodes_the_empty_prompt(tmp_path: Path, sdxl
     assert np.abs(conditioning.null["text_embeds"]).max() > 0.1
 
 
+def test_refiner_is_told_the_scores_of_prompt_and_negative_prompt(tmp_path: Path) -> None:
+    folder = tiny_text.write_refiner(tmp_path / "model")
+    conditioning = load_model(plan_of(folder)).conditioning
+    assert conditioning is not None
+    assert conditioning.null is not None
+    theirs = pipeline(folder)
+    size = (theirs.unet.config.sample_size * theirs.vae_scale_factor,) * 2
+    expected, negative = theirs._get_add_time_ids(
+        size, (0, 0), size, 6.0, 2.5, size, (0, 0), size, dtype=torch.float32, text_encoder_projection_dim=12
+    )
+    assert conditioning.tables["time_ids"].tolist() == expected.tolist() * len(PROMPTS)
+    assert conditioning.null["time_ids"].tolist() == negative[0].tolist()
+    embeddings, _, pooled, _ = theirs.encode_prompt(list(PROMPTS))
+    np.testing.assert_allclose(conditioning.tables["encoder_hidden_states"], embeddings.detach(), atol=1e-5)
+    np.testing.assert_allclose(conditioning.tables["text_embeds"], pooled.detach(), atol=1e-5)
+
+
 def test_sdxl_is_told_the_size_of_its_images(sdxl: Path) -> None:
     conditioning = load_model(plan_of(sdxl)).conditioning
     assert conditioning is not None

@@ -104,6 +104,22 @@ def write_sdxl(folder: Path, *, variant: str | None = None, zeros: bool = True) 
     return _save(pipeline, folder, variant)
 
 
+def write_refiner(folder: Path) -> Path:
+    """Write SDXL's refiner: one text encoder, the second, and an aesthetic score beside the image's size."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    torch.manual_seed(0)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 5 * 8 + 12}
+    write_tokenizer(folder / "tokenizer_2", "!")
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=_vae(), unet=_unet(24, use_linear_projection=True, **added), scheduler=_scheduler({}),
+        tokenizer=None, tokenizer_2=_tokenizer(folder / "tokenizer_2"), text_encoder=None,
+        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 24, {"hidden_act": "gelu", "projection_dim": 12}),
+        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
+    )  # fmt: skip
+    return _save(pipeline, folder, None)
+
+
 CLIP_SIDE = 32
 CLIP_MEAN, CLIP_DEVIATION = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

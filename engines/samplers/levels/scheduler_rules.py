@@ -1,0 +1,143 @@
+"""How the scheduler classes of diffusers mean their settings, and which settings no sampler here supports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from engines.errors import UsageError
+
+_NO_CLIP = {"clip_sample": False}
+_LINSPACE = _NO_CLIP | {"timestep_spacing": "linspace"}
+_K_DIFFUSION = _LINSPACE | {"beta_start": 0.00085, "beta_end": 0.012}
+_CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "DDIMScheduler": {},
+    "DDPMScheduler": {},
+    "PNDMScheduler": _NO_CLIP | {"set_alpha_to_one": False, "skip_prk_steps": False},
+    "DPMSolverMultistepScheduler": _LINSPACE,
+    "EulerDiscreteScheduler": _LINSPACE,
+    "EulerAncestralDiscreteScheduler": _LINSPACE,
+    "DDIMParallelScheduler": {},
+    "DDPMParallelScheduler": {},
+    "DEISMultistepScheduler": _LINSPACE,
+    "DPMSolverSinglestepScheduler": _NO_CLIP,
+    "UniPCMultistepScheduler": _LINSPACE,
+    "SASolverScheduler": _LINSPACE,
+    "LMSDiscreteScheduler": _LINSPACE,
+    "HeunDiscreteScheduler": _K_DIFFUSION,
+    "KDPM2DiscreteScheduler": _K_DIFFUSION,
+    "KDPM2AncestralDiscreteScheduler": _K_DIFFUSION,
+    "DPMSolverSDEScheduler": _K_DIFFUSION,
+    "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
+}
+"""Default values of each scheduler class where they differ from those of `NoiseSchedule`."""
+
+_OTHER_MEANING: Mapping[str, tuple[str, ...]] = {
+    "DEISMultistepScheduler": ("solver_type",),
+    "DPMSolverSinglestepScheduler": ("lower_order_final",),
+    "UniPCMultistepScheduler": ("solver_type",),
+}
+"""Settings that mean something else to a class: here, they are those of DPMSolverMultistepScheduler."""
+
+_LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}
+_DISTILLED = "a model distilled for a few steps of its own sampler, which is not supported"
+_UNSUPPORTED: Mapping[str, str] = {
+    "LCMScheduler": _DISTILLED,
+    "TCDScheduler": _DISTILLED,
+    "CogVideoXDDIMScheduler": "betas rescaled by snr_shift_scale, which are not supported",
+    "CogVideoXDPMScheduler": "betas rescaled by snr_shift_scale, which are not supported",
+}
+"""Scheduler classes that state betas and still need more than a table on them, and why."""
+
+_BETAS = ("beta_start", "beta_end", "beta_schedule")
+
+_PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "shift_terminal": (None,),
+    "invert_sigmas": (False, None),
+    "stochastic_sampling": (False, None),
+}
+"""Settings that can change a chain's noise levels or timesteps in ways not supported here, each with the values that change nothing."""
+
+_PLAIN_FLOW: Mapping[str, tuple[object, ...]] = {"use_karras_sigmas": (False, None)}
+"""The same for flows."""
+
+_MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
+
+
+def settings_of(config: Mapping[str, Any], fields: Collection[str], switches: Collection[str]) -> dict[str, Any]:
+    """Return the settings of a configuration with the defaults of its class.
+
+    Args:
+        config: content of the file.
+        fields: names of the settings.
+        switches: those that are on or off; null is off.
+    """
+    scheduler = _class(config)
+    given = {key: config[key] for key in fields if key in config and key not in _OTHER_MEANING.get(scheduler, ())}
+    given |= {key: False for key in switches if key in given and given[key] is None}
+    if given.get("prediction_type") == "original_sample":  # Euler's name
+        given["prediction_type"] = "sample"
+    return {**_CLASS_DEFAULTS.get(scheduler, _NO_CLIP), **{key: value for key, value in given.items() if value is not None}}
+
+
+def refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that no table on a known noise schedule can follow. See `NoiseSchedule.from_scheduler_config`."""
+    _refuse_class(config)
+    plain_values = {**_PLAIN_VALUES, **(_PLAIN_FLOW if _class(config).startswith("FlowMatch") else {})}
+    for key, plain in plain_values.items():
+        if config.get(key, plain[0]) not in plain:
+            raise UsageError(
+                f"No sampler supports the scheduler configuration's {key}.",
+                found=f"{key} = {json.dumps(config[key])}",
+                expected=f"{key} = {json.dumps(plain[0])}",
+                mend=_MEND.get(key, f"set {key} to {json.dumps(plain[0])} in scheduler_config.json, if the model samples well that way"),
+            )
+    if config.get("predict_epsilon") is False and config.get("prediction_type") in (None, "epsilon"):
+        raise UsageError(
+            "The scheduler configuration says in an old form that the network predicts the clean sample; today's diffusers ignores it.",
+            found="predict_epsilon = false",
+            expected='prediction_type = "sample"',
+            mend='set prediction_type to "sample" in scheduler_config.json and remove predict_epsilon',
+        )
+    if config.get("thresholding"):
+        raise UsageError(
+            "Dynamic thresholding depends on the sample, so a table of coefficients cannot express it.",
+            found="thresholding = true",
+            expected="thresholding = false",
+            mend="set thresholding to false and clip_sample to true for the fixed bound clip_sample_range",
+        )
+    variance_type = config.get("variance_type")
+    if variance_type in _LEARNED_VARIANCE:
+        raise UsageError(
+            "The network outputs a learned variance at every step, so a table of coefficients cannot express it.",
+            found=f"variance_type = {variance_type}",
+            expected="fixed_small, fixed_small_log, fixed_large or fixed_large_log",
+            mend=f'set variance_type to "{_LEARNED_VARIANCE[variance_type]}"; the network\'s variance channels are then not used',
+        )
+
+
+def _refuse_class(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose noise schedule is not known. An unknown class must state its betas: it may have other defaults."""
+    scheduler = _class(config)
+    states_betas = config.get("trained_betas") is not None or all(config.get(key) is not None for key in _BETAS)
+    if scheduler in _UNSUPPORTED or not (scheduler in _CLASS_DEFAULTS or states_betas):
+        raise UsageError(
+            "The model was trained with an unsupported noise schedule.",
+            found=f"{scheduler}, {_UNSUPPORTED.get(scheduler, 'whose configuration states no betas')}",
+            expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's, or FlowMatchEulerDiscreteScheduler's",
+        )
+
+
+def _class(config: Mapping[str, Any]) -> str:
+    return str(config.get("_class_name", ""))

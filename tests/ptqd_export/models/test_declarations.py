@@ -1,0 +1,195 @@
+"""What a folder's configurations declare: read as diffusers reads them, said where they mean something else, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import UsageError
+from ptqd_export.commands.starter import starter_plan
+from ptqd_export.models.base import Declaration
+from ptqd_export.models.load import declare_model
+
+UNET = {
+    "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [8, 8],
+    "layers_per_block": 1, "norm_num_groups": 4, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+}  # fmt: skip
+CROSS = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 8],
+    "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}  # fmt: skip
+XL = CROSS | {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+DIT = {
+    "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "sample_size": 8, "in_channels": 4, "out_channels": 8,
+    "num_embeds_ada_norm": 10, "num_layers": 1, "patch_size": 2, "attention_head_dim": 4, "num_attention_heads": 2,
+    "attention_type": "default", "activation_fn": "gelu-approximate", "norm_elementwise_affine": False,
+}  # fmt: skip
+VAE = {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8], "norm_num_groups": 4}
+DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": True}
+
+
+def write(folder: Path, *, index: Mapping[str, Any] | None = None, scheduler: Mapping[str, Any] = DDIM, **parts: Mapping[str, Any]) -> Path:
+    """Write the configurations of a pipeline, without weights."""
+    files = {f"{name}/config.json": config for name, config in parts.items()} | {"scheduler/scheduler_config.json": scheduler}
+    for name, content in (files | ({} if index is None else {"model_index.json": index})).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def declared(folder: Path) -> Declaration:
+    return declare_model(str(folder), folder.parent)
+
+
+def index_of(pipeline: str, **parts: str | None) -> dict[str, Any]:
+    listed = {name: [None if kind is None else "diffusers", kind] for name, kind in parts.items()}
+    return {"_class_name": pipeline, "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"], **listed}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"unet": UNET | {"gate_scale": 2}}, "a key that its class does not know.*gate_scale = 2.*UNet2DModel"),
+        ({"unet": CROSS, "vae": VAE | {"latent_gain": 3.0}}, "a key that its class does not know.*latent_gain = 3.0.*AutoencoderKL"),
+        ({"unet": UNET | {"class_embed_type": "timestep"}}, "inputs that are not supported.*class_embed_type = timestep"),
+        ({"unet": UNET | {"class_embed_type": "identity", "num_class_embeds": 10}}, "class_embed_type = identity"),
+        ({"unet": UNET | {"time_embedding_type": "fourier"}}, "inputs that are not supported.*time_embedding_type = fourier"),
+        ({"unet": CROSS | {"time_cond_proj_dim": 8}}, "inputs that are not supported.*time_cond_proj_dim = 8"),
+        ({"unet": CROSS | {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 6}}, "encoder_hid_dim_type = image_proj"),
+        ({"unet": CROSS | {"encoder_hid_dim_type": "text_proj"}}, "cannot build the network.*encoder_hid_dim"),
+        ({"unet": UNET | {"down_block_types": ["DownBlock2D", "MyBlock"]}}, "cannot build the network.*MyBlock"),
+        ({"unet": UNET | {"sample_size": [8, 9]}}, r"not take samples of the size.*\[3, 8, 9\].*such as \[3, 8, 10\]"),
+        ({"unet": UNET | {"sample_size": [8]}}, r"sample_size = \[8\].*a number, or \[height, width\]"),
+        ({"unet": UNET | {"sample_size": 8.0}}, r"sample_size = 8.0"),
+        ({"unet": CROSS, "vae": VAE | {"latent_channels": 16}}, "does not decode the samples.*16 channels.*with 4"),
+        ({"unet": CROSS | {"cross_attention_dim": [8, 16]}}, r"embeddings of different widths.*\[8, 16\]"),
+        ({"unet": UNET, "scheduler": {"_class_name": "IPNDMScheduler"}}, "unsupported noise schedule.*IPNDM"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){message}") as caught:
+        declared(write(tmp_path / "model", **parts))
+    assert "bug" not in str(caught.value)
+
+
+def test_four_levels_do_not_take_28_pixels(tmp_path: Path) -> None:
+    levels = {"block_out_channels": [8] * 4, "down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4}
+    with pytest.raises(UsageError, match=r"(?s)\[3, 28, 28\].*such as \[3, 32, 32\]"):
+        declared(write(tmp_path / "model", unet=UNET | levels | {"sample_size": 28}))
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        ({}, 8),
+        ({"encoder_hid_dim": 6}, 6),
+        ({"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"}, 6),
+        ({"cross_attention_dim": [8, 8]}, 8),
+    ],
+)
+def test_width_of_the_embeddings_is_what_the_network_takes(tmp_path: Path, config: dict[str, Any], width: int) -> None:
+    """The network runs on shapes: another width would be refused."""
+    (embeddings,) = declared(write(tmp_path / "model", unet=CROSS | config)).inputs
+    assert embeddings.shape == ("tokens", width)
+
+
+@pytest.mark.parametrize(("refines", "sizes"), [(True, 5), (False, 6)])
+def test_refiner_takes_an_aesthetic_score_in_place_of_the_target_size(tmp_path: Path, refines: bool, sizes: int) -> None:
+    index = index_of("StableDiffusionXLImg2ImgPipeline") | {"requires_aesthetics_score": refines}
+    unet = XL | {"projection_class_embeddings_input_dim": sizes * 8 + 12}
+    _, pooled, time_ids = declared(write(tmp_path / "model", unet=unet, index=index)).inputs
+    assert (pooled.shape, time_ids.shape) == ((12,), (sizes,))
+
+
+@pytest.mark.parametrize(("dim", "sizes"), [(5 * 8 + 1280, 5), (6 * 8 + 1280, 6)])
+def test_refiner_without_an_index_is_known_by_the_published_widths(tmp_path: Path, dim: int, sizes: int) -> None:
+    _, pooled, time_ids = declared(write(tmp_path / "model", unet=XL | {"projection_class_embeddings_input_dim": dim})).inputs
+    assert (pooled.shape, time_ids.shape) == ((1280,), (sizes,))
+
+
+def test_transformers_old_class_name_is_a_dit(tmp_path: Path) -> None:
+    found = declared(write(tmp_path / "model", transformer=DIT))
+    assert (found.family, found.sample_shape, found.null_class) == ("diffusers DiTTransformer2DModel", (4, 8, 8), 10)
+
+
+def test_old_class_name_of_another_transformer_is_refused_by_todays(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="PixArtTransformer2DModel"):
+        declared(write(tmp_path / "model", transformer=DIT | {"norm_type": "ada_norm_single"}))
+
+
+def test_keys_that_say_nothing_are_read_over(tmp_path: Path) -> None:
+    averaged = {
+        "decay": 0.9999,
+        "optimization_step": 5000,
+        "power": 0.75,
+        "use_ema_warmup": True,
+        "_name_or_path": "x",
+        "sample_rate": None,
+    }
+    assert declared(write(tmp_path / "model", unet=UNET | averaged)).notes == ()
+
+
+def test_another_sampler_is_named_in_the_plan(tmp_path: Path) -> None:
+    scheduler = DDIM | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "clip_denoised_at": 3}
+    plan = starter_plan(write(tmp_path / "model", unet=UNET, scheduler=scheduler), "onnxruntime", tmp_path)
+    assert plan.sampler.name == "dpm++2m"
+    assert "UniPCMultistepScheduler has no sampler here; dpm++2m takes its place" in plan.comments[0]
+    assert "keys that its class does not know; they are ignored, as in diffusers" in plan.comments[1]
+    assert "clip_denoised_at = 3" in plan.comments[1]
+
+
+def test_pipelines_index_decides_the_schedulers_class(tmp_path: Path) -> None:
+    index = index_of("DDPMPipeline", scheduler="DDPMScheduler")
+    found = declared(write(tmp_path / "model", unet=UNET, index=index, scheduler=DDIM | {"_class_name": "EulerDiscreteScheduler"}))
+    assert found.sampler == "ddpm"
+    assert 'DDPMPipeline replaces values of scheduler_config.json: _class_name = "DDPMScheduler"' in found.notes
+
+
+def test_part_that_the_pipeline_does_without_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", unet=CROSS, vae=VAE | {"latent_channels": 16}, index=index_of("LDMPipeline", vae=None))
+    assert declared(folder).sample_shape == (4, 8, 8)
+
+
+def test_unknown_pipeline_is_said(tmp_path: Path) -> None:
+    found = declared(write(tmp_path / "model", unet=UNET, index=index_of("MarigoldDepthPipeline")))
+    assert found.notes == ("MarigoldDepthPipeline is unknown: what it does around its network is left out",)
+
+
+def test_configuration_beside_the_index_is_not_the_model(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", unet=UNET, index=index_of("DDIMPipeline"))
+    (folder / "config.json").write_text('{"model_type": "stable-diffusion"}')
+    assert declared(folder).family == "diffusers UNet2DModel"
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning")
+@pytest.mark.parametrize(("version", "size"), [("0.6.0", 64), ("0.10.0", 8)])
+def test_stable_diffusion_corrects_old_files_as_its_pipeline_does(tmp_path: Path, version: str, size: int) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    scheduler = DDIM | {"steps_offset": 0}
+    folder = write(
+        tmp_path / "model", unet=CROSS | {"_diffusers_version": version}, scheduler=scheduler, index=index_of("StableDiffusionPipeline")
+    )
+    found = declared(folder)
+    network = UNet2DConditionModel.from_config(dict(CROSS))
+    network.register_to_config(_diffusers_version=version)
+    pipeline = StableDiffusionPipeline(None, None, None, network, DDIMScheduler.from_config(scheduler), None, None, None, False)
+    theirs = pipeline.scheduler.config
+    assert (theirs["steps_offset"], theirs["clip_sample"]) == (1, False)
+    assert (found.noise_schedule.steps_offset, found.noise_schedule.clip_sample) == (1, False)
+    assert found.sample_shape == (4, size, size)
+    assert pipeline.unet.config.sample_size == size
+    assert "StableDiffusionPipeline replaces values of scheduler_config.json" in found.notes[0]
+
+
+def test_inpainting_gets_no_prompts_and_the_plan_says_what_to_prepare(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", unet=CROSS | {"in_channels": 9}, text_encoder={"architectures": ["CLIPTextModel"]})
+    plan = starter_plan(folder, "onnxruntime", tmp_path)
+    assert plan.model.prompts is None
+    assert "name a file as model.conditions" in plan.comments[0]
+    assert "image: float32 [rows, 5, 8, 8]" in plan.comments[0]
