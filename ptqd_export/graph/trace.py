@@ -25,6 +25,7 @@ from ptqd_export.graph.passes.attention import FuseAttention
 from ptqd_export.graph.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.graph.passes.parameter_names import ParameterNames
 from ptqd_export.graph.reading.transposed_weights import TransposedWeights
+from ptqd_export.graph.untraceable import untraceable
 from ptqd_export.models.base import Adapter, DecoderModule, LoadedModel
 
 OPSET = 21
@@ -67,27 +68,30 @@ def trace_module(
 
     Raises:
         UsageError: the network fixes the batch.
+        PtqdError: the network cannot be traced.
     """
     axes = {0: torch.export.Dim("batch", min=1, max=MOST_TRACED)}
     if least_side is not None:
         axes |= {axis: torch.export.Dim(name, min=least_side, max=MOST_SIDE) for axis, name in ((2, "height"), (3, "width"))}
     dynamic_shapes = _as_passed(module, [axes for _ in inputs])
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            tuple(inputs.values()),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic_shapes,
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever the network or torch raises
+        raise untraceable(error) from error
     assert program is not None
     graph: ir.Model = program.model
-    with _quiet():
-        check_batch(graph, module, tuple(inputs.values()), dynamic_shapes)
+    check_batch(graph, module, tuple(inputs.values()), dynamic_shapes)
     ir.passes.Sequential(ParameterNames(prefix), TransposedWeights())(graph)
     _simplify(graph)
     return graph
@@ -171,12 +175,11 @@ def check_outputs(found: NDArray[np.floating], expected: NDArray[np.floating], g
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's progress output and logs. Errors still arrive as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -68,6 +68,18 @@ def test_starter_plan_names_the_factory(example: PlanFile) -> None:
     assert json.loads(plan.resolved_json())["model"]["factory"] == "denoiser:trained"
 
 
+def test_classes_without_a_null_class_are_all_real(tmp_path: Path, write: Write) -> None:
+    """Ten labels are ten rows; guidance needs to know which one means "no class"."""
+    name = write("return model(network=Labelled(), inputs=(class_input(10),))")
+    plan = starter_plan(name, "onnxruntime", tmp_path)
+    assert plan.sampler.guidance == 1.0
+    assert "does not say which of its 10 labels" in plan.comments[0]
+    model = load_factory(name, tmp_path)
+    assert (model.null_class, model.conditioning and model.conditioning.rows) == (None, 10)
+    named = load_factory(name, tmp_path, null_class=9)
+    assert (named.null_class, named.conditioning and named.conditioning.rows) == (9, 9)
+
+
 MODULE = """
 from pathlib import Path
 import torch
@@ -77,6 +89,10 @@ from ptqd_export.models.factory import FactoryModel, class_input
 class Net(nn.Module):
     def forward(self, sample, timestep):
         return sample * timestep[:, None, None, None]
+
+class Labelled(nn.Module):
+    def forward(self, sample, timestep, label):
+        return sample * label[:, None, None, None]
 
 class Upscale(nn.Module):
     def forward(self, states):
