@@ -1,4 +1,4 @@
-"""A network whose code fixes the batch is refused, with the line that does it; one that reads the batch as a size is traced for any batch."""
+"""A network whose code fixes the batch is refused, with the line that does it; a batch that is read as a size stays free."""
 
 from __future__ import annotations
 
