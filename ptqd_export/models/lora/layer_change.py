@@ -1,0 +1,121 @@
+"""The change that a LoRA makes to one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Factors of a change of a weight [out, in, ...].
+
+    Attributes:
+        down: `A`, [rank, in, ...].
+        up: `B`, [out, rank, 1...].
+        mid: kernel between the two [rank, rank, ...] (Tucker decomposition of a convolution), or None.
+        scale: `alpha / rank`, or `alpha / sqrt(rank)` if the rank is stabilized.
+    """
+
+    down: Tensor
+    up: Tensor
+    mid: Tensor | None
+    scale: float
+
+    def fits(self, weight: Tensor) -> bool:
+        """Return whether the shapes fit a weight."""
+        if min(self.down.ndim, self.up.ndim, weight.ndim) < 2 or 0 in (*self.down.shape, *self.up.shape):
+            return False
+        inner = (self.down.shape[0],) * 2 if self.mid is None else tuple(self.mid.shape[1::-1])
+        kernel = weight.shape[2:].numel() if self.mid is None else 1
+        return (
+            (self.down.shape[0], self.up[0].numel()) == inner
+            and self.up.shape[0] == weight.shape[0]
+            and self.down[0].numel() == weight.shape[1] * kernel
+            and (self.mid is None or self.mid.shape[2:] == weight.shape[2:])
+        )
+
+    def delta(self, shape: torch.Size) -> Tensor:
+        """Return the scaled product, shaped like the weight."""
+        down, up = self.down.flatten(1).float(), self.up.flatten(1).float()
+        product = up @ down if self.mid is None else torch.einsum("op,pq...,qi->oi...", up, self.mid.float(), down)
+        return self.scale * product.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Norms that the changed weight gets (DoRA, Liu et al. 2024).
+
+    Attributes:
+        values: a norm for each output channel, or, shaped [1, in, ...], for each input channel.
+    """
+
+    values: Tensor
+
+    def fits(self, weight: Tensor) -> bool:
+        """Return whether the shape fits a weight."""
+        return weight.ndim >= 2 and self.values.ndim > 0 and self.values.numel() == weight.shape[self._axis(weight)]
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """Return the weight with these norms."""
+        axis = self._axis(weight)
+        others = [dim for dim in range(weight.ndim) if dim != axis]
+        values = self.values.float().reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
+        return values * weight / torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+
+    def _axis(self, weight: Tensor) -> int:
+        shape = tuple(self.values.shape)
+        return int(shape[0] != weight.shape[0] and shape[:2] == (1, weight.shape[1]))
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """Everything that a file holds for one layer.
+
+    Attributes:
+        low_rank: low-rank change of the weight, or None.
+        magnitude: norms of the changed weight, or None.
+        weight: change of the weight that is not factored, or None.
+        bias: change of the bias, or None.
+    """
+
+    low_rank: LowRank | None
+    magnitude: Magnitude | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def shapes(self) -> str:
+        """The shapes, for error messages."""
+        low_rank = self.low_rank
+        factors = {} if low_rank is None else {"up": low_rank.up, "mid": low_rank.mid, "down": low_rank.down}
+        magnitude = None if self.magnitude is None else self.magnitude.values
+        named = {**factors, "magnitude": magnitude, "weight": self.weight, "bias": self.bias}
+        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in named.items() if value is not None)
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Return whether the shapes fit a layer's weight and bias."""
+        weight, bias = layer.weight, layer.bias if self.bias is not None else None
+        assert isinstance(weight, Tensor)
+        return (
+            (self.low_rank is None or self.low_rank.fits(weight))
+            and (self.magnitude is None or self.magnitude.fits(weight))
+            and (self.weight is None or self.weight.shape == weight.shape)
+            and (self.bias is None or (isinstance(bias, Tensor) and self.bias.shape == bias.shape))
+        )
+
+    @torch.no_grad()
+    def add_to(self, layer: nn.Module, scale: float) -> None:
+        """Change a layer in place: `W + scale * delta`, then the norms, as PEFT and diffusers merge. The shapes must fit."""
+        weight, bias = layer.weight, layer.bias if self.bias is not None else None
+        assert isinstance(weight, Tensor)
+        changed = weight.float()
+        if self.low_rank is not None:
+            changed = changed + scale * self.low_rank.delta(weight.shape)
+        if self.weight is not None:
+            changed = changed + scale * self.weight.float()
+        weight.copy_(changed if self.magnitude is None else self.magnitude.applied(changed))
+        if self.bias is not None and isinstance(bias, Tensor):
+            bias += scale * self.bias.float()
