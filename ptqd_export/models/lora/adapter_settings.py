@@ -101,8 +101,10 @@ class AdapterSettings:
         """Return the value of the first pattern that matches the layer, as PEFT does, or else the common value."""
         for expression, value in (self._get(part, pattern, dict) or {}).items():
             if self._matches(expression, layer):
-                return self._checked(f"{pattern}[{expression!r}]", value, float)
-        return self._get(part, common, float)
+                found: float | None = self._checked(f"{pattern}[{expression!r}]", value, float)
+                return found
+        found = self._get(part, common, float)
+        return found
 
     def _matches(self, expression: str, layer: str) -> bool:
         try:

@@ -7,41 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class LowRank:
-    """Factors of a change of a weight [out, in, ...].
-
-    Attributes:
-        down: `A`, [rank, in, ...].
-        up: `B`, [out, rank, 1...].
-        mid: kernel between the two [rank, rank, ...] (Tucker decomposition of a convolution), or None.
-        scale: `alpha / rank`, or `alpha / sqrt(rank)` if the rank is stabilized.
-    """
-
-    down: Tensor
-    up: Tensor
-    mid: Tensor | None
-    scale: float
-
-    def fits(self, weight: Tensor) -> bool:
-        """Return whether the shapes fit a weight."""
-        if min(self.down.ndim, self.up.ndim, weight.ndim) < 2 or 0 in (*self.down.shape, *self.up.shape):
-            return False
-        inner = (self.down.shape[0],) * 2 if self.mid is None else tuple(self.mid.shape[1::-1])
-        kernel = weight.shape[2:].numel() if self.mid is None else 1
-        return (
-            (self.down.shape[0], self.up[0].numel()) == inner
-            and self.up.shape[0] == weight.shape[0]
-            and self.down[0].numel() == weight.shape[1] * kernel
-            and (self.mid is None or self.mid.shape[2:] == weight.shape[2:])
-        )
-
-    def delta(self, shape: torch.Size) -> Tensor:
-        """Return the scaled product, shaped like the weight."""
-        down, up = self.down.flatten(1).float(), self.up.flatten(1).float()
-        product = up @ down if self.mid is None else torch.einsum("op,pq...,qi->oi...", up, self.mid.float(), down)
-        return self.scale * product.reshape(shape)
+from ptqd_export.models.lora.low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -63,7 +29,8 @@ class Magnitude:
         axis = self._axis(weight)
         others = [dim for dim in range(weight.ndim) if dim != axis]
         values = self.values.float().reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
-        return values * weight / torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+        return values * weight / norms
 
     def _axis(self, weight: Tensor) -> int:
         shape = tuple(self.values.shape)
@@ -89,11 +56,10 @@ class LayerChange:
     @property
     def shapes(self) -> str:
         """The shapes, for error messages."""
-        low_rank = self.low_rank
-        factors = {} if low_rank is None else {"up": low_rank.up, "mid": low_rank.mid, "down": low_rank.down}
         magnitude = None if self.magnitude is None else self.magnitude.values
-        named = {**factors, "magnitude": magnitude, "weight": self.weight, "bias": self.bias}
-        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in named.items() if value is not None)
+        named = {"magnitude": magnitude, "weight": self.weight, "bias": self.bias}
+        others = [f"{name} {tuple(value.shape)}" for name, value in named.items() if value is not None]
+        return ", ".join([*([] if self.low_rank is None else [self.low_rank.shapes]), *others])
 
     def fits(self, layer: nn.Module) -> bool:
         """Return whether the shapes fit a layer's weight and bias."""

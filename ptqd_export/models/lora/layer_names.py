@@ -44,9 +44,9 @@ def _original_names(network: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(getattr(network, "down_blocks", None), nn.ModuleList):
         return
     places = original_blocks(network)
-    yield from (ENDS | LABEL_EMBEDDING).items()
+    yield from (*ENDS.items(), *LABEL_EMBEDDING.items())
     for source, target in places.resnets:
-        yield from ((f"{source}.{old}", f"{target}.{now}") for old, now in (RESNET | SHORTCUT).items())
+        yield from ((f"{source}.{old}", f"{target}.{now}") for old, now in (*RESNET.items(), *SHORTCUT.items()))
     for source, target in places.attentions:
         yield from ((f"{source}.{name}", f"{target}.{name}") for name, _ in network.get_submodule(target).named_modules())
     yield from ((f"{source}.op", f"{target}.conv") for source, target in places.downsamplers)
