@@ -99,12 +99,12 @@ class AdapterSettings:
 
     def _number(self, part: str, layer: str, pattern: str, common: str) -> float | None:
         """Return the value of the first pattern that matches the layer, as PEFT does, or else the common value."""
-        for expression, value in (self._get(part, pattern, dict) or {}).items():
-            if self._matches(expression, layer):
-                found: float | None = self._checked(f"{pattern}[{expression!r}]", value, float)
-                return found
-        found = self._get(part, common, float)
-        return found
+        patterns = (self._get(part, pattern, dict) or {}).items()
+        values = (
+            self._checked(f"{pattern}[{expression!r}]", value, float) for expression, value in patterns if self._matches(expression, layer)
+        )
+        found: float | None = next(values, None)
+        return self._get(part, common, float) if found is None else found
 
     def _matches(self, expression: str, layer: str) -> bool:
         try:

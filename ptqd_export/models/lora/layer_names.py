@@ -3,7 +3,7 @@
 Names are compared with underscores for dots, and the network says which names there are. diffusers' own tables for kohya's names
 (`_convert_non_diffusers_lora_to_diffusers`, `_maybe_map_sgm_blocks_to_diffusers`) are not used. They are private and differ between
 versions, lose the number of layers such as `add_embedding.linear_1`, take an upsampler after a block without attention for an attention,
-and drop the original names from a file that has both kinds.
+fail on ten input blocks, and drop the original names from a file that has both kinds.
 """
 
 from __future__ import annotations

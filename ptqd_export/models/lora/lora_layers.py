@@ -89,8 +89,7 @@ def _wanted(kinds: Set[str], *, dora: bool) -> Set[str]:
 
 
 def _low_rank(file: LoraFile, part: str, layer: str, tensors: Tensors) -> LowRank:
-    matrices = _matrices(tensors)
-    rank, alpha = next((one.rank for one in matrices if one.rank is not None), None), tensors.get("alpha")
+    matrices, alpha = _matrices(tensors), tensors.get("alpha")
     if any(one.shape is None for one in matrices) or (alpha is not None and alpha.numel() != 1):
         shapes = ", ".join(f"{kind} {tuple(value.shape)}" for kind, value in tensors.items())
         raise UsageError(
@@ -99,6 +98,7 @@ def _low_rank(file: LoraFile, part: str, layer: str, tensors: Tensors) -> LowRan
             expected="up [out, rank] and down [rank, in, ...], and one number alpha",
             mend="copy the file again",
         )
+    rank = next((one.rank for one in matrices if one.rank is not None), None)
     # LyCORIS gives a product of two whole matrices the scale 1, whatever alpha it stores.
     scale = 1.0 if rank is None else file.settings.scale(part, layer, rank, None if alpha is None else float(alpha))
     return LowRank(matrices, "kronecker" if tensors.keys().isdisjoint(HADAMARD) else "entries", scale)
