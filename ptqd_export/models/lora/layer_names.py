@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptqd_export.models.compvis.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
+from ptqd_export.models.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
 
 LABEL_EMBEDDING = {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
 """Original names of the layers for SDXL's added conditions."""

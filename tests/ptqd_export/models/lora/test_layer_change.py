@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 from tests.ptqd_export.models.lora.loras import RANK, SCALE, array, factors, fuse, fused_by_hand, network_with
 
-LAYERS = {"linear": lambda: nn.Linear(6, 4), "convolution": lambda: nn.Conv2d(6, 4, 3), "square": lambda: nn.Conv2d(4, 4, 3)}
+LAYERS: Mapping[str, Callable[[], nn.Linear | nn.Conv2d]] = {
+    "linear": lambda: nn.Linear(6, 4),
+    "convolution": lambda: nn.Conv2d(6, 4, 3),
+    "square": lambda: nn.Conv2d(4, 4, 3),
+}
 PAIR = ("unet.proj.lora_A.weight", "unet.proj.lora_B.weight")
 
 
