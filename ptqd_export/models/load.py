@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
 from engines.host.files import sha256
@@ -16,12 +17,13 @@ from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.factory import declare_factory, load_factory
-from ptqd_export.models.lora import Lora, load_lora
+from ptqd_export.models.lora import DENOISER, Lora, load_lora
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
+from ptqd_export.models.text.text_encoders import find_text_folders
 from ptqd_export.plan import FACTORY, PlanFile
 
-DENOISER = "unet"
-"""Name of the denoiser in LoRA files."""
+if TYPE_CHECKING:
+    from torch import nn
 
 DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
@@ -47,8 +49,8 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     path = plan_file.model_path
     family = find_family(path)
     declared = _declared(family, path)
-    lora = _lora(plan_file)
-    prompts = _prompts(plan_file, declared, lora)
+    lora = _lora(plan_file, family, declared)
+    prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, lora)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
     else:
@@ -56,6 +58,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
+    texts = plan_file.prompts if isinstance(plan_file.prompts, Path) else None
     return LoadedModel(
         family=declared.family,
         adapter=networks.adapter,
@@ -65,23 +68,32 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
         prompts=prompts,
-        files=(*model_files(path), *(file for file in (plan_file.lora_path, plan_file.prompts) if isinstance(file, Path))),
+        files=(*model_files(path), *(() if lora is None else lora.files), *(() if texts is None else (texts,))),
     )
 
 
-def _lora(plan_file: PlanFile) -> Lora | None:
-    section = plan_file.plan.model.lora
-    return None if section is None else load_lora(plan_file.folder / section.path, section.scale)
-
-
-def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
-    """Find the model's prompt encoder; None if the plan has no prompts."""
-    if plan_file.prompts is None:
+def _lora(plan_file: PlanFile, family: Family, declared: Declaration) -> Lora | None:
+    """Read the plan's LoRA; None if it has none. Without prompts, text encoders are not changed."""
+    section, path = plan_file.plan.model.lora, plan_file.model_path
+    if section is None:
         return None
-    prompts = find_prompts(plan_file.model_path, declared.inputs, lora)
-    if lora is not None:
-        lora.check_parts((DENOISER, *(one.name for one in prompts.folders)))
-    return prompts
+    texts = () if plan_file.prompts is None else find_text_folders(path)
+
+    def networks() -> Iterator[tuple[str, nn.Module]]:
+        yield DENOISER, family.load(path, declared).adapter.network
+        yield from ((one.name, one.load("last").network) for one in texts)
+
+    lora = load_lora(plan_file.folder / section.path, section.scale).placed(networks())
+    if plan_file.prompts is not None:
+        lora.check_parts((DENOISER, *(one.name for one in texts)))
+    elif DENOISER not in lora.layers:
+        raise UsageError(
+            "The LoRA changes nothing here.",
+            found=f"{lora.path}: layers of {', '.join(sorted(lora.layers))}, and no model.prompts",
+            expected="prompts, or a LoRA that changes the denoiser",
+            mend="omit model.lora, or give model.prompts",
+        )
+    return lora
 
 
 def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder) -> Conditioning:

@@ -27,7 +27,7 @@ FunctionName: TypeAlias = Annotated[str, AfterValidator(_function), Field(json_s
 class LoraSection(Section):
     """Low-rank changes of the weights, fused into the networks before anything else."""
 
-    path: WrittenPath = Field(description="a safetensors file, relative to the plan")
+    path: WrittenPath = Field(description="a safetensors file, or a folder that PEFT or diffusers saved, relative to the plan")
     scale: float = Field(default=1.0, description="weight of the change; 1 is the trained change")
 
 

@@ -47,10 +47,6 @@ class PlanFile:
         return self.folder / written if isinstance(written, str) else written
 
     @property
-    def lora_path(self) -> Path | None:
-        return None if self.plan.model.lora is None else self.folder / self.plan.model.lora.path
-
-    @property
     def output_path(self) -> Path:
         return Path(os.path.normpath(self.folder / self.plan.output)) if self.output is None else self.output
 

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
-from typing import NamedTuple, TypeAlias
-
 import torch
 from torch import nn
 
 from ptqd_export.models.compvis.compvis_config import UNetConfig
 from ptqd_export.models.compvis.links import Link, below, link
+from ptqd_export.models.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
 
-Place: TypeAlias = tuple[str, str]
-"""A module's names: in the checkpoint, and in diffusers."""
-
-_ENDS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-_RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-}
-_MIDDLE_RESNETS = (("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"))
-_MIDDLE_ATTENTION = ("middle_block.1", "mid_block.attentions.0")
 _TRANSFORMER = ("norm", "proj_in", "proj_out")
 _TRANSFORMER_BLOCK = (
     *(f"attn{number}.{part}" for number in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -92,19 +71,19 @@ def _cross_attention_unet(config: UNetConfig) -> nn.Module:
 
 def unet_links(config: UNetConfig, network: nn.Module) -> list[Link]:
     """Link every module of `UNetModel` that has weights to its modules in diffusers."""
-    down, up = _down(config), _up(config)
-    resnets = [*_MIDDLE_RESNETS, *down.resnets, *up.resnets]
-    links = [link(source, target) for source, target in _ENDS.items()]
+    places = original_blocks(network)
+    resnets = places.resnets
+    links = [link(source, target) for source, target in ENDS.items()]
     if config.resblock_updown:
-        resnets += [*down.resamplers, *up.resamplers]
+        resnets = [*resnets, *places.downsamplers, *places.upsamplers]
     else:
-        links += [link(f"{source}.op", f"{target}.conv") for source, target in down.resamplers]
-        links += [link(f"{source}.conv", f"{target}.conv") for source, target in up.resamplers]
+        links += [link(f"{source}.op", f"{target}.conv") for source, target in places.downsamplers]
+        links += [link(f"{source}.conv", f"{target}.conv") for source, target in places.upsamplers]
     for source, target in resnets:
-        shortcut = {"skip_connection": "conv_shortcut"} if network.get_submodule(target).conv_shortcut is not None else {}
-        links += below(source, target, _RESNET | shortcut)
+        shortcut = SHORTCUT if network.get_submodule(target).conv_shortcut is not None else {}
+        links += below(source, target, {**RESNET, **shortcut})
     attention = _transformer if config.use_spatial_transformer else _attention
-    for source, target in (_MIDDLE_ATTENTION, *down.attentions, *up.attentions):
+    for source, target in places.attentions:
         links += attention(config, source, target, network.get_submodule(target))
     return links
 
@@ -118,42 +97,3 @@ def _attention(config: UNetConfig, source: str, target: str, module: nn.Module) 
     projections = [f"{target}.{part}" for part in ("to_q", "to_k", "to_v")]
     heads = 1 if config.use_new_attention_order else int(module.heads)  # type: ignore[arg-type]  # of diffusers' Attention
     return [link(f"{source}.qkv", *projections, heads=heads), *below(source, target, {"norm": "group_norm", "proj_out": "to_out.0"})]
-
-
-class _Places(NamedTuple):
-    """Names of the modules in one half of the network: in the original, and in diffusers."""
-
-    resnets: list[Place]
-    attentions: list[Place]
-    resamplers: list[Place]
-
-
-def _down(config: UNetConfig) -> _Places:
-    """Return the modules of the first half. The original numbers the blocks of all levels consecutively; a downsampler is its own block."""
-    places, numbers, last = _Places([], [], []), count(1), len(config.widths) - 1
-    for level in range(last + 1):
-        target = f"down_blocks.{level}"
-        for number in range(config.num_res_blocks):
-            _add_layer(places, config, level, f"input_blocks.{next(numbers)}", target, number)
-        if level < last:
-            places.resamplers.append((f"input_blocks.{next(numbers)}.0", f"{target}.downsamplers.0"))
-    return places
-
-
-def _up(config: UNetConfig) -> _Places:
-    """Return the modules of the second half, numbered like the first. An upsampler is the last module in the last block of a level."""
-    places, numbers, last = _Places([], [], []), count(), len(config.widths) - 1
-    for level in range(last, -1, -1):
-        target = f"up_blocks.{last - level}"
-        for number in range(config.num_res_blocks + 1):
-            block = f"output_blocks.{next(numbers)}"
-            _add_layer(places, config, level, block, target, number)
-        if level > 0:
-            places.resamplers.append((f"{block}.{1 + config.attends(level)}", f"{target}.upsamplers.0"))
-    return places
-
-
-def _add_layer(places: _Places, config: UNetConfig, level: int, source: str, target: str, number: int) -> None:
-    places.resnets.append((f"{source}.0", f"{target}.resnets.{number}"))
-    if config.attends(level):
-        places.attentions.append((f"{source}.1", f"{target}.attentions.{number}"))

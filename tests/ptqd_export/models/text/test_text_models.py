@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engines.errors import UsageError
+from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
 from ptqd_export.stages.build_context import BuildContext
@@ -203,6 +205,58 @@ def test_a_lora_of_an_encoder_that_the_model_lacks_is_refused(tmp_path: Path, sd
     write_lora(tmp_path)
     with pytest.raises(UsageError, match="layers of text_encoder_2"):
         load_model(plan_of(folder, lora={"path": "lora.safetensors"}))
+
+
+def write_adapter(folder: Path, layer: str, size: int, **config: Any) -> Path:
+    """An adapter as PEFT saves it: the keys do not say for which network."""
+    folder.mkdir()
+    torch.manual_seed(1)
+    keys = (f"base_model.model.{layer}.lora_A.weight", f"base_model.model.{layer}.lora_B.weight")
+    save_file({keys[0]: torch.randn(2, 16), keys[1]: torch.randn(size, 2)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "part"),
+    [
+        ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q", 16, "unet"),
+        ("text_model.encoder.layers.0.mlp.fc1", 32, "text_encoder"),
+    ],
+)
+def test_an_adapter_of_peft_goes_to_the_network_that_has_its_layers(tmp_path: Path, sdxl: Path, layer: str, size: int, part: str) -> None:
+    folder = own_copy(sdxl, tmp_path)
+    adapter = write_adapter(tmp_path / "adapter", layer, size)
+    found, before = load_model(plan_of(folder, lora={"path": "adapter"})), load_model(plan_of(sdxl))
+    assert found.prompts is not None
+    assert found.prompts.lora is not None
+    assert list(found.prompts.lora.layers) == [part]
+    assert {adapter / "adapter_model.safetensors", adapter / "adapter_config.json"} < set(found.files)
+    weights = [model.adapter.network.state_dict() for model in (found, before)]
+    assert {name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])} == (
+        {f"{layer}.weight"} if part == "unet" else set()
+    )
+    assert (part == "unet") == np.array_equal(*(rows(model)["encoder_hidden_states"] for model in (found, before)))
+
+
+def rows(model: LoadedModel) -> Mapping[str, Any]:
+    assert model.conditioning is not None
+    return model.conditioning.tables
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, sd1: Path) -> None:
+    folder = own_copy(sd1, tmp_path)
+    write_adapter(tmp_path / "adapter", "blocks.0.attn.qkv", 16)
+    with pytest.raises(UsageError, match=r"0 in unet \(not blocks.0.attn.qkv\), 0 in text_encoder \(not blocks.0.attn.qkv\)"):
+        load_model(plan_of(folder, lora={"path": "adapter"}))
+
+
+def test_a_lora_of_text_encoders_alone_needs_prompts(tmp_path: Path, sd1: Path) -> None:
+    folder = own_copy(sd1, tmp_path)
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    save_file({f"{key}.lora_down.weight": torch.ones(2, 16), f"{key}.lora_up.weight": torch.ones(32, 2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UsageError, match=r"layers of text_encoder, and no model\.prompts"):
+        load_model(plan_of(folder, prompts=None, lora={"path": "lora.safetensors"}))
 
 
 # What a plan can be wrong about
