@@ -20,10 +20,10 @@ from engines.apps.evaluate.reference import Reference
 from engines.errors import PtqdError
 from engines.networks.conditioning import load_table
 from engines.networks.prompts import read_prompts
-from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import read_config
 from ptqd_export.models.load import declare_model
 from ptqd_export.models.lora import load_lora
+from ptqd_export.models.tensors.checkpoint import read_tensors
 from ptqd_export.plan import load_plan
 from ptqd_export.records.times_file import read_times
 from tests.engines.apps.evaluate.conftest import SHAPE, TinyExtractor

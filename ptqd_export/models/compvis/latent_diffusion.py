@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.alphas import alpha_bar
 from ptqd_export.models.base import Adapter, Declaration, DecoderModule, ModelModules
-from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.compvis_unet import empty_unet, unet_links
 from ptqd_export.models.compvis.first_stage import empty_first_stage, first_stage_links
@@ -19,6 +18,7 @@ from ptqd_export.models.compvis.links import fill, link, refuse_missing, refuse_
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_models.diffusers_decoder import KlDecoder, VqDecoder
 from ptqd_export.models.diffusers_models.diffusers_unet import DiffusersAdapter
+from ptqd_export.models.tensors.checkpoint import read_tensors
 
 UNET = "model.diffusion_model."
 AVERAGED = "model_ema."

@@ -16,8 +16,8 @@ from engines.errors import PtqdError, UsageError
 from engines.samplers import NoiseSchedule, compile_sampler
 from ptqd_export.models.base import Adapter, LoadedModel, ModelModules
 from ptqd_export.models.compvis import latent_diffusion
-from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.load import fingerprint, load_model, model_files
+from ptqd_export.models.tensors.checkpoint import read_tensors
 from ptqd_export.plan import Plan, PlanFile
 from tests.ptqd_export.models.compvis.published import (
     LAYOUT,

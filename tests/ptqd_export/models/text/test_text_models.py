@@ -273,8 +273,12 @@ def test_without_prompts_or_embeddings_the_message_names_both(sd1: Path) -> None
         load_model(plan_of(sd1, prompts=None))
 
 
-def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, sd1: Path) -> None:
+def test_weights_that_are_no_safetensors_are_read_too(tmp_path: Path, sd1: Path) -> None:
     folder = own_copy(sd1, tmp_path)
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="no safetensors weights"):
-        load_model(plan_of(folder))
+    weights = load_file(folder / "text_encoder" / "model.safetensors")
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    torch.save(weights | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, folder / "text_encoder" / "pytorch_model.bin")
+    found, expected = (load_model(plan_of(one)).conditioning for one in (folder, sd1))
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.tables["encoder_hidden_states"], expected.tables["encoder_hidden_states"])
