@@ -18,7 +18,7 @@ from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.host.machine import cores
 from engines.networks.conditioning import Conditioning
-from engines.untrusted.plain_file import read_plain
+from engines.untrusted.plain_text import lines_of, read_text
 
 TOKEN_IDS = "input_ids"
 """Input of a text encoder's graph, int64 [batch, tokens]. Its outputs are named after the conditioning inputs that they feed."""
@@ -183,14 +183,14 @@ def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read the prompts of a UTF-8 file, one per line; blank lines are skipped.
+    """Read the prompts of a text file, one per line; blank lines are skipped.
 
     Raises:
         UsageError: the file cannot be read, or contains no prompt.
     """
     try:
-        lines = read_plain(path, PROMPTS_LIMIT).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = lines_of(read_text(path, PROMPTS_LIMIT))
+    except (OSError, ValueError) as error:
         raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt per line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
