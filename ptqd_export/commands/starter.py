@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from os import PathLike
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
@@ -14,6 +13,9 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.quick_plan import quick, quick_note
 from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
+
+if TYPE_CHECKING:
+    from ptqd_export.models.base import Declaration
 
 STEPS = 20
 GUIDANCE = 1.5
@@ -53,19 +55,15 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
-        model: folder or file of a model, or `package.module:function` of a factory.
+        model: folder or file of a model, its id on the Hugging Face hub, or `package.module:function` of a factory.
         target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
 
     Raises:
         UsageError: the kind of model or the target is unknown.
     """
-    from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
-
-    known, source, model, folder = _target(target or guess_target().name), str(model), Path(model), Path(folder)
-    declared = declare_model(source, folder.absolute())
-    named = re.fullmatch(FACTORY, source)
-    section = ModelSection(factory=source) if named else _section(model, folder)
+    known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
+    section, declared, name = _of_factory(source, folder) if re.fullmatch(FACTORY, source) else _of_path(source, folder)
     return Plan(
         model=section,
         sampler=SamplerSection(
@@ -76,24 +74,32 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
         ),
         precisions=("w8a8", "w4a8"),
         target=known,
-        output=f"build/{source.rpartition(':')[2] if named else _name(model.absolute())}",
+        output=f"build/{name}",
     )
 
 
-def _section(model: Path, folder: Path) -> ModelSection:
-    from ptqd_export.models.text.text_encoders import find_text_folders  # imports torch, see above
+def _of_factory(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:
+    """Return a factory's section of the plan, its declaration and its name."""
+    from ptqd_export.models.factory import declare_factory  # imports torch, for which a wrong command line need not wait
 
-    return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if find_text_folders(model) else None)
+    return ModelSection(factory=source), declare_factory(source, folder.absolute()), source.rpartition(":")[2]
+
+
+def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:
+    """Return a model's section of the plan, its declaration and its name."""
+    from ptqd_export.models.load import declare_model  # imports torch, see above
+    from ptqd_export.models.places.model_place import find_place
+    from ptqd_export.models.text.text_encoders import find_text_folders
+
+    place = find_place(source, Path())
+    prompts = PROMPTS if find_text_folders(place.path) else None
+    return ModelSection(path=place.written(folder), prompts=prompts), declare_model(place.path), place.name
 
 
 def _guidance(section: ModelSection, null_class: int | None) -> float:
     if section.prompts is not None:
         return TEXT_GUIDANCE
     return 1.0 if null_class is None else GUIDANCE
-
-
-def _name(model: Path) -> str:
-    return model.name if model.is_dir() else model.stem
 
 
 def _target(name: str) -> TargetSection:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engines.errors import UsageError
@@ -15,10 +14,12 @@ from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
-from ptqd_export.models.factory import declare_factory, load_factory
+from ptqd_export.models.factory import load_factory
 from ptqd_export.models.lora import Lora, load_lora
+from ptqd_export.models.places.model_place import find_place
+from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
-from ptqd_export.plan import FACTORY, PlanFile
+from ptqd_export.plan import PlanFile
 
 DENOISER = "unet"
 """Name of the denoiser in LoRA files."""
@@ -29,9 +30,6 @@ DENOISERS: Mapping[str, Family] = {
     "DiTTransformer2DModel": diffusers_dit,
 }
 """Families of diffusers folders, by the class name of the denoiser."""
-
-CHECKPOINTS = (".ckpt", ".safetensors")
-"""Suffixes of files that hold a whole CompVis model; its YAML lies beside the file."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
@@ -44,11 +42,11 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     section, conditions = plan_file.plan.model, plan_file.conditions_path
     if section.factory is not None:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
-    path = plan_file.model_path
+    path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
     declared = _declared(family, path)
     lora = _lora(plan_file)
-    prompts = _prompts(plan_file, declared, lora)
+    prompts = _prompts(plan_file, path, declared, lora)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
     else:
@@ -74,11 +72,11 @@ def _lora(plan_file: PlanFile) -> Lora | None:
     return None if section is None else load_lora(plan_file.folder / section.path, section.scale)
 
 
-def _prompts(plan_file: PlanFile, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
+def _prompts(plan_file: PlanFile, path: Path, declared: Declaration, lora: Lora | None) -> PromptEncoder | None:
     """Find the model's prompt encoder; None if the plan has no prompts."""
     if plan_file.prompts is None:
         return None
-    prompts = find_prompts(plan_file.model_path, declared.inputs, lora)
+    prompts = find_prompts(path, declared.inputs, lora)
     if lora is not None:
         lora.check_parts((DENOISER, *(one.name for one in prompts.folders)))
     return prompts
@@ -94,19 +92,16 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
     return fitted(declared.inputs, conditioning, "model.prompts")
 
 
-def declare_model(source: str, folder: Path) -> Declaration:
-    """Describe a model, from its configuration alone if it has one.
+def declare_model(path: Path) -> Declaration:
+    """Describe a model from its configuration alone.
 
     Args:
-        source: path, or `package.module:function`.
-        folder: folder in which the module may lie.
+        path: its folder or file, as `find_place` finds it.
 
     Raises:
-        UsageError: there is no such model, or its kind is not supported.
+        UsageError: its kind is not supported.
     """
-    if re.fullmatch(FACTORY, source):
-        return declare_factory(source, folder)
-    return _declared(find_family(Path(source)), Path(source))
+    return _declared(find_family(path), path)
 
 
 def _declared(family: Family, path: Path) -> Declaration:
@@ -126,30 +121,30 @@ def find_family(path: Path) -> Family:
     """Return the family that reads the model at `path`."""
     if path.suffix in CHECKPOINTS:
         return latent_diffusion
-    folder = DiffusersFolder(existing(path))
+    folder = DiffusersFolder(path)
     family = DENOISERS.get(folder.kind)
     if family is None:
         raise UsageError("This network is not supported.", found=f"{path}: {folder.kind}", expected=" or ".join(DENOISERS))
     return family
 
 
-def existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(
-            "The model folder is missing.",
-            found=f"no folder {path}",
-            expected="a folder written by `save_pretrained` of a diffusers pipeline or model, "
-            f"or a {' or '.join(CHECKPOINTS)} file beside its YAML",
-            mend="correct model.path, which is relative to the plan, or --model",
-        )
-    return path
-
-
 def model_files(path: Path) -> tuple[Path, ...]:
-    """Return every file of the model at `path`."""
+    """Return every file of the model at `path`, except hidden ones: what hubs and version control keep there is not the model."""
     if path.suffix in CHECKPOINTS:
         return path, latent_diffusion.find_config(path)
-    return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    return tuple(sorted(_files(path, ())))
+
+
+def _files(folder: Path, outer: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders. Links are followed, but for those to a folder around them."""
+    here = folder.resolve()
+    if here in outer:
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _files(path, (*outer, here))
+        elif path.is_file() and not path.name.startswith("."):
+            yield path
 
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:

@@ -94,7 +94,7 @@ def readers(folder: Path) -> dict[str, Reader]:
 
     def declare(path: Path) -> object:
         del path
-        return declare_model(str(model), folder)
+        return declare_model(model)
 
     return {
         "plan": Reader(plan, load_plan, is_json=True),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError
 from engines.host.room import naming_full_disks
+from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.tensors.checkpoint import read_tensors
 from ptqd_export.models.tensors.weight_files import WeightNames, find_weights
 
@@ -59,7 +60,8 @@ def _as_safetensors(folder: Path, library: WeightNames) -> Iterator[Path]:
     found, stem = find_weights(folder, library), library.stems[".safetensors"]
     with tempfile.TemporaryDirectory(prefix="ptqd-weights-") as made:
         prepared = Path(made)
-        (prepared / CONFIG).symlink_to((folder / CONFIG).absolute())
+        config = read_json_object(folder / CONFIG, PtqdError, infinities=True)
+        (prepared / CONFIG).write_text(json.dumps(config))  # the libraries take UTF-8 alone, without a byte order mark
         if found.shard_of is None:
             _put(found.files[0], prepared / f"{stem}.safetensors")
         else:

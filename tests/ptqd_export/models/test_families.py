@@ -107,7 +107,7 @@ def test_manifest_says_what_the_model_takes_and_gives(family: str, family_build:
 
 @pytest.mark.parametrize("family", list(SHAPES), indirect=True, scope="session")
 def test_configuration_alone_says_what_the_model_is(family: str, family_model: Path) -> None:
-    declared = declare_model(str(family_model), family_model.parent)
+    declared = declare_model(family_model)
     assert declared.sample_shape == SHAPES[family][0]
     assert [str(one) for one in declared.inputs] == INPUTS[family]
     assert declared.null_class == (1000 if family == "dit" else None)
