@@ -57,11 +57,22 @@ class TextPart:
         return {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
 
     def _ids(self, texts: Sequence[str]) -> Int64:
-        return np.array([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], dtype=np.int64)
+        return np.array([encoding.ids for encoding in self._encodings(texts)], dtype=np.int64)
 
     def cut(self, texts: Sequence[str]) -> set[int]:
         """Return the indices of the texts that are too long for the encoder."""
-        return {index for index, encoding in enumerate(self.tokenizer.encode_batch(list(texts))) if encoding.overflowing}
+        return {index for index, encoding in enumerate(self._encodings(texts)) if encoding.overflowing}
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        try:
+            return list(self.tokenizer.encode_batch(list(texts)))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise PtqdError(
+                "The model's tokenizer fails on a prompt.",
+                found=f"{error}",
+                expected="a tokenizer that knows every character, or has a token for unknown ones in its vocabulary",
+                mend="build the bundle again from a model with a complete tokenizer",
+            ) from error
 
 
 @dataclass(frozen=True)

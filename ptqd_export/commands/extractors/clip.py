@@ -23,7 +23,10 @@ from ptqd_export.models.diffusers_folder import read_config
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import TRANSFORMERS
 from ptqd_export.models.text.text_encoders import no_progress_bar
-from ptqd_export.models.text.tokenizer import portable_tokenizer
+from ptqd_export.models.text.tokenizer import TokenLimits, portable_tokenizer
+
+CLIP_TEXT = {"max_position_embeddings": 77, "vocab_size": 49408}
+"""Defaults of transformers for a configuration that leaves them out, as those of the published models do."""
 
 BICUBIC = 3
 """Pillow's number of the filter."""
@@ -118,7 +121,10 @@ def write_clip(model: Path, output: Path) -> None:
         PtqdError: weights or tokenizer cannot be read.
     """
     preparation = ClipPreparation.read(model)
-    tokenizer = portable_tokenizer(model)
+    config = model / "config.json"
+    if not config.is_file():
+        raise UsageError("The CLIP model has no configuration.", found=f"no file {config}", mend="copy the whole model folder")
+    tokenizer = portable_tokenizer(model, TokenLimits.of(CLIP_TEXT | read_config(config).get("text_config", {})))
     clip = _load(model)
     folder = writable_folder(output)
     (folder / TOKENIZER).unlink(missing_ok=True)

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from engines.arrays import Float32, Int64
 from engines.errors import MissingBackendError, UsageError
 from ptqd_export.models.conditions import EMBEDDINGS, POOLED
-from ptqd_export.models.diffusers_folder import read_config
+from ptqd_export.models.diffusers_folder import INDEX, read_config
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import TRANSFORMERS
+from ptqd_export.models.text.tokenizer import TokenLimits, portable_tokenizer
 
 ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Folders of the text encoders and of their tokenizers, in the order in which the hidden states are concatenated."""
 
 KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 Layer = Literal["last", "penultimate"]
 
@@ -76,6 +78,20 @@ class TextFolders:
     @property
     def tokenizer(self) -> Path:
         return self.model / ENCODERS[self.name]
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer. Raises what `portable_tokenizer` raises, and a UsageError if the pipeline uses one of another class."""
+        index, settings = self.model / INDEX, self.tokenizer / "tokenizer_config.json"
+        used = read_config(index).get(self.tokenizer.name) if index.is_file() else None
+        kind = used[-1] if isinstance(used, list) and used else read_config(settings).get("tokenizer_class") if settings.is_file() else None
+        if kind is not None and kind not in TOKENIZERS:
+            raise UsageError(
+                "This tokenizer is not supported.",
+                found=f"{self.tokenizer}: {kind}",
+                expected=" or ".join(TOKENIZERS),
+                mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
+            )
+        return portable_tokenizer(self.tokenizer, TokenLimits.of(read_config(self.encoder / "config.json")))
 
     def load(self, layer: Layer) -> TextEncoderModule:
         """Load the encoder in float32.

@@ -201,8 +201,9 @@ def _answer(kind: type[Exception]) -> Exception:
         (lambda: TimeoutError(), "cannot be reached.*TimeoutError"),
     ],
 )
+@pytest.mark.usefixtures("cache")
 def test_what_the_hub_answers_is_told(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], message: str
 ) -> None:
     def answer(*_: object, **__: object) -> object:
         raise error()

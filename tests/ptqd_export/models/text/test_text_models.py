@@ -268,6 +268,18 @@ def test_what_the_pipelines_own_code_would_do_otherwise_is_refused(
         load_model(plan_of(folder))
 
 
+@pytest.mark.parametrize("where", ["model_index.json", "tokenizer/tokenizer_config.json"])
+def test_a_tokenizer_of_another_class_is_refused(tmp_path: Path, sd1: Path, where: str) -> None:
+    folder = own_copy(sd1, tmp_path)
+    if where == "model_index.json":
+        edit_config(folder / where, tokenizer=["transformers", "T5TokenizerFast"])
+    else:
+        (folder / "model_index.json").unlink()
+        edit_config(folder / where, tokenizer_class="T5TokenizerFast")
+    with pytest.raises(UsageError, match=r"(?s)tokenizer is not supported.*T5TokenizerFast.*CLIPTokenizer or CLIPTokenizerFast"):
+        load_model(plan_of(folder))
+
+
 def test_without_prompts_or_embeddings_the_message_names_both(sd1: Path) -> None:
     with pytest.raises(UsageError, match=r"as model\.conditions, or list prompts as model\.prompts"):
         load_model(plan_of(sd1, prompts=None))
