@@ -120,7 +120,7 @@ def _not_found(model: HubModel, missing: str, error: Exception) -> UsageError:
         return UsageError("The model on the hub has no such revision.", found=missing, expected=expected, mend=mend)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UsageError(
-        "The model is not complete on this machine, and the hub cannot be reached.",
+        "The model is not complete on this machine, and cannot be downloaded.",
         found=f"{missing}; {type(error).__name__}: {reason}",
         expected=expected,
         mend=f"run `{model.command}` where there is a network, and copy the cache; or name the model's folder",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.cli import main
-from engines.errors import BundleError, MissingBackendError, UsageError
+from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import (
     BATCH,
     LABEL_LETTERS,
@@ -132,6 +132,16 @@ def test_prompts_come_from_the_command_line_or_a_file(tmp_path: Path) -> None:
     assert chosen_prompts((), tmp_path / "prompts.txt") == ("a cat",)
     with pytest.raises(UsageError, match="--prompt and --prompt-file"):
         chosen_prompts(("b",), tmp_path / "prompts.txt")
+
+
+def test_a_tokenizer_that_fails_on_a_prompt_is_an_error_of_the_model() -> None:
+    made = tokenizer()
+    made.model = models.WordLevel(WORDS, unk_token="<none>")
+    part = TextPart(made, encoder(1.0))
+    assert len(part.encode(["a red cat"])["hidden"]) == 1
+    for call in (part.encode, part.cut):
+        with pytest.raises(PtqdError, match=r"(?s)tokenizer fails on a prompt.*build the bundle again"):
+            call(["a dog"])
 
 
 def test_long_prompts_are_shortened_for_labels() -> None:

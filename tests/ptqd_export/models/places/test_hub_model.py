@@ -124,7 +124,7 @@ def test_a_local_folder_takes_precedence(cache: Path, saved: Path, tmp_path: Pat
 
 def test_what_is_neither_here_nor_reachable_says_how_to_get_it(cache: Path, tmp_path: Path) -> None:
     message = refused(f"{ID}@v2", tmp_path)
-    assert "not complete on this machine, and the hub cannot be reached" in message
+    assert "not complete on this machine, and cannot be downloaded" in message
     assert f"no folder {tmp_path / ID}@v2; {ID}@v2 is not in the cache {cache}" in message
     assert "offline mode is enabled" in message
     assert f"run `hf download {ID} --revision v2` where there is a network" in message
@@ -197,8 +197,8 @@ def _answer(kind: type[Exception]) -> Exception:
         (lambda: _answer(errors.GatedRepoError), r"those who accepted its terms.*huggingface\.co/who/what-v1"),
         (lambda: _answer(errors.RepositoryNotFoundError), "neither here nor on the hub.*hf auth login"),
         (lambda: _answer(errors.RevisionNotFoundError), "no such revision"),
-        (lambda: OSError("Name or service not known"), "cannot be reached.*OSError: Name or service not known"),
-        (lambda: TimeoutError(), "cannot be reached.*TimeoutError"),
+        (lambda: OSError("Name or service not known"), "cannot be downloaded.*OSError: Name or service not known"),
+        (lambda: TimeoutError(), "cannot be downloaded.*TimeoutError"),
     ],
 )
 @pytest.mark.usefixtures("cache")

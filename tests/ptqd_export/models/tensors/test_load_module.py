@@ -59,7 +59,7 @@ def test_parameters_views_and_shared_storages_in_a_bin_file(network: Any, tmp_pa
 
 @pytest.mark.parametrize("index", [f"{STEM}.bin.index.json", f"{STEM}.bin.index.bf16.json", f"{STEM}.bf16.bin.index.json"])
 def test_shards_of_bin_files(network: Any, tmp_path: Path, index: str) -> None:
-    shard_of = {}
+    shard_of: dict[str, str] = {}
     for number, half in enumerate(_halves(network.state_dict()), 1):
         name = f"{STEM}{'.bf16' if 'bf16' in index else ''}-0000{number}-of-00002.bin"
         torch.save(half, tmp_path / name)
@@ -69,7 +69,7 @@ def test_shards_of_bin_files(network: Any, tmp_path: Path, index: str) -> None:
 
 
 def test_shards_whose_index_says_nothing_else(network: Any, tmp_path: Path) -> None:
-    shard_of = {}
+    shard_of: dict[str, str] = {}
     for number, half in enumerate(_halves(network.state_dict()), 1):
         name = f"{STEM}-0000{number}-of-00002.non_ema.safetensors"
         save_file(half, tmp_path / name)
