@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("engines", "calib", "ptqd_export", "tools")
-INERT = Path("ptqd_export/models/compvis/inert_pickle.py")
+INERT = Path("ptqd_export/models/tensors/inert_pickle.py")
 UNPICKLERS = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "copyreg", "jsonpickle"})
 SAFE_YAML = frozenset({"safe_load", "parse", "SafeLoader", "AliasEvent", "YAMLError"})
 JSON_ALONE = ("Tokenizer", "TokenizerFast", "Scheduler")

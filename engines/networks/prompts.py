@@ -18,7 +18,7 @@ from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.host.machine import cores
 from engines.networks.conditioning import Conditioning
-from engines.untrusted.plain_file import read_plain
+from engines.untrusted.plain_text import lines_of, read_text
 
 TOKEN_IDS = "input_ids"
 """Input of a text encoder's graph, int64 [batch, tokens]. Its outputs are named after the conditioning inputs that they feed."""
@@ -57,11 +57,22 @@ class TextPart:
         return {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
 
     def _ids(self, texts: Sequence[str]) -> Int64:
-        return np.array([encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))], dtype=np.int64)
+        return np.array([encoding.ids for encoding in self._encodings(texts)], dtype=np.int64)
 
     def cut(self, texts: Sequence[str]) -> set[int]:
         """Return the indices of the texts that are too long for the encoder."""
-        return {index for index, encoding in enumerate(self.tokenizer.encode_batch(list(texts))) if encoding.overflowing}
+        return {index for index, encoding in enumerate(self._encodings(texts)) if encoding.overflowing}
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        try:
+            return list(self.tokenizer.encode_batch(list(texts)))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise PtqdError(
+                "The model's tokenizer fails on a prompt.",
+                found=f"{error}",
+                expected="a tokenizer that knows every character, or has a token for unknown ones in its vocabulary",
+                mend="build the bundle again from a model with a complete tokenizer",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -187,14 +198,14 @@ def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read the prompts of a UTF-8 file, one per line; blank lines are skipped.
+    """Read the prompts of a text file, one per line; blank lines are skipped.
 
     Raises:
         UsageError: the file cannot be read, or contains no prompt.
     """
     try:
-        lines = read_plain(path, PROMPTS_LIMIT).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = lines_of(read_text(path, PROMPTS_LIMIT))
+    except (OSError, ValueError) as error:
         raise UsageError("The prompt file cannot be read.", found=f"{path}: {error}", expected="UTF-8 text, one prompt per line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:

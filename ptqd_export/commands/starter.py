@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from os import PathLike
@@ -57,19 +56,15 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
-        model: folder or file of a model, or `package.module:function` of a factory.
+        model: folder or file of a model, its id on the Hugging Face hub, or `package.module:function` of a factory.
         target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
 
     Raises:
         UsageError: the kind of model or the target is unknown.
     """
-    from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
-
-    known, source, model, folder = _target(target or guess_target().name), str(model), Path(model), Path(folder)
-    declared = declare_model(source, folder.absolute())
-    named = re.fullmatch(FACTORY, source)
-    section = ModelSection(factory=source) if named else _section(model, folder, declared)
+    known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
+    section, declared, name = _of_factory(source, folder) if re.fullmatch(FACTORY, source) else _of_path(source, folder)
     return Plan(
         comments=(*declared.notes, *_notes(section, declared)),
         model=section,
@@ -81,16 +76,28 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
         ),
         precisions=("w8a8", "w4a8"),
         target=known,
-        output=f"build/{source.rpartition(':')[2] if named else _name(model.absolute())}",
+        output=f"build/{name}",
     )
 
 
-def _section(model: Path, folder: Path, declared: Declaration) -> ModelSection:
-    from ptqd_export.models.conditions import IMAGE  # imports torch, see above
-    from ptqd_export.models.text.text_encoders import find_text_folders  # imports torch, see above
+def _of_factory(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:
+    """Return a factory's section of the plan, its declaration and its name."""
+    from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
 
-    prompted = bool(find_text_folders(model)) and all(one.name != IMAGE for one in declared.inputs)
-    return ModelSection(path=Path(os.path.relpath(model, folder)).as_posix(), prompts=PROMPTS if prompted else None)
+    return ModelSection(factory=source), declare_model(source, folder), source.rpartition(":")[2]
+
+
+def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:
+    """Return a model's section of the plan, its declaration and its name."""
+    from ptqd_export.models.conditions import IMAGE  # imports torch, see above
+    from ptqd_export.models.load import declare_model
+    from ptqd_export.models.places.model_place import find_place
+    from ptqd_export.models.text.text_encoders import find_text_folders
+
+    place = find_place(source, Path())
+    declared = declare_model(str(place.path.absolute()), folder)
+    prompted = bool(find_text_folders(place.path)) and all(one.name != IMAGE for one in declared.inputs)
+    return ModelSection(path=place.written(folder), prompts=PROMPTS if prompted else None), declared, place.name
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:
@@ -109,10 +116,6 @@ def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
         )
     if declared.inputs and labels is None and section.prompts is None:
         yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.inputs))}"
-
-
-def _name(model: Path) -> str:
-    return model.name if model.is_dir() else model.stem
 
 
 def _target(name: str) -> TargetSection:

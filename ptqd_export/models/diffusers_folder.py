@@ -15,6 +15,8 @@ from engines.samplers.of_scheduler import SamplerOf, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
 from ptqd_export.models.pipeline_rules import KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
+from ptqd_export.models.tensors.load_module import load_module
+from ptqd_export.models.tensors.weight_files import DIFFUSERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,13 +30,6 @@ RENAMED: Mapping[tuple[str, Any], str] = {
     ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
 }
 """Today's name of a class, by its old name and `norm_type`; diffusers maps them when it loads a model."""
-
-WEIGHTS = "diffusion_pytorch_model"
-VARIANTS: Mapping[str | None, tuple[str, ...]] = {
-    None: (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"),
-    "fp16": (f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.safetensors.index.fp16.json"),
-}
-"""Files with the weights, or with the index of their shards, by diffusers' name for the variant. The first variant found is read."""
 
 
 @dataclass(frozen=True)
@@ -192,44 +187,7 @@ def read_config(path: Path) -> Config:
 
 
 def load_weights(folder: Path, kind: str) -> nn.Module:
-    """Load a diffusers module of the class `kind`, in float32.
-
-    Raises:
-        UsageError: the folder has no safetensors weights.
-        PtqdError: the weights cannot be read.
-    """
+    """Load a diffusers module of the class `kind`, in float32. Raises what `load_module` raises."""
     import diffusers
 
-    variant = _variant(folder)
-    network: type[nn.Module] = getattr(diffusers, kind)
-    try:
-        loaded: nn.Module = network.from_pretrained(  # type: ignore[attr-defined]  # every model class of diffusers has it
-            folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except Exception as error:  # diffusers wraps safetensors' errors in several types
-        raise PtqdError(
-            "The model's weights cannot be read.",
-            found=f"{folder}: {first_cause(error)}",
-            expected="complete safetensors files that fit the configuration",
-            mend="copy the model again",
-        ) from error
-    return loaded.float()
-
-
-def _variant(folder: Path) -> str | None:
-    for variant, names in VARIANTS.items():
-        if any((folder / name).is_file() for name in names):
-            return variant
-    raise UsageError(
-        "The model has no safetensors weights.",
-        found=", ".join(sorted(path.name for path in folder.iterdir())),
-        expected=" or ".join(name for names in VARIANTS.values() for name in names),
-        mend="save the model again with `save_pretrained(..., safe_serialization=True)`",
-    )
-
-
-def first_cause(error: BaseException) -> str:
-    """Return the first line of the original error: diffusers only says that loading failed, and safetensors says why."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error).strip().splitlines()[0]
+    return load_module(getattr(diffusers, kind), folder, DIFFUSERS, low_cpu_mem_usage=False).float()

@@ -18,6 +18,8 @@ from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
+from ptqd_export.models.places.model_place import find_place
+from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.models.text.text_encoders import find_text_folders
 from ptqd_export.plan import FACTORY, PlanFile
@@ -32,9 +34,6 @@ DENOISERS: Mapping[str, Family] = {
 }
 """Families of diffusers folders, by the class name of the denoiser."""
 
-CHECKPOINTS = (".ckpt", ".safetensors")
-"""Suffixes of files that hold a whole CompVis model; its YAML lies beside the file."""
-
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
     """Load the plan's model.
@@ -46,10 +45,10 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     section, conditions = plan_file.plan.model, plan_file.conditions_path
     if section.factory is not None:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
-    path = plan_file.model_path
+    path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
     declared = _declared(family, path)
-    lora = _lora(plan_file, family, declared)
+    lora = _lora(plan_file, path, family, declared)
     prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, lora)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
@@ -72,9 +71,9 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     )
 
 
-def _lora(plan_file: PlanFile, family: Family, declared: Declaration) -> Lora | None:
+def _lora(plan_file: PlanFile, path: Path, family: Family, declared: Declaration) -> Lora | None:
     """Read the plan's LoRA; None if it has none. Without prompts, text encoders are not changed."""
-    section, path = plan_file.plan.model.lora, plan_file.model_path
+    section = plan_file.plan.model.lora
     if section is None:
         return None
     texts = () if plan_file.prompts is None else find_text_folders(path)
@@ -110,15 +109,16 @@ def declare_model(source: str, folder: Path) -> Declaration:
     """Describe a model, from its configuration alone if it has one.
 
     Args:
-        source: path, or `package.module:function`.
-        folder: folder in which the module may lie.
+        source: what `find_place` takes, or `package.module:function` of a factory.
+        folder: folder to which a path is relative, and in which the module may lie.
 
     Raises:
         UsageError: there is no such model, or its kind is not supported.
     """
     if re.fullmatch(FACTORY, source):
-        return declare_factory(source, folder)
-    return _declared(find_family(Path(source)), Path(source))
+        return declare_factory(source, folder.absolute())
+    path = find_place(source, folder).path
+    return _declared(find_family(path), path)
 
 
 def _declared(family: Family, path: Path) -> Declaration:
@@ -138,30 +138,30 @@ def find_family(path: Path) -> Family:
     """Return the family that reads the model at `path`."""
     if path.suffix in CHECKPOINTS:
         return latent_diffusion
-    folder = DiffusersFolder(existing(path))
+    folder = DiffusersFolder(path)
     family = DENOISERS.get(folder.kind)
     if family is None:
         raise UsageError("This network is not supported.", found=f"{path}: {folder.kind}", expected=" or ".join(DENOISERS))
     return family
 
 
-def existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(
-            "The model folder is missing.",
-            found=f"no folder {path}",
-            expected="a folder written by `save_pretrained` of a diffusers pipeline or model, "
-            f"or a {' or '.join(CHECKPOINTS)} file beside its YAML",
-            mend="correct model.path, which is relative to the plan, or --model",
-        )
-    return path
-
-
 def model_files(path: Path) -> tuple[Path, ...]:
-    """Return every file of the model at `path`."""
+    """Return every file of the model at `path`, except hidden ones: what hubs and version control keep there is not the model."""
     if path.suffix in CHECKPOINTS:
         return path, latent_diffusion.find_config(path)
-    return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    return tuple(sorted(_files(path, ())))
+
+
+def _files(folder: Path, outer: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders. Links are followed, but for those to a folder around them."""
+    here = folder.resolve()
+    if here in outer:
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _files(path, (*outer, here))
+        elif path.is_file() and not path.name.startswith("."):
+            yield path
 
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:

@@ -41,7 +41,9 @@ class ModelSection(Section):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_given("path", "factory"), _given("factory", "path")]})
 
-    path: WrittenPath | None = Field(default=None, description="folder or file of the trained model, relative to the plan")
+    path: WrittenPath | None = Field(
+        default=None, description="folder or file of the trained model, relative to the plan, or its id on the Hugging Face hub"
+    )
     factory: FunctionName | None = Field(
         default=None,
         description="instead of a path: the function that creates the model, package.module:function, importable from the plan's folder or "

@@ -32,7 +32,7 @@ class PlanFile:
 
     @property
     def model_path(self) -> Path:
-        """Path of a model that is not created by a factory."""
+        """Path of a model that is not created by a factory, unless what is written is the id of a model on a hub."""
         assert self.plan.model.path is not None
         return self.folder / self.plan.model.path
 

@@ -20,10 +20,11 @@ from engines.apps.evaluate.reference import Reference
 from engines.errors import PtqdError
 from engines.networks.conditioning import load_table
 from engines.networks.prompts import read_prompts
-from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import read_config
 from ptqd_export.models.load import declare_model
 from ptqd_export.models.lora import load_lora
+from ptqd_export.models.tensors.checkpoint import read_tensors
+from ptqd_export.models.tensors.weight_files import TRANSFORMERS, find_weights
 from ptqd_export.plan import load_plan
 from ptqd_export.records.times_file import read_times
 from tests.engines.apps.evaluate.conftest import SHAPE, TinyExtractor
@@ -89,12 +90,17 @@ def readers(folder: Path) -> dict[str, Reader]:
     save_file(tensors, folder / "tensors.safetensors")
     torch.save({"state_dict": tensors, "epoch": 3}, folder / "tensors.ckpt")
 
+    shards = folder / "shards" / "model.safetensors.index.json"
+    shards.parent.mkdir()
+    shards.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}))
+    save_file(tensors, shards.parent / "model-00001-of-00001.safetensors")
+
     def load_reference(path: Path) -> object:
         return Reference.load(path, extractor, SHAPE)
 
     def declare(path: Path) -> object:
         del path
-        return declare_model(str(model), folder)
+        return declare_model(str(model), model.parent)
 
     return {
         "plan": Reader(plan, load_plan, is_json=True),
@@ -108,12 +114,13 @@ def readers(folder: Path) -> dict[str, Reader]:
         "YAML": Reader(folder / "model.yaml", read_config, is_json=True),
         "LoRA": Reader(folder / "lora.safetensors", lambda path: load_lora(path, 1.0)),
         "safetensors": Reader(folder / "tensors.safetensors", read_tensors),
+        "index of shards": Reader(shards, lambda path: find_weights(path.parent, TRANSFORMERS), is_json=True),
         "checkpoint": Reader(folder / "tensors.ckpt", read_tensors),
     }
 
 
 KINDS = (
     "plan", "times", "network configuration", "scheduler configuration", "reference images", "reference statistics", "conditions",
-    "prompts", "YAML", "LoRA", "safetensors", "checkpoint",
+    "prompts", "YAML", "LoRA", "safetensors", "index of shards", "checkpoint",
 )  # fmt: skip
 """The keys of `readers`."""

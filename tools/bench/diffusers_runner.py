@@ -18,6 +18,7 @@ from engines.host.machine import cores
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.load import load_model
+from ptqd_export.models.places.model_place import find_place
 from ptqd_export.plan import load_plan
 from tools.bench.case import Case, Visited
 
@@ -54,7 +55,7 @@ class DiffusersRunner:
         torch.set_num_threads(cores())
         plan = load_plan(case.plan)
         model = load_model(plan)
-        scheduler = DDIMScheduler.from_config(DiffusersFolder(plan.model_path).scheduler)
+        scheduler = DDIMScheduler.from_config(DiffusersFolder(find_place(str(plan.plan.model.path), plan.folder).path).scheduler)
         scheduler.set_timesteps(case.schedule.sampler.steps)
         return cls(case, model, torch.compile(model.adapter) if compiled else model.adapter, scheduler)
 

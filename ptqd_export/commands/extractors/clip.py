@@ -13,15 +13,20 @@ from torch import Tensor, nn
 
 from engines.apps.evaluate.extractor import FEATURES
 from engines.apps.evaluate.scorers.clip_scorer import IMAGE, TEXT, TOKENIZER
-from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.errors import MissingBackendError, UsageError
 from engines.host.files import writable_folder
 from engines.networks.prompts import TOKEN_IDS
 from ptqd_export.commands.extractors.picture_inputs import PictureNodes, take_pictures
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import trace_module
-from ptqd_export.models.diffusers_folder import first_cause, read_config
+from ptqd_export.models.diffusers_folder import read_config
+from ptqd_export.models.tensors.load_module import load_module
+from ptqd_export.models.tensors.weight_files import TRANSFORMERS
 from ptqd_export.models.text.text_encoders import no_progress_bar
-from ptqd_export.models.text.tokenizer import portable_tokenizer
+from ptqd_export.models.text.tokenizer import TokenLimits, portable_tokenizer
+
+CLIP_TEXT = {"max_position_embeddings": 77, "vocab_size": 49408}
+"""Defaults of transformers for a configuration that leaves them out, as those of the published models do."""
 
 BICUBIC = 3
 """Pillow's number of the filter."""
@@ -116,7 +121,10 @@ def write_clip(model: Path, output: Path) -> None:
         PtqdError: weights or tokenizer cannot be read.
     """
     preparation = ClipPreparation.read(model)
-    tokenizer = portable_tokenizer(model)
+    config = model / "config.json"
+    if not config.is_file():
+        raise UsageError("The CLIP model has no configuration.", found=f"no file {config}", mend="copy the whole model folder")
+    tokenizer = portable_tokenizer(model, TokenLimits.of(CLIP_TEXT | read_config(config).get("text_config", {})))
     clip = _load(model)
     folder = writable_folder(output)
     (folder / TOKENIZER).unlink(missing_ok=True)
@@ -134,14 +142,9 @@ def _load(folder: Path) -> Any:
         import transformers
     except ImportError as error:
         raise MissingBackendError("CLIP models need transformers.", found=str(error), mend="pip install transformers") from error
-    try:
-        with no_progress_bar():
-            model = transformers.CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-    except Exception as error:  # transformers wraps safetensors' errors in several types
-        raise PtqdError(
-            "The CLIP model cannot be read.",
-            found=f"{folder}: {first_cause(error)}",
-            expected="config.json of a CLIPModel, and complete safetensors files",
-            mend="copy the model again, or save it again with `save_pretrained`",
-        ) from error
-    return model.eval().requires_grad_(False)
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            "The CLIP model has no configuration.", found=f"no file {folder / 'config.json'}", mend="copy the whole model folder"
+        )
+    with no_progress_bar():
+        return load_module(transformers.CLIPModel, folder, TRANSFORMERS, torch_dtype=torch.float32).eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
-from ptqd_export.models.compvis.inert_pickle import UnpicklingError
+from ptqd_export.models.tensors.inert_pickle import UnpicklingError
 
 _SHOWN = 3
 _COUNTER = ".num_batches_tracked"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, T
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import BetaSchedule, NoiseSchedule, PredictionType
-from engines.untrusted.plain_file import read_plain
+from engines.untrusted.plain_text import read_text
 
 UNCONDITIONAL = "__is_unconditional__"
 SIZE_LIMIT = 2**20
@@ -238,7 +238,7 @@ def read_config(path: Path) -> DiffusionConfig:
     import yaml
 
     try:
-        text = read_plain(path, SIZE_LIMIT).decode()
+        text = read_text(path, SIZE_LIMIT)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("contains aliases: a few lines of them can expand to a billion values")
         content = yaml.safe_load(text)

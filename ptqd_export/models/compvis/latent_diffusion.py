@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from engines.errors import PtqdError, UsageError
+from engines.errors import PtqdError
 from engines.samplers.levels.alphas import alpha_bar
 from ptqd_export.models.base import Adapter, Declaration, DecoderModule, ModelModules
-from ptqd_export.models.compvis.checkpoint import read_tensors
 from ptqd_export.models.compvis.compvis_config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.compvis_unet import empty_unet, unet_links
 from ptqd_export.models.compvis.first_stage import empty_first_stage, first_stage_links
 from ptqd_export.models.compvis.links import fill, link, refuse_missing, refuse_unused, tensor_names
+from ptqd_export.models.compvis.other_checkpoints import no_configuration
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_models.diffusers_decoder import KlDecoder, VqDecoder
 from ptqd_export.models.diffusers_models.diffusers_unet import DiffusersAdapter
+from ptqd_export.models.tensors.checkpoint import read_tensors
 
 UNET = "model.diffusion_model."
 AVERAGED = "model_ema."
@@ -116,22 +117,19 @@ def load(path: Path, declared: Declaration) -> ModelModules:
 
 
 def find_config(checkpoint: Path) -> Path:
-    """Return the YAML beside a checkpoint: the one of the same name, else the only one in the folder."""
-    if not checkpoint.is_file():
-        raise UsageError(
-            "The checkpoint is missing.", found=f"no file {checkpoint}", mend="correct model.path, relative to the plan, or --model"
-        )
+    """Return the YAML beside a checkpoint: the one of the same name, else the only one in the folder.
+
+    Raises:
+        UsageError: there is none.
+        PtqdError: there is none, and the checkpoint cannot be read.
+    """
     same = checkpoint.with_suffix(".yaml")
     if same.is_file():
         return same
     found = sorted(checkpoint.parent.glob("*.yaml"))
     if len(found) != 1:
-        raise UsageError(
-            "The checkpoint has no configuration.",
-            found=f"{len(found)} *.yaml files beside {checkpoint}",
-            expected=f"{same.name}, or a single file of another name",
-            mend=f"copy the YAML that the model was trained with to {same}",
-        )
+        expected = f"{same.name}, or a single file of another name"
+        raise no_configuration(checkpoint, expected, f"{len(found)} *.yaml files beside {checkpoint}")
     return found[0]
 
 

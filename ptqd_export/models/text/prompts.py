@@ -15,7 +15,6 @@ from ptqd_export.models.conditions import IMAGE, REFINER_SIZES, TIME_IDS, Condit
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
 from ptqd_export.models.lora import Lora
 from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
-from ptqd_export.models.text.tokenizer import portable_tokenizer
 
 TEXT = "text"
 """The bundle's folder for graphs and tokenizers of text encoders."""
@@ -51,10 +50,9 @@ class PromptEncoder:
     lora: Lora | None
 
     def load(self) -> LoadedText:
-        """Load the encoders and tokenizers. Raises what `TextFolders.load`, `Lora.fuse` and `portable_tokenizer` raise."""
-        loaded = [(self._module(one), portable_tokenizer(one.tokenizer)) for one in self.folders]
-        modules, tokenizers = zip(*loaded, strict=True)
-        return LoadedText(self, modules, tokenizers)
+        """Load the encoders and tokenizers. Raises what `TextFolders.load_tokenizer`, `TextFolders.load` and `Lora.fuse` raise."""
+        tokenizers = tuple(one.load_tokenizer() for one in self.folders)
+        return LoadedText(self, tuple(self._module(one) for one in self.folders), tokenizers)
 
     def _module(self, folders: TextFolders) -> TextEncoderModule:
         module = folders.load(self.layer)

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from engines.arrays import Float32, Int64
-from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.errors import MissingBackendError, UsageError
 from ptqd_export.models.conditions import EMBEDDINGS, POOLED
-from ptqd_export.models.diffusers_folder import DiffusersFolder, first_cause, read_config
+from ptqd_export.models.diffusers_folder import DiffusersFolder, read_config
+from ptqd_export.models.tensors.load_module import load_module
+from ptqd_export.models.tensors.weight_files import TRANSFORMERS
+from ptqd_export.models.text.tokenizer import TokenLimits, portable_tokenizer
 
 ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Folders of the text encoders and of their tokenizers, in the order in which the hidden states are concatenated."""
 
 KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-HALF_WEIGHTS = ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 Layer = Literal["last", "penultimate"]
 
@@ -77,13 +79,27 @@ class TextFolders:
     def tokenizer(self) -> Path:
         return self.model / ENCODERS[self.name]
 
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer. Raises what `portable_tokenizer` raises, and a UsageError if the pipeline uses one of another class."""
+        index, settings = DiffusersFolder(self.model).index, self.tokenizer / "tokenizer_config.json"
+        used = None if index is None else index.get(self.tokenizer.name)
+        kind = used[-1] if isinstance(used, list) and used else read_config(settings).get("tokenizer_class") if settings.is_file() else None
+        if kind is not None and kind not in TOKENIZERS:
+            raise UsageError(
+                "This tokenizer is not supported.",
+                found=f"{self.tokenizer}: {kind}",
+                expected=" or ".join(TOKENIZERS),
+                mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
+            )
+        return portable_tokenizer(self.tokenizer, TokenLimits.of(read_config(self.encoder / "config.json")))
+
     def load(self, layer: Layer) -> TextEncoderModule:
         """Load the encoder in float32.
 
         Raises:
-            UsageError: the encoder's kind is not supported, or it has no safetensors weights.
+            UsageError: the encoder's kind is not supported, or it has no weights; see `load_module`.
             MissingBackendError: transformers is not installed.
-            PtqdError: the weights cannot be read.
+            PtqdError: the weights cannot be read, or do not fit the configuration.
         """
         config = read_config(self.encoder / "config.json")
         kind = _kind(self.encoder, config)
@@ -113,19 +129,8 @@ def _load(folder: Path, kind: str) -> nn.Module:
         import transformers
     except ImportError as error:
         raise MissingBackendError("Text models need transformers.", found=str(error), mend="pip install transformers") from error
-    variant = _variant(folder)
-    network: Any = getattr(transformers, kind)
-    try:
-        with no_progress_bar():
-            loaded: nn.Module = network.from_pretrained(folder, variant=variant, use_safetensors=True, torch_dtype=torch.float32)
-    except Exception as error:  # transformers wraps safetensors' errors in several types
-        raise PtqdError(
-            "The text encoder's weights cannot be read.",
-            found=f"{folder}: {first_cause(error)}",
-            expected="complete safetensors files that fit the configuration",
-            mend="copy the model again",
-        ) from error
-    return loaded
+    with no_progress_bar():
+        return load_module(getattr(transformers, kind), folder, TRANSFORMERS, torch_dtype=torch.float32)
 
 
 @contextlib.contextmanager
@@ -140,15 +145,3 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _variant(folder: Path) -> str | None:
-    for variant, names in ((None, WEIGHTS), ("fp16", HALF_WEIGHTS)):
-        if any((folder / name).is_file() for name in names):
-            return variant
-    raise UsageError(
-        "The text encoder has no safetensors weights.",
-        found=f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}",
-        expected=" or ".join((*WEIGHTS, *HALF_WEIGHTS)),
-        mend="save the model again with `save_pretrained(..., safe_serialization=True)`",
-    )

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.cli import main
-from engines.errors import BundleError, MissingBackendError, UsageError
+from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import (
     BATCH,
     LABEL_LETTERS,
@@ -111,12 +111,18 @@ def test_a_prompt_file_holds_one_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "contains no prompt"), (b" \n\n", "2 blank lines"), (b"\xff\xfe", "cannot be read")]
+    ("content", "message"), [(b"", "contains no prompt"), (b" \n\n", "2 blank lines"), (b"\xff", "(?s)cannot be read.*not UTF-8")]
 )
 def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_prompts(tmp_path / "prompts.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_prompts_are_what_a_person_saved(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes("a cat\x0cin\u2028the \x85sun\r\na dog\r\n".encode(encoding))
+    assert read_prompts(tmp_path / "prompts.txt") == ("a cat\x0cin\u2028the \x85sun", "a dog")
 
 
 def test_prompts_come_from_the_command_line_or_a_file(tmp_path: Path) -> None:
@@ -126,6 +132,16 @@ def test_prompts_come_from_the_command_line_or_a_file(tmp_path: Path) -> None:
     assert chosen_prompts((), tmp_path / "prompts.txt") == ("a cat",)
     with pytest.raises(UsageError, match="--prompt and --prompt-file"):
         chosen_prompts(("b",), tmp_path / "prompts.txt")
+
+
+def test_a_tokenizer_that_fails_on_a_prompt_is_an_error_of_the_model() -> None:
+    made = tokenizer()
+    made.model = models.WordLevel(WORDS, unk_token="<none>")
+    part = TextPart(made, encoder(1.0))
+    assert len(part.encode(["a red cat"])["hidden"]) == 1
+    for call in (part.encode, part.cut):
+        with pytest.raises(PtqdError, match=r"(?s)tokenizer fails on a prompt.*build the bundle again"):
+            call(["a dog"])
 
 
 def test_long_prompts_are_shortened_for_labels() -> None:

@@ -135,7 +135,7 @@ def test_missing_folder(tmp_path: Path) -> None:
     assert _error(tmp_path / "none") == (
         f"The model folder is missing.\n  found:    no folder {tmp_path / 'none'}\n"
         "  expected: a folder written by `save_pretrained` of a diffusers pipeline or model, "
-        "or a .ckpt or .safetensors file beside its YAML\n"
+        "a .ckpt or .safetensors file beside its YAML, or the id of a model on the Hugging Face hub\n"
         "  mend:     correct model.path, which is relative to the plan, or --model"
     )
 

@@ -60,9 +60,10 @@ def test_weights_in_shards(load: Load, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}], ids=["whole", "shards"])
-def test_half_precision_variant_is_read_as_float32(load: Load, tmp_path: Path, shards: dict[str, str]) -> None:
-    network = _unet().half()
-    network.save_pretrained(tmp_path / "unet", variant="fp16", **shards)
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_variant_that_is_alone_is_read_as_float32(load: Load, tmp_path: Path, variant: str, shards: dict[str, str]) -> None:
+    network = _unet().to(torch.float32 if variant == "non_ema" else torch.bfloat16 if variant == "bf16" else torch.float16)
+    network.save_pretrained(tmp_path / "unet", variant=variant, **shards)
     model = load()
     assert {value.dtype for value in model.adapter.network.parameters()} == {torch.float32}
     assert _equal(model, network)

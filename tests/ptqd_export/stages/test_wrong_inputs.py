@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
@@ -71,6 +73,13 @@ def _conditional(**arrays: Any) -> Change:
     return change
 
 
+class _Attack:
+    """Creates a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("attacked",)
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SAMPLER = {"name": "ddim", "steps": 2}
 
@@ -100,14 +109,16 @@ def test_truncated_weights(build: Callable[..., Result]) -> None:
         path = folder / "model" / WEIGHTS
         path.write_bytes(path.read_bytes()[:5000])
 
-    _refused(build(truncate), 1, "weights cannot be read", "complete safetensors files")
+    _refused(build(truncate), 1, "weights cannot be read", "complete files")
 
 
-def test_pickled_weights_are_not_even_opened(build: Callable[..., Result]) -> None:
-    def pickle(folder: Path) -> None:
-        (folder / "model" / WEIGHTS).rename(folder / "model" / "unet" / "diffusion_pytorch_model.bin")
+def test_pickled_weights_run_nothing(build: Callable[..., Result]) -> None:
+    def attack(folder: Path) -> None:
+        (folder / "model" / WEIGHTS).unlink()
+        torch.save({"conv_in.weight": _Attack()}, folder / "model" / "unet" / "diffusion_pytorch_model.bin")
 
-    _refused(build(pickle), 2, "no safetensors weights", "diffusion_pytorch_model.bin", "safe_serialization")
+    _refused(build(attack), 1, "would run code", "posix.mkdir")
+    assert not Path("attacked").exists()
 
 
 def test_weights_of_another_architecture(build: Callable[..., Result]) -> None:

@@ -85,8 +85,9 @@ def resample(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "preprocessor": (resample, "error: This CLIP preprocessor is not supported.\n"),
-    "weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08"), "error: The CLIP model cannot be read.\n"),
+    "weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08"), "error: The model's weights cannot be read.\n"),
     "tokenizer": (lambda folder: (folder / "vocab.json").unlink(), "error: The model has no tokenizer.\n"),
+    "configuration": (lambda folder: (folder / "config.json").unlink(), "error: The CLIP model has no configuration.\n"),
     "files": (lambda folder: (folder / "preprocessor_config.json").unlink(), "error: The CLIP model has no preprocessor.\n"),
 }
 

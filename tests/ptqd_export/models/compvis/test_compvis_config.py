@@ -28,6 +28,14 @@ def test_numbers_may_be_written_as_the_original_reader_takes_them(tmp_path: Path
     assert read_config(write_yaml(described, tmp_path / "model.yaml")).linear_start == 0.0015
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_file_may_be_saved_by_any_editor(tmp_path: Path, encoding: str) -> None:
+    path = write_yaml(config("ffhq"), tmp_path / "model.yaml")
+    expected = read_config(path)
+    path.write_text(path.read_text(), encoding=encoding)
+    assert read_config(path) == expected
+
+
 Change = Callable[[dict[str, Any]], Any]
 
 REFUSED: dict[str, Change] = {

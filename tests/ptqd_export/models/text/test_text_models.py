@@ -339,13 +339,29 @@ def test_what_the_pipelines_own_code_would_do_otherwise_is_refused(
         load_model(plan_of(folder))
 
 
+@pytest.mark.parametrize("where", ["model_index.json", "tokenizer/tokenizer_config.json"])
+def test_a_tokenizer_of_another_class_is_refused(tmp_path: Path, sd1: Path, where: str) -> None:
+    folder = own_copy(sd1, tmp_path)
+    if where == "model_index.json":
+        edit_config(folder / where, tokenizer=["transformers", "T5TokenizerFast"])
+    else:
+        (folder / "model_index.json").unlink()
+        edit_config(folder / where, tokenizer_class="T5TokenizerFast")
+    with pytest.raises(UsageError, match=r"(?s)tokenizer is not supported.*T5TokenizerFast.*CLIPTokenizer or CLIPTokenizerFast"):
+        load_model(plan_of(folder))
+
+
 def test_without_prompts_or_embeddings_the_message_names_both(sd1: Path) -> None:
     with pytest.raises(UsageError, match=r"as model\.conditions, or list prompts as model\.prompts"):
         load_model(plan_of(sd1, prompts=None))
 
 
-def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, sd1: Path) -> None:
+def test_weights_that_are_no_safetensors_are_read_too(tmp_path: Path, sd1: Path) -> None:
     folder = own_copy(sd1, tmp_path)
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="no safetensors weights"):
-        load_model(plan_of(folder))
+    weights = load_file(folder / "text_encoder" / "model.safetensors")
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    torch.save(weights | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, folder / "text_encoder" / "pytorch_model.bin")
+    found, expected = (load_model(plan_of(one)).conditioning for one in (folder, sd1))
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.tables["encoder_hidden_states"], expected.tables["encoder_hidden_states"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError
-from ptqd_export.models.compvis.checkpoint import read_tensors
+from ptqd_export.models.tensors.checkpoint import read_tensors
 
 WEIGHTS = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

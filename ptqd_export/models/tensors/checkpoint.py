@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engines.errors import PtqdError
 from engines.untrusted.plain_file import open_plain
-from ptqd_export.models.compvis.inert_pickle import StoredTensor, read_pickle
+from ptqd_export.models.tensors.inert_pickle import StoredTensor, read_pickle
 
 _LOCAL_HEADER = 30
 """Bytes before the name in the local header of a zip entry."""
