@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.errors import UsageError
-from engines.host.files import sha256
+from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted
-from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import Lora, load_lora
+from ptqd_export.models.module_checks import check_finite, check_images
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
+from ptqd_export.models.text.text_encoders import ENCODERS
 from ptqd_export.plan import FACTORY, PlanFile
 
 DENOISER = "unet"
@@ -32,6 +34,11 @@ DENOISERS: Mapping[str, Family] = {
 
 CHECKPOINTS = (".ckpt", ".safetensors")
 """Suffixes of files that hold a whole CompVis model; its YAML lies beside the file."""
+
+ALONE = "to export the denoiser alone, leave the first stage out of the folder and of model_index.json: the samples are then latents"
+
+OWN_FILES = ("*config.json", "*.safetensors*", "*.bin*")
+"""Patterns of the files that a denoiser needs if it lies in the model's folder itself, beside whatever the user keeps there."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
@@ -56,6 +63,10 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
+    check_finite(networks.adapter.network, "the denoiser", plan_file.lora_path)
+    if networks.decoder is not None:
+        check_finite(networks.decoder, "the decoder")
+        check_images(networks.decoder, declared.sample_shape, None if path.suffix in CHECKPOINTS else ALONE)
     return LoadedModel(
         family=declared.family,
         adapter=networks.adapter,
@@ -146,10 +157,22 @@ def existing(path: Path) -> Path:
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
-    """Return every file of the model at `path`."""
+    """Return the files of the model at `path`, through links too, without anything else that lies in its folder.
+
+    Files of parts that are not read count too: a build that runs once more is better than one that misses a change.
+    """
     if path.suffix in CHECKPOINTS:
         return path, latent_diffusion.find_config(path)
-    return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    alone = (path / "config.json").is_file()
+    own = (file for pattern in (INDEX, *(OWN_FILES if alone else ())) for file in path.glob(pattern) if file.is_file())
+    parts = (folder for folder in sorted(path.iterdir()) if _is_part(folder))
+    return (*sorted(own), *(file for part in parts for file in files_below(part)))
+
+
+def _is_part(folder: Path) -> bool:
+    """Return whether a subfolder of a pipeline is one of its parts, rather than a bundle or samples that somebody put there."""
+    visible = folder.is_dir() and not folder.name.startswith(".")
+    return visible and (folder.name in ENCODERS.values() or any(folder.glob("*config.json")))
 
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:

@@ -14,6 +14,7 @@ from engines.networks.prompts import TextModel, TextPart, read_prompts
 from ptqd_export.models.conditions import TIME_IDS, ConditionInput
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
 from ptqd_export.models.lora import Lora
+from ptqd_export.models.module_checks import check_finite
 from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
 from ptqd_export.models.text.tokenizer import portable_tokenizer
 
@@ -43,7 +44,7 @@ class PromptEncoder:
     lora: Lora | None
 
     def load(self) -> LoadedText:
-        """Load the encoders and tokenizers. Raises what `TextFolders.load`, `Lora.fuse` and `portable_tokenizer` raise."""
+        """Load the encoders and tokenizers. Raises what `TextFolders.load`, `Lora.fuse`, `check_finite` and `portable_tokenizer` raise."""
         loaded = [(self._module(one), portable_tokenizer(one.tokenizer)) for one in self.folders]
         modules, tokenizers = zip(*loaded, strict=True)
         return LoadedText(self, modules, tokenizers)
@@ -52,6 +53,7 @@ class PromptEncoder:
         module = folders.load(self.layer)
         if self.lora is not None:
             self.lora.fuse(folders.name, module.network)
+        check_finite(module.network, folders.name, None if self.lora is None else self.lora.path)
         return module
 
 
