@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
-from ptqd_export.models.base import DecoderModule
 
 CHANNELS = (1, 3)
 """Channels of gray and of colour images."""
@@ -38,11 +37,11 @@ def check_finite(module: nn.Module, name: str, lora: Path | None = None) -> None
             )
 
 
-def check_images(decoder: DecoderModule, sample_shape: tuple[int, ...], mend: str | None) -> None:
+def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | None) -> None:
     """Check, without computing anything, that a decoder turns states into images.
 
     Args:
-        decoder: the decoder.
+        decoder: a `DecoderModule`.
         sample_shape: shape of one state.
         mend: what the user can do about a decoder that does not.
 
