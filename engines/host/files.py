@@ -23,6 +23,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and in its subfolders, through links too, without hidden files and folders; sorted.
+
+    A folder that several links lead to is entered once. A link back to a folder that contains `folder` is not followed.
+    """
+    found: list[Path] = []
+    seen = {parent.resolve() for parent in folder.absolute().parents} | {*folder.resolve().parents}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = Path(here).resolve()
+        folders[:] = () if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [path for name in files if not name.startswith(".") and (path := Path(here, name)).is_file()]
+        seen.add(real)
+    return sorted(found)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.

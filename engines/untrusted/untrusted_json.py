@@ -33,8 +33,14 @@ def read_json_object(path: Path, kind: type[PtqdError] = UsageError, *, infiniti
     return json_object(data, path, kind, infinities=infinities)
 
 
-def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
-    """Parse the JSON object in the content of a file; see `read_json_object` for the arguments.
+def json_object(data: bytes, source: Path | str, kind: type[PtqdError] = UsageError, *, infinities: bool = False) -> JsonObject:
+    """Parse a JSON object.
+
+    Args:
+        data: the text.
+        source: the file that it comes from, or a name with which a sentence can begin.
+        kind: see `read_json_object`.
+        infinities: see `read_json_object`.
 
     Raises:
         PtqdError: an error of class `kind`: the content is not JSON, is not an object, repeats a key, is nested too deeply, or contains a
@@ -50,7 +56,7 @@ def json_object(data: bytes, source: Path, kind: type[PtqdError] = UsageError, *
             f"{source} is not JSON.",
             found=f"line {error.lineno}, column {error.colno}: {error.msg}",
             expected="a JSON object",
-            mend="correct the file at that place; JSON allows neither comments nor trailing commas",
+            mend="correct that place; JSON allows neither comments nor trailing commas",
         ) from error
     except UnicodeError as error:
         place = f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else "half a surrogate pair"

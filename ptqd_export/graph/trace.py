@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from calib.quantizers.rules.placement import Placement
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
+from engines.chain.finite import is_finite
 from engines.errors import PtqdError
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from ptqd_export.graph.free_batch import check_batch
@@ -161,6 +162,13 @@ def check_module_parity(module: nn.Module, inputs: Mapping[str, Tensor], path: P
 
 def check_outputs(found: NDArray[np.floating], expected: NDArray[np.floating], graph: str) -> float:
     """Does the same as `check_parity` for outputs that are already computed. `graph` is the name of the graph for the error message."""
+    if not is_finite(expected):
+        raise PtqdError(
+            "The model does not compute finite values.",
+            found=f"NaN or infinity from torch, where {graph} was traced",
+            expected="finite outputs for random inputs at timesteps of the whole training range",
+            mend="run the model in its own pipeline: its weights may be damaged, or so large that they overflow",
+        )
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= PARITY:
         raise PtqdError(

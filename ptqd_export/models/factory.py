@@ -7,7 +7,7 @@ import difflib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import PtqdError, UsageError
+from engines.host.files import files_below
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Adapter, Declaration, DecoderModule, LoadedModel
 from ptqd_export.models.conditions import ConditionInput, class_input, conditioning_of, image_input
+from ptqd_export.models.module_checks import check_finite
 from ptqd_export.source_tree import SourceTree
 
 __all__ = ["ConditionInput", "FactoryModel", "class_input", "declare_factory", "image_input", "load_factory"]
@@ -35,7 +37,8 @@ class FactoryModel:
         noise_schedule: noise schedule, or the equivalent keys of a diffusers `scheduler_config.json`.
         inputs: conditioning inputs of the network.
         decoder: called as `decoder(states)`; returns images [B, 1 or 3, H, W] in [-1, 1]. None if the states are images.
-        files: files that the network depends on, such as its checkpoint. They and the factory's source decide what a build may reuse.
+        files: files and folders that the network depends on, such as its checkpoint. They and the factory's source decide what a build may
+            reuse.
     """
 
     network: nn.Module
@@ -89,8 +92,11 @@ def load_factory(name: str, folder: Path, null_class: int | None = None, conditi
         null_class=null,
         noise_schedule=_noise_schedule(made.noise_schedule),
         decoder=None if made.decoder is None else FactoryDecoder(made.decoder),
-        files=(*sources, *(folder / file for file in made.files)),
+        files=(*sources, *_files(name, [folder / file for file in made.files])),
     )
+    for part, module in (("the network", model.adapter.network), ("the decoder", model.decoder)):
+        if module is not None:
+            check_finite(module, f"{name}, {part}")
     _check_network(name, model)
     _check_decoder(name, model)
     return model
@@ -165,6 +171,16 @@ def _call(name: str, function: Callable[[], object]) -> FactoryModel:
             expected=f"a {FactoryModel.__module__}.{FactoryModel.__name__}",
         )
     return made
+
+
+def _files(name: str, declared: Sequence[Path]) -> Iterator[Path]:
+    """Yield the declared files, and those below declared folders."""
+    for path in declared:
+        if not path.exists():
+            raise UsageError(
+                "A file that the factory declares is missing.", found=f"{name}: {path}", expected="a file, or a folder of files"
+            )
+        yield from files_below(path) if path.is_dir() else (path,)
 
 
 def _noise_schedule(given: NoiseSchedule | Mapping[str, Any]) -> NoiseSchedule:

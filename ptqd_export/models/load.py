@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
-from engines.host.files import sha256
+from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted
-from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
+from ptqd_export.models.module_checks import check_finite, check_images
 from ptqd_export.models.places.model_place import find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
-from ptqd_export.models.text.text_encoders import find_text_folders
+from ptqd_export.models.text.text_encoders import ENCODERS, find_text_folders
 from ptqd_export.plan import FACTORY, PlanFile
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ DENOISERS: Mapping[str, Family] = {
     "DiTTransformer2DModel": diffusers_dit,
 }
 """Families of diffusers folders, by the class name of the denoiser."""
+
+ALONE = "to export the denoiser alone, leave the first stage out of the folder and of model_index.json: the samples are then latents"
+
+OWN_FILES = ("*config.json", "*.safetensors*", "*.bin*")
+"""Patterns of the files that a denoiser needs if it lies in the model's folder itself, beside whatever the user keeps there."""
 
 
 def load_model(plan_file: PlanFile) -> LoadedModel:
@@ -57,6 +63,10 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
+    check_finite(networks.adapter.network, "the denoiser", None if lora is None else lora.path)
+    if networks.decoder is not None:
+        check_finite(networks.decoder, "the decoder")
+        check_images(networks.decoder, declared.sample_shape, None if path.suffix in CHECKPOINTS else ALONE)
     texts = plan_file.prompts if isinstance(plan_file.prompts, Path) else None
     return LoadedModel(
         family=declared.family,
@@ -146,22 +156,22 @@ def find_family(path: Path) -> Family:
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
-    """Return every file of the model at `path`, except hidden ones: what hubs and version control keep there is not the model."""
+    """Return the files of the model at `path`, through links too, without anything else that lies in its folder.
+
+    Files of parts that are not read count too: a build that runs once more is better than one that misses a change.
+    """
     if path.suffix in CHECKPOINTS:
         return path, latent_diffusion.find_config(path)
-    return tuple(sorted(_files(path, ())))
+    alone = (path / "config.json").is_file()
+    own = (file for pattern in (INDEX, *(OWN_FILES if alone else ())) for file in path.glob(pattern) if file.is_file())
+    parts = (folder for folder in sorted(path.iterdir()) if _is_part(folder))
+    return (*sorted(own), *(file for part in parts for file in files_below(part)))
 
 
-def _files(folder: Path, outer: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the files in a folder and its subfolders. Links are followed, but for those to a folder around them."""
-    here = folder.resolve()
-    if here in outer:
-        return
-    for path in folder.iterdir():
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _files(path, (*outer, here))
-        elif path.is_file() and not path.name.startswith("."):
-            yield path
+def _is_part(folder: Path) -> bool:
+    """Return whether a subfolder of a pipeline is one of its parts, rather than a bundle or samples that somebody put there."""
+    visible = folder.is_dir() and not folder.name.startswith(".")
+    return visible and (folder.name in ENCODERS.values() or any(folder.glob("*config.json")))
 
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.apps.evaluate.image_archive import CHANNELS
 from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_session import open_session
 from engines.bundle.bundle_files import is_plain
@@ -44,6 +45,10 @@ class Features:
     features: Float32
     spatial: Float32 | None
     logits: Float32 | None
+
+
+class ExtractorFailedError(PtqdError):
+    """The runtime could not run the extractor on these images."""
 
 
 class Extractor:
@@ -94,7 +99,9 @@ class Extractor:
         try:
             values = self._session.run(self._outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise PtqdError("The feature extractor failed.", found=f"{self.path} on images {list(images.shape)}: {error}") from error
+            raise ExtractorFailedError(
+                "The feature extractor failed.", found=f"{self.path} on images {list(images.shape)}: {error}"
+            ) from error
         if not all(is_finite(value) for value in values):
             raise PtqdError("The feature extractor's output is not finite.", found=f"NaN or infinity from {self.path}")
         found = dict(zip(self._outputs, values, strict=True))
@@ -110,6 +117,7 @@ class Extractor:
 
         Raises:
             UsageError: the extractor does not take such images.
+            PtqdError: its output is not finite.
         """
         if len(shape) != 3 or any(isinstance(side, int) and side != own for side, own in zip(self.input_shape, shape, strict=True)):
             raise UsageError(
@@ -118,7 +126,17 @@ class Extractor:
                 expected=f"{[side if isinstance(side, int) else 'any' for side in self.input_shape]}, as in {self.path}",
                 mend="add resizing, or gray-to-RGB conversion, to the extractor's graph",
             )
-        return self(np.full((1, *shape), -1, dtype=np.float32))
+        try:
+            return self(np.full((1, *shape), -1, dtype=np.float32))
+        except ExtractorFailedError as error:
+            raise UsageError(
+                f"The feature extractor fails on {whose}.",
+                found=f"images of shape {list(shape)}",
+                expected=f"[1 or 3, height, width], unless {self.path} is made for other images",
+                mend="give images of 1 or 3 channels: without alpha, with the channels first, and decoded where they are latents"
+                if shape[0] not in CHANNELS
+                else f"give images of a size that the extractor takes: {error.__cause__}",
+            ) from error
 
     def _image_input(self) -> tuple[str, tuple[int | str | None, ...]]:
         inputs = self._session.get_inputs()

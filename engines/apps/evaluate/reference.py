@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.apps.evaluate.extractor import Extractor, Features
-from engines.apps.evaluate.image_archive import ImageArchive, readable
+from engines.apps.evaluate.image_archive import BATCH, ImageArchive, readable
 from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
 from engines.apps.evaluate.metrics.frechet import Gaussian
 from engines.apps.evaluate.metrics.manifold import NEIGHBOURS, POINTS_LIMIT, Manifold
@@ -23,8 +23,6 @@ from engines.errors import UsageError
 from engines.host.files import replacing
 from engines.terminal.progress import progress
 from engines.untrusted.npz import array_names, read_arrays
-
-BATCH = 64
 
 _FEATURES, _SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 _ARRAYS = (*_FEATURES, *_SPATIAL, "features", "count", "extractor")
@@ -79,13 +77,14 @@ class Reference:
         """Compute the features of images, a few at a time.
 
         Raises:
-            UsageError: there are too few images, or the extractor does not take them.
+            UsageError: there are too few images, they are in the wrong units, or the extractor does not take them.
         """
         if images.count <= NEIGHBOURS:
             raise UsageError(
                 "The reference holds too few images.", found=f"{images.path}: {images.count}", expected=f"more than {NEIGHBOURS}"
             )
         one = extractor.check(images.shape, "the reference's images")
+        images.check_units()
         with progress("features of the reference", math.ceil(images.count / BATCH)) as advance:
             return cls.of_batches(_counted(images.batches(BATCH), advance), images.count, one, extractor)
 

@@ -12,6 +12,8 @@ from engines.apps.serve.items import Item
 from engines.arrays import Int64
 from engines.bundle.manifest import ModelRecord
 from engines.chain.noise import NoiseSource
+from engines.errors import PtqdError
+from engines.untrusted.untrusted_json import json_object
 
 
 class Refused(Exception):  # noqa: N818 (it is an answer, not an error)
@@ -60,12 +62,7 @@ class Reader:
         Raises:
             Refused: status 400, the request does not fit the model or the limit.
         """
-        try:
-            request = ImageRequest.model_validate_json(body)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the body"
-            raise Refused(400, f"{where}: {first['msg']}") from error
+        request = _request(body)
         if request.num > self.most:
             raise Refused(400, f"num: {request.num} pictures requested; at most {self.most} are allowed")
         numbers = request.first + np.arange(request.num, dtype=np.int64)
@@ -85,3 +82,14 @@ class Reader:
         if request.row >= conditioning.rows:
             raise Refused(400, f"class: {request.row} is out of range; this model has classes 0 to {conditioning.rows - 1}")
         return [request.row] * request.num
+
+
+def _request(body: bytes) -> ImageRequest:
+    try:
+        return ImageRequest.model_validate(json_object(body, "The body"))
+    except PtqdError as error:
+        what, *details = (" ".join(line.split()) for line in str(error).splitlines())
+        raise Refused(400, f"{what} {'; '.join(details)}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refused(400, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error

@@ -14,6 +14,7 @@ from engines.networks.prompts import TextModel, TextPart, read_prompts
 from ptqd_export.models.conditions import IMAGE, REFINER_SIZES, TIME_IDS, ConditionInput
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
 from ptqd_export.models.lora import Lora
+from ptqd_export.models.module_checks import check_finite
 from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
 
 TEXT = "text"
@@ -50,7 +51,7 @@ class PromptEncoder:
     lora: Lora | None
 
     def load(self) -> LoadedText:
-        """Load the encoders and tokenizers. Raises what `TextFolders.load_tokenizer`, `TextFolders.load` and `Lora.fuse` raise."""
+        """Load the encoders and tokenizers. Raises what the loading of their folders, `Lora.fuse` and `check_finite` raise."""
         tokenizers = tuple(one.load_tokenizer() for one in self.folders)
         return LoadedText(self, tuple(self._module(one) for one in self.folders), tokenizers)
 
@@ -58,6 +59,7 @@ class PromptEncoder:
         module = folders.load(self.layer)
         if self.lora is not None:
             self.lora.fuse(folders.name, module.network)
+        check_finite(module.network, folders.name, None if self.lora is None else self.lora.path)
         return module
 
 

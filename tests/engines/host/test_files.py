@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import UsageError
-from engines.host.files import remove_parts, replacing, sha256, sync_tree, writable_folder, write_text
+from engines.host.files import files_below, remove_parts, replacing, sha256, sync_tree, writable_folder, write_text
 from tests.dying import every_death
 
 
@@ -17,6 +17,22 @@ def test_sha256_is_the_published_one(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_files_below_are_found_through_links_and_once(tmp_path: Path) -> None:
+    part, store = tmp_path / "model" / "part", tmp_path / "store"
+    for path in (part / "own", part / "sub" / "own", store / "sub" / "stored", store / ".cache" / "hidden", part / ".hidden"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    links = {
+        part / "linked": store, part / "again": store, part / "up": part.parent, part / "loop": part, store / "sub" / "back": store,
+        part / "file": store / "sub" / "stored", part / "broken": tmp_path / "none", store / "root": Path("/"),
+    }  # fmt: skip
+    for link, target in links.items():
+        link.symlink_to(target)
+    assert [str(path.relative_to(part)) for path in files_below(part)] == ["again/sub/stored", "file", "own", "sub/own"]
+    (tmp_path / "whole").symlink_to(store)
+    assert [str(path.relative_to(tmp_path)) for path in files_below(tmp_path / "whole")] == ["whole/sub/stored"]
 
 
 def test_text_appears_whole_in_a_new_folder_and_readable_by_all(tmp_path: Path) -> None:

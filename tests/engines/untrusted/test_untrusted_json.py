@@ -38,7 +38,7 @@ def test_syntax_error_names_line_and_column(tmp_path: Path) -> None:
     path.write_text('{\n  "a": 1\n  "b": 2\n}')
     message = _error(path)
     assert message.startswith(f"{path} is not JSON.\n  found:    line 3, column 3: Expecting ',' delimiter\n  expected: a JSON object\n")
-    assert "mend:     correct the file at that place" in message
+    assert "mend:     correct that place" in message
 
 
 def test_empty_file(tmp_path: Path) -> None:

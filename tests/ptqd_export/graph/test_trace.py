@@ -19,7 +19,7 @@ from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
-from ptqd_export.graph.trace import check_parity, lower, trace
+from ptqd_export.graph.trace import check_outputs, check_parity, lower, trace
 from ptqd_export.models.base import LoadedModel
 
 if TYPE_CHECKING:
@@ -159,3 +159,8 @@ def test_graph_of_other_weights_is_refused(difficult: tuple[LoadedModel, ir.Mode
     with pytest.raises(PtqdError, match="does not compute what torch computes") as error:
         check_parity(model, tmp_path / "m.onnx")
     assert "at most 1e-04" in str(error.value)
+
+
+def test_torch_output_that_is_not_finite_is_no_fault_of_the_graph() -> None:
+    with pytest.raises(PtqdError, match=r"(?s)The model does not compute finite values.*fp32.onnx"):
+        check_outputs(np.ones(2, np.float32), np.array([1, np.nan], np.float32), "fp32.onnx")

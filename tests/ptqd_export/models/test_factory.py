@@ -135,6 +135,16 @@ def test_decoder_and_files_are_taken(write: Write, tmp_path: Path) -> None:
     assert fingerprint(model, None) != first
 
 
+def test_files_below_a_declared_folder_count(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "weights").write_bytes(b"1")
+    (tmp_path / "linked").symlink_to(tmp_path / "store")
+    model = _load(write("return model(files=(Path('linked'),))"), tmp_path)
+    first = fingerprint(model, None)
+    (tmp_path / "store" / "weights").write_bytes(b"2")
+    assert fingerprint(model, None) != first
+
+
 def test_helper_modules_in_the_folder_count(write: Write, tmp_path: Path) -> None:
     name = re.sub(r"\W", "_", f"helper_{tmp_path.name}")
     helper, bystander = tmp_path / f"{name}.py", tmp_path / "bystander.py"
@@ -152,6 +162,7 @@ def test_helper_modules_in_the_folder_count(write: Write, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ("return model(files=(Path('none'),))", r"A file that the factory declares is missing.*make: .*none"),
         ("return 3", r"returned an object of the wrong type.*made_\w+:make: int.*FactoryModel"),
         (
             "return model(network=Upscale())",
@@ -176,6 +187,11 @@ def test_factory_that_raises(write: Write, tmp_path: Path) -> None:
     with pytest.raises(PtqdError, match=r"(?s)The factory failed.*FileNotFoundError.*weights.bin") as caught:
         _load(write("open('weights.bin')"), tmp_path)
     assert not isinstance(caught.value, UsageError)
+
+
+def test_factory_with_damaged_weights(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(PtqdError, match=r"(?s)contain NaN or infinity.*:make, the network: w, 2 of 2 values"):
+        _load(write("net = Net(); net.w = nn.Parameter(torch.full((2,), torch.nan)); return model(network=net)"), tmp_path)
 
 
 def test_module_or_function_that_is_not_there(write: Write, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from engines.errors import UsageError
+from engines.errors import PtqdError, UsageError
 from ptqd_export.models.base import LoadedModel
-from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.models.load import fingerprint, load_model, model_files
 from ptqd_export.plan import Plan, PlanFile
 
 TINY = {
@@ -140,4 +140,108 @@ def test_fingerprint_is_of_every_file_and_of_the_conditions(load: Load, tmp_path
     first = fingerprint(load(), None)
     assert fingerprint(load(), None) == first
     (tmp_path / "table.npz").write_bytes(b"0")
-    assert fingerprint(load(), tmp_path / "table.npz") != fingerprint(load(), None) != first
+    assert fingerprint(load(), tmp_path / "table.npz") != first
+    (tmp_path / "unet" / "config.json").write_text((tmp_path / "unet" / "config.json").read_text() + "\n")
+    assert fingerprint(load(), None) != first
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_fingerprint_sees_new_weights_through_links(load: Load, tmp_path: Path, alone: bool) -> None:
+    _unet().save_pretrained(tmp_path / "store" / "blobs")
+    (tmp_path / "store" / "unet").symlink_to(tmp_path / "store" / "blobs")
+    if alone:
+        (tmp_path / "scheduler" / "scheduler_config.json").rename(tmp_path / "scheduler_config.json")
+        for file in (tmp_path / "store" / "blobs").iterdir():
+            (tmp_path / file.name).symlink_to(file)
+    else:
+        (tmp_path / "unet").symlink_to(tmp_path / "store" / "unet")
+        (tmp_path / "store" / "blobs" / "loop").symlink_to(tmp_path)
+    first = fingerprint(load(), None)
+    network = _unet()
+    network.conv_in.bias.data += 1
+    network.save_pretrained(tmp_path / "store" / "blobs")
+    model = load()
+    assert _equal(model, network)
+    assert fingerprint(model, None) != first
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_fingerprint_is_of_the_model_and_not_of_what_else_its_folder_holds(load: Load, tmp_path: Path, alone: bool) -> None:
+    _unet().save_pretrained(tmp_path if alone else tmp_path / "unet")
+    if alone:
+        (tmp_path / "scheduler" / "scheduler_config.json").rename(tmp_path / "scheduler_config.json")
+    first = fingerprint(load(), None)
+    others = (
+        "plan.json",
+        "README.md",
+        "bundle/manifest.json",
+        "bundle/text/tokenizer.json",
+        "out/0.png",
+        ".git/config.json",
+        ".cache/a/config.json",
+    )
+    for other in (*others, "unet/.cache/a"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_text("{}")
+    (tmp_path / "latest").symlink_to(tmp_path)
+    assert fingerprint(load(), None) == first
+
+
+def test_fingerprint_is_of_tokenizers_too(tmp_path: Path) -> None:
+    for name in (
+        "config.json",
+        "unet/config.json",
+        "tokenizer/vocab.json",
+        "tokenizer_2/added_tokens.json",
+        "scheduler/scheduler_config.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = [str(path.relative_to(tmp_path)) for path in model_files(tmp_path)]
+    assert files == [
+        "config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer_2/added_tokens.json",
+        "unet/config.json",
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite_are_refused_by_name(load: Load, tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    network = _unet()
+    network.mid_block.resnets[0].conv1.weight.data[1, 2] = value
+    network.to(dtype).save_pretrained(tmp_path / "unet")
+    with pytest.raises(PtqdError, match=r"contain NaN or infinity.\n.*denoiser: mid_block.resnets.0.conv1.weight, 9 of 576 values"):
+        load()
+
+
+def test_decoder_that_is_not_finite_is_refused_but_not_an_encoder(load: Load, tmp_path: Path) -> None:
+    from diffusers import VQModel
+
+    _unet().save_pretrained(tmp_path / "unet")
+    first_stage = VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=2)
+    first_stage.encoder.conv_in.bias.data[0] = np.nan
+    first_stage.save_pretrained(tmp_path / "vqvae")
+    assert load().decoder is not None
+    first_stage.quantize.embedding.weight.data[3, 1] = np.inf
+    first_stage.save_pretrained(tmp_path / "vqvae")
+    with pytest.raises(PtqdError, match="the decoder: codes, 1 of 512 values"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"out_channels": 4}, r"(?s)does not return images.*shape \[4, 4, 4\].*model_index.json"),
+        ({"latent_channels": 4}, r"(?s)does not take the model's samples.*shape \[2, 4, 4\].*to have 4 channels"),
+    ],
+)
+def test_decoder_that_makes_no_images_is_refused(load: Load, tmp_path: Path, config: dict[str, int], message: str) -> None:
+    from diffusers import AutoencoderKL
+
+    _unet().save_pretrained(tmp_path / "unet")
+    AutoencoderKL(**{"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 2, **config}).save_pretrained(tmp_path / "vae")
+    with pytest.raises(UsageError, match=message):
+        load()

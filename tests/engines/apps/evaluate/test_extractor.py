@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from engines.apps.evaluate.extractor import SPATIAL_LIMIT, Extractor, flat_maps
+from engines.apps.evaluate.extractor import SMALL, SPATIAL_LIMIT, Extractor, flat_maps
 from engines.errors import PtqdError, UsageError
 from engines.host.files import sha256
 
@@ -68,6 +68,13 @@ def test_images_of_another_shape_are_an_error_of_usage(extractor_file: Path, sha
         Extractor(extractor_file, threads=1).check(shape, "the samples")
     assert "The feature extractor does not take the samples." in str(refused.value)
     assert f"found:    images of shape {list(shape)}\n  expected: [1, 8, 8], as in" in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (4, 16, 16), (8, 8, 3), (16, 16, 4)])
+def test_images_on_which_the_extractor_fails_are_an_error_of_usage(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError) as refused:
+        Extractor(SMALL, threads=1).check(shape, "the samples")
+    assert f"found:    images of shape {list(shape)}\n  expected: [1 or 3, height, width]" in str(refused.value)
 
 
 def test_input_that_is_no_image_is_an_error_of_usage(network: TinyExtractor, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.apps.evaluate import image_archive
 from engines.apps.evaluate.image_archive import ImageArchive
 from engines.errors import UsageError
 
@@ -46,11 +47,48 @@ def test_pickled_objects_are_never_read(tmp_path: Path) -> None:
         ImageArchive.open(tmp_path / "images.npz")
 
 
-@pytest.mark.parametrize("values", [255 * FLOATS, np.full_like(FLOATS, np.nan)])
-def test_other_units_are_an_error_of_usage(tmp_path: Path, values: object) -> None:
+@pytest.mark.parametrize(("values", "message"), [(255 * FLOATS, "in the wrong units"), (np.full_like(FLOATS, np.nan), "contain NaN")])
+def test_other_units_are_an_error_of_usage(tmp_path: Path, values: object, message: str) -> None:
     np.savez(tmp_path / "images.npz", samples=np.asarray(values))
-    with pytest.raises(UsageError, match="in the wrong units"):
+    with pytest.raises(UsageError, match=message):
         list(ImageArchive.open(tmp_path / "images.npz").batches(8))
+
+
+def test_units_are_known_from_the_first_image_that_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_archive, "BATCH", 8)
+    white, black = np.ones_like(FLOATS[:16]), -np.ones_like(FLOATS[:1])
+    for stored in (
+        PIXELS,
+        FLOATS,
+        0.1 * FLOATS,
+        np.concatenate([white, black]),
+        np.repeat(black, 9, 0),
+        255 * (PIXELS > 127).astype(np.uint8),
+    ):
+        np.savez(tmp_path / "images.npz", images=stored)
+        ImageArchive.open(tmp_path / "images.npz").check_units()
+
+
+@pytest.mark.parametrize("undershoot", [0, 0.1])
+@pytest.mark.parametrize("stored", [PIXELS / 255, PIXELS / np.float32(255), np.zeros_like(FLOATS), PIXELS // 128])
+def test_images_from_0_to_1_are_an_error_of_usage(tmp_path: Path, stored: object, undershoot: float) -> None:
+    values = np.asarray(stored)
+    np.savez(tmp_path / "images.npz", images=values if values.dtype == np.uint8 else values * (1 + undershoot) - undershoot * values.max())
+    with pytest.raises(UsageError, match=r"(?s)in the wrong units.*expected: floats in \[-1, 1\].*\[0, 1\]"):
+        ImageArchive.open(tmp_path / "images.npz").check_units()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_at_the_end_are_an_error_of_usage(tmp_path: Path, channels: int) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((5, 8, 8, channels), np.uint8))
+    with pytest.raises(UsageError, match=rf"(?s)found: .*\[5, 8, 8, {channels}\]\n.*expected: images \[n, 1 or 3, height, width\]"):
+        ImageArchive.open(tmp_path / "images.npz")
+
+
+def test_archive_without_arrays_is_told_how_to_be_written(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz")
+    with pytest.raises(UsageError, match=r"(?s)neither images nor statistics.*no arrays.*mend: .*images=images"):
+        ImageArchive.open(tmp_path / "images.npz")
 
 
 def test_missing_file_text_and_other_arrays_are_errors_of_usage(tmp_path: Path) -> None:

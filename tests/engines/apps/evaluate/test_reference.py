@@ -94,6 +94,8 @@ def test_files_of_other_fid_programs_give_what_they_hold(extractor: Extractor, t
         ({"mu": np.zeros(4)}, "neither images nor statistics"),
         ({"samples": np.zeros((9, 3, 8, 8), np.float32)}, r"(?s)do not have the shape of the samples.*\[3, 8, 8\].*expected: \[1, 8, 8\]"),
         ({"samples": np.zeros((3, 1, 8, 8), np.float32)}, "(?s)too few images.*expected: more than 3"),
+        ({"samples": np.zeros((0, 1, 8, 8), np.float32)}, "(?s)too few images.*found: .*: 0"),
+        ({"samples": np.full((9, 1, 8, 8), 0.5)}, r"(?s)wrong units.*floats from 0.5 to 0.5.*2 \* images - 1"),
     ],
 )
 def test_reference_that_does_not_fit_is_an_error_of_usage(

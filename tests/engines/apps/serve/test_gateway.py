@@ -80,7 +80,13 @@ def test_one_picture_comes_as_it_is_and_several_in_an_archive() -> None:
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        (asked(b"{"), 400, "the body: Invalid JSON"),
+        (asked(b"{"), 400, "The body is not JSON. found: line 1, column 2"),
+        (asked(b"[1]"), 400, "The body is not a JSON object. found: a list"),
+        (asked(b'{"seed": 1, "seed": 2}'), 400, 'The body contains a key twice. found: "seed"'),
+        (asked(b'{"seed": 1, "class": null, "num": 1, "class": 2}'), 400, 'The body contains a key twice. found: "class"'),
+        (asked(b'{"seed": NaN}'), 400, "The body contains NaN"),
+        (asked({"seed": 1.0}), 400, "seed: Input should be a valid integer"),
+        (asked({"seed": True}), 400, "seed: Input should be a valid integer"),
         (asked({}), 400, "seed: Field required"),
         (asked({"seed": -1}), 400, "seed: Input should be greater than or equal to 0"),
         (asked({"seed": 2**64}), 400, "seed: Input should be less than"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engines.errors import UsageError
+from engines.errors import PtqdError, UsageError
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
@@ -365,3 +365,13 @@ def test_weights_that_are_no_safetensors_are_read_too(tmp_path: Path, sd1: Path)
     assert found is not None
     assert expected is not None
     np.testing.assert_array_equal(found.tables["encoder_hidden_states"], expected.tables["encoder_hidden_states"])
+
+
+def test_an_encoder_with_damaged_weights_is_named(tmp_path: Path, sd1: Path) -> None:
+    weights = own_copy(sd1, tmp_path) / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("layers.0.mlp.fc1.weight"))
+    tensors[name][0, 0] = torch.inf
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(PtqdError, match=r"(?s)contain NaN or infinity.*text_encoder: .*layers.0.mlp.fc1.weight, 1 of"):
+        load_model(plan_of(weights.parents[1]))
