@@ -63,7 +63,7 @@ class LayerChange:
 
     def fits(self, layer: nn.Module) -> bool:
         """Return whether the shapes fit a layer's weight and bias."""
-        weight, bias = layer.weight, layer.bias if self.bias is not None else None
+        weight, bias = layer.weight, getattr(layer, "bias", None)
         assert isinstance(weight, Tensor)
         return (
             (self.low_rank is None or self.low_rank.fits(weight))
@@ -75,7 +75,7 @@ class LayerChange:
     @torch.no_grad()
     def add_to(self, layer: nn.Module, scale: float) -> None:
         """Change a layer in place: `W + scale * delta`, then the norms, as PEFT and diffusers merge. The shapes must fit."""
-        weight, bias = layer.weight, layer.bias if self.bias is not None else None
+        weight, bias = layer.weight, getattr(layer, "bias", None)
         assert isinstance(weight, Tensor)
         changed = weight.float()
         if self.low_rank is not None:

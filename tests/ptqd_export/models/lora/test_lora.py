@@ -169,6 +169,12 @@ def test_what_does_not_fit_is_refused_by_name(
         fuse(tmp_path, tensors, "unet", network_with("proj", nn.Linear(6, 4)), metadata)
 
 
+def test_a_bias_that_the_layer_lacks_is_refused(tmp_path: Path) -> None:
+    for layer in (nn.Linear(6, 4, bias=False), nn.Embedding(6, 4)):
+        with pytest.raises(UsageError, match=r"bias \(4,\)\n  expected: a change of a weight \(\d, \d\)\n"):
+            fuse(tmp_path, {"lora_unet_proj.diff_b": torch.ones(4)}, "unet", network_with("proj", layer))
+
+
 def test_two_names_of_one_layer_are_refused(tmp_path: Path) -> None:
     names = ("input_blocks_1_0_in_layers_2", "down_blocks_0_resnets_0_conv1")
     tensors = {f"lora_unet_{name}.lora_down.weight": torch.ones(1, 4, 3, 3) for name in names}
