@@ -33,7 +33,7 @@ def refuse_folder(path: Path) -> None:
             expected="the folder of the whole pipeline, with its scheduler",
             mend=f"name {path.absolute().parent}",
         )
-    files = [file for folder in (path, *_subfolders(path)) for file in sorted(folder.iterdir())]
+    files = [file for folder in (path, *_subfolders(path)) for file in _content(folder)]
     weights = [file for file in files if file.suffix in (*SUFFIXES, *CHECKPOINTS) and not file.name.startswith(OPENVINO)]
     exported = [file for file in files if file.suffix in EXPORTED or file.name.startswith(OPENVINO)]
     if exported and not weights:
@@ -69,7 +69,15 @@ def _refuse_outer(path: Path, checkpoints: list[Path]) -> None:
 
 
 def _subfolders(path: Path) -> Iterator[Path]:
-    return (folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith("."))
+    return (folder for folder in _content(path) if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _content(folder: Path) -> list[Path]:
+    """Return what lies in a folder; nothing if this user may not read it."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        return []
 
 
 def _named(files: list[Path], folder: Path) -> str:
