@@ -43,9 +43,10 @@ class Measured:
             count, mean, scatter = self.values[place]
             values = FeatureStatistics(int(count), np.array([mean]), np.array([[scatter]]))
             part = slice(*self.edges[place : place + 2].tolist())
-            paired = self.pairs is not None and self.image_errors is not None
-            pairs = PairedSums(self.image_errors[part], *self.pairs[place].tolist()) if paired else None
-            yield block, part, values, pairs
+            if self.pairs is None or self.image_errors is None:
+                yield block, part, values, None
+            else:
+                yield block, part, values, PairedSums(self.image_errors[part], *self.pairs[place].tolist())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be stored in a file."""

@@ -43,8 +43,7 @@ def test_figures_and_their_labels_name_the_network_behind_them() -> None:
 
 
 def test_psnr_of_several_seeds_is_pooled_too() -> None:
-    both = [({}, {"pooled_psnr": estimate(value), "ssim": estimate(value)}) for value in (10.0, 40.0)]
-    figures = compare(both)
+    figures = compare([({}, {"pooled_psnr": estimate(value), "ssim": estimate(value)}) for value in (10.0, 40.0)])
     assert figures["pooled_psnr"].quantized.mean == pytest.approx(-10 * np.log10((0.1 + 0.0001) / 2))
     assert figures["ssim"].quantized.mean == 25
 
