@@ -25,7 +25,7 @@ from engines.host.machine import cores, machine_name, processor
 from engines.untrusted.external_data import graph_files
 from ptqd_export.records.times_file import TIMES, read_times
 from tools.labelled_rows import draw_rows
-from tools.quality import SEED, Study, psnr, quantized
+from tools.quality import SEED, Study, psnrs, quantized
 
 PLAN = Path("tools/coloured/plan.json")
 BUNDLE = Path("build/coloured")
@@ -71,15 +71,16 @@ def demo_table(bundle: Bundle, reference: Float32, drawn: Mapping[str, tuple[Flo
     table = Table(
         title=f"{len(reference)} samples, the same seeds, on {processor()}, {cores()} cores",
         caption=f"time per step: batch {times.batch}; PSNR and colour error: against the same samples in float32; "
+        "pooled PSNR: of the mean squared error of all images; "
         "colour error: distance between the mean colours of two images, in levels of 0 to 255",
     )
     table.add_column("precision")
-    for column in ("size", "bit ops\nsaved", "time per step", "PSNR", "colour\nerror"):
+    for column in ("size", "bit ops\nsaved", "time per step", "pooled\nPSNR", "colour\nerror"):
         table.add_column(column, justify="right")
     table.add_row("float32", *_cost(bundle, "fp32", times.milliseconds_a_step), "-", "-")
     for name, both in drawn.items():
         for kind, images in zip(KINDS, both, strict=True):
-            quality = f"{psnr(images, reference):.1f} dB", f"{colour_error(images, reference):.1f}"
+            quality = psnrs(images, reference)[0], f"{colour_error(images, reference):.1f}"
             table.add_row(f"{name.upper()} {kind}", *_cost(bundle, name, times.milliseconds_a_step), *quality)
     return table
 

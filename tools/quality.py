@@ -3,13 +3,14 @@
     python -m tools.quality build/dit --num 1000
 
 Prints two tables. The first has a row for every precision and for the schedule's own choice: the share of samples in which the committed
-classifier recognises the requested digit, and their distance to the full-precision samples. The second has a row for every step: the
+classifier recognises the requested digit, and their PSNR to the full-precision samples. The second has a row for every step: the
 signal-to-noise ratio of the network's output.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from engines.apps.evaluate.metrics.paired import image_errors, median_psnr, pooled_psnr
 from engines.arrays import Float32, Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
@@ -86,19 +88,23 @@ def quality_table(rows: list[Row]) -> Table:
     reference = rows[0].images
     labels = digits_of(np.arange(len(reference), dtype=np.int64))
     table = Table(title=f"{len(reference)} samples each, same seeds")
-    for column in ("precision", "correction", "recognised", "PSNR to fp32", "mean", "variance"):
+    for column in ("precision", "correction", "recognised", "pooled PSNR\nto fp32", "median PSNR\nto fp32", "mean", "variance"):
         table.add_column(column, justify="left" if column == "precision" else "right")
     for row in rows:
-        distance = "-" if row is rows[0] else f"{psnr(row.images, reference):.1f} dB"
-        figures = (f"{recognised(row.images, labels):.1%}", distance, f"{row.images.mean():+.3f}", f"{row.images.var():.3f}")
+        distances = ("-", "-") if row is rows[0] else psnrs(row.images, reference)
+        figures = (f"{recognised(row.images, labels):.1%}", *distances, f"{row.images.mean():+.3f}", f"{row.images.var():.3f}")
         table.add_row(row.precision, row.correction, *figures)
     return table
 
 
-def psnr(images: Float32, reference: Float32) -> float:
-    """PSNR in dB, averaged over the images; the peak is 2 because pixels range from -1 to 1."""
-    error = np.square(images.clip(-1, 1) - reference.clip(-1, 1), dtype=np.float64).mean(axis=(1, 2, 3))
-    return float(np.mean(10 * np.log10(4 / error)))
+def psnrs(images: Float32, reference: Float32) -> tuple[str, str]:
+    """Return the pooled PSNR of images and the median of their PSNRs, as cells of a table."""
+    errors = image_errors(images, reference)
+    return _cell(pooled_psnr(errors)), _cell(median_psnr(errors))
+
+
+def _cell(decibels: float) -> str:
+    return "identical" if math.isinf(decibels) else f"{decibels:.1f} dB"
 
 
 def step_table(bundle: Bundle) -> Table:

@@ -60,6 +60,14 @@ class Bundle:
         """Return the content of a file, verified against the manifest's size and hash."""
         return self._files.read(name)
 
+    def check_files(self) -> None:
+        """Check every file of the manifest, also those that no command may need. This reads the whole bundle.
+
+        Raises:
+            BundleError: a file is missing, or was changed or damaged.
+        """
+        self._files.check_all()
+
     def json(self, name: str) -> dict[str, object]:
         """Return the object in a JSON file of the bundle."""
         return json_object(self.read(name), self.folder / name, BundleError)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
 
 from engines.errors import BundleError
+from engines.host.machine import cores
+from engines.terminal.progress import progress
 from engines.untrusted.plain_file import open_plain
 
 COPY_AGAIN = "copy the whole bundle again, or rebuild it"
@@ -65,6 +68,18 @@ class BundleFiles:
                 self._compare(name, record, identity[2], hashlib.file_digest(file, "sha256").hexdigest())
                 self._verified[name] = identity
         return path
+
+    def check_all(self) -> None:
+        """Check the size of every listed file, then the hashes, on all processors.
+
+        Raises:
+            BundleError: see `read`; it names the first such file of the manifest.
+        """
+        for name, record in self._records.items():
+            self._open(name, record).close()
+        with progress("checking files", len(self._records)) as advance, ThreadPoolExecutor(cores()) as pool:
+            for _ in pool.map(self.path, self._records):
+                advance()
 
     def _record(self, name: str) -> Record:
         record = self._records.get(name)

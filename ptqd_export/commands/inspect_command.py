@@ -47,13 +47,14 @@ class Inspection:
 
 
 def inspect_bundle(folder: Path) -> Inspection:
-    """Read what a bundle contains.
+    """Check all files of a bundle, and read what it contains.
 
     Raises:
         UsageError: the folder contains no bundle.
-        BundleError: a file of the bundle is damaged.
+        BundleError: a file of the bundle is missing or damaged.
     """
     bundle = Bundle.open(folder)
+    bundle.check_files()
     return Inspection(folder, bundle.manifest, schedules_of(bundle), precisions_of(bundle), layers_of(bundle))
 
 

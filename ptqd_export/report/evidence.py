@@ -38,7 +38,7 @@ class Evidence:
         """
         return cls(
             tuple(read_times(path) for path in sorted((bundle.folder / "local").glob("*/times.json"))),
-            tuple(_result(EvaluationResult, path, bundle, "evaluate") for path in evaluations),
+            tuple(_result(EvaluationResult, path, bundle, "evaluate").with_current_names() for path in evaluations),
             tuple(_result(CompareResult, path, bundle, "compare") for path in comparisons),
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 
 from engines.apps.compare.compare_result import CompareResult, PrecisionFigures
-from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, labelled
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, infinite_in_words, labelled
 from engines.apps.evaluate.extractor import SMALL_NAME
 from engines.apps.evaluate.metrics.confidence import Summary
 from ptqd_export.report.tables import NOTHING, Cell, Table, number, words
@@ -74,7 +75,7 @@ def comparison(result: CompareResult) -> Finding:
 
 
 def _figure_row(name: str, figure: Figure) -> list[Cell]:
-    low, high = (figure.difference or figure.quantized).interval
+    low, high = (figure.difference or figure.quantized).interval or (None, None)
     return [
         words(labelled(name, figure.extractor)),
         _summary(figure.full_precision),
@@ -88,6 +89,8 @@ def _figure_row(name: str, figure: Figure) -> list[Cell]:
 def _summary(summary: Summary | None) -> Cell:
     if summary is None:
         return NOTHING
+    if math.isinf(summary.mean):
+        return Cell(infinite_in_words(summary), math.inf)
     deviation = "" if summary.deviation is None else f" ± {summary.deviation:.2g}"
     return number(summary.mean, ".4g", deviation)
 

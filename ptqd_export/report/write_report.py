@@ -29,10 +29,11 @@ def write_report(folder: Path, output: Path | None = None, evaluations: Sequence
 
     Raises:
         UsageError: there is no bundle, a file is not of the expected kind, or the output cannot be written.
-        BundleError: the bundle is damaged.
+        BundleError: a file of the bundle is missing or damaged.
         PtqdError: another process writes to the bundle.
     """
     bundle = Bundle.open(folder)
+    bundle.check_files()
     if output is not None:
         return _write(bundle, output, evaluations, comparisons)
     with writing_to(folder):

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.apps.evaluate.metrics.paired import image_errors, pooled_psnr
 from engines.bundle.bundle import Bundle
 from ptqd_export.plan import Plan, PlanFile, load_plan
 from ptqd_export.stages.run_build import run_build
 from tools import quality
-from tools.quality import Study, digits_of, psnr
+from tools.quality import Study, digits_of
 from tools.training.recognise import recognised
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,6 @@ def test_quantized_samples_show_the_digit_asked_for(name: str, tmp_path: Path) -
     assert {row.precision for row in rows} == {"schedule", "w8a8", "w4a8"}
     for row in rows:
         assert recognised(row.images, labels) >= recognised(fp32.images, labels) - 0.03
-    distance = {(row.precision, row.correction): psnr(row.images, fp32.images) for row in rows}
+    distance = {(row.precision, row.correction): pooled_psnr(image_errors(row.images, fp32.images)) for row in rows}
     assert distance["w8a8", "on"] > distance["w4a8", "on"] + 5
     assert distance["w4a8", "on"] > 20

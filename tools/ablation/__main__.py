@@ -22,9 +22,10 @@ import numpy as np
 
 from engines.apps.evaluate.extractor import Extractor
 from engines.apps.evaluate.metrics.confidence import Estimate
+from engines.apps.evaluate.metrics.paired import image_errors
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scores import SampleScores
-from engines.arrays import Float32
+from engines.arrays import Float32, Float64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches, rows_of
@@ -33,6 +34,7 @@ from engines.networks.chain_choice import ChainChoice
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.add_schedule import add_schedule
 from tools.ablation.ablation_rows import CONTENDERS, Row, full_precision_row, mixed_rows, uniform_rows
+from tools.ablation.mean_of_db import MEAN_OF_DB, mean_of_db
 
 ETAS = tuple(CONTENDERS)
 BATCH = 64
@@ -92,7 +94,7 @@ def run_row(study: Study, row: Row) -> None:
         "fit_seconds": fitted - begin,
         "seconds": time.perf_counter() - begin,
     }
-    write_text(result, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text(result, json.dumps(record, indent=1) + "\n")  # the PSNR of identical samples is Infinity
     figures = ", ".join(f"{name} {fmean(one[name].value for one in estimates):.4g}" for name in estimates[0])
     click.echo(f"{row.name}: {figures} ({record['seconds']:.0f} s)")
 
@@ -116,10 +118,12 @@ def _judge_full_precision(study: Study, chain: Chain, row: Row, seed: int) -> Es
 
 def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
     kept = np.load(study.full_precision_file(row.eta, seed), mmap_mode="r")
-    scores = SampleScores(study.num, study.reference, study.extractor)
+    scores, errors = SampleScores(study.num, study.reference, study.extractor), list[Float64]()
     for begin, states in zip(range(0, study.num, BATCH), study.states(chain, seed), strict=True):
-        scores.add(states, np.asarray(kept[begin : begin + len(states)]))
-    return scores.estimates()
+        exact = np.asarray(kept[begin : begin + len(states)])
+        scores.add(states, exact)
+        errors.append(image_errors(states, exact))
+    return {**scores.estimates(), MEAN_OF_DB: mean_of_db(np.concatenate(errors))}
 
 
 def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:

@@ -6,6 +6,7 @@ python -m tools.ablation.ablation_page build/ablation/digits build/digits-ablati
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,20 @@ from pathlib import Path
 import click
 
 from engines.apps.evaluate.metrics.confidence import Summary
-from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
+from engines.apps.evaluate.scores import FRECHET_DISTANCE, POOLED_PSNR, SPATIAL_FRECHET_DISTANCE
 from engines.bundle.bundle import Bundle
 from engines.host.machine import machine_name
 from ptqd_export.plan import FULL_PRECISION
 from tools.ablation.ablation_result import Result
 from tools.ablation.ablation_rows import CONTENDERS, OURS, SHIFTED
+from tools.ablation.mean_of_db import MEAN_OF_DB
 
-HEADER = ("correction", "FD", "FD compared with FP's (95 %)", "sFD", "variance / FP's", "mean minus FP's", "PSNR to FP, dB")
+PSNR = ("pooled PSNR to FP, dB", "PSNR to FP, mean of dB")
+HEADER = ("correction", "FD", "FD compared with FP's (95 %)", "sFD", "variance / FP's", "mean minus FP's", *PSNR)
 INTRODUCTION = """\
 All figures behind [what each part is worth](ablation.md) on this model: every precision with every correction. FP is full precision, FD the
-Frechet distance and sFD the spatial one. Written by `python -m tools.ablation.ablation_page`."""
+Frechet distance and sFD the spatial one. A pooled PSNR is that of the mean squared error of all samples.
+Written by `python -m tools.ablation.ablation_page`."""
 PAPER = {1.0: "+ variance", 0.0: "+ bias"}
 """Label of the paper's full correction, by eta."""
 WORTH = 1.1
@@ -91,7 +95,7 @@ def _overview(table: Table) -> Iterator[str]:
         "precision",
         *(f"FD / FP's, {name}" for name in names),
         *(f"gap closed, {name}" for name in names[1:]),
-        *(f"PSNR, {name}" for name in names),
+        *(f"{psnr}, {name}" for psnr in ("pooled PSNR", "mean of dB") for name in names),
         *(f"mean minus FP's, {name}" for name in names),
     )
     for precision in table.precisions:
@@ -102,7 +106,7 @@ def _overview(table: Table) -> Iterator[str]:
             precision.upper(),
             *(f"{row.ratio(table.reference, FRECHET_DISTANCE):.3f}" for row in rows),
             *(f"{row.gap_closed(none, table.reference):.0%}" if wide else "-" for row in rows[1:]),
-            *(f"{row.summary('psnr').mean:.1f} dB" for row in rows),
+            *(f"{row.summary(figure).mean:.1f} dB" for figure in (POOLED_PSNR, MEAN_OF_DB) for row in rows),
             *(f"{row.difference(table.reference, 'mean').mean:+.4f}" for row in rows),
         )
 
@@ -129,12 +133,12 @@ def _cells(row: Result, reference: Result) -> tuple[str, ...]:
         _spread(spatial),
         f"{row.ratio(reference, 'variance'):.3f}",
         f"{row.difference(reference, 'mean').mean:+.4f}",
-        _spread(row.summary("psnr"), 2),
+        *(_spread(row.summary(figure), 2) for figure in (POOLED_PSNR, MEAN_OF_DB)),
     )
 
 
 def _share(difference: Summary, whole: float) -> str:
-    low, high = difference.interval
+    low, high = difference.interval or (math.nan, math.nan)
     return f"{difference.mean / whole:+.1%} ({low / whole:+.1%} to {high / whole:+.1%})"
 
 

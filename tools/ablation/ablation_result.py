@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary, summarize
-from engines.apps.evaluate.scores import FRECHET_DISTANCE
+from engines.apps.evaluate.scores import FRECHET_DISTANCE, OVER_SEEDS
 from ptqd_export.plan import FULL_PRECISION
 
 
@@ -49,7 +49,7 @@ class Result:
 
     def summary(self, name: str) -> Summary:
         """Summarize a figure over the seeds."""
-        return summarize(self.figures[name])
+        return summarize(self.figures[name], OVER_SEEDS.get(name, fmean))
 
     def difference(self, other: Result, name: str) -> Summary:
         """Summarize the figure minus that of another row, paired by noise."""

@@ -217,6 +217,7 @@ def _asked(judged: _Judged) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "classes": request.classes,
         "chain": asdict(request.chain),
+        "schema_version": EvaluationResult.schema_version,
     }
 
 

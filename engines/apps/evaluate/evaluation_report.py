@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, labelled
+from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, infinite_in_words, labelled
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary
 from engines.apps.evaluate.scores import FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE
 from engines.host.files import write_text
@@ -18,8 +20,8 @@ from engines.terminal.verbosity import is_quiet
 
 
 def write_report(result: EvaluationResult, path: Path) -> None:
-    """Write the fields of `EvaluationResult` as a JSON object."""
-    write_text(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    """Write the fields of `EvaluationResult` as a JSON object. Infinite figures become null."""
+    write_text(path, json.dumps(_without_infinity(asdict(result)), indent=1, allow_nan=False) + "\n")
 
 
 def print_chain(precision: str, seed: int, estimates: Mapping[str, Estimate], extractors: Mapping[str, str | None]) -> None:
@@ -46,7 +48,7 @@ def _table(result: EvaluationResult) -> FittingTable:
         shown = figure.difference or figure.quantized
         full_precision = "-" if figure.full_precision is None else _spread(figure.full_precision)
         difference = "-" if figure.difference is None else f"{figure.difference.mean:+.4g}" + _share(name, figure)
-        interval = " to ".join(f"{end:+.4g}" for end in shown.interval)
+        interval = "-" if shown.interval is None else " to ".join(f"{end:+.4g}" for end in shown.interval)
         table.add_row(labelled(name, figure.extractor), full_precision, _spread(figure.quantized), difference, interval)
     for name in result.unavailable:
         table.add_row(labelled(name, None), *["not available"] * 2, "-", "-")
@@ -62,6 +64,8 @@ def _notes(result: EvaluationResult) -> str:
 
 
 def _spread(summary: Summary) -> str:
+    if math.isinf(summary.mean):
+        return infinite_in_words(summary)
     deviation = "" if summary.deviation is None else f" +- {summary.deviation:.2g}"
     return _number(summary.mean) + deviation
 
@@ -74,4 +78,12 @@ def _share(name: str, figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return "identical" if math.isinf(value) else f"{value:.4g}"
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinity(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(one) for one in value]
+    return None if value == math.inf else value

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from types import MappingProxyType
 from typing import Literal
 
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary, summarize
+from engines.apps.evaluate.scores import OVER_SEEDS
+
+OLD_PSNR = "psnr_as_mean_of_dB_(identical_images:_150)"
+"""What the figure `psnr` of files of version 1 is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,11 @@ class EvaluationResult:
     extractor_name: str | None = None
     reference_seed: int | None = None
     prompts: tuple[str, ...] | None = None
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+
+    def with_current_names(self) -> EvaluationResult:
+        """Return the result with names that say what its figures are: `psnr` of version 1 is neither of today's."""
+        return replace(self, figures={OLD_PSNR if name == "psnr" else name: figure for name, figure in self.figures.items()})
 
 
 def compare(
@@ -84,7 +94,8 @@ def compare(
     """
     (_, names), *_ = both
     return {
-        name: _figure([first.get(name) for first, _ in both], [second[name] for _, second in both], extractors.get(name)) for name in names
+        name: _figure(name, [first.get(name) for first, _ in both], [second[name] for _, second in both], extractors.get(name))
+        for name in names
     }
 
 
@@ -93,8 +104,14 @@ def labelled(name: str, extractor: str | None) -> str:
     return name.replace("_", " ") + ("" if extractor is None else f" ({extractor})")
 
 
-def _figure(full_precision: Sequence[Estimate | None], quantized: Sequence[Estimate], extractor: str | None) -> Figure:
+def infinite_in_words(summary: Summary) -> str:
+    """Return what an infinite PSNR means."""
+    identical = sum(map(math.isinf, summary.values))
+    return "identical" if identical == len(summary.values) else f"identical in {identical} of {len(summary.values)} seeds"
+
+
+def _figure(name: str, full_precision: Sequence[Estimate | None], quantized: Sequence[Estimate], extractor: str | None) -> Figure:
     known = [estimate for estimate in full_precision if estimate is not None]
     if not known:
-        return Figure(None, summarize(quantized), None, extractor)
+        return Figure(None, summarize(quantized, OVER_SEEDS.get(name, fmean)), None, extractor)
     return Figure(summarize(known), summarize(quantized), summarize([q - f for q, f in zip(quantized, known, strict=True)]), extractor)

@@ -26,7 +26,8 @@ class Measured:
         blocks: [P] block numbers.
         edges: [P + 1] positions, from 0 to n, where the batch is cut into blocks.
         values: [P, 3] count, mean and scatter of the state values.
-        pairs: [P, 5] fields of `PairedSums`; None if the samples were not paired.
+        pairs: [P, 3] fields of `PairedSums` after the first; None if the samples were not paired.
+        image_errors: [n] first field of `PairedSums`; None if the samples were not paired.
     """
 
     features: Features
@@ -34,14 +35,18 @@ class Measured:
     edges: Int64
     values: Float64
     pairs: Float64 | None
+    image_errors: Float64 | None
 
     def parts(self) -> Iterator[tuple[int, slice, FeatureStatistics, PairedSums | None]]:
         """Yield for each block its number, its slice of the batch, the statistics of its values, and the sums over its pairs."""
         for place, block in enumerate(self.blocks.tolist()):
             count, mean, scatter = self.values[place]
             values = FeatureStatistics(int(count), np.array([mean]), np.array([[scatter]]))
-            pairs = None if self.pairs is None else PairedSums(int(self.pairs[place, 0]), *self.pairs[place, 1:].tolist())
-            yield block, slice(*self.edges[place : place + 2].tolist()), values, pairs
+            part = slice(*self.edges[place : place + 2].tolist())
+            if self.pairs is None or self.image_errors is None:
+                yield block, part, values, None
+            else:
+                yield block, part, values, PairedSums(self.image_errors[part], *self.pairs[place].tolist())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, to be stored in a file."""
@@ -51,7 +56,7 @@ class Measured:
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Measured:
         features = Features(arrays["features"], arrays.get("spatial"), arrays.get("logits"))
-        return cls(features, arrays["blocks"], arrays["edges"], arrays["values"], arrays.get("pairs"))
+        return cls(features, arrays["blocks"], arrays["edges"], arrays["values"], arrays.get("pairs"), arrays.get("image_errors"))
 
 
 def measure(extractor: Extractor, states: Float32, full_precision: Float32 | None, *, seen: int, num: int) -> Measured:
@@ -68,18 +73,16 @@ def measure(extractor: Extractor, states: Float32, full_precision: Float32 | Non
     blocks = np.flatnonzero(np.diff(cuts))
     edges = np.append(cuts[blocks], cuts[blocks[-1] + 1])
     parts = [slice(*pair) for pair in itertools.pairwise(edges.tolist())]
+    sums = [] if full_precision is None else [PairedSums.of(states[part], full_precision[part]) for part in parts]
     return Measured(
         features=extractor(states),
         blocks=blocks,
         edges=edges,
         values=np.array([_flat(FeatureStatistics.of(states[part].reshape(-1, 1))) for part in parts]),
-        pairs=None if full_precision is None else np.array([_fields(PairedSums.of(states[part], full_precision[part])) for part in parts]),
+        pairs=np.array([(one.ssim_sum, one.squared_error, one.squared_norm) for one in sums]) if sums else None,
+        image_errors=np.concatenate([one.image_errors for one in sums]) if sums else None,
     )
 
 
 def _flat(values: FeatureStatistics) -> tuple[float, float, float]:
     return values.count, values.mean.item(), values.scatter.item()
-
-
-def _fields(pairs: PairedSums) -> tuple[float, ...]:
-    return pairs.count, pairs.psnr_sum, pairs.ssim_sum, pairs.squared_error, pairs.squared_norm

@@ -15,7 +15,7 @@ from engines.apps.evaluate.metrics.feature_statistics import FeatureStatistics
 from engines.apps.evaluate.metrics.frechet import Gaussian, frechet_distance
 from engines.apps.evaluate.metrics.inception_score import ClassSums
 from engines.apps.evaluate.metrics.manifold import POINTS_LIMIT, precision, recall
-from engines.apps.evaluate.metrics.paired import PairedSums
+from engines.apps.evaluate.metrics.paired import PairedSums, median_psnr, pooled_over_seeds, pooled_psnr
 from engines.apps.evaluate.metrics.subset import Subset
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scorers.sample_scorer import SampleScorer
@@ -25,16 +25,21 @@ FRECHET_DISTANCE = "frechet_distance"
 SPATIAL_FRECHET_DISTANCE = "spatial_frechet_distance"
 INCEPTION_SCORE = "inception_score"
 PRECISION, RECALL = "precision", "recall"
+POOLED_PSNR, MEDIAN_PSNR = "pooled_psnr", "median_psnr"
 
 OF_FEATURES = (FRECHET_DISTANCE, SPATIAL_FRECHET_DISTANCE, INCEPTION_SCORE, PRECISION, RECALL)
 """Figures that depend on the feature extractor."""
+
+OVER_SEEDS = {POOLED_PSNR: pooled_over_seeds}
+"""How a figure of several seeds is averaged, where it is not by their mean."""
 
 LEAST_SAMPLES = 5 * BLOCKS
 """Fewer samples are not enough to estimate an error."""
 
 
 class SampleScores:
-    """Sums over the samples of one chain and one seed. Memory does not grow with their number, except for up to `POINTS_LIMIT` features.
+    """Sums over the samples of one chain and one seed. Memory does not grow with their number, except for up to `POINTS_LIMIT` features
+    and one number per pair.
 
     Args:
         num: number of samples that will be added, at least `LEAST_SAMPLES`.
@@ -122,7 +127,8 @@ class SampleScores:
         if not self._pairs.blocks:
             return {}
         return {
-            "psnr": self._pairs.estimate(lambda pairs: pairs.psnr),
+            POOLED_PSNR: self._pairs.estimate(lambda pairs: pooled_psnr(pairs.image_errors)),
+            MEDIAN_PSNR: self._pairs.estimate(lambda pairs: median_psnr(pairs.image_errors)),
             "ssim": self._pairs.estimate(lambda pairs: pairs.ssim),
             "relative_l2": self._pairs.estimate(lambda pairs: pairs.relative_l2),
         }

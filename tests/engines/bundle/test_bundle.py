@@ -161,6 +161,21 @@ def test_missing_file_is_refused(own_tiny: TinyBundle) -> None:
         Bundle.open(own_tiny.folder).path(GRAPH)
 
 
+def test_whole_bundle_passes_with_every_file_hashed_once(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny.folder)
+    bundle.check_files()
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    for name in bundle.manifest.files:
+        bundle.path(name)
+
+
+def test_sizes_are_checked_before_any_hash(own_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_tiny.folder / [*own_tiny.manifest()["files"]][-1]).unlink()
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed"))
+    with pytest.raises(BundleError, match="is missing"):
+        Bundle.open(own_tiny.folder).check_files()
+
+
 def test_link_out_of_the_bundle_is_refused_even_to_the_right_bytes(own_tiny: TinyBundle) -> None:
     outside = own_tiny.folder.parent / "outside.onnx"
     (own_tiny.folder / GRAPH).rename(outside)

@@ -207,7 +207,7 @@ def evaluation_file(tmp_path: Path) -> Path:
     """File with an evaluation of a reported bundle."""
     figures = {
         "frechet_distance": Figure(_summary(4.5), _summary(6.25), _summary(1.75)),
-        "paired_psnr": Figure(None, _summary(31.5), None),
+        "pooled_psnr": Figure(None, _summary(31.5), None),
     }
     result = EvaluationResult(
         schedule="default", full_precision="fp32", precision="auto", precision_steps={"w4a8": 4}, correction="on", guidance=1.5, num=200,

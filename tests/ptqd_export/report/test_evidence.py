@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engines.apps.evaluate.evaluation_result import labelled
 from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
 from engines.host.machine import machine_name
 from ptqd_export.report.evidence import Evidence
+from ptqd_export.report.findings import evaluation as finding_of
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -66,13 +69,35 @@ def test_results_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file
     assert comparison.precisions["w4a8"].steps[1].snr_db is None
 
 
+def test_psnr_of_the_first_version_is_called_what_it_is(tiny: TinyBundle, evaluation_file: Path) -> None:
+    def first_version(result: dict[str, Any]) -> None:
+        result.update(schema_version=1)
+        result["figures"]["psnr"] = result["figures"].pop("pooled_psnr")
+
+    _edit(evaluation_file, first_version)
+    (found,) = Evidence.load(Bundle.open(tiny.folder), [evaluation_file]).evaluations
+    (_, distance), (name, psnr) = ((labelled(name, None), figure) for name, figure in found.figures.items())
+    assert distance.quantized.mean == 6.25
+    assert (name, psnr.quantized.mean) == ("psnr as mean of dB (identical images: 150)", 31.5)
+
+
+def test_infinite_figures_are_read_as_they_were_written(tiny: TinyBundle, evaluation_file: Path) -> None:
+    identical = {"mean": None, "deviation": None, "interval": None, "values": [None]}
+    _edit(evaluation_file, lambda result: result["figures"]["pooled_psnr"].update(quantized=identical))
+    (found,) = Evidence.load(Bundle.open(tiny.folder), [evaluation_file]).evaluations
+    summary = found.figures["pooled_psnr"].quantized
+    assert (summary.mean, summary.values, summary.interval) == (math.inf, (math.inf,), None)
+    (table,) = finding_of(found).tables
+    assert [cell.text for cell in table.rows[-1]] == ["pooled psnr", "-", "identical", "-", "-", "-"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda result: result.pop("figures"), "is not a valid result of `ptqd-run evaluate`(?s:.*)figures"),
         (lambda result: result.update(num="many"), "is not a valid result(?s:.*)num"),
         (lambda result: result.update(guidance=float("nan")), "contains NaN, infinity or a number out of range."),
-        (lambda result: result.update(schema_version=2), "is not a valid result(?s:.*)schema_version"),
+        (lambda result: result.update(schema_version=3), "is not a valid result(?s:.*)schema_version"),
         (lambda result: result.update(seeds=[]), "is incomplete"),
         (lambda result: result.update(schedule="fifty"), "belongs to another bundle(?s:.*)schedule fifty"),
         (lambda result: result.update(precision_steps={"w3a8": 4}), "belongs to another bundle(?s:.*)w3a8"),
@@ -108,8 +133,8 @@ def test_evaluations_written_before_extractors_had_names_are_read(tiny: TinyBund
             del figure["extractor"]
 
     _edit(evaluation_file, as_before)
-    (evaluation,) = Evidence.load(Bundle.open(tiny.folder), [evaluation_file]).evaluations
-    assert (evaluation.extractor_name, evaluation.figures["frechet_distance"].extractor) == (None, None)
+    (found,) = Evidence.load(Bundle.open(tiny.folder), [evaluation_file]).evaluations
+    assert (found.extractor_name, found.figures["frechet_distance"].extractor) == (None, None)
 
 
 def test_one_for_the_other_is_an_error(tiny: TinyBundle, evaluation_file: Path, comparison_file: Path) -> None:

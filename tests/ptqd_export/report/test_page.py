@@ -270,7 +270,7 @@ def test_evaluations_and_comparisons_are_shown_with_their_commands(
     header, distance, paired = page.table("200 samples of seed 3, guidance 1.5, steps: 4 w4a8")
     assert header == ["figure", "fp32", "quantized", "difference", "95 % interval from", "to"]
     assert distance == ["frechet distance", "4.5", "6.25", "+1.75", "+1.25", "+2.25"]
-    assert paired == ["paired psnr", "-", "31.5", "-", "+31", "+32"]
+    assert paired == ["pooled psnr", "-", "31.5", "-", "+31", "+32"]
     _, engine = page.table("16 samples of seed 0")
     assert engine == ["w4a8", "same", "30.25 dB", "0", "0.999000", "41.50 dB", "0.125", "same", "1 of 2"]
     assert page.table("SNR by step")[1:] == [["0", "750", "30.25 dB", "32.75 dB"], ["1", "500", "same", "same"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bundle(own_reported: Reported) -> Path:
-    """With times of this machine, and without graphs, which a report does not need."""
-    shutil.rmtree(own_reported.folder / "graphs")
+    """With times of this machine."""
     times = own_reported.folder / "local" / machine_name() / "times.json"
     times.parent.mkdir(parents=True)
     measured = {"fp32": 4.0, "w4a8": 2.0, "w8a8": 2.5}

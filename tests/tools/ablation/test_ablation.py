@@ -66,8 +66,9 @@ def test_figures_are_those_of_the_bundles_own_chains(study: Study) -> None:
     samples = {row.name: ChainChoice(row.name).open(bundle, NUM).sample(noise, numbers, rows) for row in (fp, walked, none)}
     for row in (walked, none):
         error = np.square(samples[row.name].clip(-1, 1) - samples[fp.name].clip(-1, 1)).mean(axis=(1, 2, 3))
-        assert figure(study, row, "psnr") == pytest.approx(float((10 * np.log10(4 / error)).mean()), abs=0.05)
-    assert figure(study, walked, "psnr") != figure(study, none, "psnr")
+        assert figure(study, row, "psnr_as_mean_of_db") == pytest.approx(float((10 * np.log10(4 / error)).mean()), abs=0.05)
+        assert figure(study, row, "pooled_psnr") == pytest.approx(10 * np.log10(4 / error.mean()), abs=0.05)
+    assert figure(study, walked, "pooled_psnr") != figure(study, none, "pooled_psnr")
 
 
 def test_finished_rows_are_left_alone(study: Study) -> None:

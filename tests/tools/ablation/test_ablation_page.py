@@ -32,7 +32,8 @@ def result(label: str, precision: str | None, distances: Sequence[float], eta: f
         "spatial_frechet_distance": estimates([10 * value for value in distances]),
         "variance": estimates([0.5, 0.5]),
         "mean": estimates([value / 100 for value in distances]),
-        "psnr": estimates([30.0, 32.0]),
+        "pooled_psnr": estimates([20.0, 20.0]),
+        "psnr_as_mean_of_db": estimates([30.0, 32.0]),
     }
     return Result(label, precision, eta, tuple(steps), 256, figures)
 
@@ -92,7 +93,7 @@ def test_a_precision_has_a_table_in_the_order_of_the_corrections(bundle: Bundle,
 
 
 def test_differences_are_shares_of_full_precisions_distance(bundle: Bundle) -> None:
-    row = "| none | 4.200 ± 0.283 | +100.0% (+100.0% to +100.0%) | 42.000 ± 2.828 | 1.000 | +0.0210 | 31.00 ± 1.41 |"
+    row = "| none | 4.200 ± 0.283 | +100.0% (+100.0% to +100.0%) | 42.000 ± 2.828 | 1.000 | +0.0210 | 20.00 ± 0.00 | 31.00 ± 1.41 |"
     assert row in page("Digits", rows(), bundle)
 
 
@@ -106,9 +107,9 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
         "row": {"label": "none", "precision": "w4a8", "eta": 0.0, "request": {}},
         "steps": ["w4a8"],
         "num": 64,
-        "figures": {"psnr": [{"value": 30.0, "without_block": [30.0] * BLOCKS}]},
+        "figures": {"ssim": [{"value": 30.0, "without_block": [30.0] * BLOCKS}]},
     }
     (tmp_path / "row.json").write_text(json.dumps(stored))
     found = Result.load(tmp_path / "row.json")
     assert (found.label, found.precision, found.eta, found.steps, found.num) == ("none", "w4a8", 0.0, ("w4a8",), 64)
-    assert found.summary("psnr").mean == 30.0
+    assert found.summary("ssim").mean == 30.0

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator
 
 from engines.arrays import Float64
 
 BLOCKS = 10
 """Number of blocks. Each consists of consecutive samples, so that classes taken in turn are balanced within it."""
+
+Value = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+"""A figure. Infinity, which JSON lacks, is null in files."""
 
 _NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
 
@@ -43,7 +50,9 @@ class Estimate:
 
     @property
     def variance(self) -> float:
-        """Jackknife variance of `value`."""
+        """Jackknife variance of `value`; NaN if the figure is infinite for all samples or without a block."""
+        if not (math.isfinite(self.value) and np.isfinite(self.without_block).all()):
+            return math.nan
         return (BLOCKS - 1) * float(self.without_block.var())
 
 
@@ -53,24 +62,25 @@ class Summary:
 
     Attributes:
         mean: mean over the seeds.
-        deviation: standard deviation over the seeds; None if there is only one.
-        interval: 95 % confidence interval of the mean.
+        deviation: standard deviation over the seeds; None if there is only one, or a figure is infinite.
+        interval: 95 % confidence interval of the mean; None if the figure of a seed is infinite, with all samples or without some.
         values: figure by seed.
     """
 
-    mean: float
+    mean: Value
     deviation: float | None
-    interval: tuple[float, float]
-    values: tuple[float, ...]
+    interval: tuple[float, float] | None
+    values: tuple[Value, ...]
 
 
-def summarize(estimates: Sequence[Estimate]) -> Summary:
+def summarize(estimates: Sequence[Estimate], mean_of: Callable[[Sequence[float]], float] = statistics.fmean) -> Summary:
     """Summarize a figure over seeds. The half width is `t sqrt(mean jackknife variance / seeds)`, with 9 degrees of freedom per seed."""
     values = tuple(estimate.value for estimate in estimates)
-    mean, seeds = statistics.fmean(values), len(values)
+    mean, seeds = mean_of(values), len(values)
     variance = statistics.fmean(estimate.variance for estimate in estimates) / seeds
     half_width = student_t_975(seeds * (BLOCKS - 1)) * math.sqrt(variance)
-    return Summary(mean, statistics.stdev(values) if seeds > 1 else None, (mean - half_width, mean + half_width), values)
+    deviation = statistics.stdev(values) if seeds > 1 and all(map(math.isfinite, values)) else None
+    return Summary(mean, deviation, (mean - half_width, mean + half_width) if math.isfinite(half_width) else None, values)
 
 
 def student_t_975(degrees: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tests.engines.apps.evaluate.conftest import TinyExtractor
 
 NUM = 60
-PAIRED = {"psnr", "ssim", "relative_l2"}
+PAIRED = {"pooled_psnr", "median_psnr", "ssim", "relative_l2"}
 NAMES = ["frechet_distance", "spatial_frechet_distance", "inception_score", "precision", "recall", "mean", "variance"]
 MIXTURE = (0.5, -1.0, 0.25, 2.0)
 """Of the channels, in the decoder of `tiny_decoded`."""
@@ -61,7 +62,7 @@ def written(
 def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]], extractor_file: Path) -> None:
     record = {key: value for key, value in written[1].items() if key not in ("figures", "warnings")}
     assert record == {
-        "schema_version": 1,
+        "schema_version": 2,
         "schedule": "default",
         "full_precision": "fp32",
         "precision": "w4a8",
@@ -83,11 +84,12 @@ def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]]
 
 def test_figures_of_both_chains_and_their_paired_difference(written: tuple[Result, dict[str, Any]]) -> None:
     figures = written[1]["figures"]
-    assert list(figures) == [*NAMES, "psnr", "ssim", "relative_l2"]
+    assert list(figures) == [*NAMES, "pooled_psnr", "median_psnr", "ssim", "relative_l2"]
     for name, figure in figures.items():
         quantized = figure["quantized"]
         assert set(quantized) == {"mean", "deviation", "interval", "values"}
-        assert quantized["mean"] == pytest.approx(np.mean(quantized["values"]))
+        pooled = -10 * np.log10(np.mean(10 ** (-np.array(quantized["values"]) / 10)))
+        assert quantized["mean"] == pytest.approx(pooled if name == "pooled_psnr" else np.mean(quantized["values"]))
         assert quantized["deviation"] == pytest.approx(np.std(quantized["values"], ddof=1))
         if name in PAIRED:
             assert figure["full_precision"] is figure["difference"] is None
@@ -156,7 +158,8 @@ def test_full_precision_against_itself_is_no_difference(tiny: TinyBundle, images
         difference = figures[name].difference
         assert difference is not None
         assert (difference.mean, difference.interval) == (0, (0, 0))
-    assert figures["psnr"].quantized.mean == pytest.approx(150)
+    for name in ("pooled_psnr", "median_psnr"):
+        assert figures[name].quantized.values == (math.inf,)
 
 
 def test_unconditional_color_model_with_statistics_of_another_program(
@@ -169,7 +172,7 @@ def test_unconditional_color_model_with_statistics_of_another_program(
     result = evaluate(tiny_unconditional, tmp_path / "fid.npz", path, "--json", tmp_path / "out.json")
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads((tmp_path / "out.json").read_text())
-    assert list(record["figures"]) == ["frechet_distance", "mean", "variance", "psnr", "ssim", "relative_l2"]
+    assert list(record["figures"]) == ["frechet_distance", "mean", "variance", "pooled_psnr", "median_psnr", "ssim", "relative_l2"]
     assert list(record["unavailable"]) == ["spatial_frechet_distance", "inception_score", "precision", "recall"]
     assert (record["classes"], record["reference_count"]) == (None, None)
     assert "recall is not available: the reference holds no features of individual images" in result.stdout

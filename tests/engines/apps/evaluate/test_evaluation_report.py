@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engines.apps.evaluate.evaluation_report import print_report, write_report
+from engines.apps.evaluate.evaluation_report import print_chain, print_report, write_report
 from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure
-from engines.apps.evaluate.metrics.confidence import Summary
+from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate, Summary
 from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 
@@ -33,7 +35,9 @@ RESULT = EvaluationResult(
     feature_dimension=2048,
     figures={
         "frechet_distance": Figure(summary(5.0, 1), summary(5.125, 1), summary(0.125, 0.0625), "ptqd-small-1"),
-        "psnr": Figure(None, summary(31.5, 0.5), None),
+        "pooled_psnr": Figure(None, summary(31.5, 0.5), None),
+        "median_psnr": Figure(None, Summary(math.inf, None, None, (math.inf, math.inf)), None),
+        "other_psnr": Figure(None, Summary(math.inf, None, None, (math.inf, 31.0)), None),
     },
     unavailable={"recall": "the reference holds no features of individual images"},
     warnings=("mind the gap",),
@@ -46,7 +50,9 @@ def test_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(RESULT)
     rows = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in _printed(capsys) if "│" in line}
     assert rows["frechet distance (ptqd-small-1)"] == ["5 +- 0.25", "5.125 +- 0.25", "+0.125 (+2.5%)", "+0.0625 to +0.1875"]
-    assert rows["psnr"] == ["-", "31.5 +- 0.25", "-", "+31 to +32"]
+    assert rows["pooled psnr"] == ["-", "31.5 +- 0.25", "-", "+31 to +32"]
+    assert rows["median psnr"] == ["-", "identical", "-", "-"]
+    assert rows["other psnr"] == ["-", "identical in 1 of 2 seeds", "-", "-"]
     assert rows["recall"] == ["not available", "not available", "-", "-"]
 
 
@@ -69,7 +75,13 @@ def test_file_for_programs(tmp_path: Path) -> None:
         "interval": [0.0625, 0.1875],
         "values": [-0.125, 0.375],
     }
-    assert (written["schema_version"], written["seeds"], written["figures"]["psnr"]["difference"]) == (1, [1, 2], None)
+    assert (written["schema_version"], written["seeds"], written["figures"]["pooled_psnr"]["difference"]) == (2, [1, 2], None)
+    assert written["figures"]["other_psnr"]["quantized"] == {"mean": None, "deviation": None, "interval": None, "values": [None, 31.0]}
+
+
+def test_a_chain_whose_samples_are_identical_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    print_chain("w8a8", 1, {"median_psnr": Estimate(math.inf, np.full(BLOCKS, math.inf)), "recall": Estimate(0.5, np.ones(BLOCKS))}, {})
+    assert capsys.readouterr().out == "w8a8, seed 1: median psnr identical, recall 0.5\n"
 
 
 def _printed(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -15,6 +15,7 @@ from engines.arrays import Float32
 from engines.errors import PtqdError
 from ptqd_export.graph.checks import verify as module
 from ptqd_export.graph.checks.verify import FUSED, Verification, snr_db, verify
+from tests.ptqd_export.graph.checks.planted_faults import more_noise
 
 if TYPE_CHECKING:
     from engines.backends.base import Backend
@@ -83,9 +84,7 @@ def test_runtime_whose_fast_kernels_are_a_tenth_noisier_is_refused(class_build: 
 
     def noisy(model: Any, graph: Path, states: States, backend: Backend, on_batch: Any) -> Float32:
         out = run(model, graph, states, backend, on_batch)
-        noise = out.std() * 10 ** (-stored["noise"] / 20)
-        more = np.random.default_rng(0).normal(0, np.sqrt(0.1) * noise, out.shape).astype(np.float32)
-        return out + more if backend == FUSED else out
+        return more_noise(out, stored["noise"]) if backend == FUSED else out
 
     monkeypatch.setattr(module, "_graph_outputs", noisy)
     with pytest.raises(PtqdError, match=r"The noise of w8a8\.onnx as it runs is not the oracle's") as error:
