@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,9 +64,20 @@ class TextPart:
         """Return the indices of the texts that are too long for the encoder."""
         return {index for index, encoding in enumerate(self._encodings(texts)) if encoding.overflowing}
 
+    def _expanded(self, text: str) -> str:
+        for name, vectors in self._inversions.items():
+            text = text.replace(name, vectors)
+        return text
+
+    @cached_property
+    def _inversions(self) -> dict[str, str]:
+        """Tokens of textual inversion with several vectors: as in diffusers, `<toy>` stands for `<toy> <toy>_1`, and so on."""
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        return {name: " ".join(_vectors(name, added)) for name in added if f"{name}_1" in added}
+
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         try:
-            return list(self.tokenizer.encode_batch(list(texts)))
+            return list(self.tokenizer.encode_batch([self._expanded(text) for text in texts]))
         except Exception as error:  # tokenizers raises plain Exception
             raise PtqdError(
                 "The model's tokenizer fails on a prompt.",
@@ -73,6 +85,11 @@ class TextPart:
                 expected="a tokenizer that knows every character, or has a token for unknown ones in its vocabulary",
                 mend="build the bundle again from a model with a complete tokenizer",
             ) from error
+
+
+def _vectors(name: str, added: Container[str]) -> Iterator[str]:
+    yield name
+    yield from takewhile(added.__contains__, (f"{name}_{number}" for number in count(1)))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,13 @@ def check_keys(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
     Raises:
         UsageError: there is such a key.
     """
+    if config.get("quantization_config"):
+        raise UsageError(
+            "The model is quantized already.",
+            found=f"{folder}: quantization_config = {config['quantization_config']}",
+            expected="a model with its weights as they were trained",
+            mend="take the model that this one was made from",
+        )
     unknown = unknown_keys(kind, config)
     if unknown:
         raise UsageError(

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ from ptqd_export.models.tensors.checkpoint import read_tensors
 from ptqd_export.models.tensors.weight_files import WeightNames, find_weights
 
 CONFIG = "config.json"
+
+QUANTIZED = ("F8", "F6", "F4", "I8", "U8", "float8", "float4", "int8", "uint8", "qint", "quint")
+"""How safetensors' and torch's names of the types of quantized weights begin."""
 
 _MOST_NAMED = 5
 
@@ -37,6 +42,7 @@ def load_module(kind: Any, folder: Path, library: WeightNames, **options: Any) -
         PtqdError: the weights cannot be read, or do not fit the configuration.
     """
     with _as_safetensors(folder, library) as prepared:
+        _check_safetensors(prepared)
         try:
             network, told = kind.from_pretrained(prepared, use_safetensors=True, output_loading_info=True, **options)
         except Exception as error:  # the libraries wrap safetensors' errors in several types
@@ -78,8 +84,35 @@ def _put(file: Path, place: Path) -> None:
     if file.suffix == ".safetensors":
         place.symlink_to(file.absolute())
         return
+    tensors = read_tensors(file)
+    check_dtypes(file, {name: tensor.dtype for name, tensor in tensors.items()})
     with naming_full_disks(place):
-        save_file(_own_storages(read_tensors(file)), place, {"format": "pt"})
+        save_file(_own_storages(tensors), place, {"format": "pt"})
+
+
+def _check_safetensors(folder: Path) -> None:
+    """Refuse files with quantized values. A file that cannot be read is left to the library, which says why."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+            names = file.keys()
+            check_dtypes(path.resolve(), {name: file.get_slice(name).get_dtype() for name in names})
+
+
+def check_dtypes(file: Path, dtypes: Mapping[str, torch.dtype | str]) -> None:
+    """Refuse tensors of a type that quantized weights have: cast to float32, they would lack their scales.
+
+    Raises:
+        PtqdError: there is such a tensor.
+    """
+    for name, dtype in dtypes.items():
+        plain = str(dtype).removeprefix("torch.")
+        if plain.startswith(QUANTIZED):
+            raise PtqdError(
+                "The model's weights are quantized already.",
+                found=f"{file}: {name}, {plain}",
+                expected="weights in float16, bfloat16, float32 or float64",
+                mend="take the weights as they were trained",
+            )
 
 
 def _own_storages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +146,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the first line of the original error: diffusers only says that loading failed, and safetensors says why."""
+    """Return the first line of the original error, and what it announces: diffusers only says that loading failed."""
     while error.__context__ is not None:
         error = error.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]

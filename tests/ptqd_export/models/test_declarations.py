@@ -56,6 +56,7 @@ def index_of(pipeline: str, **parts: str | None) -> dict[str, Any]:
     [
         ({"unet": UNET | {"gate_scale": 2}}, "a key that its class does not know.*gate_scale = 2.*UNet2DModel"),
         ({"unet": CROSS, "vae": VAE | {"latent_gain": 3.0}}, "a key that its class does not know.*latent_gain = 3.0.*AutoencoderKL"),
+        ({"unet": UNET | {"quantization_config": {"load_in_8bit": True}}}, "is quantized already.*load_in_8bit"),
         ({"unet": UNET | {"class_embed_type": "timestep"}}, "inputs that are not supported.*class_embed_type = timestep"),
         ({"unet": UNET | {"class_embed_type": "identity", "num_class_embeds": 10}}, "class_embed_type = identity"),
         ({"unet": UNET | {"time_embedding_type": "fourier"}}, "inputs that are not supported.*time_embedding_type = fourier"),

@@ -123,3 +123,11 @@ def test_another_shape_and_a_file_that_is_no_archive_are_named(network: Any, tmp
     (tmp_path / f"{STEM}.bin").write_bytes(b"PK no archive")
     with pytest.raises(PtqdError, match=rf"(?s)cannot be read.*{STEM}\.bin"):
         load_module(UNet2DModel, tmp_path, DIFFUSERS, low_cpu_mem_usage=False)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("safetensors", torch.float8_e4m3fn), ("safetensors", torch.int8), ("bin", torch.int8)])
+def test_quantized_weights_are_refused_not_cast(network: Any, tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    tensors = network.state_dict() | {"conv_in.weight": network.conv_in.weight.to(dtype)}
+    (save_file if suffix == "safetensors" else torch.save)(tensors, tmp_path / f"{STEM}.{suffix}")
+    with pytest.raises(PtqdError, match=r"(?s)quantized already.*conv_in\.weight, .*8.*mend: +take the weights as they were trained"):
+        load_module(UNet2DModel, tmp_path, DIFFUSERS, low_cpu_mem_usage=False)

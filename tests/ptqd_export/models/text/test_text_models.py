@@ -73,6 +73,23 @@ def test_sdxl_without_forced_zeros_encodes_the_empty_prompt(tmp_path: Path, sdxl
     assert np.abs(conditioning.null["text_embeds"]).max() > 0.1
 
 
+def test_a_learned_word_of_several_vectors_is_written_out(tmp_path: Path, sd1: Path) -> None:
+    """Textual inversion: one word of the prompt stands for three tokens, as diffusers saves and reads it."""
+    writer = diffusers.StableDiffusionPipeline.from_pretrained(sd1, local_files_only=True)
+    torch.manual_seed(1)
+    save_file({"<toy>": 2 * torch.randn(3, writer.text_encoder.config.hidden_size)}, tmp_path / "word.safetensors")
+    writer.load_textual_inversion(str(tmp_path), weight_name="word.safetensors", token="<toy>")
+    writer.save_pretrained(tmp_path / "model")
+    prompts = ["a photo of <toy>", "cat"]
+    conditioning = load_model(plan_of(tmp_path / "model", prompts=prompts)).conditioning
+    assert conditioning is not None
+    with torch.no_grad():
+        expected, _ = pipeline(tmp_path / "model").encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)
+        first, _ = pipeline(tmp_path / "model").encode_prompt(["a photo of cat", "cat"], "cpu", 1, do_classifier_free_guidance=False)
+    np.testing.assert_allclose(conditioning.tables["encoder_hidden_states"], expected, atol=1e-5)
+    assert (first - expected).abs().max() > 0.1
+
+
 def test_refiner_is_told_the_scores_of_prompt_and_negative_prompt(tmp_path: Path) -> None:
     folder = tiny_text.write_refiner(tmp_path / "model")
     conditioning = load_model(plan_of(folder)).conditioning
