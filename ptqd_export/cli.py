@@ -171,7 +171,7 @@ def engines(bundle: Path, target: FlavourName | None) -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Check a bundle's files, and print its schedules, precisions and layers."""
+    """Check a bundle's files, and print what it contains."""
     from ptqd_export.commands.inspect_command import inspect_bundle, print_inspection
 
     found = inspect_bundle(bundle)

@@ -91,7 +91,7 @@ class DiffusersFolder:
     def config(self, part: str) -> Config:
         path = self.path / part / "config.json"
         config = read_config(path)
-        return Config(path, config | denoiser_values(self.pipeline, config)) if part == self.denoiser else config
+        return Config(path, config | denoiser_values(self.pipeline, config)) if part in ("", *DENOISERS) else config
 
     def complete_config(self, part: str) -> Config:
         """Return the configuration of a part, with the defaults of its class for the keys that it lacks."""

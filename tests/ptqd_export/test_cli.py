@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 11}
+CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1}
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "diffusers", "scipy", "rich")
 
 
@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> Path:
     (folder / "scheduler").mkdir()
     (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
     (folder / "unet" / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
     return folder
 
 
@@ -118,7 +118,7 @@ def test_init_writes_a_plan_that_build_accepts(model: Path, builds: list[tuple[P
     assert _run("build", "--plan", path).exit_code == 0
     ((plan_file, fresh),) = builds
     assert plan_file.model_path == model
-    assert plan_file.plan.sampler.guidance == 1.5
+    assert plan_file.plan.sampler.guidance == 1.0
     assert not fresh
 
 

@@ -83,6 +83,9 @@ def test_text_model_gets_prompts_to_calibrate_with(tmp_path: Path) -> None:
     model = _pipeline(tmp_path / "paintings", config=config)
     assert starter_plan(model, "onnxruntime", tmp_path).model.prompts is None
     _write(model / "text_encoder" / "config.json", {"architectures": ["CLIPTextModel"]})
+    assert starter_plan(model, "onnxruntime", tmp_path).model.prompts is None  # the pipeline's index does not list it
+    index = json.loads((model / "model_index.json").read_text())
+    _write(model / "model_index.json", index | {"text_encoder": ["transformers", "CLIPTextModel"]})
     plan = starter_plan(model, "onnxruntime", tmp_path)
     assert plan.model.prompts
     assert all(isinstance(prompt, str) for prompt in plan.model.prompts)

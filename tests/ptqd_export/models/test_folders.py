@@ -235,7 +235,7 @@ def test_decoder_that_is_not_finite_is_refused_but_not_an_encoder(load: Load, tm
     ("config", "message"),
     [
         ({"out_channels": 4}, r"(?s)does not return images.*shape \[4, 4, 4\].*model_index.json"),
-        ({"latent_channels": 4}, r"(?s)does not take the model's samples.*shape \[2, 4, 4\].*to have 4 channels"),
+        ({"latent_channels": 4}, r"(?s)does not decode the samples.*vae with 4 channels.*with 2.*the same number of channels"),
     ],
 )
 def test_decoder_that_makes_no_images_is_refused(load: Load, tmp_path: Path, config: dict[str, int], message: str) -> None:

@@ -100,7 +100,11 @@ def test_a_signal_ends_a_build_with_one_line_and_finished_stages_are_kept(
     shutil.rmtree(stage)
     kept = sorted(path.name for path in output.glob("local/stages/*"))
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps({**plan_file.plan.model_dump(mode="json"), "model": {"path": str(class_build.plan_file.folder / "model")}}))
+    plan.write_text(
+        json.dumps(
+            {**plan_file.plan.model_dump(mode="json"), "model": {"path": str(class_build.plan_file.folder / "model"), "null_class": 3}}
+        )
+    )
 
     def stop(*given: Any) -> None:
         (given[-2] / "half").write_text("half a resu")

@@ -62,11 +62,18 @@ def _edit(name: str, **changes: Any) -> Change:
     return edit
 
 
+CROSS = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8],
+    "norm_num_groups": 4, "attention_head_dim": 4, "cross_attention_dim": 12,
+    "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
+}  # fmt: skip
+
+
 def _conditional(**arrays: Any) -> Change:
     """Make it a model of embeddings, as far as its configuration goes, and write their table."""
 
     def change(folder: Path) -> None:
-        _edit("unet/config.json", _class_name="UNet2DConditionModel", cross_attention_dim=12, num_class_embeds=None)(folder)
+        (folder / "model" / "unet" / "config.json").write_text(json.dumps(CROSS))
         if arrays:
             np.savez(folder / "conditions.npz", **arrays)
 
