@@ -14,7 +14,7 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.of_scheduler import SamplerOf, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
-from ptqd_export.models.pipeline_rules import KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
+from ptqd_export.models.pipeline_rules import IMAGE_PIPELINES, KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import DIFFUSERS
 
@@ -120,13 +120,19 @@ class DiffusersFolder:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know: what the pipeline changes or adds, where no sampler takes the scheduler's steps, keys without effect."""
-        changed = _named(self._scheduler_values(read_config(self.path / "scheduler" / "scheduler_config.json")) if self.denoiser else {})
+        changed = self._scheduler_values(read_config(self.path / "scheduler" / "scheduler_config.json")) if self.denoiser else {}
+        other, values = changed.pop("_class_name", None), _named(changed)
         unknown = _named(unknown_keys(str(self.scheduler.get("_class_name", "")), self.scheduler))
         return tuple(
             note
             for holds, note in (
                 (self.pipeline not in (None, *KNOWN_PIPELINES), f"{self.pipeline} is unknown: what it does around its network is left out"),
-                (changed, f"{self.pipeline} replaces values of scheduler_config.json: {changed}"),
+                (self.pipeline in IMAGE_PIPELINES, f"{self.pipeline} starts from an image, and `ptqd-run sample` from noise"),
+                (
+                    other,
+                    f"the scheduler is {other}, as model_index.json says; scheduler_config.json names another class",
+                ),
+                (values, f"{self.pipeline} replaces values of scheduler_config.json: {values}"),
                 (self.sampler.note, self.sampler.note),
                 (unknown, f"scheduler_config.json has keys that its class does not know; they are ignored, as in diffusers: {unknown}"),
             )

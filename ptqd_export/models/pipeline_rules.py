@@ -12,6 +12,9 @@ KNOWN_PIPELINES = (
 )  # fmt: skip
 """Pipelines whose networks are sampled here as they are there."""
 
+IMAGE_PIPELINES = tuple(name for name in KNOWN_PIPELINES if name.endswith(("Img2ImgPipeline", "InpaintPipeline")))
+"""Pipelines that start from an image."""
+
 _PLAIN_NOISE = {"steps_offset": 1, "clip_sample": False}
 
 SCHEDULER_VALUES: Mapping[str, Mapping[str, Any]] = {

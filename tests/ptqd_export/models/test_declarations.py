@@ -148,7 +148,7 @@ def test_pipelines_index_decides_the_schedulers_class(tmp_path: Path) -> None:
     index = index_of("DDPMPipeline", scheduler="DDPMScheduler")
     found = declared(write(tmp_path / "model", unet=UNET, index=index, scheduler=DDIM | {"_class_name": "EulerDiscreteScheduler"}))
     assert found.sampler == "ddpm"
-    assert 'DDPMPipeline replaces values of scheduler_config.json: _class_name = "DDPMScheduler"' in found.notes
+    assert found.notes == ("the scheduler is DDPMScheduler, as model_index.json says; scheduler_config.json names another class",)
 
 
 def test_part_that_the_pipeline_does_without_is_not_read(tmp_path: Path) -> None:
@@ -159,6 +159,11 @@ def test_part_that_the_pipeline_does_without_is_not_read(tmp_path: Path) -> None
 def test_unknown_pipeline_is_said(tmp_path: Path) -> None:
     found = declared(write(tmp_path / "model", unet=UNET, index=index_of("MarigoldDepthPipeline")))
     assert found.notes == ("MarigoldDepthPipeline is unknown: what it does around its network is left out",)
+
+
+def test_pipeline_that_starts_from_an_image_is_said(tmp_path: Path) -> None:
+    found = declared(write(tmp_path / "model", unet=CROSS, index=index_of("StableDiffusionXLImg2ImgPipeline")))
+    assert found.notes == ("StableDiffusionXLImg2ImgPipeline starts from an image, and `ptqd-run sample` from noise",)
 
 
 def test_configuration_beside_the_index_is_not_the_model(tmp_path: Path) -> None:
