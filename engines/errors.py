@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PtqdError(Exception):
@@ -44,6 +44,17 @@ class UnknownNameError(UsageError):
     def __init__(self, what: str, *, found: str, known: Iterable[str], mend: str | None = None) -> None:
         names = tuple(known)
         super().__init__(what, found=found, expected=" or ".join(names) or "none", mend=did_you_mean(found, names) or mend)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def some_of(names: Sequence[object], most: int = 5) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def did_you_mean(name: str, known: Iterable[str], least: float = 0.6) -> str | None:

@@ -72,7 +72,9 @@ class TextPart:
     @cached_property
     def _inversions(self) -> dict[str, str]:
         """Tokens of textual inversion with several vectors: as in diffusers, `<toy>` stands for `<toy> <toy>_1`, and so on."""
-        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        added = [
+            token.content for _, token in sorted(self.tokenizer.get_added_tokens_decoder().items())
+        ]  # replaced in the order of their ids
         return {name: " ".join(_vectors(name, added)) for name in added if f"{name}_1" in added}
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:

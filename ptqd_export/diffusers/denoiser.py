@@ -38,7 +38,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     Attributes:
         precision: the precision of every step, or `auto`.
-        last_output: the tensor that the last call returned; `PtqdScheduler` compares it with what the pipeline made of it.
+        last_output: tensor that the last call returned. `PtqdScheduler` compares it with the tensor that the pipeline passes on.
     """
 
     config_name = "config.json"

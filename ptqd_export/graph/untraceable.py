@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engines.errors import PtqdError
+from engines.errors import PtqdError, first_line
 
 _LIBRARY = Path(torch.__file__).parents[1]
 _OWN = Path(__file__).parents[1]
@@ -20,10 +20,9 @@ def untraceable(error: BaseException) -> PtqdError:
         error: what the exporter raised. Its cause is what the network or torch raised.
     """
     cause = error.__cause__ or error
-    reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
     return PtqdError(
         "The network cannot be traced to a graph.",
-        found=f"{reason}{_line(cause)}",
+        found=f"{type(cause).__name__}: {first_line(cause)}{_line(cause)}",
         expected="a forward whose Python code does not depend on the values of tensors",
         mend="replace branches on values by torch.where, and .item(), .tolist() and int() by operations on tensors",
     )

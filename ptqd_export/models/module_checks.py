@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engines.errors import PtqdError, UsageError
+from engines.errors import PtqdError, UsageError, first_line
 
 CHANNELS = (1, 3)
 """Channels of gray and of colour images."""
@@ -53,7 +53,7 @@ def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | 
     except Exception as error:  # whatever the layers raise
         raise UsageError(
             "The decoder does not take the model's samples.",
-            found=f"samples of shape {list(sample_shape)}: {str(error).strip().partition(chr(10))[0]}",
+            found=f"samples of shape {list(sample_shape)}: {first_line(error)}",
             expected="a first stage and a denoiser of one pipeline",
             mend=mend,
         ) from error

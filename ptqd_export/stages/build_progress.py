@@ -13,7 +13,7 @@ class ProgressTracker:
     """A `ptqd_export.stages.reporter.Reporter` that tells the progress of a whole build.
 
     Args:
-        on_progress: is told when a stage starts, advances and finishes; None tells nobody.
+        on_progress: called when a stage starts, advances and finishes; None for no calls.
     """
 
     def __init__(self, on_progress: OnProgress | None) -> None:

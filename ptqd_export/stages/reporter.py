@@ -1,4 +1,4 @@
-"""How stages report their progress, and what a caller of a build is told."""
+"""How stages report their progress, and what they pass on to the caller of a build."""
 
 from __future__ import annotations
 

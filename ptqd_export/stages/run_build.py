@@ -57,7 +57,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
         plan_file: the plan.
         fresh: discard the stages that an earlier run finished.
         cluster: cluster that measures the statistics; None measures them in this process, with the same result.
-        on_progress: is told the progress of every stage.
+        on_progress: called with the progress of every stage.
 
     Raises:
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.

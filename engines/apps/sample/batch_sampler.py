@@ -29,7 +29,7 @@ class BatchSampler:
     render: Renderer
 
     def __call__(self, batch: Batch, on_step: Callable[[], None] = lambda: None) -> Rendered:
-        """Sample a batch and return what is kept of it; `on_step` is called after every step."""
+        """Sample a batch and render it. Calls `on_step` after every step."""
         samples, rows = batch
         return self.render(samples, self.chain.sample(self.noise, samples, rows, on_step))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from engines.errors import PtqdError, UsageError
+from engines.errors import PtqdError, UsageError, first_line, some_of
 from ptqd_export.models.tensors.inert_pickle import UnpicklingError
 
 _SHOWN = 3
@@ -44,7 +44,11 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
-    wrong = [_listed(kind, names) for kind, names in (("missing", missing), ("unexpected", unexpected), ("of shape", misshapen)) if names]
+    wrong = [
+        f"{kind} {some_of(names, _SHOWN)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of shape", misshapen))
+        if names
+    ]
     if wrong:
         raise UsageError(
             "The weights are not of this network.",
@@ -54,11 +58,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         )
     network.load_state_dict(dict(state), strict=False)
     network.eval().requires_grad_(False)
-
-
-def _listed(kind: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{kind} {', '.join(names[:_SHOWN])}{more}"
 
 
 def _read_safetensors(path: Path) -> object:
@@ -77,7 +76,7 @@ def _read_saved(path: Path) -> object:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise PtqdError(
             "The weights cannot be read.",
-            found=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            found=f"{path}: {first_line(error)}",
             expected="tensors by name; files that would run code are refused",
             mend="copy the file again, or save its state_dict() as .safetensors",
         ) from error

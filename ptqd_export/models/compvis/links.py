@@ -9,11 +9,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from engines.errors import PtqdError
+from engines.errors import PtqdError, some_of
 
 KINDS = ("weight", "bias")
-
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def refuse_missing(names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
     if missing:
         raise PtqdError(
             "The checkpoint lacks tensors of the model described by its configuration.",
-            found=f"no {_listed(missing)}",
+            found=f"no {some_of(missing)}",
             mend="use the configuration that the checkpoint was trained with",
         )
 
@@ -94,14 +92,9 @@ def refuse_unused(unused: Collection[str]) -> None:
     if unused:
         raise PtqdError(
             "The checkpoint contains tensors that the model described by its configuration does not have.",
-            found=_listed(sorted(unused)),
+            found=some_of(sorted(unused)),
             mend="use the configuration that the checkpoint was trained with",
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _pairs(one: Link, kind: str, key: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

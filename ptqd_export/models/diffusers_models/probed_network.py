@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from engines.errors import UsageError
+from engines.errors import UsageError, first_line
 from ptqd_export.models.base import Adapter, Declaration
 from ptqd_export.models.conditions import IMAGE, ConditionInput
 from ptqd_export.models.diffusers_folder import DiffusersFolder
@@ -57,7 +57,7 @@ def _problem(network: Adapter, declared: Declaration) -> str | None:
         with torch.no_grad():
             out: Tensor = network(sample, torch.empty(BATCH, device="meta"), *map(_values, declared.inputs))
     except Exception as error:  # an operator may refuse shapes in any way
-        return _first_line(error)
+        return f"{type(error).__name__}: {first_line(error)}"
     return None if out.shape == sample.shape else f"the output is {list(out.shape[1:])}"
 
 
@@ -77,7 +77,7 @@ def _built(folder: DiffusersFolder) -> nn.Module:
     except Exception as error:  # diffusers checks little, and fails in any way
         raise UsageError(
             "diffusers cannot build the network of this configuration.",
-            found=f"{folder.path / folder.denoiser}: {_first_line(error)}",
+            found=f"{folder.path / folder.denoiser}: {type(error).__name__}: {first_line(error)}",
             expected=f"a configuration of {folder.kind}",
             mend="copy the configuration that the model was saved with",
         ) from error
@@ -86,7 +86,3 @@ def _built(folder: DiffusersFolder) -> nn.Module:
 def _values(one: ConditionInput) -> Tensor:
     shape = [FREE_SIZE if isinstance(size, str) else size for size in one.shape]
     return torch.empty(BATCH, *shape, dtype=torch.int64 if one.dtype == "int64" else torch.float32, device="meta")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.errors import MissingBackendError, PtqdError, UsageError, first_line
 from engines.host.room import naming_full_disks
 from ptqd_export.models.places.hub_files import lacking, wanted_files
 from ptqd_export.models.places.snapshots import MAIN, find_snapshot
@@ -118,10 +118,9 @@ def _not_found(model: HubModel, missing: str, error: Exception) -> UsageError:
     if isinstance(error, errors.RevisionNotFoundError):
         mend = "correct the revision after the @"
         return UsageError("The model on the hub has no such revision.", found=missing, expected=expected, mend=mend)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UsageError(
         "The model is not complete on this machine, and cannot be downloaded.",
-        found=f"{missing}; {type(error).__name__}: {reason}",
+        found=f"{missing}; {type(error).__name__}: {first_line(error)}",
         expected=expected,
         mend=f"run `{model.command}` where there is a network, and copy the cache; or name the model's folder",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.errors import UsageError
+from engines.errors import UsageError, some_of
 from ptqd_export.models.diffusers_folder import DENOISERS, INDEX
 from ptqd_export.models.places.other_files import CHECKPOINTS, SOURCES
 from ptqd_export.models.places.snapshots import is_cached_model
@@ -16,8 +16,6 @@ EXPORTED = (".onnx", ".engine", ".plan")
 
 OPENVINO = "openvino_"
 """Begin of the names of exported OpenVINO files: their weights are called `.bin` too."""
-
-_MOST_NAMED = 5
 
 
 def refuse_folder(path: Path) -> None:
@@ -81,5 +79,4 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _named(files: list[Path], folder: Path) -> str:
-    more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
-    return ", ".join(str(file.relative_to(folder)) for file in files[:_MOST_NAMED]) + more
+    return some_of([file.relative_to(folder) for file in files])

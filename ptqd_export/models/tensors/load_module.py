@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engines.errors import PtqdError
+from engines.errors import PtqdError, some_of
 from engines.host.room import naming_full_disks
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.tensors.checkpoint import read_tensors
@@ -24,8 +24,6 @@ CONFIG = "config.json"
 
 QUANTIZED = ("F8", "F6", "F4", "I8", "U8", "float8", "float4", "int8", "uint8", "qint", "quint")
 """How safetensors' and torch's names of the types of quantized weights begin."""
-
-_MOST_NAMED = 5
 
 
 def load_module(kind: Any, folder: Path, library: WeightNames, **options: Any) -> nn.Module:
@@ -130,7 +128,7 @@ def _check_keys(folder: Path, network: nn.Module, told: Mapping[str, Collection[
     """Refuse parameters without a tensor, which would stay random, and tensors without a place, except buffers that are computed."""
     computed = {name for name, _ in network.named_buffers()}
     missing, unexpected = sorted(told["missing_keys"]), sorted(set(told["unexpected_keys"]) - computed)
-    wrong = [f"{what} {_listed(names)}" for what, names in (("lack", missing), ("have a tensor more:", unexpected)) if names]
+    wrong = [f"{what} {some_of(names)}" for what, names in (("lack", missing), ("have a tensor more:", unexpected)) if names]
     if wrong:
         raise PtqdError(
             "The model's weights do not fit its configuration.",
@@ -138,11 +136,6 @@ def _check_keys(folder: Path, network: nn.Module, told: Mapping[str, Collection[
             expected=f"exactly the tensors of {type(network).__name__} as {CONFIG} describes it",
             mend="copy configuration and weights of the same model; or install the version of the library that saved them",
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _first_cause(error: BaseException) -> str:

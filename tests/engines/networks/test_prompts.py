@@ -144,6 +144,13 @@ def test_a_tokenizer_that_fails_on_a_prompt_is_an_error_of_the_model() -> None:
             call(["a dog"])
 
 
+def test_words_of_several_vectors_are_written_out_in_the_order_of_their_ids() -> None:
+    made = tokenizer()
+    made.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<cat>", "<cat>_1", "<one>"])
+    part = TextPart(made, encoder(1.0))
+    assert list(part._inversions.items()) == [("<toy>", "<toy> <toy>_1 <toy>_2"), ("<cat>", "<cat> <cat>_1")]
+
+
 def test_long_prompts_are_shortened_for_labels() -> None:
     assert shortened("  a red\ncat ") == "a red cat"
     assert shortened("x" * LABEL_LETTERS) == "x" * LABEL_LETTERS
