@@ -77,14 +77,21 @@ class Cuda:
         return DeviceMemory(self, nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array in pinned host memory, which the device can copy from and to directly; freed with its last view."""
+        """Return an array in pinned host memory, which the device can copy from and to directly.
+
+        It is freed with its last view, once the device has finished: a run that failed may have left copies in a stream.
+        """
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         address = int(self.call("cudaMallocHost", max(size, 1)))
         block = (ctypes.c_byte * size).from_address(address)
-        weakref.finalize(block, self.call, "cudaFreeHost", address)
+        weakref.finalize(block, self._free_pinned, address)
         array: NDArray[Any] = np.ctypeslib.as_array(block).view(dtype).reshape(shape)
         return array
+
+    def _free_pinned(self, address: int) -> None:
+        self.call("cudaDeviceSynchronize")
+        self.call("cudaFreeHost", address)
 
     def stream(self) -> Stream:
         return Stream(self)

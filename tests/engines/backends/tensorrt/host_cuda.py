@@ -104,6 +104,10 @@ class HostCuda:
         del self.live[address]
         return ()
 
+    def on_cudaDeviceSynchronize(self) -> tuple[()]:
+        self.run_queue()
+        return ()
+
     def on_cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Any) -> tuple[()]:
         assert kind in (self.real.cudaMemcpyKind.cudaMemcpyHostToDevice, self.real.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         assert stream == 7

@@ -201,6 +201,17 @@ def test_memory_is_freed_with_its_owner(open_engine: Open, arena: Arena, host_cu
     assert arena.total_bytes == sum(len(block) for block in host_cuda.live.values())
 
 
+def test_pinned_memory_is_freed_once_the_device_has_read_it(host_cuda: HostCuda) -> None:
+    """A run that fails leaves copies in its stream, and nobody waits for them."""
+    cuda = Cuda()
+    stream, memory, source = cuda.stream(), cuda.device_memory(4), cuda.pinned((4,), np.uint8)
+    source[:] = 1, 2, 3, 4
+    stream.upload(source, memory.address)
+    del source
+    assert host_cuda.calls[-2:] == ["cudaDeviceSynchronize", "cudaFreeHost"]
+    assert bytes(host_cuda.live[memory.address]) == bytes((1, 2, 3, 4))
+
+
 def test_device_that_is_missing_is_a_missing_backend(host_cuda: HostCuda) -> None:
     host_cuda.failing.add("cudaGetDeviceCount")
     with pytest.raises(MissingBackendError, match="There is no CUDA device"):
