@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, TypeAlias
 
 from calib.correction.correction_fit import BOTH_PARTS, Affine, Mode, Part, fit_correction, residual_variance
@@ -48,24 +49,46 @@ def is_linear(step: TableStep) -> bool:
 def fit_step(
     moments: Moments, step: TableStep, choice: CorrectionChoice, measure: Callable[[Affine], float] | None = None
 ) -> StepCorrection:
-    """Fit the correction of a step.
+    """Fit the correction of a step; see `fit_proposals`."""
+    return fit_proposals(moments, step, [choice], measure)[choice]
+
+
+def fit_proposals(
+    moments: Moments, step: TableStep, choices: Iterable[CorrectionChoice], measure: Callable[[Affine], float] | None = None
+) -> dict[CorrectionChoice, StepCorrection]:
+    """Fit several corrections of a step. Those that differ in the variance alone are fitted and measured once.
 
     Args:
         moments: moments of `x, e, d` after guidance.
         step: the sampler's coefficients.
-        choice: what to correct.
+        choices: what to correct.
         measure: returns the excess variance of the whole step under a correction; required if `is_linear` is false.
     """
-    affine = fit_correction(moments, choice.mode, choice.parts)
+    ordered = sorted(choices, key=_affine_of)
+    return {choice: fitted for _, same in groupby(ordered, _affine_of) for choice, fitted in _fit(moments, step, [*same], measure)}
+
+
+def _affine_of(choice: CorrectionChoice) -> tuple[Mode, list[Part]]:
+    """What decides the affine correction."""
+    return choice.mode, sorted(choice.parts)
+
+
+def _fit(
+    moments: Moments, step: TableStep, choices: Sequence[CorrectionChoice], measure: Callable[[Affine], float] | None
+) -> Iterator[tuple[CorrectionChoice, StepCorrection]]:
+    """Fit choices that differ in the variance alone."""
+    mode, parts = choices[0].mode, choices[0].parts
+    affine = fit_correction(moments, mode, parts)
     v = residual_variance(moments, affine)
     if is_linear(step):
-        excess = _linear_excess(moments, affine, step, choice.mode)
+        excess = _linear_excess(moments, affine, step, mode)
     elif measure is not None:
         excess = measure(affine)
     else:
         raise ValueError("the moments do not determine the variance of a step with clipping or history: it must be measured")
-    calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
-    return StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
+    for choice in choices:
+        calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
+        yield choice, StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
 
 
 def _linear_excess(moments: Moments, affine: Affine, step: TableStep, mode: Mode) -> float:

@@ -20,38 +20,39 @@ class ChainErrors:
     """Measures chains on the same samples, with the same fresh noise.
 
     Attributes:
-        schedule: schedule whose corrections every chain uses, without its shifts, which hold only for the precisions that it chose.
+        exact: schedule of the chain that the others are compared with, at full precision.
         networks: networks by precision.
-        reference: precision of the chain that the others are compared with.
         noise: noise source with the shape of one sample.
         rows: conditioning rows [n], indexed by sample number.
         samples: sample numbers [N].
         batch_size: number of samples per batch.
     """
 
-    schedule: Schedule
+    exact: Schedule
     networks: Mapping[str, Denoiser]
-    reference: str
     noise: NoiseSource
     rows: Int64
     samples: Int64
     batch_size: int
 
-    def measure(self, choice: Sequence[str]) -> Float64:
-        """Return each end sample's mean square difference from the reference, [N], for a chain with these precisions, one per step."""
-        difference = np.subtract(self._sample(choice), self._exact, dtype=np.float64)
+    def measure(self, schedule: Schedule) -> Float64:
+        """Return the mean square difference of each end sample of a schedule's own chain from that of the exact chain, [N]."""
+        difference = np.subtract(self._sample(schedule), self._exact, dtype=np.float64)
         return np.asarray(np.square(difference).reshape(len(difference), -1).mean(axis=1))
 
     @cached_property
     def _exact(self) -> Float32:
-        return self._sample((self.reference,) * len(self.schedule.steps))
+        return self._sample(self.exact)
 
-    def _sample(self, choice: Sequence[str]) -> Float32:
-        chain = Chain(with_precisions(self.schedule, choice), self.networks)
+    def _sample(self, schedule: Schedule) -> Float32:
+        chain = Chain(schedule, self.networks)
         return np.concatenate([chain.sample(self.noise, part, self.rows[part]) for part in batches(self.samples, self.batch_size)])
 
 
 def with_precisions(schedule: Schedule, choice: Sequence[str]) -> Schedule:
-    """Return the schedule with these precisions, one per step, and without shifts."""
-    steps = [step.model_copy(update={"precision": name, "shifted": None}) for step, name in zip(schedule.steps, choice, strict=True)]
+    """Return the schedule with these precisions, one per step, without what holds only for the precisions that it chose."""
+    steps = [
+        step.model_copy(update={"precision": name, "shifted": None, "mixed": None})
+        for step, name in zip(schedule.steps, choice, strict=True)
+    ]
     return schedule.model_copy(update={"steps": tuple(steps)})

@@ -16,11 +16,13 @@ from typing import Literal
 
 import numpy as np
 
+from calib.correction.correction_fit import Part
 from calib.correction.level_shift import LevelShift, check_shift
 from calib.correction.moments import Moments
-from calib.correction.step_fit import CorrectionChoice
+from calib.correction.proposals import AnyMode, proposals_of, taken_by_walk
+from calib.correction.step_fit import CorrectionChoice, Variance
 from calib.walk.calibration_samples import CalibrationSamples
-from calib.walk.fitted_schedule import schedule_of
+from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy, Policy
 from calib.walk.sensitivity import ProbePlan, Probes, probe
 from calib.walk.state_store import store_bytes
@@ -28,7 +30,7 @@ from calib.walk.step_networks import BatchEvaluator, StepBatch, StepOutputs
 from calib.walk.step_result import StepResult, fit_result
 from calib.walk.walk import Walk, WalkPlan
 from engines.chain.denoiser import Denoiser
-from engines.chain.schedule import SamplerRecord, Schedule
+from engines.chain.schedule import JudgedCorrection, SamplerRecord, Schedule
 from engines.chain.told_denoiser import ToldDenoiser
 from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
@@ -44,7 +46,9 @@ class FitSettings:
     Attributes:
         sampler: sampler of the chain.
         noise_schedule: noise schedule of the model.
-        correction: what to correct.
+        mode: how the correction is fitted; `auto` chooses by where held-out chains end.
+        variance: see `CorrectionChoice`.
+        parts: see `CorrectionChoice`.
         policy: name of the rule that chooses the precisions; the schedule records it.
         choose: the rule itself. It differs from `policy` until a budget is spent.
         samples: samples of the walk.
@@ -54,7 +58,9 @@ class FitSettings:
 
     sampler: SamplerRecord
     noise_schedule: NoiseSchedule
-    correction: CorrectionChoice
+    mode: AnyMode
+    variance: Variance
+    parts: frozenset[Part]
     policy: str
     choose: Policy
     samples: CalibrationSamples
@@ -67,13 +73,23 @@ class FitSettings:
         return compile_sampler(self.sampler.name, self.sampler.steps, self.sampler.eta, self.noise_schedule)
 
     @property
+    def correction(self) -> CorrectionChoice:
+        """What the walk corrects."""
+        return taken_by_walk(self.mode, self.variance, self.parts)
+
+    @property
+    def proposals(self) -> tuple[CorrectionChoice, ...]:
+        """The corrections to choose among; empty unless the mode is `auto`."""
+        return proposals_of(self.mode, self.variance, self.parts)
+
+    @property
     def level_shift(self) -> LevelShift | None:
         """The shift that takes steps from noisier levels, or None if the correction does not ask for it.
 
         Raises:
             UsageError: the steps cannot be shifted.
         """
-        if self.correction.variance != "shift":
+        if self.variance != "shift":
             return None
         check_shift(self.table, self.trajectory)
         return LevelShift.of(self.noise_schedule)
@@ -115,19 +131,34 @@ class FitNetworks:
 
 @dataclass(frozen=True, eq=False)
 class FittedChain:
-    """The results of every step, and the schedule that follows from them."""
+    """The results of every step, and the schedule that follows from them.
+
+    Attributes:
+        settings: settings of the fit.
+        results: results of every step.
+        mixed: proposal for the chain that the policy chose, if it is not that of each precision's own chain.
+        judged: evidence for the choice of the mode `auto`.
+    """
 
     settings: FitSettings
     results: Sequence[StepResult]
+    mixed: CorrectionChoice | None = None
+    judged: tuple[JudgedCorrection, ...] = ()
 
     @cached_property
     def schedule(self) -> Schedule:
         fit = self.settings
-        return schedule_of(fit.sampler, fit.correction, fit.policy, fit.table, self.results)
+        record = record_of(fit.mode, fit.variance, fit.parts)
+        made = schedule_of(fit.sampler, record, fit.policy, fit.table, self.results, self.mixed)
+        return made.model_copy(update={"judged": self.judged})
+
+    def corrected_by(self, choices: Mapping[str, CorrectionChoice]) -> FittedChain:
+        """Return the chain with a proposal as the correction of each of these precisions."""
+        return replace(self, results=[result.corrected_by(choices) for result in self.results])
 
 
 def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_evaluation: Callable[[], None]) -> FittedChain:
-    """Take the calibration samples down the chain, and fits every network at every step.
+    """Take the calibration samples down the chain, and fit every network at every step.
 
     Args:
         networks: networks to measure.
@@ -162,6 +193,7 @@ def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
         rows=settings.samples.rows,
         policy=settings.choose,
         correction=settings.correction,
+        proposals=settings.proposals,
         guidance=settings.sampler.guidance,
         trajectory=settings.trajectory,
         batch_size=settings.batch_size,
@@ -190,6 +222,7 @@ def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], ref
         {reference: exact, **moments},
         guidance=settings.sampler.guidance,
         correction=settings.correction,
+        proposals=settings.proposals,
         policy=settings.choose,
     )
 

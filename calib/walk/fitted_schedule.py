@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 from calib.correction.correction_fit import Part
-from calib.correction.step_fit import CorrectionChoice, StepCorrection
+from calib.correction.proposals import AnyMode
+from calib.correction.step_fit import CorrectionChoice, StepCorrection, Variance
 from calib.walk.step_result import StepResult
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step, StepShift
 from engines.samplers import SamplerTable, TableStep
 
 
 def schedule_of(
-    sampler: SamplerRecord, correction: CorrectionChoice, policy: str, table: SamplerTable, results: Sequence[StepResult]
+    sampler: SamplerRecord,
+    correction: CorrectionRecord,
+    policy: str,
+    table: SamplerTable,
+    results: Sequence[StepResult],
+    mixed: CorrectionChoice | None = None,
 ) -> Schedule:
     """Return the schedule of a chain.
 
@@ -23,22 +29,23 @@ def schedule_of(
         policy: name of the rule that chose the precisions.
         table: coefficients of the sampler.
         results: results of every step.
+        mixed: proposal for the chain that the policy chose, if it is not the correction of each precision.
     """
     return Schedule(
         sampler=sampler,
-        correction=_record(correction),
+        correction=correction,
         policy=policy,
         init_sigma=table.init_sigma,
-        steps=tuple(_step(table.step(result.step), result) for result in results),
+        steps=tuple(_step(table.step(result.step), result, mixed) for result in results),
     )
 
 
-def _record(correction: CorrectionChoice) -> CorrectionRecord:
-    parts = tuple(part for part in get_args(Part) if part in correction.parts)
-    return CorrectionRecord(mode=correction.mode, parts=parts, variance=correction.variance)
+def record_of(mode: AnyMode, variance: Variance, parts: Collection[Part]) -> CorrectionRecord:
+    """Return the record of what was corrected."""
+    return CorrectionRecord(mode=mode, parts=tuple(part for part in get_args(Part) if part in parts), variance=variance)
 
 
-def _step(row: TableStep, result: StepResult) -> Step:
+def _step(row: TableStep, result: StepResult, mixed: CorrectionChoice | None) -> Step:
     return Step(
         step=result.step,
         timestep=row.timestep,
@@ -52,6 +59,7 @@ def _step(row: TableStep, result: StepResult) -> Step:
         clip=row.clip,
         corrections={name: _correction(fitted) for name, fitted in result.corrections.items()},
         shifted=None if result.shifted is None else _shift(result.shifted),
+        mixed=None if mixed is None else _correction(result.proposals[mixed][result.chosen]),
     )
 
 

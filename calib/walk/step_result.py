@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from calib.correction.correction_fit import Affine
 from calib.correction.moments import Moments
 from calib.correction.noise_fit import NoiseFit, fit_noise
-from calib.correction.step_fit import CorrectionChoice, StepCorrection, fit_step
+from calib.correction.step_fit import CorrectionChoice, StepCorrection, fit_proposals
 from calib.walk.policy import FittedStep, Policy
 from engines.samplers.table import TableStep
 
@@ -24,7 +24,8 @@ class StepResult:
         chosen: precision that takes the step.
         moments: moments before guidance, so that a fit at another guidance scale needs no network.
         noise: split of the quantization noise, after guidance.
-        corrections: corrections fitted after guidance.
+        corrections: corrections fitted after guidance; the walk takes the step with that of `chosen`.
+        proposals: every correction fitted at these states, by what it corrects and then by precision.
         shifted: coefficients of the step if they differ from the sampler's; see `calib.correction.level_shift`.
     """
 
@@ -34,7 +35,12 @@ class StepResult:
     moments: Mapping[str, Moments]
     noise: Mapping[str, NoiseFit]
     corrections: Mapping[str, StepCorrection]
+    proposals: Mapping[CorrectionChoice, Mapping[str, StepCorrection]]
     shifted: TableStep | None = None
+
+    def corrected_by(self, choices: Mapping[str, CorrectionChoice]) -> StepResult:
+        """Return the result with a proposal as the correction of each of these precisions."""
+        return replace(self, corrections={**self.corrections, **{name: self.proposals[choice][name] for name, choice in choices.items()}})
 
 
 def fit_result(
@@ -44,10 +50,11 @@ def fit_result(
     *,
     guidance: float,
     correction: CorrectionChoice,
+    proposals: Iterable[CorrectionChoice] = (),
     policy: Policy,
     measure: Callable[[str, Affine], float] | None = None,
 ) -> StepResult:
-    """Fit every precision at step `i` and lets the policy choose one.
+    """Fit every precision at step `i`, and let the policy choose one.
 
     Args:
         i: index of the step in the walk.
@@ -55,14 +62,17 @@ def fit_result(
         moments: moments before guidance, by precision.
         guidance: guidance scale w.
         correction: what to correct.
+        proposals: what else to correct; see `StepResult.proposals`.
         policy: chooses the precision.
-        measure: returns the excess variance of the whole step for a precision and a correction; see `fit_step`.
+        measure: returns the excess variance of the whole step for a precision and a correction; see `fit_proposals`.
     """
     guided = {name: joint.guided(guidance) for name, joint in moments.items()}
-    corrections = {
-        name: fit_step(of_xed, row, correction, None if measure is None else partial(measure, name)) for name, of_xed in guided.items()
+    choices = dict.fromkeys((correction, *proposals))
+    fits = {
+        name: fit_proposals(of_xed, row, choices, None if measure is None else partial(measure, name)) for name, of_xed in guided.items()
     }
-    affines = {name: fitted.affine for name, fitted in corrections.items()}
+    found = {choice: {name: of_name[choice] for name, of_name in fits.items()} for choice in choices}
+    affines = {name: fitted.affine for name, fitted in found[correction].items()}
     chosen = policy(FittedStep(i, row, guided, affines))
     noise = {name: fit_noise(of_xed) for name, of_xed in guided.items()}
-    return StepResult(i, row.timestep, chosen, moments, noise, corrections)
+    return StepResult(i, row.timestep, chosen, moments, noise, found[correction], found)

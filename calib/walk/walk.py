@@ -48,6 +48,7 @@ class WalkPlan:
         rows: conditioning row of each of the samples 0..N-1, [N]; sample n belongs to fold n mod 4.
         policy: chooses the precision of each step.
         correction: what to correct.
+        proposals: other corrections to fit at the same states.
         guidance: guidance scale w, used if the networks return two branches.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
         batch_size: number of samples per call of a network.
@@ -67,6 +68,7 @@ class WalkPlan:
     batch_size: int = 32
     shift: LevelShift | None = None
     evaluator: BatchEvaluator | None = None
+    proposals: tuple[CorrectionChoice, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.correction.variance == "shift") != (self.shift is not None):
@@ -126,8 +128,8 @@ class Walk:
     def _fit(self, i: int, row: TableStep) -> StepResult:
         plan = self._plan
         result = fit_result(
-            i, row, self._evaluate(i, row), guidance=plan.guidance, correction=plan.correction, policy=plan.policy,
-            measure=partial(self._measure_excess, i, row),
+            i, row, self._evaluate(i, row), guidance=plan.guidance, correction=plan.correction, proposals=plan.proposals,
+            policy=plan.policy, measure=partial(self._measure_excess, i, row),
         )  # fmt: skip
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 

@@ -19,10 +19,11 @@ class ScheduleInfo:
         steps: number of sampling steps.
         eta: share of the ancestral noise: 0 is deterministic, 1 is ancestral.
         guidance: guidance scale that the corrections were fitted at; up to 1 is none.
-        mode: correction of the network's output: `none`, `ptqd`, `signed`, `joint` or `mmse`.
+        mode: correction of the network's output: `auto`, `none`, `ptqd`, `signed`, `joint` or `mmse`.
         parts: fitted parts of the correction, from `gain` and `offset`.
         variance: treatment of the variance that quantization adds: `schedule`, `shift` or `none`.
         policy: rule that chose the precisions: `snr`, `budget` or `fixed`.
+        chosen: what `auto` chose for a chain of each precision, such as `joint + variance`.
         precision_steps: number of network evaluations at each precision.
     """
 
@@ -35,6 +36,7 @@ class ScheduleInfo:
     parts: tuple[str, ...]
     variance: str
     policy: str
+    chosen: Mapping[str, str]
     precision_steps: Mapping[str, int]
 
 
@@ -60,5 +62,6 @@ def _info(bundle: Bundle, name: str) -> ScheduleInfo:
         parts=correction.parts,
         variance=correction.variance,
         policy=schedule.policy,
+        chosen={one.chain: one.correction.label for one in schedule.judged if one.chosen and one.chain is not None},
         precision_steps=dict(Counter(step.precision for step in schedule.steps)),
     )

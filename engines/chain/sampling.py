@@ -87,7 +87,7 @@ class Chain:
         if not self.corrected:
             return Move.plain(scheduled, precision, self.scale)
         step = scheduled.corrected if self.precision in (None, scheduled.precision) else scheduled
-        return Move.corrected(step, precision, self.scale)
+        return Move.corrected(step, precision, self.scale, scheduled.mixed if self.precision is None else None)
 
 
 def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:

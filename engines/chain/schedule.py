@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from engines.untrusted.limits import CHAIN_STEPS, HISTORY, MAGNITUDE, Coefficient, Name, Scale, Timestep, Variance
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class Strict(BaseModel):
@@ -53,7 +53,8 @@ class Step(Strict):
     """One step of the chain, with the coefficients of `engines.samplers.table`.
 
     `shifted` replaces these coefficients in a corrected chain if the precisions that the schedule chose left more noise in the state than
-    its level has.
+    its level has. `mixed` replaces the correction of `precision` in the chain that the schedule chose, if that chain mixes precisions and
+    ends nearer to full precision's with it than with the correction for a chain of `precision` alone.
     """
 
     step: NonNegativeInt
@@ -68,11 +69,17 @@ class Step(Strict):
     clip: Annotated[Coefficient, Field(gt=0)] | None
     corrections: dict[Name, Correction]
     shifted: StepShift | None = None
+    mixed: Correction | None = None
 
     @property
     def corrected(self) -> Step:
         """The step with its shifted coefficients, if there are any, as a corrected chain takes it."""
         return self if self.shifted is None else self.model_copy(update=dict(self.shifted))
+
+    @property
+    def chosen_correction(self) -> Correction:
+        """The correction in the chain that the schedule chose."""
+        return self.mixed or self.corrections[self.precision]
 
     @model_validator(mode="after")
     def _precision_is_corrected(self) -> Step:
@@ -91,22 +98,46 @@ class SamplerRecord(Strict):
 
 
 class CorrectionRecord(Strict):
-    """The kind of correction that was fitted."""
+    """The kind of correction that was fitted; with `auto`, `Schedule.judged` says which."""
 
-    mode: Literal["none", "ptqd", "signed", "joint", "mmse"]
+    mode: Literal["auto", "none", "ptqd", "signed", "joint", "mmse"]
     parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
     variance: Literal["schedule", "shift", "none"]
+
+    @property
+    def label(self) -> str:
+        """Short name, such as `none`, `joint`, `ptqd + variance` or `offset`. Without the gain, all modes are the same offset."""
+        mode = self.mode if self.mode == "none" or len(self.parts) == 2 else " ".join(self.parts) or "none"
+        return mode + {"schedule": " + variance", "shift": " + shift", "none": ""}[self.variance]
+
+
+class JudgedCorrection(Strict):
+    """A proposal of the mode `auto`, and how far from full precision's its chain ended on held-out samples.
+
+    `chain` is the precision of every step, or None for the chain that the schedule chose, where `correction.mode` `auto` takes each
+    precision's own choice. `error_db` is the mean over samples of each one's mean square error, in dB; `behind_db` is how much larger it is
+    than that of the chosen proposal on the same samples, and `standard_error_db` the standard error of this difference.
+    """
+
+    chain: Name | None
+    correction: CorrectionRecord
+    samples: PositiveInt
+    error_db: float
+    behind_db: float
+    standard_error_db: float
+    chosen: bool
 
 
 class Schedule(Strict):
     """A whole chain, noisiest step first."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     sampler: SamplerRecord
     correction: CorrectionRecord
     policy: Name
     init_sigma: Annotated[Coefficient, Field(gt=0)]
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=CHAIN_STEPS)]
+    judged: tuple[JudgedCorrection, ...] = ()
 
     @model_validator(mode="after")
     def _in_order(self) -> Schedule:

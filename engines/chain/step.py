@@ -16,7 +16,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.correction import PerChannel, correct
 from engines.chain.denoiser import Denoiser, guide
-from engines.chain.schedule import Step
+from engines.chain.schedule import Correction, Step
 from engines.chain.update import UpdateCoefficients, predict, update
 
 
@@ -57,9 +57,9 @@ class Move:
         return cls(step.step, step, precision, guidance, sigma=step.sigma)
 
     @classmethod
-    def corrected(cls, step: Step, precision: str, guidance: float) -> Move:
-        """Return the move for a step of a schedule with the correction and the calibrated noise of a precision."""
-        found = step.corrections[precision]
+    def corrected(cls, step: Step, precision: str, guidance: float, correction: Correction | None = None) -> Move:
+        """Return the move for a step of a schedule with a correction and its calibrated noise; None takes that of the precision."""
+        found = correction or step.corrections[precision]
         return cls(step.step, step, precision, guidance, found.gain, found.offset, found.state_gain, found.sigma_corrected)
 
 

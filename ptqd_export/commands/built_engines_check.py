@@ -6,12 +6,14 @@ from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.backends.base import Backend
 from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.contract import contract
 from engines.chain.denoiser import is_guided
+from engines.chain.schedule import Schedule
 from engines.errors import BundleError
 from engines.networks.engine_bank import EngineBank
 from engines.terminal.progress import progress
 from ptqd_export.plan import FULL_PRECISION
-from ptqd_export.records.statistics_file import StatisticsFile, read_statistics
+from ptqd_export.records.statistics_file import WALK, StatisticsFile, read_statistics
 from ptqd_export.records.stored_statistics import statistics_file
 from ptqd_export.schedules.settings import calibration_samples, stored_plan
 
@@ -37,7 +39,7 @@ def check_on(bundle: Bundle, backend: Backend) -> float:
 
 
 def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
-    calibration, schedule = stored_plan(bundle).calibration, bundle.schedule()
+    calibration, schedule = stored_plan(bundle).calibration, _walked_schedule(bundle)
     guidance, samples = schedule.sampler.guidance, calibration_samples(bundle, calibration)
     batch = _most_samples(bundle, calibration.batch_size, guided=is_guided(guidance))
     engines = EngineBank(bundle, guidance, batch=batch, backend=backend)
@@ -55,6 +57,12 @@ def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
         runtime_db=OTHER_RUNTIME_DB,
         rounding_db=ROUNDING_DB,
     )
+
+
+def _walked_schedule(bundle: Bundle) -> Schedule:
+    """Return the schedule that the walk of the statistics took: the default schedule, unless its corrections were chosen afterwards."""
+    file = f"statistics/{bundle.manifest.placement}/{WALK}"
+    return contract(Schedule, bundle.json(file), bundle.folder / file) if file in bundle.manifest.files else bundle.schedule()
 
 
 def _most_samples(bundle: Bundle, wanted: int, *, guided: bool) -> int:

@@ -138,7 +138,8 @@ def schedules_table(schedules: Iterable[ScheduleInfo]) -> Table:
         sampler = f"{one.sampler}, eta {one.eta:g}"
         correction = one.mode if one.mode == "none" else f"{one.mode}: {', '.join(one.parts)}"
         steps = ", ".join(f"{count} {precision}" for precision, count in one.precision_steps.items())
-        table.add_row(one.name, sampler, f"{one.guidance:g}", f"{correction}; variance: {one.variance}", one.policy, steps)
+        chosen = "; ".join(f"{name}: {label}" for name, label in one.chosen.items())
+        table.add_row(one.name, sampler, f"{one.guidance:g}", chosen or f"{correction}; variance: {one.variance}", one.policy, steps)
     return table
 
 

@@ -12,8 +12,10 @@ from ptqd_export.plan.section import UNIQUE, Section, all_different
 class CorrectionSection(Section):
     """How the quantization noise is corrected on the host."""
 
-    mode: Literal["none", "ptqd", "signed", "joint", "mmse"] = Field(
-        default="joint", description="how gain and offset of the network output are fitted; ptqd is the paper's way"
+    mode: Literal["auto", "none", "ptqd", "signed", "joint", "mmse"] = Field(
+        default="auto",
+        description="how gain and offset of the network output are fitted; ptqd is the paper's way; auto takes the way whose held-out "
+        "chains end nearest to full precision's",
     )
     parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
         default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"

@@ -18,6 +18,9 @@ from engines.errors import BundleError
 
 SCHEMA_VERSION = 1
 
+WALK = "walk.json"
+"""File beside the statistics with the schedule that their walk took, if the corrections were chosen after it."""
+
 
 class StoredStep(BaseModel):
     """The fields of a step that refits and checks read."""

@@ -111,7 +111,7 @@ def sampler_table(bundle: Bundle, schedule: Schedule) -> SamplerTable:
 def chain_steps(schedule: Schedule, table: SamplerTable) -> ChainSteps:
     """Return the chain of a schedule; its thresholds come from the sampler's table."""
     steps = schedule.steps
-    chosen = [step.corrections[step.precision] for step in steps]
+    chosen = [step.chosen_correction for step in steps]
     return ChainSteps(
         timestep=tuple(step.corrected.timestep for step in steps),
         precision=tuple(step.precision for step in steps),

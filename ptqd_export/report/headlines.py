@@ -13,6 +13,8 @@ from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
 
+_CORRECTED = {"none": "no correction", "auto": "corrections chosen by held-out chains"}
+
 _SAYS_NOTHING = ("model", "unet", "transformer", "checkpoint")
 """Names of folders that do not tell models apart."""
 
@@ -41,7 +43,7 @@ def subtitle(content: Content) -> list[str]:
     """Describe the network and the default chain, in one line each."""
     model, sampler, correction = content.bundle.manifest.model, content.schedule.sampler, content.schedule.correction
     taken = ", ".join(f"{count} {name}" for name, count in content.taken.items())
-    corrected = "no correction" if correction.mode == "none" else f"{correction.mode} correction"
+    corrected = _CORRECTED.get(correction.mode, f"{correction.mode} correction")
     return [
         f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized for {content.bundle.manifest.target.name}",
         f"{sampler.name}, {sampler.steps} steps ({taken}), eta {sampler.eta:g}, guidance {sampler.guidance:g}, "

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from engines.bundle.bundle import Bundle
-from ptqd_export.report import bundle_tables, headlines
+from ptqd_export.report import bundle_tables, headlines, judged_tables
 from ptqd_export.report.content import Content
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.findings import comparison, evaluation
@@ -32,6 +32,8 @@ _SECTIONS = {
 _TABLES = {
     "precisions": bundle_tables.precision_table,
     "chain": bundle_tables.chain_table,
+    "chosen": judged_tables.chosen_table,
+    "proposals": judged_tables.proposal_table,
     "layers": bundle_tables.layer_table,
     "reasons": bundle_tables.reason_table,
     "schedules": bundle_tables.schedule_table,

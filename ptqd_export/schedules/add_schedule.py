@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
+from calib.walk.end_choice import ROUND, choose_by_end, end_evaluations
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.schedule import Schedule
@@ -79,7 +80,7 @@ def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) 
     stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
     if settings.budget is not None:
         settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
-    fitted = _fit(bundle, settings, stored)
+    fitted = _chosen(bundle, settings, _fit(bundle, settings, stored))
     measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
     store_schedule(bundle, name, {schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
     return fitted.schedule, "walk" if stored is None else "moments"
@@ -111,6 +112,16 @@ def _fit(bundle: Bundle, settings: ScheduleSettings, stored: StoredStatistics | 
     networks = measured_networks(bundle, settings, settings.fit.batch_size)
     with progress("walking", walk_evaluations(networks.networks, settings.fit)) as advance:
         return fit_on_walk(networks, settings.fit, bundle.folder / "local", advance)
+
+
+def _chosen(bundle: Bundle, settings: ScheduleSettings, fitted: FittedChain) -> FittedChain:
+    """Return the chain with the corrections that end nearest, if the settings leave the choice open."""
+    if not settings.fit.proposals:
+        return fitted
+    networks = measured_networks(bundle, settings, ROUND)
+    total = end_evaluations(len(networks.networks), settings.fit.table.steps, settings.fit.samples.count)
+    with progress("judging", total) as advance:
+        return choose_by_end(networks, fitted, advance)
 
 
 def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:

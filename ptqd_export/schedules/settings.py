@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from calib.correction.correction_fit import Mode, Part
-from calib.correction.step_fit import CorrectionChoice, Variance
+from calib.correction.correction_fit import Part
+from calib.correction.proposals import AnyMode
+from calib.correction.step_fit import Variance
 from calib.quantizers.rules.precision import Precision
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fit import FitSettings
@@ -46,7 +47,7 @@ class ScheduleRequest:
     precisions: tuple[str, ...] | None = None
     budget: float | None = None
     cost: Cost | None = None
-    mode: Mode | None = None
+    mode: AnyMode | None = None
     parts: tuple[Part, ...] | None = None
     variance: Variance | None = None
     samples: int | None = None
@@ -106,7 +107,9 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
     fit = FitSettings(
         sampler=sampler,
         noise_schedule=bundle.manifest.model.noise_schedule,
-        correction=_correction(request, base),
+        mode=request.mode or base.correction.mode,
+        variance=request.variance or base.correction.variance,
+        parts=frozenset(base.correction.parts if request.parts is None else request.parts),
         policy=policy,
         choose=SnrPolicy(precisions) if policy == "snr" or budget is not None else FixedPolicy(precisions),
         samples=calibration_samples(bundle, calibration),
@@ -149,12 +152,6 @@ def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
         eta=eta if request.eta is None else request.eta,
         guidance=was.guidance if request.guidance is None else request.guidance,
     )
-
-
-def _correction(request: ScheduleRequest, base: Schedule) -> CorrectionChoice:
-    was = base.correction
-    parts = was.parts if request.parts is None else request.parts
-    return CorrectionChoice(request.mode or was.mode, request.variance or was.variance, frozenset(parts))
 
 
 def _budget(request: ScheduleRequest) -> Budget | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from calib.walk.end_choice import ROUND, end_evaluations
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
 from ptqd_export.graph.checks.verify import LED_STATES, VERIFIED_STATES
 from ptqd_export.report.pictures import KINDS, MOST
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget, timing
+from ptqd_export.stages.fit.fit_inputs import fit_settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def _samples(context: BuildContext, kind: str) -> int:
         case "states":
             return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
-            return steps * calibration.samples * networks
+            judged = end_evaluations(networks, steps, calibration.samples) * ROUND if fit_settings(context).proposals else 0
+            return steps * calibration.samples * networks + judged
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
         case "choice":

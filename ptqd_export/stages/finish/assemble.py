@@ -30,7 +30,7 @@ from engines.networks.conditioning import NULL_PREFIX, Conditioning
 from engines.untrusted.external_data import graph_files
 from ptqd_export.models.text.prompts import TEXT
 from ptqd_export.records.bundle_lock import UNFINISHED
-from ptqd_export.records.statistics_file import statistics
+from ptqd_export.records.statistics_file import WALK, statistics
 from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 from ptqd_export.report.pictures import PICTURES
@@ -135,6 +135,8 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
         steps = json.loads((parts.walked / f"{name}.json").read_text())
         content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
         writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    if (parts.walked / WALK).exists():
+        writer.copy(f"{folder}/{WALK}", parts.walked / WALK)
     if (parts.prepared / PREPARATION).exists():
         writer.copy(f"{folder}/{PREPARATION}", parts.prepared / PREPARATION)
     if parts.chosen is not None:

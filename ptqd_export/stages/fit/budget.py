@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from calib.walk.budget import Menu, check_budget, choose, frontier
-from calib.walk.chain_error import ChainErrors
+from calib.walk.chain_error import ChainErrors, with_precisions
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations, probe_fitted
 from calib.walk.sensitivity import Probes
 from engines.chain.schedule import Schedule
@@ -122,7 +122,7 @@ def make_choice(
     checked = _chains_to_measure(chains)
     errors = _chain_errors(context, graphs, schedule, each(reporter, (len(checked) + 1) * len(schedule.steps)))
     for choice in checked:
-        measured[choice] = MeasuredError.of(errors.measure(choice))
+        measured[choice] = MeasuredError.of(errors.measure(with_precisions(schedule, choice)))
     found = Frontier("bit_operations", menu, probes, chains, measured, CHECKED_SAMPLES)
     (folder / FRONTIER).write_text(found.to_json())
 
@@ -195,9 +195,8 @@ def most_measured(precisions: int) -> int:
 def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, on_evaluation: Callable[[], None]) -> ChainErrors:
     samples = context.samples.first(PROBED_SAMPLES + CHECKED_SAMPLES)
     return ChainErrors(
-        schedule=schedule,
+        exact=with_precisions(schedule, (FULL_PRECISION,) * len(schedule.steps)),
         networks=fit_networks(context, graphs, CHECKED_SAMPLES).telling(on_evaluation).networks,
-        reference=FULL_PRECISION,
         noise=samples.noise,
         rows=samples.rows,
         samples=np.arange(PROBED_SAMPLES, PROBED_SAMPLES + CHECKED_SAMPLES, dtype=np.int64),

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from calib.correction.step_fit import CorrectionChoice
 from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.step_networks import Elsewhere
@@ -21,7 +20,9 @@ def fit_settings(context: BuildContext) -> FitSettings:
     return FitSettings(
         sampler=SamplerRecord(name=context.table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance),
         noise_schedule=context.noise_schedule,
-        correction=CorrectionChoice(plan.correction.mode, plan.correction.variance, frozenset(plan.correction.parts)),
+        mode=plan.correction.mode,
+        variance=plan.correction.variance,
+        parts=frozenset(plan.correction.parts),
         policy=plan.steps.policy,
         choose=SnrPolicy(candidates) if listed is None else FixedPolicy(context.everywhere(listed)),
         samples=context.samples,

@@ -6,17 +6,27 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from calib.walk.end_choice import ROUND, choose_by_end, end_evaluations
 from calib.walk.fit import FitSettings, fit_on_walk, walk_evaluations
-from ptqd_export.records.statistics_file import step_record
+from ptqd_export.records.statistics_file import WALK, step_record
 from ptqd_export.stages.build_context import BuildContext, schedule_path
-from ptqd_export.stages.fit.fit_inputs import walked_networks
+from ptqd_export.stages.fit.fit_inputs import fit_networks, walked_networks
 from ptqd_export.stages.reporter import Reporter, each
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
-    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps."""
+    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps.
+
+    If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
+    """
+    walked = walk_evaluations(graphs, settings)
+    judged = end_evaluations(len(graphs), settings.table.steps, settings.samples.count) if settings.proposals else 0
+    on_evaluation = each(reporter, walked + judged)
     with walked_networks(context, graphs) as networks:
-        fitted = fit_on_walk(networks, settings, folder, each(reporter, walk_evaluations(networks.networks, settings)))
+        fitted = fit_on_walk(networks, settings, folder, on_evaluation)
+    if settings.proposals:
+        (folder / WALK).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")
+        fitted = choose_by_end(fit_networks(context, graphs, ROUND), fitted, on_evaluation)
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))

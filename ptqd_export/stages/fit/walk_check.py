@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.apps.compare.engine_check import EngineCheck, check_engines
 from engines.chain.schedule import Schedule
 from engines.host.files import sha256
+from ptqd_export.records.statistics_file import WALK
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
 from ptqd_export.stages.fit.fit_inputs import fit_networks
 from ptqd_export.stages.reporter import Reporter, each
@@ -32,8 +33,9 @@ def graph_digests(graphs: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> EngineCheck:
     calibration, samples = context.plan.calibration, context.samples
     quantized = [name for name in graphs if name != FULL_PRECISION]
+    taken = walked / WALK if (walked / WALK).exists() else schedule_path(walked)
     return EngineCheck(
-        schedule=Schedule.model_validate_json(schedule_path(walked).read_text()),
+        schedule=Schedule.model_validate_json(taken.read_text()),
         reference=FULL_PRECISION,
         networks=fit_networks(context, graphs, calibration.batch_size).networks,
         expected={name: [step["snr_db"] for step in json.loads((walked / f"{name}.json").read_text())] for name in quantized},

@@ -56,7 +56,8 @@ def _schedule() -> Schedule:
 
 def _errors(batch_size: int = 2) -> ChainErrors:
     rows = np.arange(8, dtype=np.int64)
-    return ChainErrors(_schedule(), NETWORKS, "fp32", NoiseSource(0, SHAPE), rows, np.array([2, 5, 7]), batch_size)
+    exact = with_precisions(_schedule(), ("fp32",) * 3)
+    return ChainErrors(exact, NETWORKS, NoiseSource(0, SHAPE), rows, np.array([2, 5, 7]), batch_size)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def _errors(batch_size: int = 2) -> ChainErrors:
 )
 def test_the_corrected_errors_of_the_steps_reach_the_end(choice: tuple[str, ...], difference: float) -> None:
     """Every sample is off by the same: the same noise, and its own row, are on both sides."""
-    np.testing.assert_allclose(_errors().measure(choice), [difference**2] * 3, rtol=1e-5)
+    np.testing.assert_allclose(_errors().measure(with_precisions(_schedule(), choice)), [difference**2] * 3, rtol=1e-5)
 
 
 def test_batches_do_not_matter() -> None:
-    choice = ("w4a8", "w8a8", "fp32")
-    np.testing.assert_array_equal(_errors(1).measure(choice), _errors(3).measure(choice))
+    chain = with_precisions(_schedule(), ("w4a8", "w8a8", "fp32"))
+    np.testing.assert_array_equal(_errors(1).measure(chain), _errors(3).measure(chain))
 
 
 def test_other_precisions_are_taken_without_the_shift_of_the_chosen_ones() -> None:

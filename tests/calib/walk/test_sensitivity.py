@@ -139,7 +139,8 @@ def test_a_probe_is_a_chain_with_one_quantized_step(history: tuple[float, ...], 
 
 def _errors(samples: Int64) -> ChainErrors:
     rows = np.arange(256, dtype=np.int64)
-    return ChainErrors(schedule(), NETWORKS, "fp32", NoiseSource(1, SHAPE), rows, samples, batch_size=32)
+    exact = with_precisions(schedule(), ("fp32",) * STEPS)
+    return ChainErrors(exact, NETWORKS, NoiseSource(1, SHAPE), rows, samples, batch_size=32)
 
 
 CHAINS = {
@@ -149,18 +150,22 @@ CHAINS = {
 }
 
 
+def _chain(name: str) -> Schedule:
+    return with_precisions(schedule(), CHAINS[name])
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_error_of_a_linear_chain_is_predicted_exactly(name: str) -> None:
     """Of the very samples that were probed: errors add, first order is all there is."""
     probed = plan()
-    assert probe(probed).predict(CHAINS[name]) == pytest.approx(float(pooled(_errors(probed.samples).measure(CHAINS[name]))), rel=1e-3)
+    assert probe(probed).predict(CHAINS[name]) == pytest.approx(float(pooled(_errors(probed.samples).measure(_chain(name)))), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_error_of_other_samples_is_predicted_within_sampling_error(name: str) -> None:
     seen, unseen = np.arange(64, dtype=np.int64), np.arange(64, 256, dtype=np.int64)
     predicted = probe(plan(samples=seen, rows=seen, batch_size=64)).predict(CHAINS[name])
-    measured = np.log(_errors(unseen).measure(CHAINS[name]))
+    measured = np.log(_errors(unseen).measure(_chain(name)))
     standard_error = float(measured.std()) * np.sqrt(1 / len(seen) + 1 / len(unseen))
     assert abs(np.log(predicted) - measured.mean()) < 4 * standard_error
     assert standard_error < 0.1

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from calib.correction.moments import GUIDED, Moments
+from calib.correction.correction_fit import BOTH_PARTS
 from calib.correction.step_fit import CorrectionChoice
-from calib.walk.fitted_schedule import schedule_of
+from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy
 from calib.walk.step_result import StepResult, fit_result
 from engines.apps.compare.compare_result import CompareResult, PrecisionFigures, StepFigures
@@ -168,7 +169,7 @@ def _reported(tiny: Path, folder: Path) -> Reported:
     was, shape = before.schedule(), before.manifest.model.sample_shape
     table = sampler_table(before, was)
     results = [_result(table, i, shape[0], was.sampler.guidance) for i in range(table.steps)]
-    schedule = schedule_of(was.sampler, CorrectionChoice(), "fixed", table, results)
+    schedule = schedule_of(was.sampler, record_of("joint", "schedule", BOTH_PARTS), "fixed", table, results)
     reported.write("plan.json", json.dumps({"model": {"path": "models/tiny"}}))
     reported.write("schedules/default.json", schedule.model_dump_json())
     keys = ("name", "op", "role", "weight_bits", "activation_bits", "reason")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calib.correction.step_fit import CorrectionChoice
+from calib.correction.correction_fit import BOTH_PARTS
 from calib.walk.fit import FitSettings, fit_on_walk
 from calib.walk.policy import SnrPolicy
 from engines.bundle.bundle import Bundle
@@ -41,7 +41,9 @@ def finish(tiny: TinyBundle) -> TinyBundle:
     fit = FitSettings(
         sampler=sampler,
         noise_schedule=bundle.manifest.model.noise_schedule,
-        correction=CorrectionChoice(),
+        mode="joint",
+        variance="schedule",
+        parts=BOTH_PARTS,
         policy="snr",
         choose=SnrPolicy(("w4a8", "w8a8")),
         samples=calibration_samples(bundle, plan.calibration),

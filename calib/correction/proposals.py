@@ -1,0 +1,40 @@
+"""The corrections that `auto` chooses among."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+from calib.correction.correction_fit import BOTH_PARTS, Mode, Part
+from calib.correction.step_fit import CorrectionChoice, Variance
+
+AUTO: Literal["auto"] = "auto"
+"""Chooses the correction whose chain ends nearest to full precision's; see `calib.walk.end_choice`."""
+
+AnyMode: TypeAlias = Mode | Literal["auto"]
+
+LEADER: Mode = "joint"
+"""Mode of the correction that the walk itself takes under `auto`. The proposals are fitted on the states that it visits."""
+
+_MODES: tuple[Mode, ...] = ("none", "ptqd", "signed", "joint")
+_OFFSET: frozenset[Part] = frozenset(("offset",))
+
+
+def taken_by_walk(mode: AnyMode, variance: Variance, parts: frozenset[Part]) -> CorrectionChoice:
+    """Return the correction that the walk takes its steps with."""
+    return CorrectionChoice(LEADER if mode == AUTO else mode, variance, parts)
+
+
+def proposals_of(mode: AnyMode, variance: Variance, parts: frozenset[Part]) -> tuple[CorrectionChoice, ...]:
+    """Return the corrections to choose among; empty for a mode other than `auto`.
+
+    With the variance schedule come the same corrections without it: the full excess can cost more than it mends. A walk with shifts visits
+    states that hold for shifted steps alone, so there every proposal is shifted.
+    """
+    if mode != AUTO:
+        return ()
+    variances: tuple[Variance, ...] = ("none", "schedule") if variance == "schedule" else (variance,)
+    fits = [CorrectionChoice(name, variance, parts) for name in _MODES]
+    if parts == BOTH_PARTS:
+        fits.append(CorrectionChoice("signed", variance, _OFFSET))
+    return tuple(replace(fit, variance=kind) for fit in fits for kind in variances)

@@ -1,0 +1,91 @@
+"""A race of chains: they take the same held-out samples, a few at a time, and those that end significantly farther than another drop out.
+
+Differences are paired, sample by sample, so that they are known from far fewer samples than the errors themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from engines.arrays import Float64
+
+MARGIN = 2.0
+"""Standard errors of the paired difference by which a contender must be behind another to drop out."""
+
+Contender = TypeVar("Contender", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How far a contender ended behind another, in the samples that both took.
+
+    Attributes:
+        samples: number of these samples.
+        mean: mean paired difference, in dB.
+        standard_error: standard error of this mean; infinite for one sample.
+    """
+
+    samples: int
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, errors: Float64, others: Float64) -> Behind:
+        """Compare errors [n] with another contender's, [m], in dB; the first min(n, m) samples are common."""
+        n = min(len(errors), len(others))
+        difference = errors[:n] - others[:n]
+        spread = float(difference.std(ddof=1)) if n > 1 else math.inf
+        return cls(n, float(difference.mean()), spread / math.sqrt(n))
+
+    @property
+    def is_significant(self) -> bool:
+        return self.mean > MARGIN * self.standard_error
+
+
+@dataclass(frozen=True, eq=False)
+class Race(Generic[Contender]):
+    """A finished race.
+
+    Attributes:
+        errors: errors in dB of each contender in the samples that it took, [n]; the first samples are common to all.
+        left: contenders that did not drop out: the best of them, and all that are not significantly behind any contender.
+    """
+
+    errors: Mapping[Contender, Float64]
+    left: Sequence[Contender]
+
+    @cached_property
+    def winner(self) -> Contender:
+        """The one with the least mean error of those that are left; the first of equals."""
+        return min(self.left, key=lambda contender: float(self.errors[contender].mean()))
+
+
+def race(contenders: Sequence[Contender], measure: Callable[[Contender, int], Float64], rounds: int, allowance: int) -> Race[Contender]:
+    """Race contenders.
+
+    Args:
+        contenders: who takes part, at least one.
+        measure: returns a contender's errors in dB in the samples of a round.
+        rounds: most rounds to run.
+        allowance: most calls of `measure`, apart from the first round.
+    """
+    errors, left, calls = dict[Contender, Float64](), list(contenders), 0
+    for number in range(rounds):
+        if number and (len(left) == 1 or calls + len(left) > allowance):
+            break
+        for contender in left:
+            errors[contender] = np.append(errors.get(contender, ()), measure(contender, number))
+        calls += len(left)
+        best = Race(errors, left).winner
+        left = [contender for contender in left if contender == best or not _is_beaten(errors[contender], errors.values())]
+    return Race(errors, left)
+
+
+def _is_beaten(errors: Float64, by: Iterable[Float64]) -> bool:
+    return any(Behind.of(errors, others).is_significant for others in by)

@@ -1,0 +1,173 @@
+"""The mode `auto` on Gaussian data, where the best correction is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calib.correction.correction_fit import BOTH_PARTS
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.end_choice import ROUND, ROUNDS, choose_by_end, end_evaluations
+from calib.walk.fit import FitNetworks, FitSettings, FittedChain, fit_on_walk
+from calib.walk.policy import FixedPolicy
+from calib.walk.race import MARGIN
+from engines.arrays import Float32, Float64, Int64
+from engines.chain.denoiser import Denoiser
+from engines.chain.noise import NoiseSource
+from engines.chain.schedule import JudgedCorrection, SamplerRecord
+from engines.samplers import NoiseSchedule
+from tests.calib.walk.gaussian_walk import Exact
+
+STEPS, SAMPLES, ROWS, SHAPE = 6, 128, 4096, (3, 4, 4)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """`q = (1 + k) e + noise n`; the noise is the sample's own."""
+
+    k: float = 0.0
+    noise: float = 0.0
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        e = Exact()(x, timestep, rows)
+        return ((1 + self.k) * e + self.noise * _noise_of(timestep)[rows]).astype(np.float32)
+
+
+@cache
+def _noise_of(timestep: float) -> Float64:
+    """Noise at a timestep by row, so that it does not depend on the batch."""
+    return np.random.default_rng(int(timestep)).standard_normal((ROWS, *SHAPE))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Returns NaN at states with more variance than the walk visits: in chains without a correction."""
+
+    limit: float
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        out = Noisy(k=-0.5)(x, timestep, rows)
+        return np.where(float(x.std()) > self.limit, np.nan, out).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SpiedNoise(NoiseSource):
+    """Records the numbers of the samples that are started."""
+
+    started: list[int] = field(default_factory=list)
+
+    def start(self, samples: Int64) -> Float32:
+        self.started.extend(samples.tolist())
+        return super().start(samples)
+
+
+def _settings(eta: float, chosen: tuple[str, ...] = ("low",) * STEPS) -> FitSettings:
+    return FitSettings(
+        sampler=SamplerRecord(name="ddim", steps=STEPS, eta=eta, guidance=1.0),
+        noise_schedule=NoiseSchedule(clip_sample=False),
+        mode="auto",
+        variance="schedule",
+        parts=BOTH_PARTS,
+        policy="fixed",
+        choose=FixedPolicy(chosen),
+        samples=CalibrationSamples(SpiedNoise(5, SHAPE), ROWS, SAMPLES),
+        trajectory="quantized",
+        batch_size=64,
+    )
+
+
+def _chosen(settings: FitSettings, folder: Path, **quantized: Denoiser) -> FittedChain:
+    networks = FitNetworks({"fp32": Exact(), **quantized}, "fp32")
+    return choose_by_end(networks, fit_on_walk(networks, settings, folder, lambda: None))
+
+
+def _taken(chain: FittedChain, name: str | None) -> JudgedCorrection:
+    (taken,) = (each for each in chain.judged if each.chain == name and each.chosen)
+    return taken
+
+
+def test_an_attenuation_is_undone(tmp_path: Path) -> None:
+    """Without a residual the inverse of 1 + k is exact; the paper's gain clamps a negative k to 0."""
+    found = _chosen(_settings(eta=0.0), tmp_path, low=Noisy(k=-0.2, noise=0.002))
+    assert _taken(found, "low").correction.mode in ("signed", "joint")
+    left = [step.corrections["low"].residual_variance for step in found.schedule.steps]
+    np.testing.assert_allclose(left, (0.002 / 0.8) ** 2, rtol=0.2)
+
+
+def test_fresh_noise_is_kept_where_pairs_end_nearer_with_it(tmp_path: Path) -> None:
+    """Against white noise no gain helps. Less fresh noise restores the variance, but moves the sample away from its pair."""
+    found = _chosen(_settings(eta=1.0), tmp_path, low=Noisy(noise=0.3))
+    assert _taken(found, "low").correction.variance == "none"
+    assert all(step.corrections["low"].sigma_corrected == step.sigma for step in found.schedule.steps)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("network", [Noisy(k=-0.1, noise=0.2), Noisy(k=0.1, noise=0.1), Noisy(noise=0.05)])
+def test_never_worse_than_none_or_the_papers(network: Noisy, eta: float, tmp_path: Path) -> None:
+    found = _chosen(_settings(eta), tmp_path, low=network)
+    for mode in ("none", "ptqd"):
+        for each in (each for each in found.judged if each.correction.mode == mode):
+            assert each.behind_db >= -MARGIN * each.standard_error_db
+
+
+def test_proposals_that_take_the_same_steps_are_judged_once(tmp_path: Path) -> None:
+    found = _chosen(_settings(eta=0.0), tmp_path, low=Noisy(noise=0.1))
+    kinds = [(each.correction.mode, each.correction.parts) for each in found.judged]
+    assert len(set(kinds)) == len(kinds)
+    assert {each.correction.variance for each in found.judged} == {"none"}
+
+
+def test_judged_samples_are_held_out_of_the_walk(tmp_path: Path) -> None:
+    settings = _settings(eta=1.0)
+    _chosen(settings, tmp_path, low=Noisy(noise=0.1))
+    assert isinstance(settings.samples.noise, SpiedNoise)
+    judged = settings.samples.noise.started[SAMPLES:]
+    assert set(judged) <= set(range(SAMPLES, SAMPLES + ROUND * ROUNDS))
+    assert judged
+
+
+def test_chain_that_diverges_is_far_behind(tmp_path: Path) -> None:
+    found = _chosen(_settings(eta=0.0), tmp_path, low=Broken(limit=1.2))
+    none = next(each for each in found.judged if each.correction.mode == "none")
+    assert none.error_db > 100
+    assert _taken(found, "low").error_db < 0
+
+
+def test_mixed_chain_is_judged_with_every_precisions_own_correction(tmp_path: Path) -> None:
+    mixed = ("low", "high") * (STEPS // 2)
+    found = _chosen(_settings(1.0, mixed), tmp_path, low=Noisy(k=-0.2, noise=0.1), high=Noisy(noise=0.01))
+    assert {each.chain for each in found.judged} == {"low", "high", None}
+    taken = _taken(found, None)
+    assert (found.mixed is None) == (taken.correction.mode == "auto")
+    assert all(each.behind_db >= -MARGIN * each.standard_error_db for each in found.judged if each.chain is None)
+
+
+def test_one_proposal_for_the_mixed_chain_is_kept_beside_those_of_the_precisions(tmp_path: Path) -> None:
+    networks = FitNetworks({"fp32": Exact(), "low": Noisy(k=-0.2), "high": Noisy(k=-0.1)}, "fp32")
+    fitted = fit_on_walk(networks, _settings(1.0, ("low", "high") * (STEPS // 2)), tmp_path, lambda: None)
+    none, signed = CorrectionChoice("none"), CorrectionChoice("signed")
+    schedule = replace(fitted.corrected_by({"low": none, "high": none}), mixed=signed).schedule
+    for step in schedule.steps:
+        assert step.corrections["low"].gain == (1.0, 1.0, 1.0)
+        assert step.chosen_correction.gain == pytest.approx([1 / (0.8 if step.precision == "low" else 0.9)] * 3, rel=1e-3)
+
+
+def test_races_take_half_as_many_evaluations_as_the_walk(tmp_path: Path) -> None:
+    settings, count = replace(_settings(eta=1.0), samples=CalibrationSamples(NoiseSource(5, SHAPE), ROWS, 512)), 0
+
+    def told() -> None:
+        nonlocal count
+        count += 1
+
+    networks = FitNetworks({"fp32": Exact(), "low": Noisy(k=-0.1, noise=0.1), "high": Noisy(noise=0.05)}, "fp32")
+    fitted = fit_on_walk(networks, settings, tmp_path, lambda: None)
+    choose_by_end(networks, fitted, told)
+    most = end_evaluations(3, STEPS, 512)
+    assert most == math.floor(0.5 * 3 * 512 / ROUND) * STEPS
+    assert 0 < count <= most + ROUNDS * STEPS  # full precision takes every round once
