@@ -23,8 +23,8 @@ class ScheduleInfo:
         parts: fitted parts of the correction, from `gain` and `offset`.
         variance: treatment of the variance that quantization adds: `schedule`, `shift` or `none`.
         policy: rule that chose the precisions: `snr`, `budget` or `fixed`.
-        chosen: what `auto` chose for a chain of each precision, such as `joint + variance`.
         precision_steps: number of network evaluations at each precision.
+        chosen: what `auto` chose for a chain of each precision, such as `joint + variance`.
     """
 
     name: str
@@ -36,8 +36,8 @@ class ScheduleInfo:
     parts: tuple[str, ...]
     variance: str
     policy: str
-    chosen: Mapping[str, str]
     precision_steps: Mapping[str, int]
+    chosen: Mapping[str, str]
 
 
 def schedules_of(bundle: Bundle) -> dict[str, ScheduleInfo]:
@@ -62,6 +62,6 @@ def _info(bundle: Bundle, name: str) -> ScheduleInfo:
         parts=correction.parts,
         variance=correction.variance,
         policy=schedule.policy,
-        chosen={one.chain: one.correction.label for one in schedule.judged if one.chosen and one.chain is not None},
         precision_steps=dict(Counter(step.precision for step in schedule.steps)),
+        chosen={one.chain: one.correction.label for one in schedule.judged if one.chosen and one.chain is not None},
     )

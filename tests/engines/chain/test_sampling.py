@@ -112,6 +112,18 @@ def test_a_corrected_chain_of_the_schedules_own_precisions_takes_shifted_steps(s
     assert seen[8] == seen[4], "another precision left another noise"
 
 
+def test_the_schedules_own_chain_takes_the_corrections_of_the_mixture(schedule: Schedule) -> None:
+    other = schedule.steps[0].corrections["w4a8"].model_copy(update={"gain": (7.0,), "sigma_corrected": 0.125})
+    chain = Chain(schedule.model_copy(update={"steps": tuple(step.model_copy(update={"mixed": other}) for step in schedule.steps)}), {})
+    taken, alone, plain = (
+        [each.move(step) for step in chain.schedule.steps]
+        for each in (chain, replace(chain, precision="w4a8"), replace(chain, corrected=False))
+    )
+    assert {(move.gain, move.sigma) for move in taken} == {((7.0,), 0.125)}
+    assert [move.gain for move in alone] == [step.corrections["w4a8"].gain for step in schedule.steps]
+    assert [move.sigma for move in plain] == [step.sigma for step in schedule.steps]
+
+
 def test_guidance_can_be_another_than_the_fitted_one(tiny: TinyBundle, schedule: Schedule, bank: EngineBank) -> None:
     states = Chain(schedule, bank, "fp32", corrected=False, guidance=4.0).sample(NOISE, SAMPLES, ROWS)
     assert_same(states, ddim(tiny, ["fp32"] * 4, corrected=False, guidance=4.0))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.chain.schedule import Schedule
+from engines.chain.schedule import CorrectionRecord, Schedule
 
 
 def correction(gain: float) -> dict[str, Any]:
@@ -41,16 +41,29 @@ def step(number: int, precision: str) -> dict[str, Any]:
         "clip": None,
         "corrections": {"fp32": correction(1.0), "w8a8": correction(0.875)},
         "shifted": None if number == 0 else SHIFT,
+        "mixed": correction(0.75) if number == 0 else None,
     }
 
 
+JUDGED = {
+    "chain": None,
+    "correction": {"mode": "ptqd", "parts": ["gain", "offset"], "variance": "none"},
+    "samples": 16,
+    "error_db": -31.5,
+    "behind_db": 0.25,
+    "standard_error_db": 0.125,
+    "chosen": False,
+}
+
+
 SCHEDULE: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
     "correction": {"mode": "signed", "parts": ["offset"], "variance": "shift"},
     "policy": "snr",
     "init_sigma": 1.0,
     "steps": [step(0, "w8a8"), step(1, "fp32")],
+    "judged": [JUDGED],
 }
 
 
@@ -65,6 +78,27 @@ def test_file_reads_and_writes_back_as_it_is() -> None:
     assert schedule.steps[0].corrections["w8a8"].gain == (0.875,)
     assert schedule.steps[0].prediction_coeffs == (2.0, -1.5)
     assert json.loads(schedule.model_dump_json()) == SCHEDULE
+
+
+def test_file_of_version_1_has_neither_evidence_nor_corrections_of_a_mixed_chain() -> None:
+    steps = [{key: value for key, value in one.items() if key != "mixed"} for one in SCHEDULE["steps"]]
+    schedule = read({**{key: value for key, value in SCHEDULE.items() if key != "judged"}, "schema_version": 1, "steps": steps})
+    assert schedule.judged == ()
+    assert [one.chosen_correction for one in schedule.steps] == [one.corrections[one.precision] for one in schedule.steps]
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts", "variance", "label"),
+    [
+        ("none", ["gain", "offset"], "none", "none"),
+        ("none", ["gain", "offset"], "schedule", "none + variance"),
+        ("joint", ["gain", "offset"], "shift", "joint + shift"),
+        ("signed", ["offset"], "none", "offset"),
+        ("signed", [], "none", "none"),
+    ],
+)
+def test_correction_has_a_short_name(mode: str, parts: list[str], variance: str, label: str) -> None:
+    assert CorrectionRecord.model_validate_json(json.dumps({"mode": mode, "parts": parts, "variance": variance})).label == label
 
 
 def test_a_corrected_chain_takes_the_shifted_step() -> None:
@@ -122,10 +156,10 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("steps", 1, "shifted", value=SHIFT | {"timestep": -1.0}), "greater than or equal to 0"),
         (_set("steps", 1, "shifted", value=SHIFT | {"sigma": 0.5}), "not permitted"),
         (_set("correction", "parts", value=["gain", "scale"]), "'gain' or 'offset'"),
-        (_set("correction", "mode", value="best"), "'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
+        (_set("correction", "mode", value="best"), "'auto', 'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
         (_set("steps", 0, "sigma", value="0.75"), "valid number"),
         (_set("sampler", "steps", value=2.0), "valid integer"),
-        (_set("schema_version", value=2), "should be 1"),
+        (_set("schema_version", value=3), "should be 1 or 2"),
     ],
 )
 def test_file_that_breaks_the_contract_is_refused(change: Callable[[Any], None], complaint: str) -> None:

@@ -14,7 +14,7 @@ SHORTEST = {
     "model": {"path": "tools/digits/model"},
     "sampler": {"name": "ddim", "steps": 20, "eta": 1.0, "guidance": 1.5},
     "precisions": ["w8a8", "w4a8"],
-    "correction": {"mode": "joint", "variance": "schedule"},
+    "correction": {"mode": "auto", "variance": "schedule"},
     "steps": {"policy": "snr"},
     "target": {"name": "onnxruntime"},
     "output": "build/digits",
@@ -75,7 +75,7 @@ RESOLVED = """\
     "dtype": "float32"
   },
   "correction": {
-    "mode": "joint",
+    "mode": "auto",
     "parts": [
       "gain",
       "offset"
@@ -139,7 +139,7 @@ REFUSED = [
     ({"correction": {"vairance": "schedule"}}, 'correction.vairance: unknown key; did you mean "variance"?'),
     (
         {"correction": {"mode": "sined"}},
-        "correction.mode: found \"sined\", expected 'none', 'ptqd', 'signed', 'joint' or 'mmse'; did you mean \"signed\"?",
+        "correction.mode: found \"sined\", expected 'auto', 'none', 'ptqd', 'signed', 'joint' or 'mmse'; did you mean \"signed\"?",
     ),
     ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from calib.correction.moments import GUIDED, Moments
 from calib.correction.correction_fit import BOTH_PARTS
+from calib.correction.moments import GUIDED, Moments
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy
