@@ -212,7 +212,7 @@ def test_schedules_and_precisions_are_listed_with_their_settings(tiny: TinyBundl
     bundle = engines.open_bundle(tiny.folder)
     assert bundle.schedules == {
         "default": engines.ScheduleInfo(
-            "default", "ddim", 4, 1.0, 1.5, "signed", ("gain", "offset"), "schedule", "fixed", {"w4a8": 2, "w8a8": 1, "fp32": 1}
+            "default", "ddim", 4, 1.0, 1.5, "signed", ("gain", "offset"), "schedule", "fixed", {"w4a8": 2, "w8a8": 1, "fp32": 1}, {}
         )
     }
     assert list(bundle.precisions) == ["fp32", "w4a8", "w8a8"]
