@@ -94,6 +94,11 @@ class FitSettings:
         check_shift(self.table, self.trajectory)
         return LevelShift.of(self.noise_schedule)
 
+    @property
+    def undecided(self) -> FitSettings:
+        """The settings without the choice of `auto`, for a fit that another one follows."""
+        return replace(self, mode=self.correction.mode)
+
     def spent(self, precisions: Sequence[str]) -> FitSettings:
         """Return the settings with the chain that a budget bought, one precision per step."""
         return replace(self, choose=FixedPolicy(tuple(precisions)))

@@ -240,7 +240,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     steps = "snr" if spends else plan.steps.model_dump()
     needed = room.walked(context, graphs)
     settings = fit_settings(context)
-    make = partial(make_statistics, context, graphs, settings)
+    make = partial(make_statistics, context, graphs, settings.undecided if spends else settings)
     first = cache.run("statistics", {**wanted, "steps": steps}, make, room=needed)
     if not spends:
         return first, None

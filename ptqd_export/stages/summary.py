@@ -11,8 +11,9 @@ from statistics import fmean
 
 from rich.console import Console
 
+from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
-from engines.bundle.bundle import UNFINISHED_BUILD, Bundle
+from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
 from engines.host.machine import machine_name
 from engines.terminal.fitting_table import FittingTable, result_console
 from engines.terminal.verbosity import is_quiet
@@ -50,6 +51,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     remarks.print(
         f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
+        f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
@@ -73,6 +75,12 @@ def _saturation(context: BuildContext) -> str:
     target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
     advice = kernel_advice(target.name, target.provider, names, sums_in_16_bits=saturates({}))
     return "" if advice is None else f"{advice}\n"
+
+
+def _chosen(bundle: Bundle) -> str:
+    """Return a line on what `auto` chose for each precision, or an empty string if the plan named the correction."""
+    chosen = schedules_of(bundle)[DEFAULT].chosen
+    return f"corrections: {', '.join(f'{name} {label}' for name, label in chosen.items())}\n" if chosen else ""
 
 
 def _learned(name: str, folder: Path) -> str:
