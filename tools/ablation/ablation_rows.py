@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from calib.correction.correction_fit import Mode, Part
+from calib.correction.correction_fit import Part
+from calib.correction.proposals import AnyMode
 from calib.correction.step_fit import Variance
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.settings import Fit, ScheduleRequest
@@ -18,7 +19,7 @@ class Contender:
     """A correction and its label in the table; the other fields are those of the plan's `correction` section."""
 
     label: str
-    mode: Mode
+    mode: AnyMode
     parts: tuple[Part, ...] = BOTH
     variance: Variance = "none"
 
@@ -34,6 +35,7 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
         Contender("joint", "joint"),
         Contender("joint + variance", "joint", variance="schedule"),
         Contender("mmse + variance", "mmse", variance="schedule"),
+        Contender("auto", "auto", variance="schedule"),
     ),
     0.0: (
         Contender("none", "none"),
@@ -42,12 +44,13 @@ CONTENDERS: Mapping[float, tuple[Contender, ...]] = {
         Contender("signed", "signed"),
         Contender("joint", "joint"),
         Contender("mmse", "mmse"),
+        Contender("auto", "auto"),
     ),
 }
 """By eta: the paper's correction, one part added per row, then ours. With eta 0 there is no fresh noise, hence no variance to calibrate."""
 
 OURS: Mapping[float, str] = {1.0: "joint + variance", 0.0: "joint"}
-"""Label of the default correction, by eta. Only this one is walked; the others are refitted from the moments of its walk."""
+"""Label of the correction that is walked, by eta: that of the walk under `auto`. The others are refitted from its moments."""
 
 SHIFTED = Contender("joint + shift", "joint", variance="shift")
 """Correction that replaces the variance schedule when there is no fresh noise."""
@@ -83,7 +86,7 @@ def full_precision_row(eta: float) -> Row:
 
 
 def uniform_rows(precision: str, eta: float) -> Iterator[Row]:
-    """Yield the rows of one precision with every correction: the walked default, then the corrections refitted from its moments.
+    """Yield the rows of one precision with every correction: the walked one, then the corrections refitted from its moments.
 
     With eta 0, a second walk with the shift correction follows.
     """
