@@ -44,7 +44,7 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     Args:
         networks: networks of this process that take batches of `ROUND` samples.
         fitted: chain whose results have the proposals.
-        on_evaluation: called after every batch of every network; at most `end_evaluations` times, if the share allows the first rounds.
+        on_evaluation: called after every batch of every network; see `end_evaluations`.
     """
     judge = _Judge(networks.telling(on_evaluation), fitted)
     races = {name: judge.race(judge.alone(name)) for name in judge.precisions}
@@ -60,9 +60,18 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     return replace(own, mixed=mixed, judged=tuple(judged))
 
 
-def end_evaluations(networks: int, steps: int, samples: int) -> int:
-    """Return about how often `choose_by_end` runs a network on a batch, for this many networks with full precision."""
-    return int(SHARE * networks * samples / ROUND) * steps
+def end_evaluations(proposals: int, networks: int, steps: int, samples: int) -> int:
+    """Return about how often `choose_by_end` runs a network on a batch of `ROUND` samples: most often less, if the chain is not mixed.
+
+    Args:
+        proposals: number of proposals; 0 if there is nothing to choose.
+        networks: number of networks, with full precision.
+        steps: steps of the chain.
+        samples: samples of the walk.
+    """
+    if not proposals:
+        return 0
+    return steps * (max(int(SHARE * networks * samples / ROUND), proposals * (networks - 1)) + ROUNDS)
 
 
 @dataclass(frozen=True, eq=False)

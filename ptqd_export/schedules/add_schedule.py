@@ -119,7 +119,7 @@ def _chosen(bundle: Bundle, settings: ScheduleSettings, fitted: FittedChain) -> 
     if not settings.fit.proposals:
         return fitted
     networks = measured_networks(bundle, settings, ROUND)
-    total = end_evaluations(len(networks.networks), settings.fit.table.steps, settings.fit.samples.count)
+    total = end_evaluations(len(settings.fit.proposals), len(networks.networks), settings.fit.table.steps, settings.fit.samples.count)
     with progress("judging", total) as advance:
         return choose_by_end(networks, fitted, advance)
 

@@ -284,4 +284,5 @@ def _build_once(factory: pytest.TempPathFactory, name: str, source: Path, **sect
 
 def _plan(**sections: Any) -> Plan:
     target = {"name": "onnxruntime", "threads": 1, "benchmark_batch": 2}
-    return Plan.model_validate({"model": {"path": "model"}, "calibration": CALIBRATION, "target": target, "output": "bundle"} | sections)
+    shared = {"model": {"path": "model"}, "calibration": CALIBRATION, "correction": {"mode": "joint"}, "target": target, "output": "bundle"}
+    return Plan.model_validate(shared | sections)

@@ -44,8 +44,8 @@ def _samples(context: BuildContext, kind: str) -> int:
         case "states":
             return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
-            judged = end_evaluations(networks, steps, calibration.samples) * ROUND if fit_settings(context).proposals else 0
-            return steps * calibration.samples * networks + judged
+            judged = end_evaluations(len(fit_settings(context).proposals), networks, steps, calibration.samples)
+            return steps * calibration.samples * networks + judged * ROUND
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
         case "choice":

@@ -20,7 +20,7 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
     If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
     """
     walked = walk_evaluations(graphs, settings)
-    judged = end_evaluations(len(graphs), settings.table.steps, settings.samples.count) if settings.proposals else 0
+    judged = end_evaluations(len(settings.proposals), len(graphs), settings.table.steps, settings.samples.count)
     on_evaluation = each(reporter, walked + judged)
     with walked_networks(context, graphs) as networks:
         fitted = fit_on_walk(networks, settings, folder, on_evaluation)

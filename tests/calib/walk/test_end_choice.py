@@ -168,6 +168,5 @@ def test_races_take_half_as_many_evaluations_as_the_walk(tmp_path: Path) -> None
     networks = FitNetworks({"fp32": Exact(), "low": Noisy(k=-0.1, noise=0.1), "high": Noisy(noise=0.05)}, "fp32")
     fitted = fit_on_walk(networks, settings, tmp_path, lambda: None)
     choose_by_end(networks, fitted, told)
-    most = end_evaluations(3, STEPS, 512)
-    assert most == math.floor(0.5 * 3 * 512 / ROUND) * STEPS
-    assert 0 < count <= most + ROUNDS * STEPS  # full precision takes every round once
+    share = math.floor(0.5 * 3 * 512 / ROUND)
+    assert 0 < count <= end_evaluations(len(settings.proposals), 3, STEPS, 512) == (share + ROUNDS) * STEPS

@@ -21,7 +21,7 @@ def test_a_refit_comes_after_the_walk_that_it_reads(eta: float) -> None:
 def test_every_row_has_a_name_of_its_own() -> None:
     rows = [row for eta in ETAS for precision in ("w8a8", "w4a8") for row in uniform_rows(precision, eta)]
     rows += [full_precision_row(eta) for eta in ETAS] + list(mixed_rows({"snr": ("w4a8", "w8a8"), "budget": ("w8a8", "w4a8")}, 1.0))
-    assert len({row.name for row in rows}) == len(rows) == 2 * (9 + 7) + 2 + 2
+    assert len({row.name for row in rows}) == len(rows) == 2 * (10 + 8) + 2 + 2
 
 
 def test_a_name_says_precision_eta_and_parts() -> None:

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from calib.walk.race import MARGIN
+from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import Bundle
+from engines.chain.schedule import Schedule
 from engines.errors import UsageError
+from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
@@ -42,6 +46,23 @@ def test_a_chain_that_cannot_be_shifted_is_told_before_the_build(class_build: Bu
     changed = {name: content[name] | section for name, section in sections.items()}
     with pytest.raises(UsageError, match=named):
         check_build(BuildContext(PlanFile(Plan.model_validate(content | changed), class_build.plan_file.folder)))
+
+
+def test_chosen_corrections_follow_from_what_the_bundle_stores(class_build: Built, tmp_path: Path) -> None:
+    run_build(class_build.resumed_in(tmp_path / "out", correction={"mode": "auto"}))
+    bundle = Bundle.open(tmp_path / "out")
+    schedule = bundle.schedule()
+    assert schedule.correction.mode == "auto"
+    chains = ("w3a8", "w4a4", "w4a8", "w8a8", None)
+    chosen = {one.chain: one for one in schedule.judged if one.chosen}
+    assert set(chosen) == {one.chain for one in schedule.judged} == set(chains)
+    assert all(one.behind_db >= -MARGIN * one.standard_error_db for one in schedule.judged)
+    walked = Schedule.model_validate_json(bundle.read("statistics/onnxruntime/walk.json"))
+    assert walked.correction.mode == "joint"
+    assert check_on(bundle, on_onnxruntime(bundle)) < 0.02, "the states of the statistics are those of the walk's own schedule"
+    added = add_schedule(tmp_path / "out", "same", ScheduleRequest())
+    assert added.fit == "moments"
+    assert added.schedule == schedule
 
 
 def test_the_built_schedule_follows_from_what_the_bundle_stores(class_build: Built, tmp_path: Path) -> None:
