@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from calib.walk.end_choice import ROUND, choose_by_end, end_evaluations
@@ -25,7 +26,8 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
     with walked_networks(context, graphs) as networks:
         fitted = fit_on_walk(networks, settings, folder, on_evaluation)
     if settings.proposals:
-        (folder / WALK).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")
+        taken = replace(fitted, settings=settings.undecided)
+        (folder / WALK).write_text(taken.schedule.model_dump_json(indent=1) + "\n")
         fitted = choose_by_end(fit_networks(context, graphs, ROUND), fitted, on_evaluation)
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
