@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from calib.correction.correction_fit import BOTH_PARTS, Affine, Mode, Part, fit_correction, residual_variance
+from calib.correction.drift import excess_without, matched_share, q_drift_share, without_noise
 from calib.correction.moments import Moments
-from calib.correction.variance import calibrate_sigma, excess_variance, keep_sigma, short_form_excess
+from calib.correction.step_change import measured_excess, step_change
+from calib.correction.variance import calibrate_sigma, keep_sigma, short_form_excess
 from engines.samplers.table import TableStep
 
-Variance: TypeAlias = Literal["schedule", "shift", "none"]
+Variance: TypeAlias = Literal["schedule", "drift", "q-drift", "shift", "none"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def is_linear(step: TableStep) -> bool:
 
 
 def fit_step(
-    moments: Moments, step: TableStep, choice: CorrectionChoice, measure: Callable[[Affine], float] | None = None
+    moments: Moments, step: TableStep, choice: CorrectionChoice, measure: Callable[[Affine], Moments] | None = None
 ) -> StepCorrection:
     """Fit the correction of a step.
 
@@ -54,21 +56,26 @@ def fit_step(
         moments: moments of `x, e, d` after guidance.
         step: the sampler's coefficients.
         choice: what to correct.
-        measure: returns the excess variance of the whole step under a correction; required if `is_linear` is false.
+        measure: returns the moments of `STEP_CHANGE` of the whole step under a correction; required if `is_linear` is false.
     """
     affine = fit_correction(moments, choice.mode, choice.parts)
-    v = residual_variance(moments, affine)
+    change = _change(moments, affine, step, measure)
+    excess = measured_excess(change)
+    short_form = choice.mode == "ptqd" and is_linear(step)
+    due = short_form_excess(step.out_coeff, residual_variance(moments, affine)) if short_form else excess
+    calibrated = (keep_sigma if choice.variance in ("none", "q-drift") else calibrate_sigma)(step.sigma, due)
+    if choice.variance not in ("drift", "q-drift"):
+        return StepCorrection(affine, calibrated.sigma_corrected, residual_variance(moments, affine), calibrated.unabsorbed_variance)
+    absorbed = step.sigma**2 - calibrated.sigma_corrected**2
+    kappa = matched_share(change, step, excess - absorbed) if choice.variance == "drift" else q_drift_share(change, step)
+    drifted = without_noise(affine, step, kappa, change.mean_of("noise"))
+    unabsorbed = max(excess_without(change, step, kappa) - absorbed, 0.0)
+    return StepCorrection(drifted, calibrated.sigma_corrected, residual_variance(moments, drifted), unabsorbed)
+
+
+def _change(moments: Moments, affine: Affine, step: TableStep, measure: Callable[[Affine], Moments] | None) -> Moments:
     if is_linear(step):
-        excess = _linear_excess(moments, affine, step, choice.mode)
-    elif measure is not None:
-        excess = measure(affine)
-    else:
+        return step_change(moments, affine, step)
+    if measure is None:
         raise ValueError("the moments do not determine the variance of a step with clipping or history: it must be measured")
-    calibrated = (keep_sigma if choice.variance == "none" else calibrate_sigma)(step.sigma, excess)
-    return StepCorrection(affine, calibrated.sigma_corrected, v, calibrated.unabsorbed_variance)
-
-
-def _linear_excess(moments: Moments, affine: Affine, step: TableStep, mode: Mode) -> float:
-    if mode == "ptqd":
-        return short_form_excess(step.out_coeff, residual_variance(moments, affine))
-    return excess_variance(moments, affine, step.x_coeff, step.out_coeff)
+    return measure(affine)

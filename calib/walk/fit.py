@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from calib.correction.drift import check_drift
 from calib.correction.level_shift import LevelShift, check_shift
 from calib.correction.moments import Moments
 from calib.correction.step_fit import CorrectionChoice
@@ -77,6 +78,12 @@ class FitSettings:
             return None
         check_shift(self.table, self.trajectory)
         return LevelShift.of(self.noise_schedule)
+
+    def check_steps(self) -> None:
+        """Raises UsageError if the sampler's steps cannot be taken as the correction asks."""
+        _ = self.level_shift
+        if self.correction.variance in ("drift", "q-drift"):
+            check_drift(self.table, self.correction.variance)
 
     def spent(self, precisions: Sequence[str]) -> FitSettings:
         """Return the settings with the chain that a budget bought, one precision per step."""

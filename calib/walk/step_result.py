@@ -45,7 +45,7 @@ def fit_result(
     guidance: float,
     correction: CorrectionChoice,
     policy: Policy,
-    measure: Callable[[str, Affine], float] | None = None,
+    measure: Callable[[str, Affine], Moments] | None = None,
 ) -> StepResult:
     """Fit every precision at step `i` and lets the policy choose one.
 
@@ -56,7 +56,7 @@ def fit_result(
         guidance: guidance scale w.
         correction: what to correct.
         policy: chooses the precision.
-        measure: returns the excess variance of the whole step for a precision and a correction; see `fit_step`.
+        measure: returns the moments of the whole step's change for a precision and a correction; see `fit_step`.
     """
     guided = {name: joint.guided(guidance) for name, joint in moments.items()}
     corrections = {

@@ -19,7 +19,7 @@ from calib.correction.correction_fit import Affine
 from calib.correction.level_shift import LevelShift
 from calib.correction.moments import FOLDS, Moments
 from calib.correction.step_fit import CorrectionChoice
-from calib.correction.variance import STEP_CHANGE, measured_excess
+from calib.correction.step_change import STEP_CHANGE
 from calib.walk.policy import Policy
 from calib.walk.state_store import StateStore
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks
@@ -27,7 +27,7 @@ from calib.walk.step_result import StepResult, fit_result
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
 from engines.chain.noise import Noise
-from engines.chain.step import ChainState, Move, advance
+from engines.chain.step import ChainState, Move, advance, corrected_output
 from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
@@ -127,7 +127,7 @@ class Walk:
         plan = self._plan
         result = fit_result(
             i, row, self._evaluate(i, row), guidance=plan.guidance, correction=plan.correction, policy=plan.policy,
-            measure=partial(self._measure_excess, i, row),
+            measure=partial(self._measure_change, i, row),
         )  # fmt: skip
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 
@@ -149,23 +149,23 @@ class Walk:
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
         return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS)
 
-    def _measure_excess(self, i: int, row: TableStep, name: str, affine: Affine) -> float:
-        """Measure the variance that a precision adds to the whole step, from the stored outputs.
+    def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
+        """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.
 
         The full-precision step uses the history of what full precision would have predicted. The errors of earlier predictions are already
         in the state, whose variance is right with them. If a step uses these predictions again, their errors are correlated with those in
         the state, often negatively.
         """
         moments = Moments.empty(STEP_CHANGE, channels=len(affine.gain))
-        exact, move = self._move(i, row), self._move(i, row, affine)
+        exact, move, (R, T) = self._move(i, row), self._move(i, row, affine), row.epsilon_coeffs
         for batch in self._batches():
-            x = np.array(self.states[batch])
+            x, out = np.array(self.states[batch]), self._store.outputs[name][batch][None]
             mean = advance(ChainState(x, self._store.exact_history(batch, i)), self._store.reference[batch][None], exact, None)
-            corrected = advance(ChainState(x, self._store.history(batch, i)), self._store.outputs[name][batch][None], move, None)
-            values = np.stack([mean.x, corrected.x], dtype=np.float64)
+            corrected = advance(ChainState(x, self._store.history(batch, i)), out, move, None)
+            values = np.stack([mean.x, corrected.x, R * x + T * corrected_output(x, out, move)], dtype=np.float64)
             values[1] -= values[0]
             moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
-        return measured_excess(moments)
+        return moments
 
     def _advance(self, i: int, row: TableStep, result: StepResult) -> None:
         found, on_policy, exact = result.corrections[result.chosen], self._plan.trajectory == "quantized", self._move(i, row)

@@ -95,7 +95,7 @@ class CorrectionRecord(Strict):
 
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"]
     parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
-    variance: Literal["schedule", "shift", "none"]
+    variance: Literal["schedule", "drift", "q-drift", "shift", "none"]
 
 
 class Schedule(Strict):

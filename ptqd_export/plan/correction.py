@@ -18,7 +18,7 @@ class CorrectionSection(Section):
     parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
         default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"
     )
-    variance: Literal["schedule", "shift", "none"] = Field(
+    variance: Literal["schedule", "drift", "q-drift", "shift", "none"] = Field(
         default="schedule",
         description="schedule: take the variance that quantization adds out of the sampler's noise; shift: also treat the rest as a higher "
         "noise level; none: neither",
