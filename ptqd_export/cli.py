@@ -119,7 +119,11 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["none", "ptqd", "signed", "joint", "mmse"]), help="Correction of the network output.")
 @click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, or gain,offset.")
-@click.option("--variance", type=Choice(["schedule", "drift", "q-drift", "shift", "none"]), help="How to handle the variance that quantization adds.")
+@click.option(
+    "--variance",
+    type=Choice(["schedule", "drift", "q-drift", "shift", "none"]),
+    help="How to handle the variance that quantization adds.",
+)
 @click.option("--samples", type=COUNT, help="Number of calibration samples that walk the chain.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the calibration samples.")
 @click.option(

@@ -22,8 +22,9 @@ class CorrectionChoice:
 
     Attributes:
         mode: how the affine correction is fitted.
-        variance: "schedule" calibrates the fresh noise; "shift" also treats what the fresh noise could not absorb as a higher noise level
-            of the next state (see `calib.correction.level_shift`); "none" keeps the sampler's noise.
+        variance: "schedule" calibrates the fresh noise; "drift" also takes what the fresh noise could not absorb out of the predicted noise
+            (see `calib.correction.drift`), and "shift" treats it as a higher noise level of the next state (see
+            `calib.correction.level_shift`); "q-drift" keeps the sampler's noise and adds the drift of Q-Drift; "none" keeps the step.
         parts: parts of the affine correction to fit; fewer than both are for ablations.
     """
 

@@ -18,8 +18,8 @@ import numpy as np
 from calib.correction.correction_fit import Affine
 from calib.correction.level_shift import LevelShift
 from calib.correction.moments import FOLDS, Moments
-from calib.correction.step_fit import CorrectionChoice
 from calib.correction.step_change import STEP_CHANGE
+from calib.correction.step_fit import CorrectionChoice
 from calib.walk.policy import Policy
 from calib.walk.state_store import StateStore
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks

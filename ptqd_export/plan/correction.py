@@ -20,6 +20,7 @@ class CorrectionSection(Section):
     )
     variance: Literal["schedule", "drift", "q-drift", "shift", "none"] = Field(
         default="schedule",
-        description="schedule: take the variance that quantization adds out of the sampler's noise; shift: also treat the rest as a higher "
-        "noise level; none: neither",
+        description="schedule: take the variance that quantization adds out of the sampler's noise; drift: and the rest out of the "
+        "predicted noise; q-drift: the drift of the paper of this name instead; shift: also treat the rest as a higher noise level; "
+        "none: neither",
     )

@@ -17,6 +17,7 @@ from engines.arrays import Float64
 from engines.samplers import NoiseSchedule, TableStep, compile_sampler
 from engines.samplers.levels.noise_schedule import PredictionType
 
+
 @pytest.mark.parametrize(
     ("sigma", "excess", "corrected", "unabsorbed"),
     [

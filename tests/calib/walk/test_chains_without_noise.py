@@ -104,7 +104,8 @@ def test_the_variance_is_full_precision_s_with_drift_and_not_without(name: str, 
 @pytest.mark.parametrize("name", ["flow-euler", "ddim", "dpm++2m"])
 def test_the_schedule_gives_other_samples_the_right_variance_too(name: str, tmp_path: Path) -> None:
     exact, noisy = Noisy(name == "flow-euler"), Noisy(name == "flow-euler", S2[name])
-    choice, record, samples = CorrectionChoice("none", "drift"), SamplerRecord(name=name, steps=STEPS, eta=0.0, guidance=1.0), np.arange(SAMPLES)
+    choice, record = CorrectionChoice("none", "drift"), SamplerRecord(name=name, steps=STEPS, eta=0.0, guidance=1.0)
+    samples = np.arange(SAMPLES)
     results, _ = _walk(name, noisy, exact, choice, tmp_path)
     schedule = schedule_of(record, choice, "fixed", _table(name), results)
     variances = []
