@@ -60,23 +60,31 @@ def fit_step(
         measure: returns the moments of `STEP_CHANGE` of the whole step under a correction; required if `is_linear` is false.
     """
     affine = fit_correction(moments, choice.mode, choice.parts)
-    change = _change(moments, affine, step, measure)
-    excess = measured_excess(change)
-    short_form = choice.mode == "ptqd" and is_linear(step)
-    due = short_form_excess(step.out_coeff, residual_variance(moments, affine)) if short_form else excess
-    calibrated = (keep_sigma if choice.variance in ("none", "q-drift") else calibrate_sigma)(step.sigma, due)
-    if choice.variance not in ("drift", "q-drift"):
-        return StepCorrection(affine, calibrated.sigma_corrected, residual_variance(moments, affine), calibrated.unabsorbed_variance)
-    absorbed = step.sigma**2 - calibrated.sigma_corrected**2
-    kappa = matched_share(change, step, excess - absorbed) if choice.variance == "drift" else q_drift_share(change, step)
-    drifted = without_noise(affine, step, kappa, change.mean_of("noise"))
-    unabsorbed = max(excess_without(change, step, kappa) - absorbed, 0.0)
-    return StepCorrection(drifted, calibrated.sigma_corrected, residual_variance(moments, drifted), unabsorbed)
+    return _with_variance(moments, step, choice, affine, _change(moments, step, affine, measure))
 
 
-def _change(moments: Moments, affine: Affine, step: TableStep, measure: Callable[[Affine], Moments] | None) -> Moments:
+def _change(moments: Moments, step: TableStep, affine: Affine, measure: Callable[[Affine], Moments] | None) -> Moments:
     if is_linear(step):
         return step_change(moments, affine, step)
     if measure is None:
         raise ValueError("the moments do not determine the variance of a step with clipping or history: it must be measured")
     return measure(affine)
+
+
+def _with_variance(moments: Moments, step: TableStep, choice: CorrectionChoice, affine: Affine, change: Moments) -> StepCorrection:
+    """Return a correction with the noise that it leaves the step, given the moments of the step's change."""
+    excess = _excess(moments, step, choice.mode, affine, change)
+    calibrated = (keep_sigma if choice.variance in ("none", "q-drift") else calibrate_sigma)(step.sigma, excess)
+    if choice.variance not in ("drift", "q-drift"):
+        return StepCorrection(affine, calibrated.sigma_corrected, residual_variance(moments, affine), calibrated.unabsorbed_variance)
+    absorbed = step.sigma**2 - calibrated.sigma_corrected**2
+    kappa = q_drift_share(change, step) if choice.variance == "q-drift" else matched_share(change, step, measured_excess(change) - absorbed)
+    drifted = without_noise(affine, step, kappa, change.mean_of("noise"))
+    unabsorbed = max(excess_without(change, step, kappa) - absorbed, 0.0)
+    return StepCorrection(drifted, calibrated.sigma_corrected, residual_variance(moments, drifted), unabsorbed)
+
+
+def _excess(moments: Moments, step: TableStep, mode: Mode, affine: Affine, change: Moments) -> float:
+    if mode == "ptqd" and is_linear(step):
+        return short_form_excess(step.out_coeff, residual_variance(moments, affine))
+    return measured_excess(change)
