@@ -94,7 +94,7 @@ class CorrectionRecord(Strict):
     """The kind of correction that was fitted."""
 
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"]
-    parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
+    parts: tuple[Literal["gain", "offset", "chain"], ...] = ("gain", "offset")
     variance: Literal["schedule", "drift", "q-drift", "shift", "none"]
 
 
@@ -124,10 +124,12 @@ class Schedule(Strict):
     def corrects(self, precision: str) -> bool:
         """Whether the corrections hold for a chain of only this precision.
 
-        Those of a shifted schedule hold only for its own precisions, and for a precision that leaves no noise.
+        Those of a shifted schedule, and those for the accumulated error of its chain, hold only for its own precisions, and for a precision
+        that leaves no noise.
         """
-        own = all(step.precision == precision for step in self.steps)
-        return not self.is_shifted or own or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
+        taken = [step.precision == precision for step in self.steps]
+        mixed = self.is_shifted or ("chain" in self.correction.parts and any(taken))
+        return not mixed or all(taken) or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ class CorrectionSection(Section):
     mode: Literal["none", "ptqd", "signed", "joint", "mmse"] = Field(
         default="joint", description="how gain and offset of the network output are fitted; ptqd is the paper's way"
     )
-    parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
+    parts: Annotated[tuple[Literal["gain", "offset", "chain"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
         default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"
     )
     variance: Literal["schedule", "drift", "q-drift", "shift", "none"] = Field(
