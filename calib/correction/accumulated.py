@@ -43,8 +43,14 @@ def restored(affine: Affine, step: TableStep, ends: Moments) -> Affine:
     return Affine(kept * affine.gain, kept * affine.offset + b / step.out_coeff, kept * affine.state_gain + k * of_state / step.out_coeff)
 
 
-def check_accumulated(table: SamplerTable, trajectory: str) -> None:
+def check_accumulated(table: SamplerTable, trajectory: str, policy: str) -> None:
     """Raises UsageError if a chain cannot be corrected for its accumulated error."""
+    if policy == "budget":
+        raise UsageError(
+            "A probe of one step has no accumulated error to correct.",
+            found='part "chain" with policy "budget"',
+            expected='policy "snr" or "fixed", or parts without "chain"',
+        )
     if trajectory == "fp":
         raise UsageError(
             "The full-precision chain accumulates no error.",

@@ -42,7 +42,7 @@ def excess_without(change: Moments, step: TableStep, kappa: float) -> float:
 
 
 def matched_share(change: Moments, step: TableStep, excess: float) -> float:
-    """Return the share that takes `excess` out of the variance of a step: `delta / B`, with `delta >= 0` the smaller root of
+    """Return the share that takes `excess` out of the variance of a step: `delta / B`, with `delta` the root nearer to 0 of
 
         Var(y) - 2 delta Cov(y, eps') + delta^2 Var(eps') = Var(y) - excess
 
@@ -50,10 +50,11 @@ def matched_share(change: Moments, step: TableStep, excess: float) -> float:
     """
     covariance = float(np.mean(change.covariance("mean", "noise") + change.covariance("change", "noise")))
     variance = float(np.mean(change.variance("noise")))
-    if excess <= 0 or covariance <= 0:
+    if excess <= 0 or covariance == 0:
         return 0.0
     within = covariance**2 - excess * variance
-    return (excess / (covariance + math.sqrt(within)) if within >= 0 else covariance / variance) / step.out_coeff
+    delta = excess / (covariance + math.copysign(math.sqrt(within), covariance)) if within >= 0 else covariance / variance
+    return delta / step.out_coeff
 
 
 def q_drift_share(change: Moments, step: TableStep) -> float:

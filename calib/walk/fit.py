@@ -86,7 +86,7 @@ class FitSettings:
         if self.correction.variance in ("drift", "q-drift"):
             check_drift(self.table, self.correction.variance)
         if self.follows_full_precision:
-            check_accumulated(self.table, self.trajectory)
+            check_accumulated(self.table, self.trajectory, self.policy)
 
     @property
     def follows_full_precision(self) -> bool:

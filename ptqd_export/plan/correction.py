@@ -16,7 +16,9 @@ class CorrectionSection(Section):
         default="joint", description="how gain and offset of the network output are fitted; ptqd is the paper's way"
     )
     parts: Annotated[tuple[Literal["gain", "offset", "chain"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
-        default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"
+        default=("gain", "offset"),
+        description="parts of that correction; leaving gain or offset out is for ablations; chain: also bring mean and variance back to "
+        "those of the full-precision chain",
     )
     variance: Literal["schedule", "drift", "q-drift", "shift", "none"] = Field(
         default="schedule",

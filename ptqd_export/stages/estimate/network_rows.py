@@ -42,7 +42,7 @@ def _samples(context: BuildContext, kind: str) -> int:
         case "states":
             return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
-            return steps * calibration.samples * networks
+            return steps * calibration.samples * (networks + ("chain" in context.plan.correction.parts))
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
         case "choice":

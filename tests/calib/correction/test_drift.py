@@ -96,12 +96,17 @@ ONE, OTHER, THIRD = np.array([1.0, 1, -1, -1] * 2), np.array([1.0, -1, 1, -1] * 
 """Three uncorrelated variables of variance 1."""
 
 
-def test_the_share_is_the_smaller_root() -> None:
+def test_the_share_is_the_root_nearer_to_0() -> None:
     """y = 2 ONE + c, eps' = ONE: 4 + u - 4 delta + delta^2 = 4 has the roots 2 -+ sqrt(4 - u)."""
     change = _change(2 * ONE, math.sqrt(1.75) * OTHER, ONE)
     assert matched_share(change, STEP, 1.75) == pytest.approx((2 - 1.5) / -0.4, rel=1e-12)
     assert matched_share(change, STEP, 0.0) == 0
     assert matched_share(change, STEP, -0.1) == 0
+
+
+def test_where_quantization_noise_outweighs_the_predicted_noise_the_step_shrinks() -> None:
+    """y = -ONE + c, eps' = ONE: 1 + u + 2 delta + delta^2 = 1 has the roots -1 -+ sqrt(1 - u)."""
+    assert matched_share(_change(-ONE, math.sqrt(0.36) * OTHER, ONE), STEP, 0.36) == pytest.approx((-1 + 0.8) / -0.4, rel=1e-12)
 
 
 def test_where_the_noise_in_the_step_is_too_little_the_least_variance_is_left() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.correction.correction_fit import Mode
+from calib.correction.correction_fit import BOTH_PARTS, Mode, Part
 from calib.correction.step_fit import CorrectionChoice, Variance
 from calib.walk.fitted_schedule import schedule_of
 from calib.walk.policy import FixedPolicy
@@ -133,3 +133,58 @@ def test_q_drift_leaves_more_than_drift(name: str, tmp_path: Path) -> None:
     end = {variance: _ratios(name, variance, tmp_path)[1][-1] for variance in ("drift", "q-drift")}
     assert abs(end["q-drift"] - 1) > 2 * abs(end["drift"] - 1)
     assert (end["q-drift"] < 1) == (name == "dpm++2m")
+
+
+CHAIN: frozenset[Part] = frozenset(("gain", "offset", "chain"))
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_with_the_full_precision_chain_beside_it_a_walk_keeps_mean_and_variance_of_every_channel(name: str, tmp_path: Path) -> None:
+    exact, noisy = Noisy(name == "flow-euler"), Noisy(name == "flow-euler", S2[name])
+    _, reference = _walk(name, exact, exact, CorrectionChoice("none", "none"), tmp_path)
+    _, states = _walk(name, noisy, exact, CorrectionChoice("none", "none", CHAIN), tmp_path)
+    spread = reference.std(axis=(1, 3, 4))
+    np.testing.assert_allclose(states.std(axis=(1, 3, 4)), spread, rtol=1e-4)
+    assert (np.abs(states.mean(axis=(1, 3, 4)) - reference.mean(axis=(1, 3, 4))) / spread).max() < 1e-4
+
+
+@dataclass(frozen=True)
+class Attenuated:
+    """The exact network with its output attenuated and shifted."""
+
+    exact: Noisy
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        return np.asarray(0.9 * self.exact(x, timestep, rows) + 0.1, np.float32)
+
+
+@pytest.mark.parametrize("name", ["flow-euler", "ddim", "euler"])
+def test_an_accumulated_affine_error_is_undone_sample_by_sample(name: str, tmp_path: Path) -> None:
+    exact = Noisy(name == "flow-euler")
+    ends = [
+        _walk(name, network, exact, CorrectionChoice("none", "none", parts), tmp_path)[1][-1]
+        for network, parts in ((exact, BOTH_PARTS), (Attenuated(exact), BOTH_PARTS), (Attenuated(exact), CHAIN))
+    ]
+    assert np.abs(ends[1] - ends[0]).max() > 0.1
+    assert np.abs(ends[2] - ends[0]).max() < 1e-3
+
+
+def test_the_accumulated_error_belongs_to_the_precision_that_takes_the_step(tmp_path: Path) -> None:
+    table, exact = _table("ddim"), Noisy(flow=False)
+    taken = ("q", "fp32") * (STEPS // 2)
+    found = []
+    for parts in (BOTH_PARTS, CHAIN):
+        plan = WalkPlan(
+            table=table, reference=exact, quantized={"fp32": exact, "q": Attenuated(exact), "other": Noisy(flow=False, s2=0.04)},
+            noise=NoiseSource(seed=7, shape=SHAPE), rows=np.arange(64, dtype=np.int64), policy=FixedPolicy(taken),
+            correction=CorrectionChoice("none", "none", parts),
+        )  # fmt: skip
+        with Walk(plan, tmp_path) as walk:
+            found.append([*walk])
+    identity = np.ones(3)
+    for result in found[1]:
+        gains = {name: fitted.affine.gain for name, fitted in result.corrections.items()}
+        assert np.array_equal(gains["fp32"], identity)
+        assert np.array_equal(gains["other"], identity)
+        assert np.array_equal(gains["q"], identity) == (result.chosen != "q")
+    assert all(np.array_equal(result.corrections["q"].affine.gain, identity) for result in found[0])
