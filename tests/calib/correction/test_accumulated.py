@@ -21,9 +21,11 @@ STEP = TableStep(
 )  # fmt: skip
 SECOND = replace(STEP, history_coeffs=(0.0, -0.3))
 AFFINE = Affine(np.array([0.9, 1.2]), np.array([0.3, -0.1]), np.array([0.0, 0.15]))
-X, Q, M, EXACT = (np.float32(spread * values + shift) for spread, shift, values in zip(
-    (1.0, 0.8, 0.5, 1.3), (0.2, 0.0, 0.1, -0.4), np.random.default_rng(0).standard_normal((4, 64, 2, 16)), strict=True
-))  # fmt: skip
+DRAWN = np.random.default_rng(0).standard_normal((4, 64, 2, 16))
+X: Float32 = np.asarray(DRAWN[0] + 0.2, np.float32)
+Q: Float32 = np.asarray(0.8 * DRAWN[1], np.float32)
+M: Float32 = np.asarray(0.5 * DRAWN[2] + 0.1, np.float32)
+EXACT: Float64 = 1.3 * DRAWN[3] - 0.4
 
 
 def _corrected(affine: Affine) -> Float32:
@@ -37,29 +39,30 @@ def _end(step: TableStep, affine: Affine) -> Float64:
     return np.asarray(step.x_coeff * X + step.out_coeff * _corrected(affine) + history, np.float64)
 
 
+def _ends(step: TableStep, end: Float64, exact: Float64) -> Moments:
+    return Moments.of(ENDS, np.stack([look_ahead(X, _corrected(AFFINE), step), end, exact]), np.arange(64) % 4)
+
+
 @pytest.mark.parametrize("step", [STEP, SECOND], ids=["first order", "with history"])
 def test_a_step_ends_with_the_mean_and_the_variance_of_the_other_chain_in_every_channel(step: TableStep) -> None:
-    end, exact = _end(step, AFFINE), EXACT.astype(np.float64)
-    values = np.stack([look_ahead(X, _corrected(AFFINE), step), end, exact])
-    after = _end(step, restored(AFFINE, step, Moments.of(ENDS, values, np.arange(64) % 4)))
-    assert np.abs(end.var(axis=(0, 2)) / exact.var(axis=(0, 2)) - 1).min() > 0.05
-    np.testing.assert_allclose(after.mean(axis=(0, 2)), exact.mean(axis=(0, 2)), atol=1e-6)
-    np.testing.assert_allclose(after.var(axis=(0, 2)), exact.var(axis=(0, 2)), rtol=1e-5)
+    end = _end(step, AFFINE)
+    after = _end(step, restored(AFFINE, step, _ends(step, end, EXACT)))
+    assert np.abs(end.var(axis=(0, 2)) / EXACT.var(axis=(0, 2)) - 1).min() > 0.05
+    np.testing.assert_allclose(after.mean(axis=(0, 2)), EXACT.mean(axis=(0, 2)), atol=1e-6)
+    np.testing.assert_allclose(after.var(axis=(0, 2)), EXACT.var(axis=(0, 2)), rtol=1e-5)
 
 
 def test_without_a_history_the_whole_state_is_scaled() -> None:
-    end, exact = _end(STEP, AFFINE), EXACT.astype(np.float64)
-    values = np.stack([look_ahead(X, _corrected(AFFINE), STEP), end, exact])
-    after = _end(STEP, restored(AFFINE, STEP, Moments.of(ENDS, values, np.arange(64) % 4)))
-    scale = (exact.std(axis=(0, 2)) / end.std(axis=(0, 2))).reshape(1, -1, 1)
-    expected = scale * (end - end.mean(axis=(0, 2), keepdims=True)) + exact.mean(axis=(0, 2), keepdims=True)
+    end = _end(STEP, AFFINE)
+    after = _end(STEP, restored(AFFINE, STEP, _ends(STEP, end, EXACT)))
+    scale = (EXACT.std(axis=(0, 2)) / end.std(axis=(0, 2))).reshape(1, -1, 1)
+    expected = scale * (end - end.mean(axis=(0, 2), keepdims=True)) + EXACT.mean(axis=(0, 2), keepdims=True)
     np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
 def test_a_chain_that_is_where_it_should_be_stays_as_it_is() -> None:
     end = _end(SECOND, AFFINE)
-    values = np.stack([look_ahead(X, _corrected(AFFINE), SECOND), end, end])
-    found = restored(AFFINE, SECOND, Moments.of(ENDS, values, np.arange(64) % 4))
+    found = restored(AFFINE, SECOND, _ends(SECOND, end, end))
     for name in ("gain", "offset", "state_gain"):
         np.testing.assert_allclose(getattr(found, name), getattr(AFFINE, name), atol=1e-12)
 
