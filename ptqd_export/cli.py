@@ -25,11 +25,11 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Split a comma-separated list whose names must be `gain` or `offset`."""
+    """Split a comma-separated list whose names must be `gain`, `offset` or `chain`."""
     names = _names(ctx, param, value)
     for name in names or ():
-        if name not in ("gain", "offset"):
-            raise click.BadParameter(f"{name!r} is not gain or offset.")
+        if name not in ("gain", "offset", "chain"):
+            raise click.BadParameter(f"{name!r} is not gain, offset or chain.")
     return names
 
 
@@ -118,8 +118,12 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 )
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["auto", "none", "ptqd", "signed", "joint", "mmse"]), help="Correction of the network output.")
-@click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, or gain,offset.")
-@click.option("--variance", type=Choice(["schedule", "shift", "none"]), help="How to handle the variance that quantization adds.")
+@click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, chain, or several, such as gain,offset.")
+@click.option(
+    "--variance",
+    type=Choice(["schedule", "drift", "q-drift", "shift", "none"]),
+    help="How to handle the variance that quantization adds.",
+)
 @click.option("--samples", type=COUNT, help="Number of calibration samples that walk the chain.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the calibration samples.")
 @click.option(

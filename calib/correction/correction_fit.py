@@ -15,7 +15,7 @@ from calib.correction.signed_gain import signed_gain
 from engines.arrays import Float64
 
 Mode: TypeAlias = Literal["none", "ptqd", "signed", "joint", "mmse"]
-Part: TypeAlias = Literal["gain", "offset"]
+Part: TypeAlias = Literal["gain", "offset", "chain"]
 BOTH_PARTS: frozenset[Part] = frozenset(("gain", "offset"))
 
 

@@ -105,9 +105,10 @@ class Moments:
         return self._select(np.delete(np.arange(self.fold_count), fold))
 
     def project(self, matrix: Float64, variables: tuple[str, ...]) -> Moments:
-        """Moments of `matrix @ variables`: any linear map [V', V] of the variables, in closed form."""
+        """Moments of `matrix @ variables`: any linear map [V', V] of the variables, or one per channel [C, V', V], in closed form."""
         M = matrix
-        return Moments(variables, self.count, self.samples, self.mean @ M.T, M @ self.scatter @ M.T)
+        mean = (M @ self.mean[..., None])[..., 0]
+        return Moments(variables, self.count, self.samples, mean, M @ self.scatter @ M.swapaxes(-1, -2))
 
     def guided(self, guidance: float) -> Moments:
         """Moments of `x, e, d` for the guided output `u + w (c - u)`, or for `c` at w up to 1.

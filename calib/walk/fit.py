@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 
+from calib.correction.accumulated import check_accumulated
 from calib.correction.correction_fit import Part
+from calib.correction.drift import check_drift
 from calib.correction.level_shift import LevelShift, check_shift
 from calib.correction.moments import Moments
 from calib.correction.proposals import AnyMode, proposals_of, taken_by_walk
@@ -99,6 +101,19 @@ class FitSettings:
         """The settings without the choice of `auto`, for a fit that another one follows."""
         return replace(self, mode=self.correction.mode)
 
+    def check_steps(self) -> None:
+        """Raises UsageError if the sampler's steps cannot be taken as the correction asks."""
+        _ = self.level_shift
+        if self.correction.variance in ("drift", "q-drift"):
+            check_drift(self.table, self.correction.variance)
+        if self.follows_full_precision:
+            check_accumulated(self.table, self.trajectory, self.policy)
+
+    @property
+    def follows_full_precision(self) -> bool:
+        """Whether the full-precision chain is taken beside the walk."""
+        return "chain" in self.correction.parts
+
     def spent(self, precisions: Sequence[str]) -> FitSettings:
         """Return the settings with the chain that a budget bought, one precision per step."""
         return replace(self, choose=FixedPolicy(tuple(precisions)))
@@ -176,7 +191,8 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_e
         NoRoomError: there is too little space on the disk for the states.
     """
     plan, results = walk_plan(networks.telling(on_evaluation), settings), list[StepResult]()
-    needed = len(plan.rows) * store_bytes(plan.noise.shape, len(plan.quantized), plan.table.history)
+    stores = [len(plan.quantized), *([1] if settings.follows_full_precision else [])]
+    needed = len(plan.rows) * sum(store_bytes(plan.noise.shape, networks, plan.table.history) for networks in stores)
     check_room(folder, needed, "the states of the walk")
     with Walk(plan, folder) as steps:
         results.extend(steps)
@@ -185,7 +201,8 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_e
 
 def walk_evaluations(networks: Sized, settings: FitSettings) -> int:
     """Return how often `fit_on_walk` runs a network on a batch."""
-    return settings.table.steps * math.ceil(len(settings.samples.rows) / settings.batch_size) * len(networks)
+    batches = settings.table.steps * math.ceil(len(settings.samples.rows) / settings.batch_size)
+    return batches * (len(networks) + settings.follows_full_precision)
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:

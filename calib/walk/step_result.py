@@ -52,7 +52,7 @@ def fit_result(
     correction: CorrectionChoice,
     proposals: Iterable[CorrectionChoice] = (),
     policy: Policy,
-    measure: Callable[[str, Affine], float] | None = None,
+    measure: Callable[[str, Affine], Moments] | None = None,
 ) -> StepResult:
     """Fit every precision at step `i`, and let the policy choose one.
 
@@ -64,7 +64,7 @@ def fit_result(
         correction: what to correct.
         proposals: what else to correct; see `StepResult.proposals`.
         policy: chooses the precision.
-        measure: returns the excess variance of the whole step for a precision and a correction; see `fit_proposals`.
+        measure: returns the moments of the whole step's change for a precision and a correction; see `fit_proposals`.
     """
     guided = {name: joint.guided(guidance) for name, joint in moments.items()}
     choices = dict.fromkeys((correction, *proposals))

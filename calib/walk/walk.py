@@ -15,11 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from calib.correction.correction_fit import Affine
+from calib.correction.accumulated import ENDS, look_ahead, restored
+from calib.correction.correction_fit import Affine, residual_variance
 from calib.correction.level_shift import LevelShift
 from calib.correction.moments import FOLDS, Moments
+from calib.correction.step_change import STEP_CHANGE
 from calib.correction.step_fit import CorrectionChoice
-from calib.correction.variance import STEP_CHANGE, measured_excess
+from calib.walk.paired_chain import PairedChain
 from calib.walk.policy import Policy
 from calib.walk.state_store import StateStore
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks
@@ -27,7 +29,7 @@ from calib.walk.step_result import StepResult, fit_result
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
 from engines.chain.noise import Noise
-from engines.chain.step import ChainState, Move, advance
+from engines.chain.step import ChainState, Move, advance, corrected_output
 from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
@@ -88,13 +90,17 @@ class Walk:
 
     def __init__(self, plan: WalkPlan, folder: Path) -> None:
         self._plan = plan
-        self._store = StateStore(folder, (len(plan.rows), *plan.noise.shape), tuple(plan.quantized), plan.table.history)
+        shape = (len(plan.rows), *plan.noise.shape)
+        self._store = StateStore(folder, shape, tuple(plan.quantized), plan.table.history)
+        self._paired = self._pair(StateStore(folder, shape, (), plan.table.history)) if "chain" in plan.correction.parts else None
 
     def __enter__(self) -> Walk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._store.close()
+        if self._paired is not None:
+            self._paired.store.close()
 
     @property
     def states(self) -> Float32:
@@ -124,14 +130,41 @@ class Walk:
     def _start(self) -> None:
         for batch in self._batches():
             self.states[batch] = np.float32(self._plan.table.init_sigma) * self._plan.noise.start(_samples(batch))
+        if self._paired is not None:
+            self._paired.start()
+
+    def _pair(self, store: StateStore) -> PairedChain:
+        plan, alone = self._plan, StepNetworks(self._plan.reference, {}, self._plan.guidance)
+        return PairedChain(plan.table, plan.evaluator or alone.one_by_one, plan.noise, plan.rows, [*self._batches()], store)
 
     def _fit(self, i: int, row: TableStep) -> StepResult:
         plan = self._plan
         result = fit_result(
             i, row, self._evaluate(i, row), guidance=plan.guidance, correction=plan.correction, proposals=plan.proposals,
-            policy=plan.policy, measure=partial(self._measure_excess, i, row),
+            policy=plan.policy, measure=partial(self._measure_change, i, row),
         )  # fmt: skip
+        if self._paired is not None:
+            self._paired.take_mean(i)
+            result = self._restored(i, row, result, self._paired.states)
         return result if row == plan.table.step(i) else replace(result, shifted=row)
+
+    def _restored(self, i: int, row: TableStep, result: StepResult, exact: Float32) -> StepResult:
+        """Correct the precision that takes the step for the accumulated error too, given the ends of the full-precision chain's steps.
+
+        Other precisions have not accumulated this error. Full precision stays as it is wherever it is used.
+        """
+        name, found = result.chosen, result.corrections[result.chosen]
+        if self._plan.quantized[name] is self._plan.reference:
+            return result
+        ends, move = Moments.empty(ENDS, channels=len(found.affine.gain)), self._move(i, row, found.affine)
+        for batch in self._batches():
+            x, out = np.array(self.states[batch]), self._store.outputs[name][batch][None]
+            end = advance(ChainState(x, self._store.history(batch, i)), out, move, None).x
+            values = np.stack([look_ahead(x, corrected_output(x, out, move), row), end, exact[batch]], dtype=np.float64)
+            ends = ends.merge(Moments.of(ENDS, values, _samples(batch) % FOLDS))
+        affine = restored(found.affine, row, ends)
+        v = residual_variance(result.moments[name].guided(self._plan.guidance), affine)
+        return replace(result, corrections={**result.corrections, name: replace(found, affine=affine, residual_variance=v)})
 
     def _evaluate(self, i: int, row: TableStep) -> dict[str, Moments]:
         """Evaluate every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""
@@ -151,23 +184,23 @@ class Walk:
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
         return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS)
 
-    def _measure_excess(self, i: int, row: TableStep, name: str, affine: Affine) -> float:
-        """Measure the variance that a precision adds to the whole step, from the stored outputs.
+    def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
+        """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.
 
         The full-precision step uses the history of what full precision would have predicted. The errors of earlier predictions are already
         in the state, whose variance is right with them. If a step uses these predictions again, their errors are correlated with those in
         the state, often negatively.
         """
         moments = Moments.empty(STEP_CHANGE, channels=len(affine.gain))
-        exact, move = self._move(i, row), self._move(i, row, affine)
+        exact, move, (R, T) = self._move(i, row), self._move(i, row, affine), row.epsilon_coeffs
         for batch in self._batches():
-            x = np.array(self.states[batch])
+            x, out = np.array(self.states[batch]), self._store.outputs[name][batch][None]
             mean = advance(ChainState(x, self._store.exact_history(batch, i)), self._store.reference[batch][None], exact, None)
-            corrected = advance(ChainState(x, self._store.history(batch, i)), self._store.outputs[name][batch][None], move, None)
-            values = np.stack([mean.x, corrected.x], dtype=np.float64)
+            corrected = advance(ChainState(x, self._store.history(batch, i)), out, move, None)
+            values = np.stack([mean.x, corrected.x, R * x + T * corrected_output(x, out, move)], dtype=np.float64)
             values[1] -= values[0]
             moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
-        return measured_excess(moments)
+        return moments
 
     def _advance(self, i: int, row: TableStep, result: StepResult) -> None:
         found, on_policy, exact = result.corrections[result.chosen], self._plan.trajectory == "quantized", self._move(i, row)
@@ -179,6 +212,8 @@ class Walk:
             after = advance(ChainState(x, self._store.history(batch, i)), outputs[batch][None], move, z)
             ideal = advance(ChainState(x, self._store.exact_history(batch, i)), self._store.reference[batch][None], exact, None)
             self._store.advance(batch, after.x, after.history, ideal.history)
+        if self._paired is not None:
+            self._paired.add_noise(i)
 
     def _move(self, i: int, row: TableStep, affine: Affine | None = None, sigma: float = 0.0) -> Move:
         """Return the move for stored outputs, to which guidance has been applied already; uncorrected without `affine`."""

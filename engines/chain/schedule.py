@@ -101,14 +101,16 @@ class CorrectionRecord(Strict):
     """The kind of correction that was fitted; with `auto`, `Schedule.judged` says which."""
 
     mode: Literal["auto", "none", "ptqd", "signed", "joint", "mmse"]
-    parts: tuple[Literal["gain", "offset"], ...] = ("gain", "offset")
-    variance: Literal["schedule", "shift", "none"]
+    parts: tuple[Literal["gain", "offset", "chain"], ...] = ("gain", "offset")
+    variance: Literal["schedule", "drift", "q-drift", "shift", "none"]
 
     @property
     def label(self) -> str:
         """Short name, such as `none`, `joint`, `ptqd + variance` or `offset`. Without the gain, all modes are the same offset."""
-        mode = self.mode if self.mode == "none" or len(self.parts) == 2 else " ".join(self.parts) or "none"
-        return mode + {"schedule": " + variance", "shift": " + shift", "none": ""}[self.variance]
+        parts = [part for part in self.parts if part != "chain"]
+        mode = self.mode if self.mode == "none" or len(parts) == 2 else " ".join(parts) or "none"
+        variance = {"schedule": " + variance", "none": ""}.get(self.variance, f" + {self.variance}")
+        return mode + (" + chain" if "chain" in self.parts else "") + variance
 
 
 class JudgedCorrection(Strict):
@@ -155,10 +157,12 @@ class Schedule(Strict):
     def corrects(self, precision: str) -> bool:
         """Whether the corrections hold for a chain of only this precision.
 
-        Those of a shifted schedule hold only for its own precisions, and for a precision that leaves no noise.
+        Those of a shifted schedule, and those for the accumulated error of its chain, hold only for its own precisions, and for a precision
+        that leaves no noise.
         """
-        own = all(step.precision == precision for step in self.steps)
-        return not self.is_shifted or own or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
+        taken = [step.precision == precision for step in self.steps]
+        mixed = self.is_shifted or ("chain" in self.correction.parts and any(taken))
+        return not mixed or all(taken) or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ def check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> N
     """Check that a schedule can run at a precision, or at its own choice (`AUTO`).
 
     Raises:
-        UsageError: the precision is unknown, or a shifted schedule does not correct it.
+        UsageError: the precision is unknown, or the schedule's corrections hold for others.
     """
     known = (AUTO, *schedule.precisions)
     if precision not in known:
@@ -110,7 +110,7 @@ def check_precision(schedule: Schedule, precision: str, *, corrected: bool) -> N
     if precision != AUTO and corrected and not schedule.corrects(precision):
         own = sorted({step.precision for step in schedule.steps})
         raise UsageError(
-            "The schedule's steps are shifted for the quantization noise of its own precisions.",
+            "The schedule's steps are shifted or corrected for the quantization noise of its own precisions.",
             found=f"precision {precision}",
             expected=f"precision {AUTO}, which uses {', '.join(own)}",
             mend="add a schedule for that precision with `ptqd-export schedule`, or turn the correction off",

@@ -17,11 +17,14 @@ class CorrectionSection(Section):
         description="how gain and offset of the network output are fitted; ptqd is the paper's way; auto takes the way whose held-out "
         "chains end nearest to full precision's",
     )
-    parts: Annotated[tuple[Literal["gain", "offset"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
-        default=("gain", "offset"), description="parts of that correction; leaving one out is for ablations"
+    parts: Annotated[tuple[Literal["gain", "offset", "chain"], ...], Field(strict=False), AfterValidator(all_different), UNIQUE] = Field(
+        default=("gain", "offset"),
+        description="parts of that correction; leaving gain or offset out is for ablations; chain: also bring mean and variance back to "
+        "those of the full-precision chain",
     )
-    variance: Literal["schedule", "shift", "none"] = Field(
+    variance: Literal["schedule", "drift", "q-drift", "shift", "none"] = Field(
         default="schedule",
-        description="schedule: take the variance that quantization adds out of the sampler's noise; shift: also treat the rest as a higher "
-        "noise level; none: neither",
+        description="schedule: take the variance that quantization adds out of the sampler's noise; drift: and the rest out of the "
+        "predicted noise; q-drift: the drift of the paper of this name instead; shift: also treat the rest as a higher noise level; "
+        "none: neither",
     )

@@ -116,7 +116,7 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         trajectory=calibration.trajectory,
         batch_size=calibration.batch_size,
     )
-    _ = fit.level_shift
+    fit.check_steps()
     return ScheduleSettings(fit, precisions, plan.target.threads, budget)
 
 

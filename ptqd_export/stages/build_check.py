@@ -18,7 +18,7 @@ def check_build(context: BuildContext) -> None:
     """
     context.calibration_device.check()
     check_provider(context.plan.target.provider)
-    _ = fit_settings(context).level_shift
+    fit_settings(context).check_steps()
     conditioning = context.model.conditioning
     if context.guided and (conditioning is None or conditioning.null is None):
         raise UsageError(

@@ -66,7 +66,8 @@ def converted(context: BuildContext, precision: Precision) -> int:
 
 def walked(context: BuildContext, graphs: Mapping[str, Path]) -> int:
     """Bytes of the walk's states and of every network's outputs, which are removed when the walk ends."""
-    return _walk(context, context.plan.calibration.samples, len(graphs))
+    stores = [len(graphs), *([1] if "chain" in context.plan.correction.parts else [])]
+    return sum(_walk(context, context.plan.calibration.samples, networks) for networks in stores)
 
 
 def _walk(context: BuildContext, samples: int, networks: int) -> int:

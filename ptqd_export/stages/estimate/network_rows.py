@@ -44,8 +44,9 @@ def _samples(context: BuildContext, kind: str) -> int:
         case "states":
             return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
-            judged = end_evaluations(len(fit_settings(context).proposals), networks, steps, calibration.samples)
-            return steps * calibration.samples * networks + judged * ROUND
+            settings = fit_settings(context)
+            judged = end_evaluations(len(settings.proposals), networks, steps, calibration.samples)
+            return steps * calibration.samples * (networks + settings.follows_full_precision) + judged * ROUND
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
         case "choice":

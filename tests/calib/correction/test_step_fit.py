@@ -10,6 +10,7 @@ import pytest
 
 from calib.correction.correction_fit import Affine, Mode
 from calib.correction.moments import PLAIN, Moments
+from calib.correction.step_change import STEP_CHANGE
 from calib.correction.step_fit import CorrectionChoice, fit_step, is_linear
 from engines.arrays import Float64
 from engines.samplers.table import TableStep
@@ -82,11 +83,18 @@ def test_parts_are_handed_on() -> None:
     assert fit.affine.gain.tolist() == [1.0, 1.0]
 
 
+def _measured(affine: Affine) -> Moments:
+    """Moments of a change of variance 0.05, uncorrelated with the mean, where a gain is applied."""
+    mean, change = np.array([1.0, 1, -1, -1]), np.sqrt(0.05 * (affine.gain[0] < 1)) * np.array([1.0, -1, 1, -1])
+    values = np.stack([mean, change, mean]).reshape(3, 4, 1, 1)
+    return Moments.of(STEP_CHANGE, values, np.arange(4))
+
+
 @pytest.mark.parametrize("mode", ["signed", "ptqd"])
 def test_clipping_and_history_need_a_measured_variance(mode: Mode) -> None:
     step = replace(STEP, history_coeffs=(0.5,), clip=1.0)
     assert not is_linear(step)
     with pytest.raises(ValueError, match="measured"):
         fit_step(_moments(), step, CorrectionChoice(mode))
-    fit = fit_step(_moments(), step, CorrectionChoice(mode), measure=lambda affine: 0.05 * float(affine.gain[0] < 1))
+    fit = fit_step(_moments(), step, CorrectionChoice(mode), measure=_measured)
     assert fit.sigma_corrected == pytest.approx(np.sqrt(0.09 - 0.05))

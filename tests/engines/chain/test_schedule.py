@@ -114,6 +114,16 @@ def test_a_schedule_is_shifted_where_a_step_is() -> None:
     assert not read(SCHEDULE | {"steps": [step(0, "w8a8")]}).is_shifted
 
 
+@pytest.mark.parametrize(("precision", "holds"), [("w8a8", False), ("fp32", True), ("w4a8", True)])
+def test_corrections_of_an_accumulated_error_hold_for_the_mixture_and_for_precisions_outside_it(precision: str, holds: bool) -> None:
+    steps = [{**step(number, name), "shifted": None} for number, name in enumerate(("w8a8", "fp32"))]
+    for one in steps:
+        one["corrections"] = {"fp32": correction(1.0) | {"residual_variance": 0.0}, "w8a8": correction(0.875), "w4a8": correction(0.75)}
+    record = {"mode": "joint", "parts": ["gain", "offset", "chain"], "variance": "none"}
+    assert read(SCHEDULE | {"steps": steps, "correction": record}).corrects(precision) == holds
+    assert read(SCHEDULE | {"steps": steps, "correction": record | {"parts": ["gain"]}}).corrects(precision)
+
+
 def test_coefficients_keep_every_bit() -> None:
     content = copy.deepcopy(SCHEDULE)
     content["steps"][0]["x_coeff"] = 1.5963931094360255
@@ -155,7 +165,7 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("init_sigma", value=0.0), "greater than 0"),
         (_set("steps", 1, "shifted", value=SHIFT | {"timestep": -1.0}), "greater than or equal to 0"),
         (_set("steps", 1, "shifted", value=SHIFT | {"sigma": 0.5}), "not permitted"),
-        (_set("correction", "parts", value=["gain", "scale"]), "'gain' or 'offset'"),
+        (_set("correction", "parts", value=["gain", "scale"]), "'gain', 'offset' or 'chain'"),
         (_set("correction", "mode", value="best"), "'auto', 'none', 'ptqd', 'signed', 'joint' or 'mmse'"),
         (_set("steps", 0, "sigma", value="0.75"), "valid number"),
         (_set("sampler", "steps", value=2.0), "valid integer"),

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import engines.cli
+from calib.correction.correction_fit import Part
 from calib.walk.fit import PROBED_SAMPLES
 from engines.backends.base import Engine
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
@@ -157,6 +158,31 @@ def test_a_deterministic_chain_can_be_shifted_and_sampled(built_tiny: TinyBundle
     arguments = ["sample", built_tiny.folder, "--schedule", "other", "--num", 2, "--seed", 1, "--output", tmp_path / "out"]
     done = CliRunner().invoke(engines.cli.main, [str(argument) for argument in arguments])
     assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m"])
+def test_a_deterministic_chain_gives_its_excess_to_the_predicted_noise(built_tiny: TinyBundle, sampler: str) -> None:
+    left = []
+    for variance in ("schedule", "drift"):
+        request = ScheduleRequest(
+            sampler=sampler, eta=0.0, mode="none", variance=variance, policy="fixed", precisions=("w4a8",), samples=32
+        )
+        schedule = add_schedule(built_tiny.folder, variance, request).schedule
+        assert schedule.correction.variance == variance
+        left.append(sum(step.corrections["w4a8"].unabsorbed_variance for step in schedule.steps))
+    assert 0 <= left[1] < 0.99 * left[0], "the random network of this model predicts little noise"
+
+
+def test_a_chain_corrected_for_its_accumulated_error_runs_as_it_was_fitted(built_tiny: TinyBundle, tmp_path: Path) -> None:
+    parts: tuple[Part, ...] = ("gain", "offset", "chain")
+    schedule = _add(built_tiny, parts=parts, policy="fixed", precisions=("w4a8", "w4a8", "w8a8", "w8a8")).schedule
+    assert schedule.correction.parts == parts
+    arguments = ["sample", built_tiny.folder, "--schedule", "other", "--num", 2, "--seed", 1, "--output", tmp_path / "out"]
+    done = CliRunner().invoke(engines.cli.main, [str(argument) for argument in arguments])
+    assert (done.exit_code, done.stderr) == (0, "")
+    alone = CliRunner().invoke(engines.cli.main, [str(argument) for argument in [*arguments, "--precision", "w4a8"]])
+    assert alone.exit_code == 2
+    assert "corrected for the quantization noise of its own precisions" in alone.stderr
 
 
 @pytest.mark.parametrize(
@@ -314,6 +340,9 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--fit", "moments", "--variance", "shift"], "other timesteps"),
         (["--fit", "moments", "--samples", "9"], "need a new walk"),
         (["--variance", "shift", "--trajectory", "fp"], "trajectory"),
+        (["--variance", "q-drift", "--sampler", "plms"], "clean sample"),
+        (["--parts", "chain", "--trajectory", "fp"], "accumulates no error"),
+        (["--fit", "moments", "--parts", "chain"], "accumulated error"),
     ],
 )
 @pytest.mark.usefixtures("no_engines")
