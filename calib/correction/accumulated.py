@@ -43,6 +43,11 @@ def restored(affine: Affine, step: TableStep, ends: Moments) -> Affine:
     return Affine(kept * affine.gain, kept * affine.offset + b / step.out_coeff, kept * affine.state_gain + k * of_state / step.out_coeff)
 
 
+def can_accumulate(table: SamplerTable, trajectory: str, policy: str) -> bool:
+    """Whether a chain can be corrected for its accumulated error."""
+    return policy != "budget" and trajectory != "fp" and table.clip is None and bool(table.out_coeff.all())
+
+
 def check_accumulated(table: SamplerTable, trajectory: str, policy: str) -> None:
     """Raises UsageError if a chain cannot be corrected for its accumulated error."""
     if policy == "budget":

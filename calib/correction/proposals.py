@@ -18,23 +18,27 @@ LEADER: Mode = "joint"
 
 _MODES: tuple[Mode, ...] = ("none", "ptqd", "signed", "joint")
 _OFFSET: frozenset[Part] = frozenset(("offset",))
+_CHAIN: frozenset[Part] = frozenset(("chain",))
 
 
-def taken_by_walk(mode: AnyMode, variance: Variance, parts: frozenset[Part]) -> CorrectionChoice:
-    """Return the correction that the walk takes its steps with."""
-    return CorrectionChoice(LEADER if mode == AUTO else mode, variance, parts)
+def taken_by_walk(mode: AnyMode, variance: Variance, parts: frozenset[Part], *, can_accumulate: bool) -> CorrectionChoice:
+    """Return the correction that the walk takes its steps with. Under `auto` it has the part `chain`, if the chain can have it."""
+    if mode != AUTO:
+        return CorrectionChoice(mode, variance, parts)
+    return CorrectionChoice(LEADER, variance, parts | _CHAIN if can_accumulate else parts)
 
 
-def proposals_of(mode: AnyMode, variance: Variance, parts: frozenset[Part]) -> tuple[CorrectionChoice, ...]:
+def proposals_of(mode: AnyMode, variance: Variance, parts: frozenset[Part], *, can_accumulate: bool) -> tuple[CorrectionChoice, ...]:
     """Return the corrections to choose among; empty for a mode other than `auto`.
 
     With the variance schedule come the same corrections without it: the full excess can cost more than it mends. A walk with shifts visits
-    states that hold for shifted steps alone, so there every proposal is shifted.
+    states that hold for shifted steps alone, so there every proposal is shifted. The part `chain` belongs to the walk's own correction.
     """
     if mode != AUTO:
         return ()
-    variances: tuple[Variance, ...] = ("none", "schedule") if variance == "schedule" else (variance,)
-    fits = [CorrectionChoice(name, variance, parts) for name in _MODES]
-    if parts == BOTH_PARTS:
+    kinds: tuple[Variance, ...] = (variance,) if variance in ("none", "shift") else ("none", variance)
+    fits = [CorrectionChoice(name, variance, parts - _CHAIN) for name in _MODES]
+    if parts - _CHAIN == BOTH_PARTS:
         fits.append(CorrectionChoice("signed", variance, _OFFSET))
-    return tuple(replace(fit, variance=kind) for fit in fits for kind in variances)
+    walked = taken_by_walk(mode, variance, parts, can_accumulate=can_accumulate)
+    return tuple(dict.fromkeys([*(replace(fit, variance=kind) for fit in fits for kind in kinds), walked]))

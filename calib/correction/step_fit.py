@@ -33,6 +33,11 @@ class CorrectionChoice:
     variance: Variance = "schedule"
     parts: frozenset[Part] = BOTH_PARTS
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether the error that a chain has accumulated is corrected too; see `calib.correction.accumulated`."""
+        return "chain" in self.parts
+
 
 @dataclass(frozen=True, eq=False)
 class StepCorrection:
@@ -72,8 +77,8 @@ def fit_proposals(
 
 
 def _affine_of(choice: CorrectionChoice) -> tuple[Mode, list[Part]]:
-    """What decides the affine correction."""
-    return choice.mode, sorted(choice.parts)
+    """What decides the affine correction. The walk adds what the part `chain` asks for."""
+    return choice.mode, sorted(choice.parts - {"chain"})
 
 
 def _fit(

@@ -52,8 +52,7 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     judged = [one for name, found in races.items() for one in _evidence(name, found, found.winner, _record)]
     if not judge.is_mixed:
         return replace(own, judged=tuple(judged))
-    each: dict[CorrectionChoice | None, Schedule] = {None: own.schedule}
-    each.update(judge.mixed())
+    each: dict[CorrectionChoice | None, Schedule] = {None: own.schedule, **dict[CorrectionChoice | None, Schedule](judge.mixed().items())}
     together, record = judge.race(each), fitted.schedule.correction
     mixed = None if None in together.left else together.winner
     judged += _evidence(None, together, mixed, lambda choice: record if choice is None else _record(choice))
@@ -114,9 +113,11 @@ class _Judge:
         ]
 
     def alone(self, precision: str) -> dict[CorrectionChoice, Schedule]:
-        """Return the distinct proposals for a chain of one precision."""
+        """Return the distinct proposals for a chain of one precision. Only the walk's own chain has accumulated the error that was seen."""
         everywhere = (precision,) * len(self.schedule.steps)
-        return _distinct({choice: with_precisions(schedule, everywhere) for choice, schedule in self._proposed().items()})
+        own = everywhere == tuple(step.precision for step in self.schedule.steps)
+        proposed = {choice: schedule for choice, schedule in self._proposed().items() if own or not choice.accumulates}
+        return _distinct({choice: with_precisions(schedule, everywhere) for choice, schedule in proposed.items()})
 
     def mixed(self) -> dict[CorrectionChoice, Schedule]:
         """Return the distinct proposals for the chain that the policy chose."""
@@ -124,7 +125,7 @@ class _Judge:
 
     def _proposed(self) -> dict[CorrectionChoice, Schedule]:
         names = self.schedule.precisions
-        return {choice: self.fitted.corrected_by(dict.fromkeys(names, choice)).schedule for choice in self.fitted.settings.proposals}
+        return {choice: self.fitted.corrected_by(dict.fromkeys(names, choice)).schedule for choice in self.fitted.proposals}
 
     def race(self, chains: Mapping[Contender, Schedule]) -> Race[Contender]:
         return race([*chains], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from calib.correction.accumulated import check_accumulated
+from calib.correction.accumulated import can_accumulate, check_accumulated
 from calib.correction.correction_fit import Part
 from calib.correction.drift import check_drift
 from calib.correction.level_shift import LevelShift, check_shift
@@ -77,12 +77,16 @@ class FitSettings:
     @property
     def correction(self) -> CorrectionChoice:
         """What the walk corrects."""
-        return taken_by_walk(self.mode, self.variance, self.parts)
+        return taken_by_walk(self.mode, self.variance, self.parts, can_accumulate=self._can_accumulate)
 
     @property
     def proposals(self) -> tuple[CorrectionChoice, ...]:
         """The corrections to choose among; empty unless the mode is `auto`."""
-        return proposals_of(self.mode, self.variance, self.parts)
+        return proposals_of(self.mode, self.variance, self.parts, can_accumulate=self._can_accumulate)
+
+    @property
+    def _can_accumulate(self) -> bool:
+        return can_accumulate(self.table, self.trajectory, self.policy)
 
     @property
     def level_shift(self) -> LevelShift | None:
@@ -99,7 +103,7 @@ class FitSettings:
     @property
     def undecided(self) -> FitSettings:
         """The settings without the choice of `auto`, for a fit that another one follows."""
-        return replace(self, mode=self.correction.mode)
+        return replace(self, mode=self.correction.mode, parts=self.correction.parts)
 
     def check_steps(self) -> None:
         """Raises UsageError if the sampler's steps cannot be taken as the correction asks."""
@@ -112,7 +116,7 @@ class FitSettings:
     @property
     def follows_full_precision(self) -> bool:
         """Whether the full-precision chain is taken beside the walk."""
-        return "chain" in self.correction.parts
+        return self.correction.accumulates
 
     def spent(self, precisions: Sequence[str]) -> FitSettings:
         """Return the settings with the chain that a budget bought, one precision per step."""
@@ -171,6 +175,11 @@ class FittedChain:
         record = record_of(fit.mode, fit.variance, fit.parts)
         made = schedule_of(fit.sampler, record, fit.policy, fit.table, self.results, self.mixed)
         return made.model_copy(update={"judged": self.judged})
+
+    @property
+    def proposals(self) -> tuple[CorrectionChoice, ...]:
+        """The proposals that were fitted. A fit from moments knows no accumulated error."""
+        return tuple(choice for choice in self.settings.proposals if choice in self.results[0].proposals)
 
     def corrected_by(self, choices: Mapping[str, CorrectionChoice]) -> FittedChain:
         """Return the chain with a proposal as the correction of each of these precisions."""
@@ -243,8 +252,8 @@ def _refitted(settings: FitSettings, i: int, moments: Mapping[str, Moments], ref
         settings.table.step(i),
         {reference: exact, **moments},
         guidance=settings.sampler.guidance,
-        correction=settings.correction,
-        proposals=settings.proposals,
+        correction=replace(settings.correction, parts=settings.correction.parts - {"chain"}),
+        proposals=[choice for choice in settings.proposals if not choice.accumulates],
         policy=settings.choose,
     )
 

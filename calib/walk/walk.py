@@ -92,7 +92,7 @@ class Walk:
         self._plan = plan
         shape = (len(plan.rows), *plan.noise.shape)
         self._store = StateStore(folder, shape, tuple(plan.quantized), plan.table.history)
-        self._paired = self._pair(StateStore(folder, shape, (), plan.table.history)) if "chain" in plan.correction.parts else None
+        self._paired = self._pair(StateStore(folder, shape, (), plan.table.history)) if plan.correction.accumulates else None
 
     def __enter__(self) -> Walk:
         return self
@@ -164,7 +164,8 @@ class Walk:
             ends = ends.merge(Moments.of(ENDS, values, _samples(batch) % FOLDS))
         affine = restored(found.affine, row, ends)
         v = residual_variance(result.moments[name].guided(self._plan.guidance), affine)
-        return replace(result, corrections={**result.corrections, name: replace(found, affine=affine, residual_variance=v)})
+        corrections = {**result.corrections, name: replace(found, affine=affine, residual_variance=v)}
+        return replace(result, corrections=corrections, proposals={**result.proposals, self._plan.correction: corrections})
 
     def _evaluate(self, i: int, row: TableStep) -> dict[str, Moments]:
         """Evaluate every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""

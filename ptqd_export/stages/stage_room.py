@@ -9,6 +9,7 @@ from calib.quantizers.observers import VALUES_A_TENSOR
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from calib.walk.state_store import store_bytes
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.network.tracing import TracedNetwork
 
 FLOAT32 = 4
@@ -66,7 +67,7 @@ def converted(context: BuildContext, precision: Precision) -> int:
 
 def walked(context: BuildContext, graphs: Mapping[str, Path]) -> int:
     """Bytes of the walk's states and of every network's outputs, which are removed when the walk ends."""
-    stores = [len(graphs), *([1] if "chain" in context.plan.correction.parts else [])]
+    stores = [len(graphs), *([1] if fit_settings(context).follows_full_precision else [])]
     return sum(_walk(context, context.plan.calibration.samples, networks) for networks in stores)
 
 

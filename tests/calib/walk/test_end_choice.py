@@ -102,9 +102,18 @@ def test_an_attenuation_is_undone(tmp_path: Path) -> None:
 
 def test_fresh_noise_is_kept_where_pairs_end_nearer_with_it(tmp_path: Path) -> None:
     """Against white noise no gain helps. Less fresh noise restores the variance, but moves the sample away from its pair."""
-    found = _chosen(_settings(eta=1.0), tmp_path, low=Noisy(noise=0.3))
+    found = _chosen(replace(_settings(eta=1.0), trajectory="fp"), tmp_path, low=Noisy(noise=0.3))
     assert _taken(found, "low").correction.variance == "none"
     assert all(step.corrections["low"].sigma_corrected == step.sigma for step in found.schedule.steps)
+
+
+def test_accumulated_error_of_the_policys_own_chain_is_corrected(tmp_path: Path) -> None:
+    """Later steps make up for what earlier ones left in the state."""
+    found = _chosen(_settings(eta=0.0), tmp_path, low=Noisy(k=-0.1, noise=0.3))
+    chain = next(each for each in found.judged if "chain" in each.correction.parts)
+    joint = next(each for each in found.judged if each.correction.label == "joint")
+    assert chain.error_db < joint.error_db
+    assert found.schedule.corrects("low")
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -117,7 +126,7 @@ def test_never_worse_than_none_or_the_papers(network: Noisy, eta: float, tmp_pat
 
 
 def test_proposals_that_take_the_same_steps_are_judged_once(tmp_path: Path) -> None:
-    found = _chosen(_settings(eta=0.0), tmp_path, low=Noisy(noise=0.1))
+    found = _chosen(replace(_settings(eta=0.0), trajectory="fp"), tmp_path, low=Noisy(noise=0.1))
     kinds = [(each.correction.mode, each.correction.parts) for each in found.judged]
     assert len(set(kinds)) == len(kinds)
     assert {each.correction.variance for each in found.judged} == {"none"}
@@ -127,7 +136,7 @@ def test_judged_samples_are_held_out_of_the_walk(tmp_path: Path) -> None:
     settings = _settings(eta=1.0)
     _chosen(settings, tmp_path, low=Noisy(noise=0.1))
     assert isinstance(settings.samples.noise, SpiedNoise)
-    judged = settings.samples.noise.started[SAMPLES:]
+    judged = settings.samples.noise.started[2 * SAMPLES :]  # after the walk and the full-precision chain beside it
     assert set(judged) <= set(range(SAMPLES, SAMPLES + ROUND * ROUNDS))
     assert judged
 
@@ -143,6 +152,7 @@ def test_mixed_chain_is_judged_with_every_precisions_own_correction(tmp_path: Pa
     mixed = ("low", "high") * (STEPS // 2)
     found = _chosen(_settings(1.0, mixed), tmp_path, low=Noisy(k=-0.2, noise=0.1), high=Noisy(noise=0.01))
     assert {each.chain for each in found.judged} == {"low", "high", None}
+    assert {each.chain for each in found.judged if "chain" in each.correction.parts} == {None}, "nobody saw the others accumulate an error"
     taken = _taken(found, None)
     assert (found.mixed is None) == (taken.correction.mode == "auto")
     assert all(each.behind_db >= -MARGIN * each.standard_error_db for each in found.judged if each.chain is None)
