@@ -15,7 +15,7 @@ import pytest
 
 from calib.correction.correction_fit import BOTH_PARTS, Mode, Part
 from calib.correction.step_fit import CorrectionChoice, Variance
-from calib.walk.fitted_schedule import schedule_of
+from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy
 from calib.walk.step_result import StepResult
 from calib.walk.walk import Walk, WalkPlan
@@ -107,7 +107,7 @@ def test_the_schedule_gives_other_samples_the_right_variance_too(name: str, tmp_
     choice, record = CorrectionChoice("none", "drift"), SamplerRecord(name=name, steps=STEPS, eta=0.0, guidance=1.0)
     samples = np.arange(SAMPLES)
     results, _ = _walk(name, noisy, exact, choice, tmp_path)
-    schedule = schedule_of(record, choice, "fixed", _table(name), results)
+    schedule = schedule_of(record, record_of(choice.mode, choice.variance, choice.parts), "fixed", _table(name), results)
     variances = []
     for network, corrected in ((exact, False), (noisy, False), (noisy, True)):
         chain = Chain(schedule, {"q": network}, corrected=corrected)
