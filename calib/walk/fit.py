@@ -147,10 +147,10 @@ class FitNetworks:
     ) -> Iterator[tuple[int, StepOutputs]]:
         """Evaluate batches elsewhere; implements `BatchEvaluator`."""
         assert self.evaluator is not None
-        for found in self.evaluator(count, batch):
-            for _ in self.networks:
+        for index, found in self.evaluator(count, batch):
+            for _ in found.outputs or [found.reference]:
                 on_evaluation()
-            yield found
+            yield index, found
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ class PairedChain:
                 self.states[batch] += np.float32(sigma) * self.noise.step(i, _samples(batch))
 
     def _batch(self, i: int, batch: slice) -> StepBatch:
-        return StepBatch(i, self.table.step(i), np.array(self.states[batch]), self.rows[batch], _samples(batch) % FOLDS)
+        return StepBatch(i, self.table.step(i), np.array(self.states[batch]), self.rows[batch], _samples(batch) % FOLDS, exact=True)
 
 
 def _samples(batch: slice) -> Int64:

@@ -24,6 +24,7 @@ class StepBatch:
         x: states [batch, channels, ...].
         rows: rows of the conditioning table, [batch].
         folds: folds for cross-validation, [batch].
+        exact: evaluate full precision alone.
     """
 
     step: int
@@ -31,11 +32,15 @@ class StepBatch:
     x: Float32
     rows: Int64
     folds: Int64
+    exact: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class StepOutputs:
-    """Outputs [batch, channels, ...] after guidance, and moments before guidance. `outputs` and `moments` are by precision."""
+    """Outputs [batch, channels, ...] after guidance, and moments before guidance. `outputs` and `moments` are by precision.
+
+    They are empty for a batch of full precision alone.
+    """
 
     reference: Float32
     outputs: Mapping[str, Float32]
@@ -69,7 +74,7 @@ class StepNetworks:
     def __call__(self, batch: StepBatch) -> StepOutputs:
         e = self._outputs(self.reference, "full precision", batch)
         outputs, moments = dict[str, Float32](), dict[str, Moments]()
-        for name, network in self.quantized.items():
+        for name, network in ({} if batch.exact else self.quantized).items():
             q = e if network is self.reference else self._outputs(network, name, batch)
             outputs[name] = guide(q, self.guidance)
             moments[name] = observe(batch.x, e, q, batch.folds)

@@ -134,8 +134,8 @@ class Walk:
             self._paired.start()
 
     def _pair(self, store: StateStore) -> PairedChain:
-        plan, alone = self._plan, StepNetworks(self._plan.reference, {}, self._plan.guidance)
-        return PairedChain(plan.table, plan.evaluator or alone.one_by_one, plan.noise, plan.rows, [*self._batches()], store)
+        plan, networks = self._plan, StepNetworks(self._plan.reference, {}, self._plan.guidance)
+        return PairedChain(plan.table, plan.evaluator or networks.one_by_one, plan.noise, plan.rows, [*self._batches()], store)
 
     def _fit(self, i: int, row: TableStep) -> StepResult:
         plan = self._plan
