@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from calib.quantizers.observers import ObservedActivations
+from calib.quantizers.outputs.output_error import Reader
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.quantizers.rules.layers import Layer
@@ -71,7 +72,7 @@ class Quantizer:
         weight = module.get_parameter("weight").detach()
         bias = module._parameters.get("bias")
         source = self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
-        quantizer = self._weight(weight, rule)
+        quantizer = self._weight(layer, weight, rule)
         if source is not None and bias is not None and rule.bias == "int32":
             quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
         return QuantizedLayer(
@@ -84,11 +85,13 @@ class Quantizer:
             bias=None if bias is None else bias.detach().float(),
         )
 
-    def _weight(self, weight: Tensor, rule: Rule) -> WeightQuantizer:
+    def _weight(self, layer: Layer, weight: Tensor, rule: Rule) -> WeightQuantizer:
         assert rule.weight_bits is not None
         if rule.form == "e4m3":
             return Float8WeightQuantizer.of(weight)
-        return weight_scale(weight, rule.weight_bits, self._settings.weight_scale)
+        if self._settings.weight_scale == "max":
+            return weight_scale(weight, rule.weight_bits, "max")
+        return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows)
 
     def _activation(self, tensor: str, bits: int | None, form: Form) -> ActivationQuantizer | None:
         if bits is None:
@@ -109,4 +112,8 @@ class Quantizer:
             signed=self._placement.signed,
             symmetric=self._placement.symmetric,
             criterion=self._settings.activation_scale,
+            readers=[self._reader(layer) for layer in self._layers if tensor == f"{layer.source}.input"],
         )
+
+    def _reader(self, layer: Layer) -> Reader:
+        return Reader(self._seen[f"{layer.name}.output"].rows, self._network.get_submodule(layer.name).get_parameter("weight"))

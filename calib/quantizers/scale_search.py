@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from calib.quantizers.outputs.output_error import Reader, RowsOfGroup, error_at_readers
 from calib.quantizers.quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_range
 
 Criterion = Literal["mse", "max"]
@@ -33,18 +34,36 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def weight_scale(weight: Tensor, bits: int, criterion: Criterion = "mse", candidates: int = 80) -> WeightQuantizer:
+def weight_scale(
+    weight: Tensor, bits: int, criterion: Criterion = "mse", rows: Tensor | None = None, candidates: int = 80
+) -> WeightQuantizer:
     """Return the per-channel symmetric quantizer of a weight [channels, ...].
 
     `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05. It works in chunks of
     channels, so memory does not grow with the layer.
+
+    Args:
+        weight: the weight.
+        bits: bit width of the integers.
+        criterion: `mse` looks for the least squared error, `max` keeps the largest magnitude.
+        rows: sampled rows of the layer's input, float32 [count, groups, inputs]; see `calib.quantizers.outputs.input_rows`. `mse` then
+            minimizes the error of the layer's output; without rows, that of the weight.
+        candidates: number of clipping ratios.
     """
     flat = weight.detach().float().reshape(len(weight), -1)
-    rows = max(1, _CHUNK_VALUES // flat.shape[1])
-    return WeightQuantizer(bits, torch.cat([_channel_scales(chunk, bits, criterion, candidates) for chunk in flat.split(rows)]))
+    size = max(1, _CHUNK_VALUES // flat.shape[1])
+    errors = [_weight_error] if rows is None else [RowsOfGroup(of_group).error for of_group in rows.unbind(1)]
+    groups = zip(flat.chunk(len(errors)), errors, strict=True)
+    chunks = [_channel_scales(chunk, bits, criterion, candidates, error) for group, error in groups for chunk in group.split(size)]
+    return WeightQuantizer(bits, torch.cat(chunks))
 
 
-def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int) -> Tensor:
+def _weight_error(change: Tensor) -> Tensor:
+    """[channels] squared error of the weights themselves."""
+    return change.square().sum(dim=1)
+
+
+def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int, error_of: Callable[[Tensor], Tensor]) -> Tensor:
     low, high = weight_range(bits)
     largest = (flat.abs().amax(dim=1) / high).clamp_min(SMALLEST_SCALE)
     if criterion == "max":
@@ -53,7 +72,7 @@ def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: i
     chosen = largest.clone()
     for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()]:
         scale = (ratio * largest)[:, None]
-        error = (torch.round(flat / scale).clamp_(low, high).mul_(scale) - flat).square_().sum(dim=1)
+        error = error_of(torch.round(flat / scale).clamp_(low, high).mul_(scale).sub_(flat))
         better = error < best
         best = torch.where(better, error, best)
         chosen = torch.where(better, scale[:, 0], chosen)
@@ -62,7 +81,15 @@ def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: i
 
 @_one_thread()
 def activation_scale(
-    values: Tensor, low: float, high: float, *, bits: int, signed: bool, symmetric: bool, criterion: Criterion = "mse"
+    values: Tensor,
+    low: float,
+    high: float,
+    *,
+    bits: int,
+    signed: bool,
+    symmetric: bool,
+    criterion: Criterion = "mse",
+    readers: Sequence[Reader] = (),
 ) -> ActivationQuantizer:
     """Return the per-tensor quantizer for sampled values.
 
@@ -74,13 +101,14 @@ def activation_scale(
         symmetric: clip both ends alike; the zero point is then 0 if signed.
         criterion: `mse` searches the clipping of both ends by coordinate descent on a grid for the least squared error, where clipping
             errors are weighted by `clipping_weight`; `max` keeps the whole range.
+        readers: layers that read the tensor. `mse` then minimizes the error of their outputs; without readers, that of the values.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         low, high = -max(-low, high), max(-low, high)
     if criterion == "max":
         return _quantizer(low, high, bits, signed, symmetric)
-    error = cache(partial(_error, values))  # every grid includes the current ends, and the first grids repeat one end many times
+    error = cache(partial(_error, values, readers))  # every grid includes the current ends, and the first grids repeat one end many times
     ends = [1.0, 1.0]
     for radius in (0.8, 0.2, 0.05):
         for end in (0,) if symmetric else (0, 1):
@@ -104,8 +132,10 @@ def clipping_weight(bits: int) -> float:
     return math.sqrt(2**bits)
 
 
-def _error(values: Tensor, quantizer: ActivationQuantizer) -> float:
-    """Sum of squared errors, with clipping errors weighted by `clipping_weight`."""
+def _error(values: Tensor, readers: Sequence[Reader], quantizer: ActivationQuantizer) -> float:
+    """Squared error, with clipping errors weighted by `clipping_weight`."""
+    if readers:
+        return error_at_readers(readers, quantizer, clipping_weight(quantizer.bits))
     low, high = ((end - quantizer.zero_point) * quantizer.scale for end in (quantizer.low, quantizer.high))
     extra = clipping_weight(quantizer.bits) - 1
     error = 0.0

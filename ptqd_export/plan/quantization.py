@@ -28,10 +28,12 @@ class QuantizationSection(Section):
     """How scales and integers are found, and which layers are exempt."""
 
     weight_scale: Literal["mse", "max"] = Field(
-        default="mse", description="scale of a weight channel: from the least squared error, or from the largest value"
+        default="mse",
+        description="scale of a weight channel: from the least squared error of the layer's output, or from the largest value",
     )
     activation_scale: Literal["mse", "max"] = Field(
-        default="mse", description="scale of an activation: from the least squared error, or from the largest value"
+        default="mse",
+        description="scale of an activation: from the least squared error of outputs of layers that read it, or from the largest value",
     )
     rounding: Literal["nearest", "layer", "block"] = Field(
         default="nearest",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calib.quantizers.observers import VALUES_A_TENSOR
+from calib.quantizers.outputs.input_rows import rows_of
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from calib.walk.state_store import store_bytes
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
@@ -41,8 +42,10 @@ def states(context: BuildContext) -> int:
 
 
 def observed(prepared: Path) -> int:
-    """Bytes of the sampled values of every layer's input and output."""
-    return 2 * len(TracedNetwork.load(prepared).layers) * VALUES_A_TENSOR * FLOAT32
+    """Bytes of the sampled values of every layer's input and output, and of the rows of its input (in layers without groups)."""
+    layers = TracedNetwork.load(prepared).layers
+    widths = [layer.weights // layer.shape[0] for layer in layers]
+    return FLOAT32 * (2 * len(layers) * VALUES_A_TENSOR + sum(rows_of(width) * width for width in widths))
 
 
 def learned(prepared: Path) -> int:

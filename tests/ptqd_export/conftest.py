@@ -74,10 +74,14 @@ class Built:
     def quantize(self, precision: str) -> list[QuantizedLayer]:
         """Recompute the quantized layers of the build from its observations."""
         if precision not in self.quantized:
-            network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
-            quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, QuantizationSettings())
-            self.quantized[precision] = with_scales_in(self.context.high_precision, quantizer.quantize(Precision.parse(precision)))
+            self.quantized[precision] = self.quantize_with(QuantizationSettings(), precision)
         return self.quantized[precision]
+
+    def quantize_with(self, settings: QuantizationSettings, precision: str) -> list[QuantizedLayer]:
+        """Quantize the build's layers from its observations with other settings."""
+        network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
+        quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, settings)
+        return with_scales_in(self.context.high_precision, quantizer.quantize(Precision.parse(precision)))
 
     def portable(self) -> dict[str, bytes]:
         """Return the contents of all files outside `local/`, by name."""

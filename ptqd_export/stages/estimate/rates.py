@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from calib.quantizers.outputs.input_rows import rows_of
 from calib.quantizers.scale_search import activation_scale, weight_scale
 from ptqd_export.graph.checks.verify import BATCH
 from ptqd_export.graph.graph_files import save_graph
@@ -95,7 +96,8 @@ def _search_activation() -> None:
 
 
 def _search_weight() -> None:
-    weight_scale(torch.linspace(-1, 1, SEARCHED).reshape(64, -1), 8)
+    weight = torch.linspace(-1, 1, SEARCHED).reshape(64, -1)
+    weight_scale(weight, 8, rows=torch.linspace(-1, 1, rows_of(weight[0].numel()))[:, None, None].expand(-1, 1, weight[0].numel()))
 
 
 def _seconds(run: Callable[[], object]) -> float:

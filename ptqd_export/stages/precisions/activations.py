@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calib.quantizers.observers import ObservedActivations, observe_activations
 from ptqd_export.stages.build_context import BuildContext
@@ -19,7 +20,9 @@ OBSERVED = "observed.npz"
 
 
 def make_observations(context: BuildContext, prepared: Path, states: Path, steps: Sequence[int], folder: Path, reporter: Reporter) -> None:
-    """Write `observed.npz`: the range and a sample of the values of every layer's input and output, at the states of the given steps."""
+    """Write `observed.npz`, at the states of the given steps: the range and a sample of the values of every layer's input and output, and
+    rows of its input.
+    """
     layers = TracedNetwork.load(prepared).layers
     inputs = sorted({layer.source for layer in layers})
     chosen = load_states(states).at(context.table.timestep[list(steps)])
@@ -35,5 +38,8 @@ def make_observations(context: BuildContext, prepared: Path, states: Path, steps
 def load_observations(folder: Path) -> dict[str, ObservedActivations]:
     """Read the observations that `make_observations` wrote, by `<layer>.input` and `<layer>.output`."""
     with np.load(folder / OBSERVED) as archive:
-        names = [name.removesuffix(".values") for name in archive.files if name.endswith(".values")]
-        return {name: ObservedActivations.from_arrays(archive[f"{name}.values"], archive[f"{name}.range"]) for name in names}
+        parts: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for key in archive.files:
+            name, _, part = key.rpartition(".")
+            parts.setdefault(name, {})[part] = archive[key]
+    return {name: ObservedActivations.from_arrays(arrays) for name, arrays in parts.items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calib.quantizers import observers
 from calib.quantizers.observers import VALUES_A_TENSOR, ObservedActivations, observe_activations
+from calib.quantizers.outputs import input_rows
 
 
 class TwoLayers(nn.Module):
@@ -71,9 +72,21 @@ def test_memory_does_not_grow_with_the_number_of_calls(network: TwoLayers, monke
     assert len(_observe(network, _batches(300))["first.input"].values) == 300  # one value of a call at least
 
 
+def test_rows_of_a_layers_input_are_drawn_from_every_call(network: TwoLayers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_rows, "MOST_ROWS", 40)
+    batches = _batches(4)
+    rows = _observe(network, batches)["second.output"].rows
+    assert rows.shape == (40, 1, 4)
+    for i, batch in enumerate(batches):
+        seen_by_second = torch.relu(network.first(batch)).detach()
+        distance = torch.cdist(rows[10 * i : 10 * (i + 1), 0], seen_by_second).amin(dim=1)
+        torch.testing.assert_close(distance, torch.zeros(10), rtol=0, atol=1e-3)
+
+
 def test_the_same_run_draws_the_same_values(network: TwoLayers) -> None:
-    first, second = (_observe(network, _batches()) for _ in range(2))
-    torch.testing.assert_close(first["second.output"].values, second["second.output"].values, rtol=0, atol=0)
+    first, second = (_observe(network, _batches())["second.output"] for _ in range(2))
+    torch.testing.assert_close(first.values, second.values, rtol=0, atol=0)
+    torch.testing.assert_close(first.rows, second.rows, rtol=0, atol=0)
 
 
 def test_observing_does_not_change_the_network_and_hooks_go(network: TwoLayers) -> None:
@@ -107,6 +120,7 @@ def test_observations_survive_a_file(network: TwoLayers, tmp_path: Path) -> None
     seen = _observe(network, _batches())["second.output"]
     np.savez(tmp_path / "seen.npz", allow_pickle=False, **seen.arrays())
     with np.load(tmp_path / "seen.npz") as archive:
-        loaded = ObservedActivations.from_arrays(archive["values"], archive["range"])
+        loaded = ObservedActivations.from_arrays(archive)
     torch.testing.assert_close(loaded.values, seen.values, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.rows, seen.rows, rtol=0, atol=0)
     assert (loaded.low, loaded.high) == (seen.low, seen.high)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.quantizers.observers import ObservedActivations, observe_activations
+from calib.quantizers.outputs.output_error import Reader
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.layers import Layer
@@ -65,7 +66,10 @@ def test_layers_that_read_one_tensor_share_its_quantizer(network: Attention, see
     layers = _quantize(network, seen, "w4a6")
     assert layers["key"].input is layers["query"].input
     observed = seen["query.input"]
-    assert layers["query"].input == activation_scale(observed.values, observed.low, observed.high, bits=6, signed=False, symmetric=False)
+    readers = [Reader(seen[f"{name}.output"].rows, getattr(network, name).weight) for name in ("query", "key")]
+    assert layers["query"].input == activation_scale(
+        observed.values, observed.low, observed.high, bits=6, signed=False, symmetric=False, readers=readers
+    )
     assert layers["out"].input != layers["query"].input
 
 
@@ -85,7 +89,7 @@ def test_weights_are_searched_at_the_bits_of_the_precision(
     network: Attention, seen: Mapping[str, ObservedActivations], precision: str, bits: int
 ) -> None:
     layer = _quantize(network, seen, precision)["query"]
-    expected = weight_scale(network.query.weight, bits)
+    expected = weight_scale(network.query.weight, bits, rows=seen["query.output"].rows)
     assert layer.weight.bits == bits
     torch.testing.assert_close(layer.weight.scale, expected.scale, rtol=0, atol=0)
     assert torch.equal(layer.integers, expected.integers(network.query.weight))
@@ -134,7 +138,7 @@ def test_channel_of_zero_weights_keeps_its_large_bias(network: Attention, seen: 
     assert network.out.bias is not None
     torch.testing.assert_close(found[1].item(), -2000.0, rtol=1e-6, atol=0)
     assert (layer.integers[1] == 0).all()
-    others = weight_scale(network.out.weight, 8).scale[[0, 2]]
+    others = weight_scale(network.out.weight, 8, rows=seen["out.output"].rows).scale[[0, 2]]
     torch.testing.assert_close(layer.weight.scale[[0, 2]], others, rtol=0, atol=0)
 
 
@@ -145,7 +149,8 @@ def test_precisions_share_the_quantizers_of_activations_that_they_have_in_common
     first = Quantizer(network, LAYERS, seen, ORT, DEFAULT, found).quantize(Precision.parse("w8a8"))
     searched = dict(found)
     assert {(tensor, bits) for tensor, bits, _ in searched} >= {("query.input", 8), ("out.input", 8)}
-    blind = Quantizer(network, LAYERS, {}, ORT, DEFAULT, found).quantize(Precision.parse("w4a8"))  # nothing left to search
+    without_values = {name: ObservedActivations(drawn_rows=one.drawn_rows) for name, one in seen.items()}
+    blind = Quantizer(network, LAYERS, without_values, ORT, DEFAULT, found).quantize(Precision.parse("w4a8"))  # nothing left to search
     assert [layer.input for layer in blind] == [layer.input for layer in first]
     assert [layer.weight.bits for layer in blind] != [layer.weight.bits for layer in first]
     Quantizer(network, LAYERS, seen, ORT, DEFAULT, found).quantize(Precision.parse("w4a6"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from calib.quantizers import scale_search
+from calib.quantizers.outputs.output_error import Reader, error_at_readers
 from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer, weight_range
 from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
 
@@ -124,13 +127,62 @@ def test_large_layers_are_searched_in_chunks_of_channels_with_the_same_result(mo
     chunks: list[int] = []
     search = scale_search._channel_scales
 
-    def counted(flat: Tensor, bits: int, criterion: Criterion, candidates: int) -> Tensor:
+    def counted(flat: Tensor, *args: Any) -> Tensor:
         chunks.append(len(flat))
-        return search(flat, bits, criterion, candidates)
+        return search(flat, *args)
 
     monkeypatch.setattr(scale_search, "_channel_scales", counted)
     torch.testing.assert_close(weight_scale(weight, 4).scale, whole, rtol=0, atol=0)
     assert chunks == [2, 2, 2, 1]
+
+
+def _rows(count: int, inputs: int, groups: int = 1) -> Tensor:
+    """Rows [count, groups, inputs] like those behind an activation function: correlated between neighbours, with a mean."""
+    white = torch.randn(count, groups, inputs + 4, generator=torch.Generator().manual_seed(7))
+    return silu(white.unfold(-1, 5, 1).sum(dim=-1))
+
+
+def _output_errors(weight: Tensor, quantizer: WeightQuantizer, rows: Tensor) -> Tensor:
+    """[channels] mean squared error of the outputs of a layer without groups, in the layer's own arithmetic."""
+    changed = quantizer.dequantize(quantizer.integers(weight))
+    return (linear(rows[:, 0], changed) - linear(rows[:, 0], weight)).square().mean(dim=0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_with_rows_the_search_comes_close_to_the_least_error_of_outputs(bits: int) -> None:
+    weight, rows = torch.randn(16, 64, generator=torch.Generator().manual_seed(bits)), _rows(200, 64)
+    largest = weight.abs().amax(dim=1) / weight_range(bits)[1]
+    ratios = torch.linspace(0.25, 1.05, 2000).tolist()
+    best = torch.stack([_output_errors(weight, WeightQuantizer(bits, ratio * largest), rows) for ratio in ratios]).amin(dim=0)
+    excess = _output_errors(weight, weight_scale(weight, bits, rows=rows), rows) / best
+    assert excess.mean() < 1.5
+    without = _output_errors(weight, weight_scale(weight, bits), rows) / best
+    assert without.mean() > 1.3 * excess.mean()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_rows_seldom_seen_are_enough_to_keep_outputs_from_shifting(bits: int) -> None:
+    weight = torch.randn(64, 576, generator=torch.Generator().manual_seed(bits))
+    few, many = _rows(3000, 576)[:64], _rows(3000, 576)[1000:]
+
+    def shift(quantizer: WeightQuantizer) -> float:
+        changed = quantizer.dequantize(quantizer.integers(weight)) - weight
+        return float(linear(many[:, 0], changed).mean(dim=0).square().mean())
+
+    assert shift(weight_scale(weight, bits, rows=few)) < 0.25 * shift(weight_scale(weight, bits))
+
+
+def test_a_single_row_does_not_spoil_the_weights_that_it_does_not_see() -> None:
+    weight, row = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 64)
+    row[..., 0] = 1.0
+    least = _weight_errors(weight, weight_scale(weight, 4))
+    assert (_weight_errors(weight, weight_scale(weight, 4, rows=row)) / least).mean() < 2
+
+
+def test_groups_of_channels_are_searched_with_their_own_rows() -> None:
+    weight, rows = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)), _rows(50, 20, groups=3)
+    parts = [weight_scale(weight[2 * g : 2 * g + 2], 3, rows=rows[:, g : g + 1]).scale for g in range(3)]
+    torch.testing.assert_close(weight_scale(weight, 3, rows=rows).scale, torch.cat(parts), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["normal", "silu", "heavy", "positive", "negative", "outlier"])
@@ -154,6 +206,28 @@ def test_asymmetric_activation_search_comes_close_to_exhaustive_search(bits: int
             scale = float(np.float32(ratio * (high - low) / levels))
             best = min(best, _activation_error(values, ActivationQuantizer(bits, False, scale, zero_point)))
     assert _activation_error(values, _activation(values, bits)) <= 1.2 * best
+
+
+@pytest.mark.parametrize(("signed", "symmetric"), LAYOUTS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_activation_search_with_readers_comes_close_to_the_least_error_of_their_outputs(bits: int, signed: bool, symmetric: bool) -> None:
+    rows = _rows(200, 32)
+    values, readers = rows.flatten(), [Reader(rows, torch.randn(8, 32, generator=torch.Generator().manual_seed(bits)))]
+    low, high = float(values.min()), float(values.max())
+
+    def error(quantizer: ActivationQuantizer) -> float:
+        return error_at_readers(readers, quantizer, math.sqrt(2**bits))
+
+    zero = 0 if signed else 2 ** (bits - 1)
+    if symmetric:
+        tried = [ActivationQuantizer(bits, signed, high / (2 ** (bits - 1) - 1) * ratio, zero) for ratio in np.linspace(0.1, 1, 100)]
+    else:
+        lowest, steps = zero - 2 ** (bits - 1), 2**bits - 1
+        scales = [(high - low) / steps * ratio for ratio in np.linspace(0.1, 1, 40)]
+        zeros = {lowest + round(steps * share) for share in np.linspace(0, 0.3, 20)}
+        tried = [ActivationQuantizer(bits, signed, scale, point) for scale in scales for point in zeros]
+    found = activation_scale(values, low, high, bits=bits, signed=signed, symmetric=symmetric, readers=readers)
+    assert error(found) <= 1.3 * min(map(error, tried))
 
 
 @settings(max_examples=40, deadline=None)
@@ -217,9 +291,9 @@ def test_no_range_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[ActivationQuantizer] = []
     error = scale_search._error
 
-    def counting(values: Tensor, quantizer: ActivationQuantizer) -> float:
+    def counting(values: Tensor, readers: Sequence[Reader], quantizer: ActivationQuantizer) -> float:
         measured.append(quantizer)
-        return error(values, quantizer)
+        return error(values, readers, quantizer)
 
     monkeypatch.setattr(scale_search, "_error", counting)
     _activation(_random("normal"), bits=8)

@@ -226,7 +226,8 @@ def _quantized(
     model: LoadedModel, traced: ir.Model, precision: str, high: HighPrecision, folder: Path
 ) -> tuple[Path, list[QuantizedLayer]]:
     layers = find_layers(traced.graph, count_macs(model))
-    with observe_activations(model.adapter.network, sorted({layer.source for layer in layers}), [], 1) as seen, torch.no_grad():
+    inputs, outputs = sorted({layer.source for layer in layers}), [layer.name for layer in layers]
+    with observe_activations(model.adapter.network, inputs, outputs, 1) as seen, torch.no_grad():
         model.adapter(*model.example_inputs(16))
     found = Quantizer(model.adapter.network, layers, seen, TRT, QuantizationSettings()).quantize(Precision.parse(precision))
     found = with_scales_in(high, found)

@@ -1,0 +1,1 @@
+"""What quantization changes at the output of a layer."""
