@@ -42,6 +42,13 @@ class ObservedActivations:
     def from_arrays(cls, values: NDArray[np.float32], limits: NDArray[np.float32]) -> ObservedActivations:
         return cls(float(limits[0]), float(limits[1]), [torch.from_numpy(values)])
 
+    @classmethod
+    def together(cls, parts: Iterable[ObservedActivations]) -> ObservedActivations:
+        """Return the observations of one tensor at all the states of the parts."""
+        parts = tuple(parts)
+        drawn = [values for part in parts for values in part.drawn]
+        return cls(min(part.low for part in parts), max(part.high for part in parts), drawn)
+
 
 @contextmanager
 def observe_activations(

@@ -27,7 +27,7 @@ from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 
 HEADER = ("layer", "share of the noise", "share of the multiply-accumulates")
 
@@ -50,7 +50,7 @@ class LayerNoise:
 def layer_noise(context: BuildContext, sources: Sources, precision: Precision, states: int) -> list[LayerNoise]:
     """Return the quantized layers in descending order of noise, measured on at most `states` states."""
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
-    layers = rounded_to_nearest(context, precision, sources, network, model)
+    layers = quantizers(context, sources, network, model).rounded_to_nearest(precision)
     progress = ProgressTracker(None)
     with torch.no_grad():
         batches = [*network_inputs(context, load_states(sources.states).first(states), progress)]

@@ -19,7 +19,7 @@ GRAPH = "graphs/onnxruntime/fp32.onnx"
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 3,
+    "schema_version": 4,
     "model": {
         "family": "diffusers UNet2DModel",
         "parameters": 7,
@@ -208,11 +208,11 @@ def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
         assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
 
 
-@pytest.mark.parametrize("version", [4, 0, "1", True, None])
+@pytest.mark.parametrize("version", [5, 0, "1", True, None])
 def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
     message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
     assert "schema version" in message
-    assert f"{version!r}\n  expected: 1 or 2 or 3\n" in message
+    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4\n" in message
 
 
 @pytest.mark.parametrize(
