@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
 from calib.quantizers.step_groups import StepGroup
 from ptqd_export.graph.checks.graph_checks import check_graph
-from ptqd_export.graph.checks.verify import RUNS, VERIFIED_STATES, Verification, batches, full_precision_outputs, verify
+from ptqd_export.graph.checks.verify import RUNS, Verification, batches, full_precision_outputs, verified_states, verify
 from ptqd_export.graph.graph_files import save_graph, save_sharing, save_with_data
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
@@ -30,9 +30,6 @@ from ptqd_export.stages.precisions.layer_records import add_groups, precision_re
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 from ptqd_export.stages.reporter import Reporter, each
-
-LEAST_STATES = 16
-"""Least number of states that the graph of a group of steps is verified at. A single group is verified at `VERIFIED_STATES`."""
 
 
 def make_quantized_graph(
@@ -53,8 +50,8 @@ def make_quantized_graph(
     layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(learned_or_nearest)]
     verifications = []
     for number, of_group in enumerate(layers):
-        graphs = _GroupGraphs(group_path(path, number), path if len(groups) > 1 else None)
-        verifications.append(check(graphs.path, graphs.write(context, sources.prepared, of_group), number, of_group))
+        graph, float32 = _write_graphs(context, sources.prepared, of_group, path, number, shared=len(groups) > 1)
+        verifications.append(check(graph, float32, number, of_group))
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     worst = min(verifications, key=lambda one: one.exact_match - one.rounding)
     bounds = [group.below for group in groups[1:]]
@@ -69,38 +66,39 @@ def make_quantized_graph(
         (folder / GROUPS).write_text(json.dumps(bounds))
 
 
-@dataclass(frozen=True)
-class _GroupGraphs:
-    """Where the graph of a group of steps is written.
+def _write_graphs(
+    context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path, number: int, *, shared: bool
+) -> tuple[Path, Path]:
+    """Write the quantized graph of a group of steps in the plan's high precision. Returns its path, and that of the same graph in float32.
 
-    Attributes:
-        path: path of the graph.
-        first: path of the graph of the first group, whose file of weights all groups share; None if there is a single group.
+    Args:
+        context: context of the build.
+        prepared: folder of the full-precision graph.
+        layers: quantized layers of the group.
+        path: path of the first group's graph.
+        number: number of the group.
+        shared: whether there are several groups, which share the first one's file of weights.
     """
-
-    path: Path
-    first: Path | None
-
-    def write(self, context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer]) -> Path:
-        """Write the quantized graph in the plan's high precision. Returns the path of the same graph in float32."""
-        graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
-        ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
-        if context.high_precision == FULL_PRECISION:
-            self._save(graph)
-            return self.path
-        float32 = self.path.with_name(f"{self.path.stem}-{FULL_PRECISION}.onnx")
-        save_graph(graph, float32)
+    graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
+    ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
+    if context.high_precision == FULL_PRECISION:
+        written = float32 = _save(graph, path, number, shared=shared)
+    else:
+        float32 = _save(graph, path.with_name(f"{path.stem}-{FULL_PRECISION}.onnx"), number, shared=shared)
         ir.passes.Sequential(ToHalfPrecision(context.high_precision), common.RemoveUnusedNodesPass())(graph)
-        self._save(graph)
-        return float32
+        written = _save(graph, path, number, shared=shared)
+    return written, float32
 
-    def _save(self, graph: ir.Model) -> None:
-        if self.first is None:
-            save_graph(graph, self.path)
-        elif self.first == self.path:
-            save_with_data(graph, self.path)
-        else:
-            save_sharing(graph, self.path, self.first)
+
+def _save(graph: ir.Model, first: Path, number: int, *, shared: bool) -> Path:
+    path = group_path(first, number)
+    if not shared:
+        save_graph(graph, path)
+    elif number == 0:
+        save_with_data(graph, path)
+    else:
+        save_sharing(graph, path, first)
+    return path
 
 
 class _Check:
@@ -120,7 +118,7 @@ class _Check:
     ) -> None:
         self._context, self._model, self._reference = context, model, sources.reference
         self._dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-        states, count = load_states(sources.states), max(LEAST_STATES, VERIFIED_STATES // len(groups))
+        states, count = load_states(sources.states), verified_states(len(groups))
         self._states = [states.at(context.table.timestep[list(group.steps)]).first(count) for group in groups]
         runs = RUNS + (self._dtype != torch.float32) + (not sources.reference)
         self.on_piece = each(reporter, pieces + runs * sum(map(batches, self._states)))
