@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from calib.quantizers.quantize import Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.precision import Precision
 from engines.arrays import Float64
 
 
@@ -36,6 +37,11 @@ def equal_groups(steps: Sequence[int], count: int, timesteps: Float64) -> list[S
     ends = [len(steps) * index // count for index in range(count + 1)]
     bounds = [math.inf, *((timesteps[steps[end - 1]] + timesteps[steps[end]]) / 2 for end in ends[1:-1])]
     return [StepGroup(tuple(steps[begin:end]), float(below)) for begin, end, below in zip(ends[:-1], ends[1:], bounds, strict=True)]
+
+
+def groups_of(precision: Precision, groups: Sequence[StepGroup]) -> list[StepGroup]:
+    """Return the groups that a precision has: a single one for all steps if its activations have no scales."""
+    return list(groups) if precision.quantizes_activations else [StepGroup(tuple(step for group in groups for step in group.steps))]
 
 
 def with_activations(layer: QuantizedLayer, quantizer: Quantizer) -> QuantizedLayer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from calib.quantizers.rules.precision import Precision
+from calib.quantizers.step_groups import groups_of
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
 from ptqd_export.graph.checks.verify import LED_STATES, verified_states
@@ -28,7 +30,8 @@ def network_rows(context: BuildContext, stage: str) -> NetworkRows:
     if kind in ("prepare", "observe"):
         return NetworkRows(torch=branches * _states(context))
     if kind == "quantize":
-        groups = len(context.groups(range(context.table.steps)))
+        precision = Precision.parse(stage.partition("-")[2])
+        groups = len(groups_of(precision, context.groups(range(context.table.steps))))
         verified = _verified(context, groups)
         return NetworkRows(graph=groups * 2 * verified, torch=groups * (2 * verified + min(LED_STATES, verified)))
     if kind == "convert":

@@ -35,8 +35,8 @@ class Sources:
         prepared, states, seen: folders of the stages with the prepared network, the states and the observed activations.
         slower: layers that keep integer weights but compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
         found: activation quantizers found from these observations so far by group of steps (None: all of them), shared between precisions.
-        reference: full-precision outputs that the graphs of each group are verified against, computed on first use and shared between
-            precisions.
+        reference: full-precision outputs that graphs are verified against by the steps of their group, computed on first use and shared
+            between precisions.
     """
 
     prepared: Path
@@ -44,7 +44,7 @@ class Sources:
     seen: Path
     slower: Mapping[str, float] = field(default_factory=dict)
     found: dict[int | None, ActivationQuantizers] = field(default_factory=lambda: defaultdict(dict))
-    reference: dict[int, NDArray[np.floating]] = field(default_factory=dict)
+    reference: dict[tuple[int, ...], NDArray[np.floating]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Quantizers:
         """
         return self.whole.quantize(precision, on_layer, self.groups)
 
-    def by_group(self, layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]:
+    def by_group(self, precision: Precision, layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]:
         """Return layers of `rounded_to_nearest` once per group, with the group's activation scales and the very same weights."""
-        if self.groups == (self.whole,):
+        if self.groups == (self.whole,) or not precision.quantizes_activations:
             return [list(layers)]
         return [[with_activations(layer, quantizer) for layer in layers] for quantizer in self.groups]
 

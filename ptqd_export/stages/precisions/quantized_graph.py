@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
-from calib.quantizers.step_groups import StepGroup
+from calib.quantizers.step_groups import StepGroup, groups_of
 from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.checks.verify import RUNS, Verification, batches, full_precision_outputs, verified_states, verify
 from ptqd_export.graph.graph_files import save_graph, save_sharing, save_with_data
@@ -42,16 +42,16 @@ def make_quantized_graph(
     `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
-    groups, path = load_groups(sources.seen), folder / f"{precision.name}.onnx"
+    groups, path = groups_of(precision, load_groups(sources.seen)), folder / f"{precision.name}.onnx"
     check = _Check(context, model, sources, reporter, groups, len(network.layers))
     found = quantizers(context, sources, network, model)
     nearest = found.rounded_to_nearest(precision, check.on_piece)
     learned_or_nearest = nearest if learned is None else load_reconstruction(learned, nearest)
-    layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(learned_or_nearest)]
+    layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(precision, learned_or_nearest)]
     verifications = []
     for number, of_group in enumerate(layers):
         graph, float32 = _write_graphs(context, sources.prepared, of_group, path, number, shared=len(groups) > 1)
-        verifications.append(check(graph, float32, number, of_group))
+        verifications.append(check(graph, float32, groups[number], of_group))
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     worst = min(verifications, key=lambda one: one.exact_match - one.rounding)
     bounds = [group.below for group in groups[1:]]
@@ -119,24 +119,23 @@ class _Check:
         self._context, self._model, self._reference = context, model, sources.reference
         self._dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
         states, count = load_states(sources.states), verified_states(len(groups))
-        self._states = [states.at(context.table.timestep[list(group.steps)]).first(count) for group in groups]
-        runs = RUNS + (self._dtype != torch.float32) + (not sources.reference)
-        self.on_piece = each(reporter, pieces + runs * sum(map(batches, self._states)))
+        self._states = {group: states.at(context.table.timestep[list(group.steps)]).first(count) for group in groups}
+        runs = {group: RUNS + (self._dtype != torch.float32) + (group.steps not in sources.reference) for group in groups}
+        self.on_piece = each(reporter, pieces + sum(runs[group] * batches(checked) for group, checked in self._states.items()))
 
-    def __call__(self, path: Path, float32: Path, number: int, layers: Sequence[QuantizedLayer]) -> Verification:
+    def __call__(self, path: Path, float32: Path, group: StepGroup, layers: Sequence[QuantizedLayer]) -> Verification:
         """Verify the graph of a group; see `ptqd_export.graph.checks.verify.verify`."""
-        checked, backend = self._states[number], self._context.backend
+        checked = self._states[group]
         check_graph(self._context.placement, path, layers)
-        if number not in self._reference:
-            self._reference[number] = full_precision_outputs(self._model, checked, self.on_piece)
-        reference = self._reference[number]
+        if group.steps not in self._reference:
+            self._reference[group.steps] = full_precision_outputs(self._model, checked, self.on_piece)
         return verify(
             self._model,
             path,
             layers,
             checked,
-            reference=reference,
-            backend=backend,
+            reference=self._reference[group.steps],
+            backend=self._context.backend,
             float32=float32,
             dtype=self._dtype,
             on_batch=self.on_piece,
