@@ -23,7 +23,6 @@ from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.errors import UsageError
 from ptqd_export.plan import load_plan
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import TracedNetwork
@@ -51,9 +50,8 @@ def layer_noise(context: BuildContext, sources: Sources, precision: Precision, s
     """Return the quantized layers in descending order of noise, measured on at most `states` states."""
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
     layers = quantizers(context, sources, network, model).rounded_to_nearest(precision)
-    progress = ProgressTracker(None)
     with torch.no_grad():
-        batches = [*network_inputs(context, load_states(sources.states).first(states), progress)]
+        batches = [*network_inputs(context, load_states(sources.states).first(states))]
         exact = [model.adapter(*batch) for batch in batches]
         errors = []
         for layer in layers:

@@ -44,7 +44,7 @@ def input_batches(context: BuildContext, states: States) -> int:
     return math.ceil(len(states.rows) / context.plan.calibration.batch_size)
 
 
-def network_inputs(context: BuildContext, states: States, on_batch: Callable[[], None]) -> Iterator[tuple[Tensor, ...]]:
+def network_inputs(context: BuildContext, states: States, on_batch: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, ...]]:
     """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches.
     `on_batch` is called after every batch.
     """

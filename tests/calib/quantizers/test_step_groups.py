@@ -91,4 +91,6 @@ def test_weights_leave_room_for_the_int32_bias_of_every_group() -> None:
     for quantizer in groups:
         own = with_activations(layer, quantizer)
         assert own.bias_integers().abs().max() <= 2**30
-        np.testing.assert_allclose(own.dequantized_bias(torch.float64), 1e6, rtol=1e-6)
+        bias = own.dequantized_bias(torch.float64)
+        assert bias is not None
+        np.testing.assert_allclose(bias.numpy(), 1e6, rtol=1e-6)

@@ -76,7 +76,7 @@ def test_each_side_of_the_bound_runs_its_own_graph(grouped_build: Path, whole: b
     x, rows = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32), np.zeros(1, np.int64)
     denoiser = EngineBank(bundle, 1.0, whole=whole)["w4a8"]
     (_, first), (below, second) = bundle.verified_graphs("w4a8")
-    feeds = {"sample": x, "class_labels": rows}
+    feeds: dict[str, Any] = {"sample": x, "class_labels": rows}
     for timestep, graph in ((below, first), (float(np.nextafter(np.float32(below), np.float32(0))), second)):
         alone = OnnxRuntimeEngine(graph).run({**feeds, "timestep": np.full(1, timestep, np.float32)})
         np.testing.assert_allclose(denoiser(x, timestep, rows)[0], alone, rtol=0, atol=1e-6)
