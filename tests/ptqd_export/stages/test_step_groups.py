@@ -112,6 +112,19 @@ def test_groups_of_prompts_share_what_does_not_depend_on_the_state(cross_build: 
     assert second.pieces.embeddings == first.pieces.embeddings
 
 
+def test_groups_for_tensorrt_share_their_weights_in_half_precision(cross_trt_build: Built, tmp_path: Path) -> None:
+    run_build(changed(cross_trt_build, tmp_path / "bundle", quantization=GROUPS, precisions=["w8a8"]))
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert [network.pieces for network in bundle.manifest.precisions["w8a8"].networks] == [None, None]
+    (_, first), (below, second) = bundle.verified_graphs("w8a8")
+    assert below == _halfway(bundle)
+    one, other = initializers(first), initializers(second)
+    weights = [name for name in one if name.endswith((".weight.int", ".weight.scale"))]
+    assert weights
+    assert {one[name].data_type for name in weights} == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16}
+    assert all((one[name].external_data, one[name].raw_data) == (other[name].external_data, other[name].raw_data) for name in weights)
+
+
 def _halfway(bundle: Bundle) -> float:
     """Halfway between the timesteps of the middle steps."""
     timesteps = [step.timestep for step in bundle.schedule().steps]
