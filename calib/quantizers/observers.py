@@ -54,6 +54,14 @@ class ObservedActivations:
         rows = [torch.from_numpy(arrays["rows"])] if "rows" in arrays else []
         return cls(low, high, [torch.from_numpy(arrays["values"])], rows)
 
+    @classmethod
+    def together(cls, parts: Iterable[ObservedActivations]) -> ObservedActivations:
+        """Return the observations of one tensor at all the states of the parts."""
+        parts = tuple(parts)
+        drawn = [values for part in parts for values in part.drawn]
+        rows = [some for part in parts for some in part.drawn_rows]
+        return cls(min(part.low for part in parts), max(part.high for part in parts), drawn, rows)
+
 
 @contextmanager
 def observe_activations(

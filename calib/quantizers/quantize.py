@@ -56,32 +56,51 @@ class Quantizer:
         self._settings = settings
         self._activations: ActivationQuantizers = {} if activations is None else activations
 
-    def quantize(self, precision: Precision, on_layer: Callable[[], None] = lambda: None) -> list[QuantizedLayer]:
-        """Return every layer that gets integers at this precision. `on_layer` is called after each layer of the network."""
-        found = [self._layer_or_none(layer, precision, on_layer) for layer in self._layers]
+    def quantize(
+        self, precision: Precision, on_layer: Callable[[], None] = lambda: None, others: Sequence[Quantizer] = ()
+    ) -> list[QuantizedLayer]:
+        """Return every layer that gets integers at this precision.
+
+        Args:
+            precision: the precision.
+            on_layer: called after each layer of the network.
+            others: quantizers of other groups of steps, whose layers will have the same weights.
+        """
+        found = [self._layer_or_none(layer, precision, on_layer, others) for layer in self._layers]
         return [layer for layer in found if layer is not None]
 
-    def _layer_or_none(self, layer: Layer, precision: Precision, on_layer: Callable[[], None]) -> QuantizedLayer | None:
+    def input_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
+        """Return the quantizer of a layer's input; None for float."""
+        return self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
+
+    def output_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
+        """Return the quantizer of a layer's output; None for float."""
+        return self._activation(f"{layer.name}.output", rule.output_bits, rule.form)
+
+    def _layer_or_none(
+        self, layer: Layer, precision: Precision, on_layer: Callable[[], None], others: Sequence[Quantizer]
+    ) -> QuantizedLayer | None:
         chosen = rule(layer, precision, self._placement, self._settings.overrides)
-        quantized = None if chosen.weight_bits is None else self._layer(layer, chosen)
+        quantized = None if chosen.weight_bits is None else self._layer(layer, chosen, others)
         on_layer()
         return quantized
 
-    def _layer(self, layer: Layer, rule: Rule) -> QuantizedLayer:
+    def _layer(self, layer: Layer, rule: Rule, others: Sequence[Quantizer]) -> QuantizedLayer:
         module = self._network.get_submodule(layer.name)
         weight = module.get_parameter("weight").detach()
         bias = module._parameters.get("bias")
-        source = self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
+        sources = [found for one in (self, *others) if (found := one.input_quantizer(layer, rule)) is not None]
         quantizer = self._weight(layer, weight, rule)
-        if source is not None and bias is not None and rule.bias == "int32":
-            quantizer = quantizer.at_least(bias.detach().float().abs() / (source.scale * 2**30))
+        if sources and bias is not None and rule.bias == "int32":
+            smallest = min(source.scale for source in sources)
+            quantizer = quantizer.at_least(bias.detach().float().abs() / (smallest * 2**30))
         return QuantizedLayer(
             layer=layer,
             rule=rule,
             integers=quantizer.integers(weight.float()),
             weight=quantizer,
-            input=source,
-            output=self._activation(f"{layer.name}.output", rule.output_bits, rule.form),
+            input=self.input_quantizer(layer, rule),
+            output=self.output_quantizer(layer, rule),
             bias=None if bias is None else bias.detach().float(),
         )
 

@@ -15,10 +15,11 @@ class PrecisionInfo:
         name: name of the precision, such as `w4a8`.
         weight_bits: bits of the quantized layers' weights; 32 for `fp32`.
         activation_bits: bits of the quantized layers' activations; 32 for `fp32`.
-        bytes: size of the graph with its weights.
+        bytes: size of the graphs with their weights.
         bit_operations_saved: how many times fewer bit operations than float32, over the layers with integer weights and activations.
         bit_operations_saved_all: the same over the whole network.
-        graph: file of the graph, relative to the bundle.
+        graph: file of the graph, relative to the bundle; with groups of steps, that of the noisiest group.
+        groups: timesteps that divide the groups of steps, falling; each group has activation scales of its own. Empty for a single group.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PrecisionInfo:
     bit_operations_saved: float
     bit_operations_saved_all: float
     graph: str
+    groups: tuple[float, ...] = ()
 
 
 def precisions_of(bundle: Bundle) -> dict[str, PrecisionInfo]:
@@ -41,8 +43,9 @@ def _info(bundle: Bundle, name: str) -> PrecisionInfo:
         name=name,
         weight_bits=record.weight_bits,
         activation_bits=record.activation_bits,
-        bytes=sum(files[file].bytes for file in (record.graph, f"{record.graph}.data") if file in files),
+        bytes=sum(files[file].bytes for file in record.whole_files if file in files),
         bit_operations_saved=record.bit_operations_saved,
         bit_operations_saved_all=record.bit_operations_saved_all,
         graph=record.graph,
+        groups=tuple(group.below for group in record.groups),
     )

@@ -72,13 +72,24 @@ class Bundle:
         """Return the object in a JSON file of the bundle."""
         return json_object(self.read(name), self.folder / name, BundleError)
 
-    def verified_graph(self, precision: str) -> Path:
-        """Return the path of a precision's graph after verifying it and the weights beside it, which runtimes read themselves.
+    def verified_graphs(self, precision: str) -> list[tuple[float, Path]]:
+        """Return the paths of a precision's graphs, one per group of steps, after verifying them and the weights that runtimes read
+        themselves. Each comes with the bound that its timesteps lie below; the first, the noisiest, has an infinite one.
 
         Raises:
             UsageError: the bundle has no such precision.
         """
-        return self.graph(self.precision(precision).graph)
+        record = self.precision(precision)
+        return [(network.below, self.graph(network.graph, record.graph)) for network in record.networks]
+
+    def verified_graph(self, precision: str, timestep: float | None = None) -> Path:
+        """Return the path of the graph that a precision runs at a timestep, after verifying it; None takes the noisiest group of steps.
+
+        Raises:
+            UsageError: the bundle has no such precision.
+        """
+        graphs = self.verified_graphs(precision)
+        return graphs[0][1] if timestep is None else next(path for below, path in reversed(graphs) if timestep < below)
 
     def precision(self, name: str) -> PrecisionRecord:
         """Return the manifest's record of a precision.
@@ -96,7 +107,7 @@ class Bundle:
 
         Args:
             name: name of the graph in the bundle.
-            whole: for a piece of a network, the graph beside it whose weights the piece reads.
+            whole: for a piece of a network or a group of steps, the graph beside it whose weights it reads.
 
         Raises:
             BundleError: the graph is damaged, or reads another file.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +15,7 @@ from engines.bundle.contract import sealed
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
-from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape
+from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape, Timestep
 
 MANIFEST = "manifest.json"
 
@@ -99,9 +101,31 @@ class PiecesRecord(Strict):
     embeddings: Annotated[dict[Name, Name], Field(min_length=1)]
 
 
+class GroupRecord(Strict):
+    """A group of steps with activation scales of its own: the network for timesteps below `below`, down to the next group's bound.
+
+    Its graphs read the integer weights of the precision's own graph.
+    """
+
+    below: Annotated[Timestep, Field(gt=0)]
+    graph: Name
+    pieces: PiecesRecord | None = None
+
+
+@dataclass(frozen=True)
+class NetworkGraphs:
+    """The graphs of one group of steps; `below` is infinite for the noisiest."""
+
+    below: float
+    graph: str
+    pieces: PiecesRecord | None
+
+
 class PrecisionRecord(Strict):
     """One precision: its graph, its cost relative to the float32 graph, and the versions of the libraries that made the graph
     (empty in bundles of schema version 1).
+
+    `graph` and `pieces` serve every timestep that no group takes.
     """
 
     graph: Name
@@ -110,7 +134,27 @@ class PrecisionRecord(Strict):
     bit_operations_saved: PositiveFloat
     bit_operations_saved_all: PositiveFloat
     pieces: PiecesRecord | None = None
+    groups: tuple[GroupRecord, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("groups")
+    @classmethod
+    def _bounds_fall(cls, groups: tuple[GroupRecord, ...]) -> tuple[GroupRecord, ...]:
+        bounds = [group.below for group in groups]
+        if bounds != sorted(set(bounds), reverse=True):
+            raise ValueError(f"the bounds of the groups must fall, not {bounds}")
+        return groups
+
+    @property
+    def networks(self) -> tuple[NetworkGraphs, ...]:
+        """The graphs of every group of steps, the noisiest first; a single one if the precision has no groups."""
+        further = (NetworkGraphs(group.below, group.graph, group.pieces) for group in self.groups)
+        return (NetworkGraphs(math.inf, self.graph, self.pieces), *further)
+
+    @property
+    def whole_files(self) -> tuple[str, ...]:
+        """The names of the whole graphs and, whether it exists or not, of the file with their weights."""
+        return (*(network.graph for network in self.networks), f"{self.graph}.data")
 
 
 class ProfileRecord(Strict):
@@ -134,7 +178,7 @@ class TargetRecord(Strict):
 class Manifest(Strict):
     """Everything that must be known at run time before another file is opened."""
 
-    schema_version: Literal[1, 2, 3] = 3
+    schema_version: Literal[1, 2, 3, 4] = 4
     model: ModelRecord
     parameterization: PredictionType
     target: TargetRecord

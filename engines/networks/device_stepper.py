@@ -15,6 +15,7 @@ from engines.chain.denoiser import Denoiser, Denoisers
 from engines.chain.finite import not_finite
 from engines.chain.step import Move
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
+from engines.networks.grouped_engine import engine_at
 
 X, Z, NOT_FINITE = "step x", "step z", "step not finite"
 CORRECTION = GAIN, OFFSET, STATE_GAIN = "step gain", "step offset", "step state gain"
@@ -44,7 +45,7 @@ class DeviceStepper:
 
     def take(self, move: Move, z: Float32 | None) -> None:
         denoiser = _on_tensorrt(self._denoisers[move.precision])
-        engine = denoiser.engine
+        engine = engine_at(denoiser.engine, move.step.timestep)
         assert isinstance(engine, TensorRtEngine)
         branches = 2 if denoiser.guided else 1
         network_rows = branches * len(self._rows)

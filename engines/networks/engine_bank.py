@@ -18,11 +18,12 @@ from engines.errors import BundleError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.embeddings import Embedding
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
+from engines.networks.grouped_engine import grouped
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The engine that takes the state, and the engines of its embeddings by input name."""
+    """The engine that takes the state, and the engines of its embeddings by input name, which all groups of steps share."""
 
     engine: Engine
     embeddings: Mapping[str, Engine]
@@ -102,10 +103,13 @@ class EngineBank:
         record = self._bundle.precision(precision)
         rows = self._batch * (2 if self.guided else 1)
         pieces = None if self._whole else record.pieces
-        engine = self._engine(record.graph if pieces is None else pieces.body, record, rows)
         made = {} if pieces is None else {name: self._engine(graph, record, 1) for name, graph in pieces.embeddings.items()}
-        self._check_fits(engine, made)
-        return _Network(engine, made)
+        engines = list[tuple[float, Engine]]()
+        for network in record.networks:
+            body = network.graph if self._whole or network.pieces is None else network.pieces.body
+            engines.append((network.below, self._engine(body, record, rows)))
+            self._check_fits(engines[-1][1], made)
+        return _Network(grouped(engines), made)
 
     def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
         engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)

@@ -138,7 +138,7 @@ def bisect_bundle(request: BisectRequest, run: RunGraph | None = None) -> Bisect
         visit = _visit(request, bundle, schedule, bank[FULL_PRECISION], advance)
     feeds = bank[FULL_PRECISION].feeds(visit.x, visit.timestep, visit.rows)
     bank.open([request.precision])  # verifies its files
-    graphs = {name: bundle.verified_graph(name) for name in (request.precision, FULL_PRECISION)}
+    graphs = {name: bundle.verified_graph(name, visit.timestep) for name in (request.precision, FULL_PRECISION)}
     reference = graphs[request.precision if request.against == "oracle" else FULL_PRECISION]
     layers, only_here = compare_layers(graphs[request.precision], run, reference, _as_written, feeds)
     least = MIN_SNR_DB[request.against] if request.min_snr_db is None else request.min_snr_db

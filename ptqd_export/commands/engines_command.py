@@ -86,7 +86,7 @@ def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName 
         departure = check_on(bundle, backend)
     except DepartureError as error:
         for engine in built:
-            if engine.name == error.precision:
+            if engine.precision == error.precision:
                 engine.engine.path.unlink(missing_ok=True)
         raise
     return f"checked against the statistics: no SNR differs by more than {departure:.2f} dB"

@@ -144,10 +144,11 @@ def schedules_table(schedules: Iterable[ScheduleInfo]) -> Table:
 
 
 def _precisions(precisions: Iterable[PrecisionInfo]) -> Table:
-    table = _table("Precisions", "precision", "weight", "input", "size", "bit ops saved, layers", "bit ops saved, all")
+    table = _table("Precisions", "precision", "weight", "input", "groups", "size", "bit ops saved, layers", "bit ops saved, all")
     for one in precisions:
         saved = (f"{one.bit_operations_saved:.1f}x", f"{one.bit_operations_saved_all:.1f}x")
-        table.add_row(one.name, _bits(one.weight_bits), _bits(one.activation_bits), f"{one.bytes / 1e6:.2f} MB", *saved)
+        groups = str(1 + len(one.groups))
+        table.add_row(one.name, _bits(one.weight_bits), _bits(one.activation_bits), groups, f"{one.bytes / 1e6:.2f} MB", *saved)
     return table
 
 

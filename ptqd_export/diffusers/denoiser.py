@@ -24,6 +24,7 @@ from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
 from engines.networks.engine_denoiser import STATE, TIMESTEP
+from engines.networks.grouped_engine import open_groups
 from ptqd_export.diffusers.network_config import network_config
 from ptqd_export.diffusers.timesteps import precisions_by_timestep, timestep_value, unknown_timestep
 
@@ -51,7 +52,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._schedule = schedule
         self.precision = precision or AUTO
         self._precisions = precisions_by_timestep(schedule, precision)
-        self._graphs = {taken: bundle.verified_graph(taken) for taken in set(self._precisions.values())}
+        self._graphs = {taken: bundle.verified_graphs(taken) for taken in set(self._precisions.values())}
         self._backend = backend
         self._engines: dict[str, Engine] = {}
         self.last_output: Tensor | None = None
@@ -136,7 +137,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         if precision is None:
             raise unknown_timestep(timestep, self._schedule)
         if precision not in self._engines:
-            self._engines[precision] = self._backend.open(self._graphs[precision], rows)
+            self._engines[precision] = open_groups(self._backend, self._graphs[precision], rows)
         return self._engines[precision]
 
     def _check_shape(self, sample: Tensor) -> None:

@@ -16,6 +16,7 @@ from engines.cluster.pool import WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.networks.conditioning import Conditioning
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.grouped_engine import GroupGraphs, open_groups
 from ptqd_export.measuring.measuring_backend import measuring_backend
 
 
@@ -44,49 +45,52 @@ class NetworkOpener:
     guidance: float
     batch: int
 
-    def networks(self, graphs: Mapping[str, Path], reference: str, threads: int | None) -> StepNetworks:
+    def networks(self, graphs: Mapping[str, GroupGraphs], reference: str, threads: int | None) -> StepNetworks:
         backend = measuring_backend(self.target, threads)
         guided = is_guided(self.guidance)
         rows = (2 if guided else 1) * self.batch
-        opened = {name: EngineDenoiser(backend.open(graph, rows), self.conditioning, guided) for name, graph in graphs.items()}
+        engines = {name: open_groups(backend, of_groups, rows) for name, of_groups in graphs.items()}
+        opened = {name: EngineDenoiser(engine, self.conditioning, guided) for name, engine in engines.items()}
         return StepNetworks(opened[reference], opened, self.guidance)
 
 
 @dataclass(frozen=True)
 class _OnCopy:
-    """The graphs on a worker's machine: names relative to the copied folder, by precision. See `engines.cluster.pool.Work`."""
+    """The graphs on a worker's machine: bounds and names relative to the copied folder, by precision. See `engines.cluster.pool.Work`."""
 
     opener: NetworkOpener
     copy: FolderCopy
-    graphs: Mapping[str, str]
+    graphs: Mapping[str, Sequence[tuple[float, str]]]
     reference: str
 
     def open(self, threads: int) -> StepNetworks:
         folder = self.copy.local()
-        return self.opener.networks({name: folder / graph for name, graph in self.graphs.items()}, self.reference, threads)
+        graphs = {name: [(below, folder / graph) for below, graph in of_groups] for name, of_groups in self.graphs.items()}
+        return self.opener.networks(graphs, self.reference, threads)
 
 
 @contextlib.contextmanager
 def evaluating_on(
-    cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, Path], reference: str, batches: int
+    cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, GroupGraphs], reference: str, batches: int
 ) -> Iterator[BatchEvaluator]:
     """Evaluate the batches of a walk on a cluster while the `with` block runs.
 
     Args:
         cluster: cluster to run on.
         opener: opens the networks on a worker.
-        graphs: graphs by precision, including full precision; their folders have the same parent.
+        graphs: graphs of every precision, including full precision; their folders have the same parent.
         reference: name of the full-precision graph.
         batches: number of batches per step.
 
     Raises:
         MissingBackendError: Ray, the cluster, or room on the cluster is missing.
     """
-    (parent,) = {graph.parent.parent for graph in graphs.values()}
-    names = {name: graph.relative_to(parent).as_posix() for name, graph in graphs.items()}
+    (parent,) = {graph.parent.parent for of_groups in graphs.values() for _, graph in of_groups}
+    names = {name: [(below, graph.relative_to(parent).as_posix()) for below, graph in of_groups] for name, of_groups in graphs.items()}
+    files = [graph for of_groups in names.values() for _, graph in of_groups]
     size = WorkerSize.of(cluster, "onnxruntime-cuda" if opener.target.provider == "CUDA" else "onnxruntime")
     with joined(cluster) as ray:
-        on_copy = _OnCopy(opener, FolderCopy.of(ray, parent, _with_weights(parent, [*names.values()])), names, reference)
+        on_copy = _OnCopy(opener, FolderCopy.of(ray, parent, _with_weights(parent, files)), names, reference)
         pool: WorkerPool[StepBatch, StepOutputs]
         with WorkerPool(ray, on_copy, size, batches) as pool:
             yield pool.run

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines.untrusted.limits import BATCH, ROWS
+from engines.untrusted.limits import BATCH, CHAIN_STEPS, ROWS
 from ptqd_export.plan.section import Section
 
 
@@ -52,6 +52,12 @@ class QuantizationSection(Section):
     activation_steps: Literal["all", "used"] = Field(
         default="all",
         description="fit a precision's activation ranges on the states of all steps, or only of the steps that a fixed policy gives to it",
+    )
+    step_groups: int = Field(
+        default=1,
+        ge=1,
+        le=CHAIN_STEPS,
+        description="number of groups of neighbouring steps with activation ranges of their own; the groups share the integer weights",
     )
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns with * and ? for the names of layers to keep in float"

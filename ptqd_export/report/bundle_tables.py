@@ -22,7 +22,7 @@ def precision_table(content: Content) -> Table:
     times = content.evidence.times
     marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
     timed = [f"ms per step{mark}" for mark in marks]
-    columns = ("precision", "size", "relative size", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
+    columns = ("precision", "groups of steps", "size", "relative size", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
     rows = [_precision_row(content, name) for name in content.precisions]
     machines = [f"; times{mark}: {measured.machine}" for mark, measured in zip(marks, times, strict=True)]
     return Table.of(f"Each precision alone, means over the steps{''.join(machines)}", columns, rows)
@@ -34,6 +34,7 @@ def _precision_row(content: Content, name: str) -> list[Cell]:
     snr, r2, corrected = ([value for steps in measured for value in series(steps)] for series in (_snr, _r2, _corrected_snr))
     return [
         words(name),
+        number(len(record.networks), "d"),
         megabytes(size),
         number(size / full, ".2f", "x") if full else NOTHING,
         number(record.bit_operations_saved, ".1f", "x"),

@@ -71,7 +71,6 @@ class Content:
         return "class" if conditioning is not None and conditioning.file is None else "row"
 
     def bytes_of(self, precisions: Iterable[str]) -> int:
-        """Return the size of the graphs on disk in bytes, including weights in files beside them."""
-        graphs = {self.bundle.manifest.precisions[name].graph for name in precisions}
-        files = graphs | {f"{graph}.data" for graph in graphs}
+        """Return the size of the graphs of all groups of steps on disk in bytes, including weights in files beside them."""
+        files = {file for name in precisions for file in self.bundle.manifest.precisions[name].whole_files}
         return sum(record.bytes for name, record in self.bundle.manifest.files.items() if name in files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from calib.quantizers.rules.placement import HighPrecision, LayerOverrides, Placement
 from calib.quantizers.rules.precision import Precision
+from calib.quantizers.step_groups import StepGroup, equal_groups
 from calib.walk.calibration_samples import CalibrationSamples
 from engines.backends.base import Backend
 from engines.chain.denoiser import is_guided
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from ptqd_export.measuring.calibration_device import CalibrationDevice
 from ptqd_export.measuring.measuring_backend import measuring_backend
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
 
     from calib.walk.step_networks import BatchEvaluator
 
-    Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, Path]], AbstractContextManager[BatchEvaluator]]
+    Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, GroupGraphs]], AbstractContextManager[BatchEvaluator]]
+
+GROUPS = "groups.json"
+"""File in the folder of a quantized precision: the bounds between its groups of steps, falling. Without it there is a single group."""
 
 
 class BuildContext:
@@ -35,8 +42,8 @@ class BuildContext:
 
     Args:
         plan_file: the plan.
-        elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs by precision; None evaluates them in this
-            process.
+        elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs of every precision (`network_graphs`);
+            None evaluates them in this process.
     """
 
     def __init__(self, plan_file: PlanFile, elsewhere: Elsewhere | None = None) -> None:
@@ -109,14 +116,22 @@ class BuildContext:
         everywhere = self.everywhere(self.plan.steps.precisions or ())
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
+    def groups(self, steps: Sequence[int]) -> list[StepGroup]:
+        """Return the groups that the plan divides the steps of a precision into."""
+        return equal_groups(steps, self.plan.quantization.step_groups, self.table.timestep)
+
     def everywhere(self, listed: tuple[str, ...]) -> tuple[str, ...]:
         """Return one precision per step from the plan's list, which may have a single entry for all steps."""
         return listed * self.table.steps if len(listed) == 1 else listed
 
     def denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
         """Open the network of a graph for batches of `batch` samples."""
+        return self.network([(math.inf, graph)], batch)
+
+    def network(self, graphs: GroupGraphs, batch: int) -> EngineDenoiser:
+        """Open a network, given one graph per group of steps (see `network_graphs`), for batches of `batch` samples."""
         branches = 2 if self.guided else 1
-        return EngineDenoiser(self.backend.open(graph, branches * batch), self.model.conditioning, self.guided)
+        return EngineDenoiser(open_groups(self.backend, graphs, branches * batch), self.model.conditioning, self.guided)
 
     @property
     def samples(self) -> CalibrationSamples:
@@ -131,9 +146,24 @@ def graph_path(folders: Mapping[str, Path], precision: str) -> Path:
     return folders[precision] / f"{precision}.onnx"
 
 
+def network_graphs(folders: Mapping[str, Path], precision: str) -> GroupGraphs:
+    """Return the paths of a precision's graphs in the folder of its stage: one per group of steps, the noisiest first, each with the bound
+    that its timesteps lie below.
+    """
+    path = graph_path(folders, precision)
+    stored = path.with_name(GROUPS)
+    bounds: list[float] = json.loads(stored.read_text()) if stored.exists() else []
+    return [(math.inf, path), *((below, group_path(path, number)) for number, below in enumerate(bounds, start=1))]
+
+
+def group_path(path: Path, number: int) -> Path:
+    """Return the path of the graph of a group of steps, beside the graph of the noisiest group, whose number is 0."""
+    return path if number == 0 else path.with_name(f"{path.stem}.group_{number}.onnx")
+
+
 def schedule_path(folder: Path) -> Path:
     """Return the path of the schedule in the folder of its stage."""
     return folder / "schedule.json"
 
 
-__all__ = ["FULL_PRECISION", "BuildContext", "graph_path", "schedule_path"]
+__all__ = ["FULL_PRECISION", "BuildContext", "graph_path", "group_path", "network_graphs", "schedule_path"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from calib.walk.step_networks import BatchEvaluator
 from engines.cluster.session import Cluster
+from engines.networks.grouped_engine import GroupGraphs
 from ptqd_export.measuring.cluster_networks import ClusterTarget, NetworkOpener, evaluating_on
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 
 @contextlib.contextmanager
-def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[BatchEvaluator]:
+def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, GroupGraphs]) -> Iterator[BatchEvaluator]:
     """Evaluate the networks of the graphs, by precision, on the cluster during the `with` block. The result equals that of one machine.
 
     Raises:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,22 +164,16 @@ def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Pa
 def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
     """Return the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
     inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
+
+    def observed(name: str, steps: Sequence[int]) -> Path:
+        groups = context.groups(steps)
+        make = partial(make_observations, context, prepared, states, groups)
+        return cache.run(name, {**inputs, "groups": [asdict(group) for group in groups]}, make, room=len(groups) * room.observed(prepared))
+
+    precisions = context.quantized_precisions
     if context.plan.quantization.activation_steps == "all":
-        everywhere = range(context.table.steps)
-        make = partial(make_observations, context, prepared, states, everywhere)
-        seen = cache.run("observe", inputs, make, room=room.observed(prepared))
-        return {precision.name: seen for precision in context.quantized_precisions}
-    return {
-        precision.name: _observed_for(context, cache, precision, inputs, prepared, states) for precision in context.quantized_precisions
-    }
-
-
-def _observed_for(
-    context: BuildContext, cache: StageCache, precision: Precision, inputs: Mapping[str, Any], prepared: Path, states: Path
-) -> Path:
-    steps = context.steps_of(precision)
-    make = partial(make_observations, context, prepared, states, steps)
-    return cache.run(f"observe-{precision.name}", {**inputs, "steps": steps}, make, room=room.observed(prepared))
+        return dict.fromkeys((precision.name for precision in precisions), observed("observe", range(context.table.steps)))
+    return {precision.name: observed(f"observe-{precision.name}", context.steps_of(precision)) for precision in precisions}
 
 
 def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:

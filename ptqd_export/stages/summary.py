@@ -102,8 +102,8 @@ def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping
 
 
 def _size(bundle: Bundle, precision: str) -> int:
-    graph = bundle.manifest.precisions[precision].graph
-    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in (graph, f"{graph}.data"))
+    files = bundle.manifest.precisions[precision].whole_files
+    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in files)
 
 
 def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:

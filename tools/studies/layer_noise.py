@@ -23,11 +23,10 @@ from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.errors import UsageError
 from ptqd_export.plan import load_plan
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states, network_inputs
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 
 HEADER = ("layer", "share of the noise", "share of the multiply-accumulates")
 
@@ -50,10 +49,9 @@ class LayerNoise:
 def layer_noise(context: BuildContext, sources: Sources, precision: Precision, states: int) -> list[LayerNoise]:
     """Return the quantized layers in descending order of noise, measured on at most `states` states."""
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
-    layers = rounded_to_nearest(context, precision, sources, network, model)
-    progress = ProgressTracker(None)
+    layers = quantizers(context, sources, network, model).rounded_to_nearest(precision)
     with torch.no_grad():
-        batches = [*network_inputs(context, load_states(sources.states).first(states), progress)]
+        batches = [*network_inputs(context, load_states(sources.states).first(states))]
         exact = [model.adapter(*batch) for batch in batches]
         errors = []
         for layer in layers:

@@ -52,6 +52,11 @@ class Precision:
         return cls(name, weight_bits, activation_bits)
 
     @property
+    def quantizes_activations(self) -> bool:
+        """Whether activations have scales."""
+        return self.activation_bits is not None and self.activation_bits < ACTIVATION_BITS[-1]
+
+    @property
     def bit_operations_per_mac(self) -> int:
         """Weight bits times activation bits, the cost that the paper counts for one multiply-accumulate (PTQD, arXiv 2305.10657)."""
         return self._weight_width * (self.activation_bits or self._weight_width)

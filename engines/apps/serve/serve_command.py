@@ -76,7 +76,7 @@ def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterat
     bundle = Bundle.open(request.bundle)
     check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
     for precision in set(request.chain.chosen(bundle).step_precisions):
-        bundle.verified_graph(precision)
+        bundle.verified_graphs(precision)
     size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
     serve = _import_serve()
     waiting("starting Ray" if not request.cluster.address else f"joining Ray at {request.cluster.address}")

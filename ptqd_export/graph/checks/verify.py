@@ -46,7 +46,10 @@ LED_STATES = 4
 """States that a graph is held against its oracle at layer by layer."""
 
 VERIFIED_STATES = 64
-"""States that a graph is held against its oracle at."""
+"""States that the graphs of a precision are held against their oracles at."""
+
+LEAST_STATES = 16
+"""Fewest states for the graph of one group of steps."""
 
 RUNS, FLOAT_RUNS = 4, 3
 """How often `verify` and `verify_float` run a network on all states. `verify` runs it once more for a reference, and for bfloat16."""
@@ -72,6 +75,11 @@ class Verification:
 
 
 FUSED, EXACT = OnnxRuntimeBackend(), OnnxRuntimeBackend(mode="exact")
+
+
+def verified_states(groups: int) -> int:
+    """Return the number of states that a graph is verified at if a precision has this many, one per group of steps."""
+    return max(LEAST_STATES, VERIFIED_STATES // groups)
 
 
 def verify(

@@ -59,6 +59,18 @@ def find_layers(graph: ir.Graph, macs: Mapping[str, int]) -> list[Layer]:
     return layers
 
 
+def layers_beside_the_state(graph: ir.Graph) -> frozenset[str]:
+    """Return the weighted layers whose inputs do not depend on the state, such as those that embed a prompt for attention."""
+    depth = _weighted_depth(graph)
+    return frozenset(name for name, nodes in weighted_nodes(graph).items() if all(_input(node, depth) is None for node in nodes))
+
+
+def _input(node: ir.Node, depth: Mapping[ir.Value, int | None]) -> int | None:
+    x = node.inputs[0]
+    assert x is not None
+    return depth[x]
+
+
 def _source(name: str, nodes: Sequence[ir.Node], sources: dict[ir.Value, str]) -> str:
     """Source of a layer. A layer called on several tensors is its own source: it needs the range of all of them, seen only by its calls."""
     x, *others = dict.fromkeys(node.inputs[0] for node in nodes)
@@ -72,11 +84,10 @@ def _least_quantized(roles: Collection[Role]) -> Role:
 
 
 def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], before_weighted: set[ir.Node]) -> Role:
-    x = node.inputs[0]
-    assert x is not None
-    if depth[x] is None and node.op_type == "Gemm":
+    reached = _input(node, depth)
+    if reached is None and node.op_type == "Gemm":
         return "embedding"
-    return "boundary" if depth[x] == 0 or node not in before_weighted else "inner"
+    return "boundary" if reached == 0 or node not in before_weighted else "inner"
 
 
 def _weighted_depth(graph: ir.Graph) -> dict[ir.Value, int | None]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from calib.quantizers.rules.precision import Precision
+from calib.quantizers.step_groups import groups_of
 from calib.walk.end_choice import ROUND, end_evaluations
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
-from ptqd_export.graph.checks.verify import LED_STATES, VERIFIED_STATES
+from ptqd_export.graph.checks.verify import LED_STATES, verified_states
 from ptqd_export.report.pictures import KINDS, MOST
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget, timing
@@ -30,8 +32,10 @@ def network_rows(context: BuildContext, stage: str) -> NetworkRows:
     if kind in ("prepare", "observe"):
         return NetworkRows(torch=branches * _states(context))
     if kind == "quantize":
-        led = min(LED_STATES, _verified(context))
-        return NetworkRows(graph=2 * _verified(context), torch=2 * _verified(context) + led)
+        precision = Precision.parse(stage.partition("-")[2])
+        groups = len(groups_of(precision, context.groups(range(context.table.steps))))
+        verified = _verified(context, groups)
+        return NetworkRows(graph=groups * 2 * verified, torch=groups * (2 * verified + min(LED_STATES, verified)))
     if kind == "convert":
         return NetworkRows(graph=_verified(context), torch=2 * _verified(context))
     return NetworkRows(graph=branches * _samples(context, kind))
@@ -66,5 +70,6 @@ def _states(context: BuildContext) -> int:
     return steps * math.ceil(wanted / steps)
 
 
-def _verified(context: BuildContext) -> int:
-    return min(VERIFIED_STATES, _states(context))
+def _verified(context: BuildContext, groups: int = 1) -> int:
+    """Return how many states the graph of a group of steps is verified at."""
+    return min(verified_states(groups), _states(context) // groups)

@@ -99,7 +99,9 @@ class StageCosts:
         settings, layers = self._context.plan.quantization, self._network.layers
         bits = {one.name: one.activation_bits for one in self._context.quantized_precisions}
         shared = next(name for name in bits if bits[name] == bits[precision]) != precision
-        tensors = 0 if shared or settings.activation_scale == "max" else len({layer.source for layer in layers})
+        groups = len(self._context.groups(range(self._context.table.steps)))
+        ranges = 1 if groups == 1 else 1 + groups  # one for all steps, and one for each group
+        tensors = 0 if shared or settings.activation_scale == "max" else ranges * len({layer.source for layer in layers})
         values = 0 if settings.weight_scale == "max" else sum(layer.weights for layer in layers)
         return tensors * self._rates.activation + values * self._rates.weight
 

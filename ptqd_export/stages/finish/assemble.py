@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,10 @@ from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import (
     FileRecord,
+    GroupRecord,
     Manifest,
     ModelRecord,
+    NetworkGraphs,
     PiecesRecord,
     PrecisionRecord,
     ProfileRecord,
@@ -27,6 +29,7 @@ from engines.bundle.manifest import (
 from engines.host.files import replacing, sha256, write_text
 from engines.host.room import check_room, naming_full_disks
 from engines.networks.conditioning import NULL_PREFIX, Conditioning
+from engines.networks.grouped_engine import GroupGraphs
 from engines.untrusted.external_data import graph_files
 from ptqd_export.models.text.prompts import TEXT
 from ptqd_export.records.bundle_lock import UNFINISHED
@@ -35,7 +38,7 @@ from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 from ptqd_export.report.pictures import PICTURES
 from ptqd_export.report.write_report import REPORT
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path, schedule_path
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs, schedule_path
 from ptqd_export.stages.finish.pieces import check_pieces, write_in_pieces
 from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
@@ -98,7 +101,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer = _BundleWriter(folder)
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
-    pieces = {name: _write_network(context, writer, graph_path(parts.graphs, name)) for name in parts.graphs}
+    networks = {name: _write_network(context, writer, network_graphs(parts.graphs, name)) for name in parts.graphs}
     if parts.decoder is not None:
         for file in graph_files(parts.decoder / DECODER):
             writer.copy(file.name, file)
@@ -110,21 +113,24 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     conditions = _conditions_file(context, writer)
     if parts.pictures is not None:
         writer.copy(PICTURES, parts.pictures / SHEET)
-    manifest = _manifest(context, parts, records, pieces, conditions, writer.files)
+    manifest = _manifest(context, parts, records, networks, conditions, writer.files)
     check_pieces(Bundle(folder, manifest), context.samples.noise)
     writer.text(REPORT, report_page(Bundle(folder, manifest), Evidence()))
     manifest = manifest.model_copy(update={"files": writer.files})
     write_manifest(folder, manifest)
 
 
-def _write_network(context: BuildContext, writer: _BundleWriter, graph: Path) -> PiecesRecord | None:
-    """Write the graph of a precision. Returns the names of its pieces if the target runs networks in pieces."""
+def _write_network(context: BuildContext, writer: _BundleWriter, graphs: GroupGraphs) -> list[NetworkGraphs]:
+    """Write the graphs of a precision, with their pieces if the target runs networks in pieces. Returns their names by group of steps."""
     folder = f"graphs/{context.placement.name}"
+    pieces: Sequence[PiecesRecord | None] = [None] * len(graphs)
+    paths = [path for _, path in graphs]
     if context.in_pieces:
-        return writer.pieces(f"{folder}/{graph.name}", graph)
-    for file in graph_files(graph):
-        writer.copy(f"{folder}/{file.name}", file)
-    return None
+        pieces = writer.pieces(f"{folder}/{paths[0].name}", paths) or pieces
+    else:
+        for file in sorted({file for path in paths for file in graph_files(path)}):
+            writer.copy(f"{folder}/{file.name}", file)
+    return [NetworkGraphs(below, f"{folder}/{path.name}", own) for (below, path), own in zip(graphs, pieces, strict=True)]
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _BundleWriter) -> None:
@@ -159,17 +165,20 @@ class _BundleWriter:
             shutil.copyfile(source, temporary)
         self._record(name)
 
-    def pieces(self, name: str, source: Path) -> PiecesRecord | None:
-        """Write a graph and, if embeddings can be cut off, its pieces."""
+    def pieces(self, name: str, sources: Sequence[Path]) -> list[PiecesRecord] | None:
+        """Write the graphs of a precision, the first under this name, and, if embeddings can be cut off, their pieces."""
         path = self._output / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming_full_disks(path):
-            names, folder = write_in_pieces(source, path), PurePosixPath(name).parent
+            names, folder = write_in_pieces(sources, path), PurePosixPath(name).parent
         for file in sorted(path.parent.glob(f"{path.stem}.*")):
             self._record(f"{folder}/{file.name}")
         if names is None:
             return None
-        return PiecesRecord(body=f"{folder}/{names.body}", embeddings={key: f"{folder}/{piece}" for key, piece in names.embeddings.items()})
+        return [
+            PiecesRecord(body=f"{folder}/{one.body}", embeddings={key: f"{folder}/{piece}" for key, piece in one.embeddings.items()})
+            for one in names
+        ]
 
     def arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         with replacing(self._output / name) as temporary, temporary.open("wb") as file:
@@ -196,20 +205,18 @@ def _manifest(
     context: BuildContext,
     parts: Parts,
     records: Mapping[str, Any],
-    pieces: Mapping[str, PiecesRecord | None],
+    networks: Mapping[str, list[NetworkGraphs]],
     conditions: str | None,
     files: dict[str, FileRecord],
 ) -> Manifest:
     model, placement = context.model, context.placement.name
     conditioning = None if model.conditioning is None else model.conditioning.record(conditions, model.null_class)
     full = {"layers_saved": 1.0, "all_saved": 1.0}
-    precisions = {
-        FULL_PRECISION: _precision(placement, FULL_PRECISION, 32, 32, full, pieces[FULL_PRECISION], parts.versions[FULL_PRECISION])
-    }
+    precisions = {FULL_PRECISION: _precision(32, 32, full, networks[FULL_PRECISION], parts.versions[FULL_PRECISION])}
     for name, record in records.items():
         parsed, width = Precision.parse(name), FLOAT_WIDTHS.get(name)
         bits = (parsed.weight_bits or width, parsed.activation_bits or width)
-        precisions[name] = _precision(placement, name, *bits, record["bit_operations"], pieces[name], parts.versions[name])
+        precisions[name] = _precision(*bits, record["bit_operations"], networks[name], parts.versions[name])
     return Manifest(
         model=ModelRecord(
             family=model.family,
@@ -244,22 +251,22 @@ def _target(context: BuildContext) -> TargetRecord:
 
 
 def _precision(
-    placement: str,
-    name: str,
     weight_bits: int | None,
     activation_bits: int | None,
     saved: Mapping[str, float],
-    pieces: PiecesRecord | None,
+    networks: list[NetworkGraphs],
     versions: Mapping[str, str],
 ) -> PrecisionRecord:
     assert weight_bits is not None
     assert activation_bits is not None
+    first, *others = networks
     return PrecisionRecord(
-        graph=f"graphs/{placement}/{name}.onnx",
+        graph=first.graph,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         bit_operations_saved=saved["layers_saved"],
         bit_operations_saved_all=saved["all_saved"],
-        pieces=pieces,
+        pieces=first.pieces,
+        groups=tuple(GroupRecord(below=one.below, graph=one.graph, pieces=one.pieces) for one in others),
         versions=dict(versions),
     )

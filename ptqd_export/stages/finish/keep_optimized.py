@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from engines.backends.cached_engine import CachedEngine
 from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
 DECODER = "decoder"
@@ -16,21 +18,32 @@ DECODER = "decoder"
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine of a bundle: for a precision, a piece of its network, or the decoder."""
+    """An engine of a bundle: for a precision, a group of its steps, a piece of its network, or the decoder."""
 
     name: str
     engine: CachedEngine
 
+    @property
+    def precision(self) -> str:
+        """The precision that the engine belongs to, or the decoder's name."""
+        return self.name.partition(" ")[0]
+
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
-    """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece."""
+    """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece, and a precision with
+    groups of steps one network per group, which share the pieces that do not take the state.
+    """
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
-        pieces = {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
-        body = record.graph if record.pieces is None else record.pieces.body
-        graphs |= {key: bundle.graph(graph, record.graph) for key, graph in {name: body, **pieces}.items()}
+        files = {_engine_name(name, one): one.graph if one.pieces is None else one.pieces.body for one in record.networks}
+        files |= {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
+        graphs |= {key: bundle.graph(graph, record.graph) for key, graph in files.items()}
     decoder = bundle.manifest.model.decoder
     return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}
+
+
+def _engine_name(precision: str, network: NetworkGraphs) -> str:
+    return precision if network.below == math.inf else f"{precision} below timestep {network.below:g}"
 
 
 def optimize_graphs(bundle: Bundle, on_graph: Callable[[int, int], None] = lambda _done, _all: None) -> list[BuiltEngine]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,74 @@ from engines.chain.noise import NoiseSource
 from engines.errors import PtqdError
 from engines.networks.engine_bank import EngineBank
 from engines.untrusted.external_data import graph_files
-from ptqd_export.graph.passes.embedding_cut import cut_embeddings
+from ptqd_export.graph.graph_files import save_sharing, save_with_data
+from ptqd_export.graph.passes.embedding_cut import CutNetwork, cut_embeddings
 
-CHECKED_TIMESTEP = 500.0
-"""Timestep of the check. Any would do: the pieces give the same as the whole graph at every timestep."""
+CHECKED_TIMESTEP = 1.0
+"""Timestep of the check in the last group of steps. Any would do: the pieces give the same as the whole graph at every timestep."""
 
 
-def write_in_pieces(source: Path, path: Path) -> PiecesRecord | None:
-    """Write a graph, and its network in pieces beside it. All of them share one file of weights.
+def write_in_pieces(sources: Sequence[Path], path: Path) -> list[PiecesRecord] | None:
+    """Write the graphs of a precision, one per group of steps, and their networks in pieces beside them. All of them share one file of
+    weights, and all groups share the pieces that do not take the state.
+
+    Args:
+        sources: graphs of the groups, the noisiest first.
+        path: path of the first graph; those of other groups lie beside it under their own names.
 
     Returns:
-        The names of the pieces, relative to the graph's folder; None if no embeddings can be cut off, and the graph is copied unchanged.
+        The names of the pieces of each group, relative to the graph's folder; None if no embeddings can be cut off, and the graphs are
+        copied unchanged.
     """
-    cut = cut_embeddings(ir.load(source))
-    if cut is None:
-        for file in graph_files(source):
+    if cut_embeddings(ir.load(sources[0])) is None:
+        for file in {file for source in sources for file in graph_files(source)}:
             shutil.copyfile(file, path.with_name(file.name))
         return None
-    ir.save(ir.load(source), path, external_data=f"{path.name}.data")
-    cut = cut_embeddings(ir.load(path))  # again, because the weights now lie in the file that the pieces refer to
+    save_with_data(ir.load(sources[0]), path)
+    pieces = [_write_pieces(path)]
+    for source in sources[1:]:
+        whole = path.with_name(source.name)
+        save_sharing(ir.load(source), whole, path)
+        pieces.append(_write_body(whole, path, pieces[0]))
+    return pieces
+
+
+def _write_pieces(path: Path) -> PiecesRecord:
+    """Write the pieces of a graph whose weights lie in the file that they refer to."""
+    cut = _cut(path)
+    embeddings = {name: f"{path.stem}.{name}.onnx" for name in cut.embeddings}
+    for name, graph in cut.embeddings.items():
+        ir.save(graph, path.with_name(embeddings[name]))
+    return PiecesRecord(body=_body(path, cut), embeddings=embeddings)
+
+
+def _write_body(path: Path, first: Path, pieces: PiecesRecord) -> PiecesRecord:
+    """Write the body of a further group's graph, and check that its embeddings are those of the first group."""
+    cut = _cut(path)
+    for name, graph in cut.embeddings.items():
+        own = path.with_name(f"{path.stem}.{name}.onnx")
+        ir.save(graph, own)
+        if own.read_bytes() != first.with_name(pieces.embeddings[name]).read_bytes():
+            raise PtqdError(
+                f"Groups of steps of {first.stem} differ in more than activations.",
+                found=f"another {name} in {path.name}",
+                expected="graphs that compute the same from timestep and conditions",
+                mend="this is a bug in ptqd-export: please report the model",
+            )
+        own.unlink()
+    return pieces.model_copy(update={"body": _body(path, cut)})
+
+
+def _body(path: Path, cut: CutNetwork) -> str:
+    name = f"{path.stem}.body.onnx"
+    ir.save(cut.body, path.with_name(name))
+    return name
+
+
+def _cut(path: Path) -> CutNetwork:
+    cut = cut_embeddings(ir.load(path))
     assert cut is not None
-    names = {piece: f"{path.stem}.{piece}.onnx" for piece in ("body", *cut.embeddings)}
-    for piece, graph in {"body": cut.body, **cut.embeddings}.items():
-        ir.save(graph, path.with_name(names[piece]))
-    return PiecesRecord(body=names.pop("body"), embeddings=names)
+    return cut
 
 
 def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
@@ -47,11 +92,15 @@ def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
         PtqdError: the outputs differ.
     """
     x, row = noise.start(np.zeros(1, dtype=np.int64)), np.zeros(1, dtype=np.int64)
-    for name in (name for name, record in bundle.manifest.precisions.items() if record.pieces is not None):
-        whole, pieces = (EngineBank(bundle, 1.0, whole=whole)[name](x, CHECKED_TIMESTEP, row) for whole in (True, False))
-        if not np.array_equal(whole, pieces):
-            raise PtqdError(
-                f"The network of {name} gives different outputs in pieces.",
-                found=f"outputs that differ by up to {np.abs(whole - pieces).max():.3g}",
-                expected="identical outputs, bit for bit",
-            )
+    for name, record in bundle.manifest.precisions.items():
+        if record.pieces is None:
+            continue
+        whole, pieces = (EngineBank(bundle, 1.0, whole=whole)[name] for whole in (True, False))
+        for timestep in (*(group.below for group in record.groups), CHECKED_TIMESTEP):  # a bound belongs to the group above it
+            expected, found = whole(x, timestep, row), pieces(x, timestep, row)
+            if not np.array_equal(expected, found):
+                raise PtqdError(
+                    f"The network of {name} gives different outputs in pieces.",
+                    found=f"outputs that differ by up to {np.abs(expected - found).max():.3g} at timestep {timestep:g}",
+                    expected="identical outputs, bit for bit",
+                )

@@ -15,7 +15,7 @@ from engines.chain.schedule import Schedule
 from engines.networks.decoder import Decoder
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path, schedule_path
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs, schedule_path
 from ptqd_export.stages.network.decoding import decoder_record
 from ptqd_export.stages.reporter import Reporter, each
 
@@ -40,7 +40,7 @@ def make_pictures(
 def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, num: int, on_step: Callable[[], None]) -> list[Float32]:
     """Return the final states for every kind of picture."""
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
-    denoisers = {name: context.denoiser(graph_path(graphs, name), num) for name in used}
+    denoisers = {name: context.network(network_graphs(graphs, name), num) for name in used}
     conditioning = context.model.conditioning
     rows = None if conditioning is None else conditioning.rows
     return draw(

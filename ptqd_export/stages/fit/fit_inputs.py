@@ -10,7 +10,7 @@ from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.step_networks import Elsewhere
 from engines.chain.schedule import SamplerRecord
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs
 
 
 def fit_settings(context: BuildContext) -> FitSettings:
@@ -33,7 +33,7 @@ def fit_settings(context: BuildContext) -> FitSettings:
 
 def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> FitNetworks:
     """Open the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs."""
-    return FitNetworks({name: context.denoiser(graph_path(graphs, name), batch) for name in graphs}, FULL_PRECISION)
+    return FitNetworks({name: context.network(network_graphs(graphs, name), batch) for name in graphs}, FULL_PRECISION)
 
 
 @contextlib.contextmanager
@@ -42,5 +42,5 @@ def walked_networks(context: BuildContext, graphs: Mapping[str, Path]) -> Iterat
     if context.elsewhere is None:
         yield fit_networks(context, graphs, context.plan.calibration.batch_size)
         return
-    with context.elsewhere(context, {name: graph_path(graphs, name) for name in graphs}) as evaluator:
+    with context.elsewhere(context, {name: network_graphs(graphs, name) for name in graphs}) as evaluator:
         yield FitNetworks({name: Elsewhere(name) for name in graphs}, FULL_PRECISION, evaluator)

@@ -32,9 +32,9 @@ from ptqd_export.graph.reading.scalable_channels import scalable_channels
 from ptqd_export.graph.trace import check_parity
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
-from ptqd_export.stages.network.states import load_states, network_inputs
+from ptqd_export.stages.network.states import input_batches, load_states, network_inputs
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.reporter import Reporter
+from ptqd_export.stages.reporter import Reporter, each
 
 PREPARATION = "preparation.json"
 FACTORS = "factors.npz"
@@ -146,6 +146,6 @@ def _largest_inputs(context: BuildContext, model: LoadedModel, layers: list[str]
     """Return the largest magnitude of each input channel of the given layers over the states, by layer."""
     placed = context.calibration_device.place(model)
     with observe_channels(placed.adapter.network, layers) as seen, torch.no_grad():
-        for batch in network_inputs(context, states, reporter):
+        for batch in network_inputs(context, states, each(reporter, input_batches(context, states))):
             placed.adapter(*batch)
     return seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calib.walk.activation_states import States, draw_states
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
-from ptqd_export.stages.reporter import Reporter, each
+from ptqd_export.stages.reporter import Reporter
 
 STATES = "states.npz"
 
@@ -39,11 +39,17 @@ def load_states(folder: Path) -> States:
     return States.load(folder / STATES)
 
 
-def network_inputs(context: BuildContext, states: States, reporter: Reporter) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches."""
+def input_batches(context: BuildContext, states: States) -> int:
+    """Return the number of batches that `network_inputs` yields."""
+    return math.ceil(len(states.rows) / context.plan.calibration.batch_size)
+
+
+def network_inputs(context: BuildContext, states: States, on_batch: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches.
+    `on_batch` is called after every batch.
+    """
     conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
     branches = 2 if context.guided else 1
-    on_batch = each(reporter, math.ceil(len(states.rows) / size))
     for begin in range(0, len(states.rows), size):
         part = slice(begin, begin + size)
         sample, timestep = (np.concatenate([value[part]] * branches) for value in (states.samples, states.timesteps))

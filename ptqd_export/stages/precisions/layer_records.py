@@ -34,6 +34,25 @@ def precision_record(
     }
 
 
+def add_groups(records: Sequence[dict[str, Any]], bounds: Sequence[float], groups: Sequence[Sequence[QuantizedLayer]]) -> None:
+    """Add the activation scales of the further groups of steps to the records of layers whose activations are quantized.
+
+    Args:
+        records: records of the layers, with the scales of the noisiest group.
+        bounds: bound that the timesteps of each further group lie below.
+        groups: quantized layers of each further group.
+    """
+    scales: dict[str, list[dict[str, Any]]] = {}
+    for below, layers in zip(bounds, groups, strict=True):
+        for layer in layers:
+            if layer.input is not None or layer.output is not None:
+                found = {"below": below, "input": _scale(layer.input), "output": _scale(layer.output)}
+                scales.setdefault(layer.layer.name, []).append(found)
+    for record in records:
+        if record["name"] in scales:
+            record["groups"] = scales[record["name"]]
+
+
 def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: QuantizedLayer | None) -> dict[str, Any]:
     """Return the bits, bit operations per sample and scales of a layer. The graph holds every scale of the weight."""
     record: dict[str, Any] = {

@@ -26,7 +26,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 from ptqd_export.stages.reporter import Reporter
 
 SUMMARY = "reconstruction.json"
@@ -37,7 +37,8 @@ def make_learned_rounding(context: BuildContext, precision: Precision, sources: 
     unit = context.plan.quantization.rounding
     assert unit != "nearest"
     model = prepared_model(context, sources.prepared)
-    nearest = rounded_to_nearest(context, precision, sources, TracedNetwork.load(sources.prepared), model)
+    found = quantizers(context, sources, TracedNetwork.load(sources.prepared), model)
+    nearest = found.rounded_to_nearest(precision)
     make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
 
 
@@ -87,9 +88,10 @@ def _records(folder: Path, nearest: Sequence[QuantizedLayer]) -> Iterator[BlockR
 
 def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
     wanted, calibration = context.plan.quantization.reconstruction, context.plan.calibration
+    scales = wanted.activation_scales and context.plan.quantization.step_groups == 1  # those of groups come from their own states
     return ReconstructionSettings(
         unit=unit,
-        fit=BlockFitSettings(wanted.iterations, wanted.batch_size, wanted.activation_scales, torch.device(calibration.device)),
+        fit=BlockFitSettings(wanted.iterations, wanted.batch_size, scales, torch.device(calibration.device)),
         dtype=torch.bfloat16 if calibration.dtype == "bfloat16" else torch.float32,
         memory_bytes=int(wanted.memory_gib * 2**30),
     )

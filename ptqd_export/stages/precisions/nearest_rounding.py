@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
+from calib.quantizers.step_groups import with_activations
 from engines.errors import UsageError
+from ptqd_export.graph.reading.graph_layers import layers_beside_the_state
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.plan import QuantizationSection
-from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.activations import load_observations
+from ptqd_export.stages.precisions.activations import load_groups, load_observations
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,27 +34,48 @@ class Sources:
     Attributes:
         prepared, states, seen: folders of the stages with the prepared network, the states and the observed activations.
         slower: layers that keep integer weights but compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
-        found: activation quantizers found from these observations so far, shared between precisions.
-        reference: full-precision outputs that graphs are verified against, computed on first use and shared between precisions.
+        found: activation quantizers found from these observations so far by group of steps (None: all of them), shared between precisions.
+        reference: full-precision outputs that graphs are verified against by the steps of their group, computed on first use and shared
+            between precisions.
     """
 
     prepared: Path
     states: Path
     seen: Path
     slower: Mapping[str, float] = field(default_factory=dict)
-    found: ActivationQuantizers = field(default_factory=dict)
-    reference: list[NDArray[np.floating]] = field(default_factory=list)
+    found: dict[int | None, ActivationQuantizers] = field(default_factory=lambda: defaultdict(dict))
+    reference: dict[tuple[int, ...], NDArray[np.floating]] = field(default_factory=dict)
 
 
-def rounded_to_nearest(
-    context: BuildContext,
-    precision: Precision,
-    sources: Sources,
-    network: TracedNetwork,
-    model: LoadedModel,
-    on_layer: Callable[[], None] = lambda: None,
-) -> list[QuantizedLayer]:
-    """Return every layer that gets integers, with its scales, rounded to nearest. `on_layer` is called after each layer of the network.
+@dataclass(frozen=True)
+class Quantizers:
+    """The quantizers of a network.
+
+    Attributes:
+        whole: quantizer with the observations of all steps.
+        groups: quantizer of each group of steps, the noisiest first; `whole` itself if there is a single group.
+    """
+
+    whole: Quantizer
+    groups: tuple[Quantizer, ...]
+
+    def rounded_to_nearest(self, precision: Precision, on_layer: Callable[[], None] = lambda: None) -> list[QuantizedLayer]:
+        """Return every layer that gets integers, rounded to nearest, with one activation scale for all steps. `on_layer` is called after
+        each layer of the network.
+        """
+        return self.whole.quantize(precision, on_layer, self.groups)
+
+    def by_group(self, precision: Precision, layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]:
+        """Return layers of `rounded_to_nearest` once per group, with the group's activation scales and the very same weights."""
+        if self.groups == (self.whole,) or not precision.quantizes_activations:
+            return [list(layers)]
+        return [[with_activations(layer, quantizer) for layer in layers] for quantizer in self.groups]
+
+
+def quantizers(context: BuildContext, sources: Sources, network: TracedNetwork, model: LoadedModel) -> Quantizers:
+    """Return the quantizers of the prepared network.
+
+    What a layer beside the state sees does not change along a chain, so all groups share its scales, and what it computes.
 
     Raises:
         UsageError: a pattern of the plan matches no layer, or nothing is left to quantize.
@@ -57,8 +83,18 @@ def rounded_to_nearest(
     settings = context.plan.quantization
     check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
-    seen = load_observations(sources.seen)
-    return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found).quantize(precision, on_layer)
+
+    def quantizer(seen: Mapping[str, ObservedActivations], group: int | None) -> Quantizer:
+        return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found[group])
+
+    observed = [load_observations(sources.seen, number) for number in range(len(load_groups(sources.seen)))]
+    everywhere = {name: ObservedActivations.together(seen[name] for seen in observed) for name in observed[0]}
+    whole = quantizer(everywhere, None)
+    if len(observed) == 1:
+        return Quantizers(whole, (whole,))
+    beside = layers_beside_the_state(ir.load(sources.prepared / f"{FULL_PRECISION}.onnx").graph)
+    shared = {name: seen for name, seen in everywhere.items() if name.rpartition(".")[0] in beside}
+    return Quantizers(whole, tuple(quantizer(seen | shared, number) for number, seen in enumerate(observed)))
 
 
 def check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:

@@ -14,61 +14,129 @@ from onnx_ir.passes import common
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
+from calib.quantizers.step_groups import StepGroup, groups_of
 from ptqd_export.graph.checks.graph_checks import check_graph
-from ptqd_export.graph.checks.verify import RUNS, VERIFIED_STATES, batches, full_precision_outputs, verify
-from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.checks.verify import RUNS, Verification, batches, full_precision_outputs, verified_states, verify
+from ptqd_export.graph.graph_files import save_graph, save_sharing, save_with_data
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.models.base import LoadedModel
+from ptqd_export.stages.build_context import FULL_PRECISION, GROUPS, BuildContext, group_path
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.layer_records import precision_record
+from ptqd_export.stages.precisions.activations import load_groups
+from ptqd_export.stages.precisions.layer_records import add_groups, precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
-from ptqd_export.stages.precisions.nearest_rounding import Sources, rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 from ptqd_export.stages.reporter import Reporter, each
 
 
 def make_quantized_graph(
     context: BuildContext, precision: Precision, sources: Sources, learned: Path | None, folder: Path, reporter: Reporter
 ) -> None:
-    """Write `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding).
+    """Write `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding). With
+    several groups of steps, also write `groups.json` and the graphs of the other groups, which read their weights from the first group's
+    file.
 
     `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
-    dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-    checked = load_states(sources.states).first(VERIFIED_STATES)
-    runs = RUNS + (dtype != torch.float32) + (not sources.reference)
-    done = each(reporter, len(network.layers) + runs * batches(checked))
-    nearest = rounded_to_nearest(context, precision, sources, network, model, done)
-    layers = nearest if learned is None else load_reconstruction(learned, nearest)
-    layers = with_scales_in(context.high_precision, layers)
-    path = folder / f"{precision.name}.onnx"
-    float32 = _write_graphs(context, sources.prepared, layers, path)
-    check_graph(context.placement, path, layers)
-    if not sources.reference:
-        sources.reference.append(full_precision_outputs(model, checked, done))
-    (reference,) = sources.reference
-    found = verify(model, path, layers, checked, reference=reference, backend=context.backend, float32=float32, dtype=dtype, on_batch=done)
+    groups, path = groups_of(precision, load_groups(sources.seen)), folder / f"{precision.name}.onnx"
+    check = _Check(context, model, sources, reporter, groups, len(network.layers))
+    found = quantizers(context, sources, network, model)
+    nearest = found.rounded_to_nearest(precision, check.on_piece)
+    learned_or_nearest = nearest if learned is None else load_reconstruction(learned, nearest)
+    layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(precision, learned_or_nearest)]
+    verifications = []
+    for number, of_group in enumerate(layers):
+        graph, float32 = _write_graphs(context, sources.prepared, of_group, path, number, shared=len(groups) > 1)
+        verifications.append(check(graph, float32, groups[number], of_group))
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
+    worst = min(verifications, key=lambda one: one.exact_match - one.rounding)
+    bounds = [group.below for group in groups[1:]]
     record = {
         "reconstruction": took,
-        "verification": asdict(found),
-        **precision_record(context, precision, network, layers, sources.slower),
+        "verification": asdict(worst),
+        **precision_record(context, precision, network, layers[0], sources.slower),
     }
+    add_groups(record["layers"], bounds, layers[1:])
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
+    if bounds:
+        (folder / GROUPS).write_text(json.dumps(bounds))
 
 
-def _write_graphs(context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path) -> Path:
-    """Write the quantized graph in the plan's high precision. Returns the path of the same graph in float32."""
+def _write_graphs(
+    context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path, number: int, *, shared: bool
+) -> tuple[Path, Path]:
+    """Write the quantized graph of a group of steps in the plan's high precision. Returns its path, and that of the same graph in float32.
+
+    Args:
+        context: context of the build.
+        prepared: folder of the full-precision graph.
+        layers: quantized layers of the group.
+        path: path of the first group's graph.
+        number: number of the group.
+        shared: whether there are several groups, which share the first one's file of weights.
+    """
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
     ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
     if context.high_precision == FULL_PRECISION:
+        written = float32 = _save(graph, path, number, shared=shared)
+    else:
+        float32 = _save(graph, path.with_name(f"{path.stem}-{FULL_PRECISION}.onnx"), number, shared=shared)
+        ir.passes.Sequential(ToHalfPrecision(context.high_precision), common.RemoveUnusedNodesPass())(graph)
+        written = _save(graph, path, number, shared=shared)
+    return written, float32
+
+
+def _save(graph: ir.Model, first: Path, number: int, *, shared: bool) -> Path:
+    path = group_path(first, number)
+    if not shared:
         save_graph(graph, path)
-        return path
-    float32 = path.with_name(f"{path.stem}-{FULL_PRECISION}.onnx")
-    save_graph(graph, float32)
-    ir.passes.Sequential(ToHalfPrecision(context.high_precision), common.RemoveUnusedNodesPass())(graph)
-    save_graph(graph, path)
-    return float32
+    elif number == 0:
+        save_with_data(graph, path)
+    else:
+        save_sharing(graph, path, first)
+    return path
+
+
+class _Check:
+    """Verifies the graphs of a precision, group by group, at the states of the group.
+
+    Args:
+        context: context of the build.
+        model: model with the prepared network.
+        sources: sources of the graphs.
+        reporter: shows the progress.
+        groups: groups of steps.
+        pieces: pieces of other work, after each of which `on_piece` is called.
+    """
+
+    def __init__(
+        self, context: BuildContext, model: LoadedModel, sources: Sources, reporter: Reporter, groups: Sequence[StepGroup], pieces: int
+    ) -> None:
+        self._context, self._model, self._reference = context, model, sources.reference
+        self._dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
+        states, count = load_states(sources.states), verified_states(len(groups))
+        self._states = {group: states.at(context.table.timestep[list(group.steps)]).first(count) for group in groups}
+        runs = {group: RUNS + (self._dtype != torch.float32) + (group.steps not in sources.reference) for group in groups}
+        self.on_piece = each(reporter, pieces + sum(runs[group] * batches(checked) for group, checked in self._states.items()))
+
+    def __call__(self, path: Path, float32: Path, group: StepGroup, layers: Sequence[QuantizedLayer]) -> Verification:
+        """Verify the graph of a group; see `ptqd_export.graph.checks.verify.verify`."""
+        checked = self._states[group]
+        check_graph(self._context.placement, path, layers)
+        if group.steps not in self._reference:
+            self._reference[group.steps] = full_precision_outputs(self._model, checked, self.on_piece)
+        return verify(
+            self._model,
+            path,
+            layers,
+            checked,
+            reference=self._reference[group.steps],
+            backend=self._context.backend,
+            float32=float32,
+            dtype=self._dtype,
+            on_batch=self.on_piece,
+        )

@@ -116,6 +116,14 @@ def test_a_layer_called_twice_is_seen_twice() -> None:
     assert (seen["layer.input"].low, seen["layer.input"].high) == (-20.0, 10.0)
 
 
+def test_observations_together_are_those_of_all_states(network: TwoLayers) -> None:
+    first, second = (_observe(network, [batch])["second.output"] for batch in _batches()[:2])
+    both = ObservedActivations.together([first, second])
+    assert (both.low, both.high) == (min(first.low, second.low), max(first.high, second.high))
+    torch.testing.assert_close(both.values, torch.cat([first.values, second.values]), rtol=0, atol=0)
+    torch.testing.assert_close(both.rows, torch.cat([first.rows, second.rows]), rtol=0, atol=0)
+
+
 def test_observations_survive_a_file(network: TwoLayers, tmp_path: Path) -> None:
     seen = _observe(network, _batches())["second.output"]
     np.savez(tmp_path / "seen.npz", allow_pickle=False, **seen.arrays())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ GRAPH = "graphs/onnxruntime/fp32.onnx"
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 3,
+    "schema_version": 4,
     "model": {
         "family": "diffusers UNet2DModel",
         "parameters": 7,
@@ -68,6 +69,7 @@ MANIFEST: dict[str, Any] = {
             "bit_operations_saved": 1.0,
             "bit_operations_saved_all": 1.0,
             "pieces": None,
+            "groups": [],
             "versions": {"torch": "2.13.0"},
         }
     },
@@ -107,6 +109,20 @@ def test_manifest_of_the_first_version_lacks_the_versions_of_a_precision(tmp_pat
     old = {name: value for name, value in record.items() if name != "versions"}
     read = Bundle.open(write(tmp_path, {**MANIFEST, "schema_version": 1, "precisions": {"fp32": old}})).manifest
     assert (read.schema_version, read.precisions["fp32"].versions) == (1, {})
+
+
+def test_precisions_of_the_third_version_have_no_groups_of_steps(tmp_path: Path) -> None:
+    (record,) = MANIFEST["precisions"].values()
+    old = {name: value for name, value in record.items() if name != "groups"}
+    read = Bundle.open(write(tmp_path, {**MANIFEST, "schema_version": 3, "precisions": {"fp32": old}})).manifest
+    assert [(one.below, one.graph) for one in read.precisions["fp32"].networks] == [(math.inf, GRAPH)]
+
+
+@pytest.mark.parametrize("bounds", [[100.0, 200.0], [100.0, 100.0], [0.0], [-1.0]])
+def test_bounds_of_groups_fall_and_are_positive(tmp_path: Path, bounds: list[float]) -> None:
+    (record,) = MANIFEST["precisions"].values()
+    groups = [{"below": below, "graph": GRAPH, "pieces": None} for below in bounds]
+    assert "groups" in refusal(write(tmp_path, {**MANIFEST, "precisions": {"fp32": {**record, "groups": groups}}}))
 
 
 def test_noise_schedule_is_the_model_s(tmp_path: Path) -> None:
@@ -208,11 +224,11 @@ def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
         assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
 
 
-@pytest.mark.parametrize("version", [4, 0, "1", True, None])
+@pytest.mark.parametrize("version", [5, 0, "1", True, None])
 def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
     message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
     assert "schema version" in message
-    assert f"{version!r}\n  expected: 1 or 2 or 3\n" in message
+    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4\n" in message
 
 
 @pytest.mark.parametrize(

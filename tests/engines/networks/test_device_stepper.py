@@ -22,6 +22,7 @@ from engines.errors import MissingBackendError
 from engines.networks.conditioning import class_labels
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.grouped_engine import GroupedEngine
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.samplers.table import TableStep
 from tests.engines.backends.tensorrt.host_tensorrt import HostTensorRt
@@ -66,6 +67,20 @@ def test_steps_on_the_device_are_those_of_the_host_bit_by_bit(
     on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
     np.testing.assert_array_equal(on_device, on_host)
     assert abs(on_host).max() > 0.1
+
+
+def test_groups_of_steps_run_on_their_own_engines_bit_by_bit(
+    open_engine: Callable[..., TensorRtEngine], schedule: Schedule, kernels: UpdateKernels
+) -> None:
+    """The middle of the chain divides the groups; a chain without groups differs from it."""
+    first, second = open_engine("double"), open_engine("negate")
+    below = (schedule.steps[1].timestep + schedule.steps[2].timestep) / 2
+    of = partial(EngineDenoiser, conditioning=class_labels(3, 3), guided=True)
+    chain = Chain(schedule, {"w4a8": of(GroupedEngine([(math.inf, first), (below, second)]))}, "w4a8")
+    on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
+    np.testing.assert_array_equal(on_device, chain.sample(NOISE, SAMPLES, ROWS))
+    alone = replace(chain, denoisers={"w4a8": of(first)}).sample(NOISE, SAMPLES, ROWS)
+    assert np.abs(on_device - alone).max() > 0.1
 
 
 def random_schedule(sampler: str, seed: int) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,18 @@ def test_every_precision_is_built_and_found_the_second_time(bundle: TinyBundle) 
     for engine in built:
         assert engine.engine.path.name in done.output
         assert engine.engine.path.stat().st_size > 10_000
+
+
+def test_every_group_of_steps_has_its_engine(bundle: TinyBundle) -> None:
+    name = "graphs/onnxruntime/w8a8.group_1.onnx"
+    shutil.copyfile(bundle.folder / "graphs/onnxruntime/fp32.onnx", bundle.folder / name)
+    bundle.rehash(name)
+    group = {"below": 312.5, "graph": name, "pieces": None}
+    bundle.edit_json("manifest.json", lambda manifest: manifest["precisions"]["w8a8"].update(groups=[group]))
+    built = build_engines(bundle.folder)
+    assert [engine.name for engine in built] == ["fp32", "w8a8", "w8a8 below timestep 312.5"]
+    assert [engine.precision for engine in built] == ["fp32", "w8a8", "w8a8"]
+    assert len({engine.engine.path for engine in built}) == 3
 
 
 def test_another_writer_of_the_bundle_is_named_and_nothing_is_built(bundle: TinyBundle) -> None:

@@ -14,7 +14,7 @@ import pytest
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.untrusted import external_data
 from ptqd_export.graph import graph_files
-from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.graph_files import save_graph, save_sharing, save_with_data
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array
@@ -55,6 +55,35 @@ def test_weights_beyond_the_limit_lie_beside_the_graph(
     assert [file.name for file in external_data.graph_files(tmp_path / "m.onnx")] == files
     assert sorted(file.name for file in tmp_path.iterdir()) == files
     np.testing.assert_allclose(_run(tmp_path / "m.onnx"), X @ WEIGHT, atol=1e-5)
+
+
+def test_a_graph_shares_equal_weights_and_holds_its_own(model: ir.Model, parse_graph: Parse, tmp_path: Path) -> None:
+    save_with_data(model, tmp_path / "m.onnx")
+    text = """g (float[N,64] sample, float[64,64] w, float[64,64] v) => (float[N,64] out)
+        { a = MatMul (sample, w)
+          out = MatMul (a, v) }"""
+    other = parse_graph(text)
+    for name, values in {"v": 2 * WEIGHT, "w": WEIGHT}.items():
+        value = next(value for value in other.graph.inputs if value.name == name)
+        other.graph.inputs.remove(value)
+        value.const_value = ir.tensor(values)
+        other.graph.register_initializer(value)
+    save_sharing(other, tmp_path / "n.onnx", tmp_path / "m.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data", "n.onnx"]
+    own, shared = (onnx.load(tmp_path / f"{name}.onnx", load_external_data=False).graph.initializer for name in "nm")
+    stored = {tensor.name: tensor for tensor in own}
+    assert stored["w"].external_data == shared[0].external_data
+    assert stored["v"].raw_data == (2 * WEIGHT).tobytes()
+    np.testing.assert_allclose(_run(tmp_path / "n.onnx"), X @ WEIGHT @ (2 * WEIGHT), rtol=1e-4, atol=1e-3)
+
+
+def test_a_weight_of_the_same_name_with_other_values_is_not_shared(model: ir.Model, tmp_path: Path) -> None:
+    save_with_data(model, tmp_path / "m.onnx")
+    changed = ir.load(tmp_path / "m.onnx")
+    changed.graph.initializers["w"].const_value = ir.tensor(WEIGHT + np.float32(1))
+    save_sharing(changed, tmp_path / "n.onnx", tmp_path / "m.onnx")
+    assert external_data.external_files(tmp_path / "n.onnx") == set()
+    np.testing.assert_allclose(_run(tmp_path / "n.onnx"), X @ (WEIGHT + 1), atol=1e-4)
 
 
 def test_graph_with_weights_beside_it_can_move_and_be_saved_again(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

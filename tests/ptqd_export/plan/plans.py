@@ -61,6 +61,7 @@ RESOLVED = """\
     "split_concatenations": false,
     "channel_scaling": null,
     "activation_steps": "all",
+    "step_groups": 1,
     "keep_float": [],
     "keep_8bit_weights": [],
     "integer_layers": "all"

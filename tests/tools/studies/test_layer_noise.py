@@ -17,7 +17,7 @@ from ptqd_export.plan import PlanFile, load_plan
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.nearest_rounding import rounded_to_nearest
+from ptqd_export.stages.precisions.nearest_rounding import quantizers
 from tools.studies.layer_noise import HEADER, built_sources, layer_noise, main
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_shares_are_those_of_weights_rounded_by_hand(digits: Digits, context: Bu
     errors = {}
     with torch.no_grad():
         exact = model.adapter(sample, timestep, classes)
-        for layer in rounded_to_nearest(context, PRECISION, sources, TracedNetwork.load(sources.prepared), model):
+        for layer in quantizers(context, sources, TracedNetwork.load(sources.prepared), model).rounded_to_nearest(PRECISION):
             network = copy.deepcopy(model.adapter.network)
             scale = layer.weight.scale.reshape(-1, *[1] * (layer.integers.ndim - 1))
             network.get_submodule(layer.layer.name).get_parameter("weight").copy_(layer.integers * scale)

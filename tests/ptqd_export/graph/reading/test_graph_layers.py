@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from calib.quantizers.rules.layers import Layer, Role
-from ptqd_export.graph.reading.graph_layers import find_layers, weighted_nodes
+from ptqd_export.graph.reading.graph_layers import find_layers, layers_beside_the_state, weighted_nodes
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -88,6 +88,22 @@ def unet(graph_of: GraphOf) -> dict[str, Layer]:
 )  # fmt: skip
 def test_each_layer_has_its_role(unet: dict[str, Layer], name: str, role: Role) -> None:
     assert unet[name].role == role
+
+
+def test_layers_beside_the_state_are_those_of_timestep_and_conditions(graph_of: GraphOf) -> None:
+    network = _network(time=nn.Linear(4, 4), key=nn.Linear(4, 4), query=nn.Linear(4, 4), both=nn.Linear(4, 4))
+    text = """
+        g (float[N,4] sample, float[N,4] timestep, float[N,4] tokens, float[4,4] time_weight_T, float[4,4] key_weight_T,
+           float[4,4] query_weight_T, float[4,4] both_weight_T) => (float[N,4] out)
+        {
+            t = MatMul (timestep, time_weight_T)
+            k = MatMul (tokens, key_weight_T)
+            q = MatMul (sample, query_weight_T)
+            mixed = Add (q, k)
+            b = MatMul (mixed, both_weight_T)
+            out = Add (b, t)
+        }"""
+    assert layers_beside_the_state(graph_of(text, network).graph) == {"time", "key"}
 
 
 def test_products_of_activations_are_no_layers(unet: dict[str, Layer]) -> None:

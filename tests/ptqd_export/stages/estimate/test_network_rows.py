@@ -60,10 +60,10 @@ def _stages(built: Built) -> dict[str, Stage]:
     traced, states, walked = (built.stage(name) for name in ("trace", "states", "statistics"))
     kinds = {one.name: "convert" if one.weight_bits is None else "quantize" for one in context.engine_precisions}
     graphs = {"fp32": traced, **{name: built.stage(f"{kind}-{name}") for name, kind in kinds.items()}}
-    sources = Sources(traced, states, built.stage("observe"), reference=[])
+    sources = Sources(traced, states, built.stage("observe"), reference={})
     return {
         "states": partial(make_states, context, traced),
-        "observe": partial(make_observations, context, traced, states, range(context.table.steps)),
+        "observe": partial(make_observations, context, traced, states, context.groups(range(context.table.steps))),
         "quantize-w8a8": partial(make_quantized_graph, context, Precision.parse("w8a8"), sources, None),
         "statistics": partial(make_statistics, context, graphs, fit_settings(context)),
         "probes": partial(make_probes, context, graphs, walked),

@@ -91,7 +91,8 @@ def test_prepared_graph_and_network_compute_what_full_precision_computes(prepare
 def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Prepared, tmp_path: Path) -> None:
     (seen := tmp_path / "seen").mkdir()
     (quantized := tmp_path / "quantized").mkdir()
-    make_observations(prepared.context, prepared.folder, prepared.states, range(prepared.context.table.steps), seen, Recorder())
+    everywhere = prepared.context.groups(range(prepared.context.table.steps))
+    make_observations(prepared.context, prepared.folder, prepared.states, everywhere, seen, Recorder())
     precision = Precision.parse("w4a8")
     sources = Sources(prepared.folder, prepared.states, seen)
     make_quantized_graph(prepared.context, precision, sources, None, quantized, Recorder())
@@ -295,7 +296,7 @@ def test_precisions_are_observed_on_their_own_steps(class_build: Built, tmp_path
 def test_observing_in_bfloat16_sees_nearly_the_same(class_build: Built, tmp_path: Path) -> None:
     plan = class_build.plan_file.plan.model_dump(mode="json")
     context = BuildContext(class_build.resumed_in(tmp_path / "b", calibration=plan["calibration"] | {"dtype": "bfloat16"}))
-    make_observations(context, class_build.stage("trace"), class_build.stage("states"), range(4), tmp_path, Recorder())
+    make_observations(context, class_build.stage("trace"), class_build.stage("states"), context.groups(range(4)), tmp_path, Recorder())
     found, expected = (load_observations(folder) for folder in (tmp_path, class_build.stage("observe")))
     assert found.keys() == expected.keys()
     name = "mid_block.resnets.0.conv1.input"
