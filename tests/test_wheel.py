@@ -55,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     written = load_plan(ROOT / "tools" / "digits" / "plan.json")
     calibration = {"samples": 8, "batch_size": 8, "activation_samples": 64}
-    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": calibration})
+    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": calibration, "correction": {"mode": "joint"}})
     folder = tmp_path_factory.mktemp("digits") / "bundle"
     run_build(PlanFile(plan, written.folder, folder))
     return folder

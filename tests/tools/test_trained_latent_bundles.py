@@ -26,7 +26,7 @@ SAMPLES = 100
 def test_quantized_samples_show_the_digit_asked_for(name: str, tmp_path: Path) -> None:
     """At most three samples in a hundred fewer than in full precision; W8A8 is nearer to it than W4A8."""
     written = load_plan(TOOLS / name / "plan.json")
-    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION})
+    plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION, "correction": {"mode": "joint"}})
     run_build(PlanFile(plan, written.folder, tmp_path / "bundle"))
     fp32, *rows = Study(Bundle.open(tmp_path / "bundle"), SAMPLES).rows()
     labels = digits_of(np.arange(SAMPLES, dtype=np.int64))
