@@ -119,9 +119,9 @@ def test_groups_for_tensorrt_share_their_weights_in_half_precision(cross_trt_bui
     (_, first), (below, second) = bundle.verified_graphs("w8a8")
     assert below == _halfway(bundle)
     one, other = initializers(first), initializers(second)
-    weights = [name for name in one if name.endswith((".weight.int", ".weight.scale"))]
-    assert weights
-    assert {one[name].data_type for name in weights} == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16}
+    weights = [name for name in one if name.endswith(".weight.int")]
+    assert len(weights) > 10
+    assert any(one[name].external_data for name in weights)
     assert all((one[name].external_data, one[name].raw_data) == (other[name].external_data, other[name].raw_data) for name in weights)
 
 
