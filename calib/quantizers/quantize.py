@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from calib.quantizers.observers import ObservedActivations
-from calib.quantizers.outputs.output_error import Reader
+from calib.quantizers.outputs.output_error import ReadingLayer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.quantizers.rules.layers import Layer
@@ -134,5 +134,5 @@ class Quantizer:
             readers=[self._reader(layer) for layer in self._layers if tensor == f"{layer.source}.input"],
         )
 
-    def _reader(self, layer: Layer) -> Reader:
-        return Reader(self._seen[f"{layer.name}.output"].rows, self._network.get_submodule(layer.name).get_parameter("weight"))
+    def _reader(self, layer: Layer) -> ReadingLayer:
+        return ReadingLayer(self._seen[f"{layer.name}.output"].rows, self._network.get_submodule(layer.name).get_parameter("weight"))

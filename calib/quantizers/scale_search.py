@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calib.quantizers.outputs.output_error import Reader, RowsOfGroup, error_at_readers
+from calib.quantizers.outputs.output_error import ReadingLayer, RowsOfGroup, error_at_readers
 from calib.quantizers.quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_range
 
 Criterion = Literal["mse", "max"]
@@ -89,7 +89,7 @@ def activation_scale(
     signed: bool,
     symmetric: bool,
     criterion: Criterion = "mse",
-    readers: Sequence[Reader] = (),
+    readers: Sequence[ReadingLayer] = (),
 ) -> ActivationQuantizer:
     """Return the per-tensor quantizer for sampled values.
 
@@ -132,7 +132,7 @@ def clipping_weight(bits: int) -> float:
     return math.sqrt(2**bits)
 
 
-def _error(values: Tensor, readers: Sequence[Reader], quantizer: ActivationQuantizer) -> float:
+def _error(values: Tensor, readers: Sequence[ReadingLayer], quantizer: ActivationQuantizer) -> float:
     """Squared error, with clipping errors weighted by `clipping_weight`."""
     if readers:
         return error_at_readers(readers, quantizer, clipping_weight(quantizer.bits))

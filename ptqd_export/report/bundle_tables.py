@@ -22,7 +22,8 @@ def precision_table(content: Content) -> Table:
     times = content.evidence.times
     marks = [""] if len(times) == 1 else [f" [{index}]" for index, _ in enumerate(times, start=1)]
     timed = [f"ms per step{mark}" for mark in marks]
-    columns = ("precision", "groups of steps", "size", "relative size", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
+    grouped = ["groups of steps"] if _has_groups(content) else []
+    columns = ("precision", *grouped, "size", "relative size", *saved, *timed, "noise SNR", "R2", "corrected SNR", "steps")
     rows = [_precision_row(content, name) for name in content.precisions]
     machines = [f"; times{mark}: {measured.machine}" for mark, measured in zip(marks, times, strict=True)]
     return Table.of(f"Each precision alone, means over the steps{''.join(machines)}", columns, rows)
@@ -34,7 +35,7 @@ def _precision_row(content: Content, name: str) -> list[Cell]:
     snr, r2, corrected = ([value for steps in measured for value in series(steps)] for series in (_snr, _r2, _corrected_snr))
     return [
         words(name),
-        number(len(record.networks), "d"),
+        *([number(len(record.networks), "d")] if _has_groups(content) else []),
         megabytes(size),
         number(size / full, ".2f", "x") if full else NOTHING,
         number(record.bit_operations_saved, ".1f", "x"),
@@ -45,6 +46,11 @@ def _precision_row(content: Content, name: str) -> list[Cell]:
         decibels(mean_of(corrected)),
         number(content.taken[name], "d"),
     ]
+
+
+def _has_groups(content: Content) -> bool:
+    """Whether any precision divides the steps into groups."""
+    return any(len(record.networks) > 1 for record in content.bundle.manifest.precisions.values())
 
 
 def _time(times: MachineTimes, name: str) -> Cell:

@@ -41,7 +41,7 @@ class RowsOfGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class ReadingLayer:
     """A layer that reads a quantized tensor.
 
     Attributes:
@@ -75,6 +75,6 @@ class Reader:
         return rows.transpose(0, 1) @ weight.transpose(1, 2)
 
 
-def error_at_readers(readers: Sequence[Reader], quantizer: ActivationQuantizer, clipping_weight: float) -> float:
-    """Return the sum of the relative errors of all layers that read a tensor; see `Reader.error`."""
+def error_at_readers(readers: Sequence[ReadingLayer], quantizer: ActivationQuantizer, clipping_weight: float) -> float:
+    """Return the sum of the relative errors of all layers that read a tensor; see `ReadingLayer.error`."""
     return sum(reader.error(quantizer, clipping_weight) for reader in readers)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from calib.quantizers import scale_search
-from calib.quantizers.outputs.output_error import Reader, error_at_readers
+from calib.quantizers.outputs.output_error import ReadingLayer, error_at_readers
 from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer, weight_range
 from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
 
@@ -212,7 +212,7 @@ def test_asymmetric_activation_search_comes_close_to_exhaustive_search(bits: int
 @pytest.mark.parametrize("bits", [4, 8])
 def test_activation_search_with_readers_comes_close_to_the_least_error_of_their_outputs(bits: int, signed: bool, symmetric: bool) -> None:
     rows = _rows(200, 32)
-    values, readers = rows.flatten(), [Reader(rows, torch.randn(8, 32, generator=torch.Generator().manual_seed(bits)))]
+    values, readers = rows.flatten(), [ReadingLayer(rows, torch.randn(8, 32, generator=torch.Generator().manual_seed(bits)))]
     low, high = float(values.min()), float(values.max())
 
     def error(quantizer: ActivationQuantizer) -> float:
@@ -291,7 +291,7 @@ def test_no_range_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[ActivationQuantizer] = []
     error = scale_search._error
 
-    def counting(values: Tensor, readers: Sequence[Reader], quantizer: ActivationQuantizer) -> float:
+    def counting(values: Tensor, readers: Sequence[ReadingLayer], quantizer: ActivationQuantizer) -> float:
         measured.append(quantizer)
         return error(values, readers, quantizer)
 
