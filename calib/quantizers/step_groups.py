@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from calib.quantizers.quantize import Quantizer
-from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.quantizers.rules.precision import Precision
 from engines.arrays import Float64
+
+if TYPE_CHECKING:
+    from calib.quantizers.quantize import Quantizer
+    from calib.quantizers.quantized_layer import QuantizedLayer
+    from calib.quantizers.rules.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def _newer_manifest(bundle: TinyBundle) -> None:
 
 
 def _newer_schedule(bundle: TinyBundle) -> None:
-    bundle.edit_json("schedules/default.json", lambda schedule: schedule.update(schema_version=2))
+    bundle.edit_json("schedules/default.json", lambda schedule: schedule.update(schema_version=3))
     bundle.rehash("schedules/default.json")
 
 

@@ -82,7 +82,16 @@ def _body(path: Path, cut: CutNetwork) -> str:
 def _cut(path: Path) -> CutNetwork:
     cut = cut_embeddings(ir.load(path))
     assert cut is not None
+    for graph in cut.embeddings.values():
+        _sort_initializers(graph.graph)
     return cut
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    """Bring initializers into the order of their names. Those that layers share come with the first of them, which may lie in the body."""
+    values = sorted(graph.initializers.items())
+    graph.initializers.clear()
+    graph.initializers.update(values)
 
 
 def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:

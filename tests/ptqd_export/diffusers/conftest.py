@@ -51,6 +51,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainModel:
         "precisions": ["w8a8"],
         "steps": {"policy": "fixed", "precisions": ["w8a8"] * (STEPS - 1) + ["fp32"]},
         "calibration": {"samples": 16, "batch_size": 8, "activation_samples": 32},
+        "correction": {"mode": "joint"},
         "target": {"name": "onnxruntime", "threads": 1, "benchmark_batch": 1},
         "output": "bundle",
     }

@@ -136,7 +136,7 @@ def test_time_is_spent_where_time_is_counted(class_build: Built, monkeypatch: py
     """Milliseconds that make the most exact precision the cheapest."""
     times = {"fp32": 10.0, "w8a8": 1.0, "w4a8": 2.0, "w4a4": 2.0, "w3a8": 2.0}
     monkeypatch.setattr(module, "time_engines", lambda *_: times)
-    run = _run(class_build, tmp_path, 0.15, cost="time")
+    run = _run(class_build, tmp_path, 0.1, cost="time")
     assert run.chosen.precisions == ("w8a8",) * STEPS
     write_time_frontier(run.context, tmp_path, run.chosen, times)
     record = json.loads((tmp_path / "local" / machine_name() / "frontier.json").read_text())
