@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.quantizers.observers import ObservedActivations, observe_activations
-from calib.quantizers.outputs.output_error import Reader
+from calib.quantizers.outputs.output_error import ReadingLayer
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.layers import Layer
@@ -66,7 +66,7 @@ def test_layers_that_read_one_tensor_share_its_quantizer(network: Attention, see
     layers = _quantize(network, seen, "w4a6")
     assert layers["key"].input is layers["query"].input
     observed = seen["query.input"]
-    readers = [Reader(seen[f"{name}.output"].rows, getattr(network, name).weight) for name in ("query", "key")]
+    readers = [ReadingLayer(seen[f"{name}.output"].rows, getattr(network, name).weight) for name in ("query", "key")]
     assert layers["query"].input == activation_scale(
         observed.values, observed.low, observed.high, bits=6, signed=False, symmetric=False, readers=readers
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from calib.walk.race import Behind, race
+from calib.walk.race import Behind, Race, race
 from engines.arrays import Float64
 
 SIZE = 8
 
 
-def _errors(means: dict[str, float], spread: float, calls: list[tuple[str, int]]) -> object:
+def _errors(means: dict[str, float], spread: float, calls: list[tuple[str, int]]) -> Callable[[str, int], Float64]:
     """Return a function that draws errors around each contender's mean; what a round's samples have in common is far larger."""
 
     def measure(name: str, number: int) -> Float64:
@@ -23,7 +25,7 @@ def _errors(means: dict[str, float], spread: float, calls: list[tuple[str, int]]
     return measure
 
 
-def _run(means: dict[str, float], spread: float = 1.0, rounds: int = 6, allowance: int = 1000):
+def _run(means: dict[str, float], spread: float = 1.0, rounds: int = 6, allowance: int = 1000) -> tuple[Race[str], list[tuple[str, int]]]:
     calls: list[tuple[str, int]] = []
     return race([*means], _errors(means, spread, calls), rounds, allowance), calls
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from calib.quantizers.outputs.input_rows import input_rows
-from calib.quantizers.outputs.output_error import SHRINKAGE, Reader, RowsOfGroup, error_at_readers
+from calib.quantizers.outputs.output_error import SHRINKAGE, ReadingLayer, RowsOfGroup, error_at_readers
 from calib.quantizers.quantizers import ActivationQuantizer
 
 COARSE = ActivationQuantizer(4, signed=False, scale=0.25, zero_point=4)
@@ -42,7 +42,7 @@ def test_error_of_activations_is_that_of_the_layer_relative_to_its_variance(laye
         outputs, quantized = layer(x), layer(COARSE.fake(x))
     expected = (quantized - outputs).square().mean() / outputs.movedim(1, -1).flatten(0, -2).var(dim=0).mean()
     rows = input_rows(layer, x, 40_000, torch.Generator().manual_seed(3))
-    assert Reader(rows, layer.weight).error(COARSE, clipping_weight=1.0) == pytest.approx(float(expected), rel=0.05)
+    assert ReadingLayer(rows, layer.weight).error(COARSE, clipping_weight=1.0) == pytest.approx(float(expected), rel=0.05)
 
 
 def test_clipping_errors_count_as_often_as_they_are_weighted() -> None:
@@ -50,17 +50,17 @@ def test_clipping_errors_count_as_often_as_they_are_weighted() -> None:
     outputs = linear(rows[:, 0], weight)
     clipped = linear(rows[:, 0].clamp(-1, 2.75), weight) - outputs
     share = float(clipped.square().mean() / outputs.var(dim=0, correction=0).mean())
-    once, thrice = (Reader(rows, weight).error(COARSE, clipping_weight) for clipping_weight in (1.0, 3.0))
+    once, thrice = (ReadingLayer(rows, weight).error(COARSE, clipping_weight) for clipping_weight in (1.0, 3.0))
     assert share > 0.01
     assert thrice - once == pytest.approx(2 * share, rel=1e-4)
 
 
 def test_layers_that_read_one_tensor_count_alike_whatever_the_size_of_their_weights() -> None:
     rows, weight = _rows(100, 6), torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    alone = Reader(rows, weight).error(COARSE, 4.0)
-    both = error_at_readers([Reader(rows, weight), Reader(rows, 100 * weight)], COARSE, 4.0)
+    alone = ReadingLayer(rows, weight).error(COARSE, 4.0)
+    both = error_at_readers([ReadingLayer(rows, weight), ReadingLayer(rows, 100 * weight)], COARSE, 4.0)
     assert both == pytest.approx(2 * alone, rel=1e-4)
 
 
 def test_a_layer_whose_output_is_constant_has_no_error() -> None:
-    assert Reader(torch.zeros(10, 1, 6), torch.ones(4, 6)).error(COARSE, 4.0) == 0
+    assert ReadingLayer(torch.zeros(10, 1, 6), torch.ones(4, 6)).error(COARSE, 4.0) == 0
