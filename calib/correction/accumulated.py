@@ -43,32 +43,28 @@ def restored(affine: Affine, step: TableStep, ends: Moments) -> Affine:
     return Affine(kept * affine.gain, kept * affine.offset + b / step.out_coeff, kept * affine.state_gain + k * of_state / step.out_coeff)
 
 
-def can_accumulate(table: SamplerTable, trajectory: str, policy: str) -> bool:
-    """Whether a chain can be corrected for its accumulated error."""
-    return policy != "budget" and trajectory != "fp" and table.clip is None and bool(table.out_coeff.all())
-
-
-def check_accumulated(table: SamplerTable, trajectory: str, policy: str) -> None:
-    """Raises UsageError if a chain cannot be corrected for its accumulated error."""
+def obstacle(table: SamplerTable, trajectory: str, policy: str) -> UsageError | None:
+    """Return why a chain cannot be corrected for its accumulated error, or None if it can."""
     if policy == "budget":
-        raise UsageError(
+        return UsageError(
             "A probe of one step has no accumulated error to correct.",
             found='part "chain" with policy "budget"',
             expected='policy "snr" or "fixed", or parts without "chain"',
         )
     if trajectory == "fp":
-        raise UsageError(
+        return UsageError(
             "The full-precision chain accumulates no error.",
             found='part "chain" with trajectory "fp"',
             expected='trajectory "quantized", or parts without "chain"',
         )
     if table.clip is not None or not table.out_coeff.all():
-        raise UsageError(
+        return UsageError(
             "The accumulated error cannot be taken out of these steps through the output.",
             found=f"{table.name} with " + ("clipping" if table.clip is not None else "a step that does not use the output"),
             expected='a sampler without clipping, or parts without "chain"',
             mend="set sampler.clip_sample to false, if the model samples well without it" if table.clip is not None else None,
         )
+    return None
 
 
 def _ahead(step: TableStep) -> tuple[float, float]:

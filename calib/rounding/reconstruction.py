@@ -56,7 +56,7 @@ class CalibrationRows:
     """Calibration data that the network is run on.
 
     Attributes:
-        forward: runs the network, or a copy of it, on a batch.
+        forward: runs a batch through the network or a copy of it.
         inputs: on the CPU, one row per guidance branch and state: all states of the first branch, then all of the second.
         states: number of states.
     """

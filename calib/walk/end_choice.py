@@ -5,8 +5,7 @@ averages out, and how much of each the later steps undo belongs to the chain. So
 never saw, down whole chains, and the one that ends nearest to full precision's is chosen; see `calib.walk.race`.
 
 A precision's correction is chosen on a chain of this precision alone, although it was fitted on the states of the policy's chain. If
-the policy mixes precisions, the mixed chain is judged too: it keeps each precision's own correction, unless one proposal for all of them is
-significantly better there.
+the policy mixes precisions, the mixed chain is judged too, where each precision's own choice is one more proposal.
 """
 
 from __future__ import annotations
@@ -49,14 +48,12 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     judge = _Judge(networks.telling(on_evaluation), fitted)
     races = {name: judge.race(judge.alone(name)) for name in judge.precisions}
     own = fitted.corrected_by({name: found.winner for name, found in races.items()})
-    judged = [one for name, found in races.items() for one in _evidence(name, found, found.winner, _record)]
+    judged = [one for name, found in races.items() for one in _evidence(name, found, _record)]
     if not judge.is_mixed:
         return replace(own, judged=tuple(judged))
-    each: dict[CorrectionChoice | None, Schedule] = {None: own.schedule, **dict[CorrectionChoice | None, Schedule](judge.mixed().items())}
-    together, record = judge.race(each), fitted.schedule.correction
-    mixed = None if None in together.left else together.winner
-    judged += _evidence(None, together, mixed, lambda choice: record if choice is None else _record(choice))
-    return replace(own, mixed=mixed, judged=tuple(judged))
+    together, record = judge.race(judge.mixed(own.schedule)), fitted.schedule.correction
+    judged += _evidence(None, together, lambda choice: record if choice is None else _record(choice))
+    return replace(own, mixed=together.winner, judged=tuple(judged))
 
 
 def end_evaluations(proposals: int, networks: int, steps: int, samples: int) -> int:
@@ -86,8 +83,8 @@ class _Judge:
 
     @property
     def precisions(self) -> list[str]:
-        """The quantized precisions whose own chains the schedule corrects."""
-        return [name for name in self.schedule.precisions if name != self.networks.reference and self.schedule.corrects(name)]
+        """The quantized precisions to judge on chains of their own: none if the corrections were fitted for shifted steps."""
+        return [] if self.schedule.is_shifted else [name for name in self.schedule.precisions if name != self.networks.reference]
 
     @property
     def is_mixed(self) -> bool:
@@ -119,9 +116,11 @@ class _Judge:
         proposed = {choice: schedule for choice, schedule in self._proposed().items() if own or not choice.accumulates}
         return _distinct({choice: with_precisions(schedule, everywhere) for choice, schedule in proposed.items()})
 
-    def mixed(self) -> dict[CorrectionChoice, Schedule]:
-        """Return the distinct proposals for the chain that the policy chose."""
-        return _distinct(self._proposed())
+    def mixed(self, own: Schedule) -> dict[CorrectionChoice | None, Schedule]:
+        """Return the distinct proposals for the chain that the policy chose; under None, each precision's own choice."""
+        chains: dict[CorrectionChoice | None, Schedule] = {None: own}
+        chains.update(self._proposed().items())
+        return _distinct(chains)
 
     def _proposed(self) -> dict[CorrectionChoice, Schedule]:
         names = self.schedule.precisions
@@ -139,9 +138,9 @@ class _Judge:
         return 10 * np.log10(np.clip(errors, _ROUNDING, _DIVERGED))
 
 
-def _distinct(chains: Mapping[CorrectionChoice, Schedule]) -> dict[CorrectionChoice, Schedule]:
+def _distinct(chains: Mapping[Contender, Schedule]) -> dict[Contender, Schedule]:
     """Return the first of the chains that take the same steps; without fresh noise, a variance schedule changes nothing."""
-    found = dict[tuple[tuple[object, ...], ...], CorrectionChoice]()
+    found = dict[tuple[tuple[object, ...], ...], Contender]()
     for choice, chain in chains.items():
         found.setdefault(tuple(_taken(step.chosen_correction) for step in chain.steps), choice)
     return {choice: chains[choice] for choice in found.values()}
@@ -151,12 +150,10 @@ def _taken(correction: Correction) -> tuple[object, ...]:
     return correction.gain, correction.offset, correction.state_gain, correction.sigma_corrected
 
 
-def _evidence(
-    chain: str | None, found: Race[Contender], chosen: Contender, record: Callable[[Contender], CorrectionRecord]
-) -> Iterator[JudgedCorrection]:
+def _evidence(chain: str | None, found: Race[Contender], record: Callable[[Contender], CorrectionRecord]) -> Iterator[JudgedCorrection]:
     """Yield how every proposal for a chain did, in the order of the proposals."""
     for choice, errors in found.errors.items():
-        behind = Behind.of(errors, found.errors[chosen])
+        behind = Behind.of(errors, found.errors[found.winner])
         yield JudgedCorrection(
             chain=chain,
             correction=record(choice),
@@ -164,7 +161,7 @@ def _evidence(
             error_db=float(errors.mean()),
             behind_db=behind.mean,
             standard_error_db=behind.standard_error,
-            chosen=choice == chosen,
+            chosen=choice == found.winner,
         )
 
 

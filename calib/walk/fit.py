@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from calib.correction.accumulated import can_accumulate, check_accumulated
+from calib.correction.accumulated import obstacle
 from calib.correction.correction_fit import Part
 from calib.correction.drift import check_drift
 from calib.correction.level_shift import LevelShift, check_shift
@@ -34,6 +34,7 @@ from calib.walk.walk import Walk, WalkPlan
 from engines.chain.denoiser import Denoiser
 from engines.chain.schedule import JudgedCorrection, SamplerRecord, Schedule
 from engines.chain.told_denoiser import ToldDenoiser
+from engines.errors import UsageError
 from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 
@@ -77,16 +78,17 @@ class FitSettings:
     @property
     def correction(self) -> CorrectionChoice:
         """What the walk corrects."""
-        return taken_by_walk(self.mode, self.variance, self.parts, can_accumulate=self._can_accumulate)
+        return taken_by_walk(self.mode, self.variance, self.parts, can_accumulate=self._obstacle is None)
 
     @property
     def proposals(self) -> tuple[CorrectionChoice, ...]:
         """The corrections to choose among; empty unless the mode is `auto`."""
-        return proposals_of(self.mode, self.variance, self.parts, can_accumulate=self._can_accumulate)
+        return proposals_of(self.mode, self.variance, self.parts, can_accumulate=self._obstacle is None)
 
     @property
-    def _can_accumulate(self) -> bool:
-        return can_accumulate(self.table, self.trajectory, self.policy)
+    def _obstacle(self) -> UsageError | None:
+        """Why the accumulated error cannot be corrected."""
+        return obstacle(self.table, self.trajectory, self.policy)
 
     @property
     def level_shift(self) -> LevelShift | None:
@@ -110,8 +112,8 @@ class FitSettings:
         _ = self.level_shift
         if self.correction.variance in ("drift", "q-drift"):
             check_drift(self.table, self.correction.variance)
-        if self.follows_full_precision:
-            check_accumulated(self.table, self.trajectory, self.policy)
+        if self.follows_full_precision and self._obstacle is not None:
+            raise self._obstacle
 
     @property
     def follows_full_precision(self) -> bool:

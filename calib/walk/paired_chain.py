@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calib.correction.moments import FOLDS
-from calib.walk.state_store import StateStore
+from calib.walk.state_store import StateStore, sample_numbers
 from calib.walk.step_networks import BatchEvaluator, StepBatch
 from engines.arrays import Float32, Int64
 from engines.chain.noise import Noise
@@ -43,7 +43,7 @@ class PairedChain:
 
     def start(self) -> None:
         for batch in self.batches:
-            self.states[batch] = np.float32(self.table.init_sigma) * self.noise.start(_samples(batch))
+            self.states[batch] = np.float32(self.table.init_sigma) * self.noise.start(sample_numbers(batch))
 
     def take_mean(self, i: int) -> None:
         """Take step `i` without its fresh noise, which `add_noise` adds."""
@@ -58,11 +58,7 @@ class PairedChain:
         sigma = self.table.step(i).sigma
         if sigma > 0:
             for batch in self.batches:
-                self.states[batch] += np.float32(sigma) * self.noise.step(i, _samples(batch))
+                self.states[batch] += np.float32(sigma) * self.noise.step(i, sample_numbers(batch))
 
     def _batch(self, i: int, batch: slice) -> StepBatch:
-        return StepBatch(i, self.table.step(i), np.array(self.states[batch]), self.rows[batch], _samples(batch) % FOLDS, exact=True)
-
-
-def _samples(batch: slice) -> Int64:
-    return np.arange(batch.start, batch.stop, dtype=np.int64)
+        return StepBatch(i, self.table.step(i), np.array(self.states[batch]), self.rows[batch], sample_numbers(batch) % FOLDS, exact=True)

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from engines.arrays import Float32
+from engines.arrays import Float32, Int64
 from engines.host.mapped_file import mapped_file
 from engines.host.room import NoRoomError
 
@@ -70,3 +70,8 @@ def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int
     """Return the bytes per sample in a store with this many precisions, or the bytes of one state if there are none."""
     arrays = 2 + precisions + 2 * history_length if precisions else 1
     return arrays * math.prod(shape) * np.dtype(np.float32).itemsize
+
+
+def sample_numbers(batch: slice) -> Int64:
+    """Return the numbers of the samples of a batch."""
+    return np.arange(batch.start, batch.stop, dtype=np.int64)

@@ -23,7 +23,7 @@ from calib.correction.step_change import STEP_CHANGE
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.paired_chain import PairedChain
 from calib.walk.policy import Policy
-from calib.walk.state_store import StateStore
+from calib.walk.state_store import StateStore, sample_numbers
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks
 from calib.walk.step_result import StepResult, fit_result
 from engines.arrays import Float32, Int64
@@ -129,7 +129,7 @@ class Walk:
 
     def _start(self) -> None:
         for batch in self._batches():
-            self.states[batch] = np.float32(self._plan.table.init_sigma) * self._plan.noise.start(_samples(batch))
+            self.states[batch] = np.float32(self._plan.table.init_sigma) * self._plan.noise.start(sample_numbers(batch))
         if self._paired is not None:
             self._paired.start()
 
@@ -161,7 +161,7 @@ class Walk:
             x, out = np.array(self.states[batch]), self._store.outputs[name][batch][None]
             end = advance(ChainState(x, self._store.history(batch, i)), out, move, None).x
             values = np.stack([look_ahead(x, corrected_output(x, out, move), row), end, exact[batch]], dtype=np.float64)
-            ends = ends.merge(Moments.of(ENDS, values, _samples(batch) % FOLDS))
+            ends = ends.merge(Moments.of(ENDS, values, sample_numbers(batch) % FOLDS))
         affine = restored(found.affine, row, ends)
         v = residual_variance(result.moments[name].guided(self._plan.guidance), affine)
         corrections = {**result.corrections, name: replace(found, affine=affine, residual_variance=v)}
@@ -183,7 +183,7 @@ class Walk:
         return merged
 
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
-        return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], _samples(batch) % FOLDS)
+        return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], sample_numbers(batch) % FOLDS)
 
     def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
         """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.
@@ -200,7 +200,7 @@ class Walk:
             corrected = advance(ChainState(x, self._store.history(batch, i)), out, move, None)
             values = np.stack([mean.x, corrected.x, R * x + T * corrected_output(x, out, move)], dtype=np.float64)
             values[1] -= values[0]
-            moments = moments.merge(Moments.of(STEP_CHANGE, values, _samples(batch) % FOLDS))
+            moments = moments.merge(Moments.of(STEP_CHANGE, values, sample_numbers(batch) % FOLDS))
         return moments
 
     def _advance(self, i: int, row: TableStep, result: StepResult) -> None:
@@ -209,7 +209,7 @@ class Walk:
         move = self._move(i, row, found.affine, found.sigma_corrected) if on_policy else self._move(i, row, sigma=row.sigma)
         for batch in self._batches():
             x = np.array(self.states[batch])
-            z = self._plan.noise.step(i, _samples(batch)) if move.sigma > 0 else None
+            z = self._plan.noise.step(i, sample_numbers(batch)) if move.sigma > 0 else None
             after = advance(ChainState(x, self._store.history(batch, i)), outputs[batch][None], move, z)
             ideal = advance(ChainState(x, self._store.exact_history(batch, i)), self._store.reference[batch][None], exact, None)
             self._store.advance(batch, after.x, after.history, ideal.history)
@@ -225,7 +225,3 @@ class Walk:
     def _batches(self) -> Iterator[slice]:
         N, size = len(self._plan.rows), self._plan.batch_size
         return (slice(begin, min(begin + size, N)) for begin in range(0, N, size))
-
-
-def _samples(batch: slice) -> Int64:
-    return np.arange(batch.start, batch.stop, dtype=np.int64)

@@ -20,8 +20,8 @@ class Strict(BaseModel):
 class Correction(Strict):
     """Correction `e' = gain_c q + offset_c + state_gain_c x` of one precision at one step, and its calibrated noise.
 
-    `residual_variance` is the variance of `e' - e` about its mean; `unabsorbed_variance` is the part of the step's excess variance that
-    its fresh noise could not absorb (all of it at eta = 0).
+    `residual_variance` is the variance of `e' - e` about its mean. `unabsorbed_variance` is the part of the step's excess variance that its
+    fresh noise could not absorb: at eta 0, the whole excess.
     """
 
     gain: tuple[Coefficient, ...]

@@ -1,4 +1,4 @@
-"""A pool of workers that each open the same work once and then run units of it. If a worker dies, another one repeats its unit."""
+"""A pool of workers. Each opens the work once and then runs units of it; the unit of a worker that dies goes to another."""
 
 from __future__ import annotations
 

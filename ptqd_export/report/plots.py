@@ -216,7 +216,7 @@ _DRAWINGS = (
     _Drawing(
         "r2",
         "R2: share of the noise that is proportional to the output",
-        "Share of the variance of the noise d that k e explains. 1: a gain removes all of it. 0: a gain removes nothing.",
+        "Share of the variance of d that k e explains. At 1, a gain removes all of the noise; at 0, none.",
         partial(_lines, lambda steps: steps.r2, "R2", "linear"),
     ),
     _Drawing(

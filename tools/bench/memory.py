@@ -8,9 +8,9 @@ from typing import Literal
 
 
 def memory_mib(what: Literal["VmRSS", "VmHWM", "RssFile"]) -> float:
-    """Return, in MiB, the resident memory (`VmRSS`), the part of it that is file pages (`RssFile`), or its peak so far (`VmHWM`).
+    """Return a figure of the kernel in MiB: resident memory (`VmRSS`), its peak so far (`VmHWM`), or its file pages (`RssFile`).
 
-    (`getrusage` would count the parent that the process was forked from.)
+    `getrusage` would count the parent that the process was forked from.
     """
     found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     assert found is not None

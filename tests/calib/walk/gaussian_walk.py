@@ -131,3 +131,10 @@ def take(
             observe(result, walk.states)
             results.append(result)
         return results, np.array(walk.states)
+
+
+def take_with_states(plan: WalkPlan, folder: Path) -> tuple[list[StepResult], Float64]:
+    """Take the walk; return all results, and the states after each step, [steps, samples, ...]."""
+    before: list[Float32] = []
+    results, last = take(plan, folder, lambda _, states: before.append(np.array(states)))
+    return results, np.stack([*before[1:], last], dtype=np.float64)

@@ -25,6 +25,7 @@ from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain
 from engines.chain.schedule import SamplerRecord
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from tests.calib.walk.gaussian_walk import take_with_states
 
 STEPS, SAMPLES, SHAPE = 12, 1024, (3, 4, 4)
 MEAN, S = np.array([0.5, -0.3, 0.0]).reshape(-1, 1, 1), 0.6
@@ -71,12 +72,7 @@ def _walk(name: str, network: Denoiser, reference: Denoiser, choice: CorrectionC
         table=table, reference=reference, quantized={"q": network}, noise=NoiseSource(seed=7, shape=SHAPE),
         rows=np.arange(SAMPLES, dtype=np.int64), policy=FixedPolicy(("q",) * table.steps), correction=choice, batch_size=512,
     )  # fmt: skip
-    results, states = [], []
-    with Walk(plan, folder) as walk:
-        for result in walk:
-            states.append(np.array(walk.states, np.float64))
-            results.append(result)
-        return results, np.stack([*states[1:], np.array(walk.states, np.float64)])
+    return take_with_states(plan, folder)
 
 
 def _ratios(name: str, variance: Variance, folder: Path, mode: Mode = "none") -> tuple[list[StepResult], Float64]:

@@ -15,11 +15,12 @@ import pytest
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.policy import FixedPolicy, Policy, SnrPolicy
 from calib.walk.step_result import StepResult
-from calib.walk.walk import Walk, WalkPlan
+from calib.walk.walk import WalkPlan
 from engines.arrays import Float32, Float64, Int64
 from engines.chain.denoiser import Denoiser
 from engines.chain.noise import NoiseSource
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
+from tests.calib.walk.gaussian_walk import take_with_states
 
 STEPS = 12
 SHAPE = (3, 4, 4)
@@ -57,19 +58,14 @@ def _walk(
     correction: CorrectionChoice | None = None,
     policy: Policy | None = None,
     reference: Denoiser = Network(),
-) -> tuple[list[StepResult], list[Float64]]:
-    """Results, and the states after each step."""
+) -> tuple[list[StepResult], Float64]:
+    """Results, and the states after each step [steps, samples, *SHAPE]."""
     plan = WalkPlan(
         table=table, reference=reference, quantized={"q": network, "fp32": reference}, noise=NoiseSource(seed=7, shape=SHAPE),
         rows=np.arange(samples, dtype=np.int64), policy=policy or FixedPolicy(("q",) * table.steps),
         correction=correction or CorrectionChoice("joint"), batch_size=512,
     )  # fmt: skip
-    results, states = [], []
-    with Walk(plan, folder) as walk:
-        for result in walk:
-            states.append(np.array(walk.states, np.float64))
-            results.append(result)
-        return results, [*states[1:], np.array(walk.states, np.float64)]
+    return take_with_states(plan, folder)
 
 
 PLAIN = CorrectionChoice("none", "none")
@@ -86,7 +82,7 @@ def test_what_follows_the_output_and_its_mean_is_undone_whatever_the_sampler(nam
     assert np.abs(corrected - exact).max() < 2e-3
 
 
-def _variances(states: list[Float64]) -> Float64:
+def _variances(states: Float64) -> Float64:
     """[rows] within channels, after each step."""
     return np.array([x.var(axis=(0, 2, 3)).mean() for x in states])
 

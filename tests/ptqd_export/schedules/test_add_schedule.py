@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import engines.cli
 from calib.correction.correction_fit import Part
@@ -25,12 +25,12 @@ from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import machine_name
 from engines.networks.chain_choice import ChainChoice
-from ptqd_export.cli import main
 from ptqd_export.measuring.measuring_backend import Bfloat16StandIn
 from ptqd_export.schedules.add_schedule import AddedSchedule, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.schedules.stored_schedule import store_schedule
 from tests.dying import every_death
+from tests.ptqd_export.stages.whole_builds import portable
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -47,18 +47,12 @@ def _default(tiny: TinyBundle) -> Schedule:
     return Bundle.open(tiny.folder).schedule()
 
 
-def _files(tiny: TinyBundle) -> dict[str, bytes]:
-    """The portable ones."""
-    files = {path.relative_to(tiny.folder).as_posix(): path for path in tiny.folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("local/")}
-
-
 def _assert_sound(tiny: TinyBundle) -> Bundle:
     """Every file is listed and has its hash."""
     bundle = Bundle.open(tiny.folder)
     for name in bundle.manifest.files:
         bundle.path(name)
-    assert {*bundle.manifest.files, "manifest.json"} == set(_files(tiny))
+    assert {*bundle.manifest.files, "manifest.json"} == set(portable(tiny.folder))
     return bundle
 
 
@@ -133,8 +127,8 @@ def test_a_walk_of_the_same_chain_finds_the_same(built_tiny: TinyBundle) -> None
     added = _add(built_tiny, fit="walk")
     assert added.schedule == _default(built_tiny)
     for name in ("w4a8", "w8a8"):
-        written = _files(built_tiny)[f"statistics/onnxruntime/other/{name}.json"]
-        assert json.loads(written) == json.loads(_files(built_tiny)[f"statistics/onnxruntime/{name}.json"])
+        written = portable(built_tiny.folder)[f"statistics/onnxruntime/other/{name}.json"]
+        assert json.loads(written) == json.loads(portable(built_tiny.folder)[f"statistics/onnxruntime/{name}.json"])
 
 
 def test_another_chain_is_walked_with_the_precisions_that_it_takes(built_tiny: TinyBundle) -> None:
@@ -145,7 +139,7 @@ def test_another_chain_is_walked_with_the_precisions_that_it_takes(built_tiny: T
     files = _assert_sound(built_tiny).manifest.files
     assert [name for name in files if "/other/" in name] == ["statistics/onnxruntime/other/w4a8.json"]
     assert [record["n"] for record in _records(built_tiny, "w4a8", "other")] == [8] * 3
-    assert _files(built_tiny).keys() == {*files, "manifest.json"}, "the states of the walk are gone"
+    assert portable(built_tiny.folder).keys() == {*files, "manifest.json"}, "the states of the walk are gone"
 
 
 def test_a_deterministic_chain_can_be_shifted_and_sampled(built_tiny: TinyBundle, tmp_path: Path) -> None:
@@ -252,13 +246,13 @@ def test_the_chain_is_opened_at_its_own_guidance(built_tiny: TinyBundle) -> None
 
 def test_a_schedule_of_the_name_is_replaced_only_when_forced(built_tiny: TinyBundle) -> None:
     _add(built_tiny, fit="walk")
-    before = _files(built_tiny)
+    before = portable(built_tiny.folder)
     with pytest.raises(UsageError, match="--force"):
         _add(built_tiny, mode="none")
-    assert _files(built_tiny) == before
+    assert portable(built_tiny.folder) == before
     forced = add_schedule(built_tiny.folder, "other", ScheduleRequest(mode="none"), force=True)
     assert _assert_sound(built_tiny).schedule("other") == forced.schedule
-    assert not [name for name in _files(built_tiny) if "/other/" in name], "what the replaced one measured is gone"
+    assert not [name for name in portable(built_tiny.folder) if "/other/" in name], "what the replaced one measured is gone"
 
 
 @pytest.mark.parametrize("survivor", range(3))
@@ -308,81 +302,6 @@ def test_wherever_a_replacement_is_killed_the_bundle_is_sound_and_the_next_one_i
 
 def _added_files(bundle: Bundle) -> set[str]:
     return {name for name in bundle.manifest.files if "other" in name}
-
-
-# What is refused
-
-
-def _run(folder: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["schedule", str(folder), "--name", "other", *arguments])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--name", "a/b"], "cannot have this name"),
-        (["--name", "../b"], "cannot have this name"),
-        (["--name", "default"], "Only a build can write the default schedule"),
-        (["--policy", "budget"], "must be given together"),
-        (["--budget", "0.1"], "must be given together"),
-        (["--cost", "time"], "A cost needs a budget"),
-        (["--policy", "budget", "--budget", "0.0001"], "Every chain costs more than the budget"),
-        (["--sampler", "heun"], "The sampler is unknown."),
-        (["--steps", "1001"], "num_train_timesteps = 1000"),
-        (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
-        (["--precisions", "w4a8,w5a8"], "w5a8"),
-        (["--policy", "fixed"], "--precisions"),
-        (["--policy", "fixed", "--precisions", "w4a8,w8a8"], "2 precisions"),
-        (["--policy", "best"], "'best'"),
-        (["--parts", "gain,scale"], "'scale'"),
-        (["--fit", "moments", "--steps", "3"], "4 steps"),
-        (["--fit", "moments", "--eta", "0"], "eta 1"),
-        (["--fit", "moments", "--variance", "shift"], "other timesteps"),
-        (["--fit", "moments", "--samples", "9"], "need a new walk"),
-        (["--variance", "shift", "--trajectory", "fp"], "trajectory"),
-        (["--variance", "q-drift", "--sampler", "plms"], "clean sample"),
-        (["--parts", "chain", "--trajectory", "fp"], "accumulates no error"),
-        (["--fit", "moments", "--parts", "chain"], "accumulated error"),
-    ],
-)
-@pytest.mark.usefixtures("no_engines")
-def test_what_does_not_fit_is_told_and_nothing_is_written(finished_tiny: TinyBundle, arguments: list[str], named: str) -> None:
-    before = _files(finished_tiny)
-    done = _run(finished_tiny.folder, *arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
-    assert _files(finished_tiny) == before
-
-
-def test_a_bundle_without_statistics_is_told(own_tiny: TinyBundle) -> None:
-    before = _files(own_tiny)
-    done = _run(own_tiny.folder)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: The bundle has no statistics of this schedule.\n  found:")
-    assert _files(own_tiny) == before
-
-
-def test_no_bundle_is_told(tmp_path: Path) -> None:
-    assert _run(tmp_path).exit_code == 2
-
-
-def test_moments_of_one_branch_say_nothing_of_guidance(built_unconditional: TinyBundle) -> None:
-    before = _files(built_unconditional)
-    done = _run(built_unconditional.folder, "--guidance", "2", "--fit", "moments")
-    assert (done.exit_code, "without guidance, with only one branch" in done.stderr) == (2, True)
-    done = _run(built_unconditional.folder, "--guidance", "2")
-    assert (done.exit_code, "cannot be guided" in done.stderr) == (2, True)
-    assert _files(built_unconditional) == before
-    assert _run(built_unconditional.folder, "--guidance", "1", "--mode", "mmse").exit_code == 0
-
-
-def test_steps_with_clipping_are_not_in_the_moments(built_tiny: TinyBundle) -> None:
-    built_tiny.edit_json("manifest.json", lambda manifest: manifest["model"]["noise_schedule"].update(clip_sample=True))
-    done = _run(built_tiny.folder, "--mode", "mmse", "--fit", "moments")
-    assert (done.exit_code, "clipping or history" in done.stderr) == (2, True)
-    done = _run(built_tiny.folder, "--variance", "shift")
-    assert (done.exit_code, "clip_sample" in done.stderr) == (2, True)
 
 
 # The command
