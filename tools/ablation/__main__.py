@@ -1,4 +1,4 @@
-"""Measure what every part of the method contributes: precision x correction x eta, and mixed against uniform precisions.
+"""Measure what every part of the method contributes: precision x correction x sampler, and mixed against uniform precisions.
 
     python -m tools.ablation build/digits-ablation --reference build/digits-reference.npz --features tools/digits/classifier.onnx \\
         --output build/ablation/digits
@@ -25,18 +25,19 @@ from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.metrics.paired import image_errors
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scores import SampleScores
+from engines.apps.evaluate.seeded_samples import SeededSamples
 from engines.arrays import Float32, Float64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
-from engines.chain.sampling import Chain, batches, rows_of
+from engines.chain.sampling import Chain, rows_of
 from engines.host.files import write_text
-from engines.networks.chain_choice import ChainChoice
+from engines.networks.chain_choice import AUTO, ChainChoice
+from engines.networks.decoder import open_decoder
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.schedules.add_schedule import add_schedule
-from tools.ablation.ablation_rows import CONTENDERS, Row, full_precision_row, mixed_rows, uniform_rows
+from tools.ablation.ablation_rows import SETTINGS, Row, Setting, full_precision_row, mixed_rows, uniform_rows
 from tools.ablation.mean_of_db import MEAN_OF_DB, mean_of_db
 
-ETAS = tuple(CONTENDERS)
 BATCH = 64
 
 Estimates = Mapping[str, Estimate]
@@ -61,17 +62,18 @@ class Study:
     num: int
     seeds: Sequence[int]
 
-    def states(self, chain: Chain, seed: int) -> Iterator[Float32]:
-        """Yield the samples of one seed, batch by batch."""
-        model = Bundle.open(self.bundle).manifest.model
-        noise, samples = NoiseSource(seed, model.sample_shape), np.arange(self.num, dtype=np.int64)
-        rows = np.zeros_like(samples) if model.conditioning is None else rows_of(samples, noise, model.conditioning.rows, None)
-        for part, of_rows in zip(batches(samples, BATCH), batches(rows, BATCH), strict=True):
-            yield chain.sample(noise, part, of_rows)
+    def images(self, chain: Chain, seed: int) -> Iterator[Float32]:
+        """Yield the images of one seed, batch by batch."""
+        bundle = Bundle.open(self.bundle)
+        model, numbers = bundle.manifest.model, np.arange(self.num, dtype=np.int64)
+        noise = NoiseSource(seed, model.sample_shape)
+        rows = np.zeros_like(numbers) if model.conditioning is None else rows_of(numbers, noise, model.conditioning.rows, None)
+        for images, _ in SeededSamples(noise, numbers, rows, BATCH).images(chain, open_decoder(bundle, "target"), chain.precision or AUTO):
+            yield images
 
-    def full_precision_file(self, eta: float, seed: int) -> Path:
-        """Return the file that keeps the full-precision samples for the paired figures."""
-        return self.output / f"{FULL_PRECISION}-eta{eta:g}-seed{seed}.npy"
+    def full_precision_file(self, setting: str, seed: int) -> Path:
+        """Return the file that keeps the full-precision images for the paired figures."""
+        return self.output / f"{FULL_PRECISION}-{setting}-seed{seed}.npy"
 
 
 def run_row(study: Study, row: Row) -> None:
@@ -109,30 +111,30 @@ def _add_schedule(study: Study, row: Row) -> None:
 
 
 def _judge_full_precision(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
-    states = np.concatenate(list(study.states(chain, seed)))
-    np.save(study.full_precision_file(row.eta, seed), states)
+    images = np.concatenate(list(study.images(chain, seed)))
+    np.save(study.full_precision_file(row.setting, seed), images)
     scores = SampleScores(study.num, study.reference, study.extractor)
-    scores.add(states)
+    scores.add(images)
     return scores.estimates()
 
 
 def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
-    kept = np.load(study.full_precision_file(row.eta, seed), mmap_mode="r")
+    kept = np.load(study.full_precision_file(row.setting, seed), mmap_mode="r")
     scores, errors = SampleScores(study.num, study.reference, study.extractor), list[Float64]()
-    for begin, states in zip(range(0, study.num, BATCH), study.states(chain, seed), strict=True):
-        exact = np.asarray(kept[begin : begin + len(states)])
-        scores.add(states, exact)
-        errors.append(image_errors(states, exact))
+    for begin, images in zip(range(0, study.num, BATCH), study.images(chain, seed), strict=True):
+        exact = np.asarray(kept[begin : begin + len(images)])
+        scores.add(images, exact)
+        errors.append(image_errors(images, exact))
     return {**scores.estimates(), MEAN_OF_DB: mean_of_db(np.concatenate(errors))}
 
 
-def all_rows(bundle: Bundle, precisions: Sequence[str]) -> Iterator[Row]:
+def all_rows(bundle: Bundle, precisions: Sequence[str], settings: Sequence[Setting]) -> Iterator[Row]:
     """Yield all rows; full precision comes first because the others are compared with it."""
-    for eta in ETAS:
-        yield full_precision_row(eta)
+    for setting in settings:
+        yield full_precision_row(setting)
         for precision in precisions:
-            yield from uniform_rows(precision, eta)
-    yield from mixed_rows(mixtures(bundle), bundle.schedule().sampler.eta)
+            yield from uniform_rows(precision, setting)
+    yield from mixed_rows(mixtures(bundle), settings[0])
 
 
 def mixtures(bundle: Bundle) -> dict[str, tuple[str, ...]]:
@@ -154,20 +156,36 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(value.split(","))
 
 
+def _settings(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[Setting, ...]:
+    if unknown := [name for name in value.split(",") if name not in SETTINGS]:
+        raise click.BadParameter(f"{', '.join(unknown)}; known are {', '.join(SETTINGS)}")
+    return tuple(SETTINGS[name] for name in value.split(","))
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help="An .npz file of real images.")
 @click.option("--features", type=click.Path(path_type=Path), required=True, help="An ONNX feature extractor.")
 @click.option("--precisions", callback=_names, required=True, help="Precisions in the order of the table, such as w8a8,w4a8.")
+@click.option("--settings", callback=_settings, default=",".join(SETTINGS), show_default=True, help="Samplers, in order.")
 @click.option("--num", default=512, show_default=True, help="Samples per seed.")
 @click.option("--seeds", default=3, show_default=True, help="Number of seeds; they are 0, 1, ...")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-def main(bundle: Path, reference: Path, features: Path, precisions: tuple[str, ...], num: int, seeds: int, output: Path) -> None:
+def main(
+    bundle: Path,
+    reference: Path,
+    features: Path,
+    precisions: tuple[str, ...],
+    settings: tuple[Setting, ...],
+    num: int,
+    seeds: int,
+    output: Path,
+) -> None:
     output.mkdir(parents=True, exist_ok=True)
     extractor = Extractor(features)
-    known = Reference.load(reference, extractor, Bundle.open(bundle).manifest.model.sample_shape)
+    known = Reference.load(reference, extractor, Bundle.open(bundle).manifest.model.image_shape)
     study = Study(bundle, output, extractor, known, num, range(seeds))
-    for row in all_rows(Bundle.open(bundle), precisions):
+    for row in all_rows(Bundle.open(bundle), precisions, settings):
         run_row(study, row)
 
 

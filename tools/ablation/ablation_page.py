@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from engines.bundle.bundle import Bundle
 from engines.host.machine import machine_name
 from ptqd_export.plan import FULL_PRECISION
 from tools.ablation.ablation_result import Result
-from tools.ablation.ablation_rows import CONTENDERS, OURS, SHIFTED
+from tools.ablation.ablation_rows import AUTO, SETTINGS, Setting
 from tools.ablation.mean_of_db import MEAN_OF_DB
 
 PSNR = ("pooled PSNR to FP, dB", "PSNR to FP, mean of dB")
@@ -30,17 +30,15 @@ INTRODUCTION = """\
 All figures behind [what each part is worth](ablation.md) on this model: every precision with every correction. FP is full precision, FD the
 Frechet distance and sFD the spatial one. A pooled PSNR is that of the mean squared error of all samples.
 Written by `python -m tools.ablation.ablation_page`."""
-PAPER = {1.0: "+ variance", 0.0: "+ bias"}
-"""Label of the paper's full correction, by eta."""
 WORTH = 1.1
 """An uncorrected distance below this multiple of full precision's leaves no meaningful gap to close."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All results of one eta, and the bundle that they belong to."""
+    """All results of one setting, and the bundle that they belong to."""
 
-    eta: float
+    setting: Setting
     results: Sequence[Result]
     bundle: Bundle
 
@@ -57,7 +55,7 @@ class Table:
 
     def rows(self, precision: str | None) -> list[Result]:
         """Results of one precision in the order of the corrections; mixtures (None) in the order in which they were made."""
-        labels = [*(contender.label for contender in CONTENDERS[self.eta]), SHIFTED.label]
+        labels = [contender.label for contender in self.setting.contenders]
         rows = [result for result in self.results if result.precision == precision]
         return rows if precision is None else sorted(rows, key=lambda row: labels.index(row.label))
 
@@ -67,11 +65,11 @@ class Table:
 
 
 def page(title: str, results: Sequence[Result], bundle: Bundle) -> str:
-    """Return the page: for each eta an overview, a table for each precision, and a table of the mixtures."""
+    """Return the page: for each setting an overview, a table for each precision, and a table of the mixtures."""
     lines = [f"# {title}", "", INTRODUCTION, ""]
-    for eta in sorted({result.eta for result in results}, reverse=True):
-        table = Table(eta, [result for result in results if result.eta == eta], bundle)
-        lines += [f"## eta {eta:g}", "", _full_precision(table.reference), "", *_overview(table), ""]
+    for name in dict.fromkeys(result.setting for result in results):
+        table = Table(SETTINGS[name], [result for result in results if result.setting == name], bundle)
+        lines += [f"## {table.setting.title}", "", _full_precision(table.reference), "", *_overview(table), ""]
         for precision in table.precisions:
             lines += [f"### {_title(precision, table)}", "", *_details(table.rows(precision), table), ""]
         if mixtures := table.rows(None):
@@ -89,26 +87,50 @@ def _full_precision(reference: Result) -> str:
 
 
 def _overview(table: Table) -> Iterator[str]:
-    """Compare the distances that remain without correction, with the paper's correction and with ours."""
-    names = ("none", PAPER[table.eta], OURS[table.eta])
+    """Compare what remains without correction, with the paper's correction, with ours and with the chosen one."""
+    names = ("none", table.setting.paper, table.setting.ours, AUTO)
+    rows = {precision: [table.row(precision, name) for name in names] for precision in table.precisions}
+    yield from _distances(names, rows, table.reference)
+    yield ""
+    yield from _nearness(names, rows)
+
+
+def _distances(names: Sequence[str], rows: Mapping[str, Sequence[Result]], reference: Result) -> Iterator[str]:
     yield from _markdown_head(
         "precision",
         *(f"FD / FP's, {name}" for name in names),
         *(f"gap closed, {name}" for name in names[1:]),
-        *(f"{psnr}, {name}" for psnr in ("pooled PSNR", "mean of dB") for name in names),
         *(f"mean minus FP's, {name}" for name in names),
     )
-    for precision in table.precisions:
-        rows = [table.row(precision, name) for name in names]
-        none = rows[0]
-        wide = none.ratio(table.reference, FRECHET_DISTANCE) >= WORTH
+    for precision, of_names in rows.items():
+        none = of_names[0]
+        wide = none.ratio(reference, FRECHET_DISTANCE) >= WORTH
         yield _markdown(
             precision.upper(),
-            *(f"{row.ratio(table.reference, FRECHET_DISTANCE):.3f}" for row in rows),
-            *(f"{row.gap_closed(none, table.reference):.0%}" if wide else "-" for row in rows[1:]),
-            *(f"{row.summary(figure).mean:.1f} dB" for figure in (POOLED_PSNR, MEAN_OF_DB) for row in rows),
-            *(f"{row.difference(table.reference, 'mean').mean:+.4f}" for row in rows),
+            *(f"{row.ratio(reference, FRECHET_DISTANCE):.3f}" for row in of_names),
+            *(f"{row.gap_closed(none, reference):.0%}" if wide else "-" for row in of_names[1:]),
+            *(f"{row.difference(reference, 'mean').mean:+.4f}" for row in of_names),
         )
+
+
+def _nearness(names: Sequence[str], rows: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """Compare the PSNR to full precision, and say by how much the chosen correction is above none and the paper's."""
+    yield from _markdown_head(
+        "precision",
+        *(f"{psnr}, {name}" for psnr in ("pooled PSNR", "mean of dB") for name in names),
+        *(f"pooled, {AUTO} minus {name} (95 %)" for name in names[:2]),
+    )
+    for precision, of_names in rows.items():
+        yield _markdown(
+            precision.upper(),
+            *(f"{row.summary(figure).mean:.1f} dB" for figure in (POOLED_PSNR, MEAN_OF_DB) for row in of_names),
+            *(_decibels(of_names[-1].difference(row, POOLED_PSNR)) for row in of_names[:2]),
+        )
+
+
+def _decibels(difference: Summary) -> str:
+    low, high = difference.interval or (math.nan, math.nan)
+    return f"{difference.mean:+.2f} dB ({low:+.2f} to {high:+.2f})"
 
 
 def _title(precision: str, table: Table) -> str:

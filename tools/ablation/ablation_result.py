@@ -23,7 +23,7 @@ class Result:
     Attributes:
         label: label of the correction, or of the policy of a mixed chain.
         precision: precision of all steps, or None for a mixture.
-        eta: the sampler's eta.
+        setting: name of the setting.
         steps: precision of every step.
         num: samples per seed.
         figures: figures by name, one estimate per seed.
@@ -31,7 +31,7 @@ class Result:
 
     label: str
     precision: str | None
-    eta: float
+    setting: str
     steps: tuple[str, ...]
     num: int
     figures: Mapping[str, Sequence[Estimate]]
@@ -41,7 +41,7 @@ class Result:
         stored: dict[str, Any] = json.loads(path.read_text())
         row = stored["row"]
         figures = {name: [_estimate(one) for one in of_seeds] for name, of_seeds in stored["figures"].items()}
-        return cls(row["label"], row["precision"], row["eta"], tuple(stored["steps"]), stored["num"], figures)
+        return cls(row["label"], row["precision"], row["setting"], tuple(stored["steps"]), stored["num"], figures)
 
     @property
     def is_full_precision(self) -> bool:

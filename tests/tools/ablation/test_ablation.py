@@ -20,7 +20,7 @@ from engines.chain.noise import NoiseSource
 from engines.chain.sampling import rows_of
 from engines.networks.chain_choice import ChainChoice
 from tools.ablation.__main__ import Study, mixtures, run_row
-from tools.ablation.ablation_rows import Row, full_precision_row, uniform_rows
+from tools.ablation.ablation_rows import SETTINGS, Row, full_precision_row, uniform_rows
 from tools.digits import data
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ EXTRACTOR = Path(data.__file__).with_name("classifier.onnx")
 
 def chosen_rows() -> Iterator[Row]:
     """Full precision, one walk of few samples, and one refit of it."""
-    yield full_precision_row(0.0)
-    walked, *refits = uniform_rows("w2a8", 0.0)
+    yield full_precision_row(SETTINGS["eta0"])
+    walked, *refits = uniform_rows("w2a8", SETTINGS["eta0"])
     yield replace(walked, request=replace(walked.request, samples=8))
     yield next(row for row in refits if row.label == "none")
 

@@ -4,50 +4,66 @@ from __future__ import annotations
 
 import pytest
 
-from tools.ablation.ablation_rows import CONTENDERS, OURS, Row, full_precision_row, mixed_rows, uniform_rows
+from tools.ablation.ablation_rows import AUTO, SETTINGS, Row, Setting, full_precision_row, mixed_rows, uniform_rows
 
-ETAS = tuple(CONTENDERS)
+EVERY = tuple(SETTINGS.values())
 
 
-@pytest.mark.parametrize("eta", ETAS)
-def test_a_refit_comes_after_the_walk_that_it_reads(eta: float) -> None:
+@pytest.mark.parametrize("setting", EVERY, ids=SETTINGS)
+def test_a_refit_comes_after_the_walk_that_it_reads(setting: Setting) -> None:
     seen: set[str] = set()
-    for row in uniform_rows("w4a8", eta):
-        assert row.request.fit == ("walk" if not seen or "shift" in row.label else "moments")
+    for row in uniform_rows("w4a8", setting):
+        assert seen or (row.label, row.request.fit) == (setting.ours, "walk")
         assert row.request.fit == "walk" or row.request.base in seen
         seen.add(row.name)
 
 
+@pytest.mark.parametrize("setting", EVERY, ids=SETTINGS)
+def test_every_correction_has_one_row(setting: Setting) -> None:
+    labels = [row.label for row in uniform_rows("w4a8", setting)]
+    assert sorted(labels) == sorted(contender.label for contender in setting.contenders)
+    assert {"none", setting.paper, setting.ours, AUTO} <= set(labels)
+
+
 def test_every_row_has_a_name_of_its_own() -> None:
-    rows = [row for eta in ETAS for precision in ("w8a8", "w4a8") for row in uniform_rows(precision, eta)]
-    rows += [full_precision_row(eta) for eta in ETAS] + list(mixed_rows({"snr": ("w4a8", "w8a8"), "budget": ("w8a8", "w4a8")}, 1.0))
-    assert len({row.name for row in rows}) == len(rows) == 2 * (10 + 8) + 2 + 2
+    rows = [row for setting in EVERY for precision in ("w8a8", "w4a8") for row in uniform_rows(precision, setting)]
+    rows += [full_precision_row(setting) for setting in EVERY]
+    rows += mixed_rows({"snr": ("w4a8", "w8a8"), "budget": ("w8a8", "w4a8")}, SETTINGS["eta1"])
+    assert len({row.name for row in rows}) == len(rows)
 
 
-def test_a_name_says_precision_eta_and_parts() -> None:
-    (row,) = (row for row in uniform_rows("w4a8", 1.0) if row.label == "+ variance")
+def test_a_name_says_precision_setting_and_parts() -> None:
+    (row,) = (row for row in uniform_rows("w4a8", SETTINGS["eta1"]) if row.label == "+ variance")
     assert row.name == "w4a8-eta1-plus-variance"
 
 
-def test_every_correction_is_another_one() -> None:
+@pytest.mark.parametrize("setting", EVERY, ids=SETTINGS)
+def test_every_correction_is_another_one(setting: Setting) -> None:
     def settings(row: Row) -> tuple[object, ...]:
         return row.request.mode, row.request.parts, row.request.variance
 
-    for eta in ETAS:
-        rows = list(uniform_rows("w4a8", eta))
-        assert len({settings(row) for row in rows}) == len(rows)
+    rows = list(uniform_rows("w4a8", setting))
+    assert len({settings(row) for row in rows}) == len(rows)
 
 
 def test_chains_without_fresh_noise_calibrate_no_variance() -> None:
-    assert {row.request.variance for row in uniform_rows("w4a8", 0.0)} == {"none", "shift"}
-    assert {row.request.variance for row in uniform_rows("w4a8", 1.0)} == {"none", "schedule"}
+    def variances(name: str) -> set[str | None]:
+        return {row.request.variance for row in uniform_rows("w4a8", SETTINGS[name])}
+
+    assert variances("eta1") == {"none", "schedule"}
+    assert variances("eta0") == {"none", "drift", "q-drift", "shift"}
+    assert variances("2m") == {"none", "drift", "q-drift"}
 
 
-@pytest.mark.parametrize("eta", ETAS)
-def test_the_default_correction_is_among_the_contenders(eta: float) -> None:
-    assert OURS[eta] in [contender.label for contender in CONTENDERS[eta]]
+def test_a_setting_asks_for_its_sampler() -> None:
+    assert {name: (setting.sampler, setting.eta) for name, setting in SETTINGS.items()} == {
+        "eta1": (None, 1.0),
+        "eta0": (None, 0.0),
+        "2m": ("dpm++2m", 0.0),
+    }
+    assert {row.request.sampler for row in uniform_rows("w4a8", SETTINGS["2m"])} == {"dpm++2m"}
 
 
 def test_a_mixture_lists_every_step() -> None:
-    (row,) = mixed_rows({"snr": ("w4a8", "w8a8")}, 1.0)
-    assert (row.precision, row.request.policy, row.request.precisions) == (None, "fixed", ("w4a8", "w8a8"))
+    (row,) = mixed_rows({"snr": ("w4a8", "w8a8")}, SETTINGS["eta1"])
+    assert (row.precision, row.request.policy, row.request.precisions, row.request.fit) == (None, "fixed", ("w4a8", "w8a8"), "walk")
