@@ -8,13 +8,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from calib.correction.bounded_gain import bounded_gains
 from calib.correction.joint_gain import joint_gains
 from calib.correction.moments import PLAIN, Moments
 from calib.correction.noise_fit import fit_noise
 from calib.correction.signed_gain import signed_gain
 from engines.arrays import Float64
 
-Mode: TypeAlias = Literal["none", "ptqd", "signed", "joint", "mmse"]
+Mode: TypeAlias = Literal["none", "ptqd", "signed", "bounded", "joint", "mmse"]
 Part: TypeAlias = Literal["gain", "offset", "chain"]
 BOTH_PARTS: frozenset[Part] = frozenset(("gain", "offset"))
 
@@ -37,8 +38,8 @@ class Affine:
         return np.stack([self.state_gain, self.gain - 1, self.gain], axis=1)
 
 
-def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_PARTS) -> Affine:
-    """Return the correction of a mode, fitted from the moments of `x, e, d`.
+def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_PARTS, steps_left: int = 1) -> Affine:
+    """Return the correction of a mode, fitted from the moments of `x, e, d` at a step with `steps_left` steps to the end, itself included.
 
     The modes differ only in their gains. In every mode, the offset (`-mu_c gain_c` in the paper's terms) is the one that leaves no mean
     error in any channel with the gains that are applied. Without the part "gain" the correction is `q - E[d]`. The offset needs no gate
@@ -48,7 +49,7 @@ def fit_correction(moments: Moments, mode: Mode, parts: Collection[Part] = BOTH_
         return Affine.identity(moments.channels)
     bare = Affine.identity(moments.channels)
     if "gain" in parts:
-        gain, state_gain = _GAINS[mode](moments)
+        gain, state_gain = _GAINS[mode](moments, steps_left)
         bare = Affine(gain, np.zeros_like(gain), state_gain)
     return replace(bare, offset=-residual_mean(moments, bare)) if "offset" in parts else bare
 
@@ -78,14 +79,15 @@ def _regression_gain(moments: Moments) -> Float64:
     return np.divide(var_e + cov_ed, var_q, out=np.ones_like(var_q), where=var_q > 0)
 
 
-def _without_state(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments], tuple[Float64, Float64]]:
-    """Add a state gain of 0 to a gain."""
-    return lambda moments: (gain_of(moments), np.zeros(moments.channels))
+def _without_state(gain_of: Callable[[Moments], Float64]) -> Callable[[Moments, int], tuple[Float64, Float64]]:
+    """Add a state gain of 0 to a gain that is the same at every step."""
+    return lambda moments, _steps_left: (gain_of(moments), np.zeros(moments.channels))
 
 
-_GAINS: Mapping[Mode, Callable[[Moments], tuple[Float64, Float64]]] = {
+_GAINS: Mapping[Mode, Callable[[Moments, int], tuple[Float64, Float64]]] = {
     "ptqd": _without_state(_paper_gain),
     "signed": _without_state(signed_gain),
-    "joint": joint_gains,
+    "bounded": bounded_gains,
+    "joint": lambda moments, _steps_left: joint_gains(moments),
     "mmse": _without_state(_regression_gain),
 }

@@ -16,7 +16,7 @@ AnyMode: TypeAlias = Mode | Literal["auto"]
 LEADER: Mode = "joint"
 """Mode of the correction that the walk itself takes under `auto`. The proposals are fitted on the states that it visits."""
 
-_MODES: tuple[Mode, ...] = ("none", "ptqd", "signed", "joint")
+_MODES: tuple[Mode, ...] = ("none", "ptqd", "signed", "bounded", "joint")
 _OFFSET: frozenset[Part] = frozenset(("offset",))
 _CHAIN: frozenset[Part] = frozenset(("chain",))
 

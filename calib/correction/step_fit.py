@@ -85,7 +85,7 @@ def _fit(
     moments: Moments, step: TableStep, choices: Sequence[CorrectionChoice], measure: Callable[[Affine], Moments] | None
 ) -> Iterator[tuple[CorrectionChoice, StepCorrection]]:
     """Fit choices that differ in the variance alone."""
-    affine = fit_correction(moments, choices[0].mode, choices[0].parts)
+    affine = fit_correction(moments, choices[0].mode, choices[0].parts, step.steps_left)
     change = _change(moments, step, affine, measure)
     for choice in choices:
         yield choice, _with_variance(moments, step, choice, affine, change)

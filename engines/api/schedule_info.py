@@ -19,7 +19,7 @@ class ScheduleInfo:
         steps: number of sampling steps.
         eta: share of the ancestral noise: 0 is deterministic, 1 is ancestral.
         guidance: guidance scale that the corrections were fitted at; up to 1 is none.
-        mode: correction of the network's output: `auto`, `none`, `ptqd`, `signed`, `joint` or `mmse`.
+        mode: correction of the network's output: `auto`, `none`, `ptqd`, `signed`, `bounded`, `joint` or `mmse`.
         parts: fitted parts of the correction, from `gain` and `offset`.
         variance: treatment of the variance that quantization adds: `schedule`, `shift` or `none`.
         policy: rule that chose the precisions: `snr`, `budget` or `fixed`.

@@ -100,7 +100,7 @@ class SamplerRecord(Strict):
 class CorrectionRecord(Strict):
     """The kind of correction that was fitted; with `auto`, `Schedule.judged` says which."""
 
-    mode: Literal["auto", "none", "ptqd", "signed", "joint", "mmse"]
+    mode: Literal["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"]
     parts: tuple[Literal["gain", "offset", "chain"], ...] = ("gain", "offset")
     variance: Literal["schedule", "drift", "q-drift", "shift", "none"]
 

@@ -20,7 +20,10 @@ from engines.arrays import Float64
 
 @dataclass(frozen=True)
 class TableStep:
-    """One row of a `SamplerTable`, with the same field names; the input of `engines.chain.update.update`."""
+    """One row of a `SamplerTable`, with the same field names; the input of `engines.chain.update.update`.
+
+    `steps_left` counts the steps from this one to the end, itself included.
+    """
 
     timestep: float
     alpha_bar: float
@@ -32,6 +35,7 @@ class TableStep:
     sigma: float
     input_scale: float
     clip: float | None
+    steps_left: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,4 +95,5 @@ class SamplerTable:
             sigma=float(self.sigma[i]),
             input_scale=float(self.input_scale[i]),
             clip=self.clip,
+            steps_left=self.steps - i,
         )

@@ -12,7 +12,7 @@ from ptqd_export.plan.section import UNIQUE, Section, all_different
 class CorrectionSection(Section):
     """How the quantization noise is corrected on the host."""
 
-    mode: Literal["auto", "none", "ptqd", "signed", "joint", "mmse"] = Field(
+    mode: Literal["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"] = Field(
         default="auto",
         description="how gain and offset of the network output are fitted; ptqd is the paper's way; auto takes the way whose held-out "
         "chains end nearest to full precision's",

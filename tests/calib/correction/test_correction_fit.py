@@ -36,7 +36,7 @@ def test_none_leaves_the_output_alone() -> None:
     assert (affine.gain.tolist(), affine.offset.tolist()) == ([1.0] * 3, [0.0] * 3)
 
 
-@pytest.mark.parametrize("mode", ["signed", "joint", "mmse"])
+@pytest.mark.parametrize("mode", ["signed", "bounded", "joint", "mmse"])
 def test_a_purely_affine_error_is_undone(mode: Mode) -> None:
     affine = fit_correction(_moments(_values(s2=0.0)), mode)
     np.testing.assert_allclose(affine.gain, 1 / (1 + K), rtol=1e-9)
@@ -105,7 +105,7 @@ def test_each_mode_is_the_best_at_its_own_aim() -> None:
 
 
 PLANTED = np.array([-0.1, 0.15, 0.05])
-PLANTED_GAIN = {"none": np.ones(3)} | dict.fromkeys(("signed", "joint", "mmse"), 1 / (1 + PLANTED))
+PLANTED_GAIN = {"none": np.ones(3)} | dict.fromkeys(("signed", "bounded", "joint", "mmse"), 1 / (1 + PLANTED))
 
 
 @pytest.mark.parametrize("parts", [(), ("gain",), ("offset",), ("gain", "offset")])
