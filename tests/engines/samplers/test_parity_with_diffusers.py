@@ -35,8 +35,15 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++1-sde": ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc2": ("UniPCMultistepScheduler", {}),
+    "unipc3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+    "deis2": ("DEISMultistepScheduler", {}),
+    "deis3": ("DEISMultistepScheduler", {"solver_order": 3}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
 OF_BETAS = [name for name in SCHEDULERS if name != "flow-euler"]
