@@ -117,7 +117,7 @@ def compile_sampler(
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
         raise UsageError("The alphas have the wrong shape.", found=alphas.shape, expected=(schedule.num_train_timesteps,))
-    t, levels = (None if chosen is None else np.array(chosen, dtype=np.float64) for chosen in (timesteps, sigmas))
+    t, levels = _chosen("timesteps", timesteps, steps), _chosen("sigmas", sigmas, steps)
     if t is not None and t.max() >= schedule.num_train_timesteps:
         raise UsageError(
             "A timestep lies beyond the training schedule.",
@@ -125,6 +125,12 @@ def compile_sampler(
             expected=f"at most {schedule.num_train_timesteps - 1}",
         )
     return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas, t, levels))
+
+
+def _chosen(field: str, levels: Sequence[float] | None, steps: int) -> Float64 | None:
+    if levels is not None and len(levels) != steps:
+        raise UsageError(f"The chain has another number of {field} than of steps.", found=f"{len(levels)} {field}", expected=f"{steps}")
+    return None if levels is None else np.array(levels, dtype=np.float64)
 
 
 def _check_eta(name: str, sampler: Sampler, eta: float) -> None:

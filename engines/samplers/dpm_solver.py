@@ -65,7 +65,7 @@ def _slope(schedule: NoiseSchedule, visited: MultistepLevels, k: float) -> Float
 
 
 def _share(solver_type: SolverType, kh: Float64) -> Float64:
-    """Return `G / alpha_t`; arXiv 2211.01095, equations of 2M and, in the appendix, of its SDE form. Types of other samplers mean midpoint."""
+    """Return `G / alpha_t`; arXiv 2211.01095, equations of 2M and, in the appendix, of its SDE form. Other types mean midpoint."""
     return 1 + np.expm1(-kh) / kh if solver_type == "heun" else -np.expm1(-kh) / 2
 
 

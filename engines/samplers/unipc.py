@@ -91,7 +91,7 @@ def _of_differences(h: float, r: Float64, spec: ChainSpec) -> Float64:
 
 
 def _right_side(h: float, count: int) -> Float64:
-    """Return `z phi_{k+1}(z) k!` [count] at `z = -h`, k = 1, 2, ...; `phi_{k+1}(z) = (phi_k(z) - 1 / k!) / z`, `phi_1(z) = (e^z - 1) / z`."""
+    """Return `z phi_{k+1}(z) k!` [count] at `z = -h`; `phi_{k+1}(z) = (phi_k(z) - 1 / k!) / z` and `phi_1(z) = (e^z - 1) / z`."""
     z, factorial, values = -h, 1.0, []
     rest = np.expm1(z) / z - 1
     for k in range(1, count + 1):
