@@ -23,7 +23,7 @@ from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_samp
 from engines.samplers.levels.alphas import alpha_bar
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 SHAPE = (2, 3, 4)
 TOLERANCE = 1e-9
@@ -270,7 +270,8 @@ class TestInFloat64:
     @pytest.mark.parametrize("steps", [1, 2, 4, 8])
     @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "flow-euler"])
     def test_few_steps(self, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        config = {} if name in ("lcm", "tcd") or name.startswith("deis") else STABLE_DIFFUSION | {"timestep_spacing": "trailing"}
+        config = {} if name in ("lcm", "tcd") else STABLE_DIFFUSION | {"timestep_spacing": "trailing"}
+        config |= {"clip_sample": False} if name in ("ddim", "ddpm") else {}  # the only step of a chain would end on the bound
         assert max(differences(name, steps, config, monkeypatch)) <= TOLERANCE
 
     @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -317,7 +318,7 @@ class TestInFloat64:
     def test_the_end_of_deis(self, name: str, lower_order_final: bool, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(differences(name, steps, {"lower_order_final": lower_order_final}, monkeypatch)) <= TOLERANCE
 
-    @pytest.mark.parametrize("steps", [1, 2, 9])
+    @pytest.mark.parametrize("steps", [1, 9])
     @pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
     @pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-sde", "unipc2", "euler", "heun", "flow-euler"])
     def test_spaced_levels(self, name: str, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
