@@ -21,7 +21,7 @@ def compile_lcm(spec: ChainSpec) -> SamplerTable:
     """Compile `x <- sqrt(a_next) (c_skip x + c_out x0) + sqrt(1 - a_next) z`; the last step ends at `c_skip x + c_out x0`."""
     t = distilled_timesteps(spec.schedule, spec.steps, spec.timesteps)
     a, a_next = spec.alphas[t], np.append(spec.alphas[t[1:]], 1.0)
-    c_skip, c_out = _boundary(t * spec.schedule.timestep_scaling)
+    c_skip, c_out = _boundary(t.astype(np.float64) * spec.schedule.timestep_scaling)
     return build_table(
         spec, t, a, C=np.sqrt(a_next) * c_out, D=np.sqrt(a_next) * c_skip, E=np.zeros(len(t)), sigma=np.sqrt(1 - a_next),
         clip=spec.schedule.clip,

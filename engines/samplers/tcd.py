@@ -28,4 +28,5 @@ def compile_tcd(spec: ChainSpec) -> SamplerTable:
 
 def _below(t: Int64, eta: float) -> Int64:
     """Return the timesteps `s = floor((1 - eta) t)` [S], in float32 as diffusers computes them."""
-    return np.floor(np.float32(1 - eta) * t.astype(np.float32)).astype(np.int64)
+    below: Int64 = np.floor(np.float32(1 - eta) * t.astype(np.float32)).astype(np.int64)
+    return below

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, get_args
 
@@ -16,7 +17,7 @@ from ptqd_export.plan.section import Section
 
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
-_READERS = {
+_READERS: Mapping[str, Sequence[str]] = {
     "clip_sample": [name for name, sampler in SAMPLERS.items() if sampler.clips],
     **{spacing: [name for name, sampler in SAMPLERS.items() if sampler.spaces] for spacing in SPACINGS},
     "timesteps": [name for name, sampler in SAMPLERS.items() if sampler.timesteps],

@@ -123,11 +123,13 @@ def differences(
     kind, always = SCHEDULERS[name]
     scheduler = getattr(diffusers, kind)(**always | config)
     # Euler's list of levels has the end of the chain, 0, too.
-    theirs_chosen = {field: [*levels, *([0.0] if (name, field) == ("euler", "sigmas") else [])] for field, levels in (chosen or {}).items()}
-    scheduler.set_timesteps(**theirs_chosen or {"num_inference_steps": steps})
+    asked: dict[str, Any] = {
+        field: [*levels, 0.0] if (name, field) == ("euler", "sigmas") else levels for field, levels in (chosen or {}).items()
+    }
+    scheduler.set_timesteps(**asked or {"num_inference_steps": steps})
     schedule = NoiseSchedule.from_scheduler_config({"_class_name": kind, **scheduler.config})
     alphas = scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None
-    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas, **chosen or {})  # type: ignore[arg-type]
+    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas, **chosen or {})
     assert table.steps == SAMPLERS[name].rows(steps) == len(scheduler.timesteps)
     np.testing.assert_allclose(table.timestep, scheduler.timesteps, rtol=1e-12 if dtype == np.float64 else 1e-6, atol=1e-12)
     noise = noise_of(table.steps, dtype)
@@ -332,7 +334,7 @@ class TestInFloat64:
 
     @pytest.mark.parametrize("name", ["ddpm", "dpm++1", "dpm++2m", "dpm++2m-sde", "euler", "heun", "lcm", "tcd"])
     def test_timesteps_of_the_users_choice(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        chosen = {"timesteps": [999, 850, 736, 500, 263, 80]}
+        chosen = {"timesteps": [999.0, 850.0, 736.0, 500.0, 263.0, 80.0]}
         assert max(differences(name, 6, {}, monkeypatch, chosen=chosen)) <= TOLERANCE
 
     @pytest.mark.parametrize(
