@@ -25,7 +25,7 @@ from calib.correction.noise_fit import ratio
 from calib.correction.step_change import measured_excess
 from engines.arrays import Float64
 from engines.errors import UsageError
-from engines.samplers.table import SamplerTable, TableStep
+from engines.samplers import SAMPLERS, SamplerTable, TableStep
 
 
 def without_noise(affine: Affine, step: TableStep, kappa: float, mean_noise: Float64) -> Affine:
@@ -99,9 +99,21 @@ def check_drift(table: SamplerTable, variance: str) -> None:
             found=f'variance "{variance}" with {table.name}, step {int(np.argmin(np.abs(table.out_coeff)))}',
             expected='another sampler, or variance "schedule"',
         )
-    if variance == "q-drift" and table.name == "plms":
+    if variance == "q-drift" and not SAMPLERS[table.name].predicts_clean:
         raise UsageError(
             "Q-Drift needs the clean sample that a step predicts.",
             found=f'variance "q-drift" with {table.name}',
             expected='another sampler, or variance "drift"',
         )
+    if variance == "q-drift" and not all(_moves(table.step(i)) for i in range(table.steps)):
+        raise UsageError(
+            "Q-Drift needs a step that ends at another noise level than it starts from.",
+            found=f'variance "q-drift" with {table.name}',
+            expected='another sampler, or variance "drift"',
+        )
+
+
+def _moves(step: TableStep) -> bool:
+    """Whether a step whose predictions were all the present one would depend on the output. The second half of Heun's step would not."""
+    of_history = step.prediction_coeffs[1] * sum(step.history_coeffs)
+    return not math.isclose(step.out_coeff, -of_history, rel_tol=1e-9)

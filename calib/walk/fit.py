@@ -36,7 +36,7 @@ from engines.chain.schedule import JudgedCorrection, SamplerRecord, Schedule
 from engines.chain.told_denoiser import ToldDenoiser
 from engines.errors import UsageError
 from engines.host.room import check_room
-from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from engines.samplers import NoiseSchedule, SamplerTable
 
 PROBED_SAMPLES = 16
 """Number of calibration samples to probe, starting from the first. The walk takes all of them."""
@@ -73,7 +73,7 @@ class FitSettings:
     @cached_property
     def table(self) -> SamplerTable:
         """The sampler's coefficients."""
-        return compile_sampler(self.sampler.name, self.sampler.steps, self.sampler.eta, self.noise_schedule)
+        return self.sampler.table(self.noise_schedule)
 
     @property
     def correction(self) -> CorrectionChoice:

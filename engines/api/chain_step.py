@@ -22,7 +22,8 @@ class ChainStep:
         timestep: training timestep that the network got.
         precision: precision of the network.
         state: states after the step, float32 [N, C, ...]; after the last step they are the samples.
-        clean: clean samples that the step predicted, float32 [N, C, ...]; None with the sampler `plms`, whose steps do not predict them.
+        clean: clean samples that the step predicted, float32 [N, C, ...]; None with the samplers `plms` and `deis`, whose steps
+            do not predict them.
     """
 
     index: int

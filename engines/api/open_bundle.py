@@ -29,8 +29,9 @@ from engines.host.heap import release_free_pages
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.kept_engines import KeptEngines
 from engines.networks.prompts import TextModel, open_text
+from engines.samplers import SAMPLERS
 
-WITHOUT_CLEAN = ("plms",)
+WITHOUT_CLEAN = tuple(name for name, sampler in SAMPLERS.items() if not sampler.predicts_clean)
 """Samplers whose steps do not predict the clean sample, see `engines.samplers.table`."""
 
 Classes = Sequence[int] | Literal["all"] | None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.untrusted.limits import CHAIN_STEPS, HISTORY, MAGNITUDE, Coefficient, Name, Scale, Timestep, Variance
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -89,12 +90,21 @@ class Step(Strict):
 
 
 class SamplerRecord(Strict):
-    """The sampler that the coefficients come from, for readers and for refits."""
+    """The sampler that the coefficients come from, for readers and for refits.
+
+    `timesteps` and `sigmas` are those that the plan chose, one for each step; None are those of the noise schedule.
+    """
 
     name: Name
     steps: Annotated[PositiveInt, Field(le=CHAIN_STEPS)]
     eta: Scale
     guidance: Scale
+    timesteps: tuple[Timestep, ...] | None = None
+    sigmas: tuple[Annotated[Coefficient, Field(gt=0)], ...] | None = None
+
+    def table(self, noise_schedule: NoiseSchedule) -> SamplerTable:
+        """Compile the sampler's coefficients on a model's noise schedule. Raises UsageError; see `compile_sampler`."""
+        return compile_sampler(self.name, self.steps, self.eta, noise_schedule, timesteps=self.timesteps, sigmas=self.sigmas)
 
 
 class CorrectionRecord(Strict):

@@ -105,6 +105,6 @@ def corrected_output(x: Float32, outputs: Float32, move: Move) -> Float32:
 def predicted_clean(x: Float32, outputs: Float32, move: Move) -> Float32:
     """Return the clean samples [batch, channels, ...] that a step predicts from the states `x` before it; see `advance`.
 
-    For PLMS this is the output instead: see `engines.samplers.table`.
+    For PLMS and DEIS this is the output or the noise instead: see `engines.samplers.table`.
     """
     return predict(x, corrected_output(x, outputs, move), move.step)

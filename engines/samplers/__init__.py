@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
+
+import numpy as np
 
 from engines.arrays import Float64
 from engines.errors import UnknownNameError, UsageError
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.ddim import compile_ddim
 from engines.samplers.ddpm import compile_ddpm
+from engines.samplers.deis import compile_deis_2, compile_deis_3
 from engines.samplers.dpm_solver import compile_dpm_1, compile_dpm_2m
 from engines.samplers.euler import compile_euler, compile_euler_ancestral
 from engines.samplers.flow_euler import compile_flow_euler
+from engines.samplers.heun import compile_heun, rows_of_heun
+from engines.samplers.lcm import compile_lcm
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
 from engines.samplers.plms import compile_plms, rows_of_plms
 from engines.samplers.table import SamplerTable, TableStep
+from engines.samplers.tcd import compile_tcd
+from engines.samplers.unipc import compile_unipc_2, compile_unipc_3
 
 __all__ = ["SAMPLERS", "NoiseSchedule", "Sampler", "SamplerTable", "TableStep", "compile_sampler"]
 
@@ -33,7 +40,10 @@ class Sampler:
         eta: default share of the ancestral noise; the only value allowed, unless `any_eta`.
         any_eta: whether the sampler accepts any eta from 0 to 1.
         clips: whether the sampler uses `clip_sample`.
-        karras: whether the sampler uses `use_karras_sigmas`.
+        spaces: whether the sampler uses the spacings `use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas`.
+        timesteps: which timesteps a plan may choose for the sampler, if any: whole ones alone, or those between them too.
+        sigmas: whether a plan may choose noise levels for the sampler.
+        predicts_clean: whether the history consists of predicted clean samples; see `engines.samplers.table`.
         predictions: prediction types that the sampler supports.
         rows: maps the number of steps to the number of rows in the table.
     """
@@ -42,37 +52,61 @@ class Sampler:
     eta: float
     any_eta: bool = False
     clips: bool = False
-    karras: bool = False
+    spaces: bool = False
+    timesteps: Literal["whole", "any"] | None = None
+    sigmas: bool = False
+    predicts_clean: bool = True
     predictions: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
     rows: Callable[[int], int] = int
 
 
+_ON_BETAS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+_ON_BOTH: tuple[PredictionType, ...] = (*_ON_BETAS, "flow")
+
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler(compile_ddim, eta=0.0, any_eta=True, clips=True),
-    "ddpm": Sampler(compile_ddpm, eta=1.0, clips=True),
-    "plms": Sampler(compile_plms, eta=0.0, predictions=("epsilon", "v_prediction"), rows=rows_of_plms),
-    "dpm++1": Sampler(compile_dpm_1, eta=0.0, karras=True),
-    "dpm++1-sde": Sampler(compile_dpm_1, eta=1.0, karras=True),
-    "dpm++2m": Sampler(compile_dpm_2m, eta=0.0, karras=True),
-    "dpm++2m-sde": Sampler(compile_dpm_2m, eta=1.0, karras=True),
-    "euler": Sampler(compile_euler, eta=0.0, karras=True),
+    "ddpm": Sampler(compile_ddpm, eta=1.0, clips=True, timesteps="whole"),
+    "plms": Sampler(compile_plms, eta=0.0, predictions=("epsilon", "v_prediction"), rows=rows_of_plms, predicts_clean=False),
+    "dpm++1": Sampler(compile_dpm_1, eta=0.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
+    "dpm++1-sde": Sampler(compile_dpm_1, eta=1.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
+    "dpm++2m": Sampler(compile_dpm_2m, eta=0.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
+    "dpm++2m-sde": Sampler(compile_dpm_2m, eta=1.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
+    "unipc2": Sampler(compile_unipc_2, eta=0.0, spaces=True, predictions=_ON_BOTH),
+    "unipc3": Sampler(compile_unipc_3, eta=0.0, spaces=True, predictions=_ON_BOTH),
+    "deis2": Sampler(compile_deis_2, eta=0.0, predicts_clean=False),
+    "deis3": Sampler(compile_deis_3, eta=0.0, predicts_clean=False),
+    "euler": Sampler(compile_euler, eta=0.0, spaces=True, timesteps="any", sigmas=True),
     "euler-ancestral": Sampler(compile_euler_ancestral, eta=1.0),
-    "flow-euler": Sampler(compile_flow_euler, eta=0.0, predictions=("flow",)),
+    "heun": Sampler(compile_heun, eta=0.0, clips=True, spaces=True, timesteps="any", rows=rows_of_heun),
+    "lcm": Sampler(compile_lcm, eta=1.0, clips=True, timesteps="whole"),
+    "tcd": Sampler(compile_tcd, eta=0.3, any_eta=True, timesteps="whole"),
+    "flow-euler": Sampler(compile_flow_euler, eta=0.0, spaces=True, sigmas=True, predictions=("flow",)),
 }
 
 
-def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, alphas: Float64 | None = None) -> SamplerTable:
+def compile_sampler(
+    name: str,
+    steps: int,
+    eta: float,
+    schedule: NoiseSchedule,
+    alphas: Float64 | None = None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> SamplerTable:
     """Compile the table of a chain of `steps` steps.
 
     Args:
         name: a key of `SAMPLERS`.
-        steps: length of the chain, like diffusers' `num_inference_steps`; the table may have one row more, see `Sampler.rows`.
+        steps: length of the chain, like diffusers' `num_inference_steps`; the table may have more rows, see `Sampler.rows`.
         eta: share of the ancestral noise, 0..1.
         schedule: noise schedule that the model was trained with.
         alphas: cumulative alphas [T] to use instead of `alpha_bar(schedule)`, for example another library's float32 values.
+        timesteps: decreasing timesteps [steps] to visit instead of those of the schedule.
+        sigmas: decreasing noise levels [steps] to visit instead of those of the schedule, without the end of the chain.
 
     Raises:
-        UsageError: the sampler is unknown, or does not support the steps, eta, alphas or model.
+        UsageError: the sampler is unknown, or does not support the steps, eta, alphas, levels or model.
     """
     sampler = SAMPLERS.get(name)
     if sampler is None:
@@ -83,7 +117,20 @@ def compile_sampler(name: str, steps: int, eta: float, schedule: NoiseSchedule, 
         alphas = alpha_bar(schedule)
     elif alphas.shape != (schedule.num_train_timesteps,):
         raise UsageError("The alphas have the wrong shape.", found=alphas.shape, expected=(schedule.num_train_timesteps,))
-    return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas))
+    t, levels = _chosen("timesteps", timesteps, steps), _chosen("sigmas", sigmas, steps)
+    if t is not None and t.max() >= schedule.num_train_timesteps:
+        raise UsageError(
+            "A timestep lies beyond the training schedule.",
+            found=f"timestep {t.max():g}",
+            expected=f"at most {schedule.num_train_timesteps - 1}",
+        )
+    return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas, t, levels))
+
+
+def _chosen(field: str, levels: Sequence[float] | None, steps: int) -> Float64 | None:
+    if levels is not None and len(levels) != steps:
+        raise UsageError(f"The chain has another number of {field} than of steps.", found=f"{len(levels)} {field}", expected=f"{steps}")
+    return None if levels is None else np.array(levels, dtype=np.float64)
 
 
 def _check_eta(name: str, sampler: Sampler, eta: float) -> None:

@@ -20,6 +20,7 @@ def build_table(
     E: Float64,
     sigma: Float64,
     scale: Float64 | None = None,
+    input_scale: Float64 | None = None,
     init_sigma: float = 1.0,
     clip: float | None = None,
 ) -> SamplerTable:
@@ -37,8 +38,9 @@ def build_table(
         D: coefficients of the state.
         E: coefficients of the network's output.
         sigma: standard deviation of the fresh noise.
-        scale: factor that turns the state into that of variance-preserving diffusion, `sqrt(a) x0 + sqrt(1 - a) eps`, which networks take;
-            None if the state has that form already.
+        scale: factor that turns the state into that of variance-preserving diffusion, `sqrt(a) x0 + sqrt(1 - a) eps`, which most networks
+            take; None if the state has that form already.
+        input_scale: factor that the network's input gets, if it is not `scale`.
         init_sigma: standard deviation of the first state, a scalar.
         clip: bound of the predictions, a scalar; None for no clipping.
     """
@@ -60,7 +62,7 @@ def build_table(
         epsilon_coeffs=epsilon_coeffs(spec.schedule.prediction_type, alpha_bar) * in_state,
         history_coeffs=history if clip is not None or history.shape[1] > 1 else np.empty((len(C), 0)),
         sigma=sigma,
-        input_scale=scale,
+        input_scale=scale if input_scale is None else input_scale,
         init_sigma=init_sigma,
         clip=clip,
     )

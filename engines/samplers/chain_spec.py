@@ -18,6 +18,8 @@ class ChainSpec:
         eta: share of the ancestral noise.
         schedule: noise schedule that the model was trained with.
         alphas: [T] cumulative alphas; unused for flow models.
+        timesteps: [S] training timesteps to visit, decreasing; None visits those of the schedule.
+        sigmas: [S] noise levels to visit, decreasing; None visits those of the schedule.
     """
 
     name: str
@@ -25,3 +27,5 @@ class ChainSpec:
     eta: float
     schedule: NoiseSchedule
     alphas: Float64
+    timesteps: Float64 | None = None
+    sigmas: Float64 | None = None

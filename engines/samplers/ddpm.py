@@ -14,7 +14,7 @@ from engines.samplers.table import SamplerTable
 
 def compile_ddpm(spec: ChainSpec) -> SamplerTable:
     """Compile the step to the posterior mean of the next state, plus noise with the schedule's fixed variance."""
-    t = timesteps(spec.schedule, spec.steps)
+    t = timesteps(spec.schedule, spec.steps) if spec.timesteps is None else spec.timesteps.astype(np.int64)
     a = spec.alphas[t]
     a_prev = np.append(a[1:], 1.0)
     beta = 1 - a / a_prev

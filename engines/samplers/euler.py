@@ -13,20 +13,15 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.levels.noise_levels import alpha_bar_of, final_level, karras_levels, noise_levels, timesteps_of
+from engines.samplers.levels.noise_levels import alpha_bar_of, final_level, noise_levels, spaced_levels, timesteps_of
 from engines.samplers.levels.timesteps import fractional_timesteps
 from engines.samplers.table import SamplerTable
 
 
 def compile_euler(spec: ChainSpec) -> SamplerTable:
     """Compile `x <- x + (sigma_next - sigma) (x - x0) / sigma`."""
-    levels = noise_levels(spec.alphas)
-    t = fractional_timesteps(spec.schedule, spec.steps)
-    level = _levels_at(t, levels)
-    if spec.schedule.use_karras_sigmas:
-        level = karras_levels(level[0], level[-1], spec.steps)
-        t = timesteps_of(level, levels)
-    return _table(spec, t, level, np.append(level[1:], final_level(spec.schedule, levels)), fresh=np.zeros(spec.steps))
+    t, level = visited_levels(spec)
+    return _table(spec, t, level, np.append(level[1:], final_level(spec.schedule, noise_levels(spec.alphas))), fresh=np.zeros(spec.steps))
 
 
 def compile_euler_ancestral(spec: ChainSpec) -> SamplerTable:
@@ -38,6 +33,22 @@ def compile_euler_ancestral(spec: ChainSpec) -> SamplerTable:
     return _table(spec, t, level, np.sqrt(level_next**2 - fresh**2), fresh)
 
 
+def visited_levels(spec: ChainSpec) -> tuple[Float64, Float64]:
+    """Return the timesteps [S] and noise levels [S] of the plan's sigmas or timesteps, or of the schedule and its spacing."""
+    levels = noise_levels(spec.alphas)
+    if spec.sigmas is not None:
+        return timesteps_of(spec.sigmas, levels), spec.sigmas
+    t = fractional_timesteps(spec.schedule, spec.steps) if spec.timesteps is None else spec.timesteps
+    level = _levels_at(t, levels)
+    spaced = None if spec.timesteps is not None else spaced_levels(spec.schedule, level[0], level[-1], spec.steps)
+    return (t, level) if spaced is None else (timesteps_of(spaced, levels), spaced)
+
+
+def first_state(spec: ChainSpec, level: Float64) -> float:
+    """Return the standard deviation of the first state: with leading spacing that of the marginal, data included, as in diffusers."""
+    return math.hypot(level[0], 1) if spec.schedule.timestep_spacing == "leading" else float(level[0])
+
+
 def _levels_at(t: Float64, levels: Float64) -> Float64:
     """Interpolate the noise levels [S] at fractional timesteps."""
     return np.interp(t, np.arange(len(levels)), levels)
@@ -45,9 +56,7 @@ def _levels_at(t: Float64, levels: Float64) -> Float64:
 
 def _table(spec: ChainSpec, t: Float64, level: Float64, level_down: Float64, fresh: Float64) -> SamplerTable:
     a = alpha_bar_of(level)
-    # With leading spacing diffusers starts from the marginal of the first level, data included; otherwise from its noise alone.
-    init_sigma = math.hypot(level[0], 1) if spec.schedule.timestep_spacing == "leading" else float(level[0])
     return build_table(
         spec, t, a, C=1 - level_down / level, D=level_down / level, E=np.zeros(len(t)),
-        sigma=fresh, scale=np.sqrt(a), init_sigma=init_sigma,
+        sigma=fresh, scale=np.sqrt(a), init_sigma=first_state(spec, level),
     )  # fmt: skip

@@ -12,13 +12,13 @@ import numpy as np
 from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.levels.noise_levels import spaced_levels
 from engines.samplers.table import SamplerTable
 
 
 def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
     """Compile `x <- x + (sigma_next - sigma) out`."""
-    sigma = _shares(spec.schedule, spec.steps)
+    sigma = _shares(spec)
     change = np.diff(sigma, append=0.0)
     norm = np.hypot(1 - sigma, sigma)
     none = np.zeros(spec.steps)
@@ -29,11 +29,20 @@ def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
     return replace(table, input_scale=np.ones(spec.steps))
 
 
-def _shares(schedule: NoiseSchedule, steps: int) -> Float64:
-    """Return the shares of noise [S], decreasing from 1. As in diffusers, the smallest is shifted twice."""
-    least = _shifted(1 / schedule.num_train_timesteps, schedule.shift)
-    return np.asarray(_shifted(np.linspace(1.0, least, steps), schedule.shift))
+def _shares(spec: ChainSpec) -> Float64:
+    """Return the shares of noise [S]: those of the plan, shifted, or those of the schedule and its spacing.
+
+    As in diffusers, the smallest of the schedule is shifted twice.
+    """
+    schedule = spec.schedule
+    if spec.sigmas is not None:
+        return shifted(spec.sigmas, schedule.shift)
+    least = shifted(np.array(1 / schedule.num_train_timesteps), schedule.shift)
+    sigma = shifted(np.linspace(1.0, least, spec.steps), schedule.shift)
+    spaced = spaced_levels(schedule, float(sigma[0]), float(sigma[-1]), spec.steps)
+    return sigma if spaced is None else spaced
 
 
-def _shifted(sigma: Float64 | float, shift: float) -> Float64 | float:
+def shifted(sigma: Float64, shift: float) -> Float64:
+    """Return shares of noise, shifted towards 1."""
     return shift * sigma / (1 + (shift - 1) * sigma)

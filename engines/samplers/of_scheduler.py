@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from engines.samplers.levels.noise_schedule import Spacing
+
+_FEW = 4
+"""Steps that models distilled for one to eight steps can all be sampled with."""
 
 _SAME: Mapping[str, str] = {
     "DDIMScheduler": "ddim",
@@ -12,17 +17,17 @@ _SAME: Mapping[str, str] = {
     "DDPMParallelScheduler": "ddpm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
 """Samplers that take the same steps as a scheduler."""
 
 _NEAREST: Mapping[str, str] = {
-    "DEISMultistepScheduler": "dpm++2m",
     "DPMSolverSinglestepScheduler": "dpm++2m",
-    "UniPCMultistepScheduler": "dpm++2m",
     "SASolverScheduler": "dpm++2m-sde",
     "DPMSolverSDEScheduler": "dpm++2m-sde",
-    "HeunDiscreteScheduler": "euler",
     "KDPM2DiscreteScheduler": "euler",
     "LMSDiscreteScheduler": "euler",
     "KDPM2AncestralDiscreteScheduler": "euler-ancestral",
@@ -51,6 +56,10 @@ def sampler_of(config: Mapping[str, Any]) -> SamplerOf:
         return SamplerOf("plms") if config.get("skip_prk_steps", False) else _nearest("ddim", "PNDMScheduler with Runge-Kutta steps")
     if scheduler == "DPMSolverMultistepScheduler":
         return _dpm_solver(config)
+    if scheduler == "UniPCMultistepScheduler":
+        return _unipc(config)
+    if scheduler == "DEISMultistepScheduler":
+        return _deis(config)
     if not scheduler:
         return SamplerOf("ddim", "the scheduler's configuration names no class; the sampler is ddim")
     return _nearest(_NEAREST.get(scheduler, "ddim"), scheduler)
@@ -63,5 +72,61 @@ def _dpm_solver(config: Mapping[str, Any]) -> SamplerOf:
     return SamplerOf(name) if same else _nearest(name, f"DPMSolverMultistepScheduler with {algorithm} of order {order}")
 
 
+def _unipc(config: Mapping[str, Any]) -> SamplerOf:
+    order, predicts_clean = config.get("solver_order", 2), config.get("predict_x0", True)
+    name = "unipc3" if order == 3 else "unipc2"
+    if order not in (2, 3) or not predicts_clean:
+        return _nearest(name, f"UniPCMultistepScheduler of order {order}" + ("" if predicts_clean else " with noise predictions"))
+    changed = [key for key in ("disable_corrector", "solver_p") if config.get(key)]
+    return _nearest(name, f"UniPCMultistepScheduler with {' and '.join(changed)}") if changed else SamplerOf(name)
+
+
+def _deis(config: Mapping[str, Any]) -> SamplerOf:
+    """Return DEIS, or DPM-Solver++ where diffusers' DEIS ends with a step from its lowest level to the same level."""
+    idle = [key for key in (*get_args(Spacing), "use_flow_sigmas") if config.get(key)]
+    if idle:
+        return _nearest("dpm++2m", f"DEISMultistepScheduler with {idle[0]}")
+    order = config.get("solver_order", 2)
+    name = "deis3" if order == 3 else "deis2"
+    return SamplerOf(name) if order in (2, 3) else _nearest(name, f"DEISMultistepScheduler of order {order}")
+
+
 def _nearest(name: str, scheduler: str) -> SamplerOf:
     return SamplerOf(name, f"{scheduler} has no sampler here; {name} takes its place, on the same noise schedule")
+
+
+class FewSteps(NamedTuple):
+    """How a model that was distilled for a few steps is sampled.
+
+    Attributes:
+        steps: length of the chain.
+        guidance: scale of classifier-free guidance; 1 is none.
+        note: how the model was recognised.
+    """
+
+    steps: int
+    guidance: float
+    note: str
+
+
+def few_steps_of(config: Mapping[str, Any]) -> FewSteps | None:
+    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model; None for another model.
+
+    LCM and TCD have schedulers of their own. SDXL-Turbo, SD-Turbo and SDXL-Lightning have Euler's with trailing timesteps, which otherwise
+    only models without a signal at the last timestep have.
+    """
+    scheduler, trailing = str(config.get("_class_name", "")), config.get("timestep_spacing") == "trailing"
+    if scheduler in ("LCMScheduler", "TCDScheduler"):
+        found = scheduler
+    elif (
+        trailing and scheduler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") and not config.get("rescale_betas_zero_snr")
+    ):
+        found = f"{scheduler} with trailing timesteps"
+    else:
+        return None
+    return FewSteps(
+        _FEW,
+        1.0,
+        f"{found} is that of a model distilled for few steps: sampler.steps is {_FEW} and sampler.guidance 1, which is none; "
+        "set those that the model was made for, if they are others",
+    )

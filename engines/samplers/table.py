@@ -5,7 +5,7 @@ With the raw network output `out` at state `x` of step `i`:
     m_i = P x + Q out                                    (the predicted clean sample, clipped to [-clip, clip] if clip is set)
     x  <- A x + B out + sum_j H_j m_{i-j} + sigma z
 
-A sampler keeps `m` in its history. For PLMS alone, `m` is the output itself.
+A sampler keeps `m` in its history. For PLMS, `m` is the output itself, and for DEIS the predicted noise.
 
 The coefficients apply to the sampler's own form of the state. `alpha_bar` belongs to the state scaled to unit variance:
 `alpha^2 / (alpha^2 + sigma^2)` for a state `alpha x0 + sigma eps`. For variance-preserving diffusion this is the cumulative alpha itself.

@@ -68,12 +68,7 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     return Plan(
         comments=(*declared.notes, *_notes(section, declared)),
         model=section,
-        sampler=SamplerSection(
-            name=declared.sampler,
-            steps=min(STEPS, declared.noise_schedule.num_train_timesteps),
-            eta=1.0 if SAMPLERS[declared.sampler].any_eta else SAMPLERS[declared.sampler].eta,
-            guidance=_guidance(section, declared),
-        ),
+        sampler=_sampler(section, declared),
         precisions=("w8a8", "w4a8"),
         target=known,
         output=f"build/{name}",
@@ -100,6 +95,17 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
     return ModelSection(path=place.written(folder), prompts=PROMPTS if prompted else None), declared, place.name
 
 
+def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
+    """Return the model's own sampler; ancestral DDIM, because a correction gives up fresh noise for that of quantization."""
+    name, few = declared.sampler, declared.few_steps
+    return SamplerSection(
+        name=name,
+        steps=min(STEPS if few is None else few.steps, declared.noise_schedule.num_train_timesteps),
+        eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
+        guidance=_guidance(section, declared) if few is None else few.guidance,
+    )
+
+
 def _guidance(section: ModelSection, declared: Declaration) -> float:
     if section.prompts is not None:
         return TEXT_GUIDANCE
@@ -108,6 +114,8 @@ def _guidance(section: ModelSection, declared: Declaration) -> float:
 
 def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
     """Yield what the model's configuration leaves open."""
+    if declared.few_steps is not None:
+        yield declared.few_steps.note
     labels = next((one.labels for one in declared.inputs if one.labels is not None), None)
     if len(declared.inputs) == 1 and labels is not None and declared.null_class is None:
         yield (

@@ -21,6 +21,7 @@ from engines.chain.schedule import Schedule
 from engines.chain.step import ChainState, Move, advance
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO, check_precision
+from engines.samplers import SAMPLERS
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
@@ -159,7 +160,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             model_output: output of the denoiser after guidance, [batch, channels, ...].
             timestep: timestep of the step.
             sample: the state, not scaled for the network.
-            eta: for DDIM schedules, None or the schedule's own eta; other samplers have no eta and ignore it, as in diffusers.
+            eta: for DDIM and TCD schedules, None or the schedule's own eta; other samplers have no eta and ignore it, as in diffusers.
             use_clipped_model_output: must not be true.
             generator: generator of the fresh noise, or one generator per sample.
             variance_noise: standard normal noise to use instead of fresh noise.
@@ -216,7 +217,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
 
     def _check_options(self, eta: float | None, use_clipped_model_output: bool | None) -> None:
         own = self._schedule.sampler
-        if eta is not None and own.name == "ddim" and eta != own.eta:
+        if eta is not None and SAMPLERS[own.name].any_eta and eta != own.eta:
             raise UsageError(
                 "The bundle's schedule is for another eta.",
                 found=f"eta={eta:g} (pipelines pass 0 unless told otherwise)",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engines.networks.conditioning import Conditioning
 from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.of_scheduler import FewSteps
 from ptqd_export.models.conditions import ConditionInput
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Declaration:
         inputs: conditioning inputs, in the order of the adapter's conditions.
         noise_schedule: noise schedule in the model's scheduler configuration.
         sampler: sampler of that scheduler, a key of `engines.samplers.SAMPLERS`.
+        few_steps: how the model is sampled if it was distilled for a few steps; None for another model.
         notes: what the user should know before a build: where the model's own pipeline does something else.
     """
 
@@ -69,6 +71,7 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
     sampler: str = "ddim"
+    few_steps: FewSteps | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import PtqdError, UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from engines.samplers.of_scheduler import SamplerOf, sampler_of
+from engines.samplers.of_scheduler import FewSteps, SamplerOf, few_steps_of, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
 from ptqd_export.models.pipeline_rules import IMAGE_PIPELINES, KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
@@ -116,6 +116,10 @@ class DiffusersFolder:
     @property
     def sampler(self) -> SamplerOf:
         return sampler_of(self.scheduler)
+
+    @property
+    def few_steps(self) -> FewSteps | None:
+        return few_steps_of(self.scheduler)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from engines.chain.schedule import SamplerRecord
 from engines.samplers import SAMPLERS
-from engines.samplers.levels.noise_schedule import PredictionType, TimestepSpacing
+from engines.samplers.levels.noise_schedule import PredictionType, Spacing, TimestepSpacing
 from engines.untrusted.limits import CHAIN_STEPS
 from ptqd_export.plan.plan_errors import expectation, one_of
 from ptqd_export.plan.section import Section
 
-_READERS = {
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+
+_READERS: Mapping[str, Sequence[str]] = {
     "clip_sample": [name for name, sampler in SAMPLERS.items() if sampler.clips],
-    "use_karras_sigmas": [name for name, sampler in SAMPLERS.items() if sampler.karras],
+    **{spacing: [name for name, sampler in SAMPLERS.items() if sampler.spaces] for spacing in SPACINGS},
+    "timesteps": [name for name, sampler in SAMPLERS.items() if sampler.timesteps],
+    "sigmas": [name for name, sampler in SAMPLERS.items() if sampler.sigmas],
 }
 """The samplers that use a field."""
 
@@ -46,20 +53,38 @@ class SamplerSection(Section):
         default=None, description="which training timesteps the chain visits; null keeps what the model's scheduler says"
     )
     clip_sample: bool | None = Field(
-        default=None, description="clip the predicted clean sample; for ddim and ddpm; null keeps what the model's scheduler says"
+        default=None,
+        description="clip the predicted clean sample; for ddim, ddpm, heun and lcm; null keeps what the model's scheduler says",
     )
     prediction_type: PredictionType | None = Field(
         default=None, description="what the network predicts; null keeps what the model's scheduler says"
     )
     use_karras_sigmas: bool | None = Field(
-        default=None, description="noise levels of Karras et al.; for euler and dpm++ samplers; null keeps what the model's scheduler says"
+        default=None,
+        description="noise levels of Karras et al.; for dpm++, unipc, euler, heun, flow-euler; null keeps what the model's scheduler says",
+    )
+    use_exponential_sigmas: bool | None = Field(default=None, description="the same, with levels that fall by one factor at every step")
+    use_beta_sigmas: bool | None = Field(default=None, description="the same, with levels that are quantiles of a beta distribution")
+    timesteps: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] | None = Field(
+        default=None, description="timesteps to visit, one for each step, falling; null visits those of the noise schedule"
+    )
+    sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] | None = Field(
+        default=None, description="noise levels to visit, one for each step, falling; null visits those of the noise schedule"
     )
 
     @property
     def overrides(self) -> dict[str, object]:
         """The settings that replace those of the model's scheduler, by field of its `NoiseSchedule`."""
-        fields = {"timestep_spacing", "clip_sample", "prediction_type", "use_karras_sigmas"}
-        return self.model_dump(include=fields, exclude_none=True)
+        given = self.model_dump(include={"timestep_spacing", "clip_sample", "prediction_type", *SPACINGS}, exclude_none=True)
+        spaced = any(given.get(name) for name in SPACINGS)
+        return {**dict.fromkeys(SPACINGS, False), **given} if spaced else given
+
+    @property
+    def record(self) -> SamplerRecord:
+        """The sampler as schedules record it."""
+        return SamplerRecord(
+            name=self.name, steps=self.steps, eta=self.eta, guidance=self.guidance, timesteps=self.timesteps, sigmas=self.sigmas
+        )
 
     @field_validator("eta", mode="before")
     @classmethod
@@ -77,10 +102,39 @@ class SamplerSection(Section):
             raise expectation(f"{sampler.eta:g} or null for the sampler {info.data['name']}")
         return eta
 
-    @field_validator("clip_sample", "use_karras_sigmas")
+    @field_validator("clip_sample", *SPACINGS)
     @classmethod
     def _true_only_where_used(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
         name, readers = info.data.get("name", ""), _READERS[str(info.field_name)]
         if wanted and name in SAMPLERS and name not in readers:
             raise expectation(f"false or null for the sampler {name}; true is for {', '.join(readers)}")
         return wanted
+
+    @field_validator(*SPACINGS)
+    @classmethod
+    def _one_spacing(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+        before = next((name for name in SPACINGS if name != info.field_name and info.data.get(name)), None)
+        if wanted and before is not None:
+            raise expectation(f"false or null beside {before}")
+        return wanted
+
+    @field_validator("timesteps", "sigmas")
+    @classmethod
+    def _levels_fit_the_sampler(cls, levels: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        name, field = info.data.get("name", ""), str(info.field_name)
+        if levels is None or name not in SAMPLERS:
+            return levels
+        if name not in _READERS[field]:
+            raise expectation(f"null for the sampler {name}; {field} are for {', '.join(_READERS[field])}")
+        other = next((key for key in (*SPACINGS, "timesteps") if key != field and info.data.get(key)), None)
+        if other is not None:
+            raise expectation(f"null beside {other}")
+        if len(levels) != info.data.get("steps", len(levels)):
+            raise expectation(f"as many as sampler.steps, {info.data['steps']}")
+        if any(level <= below for level, below in pairwise(levels)):
+            raise expectation("numbers that fall")
+        if field == "timesteps" and SAMPLERS[name].timesteps == "whole" and any(level % 1 for level in levels):
+            raise expectation(f"whole numbers for the sampler {name}")
+        if field == "sigmas" and SAMPLERS[name].predictions == ("flow",) and levels[0] > 1:
+            raise expectation(f"shares of noise up to 1 for the sampler {name}")
+        return levels

@@ -19,7 +19,7 @@ from engines.api.layer_info import StoredLayer
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.schedule import Correction, Schedule
 from engines.errors import BundleError
-from engines.samplers import SamplerTable, compile_sampler
+from engines.samplers import SamplerTable
 from ptqd_export.records.statistics_file import read_statistics
 from ptqd_export.records.stored_statistics import statistics_file
 
@@ -104,8 +104,7 @@ class PrecisionSteps:
 
 def sampler_table(bundle: Bundle, schedule: Schedule) -> SamplerTable:
     """Return the sampler's coefficients from which a schedule was made."""
-    sampler = schedule.sampler
-    return compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
+    return schedule.sampler.table(bundle.manifest.model.noise_schedule)
 
 
 def chain_steps(schedule: Schedule, table: SamplerTable) -> ChainSteps:

@@ -19,7 +19,7 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.contract import first_problem
 from engines.chain.schedule import SamplerRecord, Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
-from engines.samplers import SAMPLERS, compile_sampler
+from engines.samplers import SAMPLERS
 from ptqd_export.plan import CalibrationSection, Cost, Plan
 
 Fit = Literal["moments", "walk"]
@@ -98,7 +98,7 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         UsageError: the request does not fit the bundle.
     """
     base, plan, sampler = bundle.schedule(request.base), stored_plan(bundle), _sampler(request, bundle.schedule(request.base))
-    table = compile_sampler(sampler.name, sampler.steps, sampler.eta, bundle.manifest.model.noise_schedule)
+    table = sampler.table(bundle.manifest.model.noise_schedule)
     policy, budget = request.policy or base.policy, _budget(request)
     precisions = _precisions(request, policy, bundle, base, plan, table.steps)
     if request.policy is None and policy == "budget" and request.precisions is not None:
@@ -142,15 +142,22 @@ def stored_plan(bundle: Bundle) -> Plan:
 
 
 def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
-    """Return the sampler. If the request changes it without giving an eta, its own default eta applies, not that of the base schedule."""
+    """Return the sampler. If the request changes it without giving an eta, its own default eta applies, not that of the base schedule.
+
+    Timesteps and noise levels that were chosen belong to one sampler and one number of steps.
+    """
     was = base.sampler
     name = request.sampler or was.name
     eta = was.eta if name == was.name or name not in SAMPLERS else SAMPLERS[name].eta
+    steps = was.steps if request.steps is None else request.steps
+    same = (name, steps) == (was.name, was.steps)
     return SamplerRecord(
         name=name,
-        steps=was.steps if request.steps is None else request.steps,
+        steps=steps,
         eta=eta if request.eta is None else request.eta,
         guidance=was.guidance if request.guidance is None else request.guidance,
+        timesteps=was.timesteps if same else None,
+        sigmas=was.sigmas if same else None,
     )
 
 

@@ -18,7 +18,7 @@ from engines.backends.base import Backend
 from engines.chain.denoiser import is_guided
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
-from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from engines.samplers import NoiseSchedule, SamplerTable
 from ptqd_export.measuring.calibration_device import CalibrationDevice
 from ptqd_export.measuring.measuring_backend import measuring_backend
 from ptqd_export.models.base import LoadedModel
@@ -75,8 +75,7 @@ class BuildContext:
 
     @cached_property
     def table(self) -> SamplerTable:
-        sampler = self.plan.sampler
-        return compile_sampler(sampler.name, sampler.steps, sampler.eta, self.noise_schedule)
+        return self.plan.sampler.record.table(self.noise_schedule)
 
     @property
     def quantized_precisions(self) -> list[Precision]:

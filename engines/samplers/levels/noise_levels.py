@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engines.arrays import Float64
+from engines.samplers.levels.beta_quantiles import beta_quantiles
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 
 _LEAST_ALPHA_BAR = 2.0**-24
@@ -27,6 +28,18 @@ def final_level(schedule: NoiseSchedule, levels: Float64) -> float:
 def karras_levels(largest: float, smallest: float, steps: int) -> Float64:
     """Return decreasing levels [S] (Karras et al. 2022, arXiv 2206.00364, equation 5)."""
     return np.linspace(largest ** (1 / _RHO), smallest ** (1 / _RHO), steps) ** _RHO
+
+
+def spaced_levels(schedule: NoiseSchedule, largest: float, smallest: float, steps: int) -> Float64 | None:
+    """Return the decreasing levels [S] of the schedule's spacing between two levels, or None if they are those of its timesteps."""
+    match schedule.spacing:
+        case "use_karras_sigmas":
+            return karras_levels(largest, smallest, steps)
+        case "use_exponential_sigmas":
+            return np.geomspace(largest, smallest, steps) if steps > 1 else np.array([largest])
+        case "use_beta_sigmas":
+            return smallest + beta_quantiles(1 - np.linspace(0, 1, steps)) * (largest - smallest)
+    return None
 
 
 def timesteps_of(sigma: Float64, levels: Float64) -> Float64:

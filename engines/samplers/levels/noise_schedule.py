@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,8 @@ PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSpacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 VarianceType: TypeAlias = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"]
 FinalSigmas: TypeAlias = Literal["zero", "sigma_min"]
-SolverType: TypeAlias = Literal["midpoint", "heun"]
+SolverType: TypeAlias = Literal["midpoint", "heun", "bh1", "bh2", "logrho"]
+Spacing: TypeAlias = Literal["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"]
 
 # A beta of exactly 1 means zero terminal signal-to-noise ratio.
 Beta: TypeAlias = Annotated[float, Field(gt=0, le=1)]
@@ -39,7 +40,11 @@ class NoiseSchedule(BaseModel):
     corresponds to: as in diffusers, a model's `clip_sample` does not affect DPM-Solver++, and its `use_karras_sigmas` does not affect DDIM.
 
     Attributes:
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: the spacing of the noise levels; at most one.
         lambda_min_clipped: lowest half log-SNR at which DPM-Solver++ may start; None sets no bound.
+        solver_type: that of DPM-Solver++ (`midpoint`, `heun`), of UniPC (`bh1`, `bh2`) or of DEIS; others mean the sampler's default.
+        original_inference_steps: steps of the chain that LCM and TCD were distilled from; theirs are some of its timesteps.
+        timestep_scaling: factor of the timestep in the boundary condition of LCM.
         shift: timestep shift of flow matching; values above 1 spend more of the chain at high noise.
     """
 
@@ -60,12 +65,16 @@ class NoiseSchedule(BaseModel):
     variance_type: VarianceType = "fixed_small"
     skip_prk_steps: bool = True
     use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
     final_sigmas_type: FinalSigmas = "zero"
     lambda_min_clipped: float | None = None
     solver_type: SolverType = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     shift: PositiveFloat = 1.0
+    original_inference_steps: PositiveInt = 50
+    timestep_scaling: PositiveFloat = 10.0
 
     @field_validator("lambda_min_clipped")
     @classmethod
@@ -84,6 +93,18 @@ class NoiseSchedule(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_spacing(self) -> Self:
+        wanted = [name for name in get_args(Spacing) if getattr(self, name)]
+        if len(wanted) > 1:
+            raise UsageError("The noise levels have one spacing.", found=" and ".join(wanted), expected="at most one of them")
+        return self
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """The setting that spaces the noise levels; None if they are those of the timesteps."""
+        return next((name for name in get_args(Spacing) if getattr(self, name)), None)
+
     @property
     def clip(self) -> float | None:
         """Bound of the predicted clean sample; None without clipping."""
@@ -98,8 +119,7 @@ class NoiseSchedule(BaseModel):
 
         Raises:
             UsageError: a value is unknown; or the configuration needs a sampler that is not a table of coefficients (dynamic thresholding,
-                a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM, VE); or it needs
-                a sampler of its own (LCM).
+                a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM, VE).
         """
         refuse_unsupported(config)
         switches = {name for name, field in cls.model_fields.items() if field.annotation is bool}

@@ -11,6 +11,7 @@ from engines.errors import UsageError
 _NO_CLIP = {"clip_sample": False}
 _LINSPACE = _NO_CLIP | {"timestep_spacing": "linspace"}
 _K_DIFFUSION = _LINSPACE | {"beta_start": 0.00085, "beta_end": 0.012}
+_DISTILLED = _NO_CLIP | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "": {},
     "DDIMScheduler": {},
@@ -21,31 +22,34 @@ _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "EulerAncestralDiscreteScheduler": _LINSPACE,
     "DDIMParallelScheduler": {},
     "DDPMParallelScheduler": {},
-    "DEISMultistepScheduler": _LINSPACE,
+    "DEISMultistepScheduler": _LINSPACE | {"solver_type": "logrho"},
     "DPMSolverSinglestepScheduler": _NO_CLIP,
-    "UniPCMultistepScheduler": _LINSPACE,
+    "UniPCMultistepScheduler": _LINSPACE | {"solver_type": "bh2"},
     "SASolverScheduler": _LINSPACE,
     "LMSDiscreteScheduler": _LINSPACE,
     "HeunDiscreteScheduler": _K_DIFFUSION,
     "KDPM2DiscreteScheduler": _K_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": _K_DIFFUSION,
     "DPMSolverSDEScheduler": _K_DIFFUSION,
+    "LCMScheduler": _DISTILLED,
+    "TCDScheduler": _DISTILLED,
     "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
 }
 """Default values of each scheduler class where they differ from those of `NoiseSchedule`."""
 
 _OTHER_MEANING: Mapping[str, tuple[str, ...]] = {
-    "DEISMultistepScheduler": ("solver_type",),
     "DPMSolverSinglestepScheduler": ("lower_order_final",),
-    "UniPCMultistepScheduler": ("solver_type",),
 }
 """Settings that mean something else to a class: here, they are those of DPMSolverMultistepScheduler."""
 
+_FLOW_FORMS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
+"""Classes that have a form for flows, with `use_flow_sigmas` and `flow_prediction`."""
+
+_OTHER_NAMES = {"original_sample": "sample", "flow_prediction": "flow"}
+"""Names that classes give to a prediction type."""
+
 _LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}
-_DISTILLED = "a model distilled for a few steps of its own sampler, which is not supported"
 _UNSUPPORTED: Mapping[str, str] = {
-    "LCMScheduler": _DISTILLED,
-    "TCDScheduler": _DISTILLED,
     "CogVideoXDDIMScheduler": "betas rescaled by snr_shift_scale, which are not supported",
     "CogVideoXDPMScheduler": "betas rescaled by snr_shift_scale, which are not supported",
 }
@@ -58,19 +62,13 @@ _PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
     "timestep_type": ("discrete",),
     "sigma_min": (None,),
     "sigma_max": (None,),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
     "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
     "use_dynamic_shifting": (False, None),
     "shift_terminal": (None,),
     "invert_sigmas": (False, None),
     "stochastic_sampling": (False, None),
 }
 """Settings that can change a chain's noise levels or timesteps in ways not supported here, each with the values that change nothing."""
-
-_PLAIN_FLOW: Mapping[str, tuple[object, ...]] = {"use_karras_sigmas": (False, None)}
-"""The same for flows."""
 
 _MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
 
@@ -86,16 +84,18 @@ def settings_of(config: Mapping[str, Any], fields: Collection[str], switches: Co
     scheduler = _class(config)
     given = {key: config[key] for key in fields if key in config and key not in _OTHER_MEANING.get(scheduler, ())}
     given |= {key: False for key in switches if key in given and given[key] is None}
-    if given.get("prediction_type") == "original_sample":  # Euler's name
-        given["prediction_type"] = "sample"
+    if given.get("prediction_type") in _OTHER_NAMES:
+        given["prediction_type"] = _OTHER_NAMES[given["prediction_type"]]
+    if config.get("use_flow_sigmas"):
+        given["shift"] = config.get("flow_shift")
     return {**_CLASS_DEFAULTS.get(scheduler, _NO_CLIP), **{key: value for key, value in given.items() if value is not None}}
 
 
 def refuse_unsupported(config: Mapping[str, Any]) -> None:
     """Refuse a configuration that no table on a known noise schedule can follow. See `NoiseSchedule.from_scheduler_config`."""
     _refuse_class(config)
-    plain_values = {**_PLAIN_VALUES, **(_PLAIN_FLOW if _class(config).startswith("FlowMatch") else {})}
-    for key, plain in plain_values.items():
+    _refuse_half_a_flow(config)
+    for key, plain in _PLAIN_VALUES.items():
         if config.get(key, plain[0]) not in plain:
             raise UsageError(
                 f"No sampler supports the scheduler configuration's {key}.",
@@ -124,6 +124,18 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
             found=f"variance_type = {variance_type}",
             expected="fixed_small, fixed_small_log, fixed_large or fixed_large_log",
             mend=f'set variance_type to "{_LEARNED_VARIANCE[variance_type]}"; the network\'s variance channels are then not used',
+        )
+
+
+def _refuse_half_a_flow(config: Mapping[str, Any]) -> None:
+    """Refuse the noise levels of a flow without its predictions, its predictions without the levels, or both in another class."""
+    flow = bool(config.get("use_flow_sigmas")), config.get("prediction_type") == "flow_prediction"
+    if any(flow) and not (all(flow) and _class(config) in _FLOW_FORMS):
+        raise UsageError(
+            "The scheduler configuration is that of a flow in part.",
+            found=f"{_class(config)}, use_flow_sigmas = {json.dumps(flow[0])}, prediction_type = {config.get('prediction_type')}",
+            expected=f"both use_flow_sigmas and flow_prediction, in {' or '.join(_FLOW_FORMS)}",
+            mend="correct scheduler_config.json, or use FlowMatchEulerDiscreteScheduler's",
         )
 
 

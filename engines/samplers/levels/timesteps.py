@@ -56,6 +56,25 @@ def timesteps_above_the_end(schedule: NoiseSchedule, steps: int, noisiest: int) 
     return _within(schedule, steps, np.arange(steps + 1, dtype=np.int64)[:0:-1] * (noisiest // (steps + 1)) + schedule.steps_offset)
 
 
+def distilled_timesteps(schedule: NoiseSchedule, steps: int, chosen: Float64 | None) -> Int64:
+    """Return the decreasing training timesteps [S] that LCM and TCD visit: `chosen`, or some of those of the distillation, evenly by index.
+
+    Raises:
+        UsageError: the chain that the model was distilled from has fewer steps.
+    """
+    if chosen is not None:
+        return chosen.astype(np.int64)
+    T, original = schedule.num_train_timesteps, schedule.original_inference_steps
+    if not 1 <= steps <= original <= T:
+        raise UsageError(
+            "The number of sampling steps does not fit the distillation.",
+            found=f"steps = {steps}, original_inference_steps = {original}, num_train_timesteps = {T}",
+            expected=f"1 to {min(original, T)} steps",
+        )
+    distilled = np.arange(original, 0, -1) * (T // original) - 1
+    return distilled[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
+
+
 def _trailing(steps: int, T: int, noisiest: int) -> Int64:
     visited: Int64 = np.arange(noisiest, 0, -T / steps)[:steps].round().astype(np.int64) - 1
     return visited

@@ -35,6 +35,7 @@ def declare(path: Path) -> Declaration:
         inputs=(class_input(classes + 1, null_class=classes),),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
+        few_steps=folder.few_steps,
         notes=folder.notes,
     )
     return checked(folder, declared, DiTAdapter)

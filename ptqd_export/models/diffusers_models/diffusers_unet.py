@@ -72,6 +72,7 @@ def declare(path: Path) -> Declaration:
         inputs=(*_inputs(folder, config), *images),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
+        few_steps=folder.few_steps,
         notes=folder.notes,
     )
     return checked(folder, declared, DiffusersAdapter)

@@ -9,7 +9,6 @@ from pathlib import Path
 from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.step_networks import Elsewhere
-from engines.chain.schedule import SamplerRecord
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs
 
 
@@ -18,7 +17,7 @@ def fit_settings(context: BuildContext) -> FitSettings:
     plan, listed = context.plan, context.plan.steps.precisions
     candidates = tuple(precision.name for precision in context.precisions)
     return FitSettings(
-        sampler=SamplerRecord(name=context.table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance),
+        sampler=plan.sampler.record,
         noise_schedule=context.noise_schedule,
         mode=plan.correction.mode,
         variance=plan.correction.variance,

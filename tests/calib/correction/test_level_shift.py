@@ -96,6 +96,9 @@ def test_beyond_the_noisiest_level_of_the_training_the_last_timestep_is_given() 
         (compile_sampler("ddim", 4, 0.0, NoiseSchedule(clip_sample=True)), "quantized", "clipping"),
         (compile_sampler("dpm++2m", 4, 0.0, SCHEDULE), "quantized", "history"),
         (compile_sampler("plms", 4, 0.0, SCHEDULE), "quantized", "history"),
+        (compile_sampler("heun", 4, 0.0, SCHEDULE), "quantized", "history"),
+        (compile_sampler("unipc2", 4, 0.0, SCHEDULE), "quantized", "history"),
+        (compile_sampler("deis3", 4, 0.0, SCHEDULE), "quantized", "history"),
         (compile_sampler("ddim", 4, 0.0, SCHEDULE), "fp", "trajectory"),
     ],
 )
@@ -105,7 +108,7 @@ def test_chains_that_cannot_be_shifted_are_refused(table: SamplerTable, trajecto
 
 
 def test_others_are_not() -> None:
-    for sampler in ("ddim", "ddpm", "dpm++1", "dpm++1-sde", "euler", "euler-ancestral"):
+    for sampler in ("ddim", "ddpm", "dpm++1", "dpm++1-sde", "euler", "euler-ancestral", "lcm", "tcd"):
         check_shift(compile_sampler(sampler, 4, SAMPLERS[sampler].eta, SCHEDULE), "quantized")
 
 

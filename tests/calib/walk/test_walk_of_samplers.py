@@ -28,7 +28,7 @@ MEAN, S = np.array([0.5, -0.3, 0.0]).reshape(-1, 1, 1), 0.6
 K, MU = np.array([-0.15, 0.1, -0.05]).reshape(-1, 1, 1), np.array([0.2, -0.1, 0.05]).reshape(-1, 1, 1)
 ALPHA_BAR: Float64 = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000), dtype=np.float64)
 OF_BETAS = [name for name in SAMPLERS if name != "flow-euler"]
-STOCHASTIC = [name for name in OF_BETAS if SAMPLERS[name].eta == 1]
+STOCHASTIC = [name for name in OF_BETAS if SAMPLERS[name].eta > 0]
 
 
 def _table(name: str) -> SamplerTable:
@@ -115,7 +115,7 @@ def test_corrections_in_euler_s_state_are_those_of_the_same_chain_at_unit_varian
         assert one.unabsorbed_variance * scale[i + 1] ** 2 == pytest.approx(other.unabsorbed_variance, rel=1e-2, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plms", "dpm++2m", "euler"])
+@pytest.mark.parametrize("name", ["plms", "dpm++2m", "euler", "heun", "unipc2", "deis2"])
 def test_a_deterministic_chain_has_no_noise_to_give_up_and_says_so(name: str, tmp_path: Path) -> None:
     results, _ = _walk(_table(name), Network(s2=0.02), tmp_path)
     assert len(results) == SAMPLERS[name].rows(STEPS)

@@ -58,7 +58,7 @@ JUDGED = {
 
 SCHEDULE: dict[str, Any] = {
     "schema_version": 2,
-    "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
+    "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5, "timesteps": None, "sigmas": None},
     "correction": {"mode": "signed", "parts": ["offset"], "variance": "shift"},
     "policy": "snr",
     "init_sigma": 1.0,
@@ -78,6 +78,11 @@ def test_file_reads_and_writes_back_as_it_is() -> None:
     assert schedule.steps[0].corrections["w8a8"].gain == (0.875,)
     assert schedule.steps[0].prediction_coeffs == (2.0, -1.5)
     assert json.loads(schedule.model_dump_json()) == SCHEDULE
+
+
+def test_file_without_chosen_levels_takes_those_of_its_noise_schedule() -> None:
+    sampler = read(SCHEDULE | {"sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5}}).sampler
+    assert (sampler.timesteps, sampler.sigmas) == (None, None)
 
 
 def test_file_of_version_1_has_neither_evidence_nor_corrections_of_a_mixed_chain() -> None:

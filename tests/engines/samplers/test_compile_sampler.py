@@ -13,6 +13,11 @@ from engines.errors import UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.samplers.levels.alphas import alpha_bar
 
+HISTORY = {
+    "ddim": 1, "ddpm": 1, "plms": 5, "dpm++2m": 2, "dpm++2m-sde": 2, "unipc2": 3, "unipc3": 4, "deis2": 2, "deis3": 3, "heun": 2, "lcm": 1,
+}  # fmt: skip
+"""Predictions that a step keeps, its own included; a sampler that clips keeps its own."""
+
 
 def _schedule(name: str) -> NoiseSchedule:
     return NoiseSchedule(prediction_type=SAMPLERS[name].predictions[0])
@@ -22,7 +27,7 @@ def _schedule(name: str) -> NoiseSchedule:
 def test_every_sampler_compiles_to_float64_arrays_of_one_length_under_its_name(name: str) -> None:
     table = compile_sampler(name, 6, SAMPLERS[name].eta, _schedule(name))
     S = SAMPLERS[name].rows(6)
-    assert (table.name, table.steps, S) == (name, S, 7 if name == "plms" else 6)
+    assert (table.name, table.steps, S) == (name, S, {"plms": 7, "heun": 11}.get(name, 6))
     shapes = {
         "timestep": (S,),
         "alpha_bar": (S,),
@@ -32,7 +37,7 @@ def test_every_sampler_compiles_to_float64_arrays_of_one_length_under_its_name(n
         "input_scale": (S,),
         "prediction_coeffs": (S, 2),
         "epsilon_coeffs": (S, 2),
-        "history_coeffs": (S, {"ddim": 1, "ddpm": 1, "plms": 5, "dpm++2m": 2, "dpm++2m-sde": 2}.get(name, 0)),
+        "history_coeffs": (S, HISTORY.get(name, 0)),
     }
     assert {field: getattr(table, field).shape for field in shapes} == shapes
     assert {getattr(table, field).dtype for field in shapes} == {np.dtype(np.float64)}
@@ -78,8 +83,8 @@ def test_refuses_alphas_of_another_length() -> None:
         compile_sampler("ddim", 10, 0.0, NoiseSchedule(), np.full(999, 0.5))
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ddim"])
-def test_only_ddim_has_a_share_of_noise_to_choose(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim", "tcd")])
+def test_only_ddim_and_tcd_have_a_share_of_noise_to_choose(name: str) -> None:
     with pytest.raises(UsageError, match=r"(?s)eta = 0\.5.*expected: eta = [01]\n.*sampler ddim"):
         compile_sampler(name, 10, 0.5, _schedule(name))
 
@@ -99,7 +104,11 @@ def test_a_schedule_that_clips_says_nothing_to_samplers_that_do_not(name: str) -
 
 @pytest.mark.parametrize(
     ("name", "prediction_type", "mend"),
-    [("plms", "sample", "ddim or ddpm or dpm"), ("ddim", "flow", "sampler flow-euler$"), ("flow-euler", "epsilon", "sampler ddim or ")],
+    [
+        ("plms", "sample", "ddim or ddpm or dpm"),
+        ("ddim", "flow", r"sampler dpm\+\+1 or .* or flow-euler$"),
+        ("flow-euler", "epsilon", "sampler ddim or "),
+    ],
 )
 def test_refuses_a_model_of_another_prediction(name: str, prediction_type: Any, mend: str) -> None:
     with pytest.raises(
@@ -119,8 +128,22 @@ def test_coefficients_of_the_clean_sample_and_the_noise_are_those_of_the_state_t
             out = {
                 "epsilon": eps, "v_prediction": math.sqrt(a) * eps - math.sqrt(1 - a) * x0, "sample": x0, "flow": eps - x0,
             }[prediction_type]  # fmt: skip
-            noise = row.timestep / 1000
-            x = (1 - noise) * x0 + noise * eps if name == "flow-euler" else (math.sqrt(a) * x0 + math.sqrt(1 - a) * eps) / row.input_scale
+            share = math.sqrt(1 - a) / (math.sqrt(a) + math.sqrt(1 - a))
+            flow = prediction_type == "flow"
+            x = (1 - share) * x0 + share * eps if flow else (math.sqrt(a) * x0 + math.sqrt(1 - a) * eps) / row.input_scale
             (P, Q), (R, T) = row.prediction_coeffs, row.epsilon_coeffs
             assert R * x + T * out == pytest.approx(eps, rel=1e-9)
-            assert P * x + Q * out == pytest.approx(out if name == "plms" else x0, rel=1e-9)
+            assert P * x + Q * out == pytest.approx({"plms": out, "deis2": eps, "deis3": eps}.get(name, x0), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "found"),
+    [
+        ("euler", {"timesteps": (900.0, 500.0)}, "2 timesteps.*expected: 3"),
+        ("euler", {"sigmas": (9.0,)}, "1 sigmas.*expected: 3"),
+        ("ddpm", {"timesteps": (1000.0, 500.0, 0.0)}, "timestep 1000.*at most 999"),
+    ],
+)
+def test_refuses_levels_that_do_not_fit_the_chain(name: str, chosen: Any, found: str) -> None:
+    with pytest.raises(UsageError, match=rf"(?s){found}"):
+        compile_sampler(name, 3, SAMPLERS[name].eta, NoiseSchedule(), **chosen)

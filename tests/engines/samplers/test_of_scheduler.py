@@ -8,7 +8,7 @@ import diffusers
 import pytest
 
 from engines.samplers import SAMPLERS
-from engines.samplers.of_scheduler import sampler_of
+from engines.samplers.of_scheduler import few_steps_of, sampler_of
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -30,8 +30,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
         ("EulerAncestralDiscreteScheduler", {}, "euler-ancestral"),
         ("FlowMatchEulerDiscreteScheduler", {}, "flow-euler"),
         ("DDIMParallelScheduler", {}, "ddim"),
-        ("UniPCMultistepScheduler", {}, "dpm++2m"),
-        ("HeunDiscreteScheduler", {}, "euler"),
+        ("UniPCMultistepScheduler", {}, "unipc2"),
+        ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc3"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "unipc2"),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, "unipc2"),
+        ("DEISMultistepScheduler", {}, "deis2"),
+        ("DEISMultistepScheduler", {"solver_order": 3}, "deis3"),
+        ("DEISMultistepScheduler", {"use_karras_sigmas": True}, "dpm++2m"),
+        ("HeunDiscreteScheduler", {}, "heun"),
+        ("LCMScheduler", {}, "lcm"),
+        ("TCDScheduler", {}, "tcd"),
         ("KDPM2AncestralDiscreteScheduler", {}, "euler-ancestral"),
         ("RePaintScheduler", {}, "ddim"),
     ],
@@ -57,7 +65,13 @@ def test_a_configuration_without_a_class() -> None:
         ),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "with dpmsolver of order 2 has no sampler here"),
         ({"_class_name": "PNDMScheduler"}, "PNDMScheduler with Runge-Kutta steps has no sampler here; ddim takes its place"),
-        ({"_class_name": "UniPCMultistepScheduler"}, "UniPCMultistepScheduler has no sampler here; dpm++2m takes its place"),
+        ({"_class_name": "UniPCMultistepScheduler"}, ""),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "of order 2 with noise predictions has no sampler here"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 4}, "UniPCMultistepScheduler of order 4 has no sampler here; unipc2"),
+        ({"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]}, "UniPCMultistepScheduler with disable_corrector has no"),
+        ({"_class_name": "DEISMultistepScheduler", "use_beta_sigmas": True}, "with use_beta_sigmas has no sampler here; dpm++2m"),
+        ({"_class_name": "DEISMultistepScheduler", "solver_order": 1}, "DEISMultistepScheduler of order 1 has no sampler here; deis2"),
+        ({"_class_name": "KDPM2DiscreteScheduler"}, "KDPM2DiscreteScheduler has no sampler here; euler takes its place"),
         ({"_class_name": "SomethingElse"}, "SomethingElse has no sampler here; ddim takes its place"),
         ({}, "names no class"),
     ],
@@ -65,3 +79,39 @@ def test_a_configuration_without_a_class() -> None:
 def test_another_sampler_is_never_chosen_without_a_word(config: dict[str, Any], note: str) -> None:
     assert note in sampler_of(config).note
     assert bool(sampler_of(config).note) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler is that of a model distilled"),
+        ({"_class_name": "TCDScheduler"}, "TCDScheduler is that"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+            "EulerDiscreteScheduler with trailing timesteps is that",
+        ),
+        (
+            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+            "EulerAncestralDiscreteScheduler with trailing",
+        ),
+    ],
+)
+def test_a_model_of_few_steps_is_known_by_its_scheduler(config: dict[str, Any], named: str) -> None:
+    few = few_steps_of(config)
+    assert few is not None
+    assert (few.steps, few.guidance) == (4, 1.0)
+    assert few.note.startswith(named)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+        {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+        {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
+    ],
+    ids=str,
+)
+def test_other_models_take_many_steps(config: dict[str, Any]) -> None:
+    assert few_steps_of(config) is None

@@ -23,7 +23,7 @@ from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_samp
 from engines.samplers.levels.alphas import alpha_bar
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 SHAPE = (2, 3, 4)
 TOLERANCE = 1e-9
@@ -35,14 +35,24 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++1-sde": ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc2": ("UniPCMultistepScheduler", {}),
+    "unipc3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+    "deis2": ("DEISMultistepScheduler", {}),
+    "deis3": ("DEISMultistepScheduler", {"solver_order": 3}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
-OF_BETAS = [name for name in SCHEDULERS if name != "flow-euler"]
+NEW = ["unipc2", "unipc3", "deis2", "deis3", "heun", "lcm", "tcd"]
+"""Samplers of few steps or of high order; tests of their own, at fewer cases, are at the end of the class."""
+OF_BETAS = [name for name in SCHEDULERS if name not in ("flow-euler", *NEW)]
 DPM = [name for name in SCHEDULERS if name.startswith("dpm")]
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 
 Array = NDArray[Any]
@@ -101,15 +111,25 @@ def walk_diffusers(scheduler: Any, noise: Array, options: dict[str, Any], monkey
 
 
 def differences(
-    name: str, steps: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, eta: float | None = None, dtype: Any = np.float64
+    name: str,
+    steps: int,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    eta: float | None = None,
+    dtype: Any = np.float64,
+    chosen: dict[str, list[float]] | None = None,
 ) -> list[float]:
     """Largest difference between the two chains after each step, relative to max(1, |x|)."""
     kind, always = SCHEDULERS[name]
     scheduler = getattr(diffusers, kind)(**always | config)
-    scheduler.set_timesteps(steps)
+    # Euler's list of levels has the end of the chain, 0, too.
+    asked: dict[str, Any] = {
+        field: [*levels, 0.0] if (name, field) == ("euler", "sigmas") else levels for field, levels in (chosen or {}).items()
+    }
+    scheduler.set_timesteps(**asked or {"num_inference_steps": steps})
     schedule = NoiseSchedule.from_scheduler_config({"_class_name": kind, **scheduler.config})
     alphas = scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None
-    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas)
+    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas, **chosen or {})
     assert table.steps == SAMPLERS[name].rows(steps) == len(scheduler.timesteps)
     np.testing.assert_allclose(table.timestep, scheduler.timesteps, rtol=1e-12 if dtype == np.float64 else 1e-6, atol=1e-12)
     noise = noise_of(table.steps, dtype)
@@ -249,6 +269,88 @@ class TestInFloat64:
     def test_flow(self, shift: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(differences("flow-euler", steps, {"shift": shift}, monkeypatch)) <= TOLERANCE
 
+    @pytest.mark.parametrize("steps", [1, 2, 4, 8])
+    @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "flow-euler"])
+    def test_few_steps(self, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {} if name in ("lcm", "tcd") else STABLE_DIFFUSION | {"timestep_spacing": "trailing"}
+        config |= {"clip_sample": False} if name in ("ddim", "ddpm") else {}  # the only step of a chain would end on the bound
+        assert max(differences(name, steps, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+    @pytest.mark.parametrize("spacing", SPACINGS)
+    @pytest.mark.parametrize("name", NEW)
+    def test_samplers_of_few_steps_or_high_order(
+        self, name: str, spacing: str, prediction_type: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = {"timestep_spacing": spacing, "prediction_type": prediction_type}
+        assert max(differences(name, 6, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("name", ["unipc2", "unipc3", "deis2", "deis3", "heun"])
+    def test_many_steps_of_high_order(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, 120, STABLE_DIFFUSION, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("name", ["heun", "lcm"])
+    def test_clipping_of_few_steps(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, 5, {"clip_sample": True, "clip_sample_range": 0.8}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("eta", [0.0, 0.3, 0.5, 1.0])
+    def test_tcd_of_every_share_of_noise(self, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences("tcd", 4, {"original_inference_steps": 40}, monkeypatch, eta)) <= TOLERANCE
+
+    def test_lcm_of_another_distillation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"original_inference_steps": 30, "timestep_scaling": 0.01, "set_alpha_to_one": False}
+        assert max(differences("lcm", 7, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+            {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+            ZERO_SNR,
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("name", ["unipc2", "unipc3"])
+    def test_unipc_in_every_form(self, name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, 9, config, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("steps", [14, 15])
+    @pytest.mark.parametrize("lower_order_final", [False, True])
+    @pytest.mark.parametrize("name", ["deis2", "deis3"])
+    def test_the_end_of_deis(self, name: str, lower_order_final: bool, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, steps, {"lower_order_final": lower_order_final}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("steps", [1, 9])
+    @pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+    @pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-sde", "unipc2", "euler", "heun", "flow-euler"])
+    def test_spaced_levels(self, name: str, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"shift": 3.0} if name == "flow-euler" else STABLE_DIFFUSION
+        assert max(differences(name, steps, config | {spacing: True}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("steps", [1, 2, 4, 8, 20])
+    @pytest.mark.parametrize("name", [*DPM, "unipc2", "unipc3"])
+    def test_multistep_methods_on_a_flow(self, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(differences(name, steps, FLOW, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("name", ["ddpm", "dpm++1", "dpm++2m", "dpm++2m-sde", "euler", "heun", "lcm", "tcd"])
+    def test_timesteps_of_the_users_choice(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen = {"timesteps": [999.0, 850.0, 736.0, 500.0, 263.0, 80.0]}
+        assert max(differences(name, 6, {}, monkeypatch, chosen=chosen)) <= TOLERANCE
+
+    @pytest.mark.parametrize(
+        ("name", "config", "sigmas"),
+        [
+            ("euler", {}, [14.6, 6.5, 2.9, 1.2, 0.4]),
+            ("euler", {"timestep_spacing": "leading"}, [9.0, 1.5]),
+            ("flow-euler", {"shift": 3.0}, [1.0, 0.75, 0.5, 0.25]),
+        ],
+        ids=str,
+    )
+    def test_noise_levels_of_the_users_choice(
+        self, name: str, config: dict[str, Any], sigmas: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert max(differences(name, len(sigmas), config, monkeypatch, chosen={"sigmas": sigmas})) <= TOLERANCE
+
     @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
     def test_the_alphas_themselves(self, schedule: str) -> None:
         theirs = diffusers.DDPMScheduler(beta_schedule=schedule).alphas_cumprod
@@ -266,7 +368,14 @@ def test_the_finished_sample_in_float32(
     assert differences(name, steps, config, monkeypatch, eta, np.float32)[-1] <= 5e-5
 
 
-@pytest.mark.parametrize("name", [*OF_BETAS[2:], "flow-euler"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", [*OF_BETAS[2:], *NEW, "flow-euler"])
+def test_few_steps_in_float32(name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {} if name in ("flow-euler", "lcm", "tcd") else STABLE_DIFFUSION | {"timestep_spacing": "trailing"}
+    assert differences(name, steps, config, monkeypatch, None, np.float32)[-1] <= 1e-5
+
+
+@pytest.mark.parametrize("name", [*OF_BETAS[2:], *NEW, "flow-euler"])
 def test_the_finished_sample_of_the_others_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {} if name == "flow-euler" else STABLE_DIFFUSION
     assert differences(name, 25, config, monkeypatch, None, np.float32)[-1] <= 5e-5

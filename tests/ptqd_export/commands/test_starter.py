@@ -180,6 +180,20 @@ def test_the_sampler_is_the_models_own(tmp_path: Path, scheduler: dict[str, obje
     assert (sampler.name, sampler.eta) == (name, eta)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "eta"),
+    [
+        ({"_class_name": "LCMScheduler"}, 1.0),
+        ({"_class_name": "TCDScheduler"}, 0.3),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, 0.0),
+    ],
+)
+def test_model_of_few_steps_gets_few_steps_without_guidance(tmp_path: Path, scheduler: dict[str, object], eta: float) -> None:
+    plan = starter_plan(_pipeline(tmp_path / "model", scheduler=scheduler), "onnxruntime", tmp_path)
+    assert (plan.sampler.steps, plan.sampler.guidance, plan.sampler.eta) == (4, 1.0, eta)
+    assert any("distilled for few steps" in comment for comment in plan.comments)
+
+
 def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
     model = _pipeline(tmp_path / "edm", scheduler={"_class_name": "EDMEulerScheduler"})
     message = _error(model)

@@ -136,10 +136,10 @@ def test_keys_that_say_nothing_are_read_over(tmp_path: Path) -> None:
 
 
 def test_another_sampler_is_named_in_the_plan(tmp_path: Path) -> None:
-    scheduler = DDIM | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "clip_denoised_at": 3}
+    scheduler = DDIM | {"_class_name": "UniPCMultistepScheduler", "solver_order": 4, "clip_denoised_at": 3}
     plan = starter_plan(write(tmp_path / "model", unet=UNET, scheduler=scheduler), "onnxruntime", tmp_path)
-    assert plan.sampler.name == "dpm++2m"
-    assert "UniPCMultistepScheduler has no sampler here; dpm++2m takes its place" in plan.comments[0]
+    assert plan.sampler.name == "unipc2"
+    assert "UniPCMultistepScheduler of order 4 has no sampler here; unipc2 takes its place" in plan.comments[0]
     assert "keys that its class does not know; they are ignored, as in diffusers" in plan.comments[1]
     assert "clip_denoised_at = 3" in plan.comments[1]
 

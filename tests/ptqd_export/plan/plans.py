@@ -41,7 +41,11 @@ RESOLVED = """\
     "timestep_spacing": null,
     "clip_sample": null,
     "prediction_type": null,
-    "use_karras_sigmas": null
+    "use_karras_sigmas": null,
+    "use_exponential_sigmas": null,
+    "use_beta_sigmas": null,
+    "timesteps": null,
+    "sigmas": null
   },
   "precisions": [
     "w8a8",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 OTHERS = [name for name in SAMPLERS if name not in ("ddim", "flow-euler")]
-LOOKING_BACK = ["plms", "dpm++2m", "dpm++2m-sde"]
+LOOKING_BACK = ["plms", "dpm++2m", "dpm++2m-sde", "unipc2", "unipc3", "deis2", "deis3", "heun"]
 
 
 @pytest.mark.parametrize("name", OTHERS)

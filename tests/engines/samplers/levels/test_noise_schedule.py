@@ -22,9 +22,11 @@ from diffusers import (
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
     SASolverScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from pydantic import ValidationError
@@ -70,6 +72,8 @@ CLASSES = [
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
     DDIMParallelScheduler,
     DDPMParallelScheduler,
     DEISMultistepScheduler,
@@ -170,22 +174,20 @@ def test_is_immutable_and_rejects_a_misspelt_field() -> None:
         ({"_class_name": "EDMEulerScheduler"}, "trained with an unsupported noise schedule.*EDMEuler"),
         ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01}, "unsupported noise schedule.*ScoreSdeVe.*states no betas"),
         ({"_class_name": "MyScheduler", "beta_start": 0.001}, "unsupported noise schedule.*MyScheduler.*states no betas"),
-        ({"_class_name": "LCMScheduler", **BETAS}, "unsupported noise schedule.*LCM.*distilled"),
         ({"_class_name": "CogVideoXDDIMScheduler", **BETAS}, "unsupported noise schedule.*snr_shift_scale"),
         ({"predict_epsilon": False}, 'expected: prediction_type = "sample"'),
         ({"beta_schedule": "cosine"}, "invalid beta_schedule.*'cosine'.*'linear', 'scaled_linear'"),
         ({"interpolation_type": "log_linear"}, 'interpolation_type = "log_linear".*interpolation_type = "linear"'),
         ({"timestep_type": "continuous"}, 'timestep_type = "continuous".*set timestep_type to "discrete"'),
         ({"sigma_max": 700.0}, "sigma_max = 700.*expected: sigma_max = null"),
-        ({"use_beta_sigmas": True}, "use_beta_sigmas = true.*set use_beta_sigmas to false"),
+        ({"use_beta_sigmas": True, "use_karras_sigmas": True}, "have one spacing.*use_karras_sigmas and use_beta_sigmas"),
         ({"use_lu_lambdas": True}, "use_lu_lambdas = true"),
-        ({"use_exponential_sigmas": True}, "use_exponential_sigmas = true"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas = true"),
+        ({"use_flow_sigmas": True}, "a flow in part.*use_flow_sigmas = true"),
         ({"use_dynamic_shifting": True}, r"use_dynamic_shifting = true.*shift to exp\(mu\)"),
         ({"invert_sigmas": True}, "invert_sigmas = true"),
         ({"shift_terminal": 0.1}, "shift_terminal = 0.1"),
         ({"stochastic_sampling": True}, "stochastic_sampling = true"),
-        ({"prediction_type": "flow_prediction"}, "invalid prediction_type.*'flow_prediction'"),
+        ({"prediction_type": "flow_prediction"}, "a flow in part.*use_flow_sigmas = false, prediction_type = flow_prediction"),
         ({"beta_start": 0.0}, "invalid beta_start.*0.0.*greater than 0"),
         ({"trained_betas": [0.1, 1.5], "num_train_timesteps": 2}, "invalid trained_betas.1.*1.5"),
         ({"trained_betas": [0.1, 0.2]}, "found: +2 betas.*num_train_timesteps = 1000"),
@@ -194,3 +196,9 @@ def test_is_immutable_and_rejects_a_misspelt_field() -> None:
 def test_refuses_what_no_table_can_hold(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){message}"):
         NoiseSchedule.from_scheduler_config(config)
+
+
+def test_a_flow_of_dpm_solver_is_a_flow_with_its_shift() -> None:
+    sana = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    schedule = NoiseSchedule.from_scheduler_config(sana)
+    assert (schedule.prediction_type, schedule.shift) == ("flow", 3.0)
