@@ -80,7 +80,7 @@ def reconstruct(
     folder: Path,
     on_work: Callable[[int, int], None],
 ) -> list[QuantizedLayer]:
-    """Learn the rounding of the inner layers and, if the settings say so, the scales of their activations.
+    """Learn the rounding of inner and condition layers and, if the settings say so, the scales of their activations.
 
     Boundary and embedding layers, which have 8-bit weights and float activations, stay as they are. So do layers that a forward pass calls
     more than once. Layers that read the same tensor keep sharing one quantizer, learned by the first block that reads the tensor.
@@ -120,7 +120,7 @@ def block_files(folder: Path) -> list[Path]:
 
 
 def _blocks(network: nn.Module, nearest: Mapping[str, QuantizedLayer], calibration: CalibrationRows, unit: Unit) -> list[Block]:
-    names = [name for name, layer in nearest.items() if layer.layer.role == "inner"]
+    names = [name for name, layer in nearest.items() if layer.layer.role in ("inner", "condition")]
     calls = module_calls(network, candidates(network, names), calibration.forward, calibration.inputs)
     return single_layers(names, calls) if unit == "layer" else find_blocks(network, names, calls)
 

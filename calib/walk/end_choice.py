@@ -5,12 +5,15 @@ averages out, and how much of each the later steps undo belongs to the chain. So
 never saw, down whole chains, and the one that ends nearest to full precision's is chosen; see `calib.walk.race`.
 
 A precision's correction is chosen on a chain of this precision alone, although it was fitted on the states of the policy's chain. If
-the policy mixes precisions, the mixed chain is judged too, where each precision's own choice is one more proposal.
+the policy mixes precisions, the mixed chain is judged too, where the proposals are each precision's own choice, no correction, the paper's,
+and what the walk took.
+
+All of it costs at most half as many network evaluations as the walk, from 64 samples on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,20 +21,23 @@ import numpy as np
 
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.chain_error import ChainErrors, with_precisions
-from calib.walk.fit import FitNetworks, FittedChain
+from calib.walk.fit import FitNetworks, FitSettings, FittedChain
 from calib.walk.fitted_schedule import record_of
 from calib.walk.race import Behind, Contender, Race, race
 from engines.arrays import Float64
 from engines.chain.finite import NotFiniteError
 from engines.chain.schedule import Correction, CorrectionRecord, JudgedCorrection, Schedule
 
-ROUND = 8
-"""Samples of a round."""
-
-ROUNDS = 8
+ROUNDS, LEAST_ROUND, MOST_ROUND = 8, 2, 8
+"""Most rounds of a race, and limits of their samples; see `round_size`."""
 
 SHARE = 0.5
-"""Most network evaluations of all races, as a share of the walk's. The first round of every race runs in any case."""
+"""Most network evaluations of the full-precision chain beside the walk and of all races, as a share of the walk's own. The first round of
+every race runs in any case.
+"""
+
+ALWAYS = ("none", "ptqd")
+"""Modes that are proposed for the chain that the policy chose, whatever the precisions' own chains say."""
 
 _ROUNDING, _DIVERGED = 1e-20, 1e20
 """Mean square errors that stand for float rounding, and for a chain whose network returned NaN or infinity."""
@@ -41,7 +47,7 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     """Return the chain with the corrections whose held-out chains end nearest to full precision's, and with the evidence.
 
     Args:
-        networks: networks of this process that take batches of `ROUND` samples.
+        networks: networks of this process that take batches of `round_size` samples.
         fitted: chain whose results have the proposals.
         on_evaluation: called after every batch of every network; see `end_evaluations`.
     """
@@ -56,18 +62,28 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     return replace(own, mixed=together.winner, judged=tuple(judged))
 
 
-def end_evaluations(proposals: int, networks: int, steps: int, samples: int) -> int:
-    """Return about how often `choose_by_end` runs a network on a batch of `ROUND` samples: most often less, if the chain is not mixed.
+def round_size(settings: FitSettings) -> int:
+    """Return the number of samples of a round. With few calibration samples, first rounds alone would take longer than the walk."""
+    return min(max(settings.samples.count // 16, LEAST_ROUND), MOST_ROUND)
+
+
+def end_evaluations(settings: FitSettings, networks: int) -> int:
+    """Return about how often `choose_by_end` runs a network on a batch of `round_size` samples: most often less.
 
     Args:
-        proposals: number of proposals; 0 if there is nothing to choose.
+        settings: settings of the fit.
         networks: number of networks, with full precision.
-        steps: steps of the chain.
-        samples: samples of the walk.
     """
-    if not proposals:
+    if not settings.proposals:
         return 0
-    return steps * (max(int(SHARE * networks * samples / ROUND), proposals * (networks - 1)) + ROUNDS)
+    first = networks * (1 + len({_kin(choice) for choice in settings.proposals}))
+    return settings.table.steps * (max(_allowance(settings, networks), first) + ROUNDS)
+
+
+def _allowance(settings: FitSettings, networks: int) -> int:
+    """Return how many rounds of a contender all races may take, beside those that full precision takes."""
+    samples = SHARE * networks * settings.samples.count - settings.paired
+    return max(int(samples / round_size(settings)) - ROUNDS, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +110,18 @@ class _Judge:
     @property
     def allowance(self) -> int:
         """Rounds that a race may take, summed over its contenders."""
-        samples, races = self.fitted.settings.samples.count, len(self.precisions) + self.is_mixed
-        return int(SHARE * len(self.networks.networks) * samples / ROUND / max(races, 1))
+        races = len(self.precisions) + self.is_mixed
+        return _allowance(self.fitted.settings, len(self.networks.networks)) // max(races, 1)
 
     @cached_property
     def _rounds(self) -> list[ChainErrors]:
         """The held-out samples of every round; those after the walk's own."""
-        settings = self.fitted.settings
+        settings, size = self.fitted.settings, round_size(self.fitted.settings)
         first = settings.samples.count
-        held_out = settings.samples.first(first + ROUNDS * ROUND)
+        held_out = settings.samples.first(first + ROUNDS * size)
         exact = with_precisions(self.schedule, (self.networks.reference,) * len(self.schedule.steps))
         return [
-            ChainErrors(exact, self.networks.networks, held_out.noise, held_out.rows, numbers, ROUND)
+            ChainErrors(exact, self.networks.networks, held_out.noise, held_out.rows, numbers, size)
             for numbers in np.split(held_out.numbers[first:], ROUNDS)
         ]
 
@@ -120,22 +136,54 @@ class _Judge:
         """Return the distinct proposals for the chain that the policy chose; under None, each precision's own choice."""
         chains: dict[CorrectionChoice | None, Schedule] = {None: own}
         chains.update(self._proposed().items())
-        return _distinct(chains)
+        chains = _distinct(chains)
+        if not self.precisions:
+            return chains
+        walked = self.fitted.settings.correction
+        return {
+            choice: chains[choice]
+            for choice in map(_leader, _families(chains))
+            if choice is None or choice.mode in ALWAYS or choice == walked
+        }
 
     def _proposed(self) -> dict[CorrectionChoice, Schedule]:
         names = self.schedule.precisions
         return {choice: self.fitted.corrected_by(dict.fromkeys(names, choice)).schedule for choice in self.fitted.proposals}
 
     def race(self, chains: Mapping[Contender, Schedule]) -> Race[Contender]:
-        return race([*chains], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance)
+        families = {_leader(family): family for family in _families(chains)}
+
+        def relatives(leader: Contender) -> Iterable[Contender]:
+            return (other for other in families[leader] if other != leader)
+
+        return race([*families], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance, relatives)
 
     def _errors(self, chain: Schedule, number: int) -> Float64:
         """Return the errors of a chain's samples of a round, in dB."""
         try:
             errors = self._rounds[number].measure(chain)
         except NotFiniteError:
-            errors = np.full(ROUND, _DIVERGED)
+            errors = np.full(round_size(self.fitted.settings), _DIVERGED)
         return 10 * np.log10(np.clip(errors, _ROUNDING, _DIVERGED))
+
+
+def _kin(choice: Hashable) -> Hashable:
+    """Return what proposals have in common that differ in the variance schedule alone."""
+    return replace(choice, variance="none") if isinstance(choice, CorrectionChoice) else choice
+
+
+def _families(choices: Iterable[Contender]) -> list[list[Contender]]:
+    """Return the proposals that are kin, together."""
+    found = dict[Hashable, list[Contender]]()
+    for choice in choices:
+        found.setdefault(_kin(choice), []).append(choice)
+    return [*found.values()]
+
+
+def _leader(family: Sequence[Contender]) -> Contender:
+    """Return who races first: no correction without a variance schedule, every other with it."""
+    choice = family[0]
+    return choice if isinstance(choice, CorrectionChoice) and choice.mode == "none" else family[-1]
 
 
 def _distinct(chains: Mapping[Contender, Schedule]) -> dict[Contender, Schedule]:

@@ -21,7 +21,7 @@ from calib.correction.correction_fit import Part
 from calib.correction.drift import check_drift
 from calib.correction.level_shift import LevelShift, check_shift
 from calib.correction.moments import Moments
-from calib.correction.proposals import AnyMode, proposals_of, taken_by_walk
+from calib.correction.proposals import AUTO, AnyMode, proposals_of, taken_by_walk
 from calib.correction.step_fit import CorrectionChoice, Variance
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fitted_schedule import record_of, schedule_of
@@ -37,6 +37,11 @@ from engines.chain.told_denoiser import ToldDenoiser
 from engines.errors import UsageError
 from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable
+
+PAIRED_SHARE = 4
+"""Under `auto`, one sample in this many takes the full-precision chain beside the walk. All that is fitted on it are differences of means
+and variances between the ends of pairs.
+"""
 
 PROBED_SAMPLES = 16
 """Number of calibration samples to probe, starting from the first. The walk takes all of them."""
@@ -112,13 +117,14 @@ class FitSettings:
         _ = self.level_shift
         if self.correction.variance in ("drift", "q-drift"):
             check_drift(self.table, self.correction.variance)
-        if self.follows_full_precision and self._obstacle is not None:
+        if self.correction.accumulates and self._obstacle is not None:
             raise self._obstacle
 
     @property
-    def follows_full_precision(self) -> bool:
-        """Whether the full-precision chain is taken beside the walk."""
-        return self.correction.accumulates
+    def paired(self) -> int:
+        """Number of samples, from the first, that take the full-precision chain beside the walk."""
+        count = self.samples.count if self.correction.accumulates else 0
+        return math.ceil(count / PAIRED_SHARE) if self.mode == AUTO else count
 
     def spent(self, precisions: Sequence[str]) -> FitSettings:
         """Return the settings with the chain that a budget bought, one precision per step."""
@@ -202,8 +208,8 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_e
         NoRoomError: there is too little space on the disk for the states.
     """
     plan, results = walk_plan(networks.telling(on_evaluation), settings), list[StepResult]()
-    stores = [len(plan.quantized), *([1] if settings.follows_full_precision else [])]
-    needed = len(plan.rows) * sum(store_bytes(plan.noise.shape, networks, plan.table.history) for networks in stores)
+    stored = ((len(plan.rows), len(plan.quantized)), (settings.paired, 1))
+    needed = sum(samples * store_bytes(plan.noise.shape, networks, plan.table.history) for samples, networks in stored)
     check_room(folder, needed, "the states of the walk")
     with Walk(plan, folder) as steps:
         results.extend(steps)
@@ -212,8 +218,8 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_e
 
 def walk_evaluations(networks: Sized, settings: FitSettings) -> int:
     """Return how often `fit_on_walk` runs a network on a batch."""
-    batches = settings.table.steps * math.ceil(len(settings.samples.rows) / settings.batch_size)
-    return batches * (len(networks) + settings.follows_full_precision)
+    batches, paired = (math.ceil(samples / settings.batch_size) for samples in (settings.samples.count, settings.paired))
+    return settings.table.steps * (batches * len(networks) + paired)
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
@@ -227,6 +233,7 @@ def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
         policy=settings.choose,
         correction=settings.correction,
         proposals=settings.proposals,
+        paired=settings.paired,
         guidance=settings.sampler.guidance,
         trajectory=settings.trajectory,
         batch_size=settings.batch_size,

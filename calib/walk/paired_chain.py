@@ -25,7 +25,7 @@ class PairedChain:
         evaluate: evaluates full precision on batches of states.
         noise: noise source of the walk.
         rows: conditioning row of each sample, [N].
-        batches: the samples of each batch.
+        batches: the samples of each batch, from the first on.
         store: the chain's states.
     """
 
@@ -38,7 +38,7 @@ class PairedChain:
 
     @property
     def states(self) -> Float32:
-        """Current state of every sample, [N, channels, ...]."""
+        """Current state of every sample that takes the chain, [N, channels, ...]."""
         return self.store.states
 
     def start(self) -> None:

@@ -66,14 +66,22 @@ class Race(Generic[Contender]):
         return min(self.left, key=lambda contender: float(self.errors[contender].mean()))
 
 
-def race(contenders: Sequence[Contender], measure: Callable[[Contender, int], Float64], rounds: int, allowance: int) -> Race[Contender]:
+def race(
+    contenders: Sequence[Contender],
+    measure: Callable[[Contender, int], Float64],
+    rounds: int,
+    allowance: int,
+    relatives: Callable[[Contender], Iterable[Contender]] = lambda _: (),
+) -> Race[Contender]:
     """Race contenders.
 
     Args:
         contenders: who takes part, at least one.
         measure: returns a contender's errors in dB in the samples of a round.
         rounds: most rounds to run.
-        allowance: most calls of `measure`, apart from the first round.
+        allowance: most calls of `measure`; the first round runs in any case.
+        relatives: returns those who resemble a contender. Of those that have any, the nearest one's join after the first round, which they
+            take too.
     """
     errors, left, calls = dict[Contender, Float64](), list(contenders), 0
     for number in range(rounds):
@@ -81,6 +89,11 @@ def race(contenders: Sequence[Contender], measure: Callable[[Contender, int], Fl
             break
         for contender in left:
             errors[contender] = np.append(errors.get(contender, ()), measure(contender, number))
+        if not number:
+            ranked = sorted(left, key=lambda contender: float(errors[contender].mean()))
+            joining = next((found for contender in ranked if (found := [*relatives(contender)])), [])
+            errors.update((contender, measure(contender, number)) for contender in joining)
+            left += joining
         calls += len(left)
         best = Race(errors, left).winner
         left = [contender for contender in left if contender == best or not _is_beaten(errors[contender], errors.values())]

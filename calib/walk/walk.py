@@ -51,6 +51,7 @@ class WalkPlan:
         policy: chooses the precision of each step.
         correction: what to correct.
         proposals: other corrections to fit at the same states.
+        paired: number of samples, from the first, whose full-precision chain is taken if the correction asks for it; None takes all.
         guidance: guidance scale w, used if the networks return two branches.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
         batch_size: number of samples per call of a network.
@@ -71,6 +72,7 @@ class WalkPlan:
     shift: LevelShift | None = None
     evaluator: BatchEvaluator | None = None
     proposals: tuple[CorrectionChoice, ...] = ()
+    paired: int | None = None
 
     def __post_init__(self) -> None:
         if (self.correction.variance == "shift") != (self.shift is not None):
@@ -90,9 +92,8 @@ class Walk:
 
     def __init__(self, plan: WalkPlan, folder: Path) -> None:
         self._plan = plan
-        shape = (len(plan.rows), *plan.noise.shape)
-        self._store = StateStore(folder, shape, tuple(plan.quantized), plan.table.history)
-        self._paired = self._pair(StateStore(folder, shape, (), plan.table.history)) if plan.correction.accumulates else None
+        self._store = StateStore(folder, (len(plan.rows), *plan.noise.shape), tuple(plan.quantized), plan.table.history)
+        self._paired = self._pair(folder) if plan.correction.accumulates else None
 
     def __enter__(self) -> Walk:
         return self
@@ -133,9 +134,11 @@ class Walk:
         if self._paired is not None:
             self._paired.start()
 
-    def _pair(self, store: StateStore) -> PairedChain:
+    def _pair(self, folder: Path) -> PairedChain:
         plan, networks = self._plan, StepNetworks(self._plan.reference, {}, self._plan.guidance)
-        return PairedChain(plan.table, plan.evaluator or networks.one_by_one, plan.noise, plan.rows, [*self._batches()], store)
+        samples = len(plan.rows) if plan.paired is None else plan.paired
+        store = StateStore(folder, (samples, *plan.noise.shape), (), plan.table.history)
+        return PairedChain(plan.table, plan.evaluator or networks.one_by_one, plan.noise, plan.rows, [*self._batches(samples)], store)
 
     def _fit(self, i: int, row: TableStep) -> StepResult:
         plan = self._plan
@@ -145,11 +148,11 @@ class Walk:
         )  # fmt: skip
         if self._paired is not None:
             self._paired.take_mean(i)
-            result = self._restored(i, row, result, self._paired.states)
+            result = self._restored(i, row, result, self._paired)
         return result if row == plan.table.step(i) else replace(result, shifted=row)
 
-    def _restored(self, i: int, row: TableStep, result: StepResult, exact: Float32) -> StepResult:
-        """Correct the precision that takes the step for the accumulated error too, given the ends of the full-precision chain's steps.
+    def _restored(self, i: int, row: TableStep, result: StepResult, exact: PairedChain) -> StepResult:
+        """Correct the precision that takes the step for the accumulated error too, given the full-precision chain at the end of its step.
 
         Other precisions have not accumulated this error. Full precision stays as it is wherever it is used.
         """
@@ -157,10 +160,10 @@ class Walk:
         if self._plan.quantized[name] is self._plan.reference:
             return result
         ends, move = Moments.empty(ENDS, channels=len(found.affine.gain)), self._move(i, row, found.affine)
-        for batch in self._batches():
+        for batch in exact.batches:
             x, out = np.array(self.states[batch]), self._store.outputs[name][batch][None]
             end = advance(ChainState(x, self._store.history(batch, i)), out, move, None).x
-            values = np.stack([look_ahead(x, corrected_output(x, out, move), row), end, exact[batch]], dtype=np.float64)
+            values = np.stack([look_ahead(x, corrected_output(x, out, move), row), end, exact.states[batch]], dtype=np.float64)
             ends = ends.merge(Moments.of(ENDS, values, sample_numbers(batch) % FOLDS))
         affine = restored(found.affine, row, ends)
         v = residual_variance(result.moments[name].guided(self._plan.guidance), affine)
@@ -222,6 +225,6 @@ class Walk:
             return Move(i, row, STORED, GUIDED, sigma=sigma)
         return Move(i, row, STORED, GUIDED, affine.gain, affine.offset, affine.state_gain, sigma)
 
-    def _batches(self) -> Iterator[slice]:
-        N, size = len(self._plan.rows), self._plan.batch_size
+    def _batches(self, samples: int | None = None) -> Iterator[slice]:
+        N, size = len(self._plan.rows) if samples is None else samples, self._plan.batch_size
         return (slice(begin, min(begin + size, N)) for begin in range(0, N, size))

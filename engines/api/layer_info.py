@@ -60,7 +60,7 @@ class LayerInfo:
     Attributes:
         name: name of the layer in the model.
         op: operator of the graph, such as `Conv`.
-        role: `inner`, `boundary` for the first and last layers, or `embedding`.
+        role: `inner`, `boundary` for the first and last layers, `embedding`, or `condition` for layers that read a prompt.
         precisions: the layer at every precision except full precision.
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
-from calib.walk.end_choice import ROUND, choose_by_end, end_evaluations
+from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.schedule import Schedule
@@ -118,9 +118,8 @@ def _chosen(bundle: Bundle, settings: ScheduleSettings, fitted: FittedChain) -> 
     """Return the chain with the corrections that end nearest, if the settings leave the choice open."""
     if not settings.fit.proposals:
         return fitted
-    networks = measured_networks(bundle, settings, ROUND)
-    total = end_evaluations(len(settings.fit.proposals), len(networks.networks), settings.fit.table.steps, settings.fit.samples.count)
-    with progress("judging", total) as advance:
+    networks = measured_networks(bundle, settings, round_size(settings.fit))
+    with progress("judging", end_evaluations(settings.fit, len(networks.networks))) as advance:
         return choose_by_end(networks, fitted, advance)
 
 

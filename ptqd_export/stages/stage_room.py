@@ -70,8 +70,7 @@ def converted(context: BuildContext, precision: Precision) -> int:
 
 def walked(context: BuildContext, graphs: Mapping[str, Path]) -> int:
     """Bytes of the walk's states and of every network's outputs, which are removed when the walk ends."""
-    stores = [len(graphs), *([1] if fit_settings(context).follows_full_precision else [])]
-    return sum(_walk(context, context.plan.calibration.samples, networks) for networks in stores)
+    return _walk(context, context.plan.calibration.samples, len(graphs)) + _walk(context, fit_settings(context).paired, 1)
 
 
 def _walk(context: BuildContext, samples: int, networks: int) -> int:

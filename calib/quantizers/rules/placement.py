@@ -57,6 +57,8 @@ class Placement:
         group_norm: `instance` writes group norms as instance norm and batch norm, because ONNX Runtime's CPU provider has kernels for
             these but none for the operator. TensorRT has the operator.
         attention: `operator` writes attention as ONNX's operator of opset 23; `products` leaves it as traced.
+        condition: activations of layers of the role `condition`. The first token of a prompt can be a hundred times as large as the others,
+            which a range that holds it rounds to almost nothing (MixDQ, arXiv 2405.17873).
         high_precisions: types available for the float part of a graph; the first is the default.
         forms: forms available for storing quantized values.
     """
@@ -69,6 +71,7 @@ class Placement:
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
     attention: Literal["operator", "products"]
+    condition: Literal["float", "quantized"]
     high_precisions: tuple[HighPrecision, ...]
     forms: tuple[Form, ...]
 
@@ -83,6 +86,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             weight_only="multiply",
             group_norm="instance",
             attention="operator",
+            condition="float",
             high_precisions=("fp32",),
             forms=("integer",),
             ops=MappingProxyType(
@@ -101,6 +105,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             weight_only="dequantize",
             group_norm="operator",
             attention="products",
+            condition="float",
             high_precisions=("fp16", "bf16", "fp32"),
             forms=("integer", "e4m3"),
             ops=MappingProxyType(
@@ -142,6 +147,8 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
     }
 )
 
+_FLOAT_CONDITION = "prompt or other condition, independent of the state: float activations (one token can be far larger than the others)"
+
 
 @dataclass(frozen=True)
 class LayerOverrides:
@@ -175,13 +182,15 @@ def rule(layer: Layer, precision: Precision, placement: Placement, overrides: La
         return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
     if precision.weight_bits is None or precision.activation_bits is None:
         return Rule(None, None, None, "float", f"precision {precision.name}")
-    if layer.role != "inner":
+    if layer.role in _FLOAT_ACTIVATIONS:
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
     pattern = _matched(layer, overrides.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
+    if layer.role == "condition" and placement.condition == "float":
+        return Rule(weight_bits, None, None, "float", _FLOAT_CONDITION if reason is None else f"{reason}; {_FLOAT_CONDITION}")
     if layer.name in overrides.slower:
         return Rule(weight_bits, None, None, "float", f"integers are slower here: {overrides.slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]

@@ -13,7 +13,7 @@ from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 
 WEIGHT = ".weight"
 
-_LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "inner")
+_LEAST_QUANTIZED_FIRST: tuple[Role, ...] = ("embedding", "boundary", "condition", "inner")
 
 
 def weighted_nodes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
@@ -85,8 +85,8 @@ def _least_quantized(roles: Collection[Role]) -> Role:
 
 def _role(node: ir.Node, depth: Mapping[ir.Value, int | None], before_weighted: set[ir.Node]) -> Role:
     reached = _input(node, depth)
-    if reached is None and node.op_type == "Gemm":
-        return "embedding"
+    if reached is None:
+        return "embedding" if node.op_type == "Gemm" else "condition"
     return "boundary" if reached == 0 or node not in before_weighted else "inner"
 
 

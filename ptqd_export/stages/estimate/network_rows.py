@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.step_groups import groups_of
-from calib.walk.end_choice import ROUND, end_evaluations
+from calib.walk.end_choice import end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
 from ptqd_export.graph.checks.verify import LED_STATES, verified_states
@@ -49,8 +49,8 @@ def _samples(context: BuildContext, kind: str) -> int:
             return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
             settings = fit_settings(context)
-            judged = end_evaluations(len(settings.proposals), networks, steps, calibration.samples)
-            return steps * calibration.samples * (networks + settings.follows_full_precision) + judged * ROUND
+            walked = steps * (calibration.samples * networks + settings.paired)
+            return walked + end_evaluations(settings, networks) * round_size(settings)
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
         case "choice":

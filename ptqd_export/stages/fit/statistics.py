@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from calib.walk.end_choice import ROUND, choose_by_end, end_evaluations
+from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import FitSettings, fit_on_walk, walk_evaluations
 from ptqd_export.records.statistics_file import WALK, step_record
 from ptqd_export.stages.build_context import BuildContext, schedule_path
@@ -21,14 +21,13 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
     If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
     """
     walked = walk_evaluations(graphs, settings)
-    judged = end_evaluations(len(settings.proposals), len(graphs), settings.table.steps, settings.samples.count)
-    on_evaluation = each(reporter, walked + judged)
+    on_evaluation = each(reporter, walked + end_evaluations(settings, len(graphs)))
     with walked_networks(context, graphs) as networks:
         fitted = fit_on_walk(networks, settings, folder, on_evaluation)
     if settings.proposals:
         taken = replace(fitted, settings=settings.undecided)
         (folder / WALK).write_text(taken.schedule.model_dump_json(indent=1) + "\n")
-        fitted = choose_by_end(fit_networks(context, graphs, ROUND), fitted, on_evaluation)
+        fitted = choose_by_end(fit_networks(context, graphs, round_size(settings)), fitted, on_evaluation)
     for precision in context.engine_precisions:
         records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
         (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))

@@ -53,7 +53,7 @@ def test_race_ends_with_one_left() -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize(("allowance", "rounds"), [(0, 1), (5, 2), (6, 3)])
+@pytest.mark.parametrize(("allowance", "rounds"), [(0, 1), (2, 1), (5, 2), (6, 3)])
 def test_the_first_round_runs_in_any_case_and_the_others_as_far_as_allowed(allowance: int, rounds: int) -> None:
     _, calls = _run({"one": 0.0, "other": 0.0}, allowance=allowance)
     assert len(calls) == 2 * rounds
@@ -72,3 +72,12 @@ def test_equal_contenders_are_not_behind_each_other() -> None:
     same = np.arange(4.0)
     assert not Behind.of(same, same).is_significant
     assert Behind.of(same, same[:1]).standard_error == np.inf
+
+
+def test_relatives_of_the_first_winner_join_with_the_same_rounds() -> None:
+    calls = list[tuple[str, int]]()
+    family = {"one": ["nearer"], "far": ["farther"]}
+    measure = _errors({"far": 20.0, "one": 0.0, "nearer": -5.0, "farther": 25.0}, 1.0, calls)
+    found = race(["far", "one"], measure, 4, 1000, lambda name: family[name])
+    assert found.winner == "nearer"
+    assert sorted(calls) == [("far", 0), ("nearer", 0), ("one", 0)]

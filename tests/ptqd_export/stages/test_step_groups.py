@@ -100,7 +100,7 @@ def test_chains_of_other_schedules_cross_the_bound(grouped_build: Path) -> None:
 
 
 def test_groups_of_prompts_share_what_does_not_depend_on_the_state(cross_build: Built, tmp_path: Path) -> None:
-    """Keys and values of the conditions are quantized, but their scales are one for all groups, and so is the piece that computes them.
+    """Keys and values of the conditions have float inputs, so the piece that computes them is one for all groups.
     A precision with float activations has a single group.
     """
     run_build(changed(cross_build, tmp_path / "bundle", quantization=GROUPS, precisions=["w8a8", "w4a16"]))

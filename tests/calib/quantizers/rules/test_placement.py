@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from calib.quantizers.rules.layers import Layer, Op, Role
-from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides, Rule, rule
+from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides, Placement, Rule, rule
 from calib.quantizers.rules.precision import Precision
 
 ORT, TRT = PLACEMENTS["onnxruntime"], PLACEMENTS["tensorrt"]
@@ -91,3 +93,22 @@ def test_layers_that_the_plan_names_stay_in_float_with_the_pattern_as_the_reason
     assert (found.weight_bits is None) is kept
     if kept:
         assert found == Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
+
+
+@pytest.mark.parametrize("placement", [ORT, TRT], ids=["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(("name", "weight_bits"), [("w8a8", 8), ("w4a4", 4), ("w3a8", 3)])
+def test_layers_that_read_a_prompt_have_the_precisions_weights_and_float_activations(
+    name: str, weight_bits: int, placement: Placement
+) -> None:
+    layer, precision = _layer("MatMul", "condition"), Precision.parse(name)
+    found = rule(layer, precision, placement)
+    assert (found.weight_bits, found.activation_bits, found.output_bits, found.bias) == (weight_bits, None, None, "float")
+    assert str(found.reason).startswith("prompt")
+    in_integers = rule(layer, precision, replace(placement, condition="quantized"))
+    assert in_integers == rule(_layer("MatMul"), precision, placement)
+
+
+def test_both_reasons_are_given_where_the_plan_names_a_layer_that_reads_a_prompt() -> None:
+    found = rule(_layer("MatMul", "condition"), Precision.parse("w4a8"), ORT, LayerOverrides(keep_8bit_weights=("block.*",)))
+    assert (found.weight_bits, found.activation_bits) == (8, None)
+    assert str(found.reason).startswith("8-bit weights by the plan (block.*); prompt")

@@ -83,7 +83,7 @@ def unet(graph_of: GraphOf) -> dict[str, Layer]:
     ("name", "role"),
     [
         ("first", "boundary"), ("last", "boundary"), ("main", "inner"), ("shortcut", "inner"), ("query", "inner"),
-        ("time", "embedding"), ("proj", "embedding"), ("key", "inner"), ("value", "inner"),
+        ("time", "embedding"), ("proj", "embedding"), ("key", "condition"), ("value", "condition"),
     ],
 )  # fmt: skip
 def test_each_layer_has_its_role(unet: dict[str, Layer], name: str, role: Role) -> None:
@@ -187,6 +187,8 @@ def test_first_last_and_embedding_layers_are_told_apart(built: Built) -> None:
             assert layer.role == "boundary"
         elif layer.name.startswith(("time_embedding", "class_embedding")) or layer.name.endswith("time_emb_proj"):
             assert layer.role == "embedding"
+        elif layer.name.endswith(("attn2.to_k", "attn2.to_v")):
+            assert layer.role == "condition"
         else:
             assert layer.role == "inner", layer.name
 
