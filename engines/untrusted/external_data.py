@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
+FIXED: Mapping[int, int] = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
+"""Lengths of the kinds of fields that have a fixed one, in bytes."""
 
 DEPTH = 64
 """Maximum nesting of messages; the deepest real graphs nest three graphs."""
 
-TENSOR, ENTRY, GRAPH = "TensorProto", "StringStringEntryProto", "GraphProto"
+TENSOR, ENTRY, GRAPH, NODE = "TensorProto", "StringStringEntryProto", "GraphProto", "NodeProto"
 NAME = 8
 """Number of a `TENSOR`'s name field."""
 
 KEY, VALUE = 1, 2
 """Field numbers of an `ENTRY`."""
 
+LOCATION = "location"
+"""Key of the entry that names a file. A message without these bytes names none at any depth."""
+
 MESSAGES: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: GRAPH, 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: GRAPH, 2: GRAPH},
-    GRAPH: {1: "NodeProto", 5: TENSOR, 15: "SparseTensorProto"},
-    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
-    "NodeProto": {5: "AttributeProto"},
+    GRAPH: {1: NODE, 5: TENSOR, 15: "SparseTensorProto"},
+    "FunctionProto": {7: NODE, 11: "AttributeProto"},
+    NODE: {5: "AttributeProto"},
     "AttributeProto": {5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: "SparseTensorProto", 23: "SparseTensorProto"},
     "SparseTensorProto": {1: TENSOR, 2: TENSOR},
     TENSOR: {13: ENTRY},
@@ -77,7 +82,7 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str
         return
     for number, value in _fields(data):
         inner = MESSAGES[message].get(number)
-        if inner is not None and value is not None:
+        if inner is not None and value is not None and (inner != NODE or LOCATION.encode() in bytes(value)):
             yield from _locations(value, inner, depth - 1)
 
 
@@ -89,7 +94,7 @@ def _locations_of_tensor(data: memoryview) -> Iterator[tuple[str, str]]:
         elif value is not None and number in MESSAGES[TENSOR]:
             entries.append({key: _text(text or memoryview(b"")) for key, text in _fields(value)})
     for entry in entries:
-        if entry.get(KEY) == "location":
+        if entry.get(KEY) == LOCATION:
             yield name, entry.get(VALUE, "")
 
 
@@ -102,20 +107,24 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        length = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(tag & 7, 0)
-        if tag & 7 in (VARINT, BYTES):
+        kind = tag & 7
+        if kind in (VARINT, BYTES):
             value, at = _varint(data, at)
-            length = value if tag & 7 == BYTES else 0
-        elif not length:
-            raise ValueError(f"a field of kind {tag & 7} at byte {at}")
+            length = value if kind == BYTES else 0
+        elif kind in FIXED:
+            length = FIXED[kind]
+        else:
+            raise ValueError(f"a field of kind {kind} at byte {at}")
         if at + length > len(data):
             raise ValueError(f"a field of {length} bytes extends past the end of the file")
-        yield tag >> 3, data[at : at + length] if tag & 7 == BYTES else None
+        yield tag >> 3, data[at : at + length] if kind == BYTES else None
         at += length
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     """Decode a varint (seven bits a byte, least significant first); return its value and the offset after it."""
+    if at < len(data) and data[at] < 0x80:  # most are one byte
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

@@ -144,6 +144,16 @@ def class_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def small_build(class_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The build of `class_build` with one of its precisions: for tests that build again and again. Tests must not modify it."""
+    folder = shared_folder(
+        tmp_path_factory, "small_build", lambda folder: run_build(class_build.resumed_in(folder / "bundle", precisions=["w8a8"]))
+    )
+    plan = class_build.plan_file.plan.model_copy(update={"precisions": ("w8a8",)})
+    return Built(PlanFile(plan, class_build.plan_file.folder, folder / "bundle"))
+
+
+@pytest.fixture(scope="session")
 def cross_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A guided build with float, 8-bit, 4-bit and weight-only precisions and DDPM. Tests must not modify it."""
     return _build_once(
@@ -194,7 +204,7 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
         Path(__file__).parents[2],
         model={"path": "tools/digits/model", "null_class": 10},
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
-        precisions=["w8a8", "w4a8", "w4a4"],
+        precisions=["w8a8", "w4a8"],
         target={"name": "tensorrt-rtx"},
     )
 

@@ -68,7 +68,7 @@ def test_what_is_no_protocol_buffer_is_an_error(tmp_path: Path, content: bytes) 
 
 
 def test_graphs_without_end_are_an_error(tmp_path: Path) -> None:
-    graph = helper.make_graph([], "a", [], [])
+    graph = helper.make_graph([], "a", [], [], [tensor("one")])
     for _ in range(30):
         graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=graph)], "a", [], [])
     with pytest.raises(ValueError, match="nested"):

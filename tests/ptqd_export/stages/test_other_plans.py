@@ -28,16 +28,16 @@ if TYPE_CHECKING:
         ({"correction": {"mode": "mmse"}}, {"statistics", "check", "pictures"}),
         ({"target": {"benchmark_batch": 1}}, set()),
         ({"calibration": {"samples": 12}}, {"statistics", "check", "pictures"}),
-        ({"calibration": {"trajectory": "fp"}, "precisions": ["w8a8"]}, {"statistics", "check", "pictures"}),
+        ({"calibration": {"trajectory": "fp"}}, {"statistics", "check", "pictures"}),
         ({"precisions": ["fp32"]}, {"statistics", "check", "pictures"}),
-        ({"model": {"null_class": 0}, "precisions": ["w8a8"]}, {"states", "observe", "quantize-w8a8", "statistics", "check", "pictures"}),
+        ({"model": {"null_class": 0}}, {"states", "observe", "quantize-w8a8", "statistics", "check", "pictures"}),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
 def test_changed_plan_remakes_what_depends_on_the_change(
-    class_build: Built, tmp_path: Path, finished: FinishedStages, sections: dict[str, Any], remade: set[str]
+    small_build: Built, tmp_path: Path, finished: FinishedStages, sections: dict[str, Any], remade: set[str]
 ) -> None:
-    plan_file = changed(class_build, tmp_path / "bundle", **sections)
+    plan_file = changed(small_build, tmp_path / "bundle", **sections)
     run_build(plan_file, on_progress=finished)
     assert set(remade_stages(finished)) == remade
     bundle = Bundle.open(tmp_path / "bundle")
@@ -47,7 +47,8 @@ def test_changed_plan_remakes_what_depends_on_the_change(
 
 def test_fixed_precisions_are_the_schedules(class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
     chosen = ["w8a8", "fp32", "w4a8", "w8a8"]
-    run_build(changed(class_build, tmp_path / "bundle", steps={"policy": "fixed", "precisions": chosen}), on_progress=finished)
+    plan_file = changed(class_build, tmp_path / "bundle", precisions=["w8a8", "w4a8"], steps={"policy": "fixed", "precisions": chosen})
+    run_build(plan_file, on_progress=finished)
     assert list(remade_stages(finished)) == ["statistics", "check", "pictures"]
     assert [step.precision for step in Bundle.open(tmp_path / "bundle").schedule().steps] == chosen
     assert np.isfinite(sample(tmp_path / "bundle")).all()
@@ -88,10 +89,10 @@ def test_layers_that_the_plan_gives_8bit_weights_are_listed_and_stored_so(class_
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused_right_after_the_trace(
-    class_build: Built, tmp_path: Path, finished: FinishedStages, section: dict[str, list[str]], part: str
+    small_build: Built, tmp_path: Path, finished: FinishedStages, section: dict[str, list[str]], part: str
 ) -> None:
     with pytest.raises(UsageError) as error:
-        run_build(changed(class_build, tmp_path / "bundle", quantization=section), on_progress=finished)
+        run_build(changed(small_build, tmp_path / "bundle", quantization=section), on_progress=finished)
     assert part in str(error.value)
     assert [stage.stage for stage in finished] == ["trace"]
     assert portable(tmp_path / "bundle") == {}

@@ -16,30 +16,22 @@ from engines.errors import PtqdError
 from ptqd_export.plan import Plan
 from ptqd_export.stages.reporter import BuildProgress
 from ptqd_export.stages.run_build import run_build
-from tests.ptqd_export.stages.whole_builds import QUANTIZED, FinishedStages, portable, remade_stages
+from tests.ptqd_export.stages.whole_builds import FinishedStages, portable, remade_stages
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
 
 def test_second_run_reuses_every_stage_and_writes_the_same_bytes_elsewhere(
-    class_build: Built, tmp_path: Path, finished: FinishedStages
+    small_build: Built, tmp_path: Path, finished: FinishedStages
 ) -> None:
-    plan_file = class_build.resumed_in(tmp_path / "bundle")
+    plan_file = small_build.resumed_in(tmp_path / "bundle")
     run_build(plan_file, on_progress=finished)
-    assert {stage.stage for stage in finished} == {
-        "trace",
-        "states",
-        "observe",
-        "statistics",
-        "check",
-        "pictures",
-        *(f"quantize-{p}" for p in QUANTIZED["class_build"]),
-    }
+    assert {stage.stage for stage in finished} == {"trace", "states", "observe", "quantize-w8a8", "statistics", "check", "pictures"}
     assert all(stage.reused for stage in finished)
-    assert portable(tmp_path / "bundle") == class_build.portable()
+    assert portable(tmp_path / "bundle") == small_build.portable()
     run_build(plan_file, on_progress=finished)  # over its own bundle
-    assert portable(tmp_path / "bundle") == class_build.portable()
+    assert portable(tmp_path / "bundle") == small_build.portable()
 
 
 def _check_told(told: list[BuildProgress]) -> None:
@@ -76,10 +68,10 @@ def test_fresh_build_writes_the_same_bytes_and_nothing_on_the_terminal(
 
 
 def test_interrupted_build_leaves_no_manifest_and_resumes(
-    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
+    small_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
 ) -> None:
     output = tmp_path / "bundle"
-    plan_file = class_build.resumed_in(output)
+    plan_file = small_build.resumed_in(output)
     shutil.rmtree(next(output.glob("local/stages/statistics-*")))
 
     def fail(*_given: Any) -> None:
@@ -93,13 +85,13 @@ def test_interrupted_build_leaves_no_manifest_and_resumes(
     assert not list(output.glob("local/stages/.unfinished*"))
     run_build(plan_file, on_progress=finished)
     assert list(remade_stages(finished)) == ["statistics"]
-    assert portable(output) == class_build.portable()
+    assert portable(output) == small_build.portable()
 
 
 def test_build_that_fails_while_it_writes_the_bundle_leaves_the_earlier_one_whole(
-    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
+    small_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
 ) -> None:
-    plan_file = class_build.resumed_in(tmp_path / "bundle")
+    plan_file = small_build.resumed_in(tmp_path / "bundle")
     run_build(plan_file, on_progress=finished)
     assert finished
 
@@ -109,7 +101,7 @@ def test_build_that_fails_while_it_writes_the_bundle_leaves_the_earlier_one_whol
     monkeypatch.setattr(sys.modules["ptqd_export.stages.finish.assemble"], "statistics", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         run_build(plan_file, on_progress=finished)
-    assert portable(tmp_path / "bundle") == class_build.portable()
+    assert portable(tmp_path / "bundle") == small_build.portable()
 
 
 def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:

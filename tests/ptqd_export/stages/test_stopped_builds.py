@@ -41,20 +41,20 @@ def _portable(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("unforeseen")
-def test_a_disk_that_fills_up_while_a_bundle_is_put_together_leaves_the_earlier_one(class_build: Built, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_a_bundle_is_put_together_leaves_the_earlier_one(small_build: Built, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    plan_file = class_build.resumed_in(output)
+    plan_file = small_build.resumed_in(output)
     run_build(plan_file)
-    assert _portable(output) == class_build.portable()
+    assert _portable(output) == small_build.portable()
     with pytest.raises(NoRoomError, match=r"found:    .*/graphs/onnxruntime/\w+\.onnx: File too large; .* free"), largest_file(20_000):
         run_build(plan_file)
-    assert _portable(output) == class_build.portable()
+    assert _portable(output) == small_build.portable()
 
 
 @pytest.mark.usefixtures("unforeseen")
-def test_on_a_small_disk_a_build_ends_with_one_message_and_goes_on_when_there_is_room(class_build: Built, tmp_path: Path) -> None:
+def test_on_a_small_disk_a_build_ends_with_one_message_and_goes_on_when_there_is_room(small_build: Built, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2**26) as disk:
-        plan_file = class_build.resumed_in(disk / "bundle")
+        plan_file = small_build.resumed_in(disk / "bundle")
         filled = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
         grow(disk, filled + 2**18)
         with pytest.raises(NoRoomError, match=f"found:    {disk}/bundle/.*: No space left on device; .* free"):
@@ -64,7 +64,7 @@ def test_on_a_small_disk_a_build_ends_with_one_message_and_goes_on_when_there_is
             Bundle.open(disk / "bundle")
         grow(disk, 2**26)
         run_build(plan_file)
-        assert _portable(disk / "bundle") == class_build.portable()
+        assert _portable(disk / "bundle") == small_build.portable()
 
 
 def test_room_is_looked_for_before_a_stage(class_build: Built, tmp_path: Path) -> None:
@@ -92,17 +92,17 @@ def test_the_room_of_a_stage_is_about_what_it_takes(class_build: Built) -> None:
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "exit_code", "word"), STOPS)
 def test_a_signal_ends_a_build_with_one_line_and_finished_stages_are_kept(
-    class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_code: int, word: str
+    small_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_code: int, word: str
 ) -> None:
     output = tmp_path / "bundle"
-    plan_file = class_build.resumed_in(output)
+    plan_file = small_build.resumed_in(output)
     (stage,) = output.glob("local/stages/statistics-*")
     shutil.rmtree(stage)
     kept = sorted(path.name for path in output.glob("local/stages/*"))
     plan = tmp_path / "plan.json"
     plan.write_text(
         json.dumps(
-            {**plan_file.plan.model_dump(mode="json"), "model": {"path": str(class_build.plan_file.folder / "model"), "null_class": 3}}
+            {**plan_file.plan.model_dump(mode="json"), "model": {"path": str(small_build.plan_file.folder / "model"), "null_class": 3}}
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def test_parts_and_shift_are_those_of_the_plan(class_build: Built, tmp_path: Path) -> None:
     correction = {"mode": "mmse", "parts": ["offset"], "variance": "shift"}
     steps = {"policy": "fixed", "precisions": ["w3a8"]}
-    run_build(class_build.resumed_in(tmp_path / "out", correction=correction, steps=steps))
+    run_build(class_build.resumed_in(tmp_path / "out", precisions=["w3a8"], correction=correction, steps=steps))
     schedule = Bundle.open(tmp_path / "out").schedule()
     assert schedule.correction.model_dump(mode="json") == correction
     fitted = [step.corrections["w3a8"] for step in schedule.steps]
@@ -68,7 +69,7 @@ def test_chosen_corrections_follow_from_what_the_bundle_stores(class_build: Buil
 
 
 def test_the_built_schedule_follows_from_what_the_bundle_stores(class_build: Built, tmp_path: Path) -> None:
-    run_build(class_build.resumed_in(tmp_path / "out"))
+    shutil.copytree(class_build.folder, tmp_path / "out")
     added = add_schedule(tmp_path / "out", "same", ScheduleRequest())
     assert added.fit == "moments"
     assert added.schedule == Bundle.open(tmp_path / "out").schedule()
