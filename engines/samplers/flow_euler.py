@@ -1,4 +1,4 @@
-"""Euler's method on a flow: Lipman et al. 2022, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 5.3.2, for the shift.
+"""Euler's method on a flow: Lipman et al. 2022, arXiv 2210.02747.
 
 The state is `(1 - sigma) x0 + sigma eps`. Networks take it unscaled, with the timestep `sigma T`, and predict `eps - x0`.
 """
@@ -9,16 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.levels.noise_schedule import NoiseSchedule
+from engines.samplers.levels.flow_levels import flow_levels
 from engines.samplers.table import SamplerTable
 
 
 def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
     """Compile `x <- x + (sigma_next - sigma) out`."""
-    sigma = _shares(spec.schedule, spec.steps)
+    sigma = flow_levels(spec.schedule, spec.steps)
     change = np.diff(sigma, append=0.0)
     norm = np.hypot(1 - sigma, sigma)
     none = np.zeros(spec.steps)
@@ -27,13 +26,3 @@ def compile_flow_euler(spec: ChainSpec) -> SamplerTable:
         sigma=none, scale=1 / norm,
     )  # fmt: skip
     return replace(table, input_scale=np.ones(spec.steps))
-
-
-def _shares(schedule: NoiseSchedule, steps: int) -> Float64:
-    """Return the shares of noise [S], decreasing from 1. As in diffusers, the smallest is shifted twice."""
-    least = _shifted(1 / schedule.num_train_timesteps, schedule.shift)
-    return np.asarray(_shifted(np.linspace(1.0, least, steps), schedule.shift))
-
-
-def _shifted(sigma: Float64 | float, shift: float) -> Float64 | float:
-    return shift * sigma / (1 + (shift - 1) * sigma)

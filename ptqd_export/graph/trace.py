@@ -25,6 +25,7 @@ from ptqd_export.graph.free_batch import check_batch
 from ptqd_export.graph.passes.attention import FuseAttention
 from ptqd_export.graph.passes.group_norm import GroupNormToInstanceNorm
 from ptqd_export.graph.passes.parameter_names import ParameterNames
+from ptqd_export.graph.passes.void_squeezes import VoidSqueezes
 from ptqd_export.graph.reading.transposed_weights import TransposedWeights
 from ptqd_export.graph.untraceable import untraceable
 from ptqd_export.models.base import Adapter, DecoderModule, LoadedModel
@@ -93,7 +94,8 @@ def trace_module(
     assert program is not None
     graph: ir.Model = program.model
     check_batch(graph, module, tuple(inputs.values()), dynamic_shapes)
-    ir.passes.Sequential(ParameterNames(prefix), TransposedWeights())(graph)
+    common.InlinePass()(graph)
+    ir.passes.Sequential(VoidSqueezes(), ParameterNames(prefix), TransposedWeights())(graph)
     _simplify(graph)
     return graph
 

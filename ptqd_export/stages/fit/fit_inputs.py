@@ -18,7 +18,7 @@ def fit_settings(context: BuildContext) -> FitSettings:
     plan, listed = context.plan, context.plan.steps.precisions
     candidates = tuple(precision.name for precision in context.precisions)
     return FitSettings(
-        sampler=SamplerRecord(name=context.table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=plan.sampler.guidance),
+        sampler=SamplerRecord(name=context.table.name, steps=plan.sampler.steps, eta=plan.sampler.eta, guidance=context.guidance),
         noise_schedule=context.noise_schedule,
         mode=plan.correction.mode,
         variance=plan.correction.variance,

@@ -31,6 +31,7 @@ RESOLVED = """\
     "conditions": null,
     "prompts": null,
     "negative_prompt": null,
+    "size": null,
     "lora": null
   },
   "sampler": {
