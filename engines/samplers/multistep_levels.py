@@ -9,7 +9,7 @@ import numpy as np
 from engines.arrays import Float64
 from engines.errors import UsageError
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.flow_euler import shifted
+from engines.samplers.levels.flow_levels import shifted
 from engines.samplers.levels.noise_levels import final_level, noise_levels, spaced_levels, timesteps_of
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.levels.timesteps import timesteps_above_the_end
@@ -40,7 +40,7 @@ def dpm_levels(spec: ChainSpec) -> MultistepLevels:
     schedule, levels = spec.schedule, noise_levels(spec.alphas)
     if schedule.prediction_type == "flow":
         sigma = 1 - np.linspace(1, 1 / schedule.num_train_timesteps, spec.steps + 1)
-        return _of_flow(spec, shifted(sigma, schedule.shift)[:0:-1])
+        return _of_flow(spec, shifted(sigma, schedule)[:0:-1])
     # Diffusers does not round timesteps of the cosine schedule.
     return _of_betas(
         spec, levels, final_level(schedule, levels), _noisiest(schedule, levels), rounds=schedule.beta_schedule != "squaredcos_cap_v2"
@@ -51,7 +51,7 @@ def unipc_levels(spec: ChainSpec) -> MultistepLevels:
     """Return the levels of UniPC."""
     schedule, levels = spec.schedule, noise_levels(spec.alphas)
     if schedule.prediction_type == "flow":
-        sigma = shifted(np.linspace(1, 1 / schedule.num_train_timesteps, spec.steps + 1)[:-1], schedule.shift)
+        sigma = shifted(np.linspace(1, 1 / schedule.num_train_timesteps, spec.steps + 1)[:-1], schedule)
         return _of_flow(spec, np.minimum(sigma, 1 - _LEAST_SIGNAL))
     return _of_betas(spec, levels, final_level(schedule, levels), len(levels))
 

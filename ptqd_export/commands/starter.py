@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from engines.chain.denoiser import is_guided
 from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
 from engines.samplers import SAMPLERS
@@ -91,7 +92,8 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
 
     place = find_place(source, Path())
     declared = declare_model(str(place.path.absolute()), folder)
-    prompted = bool(find_text_folders(place.path)) and all(one.name != IMAGE for one in declared.inputs)
+    takes = declared.takes_prompts and all(one.name != IMAGE for one in declared.inputs)
+    prompted = takes and bool(find_text_folders(place.path))
     return ModelSection(path=place.written(folder), prompts=PROMPTS if prompted else None), declared, place.name
 
 
@@ -100,16 +102,25 @@ def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
     name, few = declared.sampler, declared.few_steps
     return SamplerSection(
         name=name,
-        steps=min(STEPS if few is None else few.steps, declared.noise_schedule.num_train_timesteps),
+        steps=min((declared.steps or STEPS) if few is None else few.steps, declared.noise_schedule.num_train_timesteps),
         eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
-        guidance=_guidance(section, declared) if few is None else few.guidance,
+        guidance=_guidance(section, declared),
     )
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:
+    if declared.few_steps is not None:
+        return declared.few_steps.guidance
     if section.prompts is not None:
         return TEXT_GUIDANCE
+    if declared.guidance is not None:
+        return declared.guidance
     return 1.0 if declared.null_class is None else GUIDANCE
+
+
+def _needs_null(section: ModelSection, declared: Declaration) -> bool:
+    """Return whether the plan's guidance needs values that mean "none"."""
+    return is_guided(_guidance(section, declared)) and not declared.embeds_guidance
 
 
 def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
@@ -123,7 +134,8 @@ def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
             "if one does, name it as model.null_class and set sampler.guidance"
         )
     if declared.inputs and labels is None and section.prompts is None:
-        yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.inputs))}"
+        null = f", and null.{declared.asked[0].name} and so on for guidance" if _needs_null(section, declared) else ""
+        yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.asked))}{null}"
 
 
 def _target(name: str) -> TargetSection:

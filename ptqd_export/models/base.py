@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engines.networks.conditioning import Conditioning
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.of_scheduler import FewSteps
-from ptqd_export.models.conditions import ConditionInput
+from ptqd_export.models.conditions import GUIDANCE, ConditionInput
 
 if TYPE_CHECKING:
     from ptqd_export.models.text.prompts import PromptEncoder
@@ -64,6 +64,9 @@ class Declaration:
         sampler: sampler of that scheduler, a key of `engines.samplers.SAMPLERS`.
         few_steps: how the model is sampled if it was distilled for a few steps; None for another model.
         notes: what the user should know before a build: where the model's own pipeline does something else.
+        steps: steps that the model's pipeline takes; None if that is not known.
+        guidance: guidance scale of the model's pipeline; None if that is not known.
+        takes_prompts: whether text encoders beside the network can be used; else the conditions are prepared embeddings.
     """
 
     family: str
@@ -73,6 +76,19 @@ class Declaration:
     sampler: str = "ddim"
     few_steps: FewSteps | None = None
     notes: tuple[str, ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    takes_prompts: bool = True
+
+    @property
+    def asked(self) -> tuple[ConditionInput, ...]:
+        """The inputs whose values the plan gives as a table."""
+        return tuple(one for one in self.inputs if one.name != GUIDANCE)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input, in place of classifier-free guidance."""
+        return len(self.asked) < len(self.inputs)
 
     @property
     def null_class(self) -> int | None:
@@ -118,6 +134,7 @@ class LoadedModel:
         noise_schedule: noise schedule in the model's scheduler configuration.
         decoder: turns states into images; None if the states are images.
         prompts: turns prompts into conditions; None if the plan has no prompts.
+        embeds_guidance: whether a condition is the guidance scale, in place of classifier-free guidance.
         files: all files that the model was read from.
     """
 
@@ -129,6 +146,7 @@ class LoadedModel:
     noise_schedule: NoiseSchedule
     decoder: DecoderModule | None = None
     prompts: PromptEncoder | None = None
+    embeds_guidance: bool = False
     files: tuple[Path, ...] = ()
 
     @property

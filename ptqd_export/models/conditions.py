@@ -21,6 +21,9 @@ SIZES, REFINER_SIZES = 6, 5
 """Numbers in `time_ids` of SDXL (height and width of the original image, the corner of the crop, height and width of the target image) and
 of its refiner, which takes an aesthetic score in place of the target image's size."""
 
+GUIDANCE = "guidance"
+"""Guidance scale that a network takes as an input, in place of classifier-free guidance. Its value is the plan's."""
+
 IMAGE = "image"
 """Image whose channels an adapter appends to those of the state: inpainting, super-resolution, image editing."""
 
@@ -123,11 +126,36 @@ def fitted(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, sourc
     if conditioning.tables.keys() != {one.name for one in inputs} or not all(one.takes(conditioning.tables[one.name]) for one in inputs):
         shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())
         raise UsageError("The conditioning does not fit the model.", found=f"{source}: {shapes}", expected=_expected(inputs))
+    _check_named_sizes(inputs, conditioning, source)
     return Conditioning(_in_order(inputs, conditioning.tables), None if conditioning.null is None else _in_order(inputs, conditioning.null))
+
+
+def with_guidance(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, guidance: float) -> Conditioning:
+    """Return the table with the guidance scale in every row, and its inputs in the order in which the adapter takes them."""
+    value = np.asarray(guidance, dtype=np.float32)
+    tables = {**conditioning.tables, GUIDANCE: np.full(conditioning.rows, value)}
+    null = None if conditioning.null is None else _in_order(inputs, {**conditioning.null, GUIDANCE: value})
+    return Conditioning(_in_order(inputs, tables), null)
 
 
 def _expected(inputs: tuple[ConditionInput, ...]) -> str:
     return f"an .npz with {', '.join(map(str, inputs))}"
+
+
+def _check_named_sizes(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, source: str) -> None:
+    """Refuse a table in which a size that several inputs share differs between them, such as the tokens of embeddings and of their mask."""
+    sizes: dict[str, dict[str, int]] = {}
+    for one in inputs:
+        for axis, size in enumerate(one.shape):
+            if isinstance(size, str):
+                sizes.setdefault(size, {})[one.name] = conditioning.tables[one.name].shape[1 + axis]
+    for size, found in sizes.items():
+        if len(set(found.values())) > 1:
+            raise UsageError(
+                f"The inputs of the conditioning have different numbers of {size}.",
+                found=f"{source}: " + ", ".join(f"{name} {number}" for name, number in found.items()),
+                expected=_expected(inputs),
+            )
 
 
 def _in_order(inputs: tuple[ConditionInput, ...], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -13,9 +13,11 @@ from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
 from ptqd_export.models.base import Declaration, Family, LoadedModel
 from ptqd_export.models.compvis import latent_diffusion
-from ptqd_export.models.conditions import conditioning_of, fitted
+from ptqd_export.models.conditions import conditioning_of, fitted, with_guidance
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
+from ptqd_export.models.diffusers_models.transformers import diffusers_transformer
+from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
 from ptqd_export.models.module_checks import check_finite, check_images
@@ -32,6 +34,7 @@ DENOISERS: Mapping[str, Family] = {
     "UNet2DModel": diffusers_unet,
     "UNet2DConditionModel": diffusers_unet,
     "DiTTransformer2DModel": diffusers_dit,
+    **dict.fromkeys(TRANSFORMERS, diffusers_transformer),
 }
 """Families of diffusers folders, by the class name of the denoiser."""
 
@@ -53,13 +56,16 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
     path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
-    declared = _declared(family, path)
+    declared = _declared(family, path, section.size)
+    _check_prompts(plan_file, path, declared)
     lora = _lora(plan_file, path, family, declared)
     prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, lora)
     if prompts is None:
-        conditioning, null_class = conditioning_of(declared.inputs, section.null_class, conditions)
+        conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
     else:
         conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
+    if declared.embeds_guidance and conditioning is not None:
+        conditioning = with_guidance(declared.inputs, conditioning, plan_file.plan.sampler.guidance)
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
@@ -77,6 +83,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
         prompts=prompts,
+        embeds_guidance=declared.embeds_guidance,
         files=(*model_files(path), *(() if lora is None else lora.files), *(() if texts is None else (texts,))),
     )
 
@@ -105,6 +112,17 @@ def _lora(plan_file: PlanFile, path: Path, family: Family, declared: Declaration
     return lora
 
 
+def _check_prompts(plan_file: PlanFile, path: Path, declared: Declaration) -> None:
+    """Refuse prompts for a family whose text encoders are not supported."""
+    if plan_file.prompts is not None and not declared.takes_prompts:
+        raise UsageError(
+            "The text encoders of this family are not supported.",
+            found=f"model.prompts for {path}: {declared.family}",
+            expected=f"model.conditions, an .npz with {', '.join(map(str, declared.asked))}",
+            mend="encode the prompts with the model's own pipeline, one row for each, and name the file as model.conditions",
+        )
+
+
 def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder) -> Conditioning:
     """Encode the plan's prompts."""
     assert plan_file.prompts is not None
@@ -112,7 +130,7 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
         raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
     texts = calibration_prompts(plan_file.prompts)
     conditioning = prompts.load().condition(texts, plan_file.plan.model.negative_prompt)
-    return fitted(declared.inputs, conditioning, "model.prompts")
+    return fitted(declared.asked, conditioning, "model.prompts")
 
 
 def declare_model(source: str, folder: Path) -> Declaration:
@@ -131,10 +149,17 @@ def declare_model(source: str, folder: Path) -> Declaration:
     return _declared(find_family(path), path)
 
 
-def _declared(family: Family, path: Path) -> Declaration:
+def _declared(family: Family, path: Path, size: tuple[int, int] | None = None) -> Declaration:
     """Describe a model from its configuration. The format is not ours: any value in it may be of any type."""
+    if size is not None and family is not diffusers_transformer:
+        raise UsageError(
+            "The configuration of this model fixes its size.",
+            found=f"model.size = {list(size)}",
+            expected=f"no size, or a model of {', '.join(TRANSFORMERS)}",
+            mend="leave model.size out of the plan",
+        )
     try:
-        return family.declare(path)
+        return family.declare(path) if size is None else diffusers_transformer.declare(path, size)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             "The model's configuration contains an invalid value.",

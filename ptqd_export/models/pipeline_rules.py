@@ -8,7 +8,8 @@ from typing import Any
 KNOWN_PIPELINES = (
     "DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "LDMPipeline", "LDMSuperResolutionPipeline", "DiTPipeline", "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
+    "SanaPipeline",
 )  # fmt: skip
 """Pipelines whose networks are sampled here as they are there."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Self, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.config import JsonDict
 
 from engines.untrusted.limits import ROWS
@@ -68,6 +68,9 @@ class ModelSection(Section):
         default=None,
         description="for text models: prompt that guidance steers away from; null takes the pipeline's own, the empty prompt or zeros",
     )
+    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = Field(
+        default=None, description="height and width of the images in pixels, for transformers that take any; null takes the model's own"
+    )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
 
     @model_validator(mode="after")
@@ -78,6 +81,8 @@ class ModelSection(Section):
             raise expectation('"prompts" together with "negative_prompt"')
         if self.factory is not None and (self.prompts is not None or self.lora is not None):
             raise expectation('a "path" together with "prompts" or "lora"')
+        if self.factory is not None and self.size is not None:
+            raise expectation('a "path" together with "size"')
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ def check_build(context: BuildContext) -> None:
     if context.guided and (conditioning is None or conditioning.null is None):
         raise UsageError(
             "The model cannot be guided.",
-            found=f"guidance {context.plan.sampler.guidance:g}, with a model that has no null condition",
+            found=f"guidance {context.guidance:g}, with a model that has no null condition",
             expected="guidance up to 1, or conditions with null values",
             mend=_mend(context.model.conditioning),
         )

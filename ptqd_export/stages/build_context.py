@@ -66,7 +66,7 @@ class BuildContext:
     @property
     def model_settings(self) -> dict[str, Any]:
         """Fields of the plan that change the model loaded from its files."""
-        return self.plan.model.model_dump(include={"prompts", "negative_prompt", "lora"})
+        return self.plan.model.model_dump(include={"prompts", "negative_prompt", "size", "lora"})
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -88,8 +88,13 @@ class BuildContext:
         return [precision for precision in self.precisions if precision.name != FULL_PRECISION]
 
     @property
+    def guidance(self) -> float:
+        """Scale of classifier-free guidance; 1 for a network that takes the plan's guidance as an input."""
+        return 1.0 if self.model.embeds_guidance else self.plan.sampler.guidance
+
+    @property
     def guided(self) -> bool:
-        return is_guided(self.plan.sampler.guidance)
+        return is_guided(self.guidance)
 
     @property
     def calibration_device(self) -> CalibrationDevice:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from engines.errors import UsageError
-from engines.samplers.levels.scheduler_rules import refuse_unsupported, settings_of
+from engines.samplers.levels.scheduler_rules import dynamic_mu, refuse_unsupported, settings_of
 
 BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -27,6 +27,8 @@ VarianceType: TypeAlias = Literal["fixed_small", "fixed_small_log", "fixed_large
 FinalSigmas: TypeAlias = Literal["zero", "sigma_min"]
 SolverType: TypeAlias = Literal["midpoint", "heun", "bh1", "bh2", "logrho"]
 Spacing: TypeAlias = Literal["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"]
+TimeShift: TypeAlias = Literal["exponential", "linear"]
+LastSigma: TypeAlias = Literal["timestep", "step"]
 
 # A beta of exactly 1 means zero terminal signal-to-noise ratio.
 Beta: TypeAlias = Annotated[float, Field(gt=0, le=1)]
@@ -46,6 +48,10 @@ class NoiseSchedule(BaseModel):
         original_inference_steps: steps of the chain that LCM and TCD were distilled from; theirs are some of its timesteps.
         timestep_scaling: factor of the timestep in the boundary condition of LCM.
         shift: timestep shift of flow matching; values above 1 spend more of the chain at high noise.
+        mu: shift of flow matching that belongs to the size of the samples and replaces `shift`; None is no such shift.
+        time_shift_type: whether the shift is `exp(mu)` or `mu`.
+        shift_terminal: level of the last step, to which shifted levels are stretched; None leaves them.
+        last_sigma: level of the last step before any shift: that of the lowest training timestep, or `1 / steps`, as some pipelines ask.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +81,10 @@ class NoiseSchedule(BaseModel):
     shift: PositiveFloat = 1.0
     original_inference_steps: PositiveInt = 50
     timestep_scaling: PositiveFloat = 10.0
+    mu: float | None = None
+    time_shift_type: TimeShift = "exponential"
+    shift_terminal: Annotated[float, Field(ge=0, lt=1)] | None = None
+    last_sigma: LastSigma = "timestep"
 
     @field_validator("lambda_min_clipped")
     @classmethod
@@ -111,8 +121,12 @@ class NoiseSchedule(BaseModel):
         return self.clip_sample_range if self.clip_sample else None
 
     @classmethod
-    def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_scheduler_config(cls, config: Mapping[str, Any], tokens: int | None = None) -> Self:
         """Build the schedule from a diffusers `scheduler_config.json`, ignoring keys that do not affect it.
+
+        Args:
+            config: content of the file.
+            tokens: tokens of one sample in a network that has tokens, on which `use_dynamic_shifting` depends; else None.
 
         Fields that the file omits get the defaults of its scheduler class; a switch that is null is off, as in diffusers. An unknown class
         must state its betas, and does not clip.
@@ -121,10 +135,11 @@ class NoiseSchedule(BaseModel):
             UsageError: a value is unknown; or the configuration needs a sampler that is not a table of coefficients (dynamic thresholding,
                 a learned variance) or uses unsupported noise levels; or the model was not trained on betas or a flow (EDM, VE).
         """
-        refuse_unsupported(config)
+        refuse_unsupported(config, tokens_known=tokens is not None)
         switches = {name for name, field in cls.model_fields.items() if field.annotation is bool}
+        settings, mu = settings_of(config, cls.model_fields, switches), dynamic_mu(config, tokens)
         try:
-            return cls(**settings_of(config, cls.model_fields, switches))
+            return cls(**(settings if mu is None else {**settings, "mu": mu}))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

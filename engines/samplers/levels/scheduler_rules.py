@@ -63,12 +63,16 @@ _PLAIN_VALUES: Mapping[str, tuple[object, ...]] = {
     "sigma_min": (None,),
     "sigma_max": (None,),
     "use_lu_lambdas": (False, None),
-    "use_dynamic_shifting": (False, None),
-    "shift_terminal": (None,),
     "invert_sigmas": (False, None),
     "stochastic_sampling": (False, None),
 }
 """Settings that can change a chain's noise levels or timesteps in ways not supported here, each with the values that change nothing."""
+
+_FLOW_SHIFTS: Mapping[str, tuple[object, ...]] = {"use_dynamic_shifting": (False, None), "shift_terminal": (None,)}
+"""The same for all but flows. A dynamic shift also needs to know how many tokens a sample has."""
+
+_DYNAMIC_SHIFT: Mapping[str, float] = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""What `FlowMatchEulerDiscreteScheduler` and its pipelines assume where the configuration is silent."""
 
 _MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
 
@@ -91,11 +95,24 @@ def settings_of(config: Mapping[str, Any], fields: Collection[str], switches: Co
     return {**_CLASS_DEFAULTS.get(scheduler, _NO_CLIP), **{key: value for key, value in given.items() if value is not None}}
 
 
-def refuse_unsupported(config: Mapping[str, Any]) -> None:
+def dynamic_mu(config: Mapping[str, Any], tokens: int | None) -> float | None:
+    """Return the shift `mu` of a sample of so many tokens, linear between the two sizes in the configuration; None without such a shift."""
+    if tokens is None or not config.get("use_dynamic_shifting"):
+        return None
+    stated = {key: config[key] for key in _DYNAMIC_SHIFT if config.get(key) is not None}
+    base, most, tokens_base, tokens_most = ({**_DYNAMIC_SHIFT, **stated}[key] for key in _DYNAMIC_SHIFT)
+    return float(base + (most - base) * (tokens - tokens_base) / (tokens_most - tokens_base))
+
+
+def refuse_unsupported(config: Mapping[str, Any], *, tokens_known: bool = False) -> None:
     """Refuse a configuration that no table on a known noise schedule can follow. See `NoiseSchedule.from_scheduler_config`."""
     _refuse_class(config)
     _refuse_half_a_flow(config)
-    for key, plain in _PLAIN_VALUES.items():
+    plain_values = {**_PLAIN_VALUES, **_FLOW_SHIFTS}
+    if _class(config).startswith("FlowMatch"):
+        shifts = {} if tokens_known else {"use_dynamic_shifting": _FLOW_SHIFTS["use_dynamic_shifting"]}
+        plain_values = {**_PLAIN_VALUES, **shifts}
+    for key, plain in plain_values.items():
         if config.get(key, plain[0]) not in plain:
             raise UsageError(
                 f"No sampler supports the scheduler configuration's {key}.",

@@ -139,7 +139,7 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
     folder = f"statistics/{placement}"
     for name, record in records.items():
         steps = json.loads((parts.walked / f"{name}.json").read_text())
-        content = statistics(name, placement, context.plan.sampler.guidance, steps, record["layers"])
+        content = statistics(name, placement, context.guidance, steps, record["layers"])
         writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
     if (parts.walked / WALK).exists():
         writer.copy(f"{folder}/{WALK}", parts.walked / WALK)
@@ -232,7 +232,7 @@ def _manifest(
         placement=placement,
         measured_on="onnxruntime-cuda" if context.plan.target.provider == "CUDA" else "onnxruntime",
         precisions=precisions,
-        guidance=context.plan.sampler.guidance,
+        guidance=context.guidance,
         files=files,
         versions={name: version(name) for name in PACKAGES},
     )

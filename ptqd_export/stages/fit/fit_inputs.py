@@ -17,7 +17,7 @@ def fit_settings(context: BuildContext) -> FitSettings:
     plan, listed = context.plan, context.plan.steps.precisions
     candidates = tuple(precision.name for precision in context.precisions)
     return FitSettings(
-        sampler=plan.sampler.record,
+        sampler=plan.sampler.record.model_copy(update={"guidance": context.guidance}),
         noise_schedule=context.noise_schedule,
         mode=plan.correction.mode,
         variance=plan.correction.variance,

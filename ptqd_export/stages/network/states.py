@@ -25,7 +25,7 @@ def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Rep
     states = draw_states(
         table,
         context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size),
-        context.plan.sampler.guidance,
+        context.guidance,
         samples,
         calibration.activation_samples,
         calibration.batch_size,

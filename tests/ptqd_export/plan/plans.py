@@ -31,6 +31,7 @@ RESOLVED = """\
     "conditions": null,
     "prompts": null,
     "negative_prompt": null,
+    "size": null,
     "lora": null
   },
   "sampler": {
@@ -144,7 +145,8 @@ REFUSED = [
     ({"correction": {"vairance": "schedule"}}, 'correction.vairance: unknown key; did you mean "variance"?'),
     (
         {"correction": {"mode": "sined"}},
-        "correction.mode: found \"sined\", expected 'auto', 'none', 'ptqd', 'signed', 'bounded', 'joint' or 'mmse'; did you mean \"signed\"?",
+        "correction.mode: found \"sined\", expected 'auto', 'none', 'ptqd', 'signed', 'bounded', 'joint' or 'mmse'; "
+        'did you mean "signed"?',
     ),
     ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),

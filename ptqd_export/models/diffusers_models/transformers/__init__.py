@@ -1,0 +1,1 @@
+"""Transformers of diffusers: one adapter, and a table of what differs between the families."""

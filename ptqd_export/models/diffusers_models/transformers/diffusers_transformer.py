@@ -1,0 +1,104 @@
+"""diffusers folders whose denoiser is a transformer of the table of families."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from engines.errors import UsageError
+from engines.samplers.levels.noise_schedule import NoiseSchedule
+from ptqd_export.models.base import Declaration, ModelModules
+from ptqd_export.models.diffusers_folder import DiffusersFolder
+from ptqd_export.models.diffusers_models.checked_declaration import checked
+from ptqd_export.models.diffusers_models.diffusers_decoder import find_first_stage, load_decoder
+from ptqd_export.models.diffusers_models.diffusers_shapes import image_size
+from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
+from ptqd_export.models.diffusers_models.transformers.frame import Frame
+from ptqd_export.models.diffusers_models.transformers.transformer_adapter import TransformerAdapter
+from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, TransformerFamily
+from ptqd_export.models.known_keys import defaults
+
+BLOCKS = ("block_out_channels", "encoder_block_out_channels")
+"""Keys of a first stage whose length says how often it halves the sides."""
+
+
+def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
+    """See `ptqd_export.models.base.Family`.
+
+    Args:
+        path: folder of the model.
+        size: height and width of the images in pixels; None takes the model's own.
+    """
+    folder = DiffusersFolder(path)
+    family, config = TRANSFORMERS[folder.kind], _config(folder)
+    frame = _frame(folder, config, family, size)
+    usual, inputs = family.usual(config), family.conditions(config)
+    declared = Declaration(
+        family=f"diffusers {folder.kind}",
+        sample_shape=frame.sample_shape,
+        inputs=inputs,
+        noise_schedule=_noise_schedule(folder, family, frame),
+        sampler=folder.sampler.name,
+        notes=folder.notes,
+        steps=usual.steps,
+        guidance=usual.guidance,
+        takes_prompts=False,
+    )
+    return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))
+
+
+def load(path: Path, declared: Declaration) -> ModelModules:
+    """See `ptqd_export.models.base.Family`."""
+    folder = DiffusersFolder(path)
+    family, config = TRANSFORMERS[folder.kind], _config(folder)
+    channels, *sides = declared.sample_shape
+    frame = Frame(config, channels, tuple(sides), _pixels(folder, family))
+    adapter = TransformerAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs), family, frame)
+    return ModelModules(adapter, load_decoder(folder))
+
+
+def _config(folder: DiffusersFolder) -> Config:
+    return {**defaults(folder.kind), **folder.config(folder.denoiser)}
+
+
+def _noise_schedule(folder: DiffusersFolder, family: TransformerFamily, frame: Frame) -> NoiseSchedule:
+    schedule = NoiseSchedule.from_scheduler_config(folder.scheduler, frame.tokens(family.side(frame.config)))
+    return schedule.model_copy(update={"last_sigma": family.last_sigma}) if schedule.prediction_type == "flow" else schedule
+
+
+def _frame(folder: DiffusersFolder, config: Config, family: TransformerFamily, size: tuple[int, int] | None) -> Frame:
+    """Return the sizes of a sample.
+
+    Raises:
+        UsageError: the network takes an image beside the state, or its tokens do not cover the size.
+    """
+    inputs, outputs = config["in_channels"], config["out_channels"] or config["in_channels"]
+    if outputs not in (inputs, 2 * inputs):
+        raise UsageError(
+            "This transformer takes more than a state, which is not supported.",
+            found=f"{folder.path / folder.denoiser}: in_channels = {inputs}, out_channels = {outputs}",
+            expected="as many channels out as in, or twice as many",
+            mend="take the text-to-image model of this family",
+        )
+    pixels, side = _pixels(folder, family), family.side(config)
+    stated = config.get("sample_size") or family.size
+    sides = image_size({"sample_size": stated}) if size is None else tuple(one // pixels for one in size)
+    exact = size is None or all(one % pixels == 0 for one in size)
+    if not exact or any(one == 0 or one % side for one in sides):
+        raise UsageError(
+            "The size of the images does not fit the model.",
+            found=f"{list(size)} pixels" if size is not None else f"sample_size = {stated}",
+            expected=f"multiples of {pixels * side} pixels",
+            mend="correct model.size, [height, width]",
+        )
+    return Frame(config, family.channels(config), sides, pixels)
+
+
+def _pixels(folder: DiffusersFolder, family: TransformerFamily) -> int:
+    """Return the pixels per latent along each side."""
+    name = find_first_stage(folder)
+    if name is None:
+        return family.pixels
+    stage = folder.complete_config(name)
+    blocks = next((stage[key] for key in BLOCKS if key in stage), None)
+    return family.pixels if blocks is None else int(2 ** (len(blocks) - 1))

@@ -1,0 +1,104 @@
+"""The table of families: the transformers of diffusers that the adapter takes, by class name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
+from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
+from ptqd_export.models.diffusers_models.transformers.frame import Frame
+from ptqd_export.models.diffusers_models.transformers.transformer_family import Affine, Config, Named, TransformerFamily, Usual
+
+MASK = "encoder_attention_mask"
+POOLED = "pooled_projections"
+
+
+def _embeddings(width: int) -> ConditionInput:
+    return ConditionInput(EMBEDDINGS, "float32", ("tokens", width))
+
+
+def _masked(width: int) -> tuple[ConditionInput, ...]:
+    """Return the inputs of a network that reads as many tokens as a mask keeps: 1 keeps a token, 0 does not."""
+    return _embeddings(width), ConditionInput(MASK, "int64", ("tokens",))
+
+
+def _pooled(config: Config) -> tuple[ConditionInput, ...]:
+    return _embeddings(config["joint_attention_dim"]), ConditionInput(POOLED, "float32", (config["pooled_projection_dim"],))
+
+
+def _flux_conditions(config: Config) -> tuple[ConditionInput, ...]:
+    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
+    return *_pooled(config), *guidance
+
+
+def _flux_usual(config: Config) -> Usual:
+    """Return the settings of FLUX.1 dev; a network without guidance is schnell, which is distilled for four steps."""
+    return Usual(28, 3.5) if config["guidance_embeds"] else Usual(4, 1.0)
+
+
+def _flux_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
+    """Return position arguments of the right lengths; `FixedRotary` has the positions themselves."""
+    text, axes = conditions[EMBEDDINGS], len(frame.config["axes_dims_rope"])
+    return {"img_ids": text.new_zeros(frame.tokens(2), axes), "txt_ids": text.new_zeros(text.shape[1], axes)}
+
+
+def _fix_flux_rotary(network: nn.Module, frame: Frame) -> None:
+    rotary: Any = network.pos_embed
+    network.pos_embed = FixedRotary(grid_positions(frame.grid(2), len(rotary.axes_dim)), rotary.axes_dim, rotary.theta)
+
+
+def _pixart_sizes(frame: Frame, conditions: Named) -> Mapping[str, Any]:
+    """Return height and width in pixels and their ratio, which the 1024-pixel networks of PixArt-alpha embed."""
+    height, width = (side * frame.pixels for side in frame.sides)
+    stated = frame.config["use_additional_conditions"]
+    if not (frame.config["sample_size"] == 128 if stated is None else stated):
+        return {}
+    row = torch.ones_like(conditions[EMBEDDINGS][:, 0, :1])
+    return {"added_cond_kwargs": {"resolution": torch.cat([row * height, row * width], dim=1), "aspect_ratio": row * (height / width)}}
+
+
+def _fix_pixart_positions(network: nn.Module, frame: Frame) -> None:
+    """Compute the position embeddings of another size than the configuration's now, not in the graph at every call."""
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    embed: Any = network.pos_embed
+    grid = frame.grid(embed.patch_size)
+    if grid == (embed.height, embed.width):
+        return
+    positions = get_2d_sincos_pos_embed(
+        embed.pos_embed.shape[-1], grid, base_size=embed.base_size, interpolation_scale=embed.interpolation_scale,
+        device=embed.pos_embed.device, output_type="pt",
+    )  # fmt: skip
+    embed.pos_embed, (embed.height, embed.width) = positions.float().unsqueeze(0), grid
+
+
+TRANSFORMERS: Mapping[str, TransformerFamily] = {
+    "PixArtTransformer2DModel": TransformerFamily(
+        conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
+        usual=lambda _: Usual(20, 4.5),
+        extra=_pixart_sizes,
+        prepare=_fix_pixart_positions,
+    ),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda _: Usual(28, 7.0)),
+    "FluxTransformer2DModel": TransformerFamily(
+        conditions=_flux_conditions,
+        usual=_flux_usual,
+        patch=2,
+        layout="tokens",
+        timestep=lambda _: Affine(1 / 1000),
+        size=128,
+        last_sigma="step",
+        extra=_flux_positions,
+        prepare=_fix_flux_rotary,
+    ),
+    "SanaTransformer2DModel": TransformerFamily(
+        conditions=lambda config: _masked(config["caption_channels"]),
+        usual=lambda _: Usual(20, 4.5),
+        timestep=lambda config: Affine(config["timestep_scale"]),
+        pixels=32,
+    ),
+}

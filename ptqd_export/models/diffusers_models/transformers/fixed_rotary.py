@@ -1,0 +1,52 @@
+"""Rotary embeddings (Su et al. 2021, arXiv 2104.09864) at the positions of a model's own tokens, computed when the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.arrays import Float64
+
+
+class FixedRotary(nn.Module):
+    """Stands in for a transformer's `pos_embed`, which computes in float64 from the positions that it is given.
+
+    Returns cosines and sines float32 [tokens, dim] for tokens of text, all at the origin, and the tokens of the state behind them. Of the
+    positions it is given, only their number matters. The graph then has constants where it had float64 arithmetic, for which TensorRT has
+    no kernels.
+
+    Args:
+        positions: [tokens, axes] positions of the state's tokens.
+        dims: width of each axis in the head; an even number.
+        theta: base of the wave lengths.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, positions: Float64, dims: Sequence[int], theta: float) -> None:
+        super().__init__()
+        angles = np.concatenate([_angles(positions[:, axis], dim, theta) for axis, dim in enumerate(dims)], axis=1)
+        self.register_buffer("cosine", torch.from_numpy(np.cos(angles)).float(), persistent=False)
+        self.register_buffer("sine", torch.from_numpy(np.sin(angles)).float(), persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        own, dim = self.cosine.shape
+        text = len(positions) - own
+        ones = torch.ones(text, dim, device=positions.device)
+        return torch.cat([ones, self.cosine.to(positions.device)]), torch.cat([ones - 1, self.sine.to(positions.device)])
+
+
+def _angles(position: Float64, dim: int, theta: float) -> Float64:
+    """Return the angles [tokens, dim] of an axis; neighbours in the head turn together."""
+    frequency = theta ** (-np.arange(0, dim, 2) / dim)
+    return np.repeat(np.outer(position, frequency), 2, axis=1)
+
+
+def grid_positions(sides: Sequence[int], axes: int) -> Float64:
+    """Return the positions [tokens, axes] of the tokens of a grid, row by row; the axes before those of the grid stay at 0."""
+    grid = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), axis=-1).reshape(-1, len(sides))
+    return np.pad(grid, ((0, 0), (axes - len(sides), 0))).astype(np.float64)

@@ -1,0 +1,70 @@
+"""What differs between the transformers of diffusers: a row of the table of families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+
+from engines.samplers.levels.noise_schedule import LastSigma
+from ptqd_export.models.conditions import ConditionInput
+from ptqd_export.models.diffusers_models.transformers.frame import Frame
+
+Config: TypeAlias = Mapping[str, Any]
+Named: TypeAlias = Mapping[str, Tensor]
+
+
+class Affine(NamedTuple):
+    """The timestep that a network is given, `scale * t + offset`, for the training timestep `t` of a sampler."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class Usual(NamedTuple):
+    """The settings with which a family's pipeline samples."""
+
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class TransformerFamily:
+    """A row of the table: how a class of transformers is called, and what its pipeline does around it.
+
+    Attributes:
+        conditions: inputs besides state and timestep, under the names of the network's own arguments.
+        usual: steps and guidance of the pipeline.
+        patch: key of the configuration with the side of a token in latents, or that side.
+        layout: whether the network takes latents [B, C, ...], or patches packed into tokens [B, tokens, C * patch ** axes].
+        timestep: maps the sampler's timestep to the one that the network takes.
+        negated: whether the network predicts the opposite of what the pipeline's scheduler takes.
+        size: side of the latents where the configuration has no `sample_size`.
+        pixels: pixels per latent along each side, in a folder without a first stage.
+        last_sigma: where the pipeline lets a flow's levels end before their shift.
+        extra: further arguments of the network, which follow from the sizes; None if there are none.
+        prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
+    """
+
+    conditions: Callable[[Config], tuple[ConditionInput, ...]]
+    usual: Callable[[Config], Usual]
+    patch: str | int = "patch_size"
+    layout: Literal["latents", "tokens"] = "latents"
+    timestep: Callable[[Config], Affine] = lambda _: Affine()
+    negated: bool = False
+    size: int | None = None
+    pixels: int = 8
+    last_sigma: LastSigma = "timestep"
+    extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
+    prepare: Callable[[nn.Module, Frame], None] | None = None
+
+    def side(self, config: Config) -> int:
+        """Return the side of a token in latents."""
+        return int(config[self.patch]) if isinstance(self.patch, str) else self.patch
+
+    def channels(self, config: Config, axes: int = 2) -> int:
+        """Return the channels of the latents."""
+        inputs = int(config["in_channels"])
+        return inputs if self.layout == "latents" else inputs // self.side(config) ** axes

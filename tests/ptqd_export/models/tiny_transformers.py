@@ -1,0 +1,130 @@
+"""Small random pipelines of diffusion transformers without text encoders, saved by diffusers, with prepared embeddings beside them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+TOKENS, WIDTH, POOLED, ROWS = 5, 12, 10, 3
+STAGE = {
+    "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}  # fmt: skip
+"""A first stage that halves the sides once."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's small pipeline.
+
+    Attributes:
+        pipeline: class name of the pipeline in `model_index.json`.
+        network: class name and arguments of the transformer.
+        scheduler: class name and arguments of the scheduler.
+        latents: channels of the first stage, its scale and its shift; None without a first stage.
+        size: images in pixels for the plan; None takes the model's own.
+        masked, pooled: whether the network takes a mask of tokens, and pooled embeddings.
+    """
+
+    pipeline: str
+    network: tuple[str, Mapping[str, Any]]
+    scheduler: tuple[str, Mapping[str, Any]]
+    latents: tuple[int, float, float | None] | None
+    size: tuple[int, int] | None = None
+    masked: bool = False
+    pooled: bool = False
+
+
+PIXART = {
+    "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 1, "cross_attention_dim": 16,
+    "sample_size": 8, "patch_size": 2, "caption_channels": WIDTH, "norm_num_groups": 4,
+}  # fmt: skip
+SD3 = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": WIDTH, "caption_projection_dim": 16, "pooled_projection_dim": POOLED,
+    "pos_embed_max_size": 12, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+}  # fmt: skip
+FLUX = {
+    "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+SANA = {
+    "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH, "sample_size": 6,
+}  # fmt: skip
+
+DPM: tuple[str, Mapping[str, Any]] = ("DPMSolverMultistepScheduler", {})
+FLOW = "FlowMatchEulerDiscreteScheduler"
+DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+
+TINY: Mapping[str, Tiny] = {
+    "pixart-sigma": Tiny("PixArtSigmaPipeline", ("PixArtTransformer2DModel", PIXART), DPM, None, masked=True),
+    "pixart-alpha": Tiny(
+        "PixArtAlphaPipeline",
+        ("PixArtTransformer2DModel", {**PIXART, "sample_size": 128, "attention_head_dim": 12, "cross_attention_dim": 24}),
+        DPM, None, (48, 80), masked=True,
+    ),
+    "sd3": Tiny("StableDiffusion3Pipeline", ("SD3Transformer2DModel", SD3), (FLOW, {"shift": 3.0}), None, pooled=True),
+    "flux-dev": Tiny(
+        "FluxPipeline", ("FluxTransformer2DModel", {**FLUX, "guidance_embeds": True}), (FLOW, DYNAMIC), (16, 0.3611, 0.1159), (16, 12),
+        pooled=True,
+    ),
+    "flux-schnell": Tiny(
+        "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
+    ),
+    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), (FLOW, {"shift": 3.0}), None, masked=True),
+}  # fmt: skip
+
+
+def write_tiny(name: str, folder: Path) -> Path:
+    """Write the pipeline to `folder / "model"` and its prepared embeddings to `folder / "conditions.npz"`; return the model's folder."""
+    import diffusers
+
+    tiny = TINY[name]
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "transformer": getattr(diffusers, tiny.network[0])(**tiny.network[1]),
+        "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
+    }
+    if tiny.latents is not None:
+        channels, scale, shift = tiny.latents
+        parts["vae"] = diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
+    spread(parts["transformer"])
+    pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts})
+    pipeline.save_pretrained(folder / "model")
+    np.savez(folder / "conditions.npz", allow_pickle=False, **tables(tiny))
+    return folder / "model"
+
+
+def spread(network: torch.nn.Module) -> None:
+    """Give parameters that start at zero or one values of their own: gates and biases would hide what lies behind them."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.unique().numel() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+def tables(tiny: Tiny) -> dict[str, NDArray[Any]]:
+    """Return the conditions [rows, ...] and their values for "no prompt"."""
+    random = np.random.default_rng(0)
+    found: dict[str, NDArray[Any]] = {"encoder_hidden_states": random.standard_normal((ROWS + 1, TOKENS, WIDTH), dtype=np.float32)}
+    if tiny.masked:
+        found["encoder_attention_mask"] = (np.arange(TOKENS) < np.array([[5], [2], [4], [1]])).astype(np.int64)
+    if tiny.pooled:
+        found["pooled_projections"] = random.standard_normal((ROWS + 1, POOLED), dtype=np.float32)
+    return {name: table[:ROWS] for name, table in found.items()} | {f"null.{name}": table[ROWS] for name, table in found.items()}
+
+
+def required_parts(tiny: Tiny) -> list[str]:
+    """Return the parts that a pipeline's constructor requires."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, tiny.pipeline)).parameters
+    return [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
