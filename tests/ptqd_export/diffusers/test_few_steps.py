@@ -1,0 +1,94 @@
+"""A bundle's scheduler beside the one of diffusers that it stands in for, at few steps, with the exact network of Gaussian data.
+
+With `x0 ~ N(M, S^2)` in every pixel, `eps = sqrt(1 - a) (x - sqrt(a) M) / (a S^2 + 1 - a)` in a state `x = sqrt(a) x0 + sqrt(1 - a) eps`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
+from engines.chain.step import Move
+from engines.errors import UsageError
+from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
+from ptqd_export.diffusers import PtqdScheduler
+
+# Diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+M, S = 0.4, 0.6
+SHAPE = (2, 3, 4, 4)
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+SCHEDULERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("lcm", "LCMScheduler", {}),
+    ("tcd", "TCDScheduler", {}),
+    ("heun", "HeunDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ("unipc2", "UniPCMultistepScheduler", {}),
+    ("unipc3", "UniPCMultistepScheduler", {"solver_order": 3}),
+    ("deis2", "DEISMultistepScheduler", {}),
+    ("deis3", "DEISMultistepScheduler", {"solver_order": 3}),
+    ("dpm++2m", "DPMSolverMultistepScheduler", FLOW),
+    ("euler", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+]
+NOTHING = Correction(gain=(1.0,), offset=(0.0,), state_gain=(0.0,), sigma_corrected=0.0, residual_variance=0.0, unabsorbed_variance=0.0)
+
+
+def schedule_of(table: SamplerTable, steps: int, eta: float) -> Schedule:
+    """The plain sampler as the schedule of a bundle."""
+    rows = [{name: value for name, value in vars(table.step(i)).items() if name in Step.model_fields} for i in range(table.steps)]
+    return Schedule(
+        sampler=SamplerRecord(name=table.name, steps=steps, eta=eta, guidance=1.0),
+        correction=CorrectionRecord(mode="none", variance="none"),
+        policy="fixed",
+        init_sigma=table.init_sigma,
+        steps=tuple(Step(step=i, precision="fp32", corrections={"fp32": NOTHING}, **row) for i, row in enumerate(rows)),
+    )
+
+
+def output(scaled: Tensor, a: float, flow: bool) -> Tensor:
+    """The exact network at states of which the clean sample's share of the variance is `a`: the noise, or the velocity of a flow."""
+    alpha, sigma = math.sqrt(a), math.sqrt(1 - a)
+    x = scaled * (alpha + sigma) if flow else scaled  # a flow's state is that of unit variance divided by the sum
+    eps = sigma * (x - alpha * M) / (a * S**2 + 1 - a)
+    return eps - (x - sigma * eps) / alpha if flow else eps
+
+
+def walk(scheduler: Any, steps: int, table: SamplerTable, flow: bool, **options: Any) -> Tensor:
+    """The end of a chain, as a pipeline takes it."""
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == table.steps
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
+    fresh = {"generator": torch.Generator().manual_seed(2)} if table.sigma.any() else {}
+    for t, a in zip(scheduler.timesteps, table.alpha_bar.tolist(), strict=True):
+        x = scheduler.step(output(scheduler.scale_model_input(x, t), a, flow), t, x, **fresh, **options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(("name", "scheduler", "options"), SCHEDULERS, ids=[name for name, *_ in SCHEDULERS])
+def test_the_chain_of_a_bundle_is_that_of_its_model_s_scheduler(name: str, scheduler: str, options: dict[str, Any], steps: int) -> None:
+    theirs, eta = getattr(diffusers, scheduler)(**BETAS | options), SAMPLERS[name].eta
+    trained = NoiseSchedule.from_scheduler_config({"_class_name": scheduler, **theirs.config})
+    flow = trained.prediction_type == "flow"
+    table = compile_sampler(name, steps, eta, trained, theirs.alphas_cumprod.double().numpy())
+    schedule = schedule_of(table, steps, eta)
+    ours = PtqdScheduler(trained, schedule, tuple(Move.plain(step, "fp32", 1.0) for step in schedule.steps))
+    found, expected = walk(ours, steps, table, flow), walk(theirs, steps, table, flow)
+    assert float((found - expected).abs().max()) <= 1e-5
+    assert float(expected.mean()) == pytest.approx(M, abs=0.15)
+    assert steps < 4 or float(expected.std()) == pytest.approx(S, rel=0.6), "the data, coarsely"
+
+
+def test_tcd_takes_no_other_share_of_noise_than_the_schedule_s() -> None:
+    table = compile_sampler("tcd", 2, 0.3, NoiseSchedule())
+    schedule = schedule_of(table, 2, 0.3)
+    scheduler = PtqdScheduler(NoiseSchedule(), schedule, tuple(Move.plain(step, "fp32", 1.0) for step in schedule.steps))
+    with pytest.raises(UsageError, match="for another eta"):
+        walk(scheduler, 2, table, False, eta=0.0)
