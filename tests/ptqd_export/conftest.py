@@ -204,7 +204,7 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
         Path(__file__).parents[2],
         model={"path": "tools/digits/model", "null_class": 10},
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
-        precisions=["w8a8", "w4a8"],
+        precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx"},
     )
 

@@ -39,6 +39,11 @@ class CutNetwork:
     embeddings: Mapping[str, ir.Model]
 
 
+def has_embeddings(model: ir.Model) -> bool:
+    """Whether `cut_embeddings` can cut anything off the network."""
+    return bool(_Dependencies(model.graph).frontier())
+
+
 def cut_embeddings(model: ir.Model) -> CutNetwork | None:
     """Return the network in pieces, or None if every weighted operator depends on the state.
 

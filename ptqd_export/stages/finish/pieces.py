@@ -16,7 +16,7 @@ from engines.errors import PtqdError
 from engines.networks.engine_bank import EngineBank
 from engines.untrusted.external_data import graph_files
 from ptqd_export.graph.graph_files import save_sharing, save_with_data
-from ptqd_export.graph.passes.embedding_cut import CutNetwork, cut_embeddings
+from ptqd_export.graph.passes.embedding_cut import CutNetwork, cut_embeddings, has_embeddings
 
 CHECKED_TIMESTEP = 1.0
 """Timestep of the check in the last group of steps. Any would do: the pieces give the same as the whole graph at every timestep."""
@@ -34,11 +34,12 @@ def write_in_pieces(sources: Sequence[Path], path: Path) -> list[PiecesRecord] |
         The names of the pieces of each group, relative to the graph's folder; None if no embeddings can be cut off, and the graphs are
         copied unchanged.
     """
-    if cut_embeddings(ir.load(sources[0])) is None:
+    first = ir.load(sources[0])
+    if not has_embeddings(first):
         for file in {file for source in sources for file in graph_files(source)}:
             shutil.copyfile(file, path.with_name(file.name))
         return None
-    save_with_data(ir.load(sources[0]), path)
+    save_with_data(first, path)
     pieces = [_write_pieces(path)]
     for source in sources[1:]:
         whole = path.with_name(source.name)

@@ -157,8 +157,9 @@ def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -
 BUILDS = [
     ("class_trt_build", "float32", ["w8a8", "w4a8", "w4a4"]),
     ("cross_trt_build", "float16", ["fp8", "w8a8", "w4a4", "w4a16"]),
-    ("digits_trt_build", "float16", ["w4a8"]),
+    pytest.param("digits_trt_build", "float16", ["w8a8", "w4a8", "w4a4"], marks=pytest.mark.slow),
 ]
+"""The digits are a trained network with default settings; the others have all its operators and precisions, in both float types."""
 
 
 @pytest.mark.parametrize(("name", "float_type", "precisions"), BUILDS, ids=["class", "cross", "digits"])
@@ -173,7 +174,7 @@ def test_every_layer_that_the_plan_quantizes_has_its_pairs_and_no_other_has(
         assert len(parsed.weights) > 5
 
 
-@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build", "digits_trt_build"])
+@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build", pytest.param("digits_trt_build", marks=pytest.mark.slow)])
 def test_every_precision_builds(request: pytest.FixtureRequest, name: str) -> None:
     built: Built = request.getfixturevalue(name)
     graphs = sorted((built.folder / "graphs" / "tensorrt").glob("*.onnx"))
@@ -257,7 +258,7 @@ BUILT: list[tuple[str, HighPrecision]] = [("w8a8", "fp16"), ("w4a16", "fp16"), (
 
 @pytest.mark.parametrize(
     ("name", "pairs"),
-    [("transformer", PAIRS), ("cross attention", [pair for pair in PAIRS if pair not in BUILT])],
+    [("transformer", PAIRS), pytest.param("cross attention", [pair for pair in PAIRS if pair not in BUILT], marks=pytest.mark.slow)],
     ids=["transformer", "cross attention"],
 )
 def test_network_keeps_the_plan_in_every_type_and_builds(

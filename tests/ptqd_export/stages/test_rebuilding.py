@@ -105,8 +105,7 @@ def test_build_that_fails_while_it_writes_the_bundle_leaves_the_earlier_one_whol
 
 
 def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
-    output = tmp_path / "bundle"
-    run_build(class_build.resumed_in(output), on_progress=finished)
+    output = Path(shutil.copytree(class_build.folder, tmp_path / "bundle"))
     plan = Plan.model_validate(class_build.plan_file.plan.model_dump(mode="json") | {"precisions": ["w8a8"]})
     run_build(replace(class_build.plan_file, plan=plan, output=output), on_progress=finished)
     assert {path.name.partition(".")[0] for path in (output / "graphs" / "onnxruntime").iterdir()} == {"fp32", "w8a8"}
@@ -115,4 +114,4 @@ def test_files_of_an_earlier_plan_are_removed(class_build: Built, tmp_path: Path
         "trace", "states", "observe", "quantize", "statistics", "check", "pictures",
     }  # fmt: skip
     assert set(portable(output)) == {"manifest.json", *Bundle.open(output).manifest.files}
-    assert len(finished) == 10 + 7
+    assert len(finished) == 7

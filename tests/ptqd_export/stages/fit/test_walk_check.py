@@ -47,13 +47,13 @@ def test_progress_is_told_to_the_end(class_build: Built) -> None:
 
 
 @pytest.mark.parametrize("layer", ["mid_block.resnets.0.conv1", "conv_out", "time_embedding.linear_1"])
-def test_engine_that_changed_after_the_statistics_leaves_no_bundle(class_build: Built, tmp_path: Path, layer: str) -> None:
-    plan_file = class_build.resumed_in(tmp_path / "bundle")
+def test_engine_that_changed_after_the_statistics_leaves_no_bundle(small_build: Built, tmp_path: Path, layer: str) -> None:
+    plan_file = small_build.resumed_in(tmp_path / "bundle")
     (stage,) = (tmp_path / "bundle/local/stages").glob("quantize-w8a8-*")
     double(stage / "w8a8.onnx", layer)
     with pytest.raises(PtqdError, match="The engine of w8a8 is not the one that the statistics were measured on") as error:
         run_build(plan_file)
-    stored = class_build.json("statistics/onnxruntime/w8a8.json")["steps"][0]["snr_db"]
+    stored = small_build.json("statistics/onnxruntime/w8a8.json")["steps"][0]["snr_db"]
     assert "dB at step 0" in str(error.value)
     assert f"expected: {stored:.2f} dB, within 0.25 dB" in str(error.value)
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["local"]
