@@ -11,7 +11,7 @@ from torch import nn
 from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
-from ptqd_export.models.diffusers_models.transformers.transformer_family import Affine, Config, Named, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
 
 MASK = "encoder_attention_mask"
 POOLED = "pooled_projections"
@@ -89,7 +89,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         usual=_flux_usual,
         patch=2,
         layout="tokens",
-        timestep=lambda _: Affine(1 / 1000),
+        timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
         last_sigma="step",
         extra=_flux_positions,
@@ -98,7 +98,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"]),
         usual=lambda _: Usual(20, 4.5),
-        timestep=lambda config: Affine(config["timestep_scale"]),
+        timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
     ),
 }
