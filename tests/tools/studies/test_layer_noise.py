@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.nearest_rounding import quantizers
-from tools.studies.layer_noise import HEADER, LayerNoise, built_sources, layer_noise, main
+from tools.studies.layer_noise import HEADER, built_sources, layer_noise, main
 
 if TYPE_CHECKING:
     from tests.tools.conftest import Digits
@@ -36,13 +35,9 @@ def context(digits: Digits) -> BuildContext:
     return BuildContext(PlanFile(written.plan, written.folder, digits.folder))
 
 
-@pytest.fixture(scope="module")
-def found(digits: Digits, context: BuildContext) -> Sequence[LayerNoise]:
-    return layer_noise(context, built_sources(digits.folder), PRECISION, STATES)
-
-
-def test_shares_are_those_of_weights_rounded_by_hand(digits: Digits, context: BuildContext, found: Sequence[LayerNoise]) -> None:
+def test_shares_are_those_of_weights_rounded_by_hand(digits: Digits, context: BuildContext) -> None:
     sources, model = built_sources(digits.folder), context.model
+    found = layer_noise(context, sources, PRECISION, STATES)
     states = load_states(sources.states).first(STATES)
     classes = torch.cat([torch.from_numpy(states.rows), torch.full((STATES,), 10)])
     sample, timestep = (torch.from_numpy(value).repeat(2, *[1] * (value.ndim - 1)) for value in (states.samples, states.timesteps))
@@ -68,10 +63,10 @@ def test_a_plan_that_was_not_built_is_refused(tmp_path: Path) -> None:
         built_sources(tmp_path)
 
 
-def test_the_table_has_the_noisiest_layers(context: BuildContext, found: Sequence[LayerNoise], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_the_noisiest_layers(digits: Digits, context: BuildContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.studies.layer_noise.load_plan", lambda _: context.plan_file)
-    lines = (
-        CliRunner().invoke(main, ["plan.json", "--precision", PRECISION.name, "--states", str(STATES), "--top", "3"]).output.splitlines()
-    )
+    lines = CliRunner().invoke(main, ["plan.json", "--precision", PRECISION.name, "--states", "2", "--top", "3"]).output.splitlines()
     assert lines[0] == f"| {' | '.join(HEADER)} |"
-    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [one.name for one in found[:3]]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [
+        one.name for one in layer_noise(context, built_sources(digits.folder), PRECISION, 2)[:3]
+    ]
