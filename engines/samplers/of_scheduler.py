@@ -99,18 +99,18 @@ class FewSteps(NamedTuple):
     """How a model that was distilled for a few steps is sampled.
 
     Attributes:
-        steps: length of the chain.
-        guidance: scale of classifier-free guidance; 1 is none.
-        note: how the model was recognised.
+        steps: length of the chain; None for a model that was not.
+        guidance: scale of classifier-free guidance, where 1 is none; None for a model that was not.
+        note: how the model was recognised; empty for a model that was not.
     """
 
-    steps: int
-    guidance: float
-    note: str
+    steps: int | None = None
+    guidance: float | None = None
+    note: str = ""
 
 
-def few_steps_of(config: Mapping[str, Any]) -> FewSteps | None:
-    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model; None for another model.
+def few_steps_of(config: Mapping[str, Any]) -> FewSteps:
+    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model.
 
     LCM and TCD have schedulers of their own. SDXL-Turbo, SD-Turbo and SDXL-Lightning have Euler's with trailing timesteps, which otherwise
     only models without a signal at the last timestep have.
@@ -123,7 +123,7 @@ def few_steps_of(config: Mapping[str, Any]) -> FewSteps | None:
     ):
         found = f"{scheduler} with trailing timesteps"
     else:
-        return None
+        return FewSteps()
     return FewSteps(
         _FEW,
         1.0,

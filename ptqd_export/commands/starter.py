@@ -99,22 +99,20 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
 
 def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
     """Return the model's own sampler; ancestral DDIM, because a correction gives up fresh noise for that of quantization."""
-    name, few = declared.sampler, declared.few_steps
+    name = declared.sampler
     return SamplerSection(
         name=name,
-        steps=min((declared.steps or STEPS) if few is None else few.steps, declared.noise_schedule.num_train_timesteps),
+        steps=min(declared.steps or STEPS, declared.noise_schedule.num_train_timesteps),
         eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
         guidance=_guidance(section, declared),
     )
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:
-    if declared.few_steps is not None:
-        return declared.few_steps.guidance
-    if section.prompts is not None:
-        return TEXT_GUIDANCE
     if declared.guidance is not None:
         return declared.guidance
+    if section.prompts is not None:
+        return TEXT_GUIDANCE
     return 1.0 if declared.null_class is None else GUIDANCE
 
 
@@ -125,8 +123,6 @@ def _needs_null(section: ModelSection, declared: Declaration) -> bool:
 
 def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
     """Yield what the model's configuration leaves open."""
-    if declared.few_steps is not None:
-        yield declared.few_steps.note
     labels = next((one.labels for one in declared.inputs if one.labels is not None), None)
     if len(declared.inputs) == 1 and labels is not None and declared.null_class is None:
         yield (

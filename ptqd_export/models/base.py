@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from engines.networks.conditioning import Conditioning
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from engines.samplers.of_scheduler import FewSteps
 from ptqd_export.models.conditions import GUIDANCE, ConditionInput
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ class Declaration:
         inputs: conditioning inputs, in the order of the adapter's conditions.
         noise_schedule: noise schedule in the model's scheduler configuration.
         sampler: sampler of that scheduler, a key of `engines.samplers.SAMPLERS`.
-        few_steps: how the model is sampled if it was distilled for a few steps; None for another model.
         notes: what the user should know before a build: where the model's own pipeline does something else.
         steps: steps that the model's pipeline takes; None if that is not known.
         guidance: guidance scale of the model's pipeline; None if that is not known.
@@ -74,7 +72,6 @@ class Declaration:
     inputs: tuple[ConditionInput, ...]
     noise_schedule: NoiseSchedule
     sampler: str = "ddim"
-    few_steps: FewSteps | None = None
     notes: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None

@@ -118,7 +118,7 @@ class DiffusersFolder:
         return sampler_of(self.scheduler)
 
     @property
-    def few_steps(self) -> FewSteps | None:
+    def few_steps(self) -> FewSteps:
         return few_steps_of(self.scheduler)
 
     @property
@@ -138,6 +138,7 @@ class DiffusersFolder:
                 ),
                 (values, f"{self.pipeline} replaces values of scheduler_config.json: {values}"),
                 (self.sampler.note, self.sampler.note),
+                (self.few_steps.note, self.few_steps.note),
                 (unknown, f"scheduler_config.json has keys that its class does not know; they are ignored, as in diffusers: {unknown}"),
             )
             if holds

@@ -35,8 +35,9 @@ def declare(path: Path) -> Declaration:
         inputs=(class_input(classes + 1, null_class=classes),),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
-        few_steps=folder.few_steps,
         notes=folder.notes,
+        steps=folder.few_steps.steps,
+        guidance=folder.few_steps.guidance,
     )
     return checked(folder, declared, DiTAdapter)
 

@@ -72,8 +72,9 @@ def declare(path: Path) -> Declaration:
         inputs=(*_inputs(folder, config), *images),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
-        few_steps=folder.few_steps,
         notes=folder.notes,
+        steps=folder.few_steps.steps,
+        guidance=folder.few_steps.guidance,
     )
     return checked(folder, declared, DiffusersAdapter)
 

@@ -29,13 +29,13 @@ from tests.calib.walk.gaussian_walk import take_with_states
 
 STEPS, SAMPLES, SHAPE = 12, 1024, (3, 4, 4)
 MEAN, S = np.array([0.5, -0.3, 0.0]).reshape(-1, 1, 1), 0.6
-S2 = {"flow-euler": 0.09, "ddim": 0.04, "euler": 0.04, "dpm++2m": 0.04}
+S2 = {"flow-euler": 0.09, "ddim": 0.04, "euler": 0.04, "heun": 0.04, "dpm++2m": 0.04}
 """Variance of the planted noise; a flow's short last steps hardly notice it."""
 ALPHA_BAR: Float64 = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000), dtype=np.float64)
 SAMPLING_ERROR = 5 * math.sqrt(2 / (SAMPLES * math.prod(SHAPE)))
 """Five standard errors of a variance; 3 %. Both chains start from the same noise, so their ratio is much more certain."""
-TOLERANCE = {"flow-euler": 1e-4, "ddim": 1e-4, "euler": 1e-4, "dpm++2m": SAMPLING_ERROR}
-"""First-order chains keep the variance of full precision exactly; see the docstring of the test for the other."""
+TOLERANCE = {"flow-euler": 1e-4, "ddim": 1e-4, "euler": 1e-4, "heun": 2e-3, "dpm++2m": SAMPLING_ERROR}
+"""First-order chains keep the variance of full precision exactly; see the docstring of the test for the others."""
 
 
 @dataclass(frozen=True)

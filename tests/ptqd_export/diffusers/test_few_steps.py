@@ -64,7 +64,7 @@ def walk(scheduler: Any, steps: int, table: SamplerTable, flow: bool, **options:
     """The end of a chain, as a pipeline takes it."""
     scheduler.set_timesteps(steps)
     assert len(scheduler.timesteps) == table.steps
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
+    x: Tensor = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * scheduler.init_noise_sigma
     fresh = {"generator": torch.Generator().manual_seed(2)} if table.sigma.any() else {}
     for t, a in zip(scheduler.timesteps, table.alpha_bar.tolist(), strict=True):
         x = scheduler.step(output(scheduler.scale_model_input(x, t), a, flow), t, x, **fresh, **options).prev_sample

@@ -53,6 +53,16 @@ def test_what_is_asked_for_takes_its_place(finished_tiny: TinyBundle) -> None:
     assert (fit.samples, fit.trajectory, fit.batch_size) == (CalibrationSamples.draw(0, (1, 8, 8), 3, 9), "fp", 10)
 
 
+def test_chosen_levels_stay_with_their_sampler_and_number_of_steps(built_tiny: TinyBundle) -> None:
+    sampler = {"name": "ddpm", "steps": 4, "eta": 1.0, "guidance": 1.5, "timesteps": [900.0, 600.0, 300.0, 0.0]}
+    _change_default(built_tiny, sampler=sampler)
+    kept = _resolve(built_tiny, guidance=2.0).fit
+    assert kept.sampler.timesteps == (900.0, 600.0, 300.0, 0.0)
+    assert kept.table.timestep.tolist() == [900, 600, 300, 0]
+    assert _resolve(built_tiny, steps=3).fit.sampler.timesteps is None
+    assert _resolve(built_tiny, sampler="ddim").fit.sampler.timesteps is None
+
+
 def test_another_sampler_has_an_eta_of_its_own(finished_tiny: TinyBundle, built_tiny: TinyBundle) -> None:
     assert _resolve(finished_tiny, sampler="ddpm").fit.sampler.eta == 1.0
     _change_default(built_tiny, sampler={"name": "ddpm", "steps": 4, "eta": 1.0, "guidance": 1.5})

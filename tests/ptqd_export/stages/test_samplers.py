@@ -26,7 +26,7 @@ SHAPE = (3, 8, 8)
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")]
 
 
 def _model(folder: Path, scheduler: Any) -> Any:
@@ -65,6 +65,9 @@ def _by_diffusers(network: Any, scheduler: Any, noise: NoiseSource, monkeypatch:
         ("dpm++2m", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
         ("dpm++2m-sde", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("euler-ancestral", "EulerAncestralDiscreteScheduler", {}),
+        ("heun", "HeunDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        ("lcm", "LCMScheduler", {}),
+        ("unipc2", "UniPCMultistepScheduler", {}),
     ],
 )
 def test_a_model_is_built_and_sampled_with_its_own_scheduler(
