@@ -170,7 +170,7 @@ def test_tiny_addend_still_keeps_a_division_from_zero_by_zero(tmp_path: Path) ->
     x = torch.tensor([[-1.0, -2.0], [1.0, 3.0]])
     ir.save(trace_module(Share(), {"sample": x}), tmp_path / "share.onnx")
     found = OnnxRuntimeEngine(tmp_path / "share.onnx").run({"sample": x.numpy()})
-    np.testing.assert_allclose(found, [[0, 0], [0.25, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(found, np.array([[0.0, 0.0], [0.25, 0.75]]), rtol=1e-6)
 
 
 def test_torch_output_that_is_not_finite_is_no_fault_of_the_graph() -> None:
