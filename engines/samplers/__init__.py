@@ -11,20 +11,20 @@ import numpy as np
 from engines.arrays import Float64
 from engines.errors import UnknownNameError, UsageError
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.ddim import compile_ddim
-from engines.samplers.ddpm import compile_ddpm
-from engines.samplers.deis import compile_deis_2, compile_deis_3
-from engines.samplers.dpm_solver import compile_dpm_1, compile_dpm_2m
-from engines.samplers.euler import compile_euler, compile_euler_ancestral
-from engines.samplers.flow_euler import compile_flow_euler
-from engines.samplers.heun import compile_heun, rows_of_heun
-from engines.samplers.lcm import compile_lcm
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
-from engines.samplers.plms import compile_plms, rows_of_plms
+from engines.samplers.methods.ddim import compile_ddim
+from engines.samplers.methods.ddpm import compile_ddpm
+from engines.samplers.methods.deis import compile_deis_2, compile_deis_3
+from engines.samplers.methods.dpm_solver import compile_dpm_1, compile_dpm_2m
+from engines.samplers.methods.euler import compile_euler, compile_euler_ancestral
+from engines.samplers.methods.flow_euler import compile_flow_euler
+from engines.samplers.methods.heun import compile_heun, rows_of_heun
+from engines.samplers.methods.lcm import compile_lcm
+from engines.samplers.methods.plms import compile_plms, rows_of_plms
+from engines.samplers.methods.tcd import compile_tcd
+from engines.samplers.methods.unipc import compile_unipc_2, compile_unipc_3
 from engines.samplers.table import SamplerTable, TableStep
-from engines.samplers.tcd import compile_tcd
-from engines.samplers.unipc import compile_unipc_2, compile_unipc_3
 
 __all__ = ["SAMPLERS", "NoiseSchedule", "Sampler", "SamplerTable", "TableStep", "compile_sampler"]
 

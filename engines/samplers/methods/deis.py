@@ -18,7 +18,7 @@ from engines.arrays import Float64
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.levels.noise_levels import alpha_bar_of
 from engines.samplers.levels.parameterization import epsilon_coeffs
-from engines.samplers.multistep_levels import deis_levels
+from engines.samplers.methods.multistep_levels import deis_levels
 from engines.samplers.table import SamplerTable
 
 _FEW_STEPS = 15

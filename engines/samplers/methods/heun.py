@@ -18,8 +18,8 @@ import numpy as np
 
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.euler import first_state, visited_levels
 from engines.samplers.levels.noise_levels import alpha_bar_of
+from engines.samplers.methods.euler import first_state, visited_levels
 from engines.samplers.table import SamplerTable
 
 

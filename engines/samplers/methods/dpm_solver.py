@@ -17,7 +17,7 @@ from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.levels.noise_levels import alpha_bar_of
 from engines.samplers.levels.noise_schedule import NoiseSchedule, SolverType
-from engines.samplers.multistep_levels import MultistepLevels, dpm_levels
+from engines.samplers.methods.multistep_levels import MultistepLevels, dpm_levels
 from engines.samplers.table import SamplerTable
 
 _FEW_STEPS = 15

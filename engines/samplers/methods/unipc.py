@@ -21,7 +21,7 @@ from engines.arrays import Float64
 from engines.samplers.build_table import build_table
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.levels.noise_levels import alpha_bar_of
-from engines.samplers.multistep_levels import unipc_levels
+from engines.samplers.methods.multistep_levels import unipc_levels
 from engines.samplers.table import SamplerTable
 
 

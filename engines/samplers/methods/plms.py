@@ -15,10 +15,10 @@ import numpy as np
 from engines.arrays import Float64, Int64
 from engines.errors import UsageError
 from engines.samplers.chain_spec import ChainSpec
-from engines.samplers.ddim import alpha_bar_at, stride
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.levels.parameterization import epsilon_coeffs, prediction_coeffs
 from engines.samplers.levels.timesteps import timesteps
+from engines.samplers.methods.ddim import alpha_bar_at, stride
 from engines.samplers.table import SamplerTable
 
 # Weights of the outputs m_i, m_{i-1}, ... in rows 0, 1, ...; all later rows use the last entry. m_1 belongs to the repeated first step.

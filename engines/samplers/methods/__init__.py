@@ -1,0 +1,1 @@
+"""One file for each sampler: its coefficients, from its paper."""
