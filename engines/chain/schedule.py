@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.untrusted.limits import CHAIN_STEPS, HISTORY, MAGNITUDE, Coefficient, Name, Scale, Timestep, Variance
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 
 class Strict(BaseModel):
@@ -143,7 +143,7 @@ class JudgedCorrection(Strict):
 class Schedule(Strict):
     """A whole chain, noisiest step first."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     sampler: SamplerRecord
     correction: CorrectionRecord
     policy: Name

@@ -57,7 +57,7 @@ JUDGED = {
 
 
 SCHEDULE: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": 3,
     "sampler": {"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5, "timesteps": None, "sigmas": None},
     "correction": {"mode": "signed", "parts": ["offset"], "variance": "shift"},
     "policy": "snr",
