@@ -103,10 +103,10 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:
-    if section.prompts is not None:
-        return TEXT_GUIDANCE
     if declared.guidance is not None:
         return declared.guidance
+    if section.prompts is not None:
+        return TEXT_GUIDANCE
     return 1.0 if declared.null_class is None else GUIDANCE
 
 

@@ -1,0 +1,117 @@
+"""Prompts of diffusion transformers in miniature against their own pipelines: T5 and CLIP, masks, lengths, and how encoders are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engines.bundle.manifest import TextRecord
+from engines.networks.conditioning import Conditioning
+from engines.networks.prompts import GraphEncoder, TextModel, TextPart, read_tokenizer
+from ptqd_export.models.load import load_model
+from ptqd_export.stages.network.text import make_text, text_record
+from tests.ptqd_export.models.pipelines import plan_of
+from tests.ptqd_export.models.text import tiny_t5
+from tests.ptqd_export.stages.recorder import Recorder
+
+Arrays = Mapping[str, NDArray[Any]]
+PROMPTS = ("  A Photo of\tthe RED cat, \u732b ", "the word " * 300, "", "caf\u00e9 in 1984")
+"""Capitals, blanks and a sign without a token; too long for every encoder; empty; plain."""
+
+NEGATIVE = "The DOG "
+LENGTHS = {"pixart-sigma": 300, "pixart-alpha": 120, "sd3": 77 + 256, "sd3-without-t5": 77 + 256, "flux-dev": 512, "flux-schnell": 256}
+GUIDED = tuple(name for name in LENGTHS if not name.startswith("flux"))
+
+
+@cache
+def pipeline(folder: Path) -> Any:
+    return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Arrays | None]:
+    """Return rows and null row by conditioning input, as the pipeline encodes them; without guidance there is no null row."""
+    asked = {"prompt": list(PROMPTS)}
+    if family in GUIDED:
+        asked |= {"negative_prompt": "" if negative is None and family.startswith("pixart") else negative}
+    if family.startswith("sd3"):
+        asked |= {"prompt_2": None, "prompt_3": None, "negative_prompt": None if negative is None else [negative] * len(PROMPTS)}
+    if family == "flux-schnell":
+        asked |= {"max_sequence_length": 256}
+    with torch.no_grad():
+        found = [value.numpy() for value in pipeline(folder).encode_prompt(**asked, device="cpu")]
+    if family.startswith("pixart"):
+        rows, mask, null, null_mask = found
+        names = ("encoder_hidden_states", "encoder_attention_mask")
+        return dict(zip(names, (rows, mask), strict=True)), dict(zip(names, (null[0], null_mask[0]), strict=True))
+    names = ("encoder_hidden_states", "pooled_projections")
+    if family.startswith("flux"):
+        return dict(zip(names, found[:2], strict=True)), None
+    rows, null, pooled, null_pooled = found
+    return dict(zip(names, (rows, pooled), strict=True)), dict(zip(names, (null[0], null_pooled[0]), strict=True))
+
+
+def check(found: Conditioning, rows: Arrays, null: Arrays | None, tolerance: float) -> None:
+    assert found.null is not None
+    assert found.tables.keys() - {"guidance"} == rows.keys() == found.null.keys() - {"guidance"}
+    for name, values in rows.items():
+        assert found.tables[name].shape == values.shape
+        np.testing.assert_allclose(found.tables[name], values, atol=tolerance, err_msg=name)
+        assert np.abs(values[0].astype(float) - values[3]).max() > 0.1, "the prompts hardly differ"
+    for name, values in (null or {}).items():
+        np.testing.assert_allclose(found.null[name], values, atol=tolerance, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=list(LENGTHS))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_t5.WRITE[family](tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def written(family: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextRecord, Path]:
+    """The record and the folder of graphs and tokenizers, without the rest of a build."""
+    model = load_model(plan_of(folder, prompts=["cat"]))
+    assert model.prompts is not None
+    output = tmp_path_factory.mktemp(f"{family}-text")
+    make_text(model.prompts, PROMPTS, output, Recorder())
+    record = text_record(output)
+    assert record is not None
+    return record, output
+
+
+def text_model(written: tuple[TextRecord, Path]) -> TextModel:
+    """Return the encoders as a bundle opens them."""
+    record, folder = written
+    parts = []
+    for one in record.encoders:
+        tokenizer = read_tokenizer((folder / one.tokenizer).read_bytes(), folder / one.tokenizer, one.tokens)
+        parts.append(TextPart.of(one, tokenizer, GraphEncoder(folder / one.graph, one.inputs)))
+    return TextModel(record, tuple(parts))
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVE])
+def test_prompts_become_the_embeddings_of_the_pipeline(
+    family: str, folder: Path, written: tuple[TextRecord, Path], negative: str | None
+) -> None:
+    rows, null = encoded(family, folder, negative)
+    assert rows["encoder_hidden_states"].shape[1] == LENGTHS[family]
+    found = load_model(plan_of(folder, prompts=list(PROMPTS), negative_prompt=negative)).conditioning
+    assert found is not None
+    check(found, rows, null, 1e-5)
+    check(text_model(written).condition(PROMPTS, negative), rows, null, 1e-4)
+
+
+def test_the_prompt_that_is_too_long_is_named(written: tuple[TextRecord, Path]) -> None:
+    assert text_model(written).cut(PROMPTS) == (1,)
