@@ -74,14 +74,12 @@ class TextPart:
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Return values [texts, ...] by conditioning input. Texts with the same tokens are encoded once."""
-        tokens, first = np.unique(self._tokens(texts), axis=0, return_inverse=True)
-        ids, masks = np.ascontiguousarray(tokens[:, 0]), np.ascontiguousarray(tokens[:, 1])
-        batches = [self._encoded(ids[begin : begin + BATCH], masks[begin : begin + BATCH]) for begin in range(0, len(ids), BATCH)]
+        tokens = self._tokens(texts)
+        given, first = np.unique(tokens if self.takes_mask else tokens[:, :1], axis=0, return_inverse=True)
+        inputs = [np.ascontiguousarray(one) for one in given.swapaxes(0, 1)]
+        batches = [self.encoder(*(one[begin : begin + BATCH] for one in inputs)) for begin in range(0, len(given), BATCH)]
         values: dict[str, NDArray[Any]] = {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
-        return values if self.mask_input is None else {**values, self.mask_input: masks[first]}
-
-    def _encoded(self, ids: Int64, mask: Int64) -> dict[str, Float32]:
-        return self.encoder(ids, mask) if self.takes_mask else self.encoder(ids)
+        return values if self.mask_input is None else {**values, self.mask_input: tokens[:, 1]}
 
     def _tokens(self, texts: Sequence[str]) -> Int64:
         """Return token ids and masks [texts, 2, tokens]."""
