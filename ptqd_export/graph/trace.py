@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,9 @@ from ptqd_export.graph.passes.void_squeezes import VoidSqueezes
 from ptqd_export.graph.reading.transposed_weights import TransposedWeights
 from ptqd_export.graph.untraceable import untraceable
 from ptqd_export.models.base import Adapter, DecoderModule, LoadedModel
+
+if TYPE_CHECKING:
+    from onnxscript.rewriter import RewriteRule
 
 OPSET = 21
 PARITY = 1e-4
@@ -94,8 +98,7 @@ def trace_module(
     assert program is not None
     graph: ir.Model = program.model
     check_batch(graph, module, tuple(inputs.values()), dynamic_shapes)
-    common.InlinePass()(graph)
-    ir.passes.Sequential(VoidSqueezes(), ParameterNames(prefix), TransposedWeights())(graph)
+    ir.passes.Sequential(common.InlinePass(), VoidSqueezes(), ParameterNames(prefix), TransposedWeights())(graph)
     _simplify(graph)
     return graph
 
@@ -112,10 +115,10 @@ def _simplify(graph: ir.Model) -> None:
     """Does what `onnxscript.optimizer.optimize` does, but keeps equal parameters separate, because each belongs to its own layer."""
     from onnxscript import optimizer, rewriter
 
-    common.InlinePass()(graph)
+    rules = _rewrite_rules()
     for _ in range(2):
         optimizer.fold_constants_ir(graph, onnx_shape_inference=True)
-        rewriter.rewrite(graph)
+        rewriter.rewrite(graph, rules)
     ir.passes.Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.CommonSubexpressionEliminationPass(),
@@ -126,6 +129,15 @@ def _simplify(graph: ir.Model) -> None:
         common.ClearMetadataAndDocStringPass(),
     )(graph)
     _clear_value_metadata(graph.graph)
+
+
+def _rewrite_rules() -> list[RewriteRule]:
+    """Return onnxscript's default rules, without those that take any addend below 1e-8 for 0: it may keep a division from 0 / 0."""
+    from onnxscript import rewriter
+    from onnxscript.rewriter.rules.common import _no_op, div_by_1_rule, mul_by_1_rule
+
+    others = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in _no_op.rules.rules]
+    return [*mul_by_1_rule.commute(), div_by_1_rule, *others]
 
 
 def _clear_value_metadata(graph: ir.Graph) -> None:

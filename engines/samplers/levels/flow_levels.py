@@ -48,4 +48,4 @@ def _stretched(sigma: Float64, last: float) -> Float64:
             found=f"steps = 1, shift_terminal = {last:g}",
             expected="2 steps or more",
         )
-    return 1 - (1 - sigma) * (1 - last) / (1 - sigma[-1])
+    return np.asarray(1 - (1 - sigma) * (1 - last) / (1 - sigma[-1]))

@@ -117,9 +117,9 @@ class NoiseSchedule(BaseModel):
         """
         refuse_unsupported(config, tokens_known=tokens is not None)
         switches = {name for name, field in cls.model_fields.items() if field.annotation is bool}
-        mu = dynamic_mu(config, tokens)
+        settings, mu = settings_of(config, cls.model_fields, switches), dynamic_mu(config, tokens)
         try:
-            return cls(**settings_of(config, cls.model_fields, switches), **({} if mu is None else {"mu": mu}))
+            return cls(**(settings if mu is None else {**settings, "mu": mu}))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

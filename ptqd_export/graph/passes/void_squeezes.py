@@ -14,7 +14,9 @@ class VoidSqueezes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         void = [node for node in model.graph if _is_void(node)]
         for node in void:
-            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)
+            x = node.inputs[0]
+            assert x is not None
+            ir.convenience.replace_all_uses_with(node.outputs[0], x, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
         return ir.passes.PassResult(model, bool(void))
 

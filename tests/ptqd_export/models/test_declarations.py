@@ -12,7 +12,8 @@ import pytest
 from engines.errors import UsageError
 from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.base import Declaration
-from ptqd_export.models.load import declare_model
+from ptqd_export.models.load import declare_model, load_model
+from ptqd_export.plan import Plan, PlanFile
 
 UNET = {
     "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [8, 8],
@@ -118,9 +119,69 @@ def test_transformers_old_class_name_is_a_dit(tmp_path: Path) -> None:
     assert (found.family, found.sample_shape, found.null_class) == ("diffusers DiTTransformer2DModel", (4, 8, 8), 10)
 
 
-def test_old_class_name_of_another_transformer_is_refused_by_todays(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="PixArtTransformer2DModel"):
-        declared(write(tmp_path / "model", transformer=DIT | {"norm_type": "ada_norm_single"}))
+PIXART = {
+    **DIT, "norm_type": "ada_norm_single", "num_embeds_ada_norm": 1000, "cross_attention_dim": 8, "caption_channels": 6,
+}  # fmt: skip
+SD3 = {
+    "_class_name": "SD3Transformer2DModel", "sample_size": 8, "in_channels": 16, "out_channels": 16, "num_layers": 1,
+    "attention_head_dim": 4, "num_attention_heads": 2, "joint_attention_dim": 6, "caption_projection_dim": 8, "pooled_projection_dim": 5,
+    "pos_embed_max_size": 12,
+}  # fmt: skip
+FLUX = {
+    "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 6, "pooled_projection_dim": 5, "axes_dims_rope": [2, 2, 4], "guidance_embeds": True,
+}  # fmt: skip
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
+
+
+def test_old_class_name_of_another_transformer_is_read_as_todays(tmp_path: Path) -> None:
+    found = declared(write(tmp_path / "model", transformer=PIXART))
+    assert (found.family, found.sample_shape) == ("diffusers PixArtTransformer2DModel", (4, 8, 8))
+    assert list(map(str, found.inputs)) == [
+        "encoder_hidden_states: float32 [rows, tokens, 6]", "encoder_attention_mask: int64 [rows, tokens]",
+    ]  # fmt: skip
+
+
+def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_path: Path) -> None:
+    found = declared(write(tmp_path / "model", transformer=FLUX, scheduler=FLOW))
+    assert (found.sample_shape, found.noise_schedule.mu, found.noise_schedule.last_sigma) == ((16, 128, 128), pytest.approx(1.15), "step")
+    assert ([one.name for one in found.asked], found.embeds_guidance) == (["encoder_hidden_states", "pooled_projections"], True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"transformer": FLUX | {"in_channels": 384, "out_channels": 64}}, "takes more than a state.*in_channels = 384, out_channels = 64"),
+        ({"transformer": SD3 | {"sample_size": 7}}, "size of the images does not fit.*sample_size = 7.*multiples of 16 pixels"),
+        ({"transformer": SD3 | {"sample_size": 32}}, "does not take"),
+        ({"transformer": SD3, "vae": VAE}, "first stage does not decode.*with 4 channels.*with 16"),
+        ({"transformer": SD3, "vae": {"_class_name": "AutoencoderDC"}}, "first stage is not supported.*AutoencoderDC"),
+        ({"transformer": SD3 | {"_class_name": "AuraFlowTransformer2DModel"}}, "network is not supported.*AuraFlow.*SD3Transformer2DModel"),
+    ],
+)
+def test_transformer_that_does_not_fit_is_refused_by_name(parts: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        declared(write(tmp_path / "model", scheduler=FLOW, **parts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "message"),
+    [
+        ("transformer", {"size": [100, 128]}, r"size of the images does not fit.*\[100, 128\] pixels.*multiples of 16 pixels"),
+        ("unet", {"size": [64, 64]}, r"configuration of this model fixes its size.*model.size = \[64, 64\]"),
+        ("transformer", {"prompts": ["a fox"]}, "text encoders of this family are not supported.*encoder_hidden_states.*model.conditions"),
+        ("transformer", {"size": [128, 128]}, "model.conditions"),
+    ],
+)
+def test_plan_that_does_not_fit_a_model_is_refused(kind: str, section: dict[str, Any], message: str, tmp_path: Path) -> None:
+    parts = {"transformer": SD3} if kind == "transformer" else {"unet": UNET}
+    write(tmp_path / "model", scheduler=FLOW if kind == "transformer" else DDIM, **parts)
+    plan = {
+        "model": {"path": "model", **section}, "sampler": {"name": "flow-euler", "steps": 4}, "precisions": ["w8a8"],
+        "target": {"name": "onnxruntime"}, "output": "bundle",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        load_model(PlanFile(Plan.model_validate(plan), tmp_path, tmp_path / "bundle"))
 
 
 def test_keys_that_say_nothing_are_read_over(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,18 @@ SANA = {
     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH, "sample_size": 6,
 }  # fmt: skip
 
-DPM = ("DPMSolverMultistepScheduler", {})
+DPM: tuple[str, Mapping[str, Any]] = ("DPMSolverMultistepScheduler", {})
 FLOW = "FlowMatchEulerDiscreteScheduler"
 DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 
 TINY: Mapping[str, Tiny] = {
-    "pixart-sigma": Tiny("PixArtSigmaPipeline", ("PixArtTransformer2DModel", PIXART), DPM, (4, 0.13025, None), masked=True),
+    "pixart-sigma": Tiny("PixArtSigmaPipeline", ("PixArtTransformer2DModel", PIXART), DPM, None, masked=True),
     "pixart-alpha": Tiny(
         "PixArtAlphaPipeline",
-        ("PixArtTransformer2DModel", {**PIXART, "use_additional_conditions": True, "attention_head_dim": 12, "cross_attention_dim": 24}),
+        ("PixArtTransformer2DModel", {**PIXART, "sample_size": 128, "attention_head_dim": 12, "cross_attention_dim": 24}),
         DPM, None, (48, 80), masked=True,
     ),
-    "sd3": Tiny("StableDiffusion3Pipeline", ("SD3Transformer2DModel", SD3), (FLOW, {"shift": 3.0}), (16, 1.5305, 0.0609), pooled=True),
+    "sd3": Tiny("StableDiffusion3Pipeline", ("SD3Transformer2DModel", SD3), (FLOW, {"shift": 3.0}), None, pooled=True),
     "flux-dev": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", {**FLUX, "guidance_embeds": True}), (FLOW, DYNAMIC), (16, 0.3611, 0.1159), (16, 12),
         pooled=True,
@@ -97,8 +97,8 @@ def write_tiny(name: str, folder: Path) -> Path:
         channels, scale, shift = tiny.latents
         parts["vae"] = diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
     spread(parts["transformer"])
-    kind = getattr(diffusers, tiny.pipeline)
-    kind(**{**dict.fromkeys(_parts(kind)), **parts}).save_pretrained(folder / "model")
+    pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts})
+    pipeline.save_pretrained(folder / "model")
     np.savez(folder / "conditions.npz", allow_pickle=False, **tables(tiny))
     return folder / "model"
 
@@ -122,6 +122,9 @@ def tables(tiny: Tiny) -> dict[str, NDArray[Any]]:
     return {name: table[:ROWS] for name, table in found.items()} | {f"null.{name}": table[ROWS] for name, table in found.items()}
 
 
-def _parts(kind: Callable[..., Any]) -> list[str]:
-    """Return the parts that a pipeline requires."""
-    return [name for name, one in inspect.signature(kind).parameters.items() if one.default is inspect.Parameter.empty]
+def required_parts(tiny: Tiny) -> list[str]:
+    """Return the parts that a pipeline's constructor requires."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, tiny.pipeline)).parameters
+    return [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]

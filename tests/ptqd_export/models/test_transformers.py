@@ -1,0 +1,223 @@
+"""Every row of the table of transformers from its folder to latents and images: the chain is the one of diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engines.apps.sample.sample_command import SampleRequest, sample_bundle
+from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import is_guided
+from engines.chain.noise import NoiseSource
+from engines.chain.step import ChainState, Move, advance, evaluate
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.decoder import open_decoder
+from engines.samplers import compile_sampler
+from ptqd_export.commands.starter import starter_plan
+from ptqd_export.graph.trace import check_module_parity
+from ptqd_export.models.load import load_model
+from ptqd_export.plan import Plan, PlanFile
+from tests.ptqd_export.models.tiny_transformers import TINY, required_parts, write_tiny
+
+if TYPE_CHECKING:
+    from tests.ptqd_export.conftest import Built
+
+# diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+Array = NDArray[Any]
+NUM, SEED = 2, 5
+ROWS = np.array([2, 0])
+STEPS = 4
+BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"]}
+SLOW = ("sd3", "sana")
+"""Families whose builds are marked slow: the other two cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
+
+USUAL = {
+    "pixart-sigma": ("dpm++2m", 20, 4.5),
+    "pixart-alpha": ("dpm++2m", 20, 4.5),
+    "sd3": ("flow-euler", 28, 7.0),
+    "flux-dev": ("flow-euler", 28, 3.5),
+    "flux-schnell": ("flow-euler", 4, 1.0),
+    "sana": ("flow-euler", 20, 4.5),
+}
+"""What `init` writes: the sampler, the steps and the guidance of the pipeline."""
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the folder of a family's model, with conditions beside it; written once."""
+    return cache(lambda name: write_tiny(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def builds(folders: Callable[[str], Path], build_in: Callable[..., Built]) -> Callable[[str], Built]:
+    """A function that returns the build of a family with the guidance that `init` writes, in four steps."""
+
+    def build(name: str) -> Built:
+        model, (sampler, _, guidance) = folders(name), USUAL[name]
+        return build_in(
+            model.parent,
+            model=_section(name),
+            sampler={"name": sampler, "steps": STEPS, "guidance": guidance},
+            precisions=BUILT[name],
+            calibration={"samples": 4, "batch_size": 4, "activation_samples": 8},
+        )
+
+    return cache(build)
+
+
+def _section(name: str) -> dict[str, Any]:
+    size = TINY[name].size
+    return {"path": "model", "conditions": "conditions.npz", **({} if size is None else {"size": list(size)})}
+
+
+@cache
+def _pipeline(name: str, model: Path) -> Any:
+    import diffusers
+
+    tiny = TINY[name]
+    absent = dict.fromkeys(part for part in required_parts(tiny) if not (model / part).is_dir())
+    pipeline = getattr(diffusers, tiny.pipeline).from_pretrained(model, **absent, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _of_pipeline(name: str, model: Path, start: Array, steps: int, guidance: float, output: str = "latent") -> Array:
+    """Latents [N, C, h, w], or images [N, 3, H, W] in [0, 1], of diffusers' pipeline from our noise and embeddings."""
+    pipeline, tiny = _pipeline(name, model), TINY[name]
+    with np.load(model.parent / "conditions.npz") as archive:
+        tables = {key: torch.from_numpy(value) for key, value in archive.items()}
+    options: dict[str, Any] = {"use_resolution_binning": False} if tiny.masked else {}
+    given = {_argument(key): value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
+    if name == "flux-schnell":  # its own guidance scale has no effect
+        options = {"true_cfg_scale": guidance}
+    if name != "flux-dev":
+        nulls = {key.removeprefix("null."): value for key, value in tables.items() if key.startswith("null.")}
+        given |= {f"negative_{_argument(key)}": value.expand(NUM, *value.shape) for key, value in nulls.items()} | {"negative_prompt": None}
+    factor, (height, width) = pipeline.vae_scale_factor, start.shape[2:]
+    latents = torch.from_numpy(start)
+    if name.startswith("flux"):
+        latents = pipeline._pack_latents(latents, NUM, start.shape[1], height, width)
+    found = pipeline(
+        **given, **options, latents=latents, height=height * factor, width=width * factor, num_inference_steps=steps,
+        guidance_scale=guidance, output_type=output, return_dict=False,
+    )[0]  # fmt: skip
+    if output == "latent" and name.startswith("flux"):
+        found = pipeline._unpack_latents(found, height * factor, width * factor, factor)
+    return np.asarray(found) if output == "latent" else np.moveaxis(found, -1, 1)
+
+
+def _argument(key: str) -> str:
+    """Return the pipeline's name of a condition."""
+    return {"encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask"}.get(key, "pooled_prompt_embeds")
+
+
+class _Torch:
+    """A denoiser that calls the model's adapter in torch."""
+
+    def __init__(self, name: str, folder: Path, guidance: float) -> None:
+        plan = Plan.model_validate(
+            {"model": _section(name), "sampler": {"name": USUAL[name][0], "steps": STEPS, "guidance": guidance}, "precisions": ["w8a8"],
+             "target": {"name": "onnxruntime"}, "output": "unused"}
+        )  # fmt: skip
+        self.model = load_model(PlanFile(plan, folder, folder / "unused"))
+        self.guidance = 1.0 if self.model.embeds_guidance else guidance
+
+    def __call__(self, x: Array, timestep: float, rows: Array) -> Array:
+        assert self.model.conditioning is not None
+        guided = is_guided(self.guidance)
+        feeds, branches = self.model.conditioning.feeds(rows, guided=guided), 2 if guided else 1
+        conditions = [torch.from_numpy(np.ascontiguousarray(feeds[key])) for key in self.model.adapter.conditions]
+        state, t = torch.from_numpy(np.concatenate([x] * branches)), torch.full((branches * len(x),), timestep)
+        with torch.no_grad():
+            return np.asarray(self.model.adapter(state, t, *conditions)).reshape(branches, *x.shape)
+
+
+def _walk(denoiser: Any, name: str, model: Any, steps: int, guidance: float) -> tuple[Array, Array]:
+    """Return the start and the end of the chain of full precision."""
+    table = compile_sampler(USUAL[name][0], steps, 0.0, model.noise_schedule)
+    noise = NoiseSource(SEED, model.sample_shape).start(np.arange(NUM))
+    state = ChainState(np.float32(table.init_sigma) * noise)
+    for i in range(table.steps):
+        row = table.step(i)
+        state = advance(state, evaluate(denoiser, state.x, row, ROWS), Move(i, row, "fp32", guidance), None)
+    return noise, state.x
+
+
+def _close(found: Array, expected: Array) -> None:
+    assert expected.std() > 0.05
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("name", "steps", "guidance"), [(name, *each) for name in TINY for each in ((4, 1.0), (4, 5.0), (20, 5.0))])
+def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, folders: Callable[[str], Path]) -> None:
+    model = folders(name)
+    network = _Torch(name, model.parent, guidance)
+    start, end = _walk(network, name, network.model, steps, network.guidance)
+    _close(end, _of_pipeline(name, model, start, steps, guidance))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BUILT])
+class TestBuild:
+    def test_full_precision_walks_as_the_pipeline_does(
+        self, name: str, folders: Callable[[str], Path], builds: Callable[..., Built]
+    ) -> None:
+        bundle = Bundle.open(builds(name).folder)
+        noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
+        found = ChainChoice(precision="fp32", correction="off").open(bundle, NUM).sample(noise, np.arange(NUM), ROWS)
+        start, guidance = noise.start(np.arange(NUM)), USUAL[name][2]
+        _close(found, _of_pipeline(name, folders(name), start, STEPS, guidance))
+        if bundle.manifest.model.decoder is not None:
+            images = open_decoder(bundle, "target")(found)
+            expected = _of_pipeline(name, folders(name), start, STEPS, guidance, "np")
+            assert expected.std() > 0.02
+            np.testing.assert_allclose((images / 2 + 0.5).clip(0, 1), expected, atol=1e-3)
+
+    def test_graph_takes_any_batch(self, name: str, builds: Callable[[str], Built]) -> None:
+        built = builds(name)
+        model = built.context.model
+        for batch in (1, 3, 7):
+            inputs = dict(zip(("sample", "timestep", *model.adapter.conditions), model.example_inputs(batch), strict=True))
+            assert check_module_parity(model.adapter, inputs, built.stage("trace") / "fp32.onnx") < 1e-5
+
+    def test_quantized_chains_are_near_the_exact_one(self, name: str, builds: Callable[[str], Built], tmp_path: Path) -> None:
+        exact = _samples(builds(name), tmp_path, "fp32")
+        assert exact.shape == (NUM, *Bundle.open(builds(name).folder).manifest.model.sample_shape)
+        for precision in BUILT[name]:
+            error = np.abs(_samples(builds(name), tmp_path, precision) - exact).mean() / np.abs(exact).mean()
+            assert 1e-4 < error < 0.3
+
+    def test_guidance_is_an_input_or_a_second_branch(self, name: str, builds: Callable[[str], Built]) -> None:
+        bundle = Bundle.open(builds(name).folder)
+        embedded = name == "flux-dev"
+        assert bundle.manifest.guidance == (1.0 if embedded else USUAL[name][2])
+        with np.load(bundle.folder / "conditioning" / "default.npz") as arrays:
+            assert ("guidance" in arrays.files) is embedded
+            assert not embedded or arrays["guidance"].tolist() == [3.5] * 3
+
+
+def _samples(built: Built, folder: Path, precision: str) -> Array:
+    """Latents of a corrected chain in one precision."""
+    rows, chain = tuple(ROWS.tolist()), ChainChoice(precision=precision)
+    request = SampleRequest(built.folder, folder / precision, NUM, SEED, classes=rows, format="npz", chain=chain)
+    with np.load(sample_bundle(request).output / "samples.npz") as arrays:
+        return np.asarray(arrays["samples"])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_init_writes_what_the_pipeline_does(name: str, folders: Callable[[str], Path]) -> None:
+    plan = starter_plan(folders(name), "onnxruntime", folders(name).parent)
+    assert (plan.sampler.name, plan.sampler.steps, plan.sampler.guidance) == USUAL[name]
+    (note,) = plan.comments
+    assert note.startswith(
+        "name a file as model.conditions before you build: an .npz with encoder_hidden_states: float32 [rows, tokens, 12]"
+    )
+    assert ("null." in note) is (not name.startswith("flux"))
