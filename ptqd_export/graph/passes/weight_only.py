@@ -28,7 +28,13 @@ class WeightOnly(ir.passes.InPlacePass):
             weight = torch.from_numpy(np.array(value.const_value.numpy())).movedim(axis, 0).contiguous()
             quantizer = weight_scale(weight, BITS, "max")
             integers = quantizer.integers(weight).movedim(0, axis).contiguous().numpy()
-            stored = (constant(graph, f"{value.name}.int", integers), constant(graph, f"{value.name}.scale", quantizer.scale.numpy()))
+            scale = quantizer.scale.numpy()
+            parts = {
+                "int": integers,
+                "scale": scale,
+                "zero_point": np.zeros(len(scale), np.int8),
+            }  # ONNX Runtime fails on a missing zero point
+            stored = [constant(graph, f"{value.name}.{name}", array) for name, array in parts.items()]
             tape = ir.tape.Tape()
             value.replace_all_uses_with(tape.op("DequantizeLinear", stored, attributes={"axis": axis}))
             graph.insert_before(graph[0], tape.nodes)

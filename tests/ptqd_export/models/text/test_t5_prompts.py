@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from engines.bundle.manifest import TextRecord
+from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.prompts import GraphEncoder, TextModel, TextPart, read_tokenizer
 from ptqd_export.models.load import load_model
+from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portable_tokenizer
 from ptqd_export.stages.network.text import make_text, text_record
 from tests.ptqd_export.models.pipelines import plan_of
 from tests.ptqd_export.models.text import tiny_t5
@@ -115,3 +119,54 @@ def test_prompts_become_the_embeddings_of_the_pipeline(
 
 def test_the_prompt_that_is_too_long_is_named(written: tuple[TextRecord, Path]) -> None:
     assert text_model(written).cut(PROMPTS) == (1,)
+
+
+def test_encoders_that_are_large_are_closed_between_calls(written: tuple[TextRecord, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    record, folder = written
+    encoder = GraphEncoder(folder / record.encoders[0].graph, record.encoders[0].inputs)
+    session = encoder._session
+    encoder.release()
+    assert encoder._session is session
+    monkeypatch.setattr("engines.networks.prompts.KEPT_BYTES", 0)
+    encoder.release()
+    assert encoder._session is not session
+
+
+def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LEAST_COSINE", 0.999999)
+    prompts = load_model(plan_of(folder, prompts=["cat"])).prompts
+    assert prompts is not None
+    with pytest.raises(
+        PtqdError, match=r"(?s)8 bits change this text encoder too much.*text_encoder: a cosine of 0\.99\d+ for encoder_hidden"
+    ):
+        make_text(prompts, PROMPTS, tmp_path, Recorder())
+    text = prompts.load()
+    part = TextPart.of(
+        text.record.encoders[0], text.tokenizers[0], GraphEncoder(tmp_path / "text/text_encoder.onnx", ("encoder_hidden_states",))
+    )
+    found = TextModel(text.record, (part,)).condition(PROMPTS)
+    rows, _ = encoded("pixart-sigma", folder, None)
+    exact, near = (values["encoder_hidden_states"].reshape(len(PROMPTS), -1) for values in (rows, found.tables))
+    cosines = (exact * near).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(near, axis=1)
+    assert cosines.min() > 0.99
+    assert np.abs(exact - near).max() > 1e-3
+    np.testing.assert_array_equal(found.tables["encoder_attention_mask"], rows["encoder_attention_mask"])
+
+
+def test_a_tokenizer_that_must_be_converted_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(
+        MissingBackendError, match=r"(?s)spiece\.model, transformers needs sentencepiece.*pip install sentencepiece protobuf"
+    ):
+        portable_tokenizer(tmp_path, TokenLimits(None, 100), T5_TOKENIZER, 20)
+
+
+def test_an_encoder_of_another_class_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["UMT5EncoderModel"]}))
+    with pytest.raises(UsageError, match=r"(?s)text encoder is not supported.*UMT5EncoderModel.*T5EncoderModel"):
+        load_model(plan_of(folder, prompts=["cat"]))

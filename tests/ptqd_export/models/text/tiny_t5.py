@@ -61,7 +61,7 @@ def write_sd3(folder: Path, *, whole: bool = True) -> Path:
 
 
 def write_flux(folder: Path, *, guided: bool) -> Path:
-    """Write FLUX.1 dev, whose network takes the guidance, or schnell, whose CLIP has the number of the last token that it was saved with."""
+    """Write FLUX.1 dev, whose network takes the guidance, or schnell, whose CLIP names its last token as old configurations do."""
     write_tokenizer(folder / "t5")
     tiny_text.write_tokenizer(folder / "clip", tiny_text.END)
     config = {**FLUX, "joint_attention_dim": WIDTH, "pooled_projection_dim": CLIP_WIDTHS[0], "guidance_embeds": guided}
@@ -100,19 +100,12 @@ def _t5() -> Any:
         vocab_size=128, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
         relative_attention_num_buckets=8, relative_attention_max_distance=20,
     )  # fmt: skip
-    return _spread_out(transformers.T5EncoderModel(config).eval())
+    return transformers.T5EncoderModel(config).eval()
 
 
 def _clip(kind: str, width: int, **settings: Any) -> Any:
     torch.manual_seed(2)
     return tiny_text.text_encoder(kind, width, {"hidden_act": "gelu", **settings})
-
-
-def _spread_out(network: Any) -> Any:
-    """Give weights a spread at which prompts differ."""
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
-    return network
 
 
 def _t5_tokenizer(folder: Path) -> Any:
