@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ TOKEN_IDS, TOKEN_MASK = "input_ids", "attention_mask"
 """Inputs of a text encoder's graph, int64 [batch, tokens]: the tokens and, if the graph takes it, 1 for those that are no padding. Its
 outputs are named after the conditioning inputs that they feed."""
 
+FLOAT_PRODUCTS: Mapping[str, str] = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Multiplies weights in 8 bits with activations in float; ONNX Runtime would round the activations to 8 bits too."""
+
 LABEL_LETTERS = 28
 
 PROMPTS_LIMIT = 16 * 2**20
@@ -39,12 +42,8 @@ KEPT_BYTES = 2**31
 """Size of a graph with its weights up to which a text encoder stays open between calls."""
 
 
-class TextEncoder(Protocol):
-    """A callable that runs a text encoder: maps token ids [batch, tokens] and, if it takes one, their mask to values [batch, ...] by
-    conditioning input.
-    """
-
-    def __call__(self, ids: Int64, /, *mask: Int64) -> dict[str, Float32]: ...
+TextEncoder: TypeAlias = Callable[..., dict[str, Float32]]
+"""Runs a text encoder: maps token ids int64 [batch, tokens] and, if it takes one, their mask to values [batch, ...] by conditioning input."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class GraphEncoder:
 
     @cached_property
     def _session(self) -> Any:
-        return open_session(self.graph, {}, cores())
+        return open_session(self.graph, FLOAT_PRODUCTS, cores())
 
 
 def open_text(bundle: Bundle) -> TextModel:

@@ -24,7 +24,7 @@ class WeightOnly(ir.passes.InPlacePass):
         weights = {value: node for node in graph for value in _weight(node)}
         for value, node in weights.items():
             assert value.const_value is not None
-            axis = 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
+            axis = 0 if "transB" in node.attributes and node.attributes.get_int("transB") else 1
             weight = torch.from_numpy(np.array(value.const_value.numpy())).movedim(axis, 0).contiguous()
             quantizer = weight_scale(weight, BITS, "max")
             integers = quantizer.integers(weight).movedim(0, axis).contiguous().numpy()

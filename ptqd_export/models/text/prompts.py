@@ -193,7 +193,7 @@ def _of_u_net(path: Path, inputs: Sequence[ConditionInput]) -> PromptEncoder:
     if sizes is None:
         return PromptEncoder(path, STABLE_DIFFUSION)
     refines, folder = sizes == (REFINER_SIZES,), DiffusersFolder(path)
-    zeros = bool((folder.index or {}).get("force_zeros_for_empty_prompt", True))
+    zeros = bool(folder.index is None or folder.index.get("force_zeros_for_empty_prompt", True))
     fixed, null_fixed = _time_ids(_image_size(folder), refines=refines)
     uses = SDXL_REFINER if refines else SDXL
     return PromptEncoder(path, uses, fixed=fixed, null_fixed=null_fixed, zero_without_negative=zeros)

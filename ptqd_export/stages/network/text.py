@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
-from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
 from engines.bundle.manifest import TextRecord
 from engines.errors import PtqdError
-from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK
+from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK, GraphEncoder
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.weight_only import WeightOnly, round_weights
 from ptqd_export.graph.trace import check_outputs, trace_module
@@ -79,11 +78,12 @@ def _write_graph(module: TextEncoderModule, proof: Mapping[str, Int64], compared
     if large:
         WeightOnly()(graph)
     save_graph(graph, path)
-    found, expected = run_outputs(path, proof), module.encode(*proof.values())
+    encoder = GraphEncoder(path, module.inputs)
+    found, expected = encoder(*proof.values()), module.encode(*proof.values())
     for name, value in expected.items():
         check_outputs(found[name], value, f"{path.name}, {name}")
     if large:
-        _check_cosines(run_outputs(path, compared), exact, path)
+        _check_cosines(encoder(*compared.values()), exact, path)
 
 
 def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], path: Path) -> None:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
+from engines.networks.prompts import TOKEN_IDS, GraphEncoder
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.weight_only import WeightOnly, round_weights
 from ptqd_export.graph.trace import trace_module
@@ -32,10 +32,10 @@ def test_linear_layers_are_stored_in_8_bits_and_compute_with_the_rounded_weights
     network, ids = Network().eval(), torch.randint(7, (4, 3))
     original = network.biased.weight.detach().clone()
     round_weights(network)
-    graph = trace_module(network, {"ids": ids[:2]})
+    graph = trace_module(network, {TOKEN_IDS: ids[:2]})
     assert WeightOnly()(graph).modified
     save_graph(graph, tmp_path / "graph.onnx")
-    (found,) = run_outputs(tmp_path / "graph.onnx", {"ids": ids.numpy()}).values()
+    found = GraphEncoder(tmp_path / "graph.onnx", ("out",))(ids.numpy())["out"]
     with torch.no_grad():
         np.testing.assert_allclose(found, network(ids).numpy(), atol=1e-6)
     stored = {name: value.const_value.dtype for name, value in graph.graph.initializers.items() if value.const_value is not None}
