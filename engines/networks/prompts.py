@@ -43,7 +43,7 @@ KEPT_BYTES = 2**31
 
 
 TextEncoder: TypeAlias = Callable[..., dict[str, Float32]]
-"""Runs a text encoder: maps token ids int64 [batch, tokens] and, if it takes one, their mask to values [batch, ...] by conditioning input."""
+"""A text encoder: maps token ids int64 [batch, tokens] and, if it takes it, their mask to values [batch, ...] by conditioning input."""
 
 
 @dataclass(frozen=True)
