@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -18,6 +18,9 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
 from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape, Timestep
 
 MANIFEST = "manifest.json"
+
+FixedValue: TypeAlias = FiniteFloat | tuple[FiniteFloat, ...]
+"""Value of a conditioning input that no prompt changes."""
 
 
 class FileRecord(Strict):
@@ -53,23 +56,34 @@ class DecoderRecord(Strict):
 
 
 class TextEncoderRecord(Strict):
-    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces."""
+    """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces.
+
+    `takes_mask` says that its graph also takes the mask of the tokenizer's own tokens. `mask_input` is the conditioning input that is this
+    mask. `joins` says where its hidden states go beside those of the encoders before it: along the width, or behind their tokens.
+    `lowercase` prompts are written in small letters, without blanks at their ends, before they are split.
+    """
 
     graph: Name
     tokenizer: Name
     tokens: Batch
     inputs: Annotated[tuple[Name, ...], Field(min_length=1)]
+    takes_mask: bool = False
+    mask_input: Name | None = None
+    joins: Literal["beside", "behind"] = "beside"
+    lowercase: bool = False
 
 
 class TextRecord(Strict):
-    """How prompts become conditioning: the outputs of several encoders for one input are concatenated.
+    """How prompts become conditioning: the outputs of several encoders for one input are joined, narrow ones padded with zeros.
 
-    `fixed` inputs are the same for every prompt. `null_fixed` gives those that differ for the negative prompt.
+    `fixed` inputs are the same for every prompt: a number, or a row of them. `null_fixed` gives those that differ for the negative prompt.
+    `padded` gives the shapes [tokens, width] to which inputs are padded with zeros: the place of an encoder that the pipeline does without.
     """
 
     encoders: Annotated[tuple[TextEncoderRecord, ...], Field(min_length=1)]
-    fixed: dict[Name, tuple[FiniteFloat, ...]]
-    null_fixed: dict[Name, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
+    fixed: dict[Name, FixedValue]
+    null_fixed: dict[Name, FixedValue] = Field(default_factory=dict)
+    padded: dict[Name, Shape] = Field(default_factory=dict)
     zero_without_negative: bool
 
 

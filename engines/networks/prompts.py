@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.backends.onnxruntime.onnxruntime_session import open_session
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import TextEncoderRecord, TextRecord
+from engines.bundle.manifest import FixedValue, TextEncoderRecord, TextRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.host.machine import cores
 from engines.networks.conditioning import Conditioning
+from engines.untrusted.external_data import graph_files
 from engines.untrusted.plain_text import lines_of, read_text
 
-TOKEN_IDS = "input_ids"
-"""Input of a text encoder's graph, int64 [batch, tokens]. Its outputs are named after the conditioning inputs that they feed."""
+TOKEN_IDS, TOKEN_MASK = "input_ids", "attention_mask"
+"""Inputs of a text encoder's graph, int64 [batch, tokens]: the tokens and, if the graph takes it, 1 for those that are no padding. Its
+outputs are named after the conditioning inputs that they feed."""
+
+FLOAT_PRODUCTS: Mapping[str, str] = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Multiplies weights in 8 bits with activations in float; ONNX Runtime would round the activations to 8 bits too."""
 
 LABEL_LETTERS = 28
 
@@ -32,11 +38,12 @@ PROMPTS_LIMIT = 16 * 2**20
 BATCH = 16
 """Maximum number of texts per call of a text encoder."""
 
+KEPT_BYTES = 2**31
+"""Size of a graph with its weights up to which a text encoder stays open between calls."""
 
-class TextEncoder(Protocol):
-    """A callable that runs a text encoder: maps token ids [batch, tokens] to values [batch, ...] by conditioning input."""
 
-    def __call__(self, ids: Int64, /) -> dict[str, Float32]: ...
+TextEncoder: TypeAlias = Callable[..., dict[str, Float32]]
+"""A text encoder: maps token ids int64 [batch, tokens] and, if it takes it, their mask to values [batch, ...] by conditioning input."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +53,44 @@ class TextPart:
     Attributes:
         tokenizer: a `tokenizers.Tokenizer` that pads and truncates to one fixed length.
         encoder: called with batches of at most `BATCH` texts.
+        takes_mask: whether the encoder takes the mask of the tokens.
+        mask_input: conditioning input that is the mask of the tokens, or None.
+        lowercase: whether texts are written in small letters, without blanks at their ends, first.
+        release: frees what the encoder holds between calls; None if it holds nothing.
     """
 
     tokenizer: Any
     encoder: TextEncoder
+    takes_mask: bool = False
+    mask_input: str | None = None
+    lowercase: bool = False
+    release: Callable[[], None] | None = None
 
-    def encode(self, texts: Sequence[str]) -> dict[str, Float32]:
+    @classmethod
+    def of(cls, record: TextEncoderRecord, tokenizer: Any, encoder: TextEncoder, release: Callable[[], None] | None = None) -> TextPart:
+        """Return the encoder that a record describes."""
+        return cls(tokenizer, encoder, record.takes_mask, record.mask_input, record.lowercase, release)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Return values [texts, ...] by conditioning input. Texts with the same tokens are encoded once."""
-        ids, first = np.unique(self._ids(texts), axis=0, return_inverse=True)
-        batches = [self.encoder(ids[begin : begin + BATCH]) for begin in range(0, len(ids), BATCH)]
-        return {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
+        tokens = self._tokens(texts)
+        given, first = np.unique(tokens if self.takes_mask else tokens[:, :1], axis=0, return_inverse=True)
+        inputs = [np.ascontiguousarray(one) for one in given.swapaxes(0, 1)]
+        batches = [self.encoder(*(one[begin : begin + BATCH] for one in inputs)) for begin in range(0, len(given), BATCH)]
+        values: dict[str, NDArray[Any]] = {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
+        return values if self.mask_input is None else {**values, self.mask_input: tokens[:, 1]}
 
-    def _ids(self, texts: Sequence[str]) -> Int64:
-        return np.array([encoding.ids for encoding in self._encodings(texts)], dtype=np.int64)
+    def _tokens(self, texts: Sequence[str]) -> Int64:
+        """Return token ids and masks [texts, 2, tokens]."""
+        return np.array([(encoding.ids, encoding.attention_mask) for encoding in self._encodings(texts)], dtype=np.int64)
 
     def cut(self, texts: Sequence[str]) -> set[int]:
         """Return the indices of the texts that are too long for the encoder."""
         return {index for index, encoding in enumerate(self._encodings(texts)) if encoding.overflowing}
 
     def _expanded(self, text: str) -> str:
+        if self.lowercase:
+            text = text.lower().strip()
         for name, vectors in self._inversions.items():
             text = text.replace(name, vectors)
         return text
@@ -117,23 +143,47 @@ class TextModel:
         zeroed = negative is None and self.record.zero_without_negative
         null = {name: np.zeros_like(table[0]) if zeroed else table[0] for name, table in tables.items()}
         fixed, null_fixed = (_arrays(values) for values in (self.record.fixed, self.record.fixed | self.record.null_fixed))
-        repeated = {name: np.tile(values, (len(prompts), 1)) for name, values in fixed.items()}
+        repeated = {name: np.repeat(value[np.newaxis], len(prompts), axis=0) for name, value in fixed.items()}
         return Conditioning({name: table[1:] for name, table in tables.items()} | repeated, null | null_fixed)
 
     def cut(self, prompts: Sequence[str]) -> tuple[int, ...]:
         """Return the sorted indices of the prompts that are too long, whose end is cut off."""
         return tuple(sorted(set.union(*(part.cut(prompts) for part in self.parts))))
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Float32]:
-        """Return values by conditioning input; those of several encoders for one input are concatenated along the last axis."""
-        values: dict[str, list[Float32]] = {}
-        for part in self.parts:
+    def _encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Return values by conditioning input. The encoders run one after the other, and each frees its memory before the next opens."""
+        values: dict[str, list[list[NDArray[Any]]]] = {}
+        for record, part in zip(self.record.encoders, self.parts, strict=True):
             for name, value in part.encode(texts).items():
-                values.setdefault(name, []).append(value)
-        return {name: np.concatenate(of_parts, axis=-1) for name, of_parts in values.items()}
+                groups = values.setdefault(name, [])
+                if record.joins == "behind" or not groups:
+                    groups.append([])
+                groups[-1].append(value)
+            if part.release is not None:
+                part.release()
+        return {name: joined(groups, self.record.padded.get(name)) for name, groups in values.items()}
 
 
-def _arrays(values: Mapping[str, Sequence[float]]) -> dict[str, Float32]:
+def joined(groups: Sequence[Sequence[NDArray[Any]]], shape: Sequence[int] | None = None) -> NDArray[Any]:
+    """Join what several encoders give for one conditioning input.
+
+    Args:
+        groups: values [texts, ..., width]. Those of one group stand beside each other, along the last axis; groups follow each other along
+            the tokens [texts, tokens, width], narrow ones padded with zeros.
+        shape: shape of a text's values, padded with zeros; None pads nothing.
+    """
+    wide = [np.concatenate(group, axis=-1) for group in groups]
+    widest = max(one.shape[-1] for one in wide)
+    out = np.concatenate([_padded(one, (*one.shape[1:-1], widest)) for one in wide], axis=1) if len(wide) > 1 else wide[0]
+    return out if shape is None else _padded(out, shape)
+
+
+def _padded(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Append zeros to values [texts, ...] until each text has a shape."""
+    return np.pad(values, [(0, 0), *((0, size - found) for size, found in zip(shape, values.shape[1:], strict=True))])
+
+
+def _arrays(values: Mapping[str, FixedValue]) -> dict[str, Float32]:
     return {name: np.array(numbers, dtype=np.float32) for name, numbers in values.items()}
 
 
@@ -144,18 +194,23 @@ class GraphEncoder:
     graph: Path
     outputs: tuple[str, ...]
 
-    def __call__(self, ids: Int64) -> dict[str, Float32]:
+    def __call__(self, ids: Int64, /, *mask: Int64) -> dict[str, Float32]:
         try:
-            values: list[Float32] = self._session.run(list(self.outputs), {TOKEN_IDS: ids})
+            values: list[Float32] = self._session.run(list(self.outputs), dict(zip((TOKEN_IDS, TOKEN_MASK), (ids, *mask), strict=False)))
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise PtqdError("A text encoder failed.", found=f"{self.graph}: {error}", mend="rebuild the bundle") from error
         if not all(is_finite(value) for value in values):
             raise NotFiniteError("A text encoder's output is not finite.", found=f"NaN or infinity from {self.graph}")
         return dict(zip(self.outputs, values, strict=True))
 
+    def release(self) -> None:
+        """Close the graph if it is large: the memory then serves the networks. The next call opens it again."""
+        if sum(file.stat().st_size for file in graph_files(self.graph)) > KEPT_BYTES:
+            self.__dict__.pop("_session", None)
+
     @cached_property
     def _session(self) -> Any:
-        return open_session(self.graph, {}, cores())
+        return open_session(self.graph, FLOAT_PRODUCTS, cores())
 
 
 def open_text(bundle: Bundle) -> TextModel:
@@ -179,7 +234,8 @@ def open_text(bundle: Bundle) -> TextModel:
 
 def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:
     tokenizer = read_tokenizer(bundle.read(record.tokenizer), bundle.folder / record.tokenizer, record.tokens)
-    return TextPart(tokenizer, GraphEncoder(bundle.graph(record.graph), record.inputs))
+    encoder = GraphEncoder(bundle.graph(record.graph), record.inputs)
+    return TextPart.of(record, tokenizer, encoder, encoder.release)
 
 
 def read_tokenizer(content: bytes, path: Path, tokens: int) -> Any:

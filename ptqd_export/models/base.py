@@ -16,6 +16,7 @@ from ptqd_export.models.conditions import GUIDANCE, ConditionInput
 
 if TYPE_CHECKING:
     from ptqd_export.models.text.prompts import PromptEncoder
+    from ptqd_export.models.text.text_use import TextUse
 
 
 class Adapter(nn.Module):
@@ -65,6 +66,7 @@ class Declaration:
         steps: steps that the model's pipeline takes; None if that is not known.
         guidance: guidance scale of the model's pipeline; None if that is not known.
         takes_prompts: whether text encoders beside the network can be used; else the conditions are prepared embeddings.
+        texts: how the pipeline uses its text encoders; empty if that follows from the inputs, as for U-Nets.
     """
 
     family: str
@@ -76,6 +78,7 @@ class Declaration:
     steps: int | None = None
     guidance: float | None = None
     takes_prompts: bool = True
+    texts: tuple[TextUse, ...] = ()
 
     @property
     def asked(self) -> tuple[ConditionInput, ...]:

@@ -59,13 +59,14 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     declared = _declared(family, path, section.size)
     _check_prompts(plan_file, path, declared)
     lora = _lora(plan_file, path, family, declared)
-    prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, lora)
+    guidance = plan_file.plan.sampler.guidance if declared.embeds_guidance else None
+    prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, declared.texts, lora, guidance)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
+        if guidance is not None and conditioning is not None:
+            conditioning = with_guidance(declared.inputs, conditioning, guidance)
     else:
         conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
-    if declared.embeds_guidance and conditioning is not None:
-        conditioning = with_guidance(declared.inputs, conditioning, plan_file.plan.sampler.guidance)
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
@@ -97,7 +98,7 @@ def _lora(plan_file: PlanFile, path: Path, family: Family, declared: Declaration
 
     def networks() -> Iterator[tuple[str, nn.Module]]:
         yield DENOISER, family.load(path, declared).adapter.network
-        yield from ((one.name, one.load("last").network) for one in texts)
+        yield from ((one.name, one.load_network()) for one in texts)
 
     lora = load_lora(plan_file.folder / section.path, section.scale).placed(networks())
     if plan_file.prompts is not None:
@@ -130,7 +131,7 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
         raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
     texts = calibration_prompts(plan_file.prompts)
     conditioning = prompts.load().condition(texts, plan_file.plan.model.negative_prompt)
-    return fitted(declared.asked, conditioning, "model.prompts")
+    return fitted(declared.inputs, conditioning, "model.prompts")
 
 
 def declare_model(source: str, folder: Path) -> Declaration:

@@ -18,6 +18,7 @@ from engines.bundle.bundle import Bundle
 from engines.cluster.session import Cluster
 from engines.host.interruption import keeping
 from engines.host.machine import machine_name
+from ptqd_export.models.text.prompts import calibration_prompts
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.report.write_report import write_local_report
@@ -146,10 +147,11 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
 def _text(context: BuildContext, cache: StageCache) -> Path | None:
     """Return the folder with text encoders and tokenizers, or None if the plan has no prompts."""
     prompts = context.model.prompts
-    if prompts is None:
+    if prompts is None or context.plan_file.prompts is None:
         return None
-    inputs = {"model": context.fingerprint, **context.model_settings}
-    return cache.run("text", inputs, partial(make_text, prompts), room=room.text(context))
+    texts = calibration_prompts(context.plan_file.prompts)
+    inputs = {"model": context.fingerprint, **context.model_settings, "fixed": dict(prompts.fixed)}
+    return cache.run("text", inputs, partial(make_text, prompts, texts), room=room.text(context))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

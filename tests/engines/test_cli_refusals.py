@@ -31,11 +31,11 @@ def _unknown_operator(bundle: TinyBundle) -> None:
 
 
 def _newer_manifest(bundle: TinyBundle) -> None:
-    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=5))
+    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=6))
 
 
 def _newer_schedule(bundle: TinyBundle) -> None:
-    bundle.edit_json("schedules/default.json", lambda schedule: schedule.update(schema_version=3))
+    bundle.edit_json("schedules/default.json", lambda schedule: schedule.update(schema_version=99))
     bundle.rehash("schedules/default.json")
 
 

@@ -132,7 +132,7 @@ def refused_rows(subject: Subject) -> str:
         (lambda s: first(s)["corrections"]["w4a8"].update(gain=[1.0] * 3, offset=[0.0] * 3, state_gain=[0.0] * 3), "for 1 and 3 channels"),
         (lambda s: s["sampler"].update(steps=10**9), "sampler.steps: Input should be less than or equal to 10000"),
         (lambda s: s["steps"].extend(s["steps"][:1] * 10_000), "steps: Tuple should have at most 10000 items"),
-        (lambda s: s.update(schema_version=3), "This ptqd-run does not support the bundle's schema version."),
+        (lambda s: s.update(schema_version=99), "This ptqd-run does not support the bundle's schema version."),
         (lambda s: s.update({"@twice": 1}), 'default.json contains a key twice.\n  found:    "schema_version"'),
         (lambda s: s.update(policy="\x1b[2J"), "policy: String should match pattern"),
         (lambda s: s.update({"\x1b[2J\x07": 1}), "\\x1b[2J\\x07: Extra inputs are not permitted"),

@@ -22,7 +22,8 @@ CONFIGURED: dict[str, str] = {**dict.fromkeys(WEIGHTS_OF, "config.json"), "sched
 """The parts with a configuration, and its name."""
 
 READ = frozenset({*CONFIGURED, *ENCODERS.values()})
-TEXTS = (".json", ".txt")
+TEXTS = (".json", ".txt", "spiece.model")
+"""How the names of configurations and of the files of tokenizers end."""
 
 
 def wanted_files(names: Collection[str]) -> list[str]:

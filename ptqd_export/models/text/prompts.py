@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from engines.bundle.manifest import TextEncoderRecord, TextRecord
+from engines.arrays import Float32, Int64
+from engines.bundle.manifest import FixedValue, TextEncoderRecord, TextRecord
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.prompts import TextModel, TextPart, read_prompts
-from ptqd_export.models.conditions import IMAGE, REFINER_SIZES, TIME_IDS, ConditionInput
-from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder, read_config
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, IMAGE, POOLED, REFINER_SIZES, TIME_IDS, ConditionInput
+from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.lora import Lora
 from ptqd_export.models.module_checks import check_finite
-from ptqd_export.models.text.text_encoders import Layer, TextEncoderModule, TextFolders, find_text_folders
+from ptqd_export.models.text.text_encoders import TextEncoderModule, TextFolders
+from ptqd_export.models.text.text_use import CLIP_PROJECTED, TextUse
 
 TEXT = "text"
 """The bundle's folder for graphs and tokenizers of text encoders."""
 
-Fixed: TypeAlias = Mapping[str, tuple[float, ...]]
+Fixed: TypeAlias = Mapping[str, FixedValue]
 """Values of a conditioning input that no prompt changes, by its name."""
+
+STABLE_DIFFUSION = (TextUse("text_encoder", {EMBEDDINGS: "last"}),)
+SDXL_REFINER = (TextUse("text_encoder_2", {EMBEDDINGS: "penultimate", POOLED: "projected"}, kinds=(CLIP_PROJECTED,)),)
+SDXL = (TextUse("text_encoder", {EMBEDDINGS: "penultimate"}), *SDXL_REFINER)
+"""How the pipelines of U-Nets use their text encoders."""
 
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
 """Aesthetic scores of the prompt and of the negative prompt in `time_ids` of SDXL's refiner: the pipeline's defaults."""
@@ -32,81 +39,124 @@ LATENT_FACTOR = 8
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns prompts into conditions as the model's own pipeline does. Nothing is loaded before `load`, or kept afterwards.
+    """Turns prompts into conditions as the model's own pipeline does. Encoders are loaded, used and freed one after the other.
 
     Attributes:
-        folders: folders of the text encoders, in the order in which their hidden states are concatenated.
-        layer: layer whose hidden states the network takes.
+        path: folder of the pipeline.
+        uses: its text encoders, in the order in which their outputs are joined.
+        absent: text encoders that it was saved without, whose tokens are zeros.
+        widths: width of the conditioning inputs [tokens, width] that absent encoders leave to zeros, by name.
         fixed: conditioning inputs that are the same for every prompt.
         null_fixed: those of them that differ for the negative prompt.
         zero_without_negative: without a negative prompt the null row is zeros, not the empty prompt.
         lora: LoRA to fuse into the encoders, or None.
     """
 
-    folders: tuple[TextFolders, ...]
-    layer: Layer
-    fixed: Fixed
-    null_fixed: Fixed
-    zero_without_negative: bool
-    lora: Lora | None
+    path: Path
+    uses: tuple[TextUse, ...]
+    absent: tuple[TextUse, ...] = ()
+    widths: Mapping[str, int] = field(default_factory=dict)
+    fixed: Fixed = field(default_factory=dict)
+    null_fixed: Fixed = field(default_factory=dict)
+    zero_without_negative: bool = False
+    lora: Lora | None = None
+
+    @property
+    def folders(self) -> tuple[TextFolders, ...]:
+        return tuple(TextFolders(self.path, use.folder) for use in self.uses)
 
     def load(self) -> LoadedText:
-        """Load the encoders and tokenizers. Raises what the loading of their folders, `Lora.fuse` and `check_finite` raise."""
-        tokenizers = tuple(one.load_tokenizer() for one in self.folders)
-        return LoadedText(self, tuple(self._module(one) for one in self.folders), tokenizers)
+        """Load the tokenizers. Raises what `TextFolders.load_tokenizer` raises."""
+        return LoadedText(self, tuple(one.load_tokenizer(use) for one, use in zip(self.folders, self.uses, strict=True)))
 
-    def _module(self, folders: TextFolders) -> TextEncoderModule:
-        module = folders.load(self.layer)
+    def module(self, use: TextUse) -> TextEncoderModule:
+        """Load an encoder. Raises what `TextFolders.load`, `Lora.fuse` and `check_finite` raise."""
+        module = TextFolders(self.path, use.folder).load(use)
         if self.lora is not None:
-            self.lora.fuse(folders.name, module.network)
-        check_finite(module.network, folders.name, None if self.lora is None else self.lora.path)
+            self.lora.fuse(use.folder, module.network)
+        check_finite(module.network, use.folder, None if self.lora is None else self.lora.path)
         return module
 
 
 @dataclass(frozen=True)
 class LoadedText:
-    """Text encoders in torch, and tokenizers in the form that the bundle ships."""
+    """Text encoders, and tokenizers in the form that the bundle ships."""
 
     source: PromptEncoder
-    modules: tuple[TextEncoderModule, ...]
     tokenizers: tuple[Any, ...]
 
     @property
     def record(self) -> TextRecord:
         """The manifest's record of the text encoders."""
+        source = self.source
         encoders = tuple(
             TextEncoderRecord(
                 graph=f"{TEXT}/{folders.encoder.name}.onnx",
                 tokenizer=f"{TEXT}/{folders.tokenizer.name}.json",
                 tokens=tokenizer.truncation["max_length"],
-                inputs=module.inputs,
+                inputs=tuple(use.gives),
+                takes_mask=use.takes_mask,
+                mask_input=use.mask_input,
+                joins=use.joins,
+                lowercase=use.lowercase,
             )
-            for folders, module, tokenizer in zip(self.source.folders, self.modules, self.tokenizers, strict=True)
+            for folders, use, tokenizer in zip(source.folders, source.uses, self.tokenizers, strict=True)
         )
-        source = self.source
         return TextRecord(
             encoders=encoders,
             fixed=dict(source.fixed),
             null_fixed=dict(source.null_fixed),
+            padded={name: (_tokens(name, encoders, source.absent), width) for name, width in source.widths.items()},
             zero_without_negative=source.zero_without_negative,
         )
 
     def condition(self, prompts: Sequence[str], negative: str | None) -> Conditioning:
         """See `engines.networks.prompts.TextModel.condition`."""
-        parts = (TextPart(tokenizer, module.encode) for tokenizer, module in zip(self.tokenizers, self.modules, strict=True))
-        return TextModel(self.record, tuple(parts)).condition(prompts, negative)
+        record, parts = self.record, []
+        for use, tokenizer, one in zip(self.source.uses, self.tokenizers, record.encoders, strict=True):
+            encoder = _LoadedOnUse(self.source, use)
+            parts.append(TextPart.of(one, tokenizer, encoder, encoder.release))
+        return TextModel(record, tuple(parts)).condition(prompts, negative)
 
 
-def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None) -> PromptEncoder:
+class _LoadedOnUse:
+    """A text encoder in torch that is loaded by its first call."""
+
+    def __init__(self, source: PromptEncoder, use: TextUse) -> None:
+        self._source, self._use = source, use
+        self._module: TextEncoderModule | None = None
+
+    def __call__(self, ids: Int64, /, *mask: Int64) -> dict[str, Float32]:
+        if self._module is None:
+            self._module = self._source.module(self._use)
+        return self._module.encode(ids, *mask)
+
+    def release(self) -> None:
+        self._module = None
+
+
+def _tokens(name: str, encoders: Sequence[TextEncoderRecord], absent: Sequence[TextUse]) -> int:
+    """Return the tokens of a conditioning input, those of absent encoders included."""
+    giving = [one for one in encoders if name in one.inputs]
+    return sum(one.tokens for i, one in enumerate(giving) if i == 0 or one.joins == "behind") + sum(
+        use.tokens or 0 for use in absent if name in use.gives
+    )
+
+
+def find_prompts(
+    path: Path, inputs: Sequence[ConditionInput], texts: tuple[TextUse, ...], lora: Lora | None, guidance: float | None
+) -> PromptEncoder:
     """Find the text encoders in a pipeline's folder.
 
     Args:
         path: folder of the pipeline.
         inputs: conditioning inputs of the pipeline's network.
+        texts: how the pipeline uses its text encoders; empty for the pipelines of U-Nets.
         lora: see `PromptEncoder`.
+        guidance: guidance scale, for a network that takes it as an input; else None.
 
     Raises:
-        UsageError: the model takes no text, its pipeline has no text encoders, or it also takes an image.
+        UsageError: the model takes no text, its pipeline lacks a text encoder, or it also takes an image.
     """
     if any(one.name == IMAGE for one in inputs):
         raise UsageError(
@@ -115,20 +165,38 @@ def find_prompts(path: Path, inputs: Sequence[ConditionInput], lora: Lora | None
             expected=f"model.conditions, an .npz with {', '.join(map(str, inputs))}",
             mend="encode prompts and images yourself, one row for each pair, and name the file as model.conditions",
         )
-    folders = find_text_folders(path)
-    if not folders:
+    found = PromptEncoder(path, texts) if texts else _of_u_net(path, inputs)
+    saved = DiffusersFolder(path).parts
+    lacking = [use.folder for use in found.uses if use.folder not in saved and not use.optional]
+    if lacking:
         raise UsageError(
             "The model has no text encoder.",
-            found=f"model.prompts, but no text_encoder/ in {path}",
-            expected="the folder of a Stable Diffusion or SDXL pipeline",
+            found=f"model.prompts, but no {', '.join(f'{name}/' for name in lacking)} in {path}",
+            expected="the folder of a whole pipeline",
             mend="leave model.prompts out of the plan; prepared embeddings go into model.conditions",
         )
+    absent = tuple(use for use in found.uses if use.folder not in saved)
+    widths = {one.name: one.shape[-1] for one in inputs if any(one.name in use.gives for use in absent)}
+    return replace(
+        found,
+        uses=tuple(use for use in found.uses if use.folder in saved),
+        absent=absent,
+        widths={name: width for name, width in widths.items() if isinstance(width, int)},
+        fixed={**found.fixed, **({} if guidance is None else {GUIDANCE: guidance})},
+        lora=lora,
+    )
+
+
+def _of_u_net(path: Path, inputs: Sequence[ConditionInput]) -> PromptEncoder:
+    """Return the text encoders of Stable Diffusion, of SDXL or of its refiner."""
     sizes = next((one.shape for one in inputs if one.name == TIME_IDS), None)
     if sizes is None:
-        return PromptEncoder(folders, "last", {}, {}, zero_without_negative=False, lora=lora)
-    zeros = bool(read_config(path / INDEX).get("force_zeros_for_empty_prompt", True))
-    fixed, null_fixed = _time_ids(_image_size(DiffusersFolder(path)), refines=sizes == (REFINER_SIZES,))
-    return PromptEncoder(folders, "penultimate", fixed, null_fixed, zero_without_negative=zeros, lora=lora)
+        return PromptEncoder(path, STABLE_DIFFUSION)
+    refines, folder = sizes == (REFINER_SIZES,), DiffusersFolder(path)
+    zeros = bool(folder.index is None or folder.index.get("force_zeros_for_empty_prompt", True))
+    fixed, null_fixed = _time_ids(_image_size(folder), refines=refines)
+    uses = SDXL_REFINER if refines else SDXL
+    return PromptEncoder(path, uses, fixed=fixed, null_fixed=null_fixed, zero_without_negative=zeros)
 
 
 def _time_ids(size: tuple[float, float], *, refines: bool) -> tuple[Fixed, Fixed]:

@@ -1,62 +1,68 @@
-"""The CLIP text encoders of Stable Diffusion pipelines: find them, load them, and name their outputs."""
+"""The text encoders of pipelines: find them, load them, and name their outputs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engines.arrays import Float32, Int64
 from engines.errors import MissingBackendError, UsageError
-from ptqd_export.models.conditions import EMBEDDINGS, POOLED
 from ptqd_export.models.diffusers_folder import DiffusersFolder, read_config
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import TRANSFORMERS
-from ptqd_export.models.text.tokenizer import TokenLimits, portable_tokenizer
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, Output, TextUse
+from ptqd_export.models.text.tokenizer import CLIP_TOKENIZER, T5_TOKENIZER, TokenizerKind, TokenLimits, portable_tokenizer
 
-ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""Folders of the text encoders and of their tokenizers, in the order in which the hidden states are concatenated."""
+ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+"""Folders of the text encoders and of their tokenizers."""
 
-KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+TOKENIZERS: Mapping[str, TokenizerKind] = {CLIP: CLIP_TOKENIZER, CLIP_PROJECTED: CLIP_TOKENIZER, T5: T5_TOKENIZER}
+"""The kind of tokenizer of each class of text encoders."""
 
-Layer = Literal["last", "penultimate"]
+READ: Mapping[Output, Callable[[Any], Tensor]] = {
+    "last": lambda out: out.last_hidden_state,
+    "penultimate": lambda out: out.hidden_states[-2],
+    "pooled": lambda out: out.pooler_output,
+    "projected": lambda out: out.text_embeds,
+}
+"""Where transformers' output has what an encoder gives."""
 
 
 class TextEncoderModule(nn.Module):
-    """Maps token ids int64 [B, tokens] to hidden states [B, tokens, dim] and, if `pooled`, projected pooled embeddings [B, dim].
+    """Maps token ids int64 [B, tokens] and, if the use takes it, their mask int64 [B, tokens] to what the use says.
 
     Args:
-        network: a CLIPTextModel, with or without projection.
-        layer: `last` takes the hidden states after the final normalization, `penultimate` those before the last layer.
-        pooled: also return the pooled embeddings; needs a network with projection.
+        network: a text encoder of transformers.
+        use: how the pipeline uses it.
     """
 
-    def __init__(self, network: nn.Module, layer: Layer, *, pooled: bool) -> None:
+    def __init__(self, network: nn.Module, use: TextUse) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.layer = layer
-        self.pooled = pooled
+        self.use = use
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        out = self.network(input_ids=ids, output_hidden_states=True)
-        hidden = out.last_hidden_state if self.layer == "last" else out.hidden_states[-2]
-        return (hidden, out.text_embeds) if self.pooled else (hidden,)
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        asked = {} if mask is None else {"attention_mask": mask}
+        gives = tuple(self.use.gives.values())
+        out = self.network(input_ids=ids, output_hidden_states="penultimate" in gives, **asked)
+        return tuple(READ[one](out) for one in gives)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the conditioning inputs, in the order of the outputs."""
-        return (EMBEDDINGS, POOLED) if self.pooled else (EMBEDDINGS,)
+        return tuple(self.use.gives)
 
     @torch.no_grad()
-    def encode(self, ids: Int64) -> dict[str, Float32]:
+    def encode(self, ids: Int64, /, *mask: Int64) -> dict[str, Float32]:
         """See `engines.networks.prompts.TextEncoder`."""
-        return {name: value.numpy() for name, value in zip(self.inputs, self(torch.from_numpy(ids)), strict=True)}
+        values = self(*(torch.from_numpy(one) for one in (ids, *mask)))
+        return {name: value.numpy() for name, value in zip(self.inputs, values, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,26 @@ class TextFolders:
     def tokenizer(self) -> Path:
         return self.model / ENCODERS[self.name]
 
-    def load_tokenizer(self) -> Any:
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return read_config(self.encoder / "config.json")
+
+    def load_tokenizer(self, use: TextUse) -> Any:
         """Load the tokenizer. Raises what `portable_tokenizer` raises, and a UsageError if the pipeline uses one of another class."""
         index, settings = DiffusersFolder(self.model).index, self.tokenizer / "tokenizer_config.json"
         used = None if index is None else index.get(self.tokenizer.name)
-        kind = used[-1] if isinstance(used, list) and used else read_config(settings).get("tokenizer_class") if settings.is_file() else None
-        if kind is not None and kind not in TOKENIZERS:
+        name = used[-1] if isinstance(used, list) and used else read_config(settings).get("tokenizer_class") if settings.is_file() else None
+        kind = TOKENIZERS[self.kind(use)]
+        if name is not None and name not in kind.names:
             raise UsageError(
                 "This tokenizer is not supported.",
-                found=f"{self.tokenizer}: {kind}",
-                expected=" or ".join(TOKENIZERS),
+                found=f"{self.tokenizer}: {name}",
+                expected=" or ".join(kind.names),
                 mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
             )
-        return portable_tokenizer(self.tokenizer, TokenLimits.of(read_config(self.encoder / "config.json")))
+        return portable_tokenizer(self.tokenizer, TokenLimits.of(self.config), kind, use.tokens)
 
-    def load(self, layer: Layer) -> TextEncoderModule:
+    def load(self, use: TextUse) -> TextEncoderModule:
         """Load the encoder in float32.
 
         Raises:
@@ -101,27 +112,34 @@ class TextFolders:
             MissingBackendError: transformers is not installed.
             PtqdError: the weights cannot be read, or do not fit the configuration.
         """
-        config = read_config(self.encoder / "config.json")
-        kind = _kind(self.encoder, config)
-        return TextEncoderModule(_load(self.encoder, kind), layer, pooled=layer == "penultimate" and kind == KINDS[1])
+        return TextEncoderModule(_load(self.encoder, self.kind(use)), use)
+
+    def load_network(self) -> nn.Module:
+        """Load the encoder itself, however it is used. Raises what `load` raises."""
+        return self.load(TextUse(self.name, {}, kinds=tuple(TOKENIZERS))).network
+
+    def kind(self, use: TextUse) -> str:
+        """Return the class name of the encoder.
+
+        Raises:
+            UsageError: the pipeline cannot use this class as stated.
+        """
+        config = self.config
+        kind, masked = (config.get("architectures") or [""])[0], config.get("use_attention_mask")
+        if kind not in use.kinds or masked:
+            raise UsageError(
+                "This text encoder is not supported.",
+                found=f"{self.encoder}: {kind}" + (" with use_attention_mask" if masked else ""),
+                expected=" or ".join(use.kinds),
+                mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
+            )
+        return str(kind)
 
 
 def find_text_folders(model: Path) -> tuple[TextFolders, ...]:
     """Return the text encoders in a pipeline's folder; none if the model takes no text."""
     parts = DiffusersFolder(model).parts
     return tuple(TextFolders(model, name) for name in ENCODERS if name in parts)
-
-
-def _kind(folder: Path, config: Mapping[str, Any]) -> str:
-    kind = (config.get("architectures") or [""])[0]
-    if kind not in KINDS or config.get("use_attention_mask"):
-        raise UsageError(
-            "This text encoder is not supported.",
-            found=f"{folder}: {kind}" + (" with use_attention_mask" if config.get("use_attention_mask") else ""),
-            expected=" or ".join(KINDS),
-            mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
-        )
-    return str(kind)
 
 
 def _load(folder: Path, kind: str) -> nn.Module:

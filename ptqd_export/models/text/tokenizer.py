@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingBackendError, PtqdError, UsageError
 
-FILES = ("tokenizer.json", "vocab.json")
-"""The file of a fast tokenizer, or of a slow one (beside merges.txt), which transformers converts."""
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """A kind of tokenizer.
+
+    Attributes:
+        names: class names in transformers, the one that is loaded last.
+        files: the file of a fast tokenizer, or of a slow one, which transformers converts.
+        needs: packages that transformers needs to convert the slow one.
+        shortest: least length of a prompt: the tokens at its ends, and one of its own.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[str, str]
+    needs: tuple[str, ...]
+    shortest: int
+
+
+CLIP_TOKENIZER = TokenizerKind(("CLIPTokenizer", "CLIPTokenizerFast"), ("tokenizer.json", "vocab.json"), (), 3)
+T5_TOKENIZER = TokenizerKind(
+    ("T5Tokenizer", "T5TokenizerFast"), ("tokenizer.json", "spiece.model"), ("sentencepiece", "google.protobuf"), 2
+)
 
 HARD_PROMPTS = (
     "",
@@ -20,16 +41,13 @@ HARD_PROMPTS = (
     "cafe\u0301 caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u0130stanbul",
     "\u732b \u306e \u5199\u771f, \u0444\u043e\u0442\u043e, \U0001f431\u200d\U0001f464",
     "<|startoftext|> inside <|endoftext|> out",
+    "a </s> b <pad> c <unk> d <extra_id_0> \u2581e",
     "a\u00a0b\u3000c\u2014d",
-    "word " * 100,
+    "word " * 700,
     "supercalifragilisticexpialidocious" * 20,
 )
 """Prompts on which tokenizers have disagreed: the empty prompt, case and spaces, contractions, composed and decomposed letters, scripts
 without spaces between words, special tokens as text, unusual spaces, and prompts that are too long."""
-
-
-SHORTEST = 3
-"""Least length of a prompt: the token at its start, one of its own, and the token at its end."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +55,44 @@ class TokenLimits:
     """What a text encoder can take.
 
     Attributes:
-        tokens: most tokens of a prompt.
+        tokens: most tokens of a prompt; None if there is no limit, because the encoder knows the distances between tokens alone.
         vocabulary: number of token ids.
     """
 
-    tokens: int
+    tokens: int | None
     vocabulary: int
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> TokenLimits:
-        """Read the configuration of a CLIP text model."""
-        return cls(config["max_position_embeddings"], config["vocab_size"])
+        """Read the configuration of a text encoder."""
+        return cls(config.get("max_position_embeddings"), config["vocab_size"])
 
 
-def portable_tokenizer(folder: Path, limits: TokenLimits) -> Any:
-    """Return a folder's `tokenizers.Tokenizer`. It truncates and pads to the length, and with the token, in the folder's settings.
+def portable_tokenizer(folder: Path, limits: TokenLimits, kind: TokenizerKind = CLIP_TOKENIZER, length: int | None = None) -> Any:
+    """Return a folder's `tokenizers.Tokenizer`. It truncates and pads with the token in the folder's settings.
+
+    Args:
+        folder: folder of the tokenizer.
+        limits: what the text encoder can take.
+        kind: kind of the tokenizer.
+        length: length that it truncates and pads to; None takes the one in the folder's settings.
 
     Raises:
         UsageError: the folder contains no tokenizer, or one that does not fit the encoder.
-        MissingBackendError: transformers is not installed.
+        MissingBackendError: transformers, or a package that it needs to convert the tokenizer, is not installed.
         PtqdError: the tokenizer cannot be read or fails, or its token ids differ from those of transformers' tokenizer.
     """
-    if not any((folder / name).is_file() for name in FILES):
-        raise UsageError("The model has no tokenizer.", found=f"no {' or '.join(FILES)} in {folder}", mend="copy the whole model folder")
+    if not any((folder / name).is_file() for name in kind.files):
+        raise UsageError(
+            "The model has no tokenizer.", found=f"no {' or '.join(kind.files)} in {folder}", mend="copy the whole model folder"
+        )
     from tokenizers import Tokenizer
 
-    reference = _reference(folder)
+    reference = _reference(folder, kind)
+    if length is not None:
+        reference.model_max_length = length
     portable = Tokenizer.from_str(reference.backend_tokenizer.to_str())
-    _check(folder, reference, portable, limits)
+    _check(folder, reference, portable, limits, kind.shortest)
     portable.enable_truncation(reference.model_max_length)
     portable.enable_padding(length=reference.model_max_length, pad_id=reference.pad_token_id, pad_token=reference.pad_token)
     try:
@@ -76,20 +104,20 @@ def portable_tokenizer(folder: Path, limits: TokenLimits) -> Any:
     return portable
 
 
-def _check(folder: Path, reference: Any, portable: Any, limits: TokenLimits) -> None:
+def _check(folder: Path, reference: Any, portable: Any, limits: TokenLimits, shortest: int) -> None:
     """Refuse settings that the encoder, or the tokenizer itself, fails with.
 
     Raises:
         UsageError: there is such a setting.
     """
     length, largest = reference.model_max_length, max(portable.get_vocab().values(), default=0)
-    unknown = portable.model.unk_token
+    unknown = getattr(portable.model, "unk_token", None)
     known = portable.get_vocab(with_added_tokens=False)
     checks = (
         (
-            isinstance(length, int) and SHORTEST <= length <= limits.tokens,
+            isinstance(length, int) and shortest <= length <= (length if limits.tokens is None else limits.tokens),
             f"model_max_length {_number(length)}",
-            f"a whole number from {SHORTEST} to {limits.tokens}, the positions of the text encoder",
+            f"a whole number from {shortest} to {limits.tokens}, the positions of the text encoder",
         ),
         (reference.pad_token_id is not None, f"pad_token {reference.pad_token}", "a token of the vocabulary"),
         (unknown is None or unknown in known, f"unk_token {unknown}", "a token of the vocabulary"),
@@ -114,21 +142,35 @@ def _number(length: object) -> str:
     return "missing" if isinstance(length, int) and length > 10**20 else repr(length)
 
 
-def _reference(folder: Path) -> Any:
+def _reference(folder: Path, kind: TokenizerKind = CLIP_TOKENIZER) -> Any:
     try:
-        from transformers import CLIPTokenizerFast
+        import transformers
     except ImportError as error:
         raise MissingBackendError("Text models need transformers.", found=str(error), mend="pip install transformers") from error
+    if not (folder / kind.files[0]).is_file():
+        _check_packages(folder / kind.files[1], kind.needs)
     try:
-        return CLIPTokenizerFast.from_pretrained(folder)
+        return getattr(transformers, kind.names[-1]).from_pretrained(folder)
     except Exception as error:  # tokenizers raises plain Exception
         raise PtqdError("The model's tokenizer cannot be read.", found=f"{folder}: {error}", mend="copy the whole model folder") from error
 
 
+def _check_packages(file: Path, needed: Sequence[str]) -> None:
+    """Refuse a slow tokenizer that transformers cannot convert here: without the packages it would take the file for another kind."""
+    for package in needed:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            mend = "pip install sentencepiece protobuf; or take a copy of the model with a tokenizer.json"
+            raise MissingBackendError(f"To read {file.name}, transformers needs {package}.", found=f"{file}: {error}", mend=mend) from error
+
+
 def _prove(portable: Any, reference: Any) -> None:
-    expected = reference(list(HARD_PROMPTS), padding="max_length", max_length=reference.model_max_length, truncation=True).input_ids
-    for prompt, ids, encoding in zip(HARD_PROMPTS, expected, portable.encode_batch(list(HARD_PROMPTS)), strict=True):
-        if encoding.ids != ids:
+    """Compare token ids, and the masks that tell them from padding, on the hard prompts."""
+    expected = reference(list(HARD_PROMPTS), padding="max_length", max_length=reference.model_max_length, truncation=True)
+    found = portable.encode_batch(list(HARD_PROMPTS))
+    for prompt, ids, mask, encoding in zip(HARD_PROMPTS, expected.input_ids, expected.attention_mask, found, strict=True):
+        if (encoding.ids, encoding.attention_mask) != (ids, mask):
             raise PtqdError(
                 "The portable tokenizer's tokens differ from those of the model's own.",
                 found=f"{prompt!r}: {encoding.ids}",

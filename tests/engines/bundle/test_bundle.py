@@ -126,6 +126,16 @@ def test_precisions_of_the_third_version_have_no_groups_of_steps(tmp_path: Path)
     assert [(one.below, one.graph) for one in read.precisions["fp32"].networks] == [(math.inf, GRAPH)]
 
 
+def test_text_encoders_of_the_fourth_version_stand_beside_each_other(tmp_path: Path) -> None:
+    encoder = {"graph": "text/a.onnx", "tokenizer": "text/a.json", "tokens": 77, "inputs": ["encoder_hidden_states"]}
+    text = {"encoders": [encoder], "fixed": {"time_ids": [8.0, 8.0]}, "null_fixed": {}, "zero_without_negative": True}
+    read = Bundle.open(write(tmp_path, {**MANIFEST, "schema_version": 4, "model": {**MANIFEST["model"], "text": text}})).manifest
+    assert read.model.text is not None
+    (one,) = read.model.text.encoders
+    assert (one.takes_mask, one.mask_input, one.joins, one.lowercase) == (False, None, "beside", False)
+    assert (read.model.text.fixed, read.model.text.padded) == ({"time_ids": (8.0, 8.0)}, {})
+
+
 @pytest.mark.parametrize("bounds", [[100.0, 200.0], [100.0, 100.0], [0.0], [-1.0]])
 def test_bounds_of_groups_fall_and_are_positive(tmp_path: Path, bounds: list[float]) -> None:
     (record,) = MANIFEST["precisions"].values()
@@ -232,11 +242,11 @@ def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
         assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
 
 
-@pytest.mark.parametrize("version", [5, 0, "1", True, None])
+@pytest.mark.parametrize("version", [6, 0, "1", True, None])
 def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
     message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
     assert "schema version" in message
-    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4\n" in message
+    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4 or 5\n" in message
 
 
 @pytest.mark.parametrize(

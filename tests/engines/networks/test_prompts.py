@@ -22,6 +22,7 @@ from engines.networks.prompts import (
     TextModel,
     TextPart,
     chosen_prompts,
+    joined,
     open_text,
     read_prompts,
     read_tokenizer,
@@ -100,6 +101,63 @@ def test_prompts_are_encoded_in_batches_and_equal_ones_once() -> None:
 def test_prompts_that_are_too_long_are_named() -> None:
     assert text_model().cut(["a red cat", "a red red cat", "cat", "a a a a a"]) == (1, 3)
     assert text_model().cut(["a red cat"]) == ()
+
+
+def masked_encoder(ids: Array, mask: Array) -> dict[str, Array]:
+    """Rows of a table, zeros where the mask has one."""
+    return {"hidden": TABLE[ids] * mask[..., np.newaxis].astype(np.float32)}
+
+
+def test_the_mask_of_the_tokens_goes_in_and_comes_out() -> None:
+    record = TextEncoderRecord(
+        graph="a.onnx", tokenizer="a.json", tokens=TOKENS, inputs=("hidden",), takes_mask=True, mask_input="mask", lowercase=True
+    )
+    found = TextPart.of(record, tokenizer(), masked_encoder).encode(["  RED Cat\n", "a cat", ""])
+    assert found["mask"].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert found["mask"].dtype == np.int64
+    np.testing.assert_array_equal(found["hidden"][0], [TABLE[2], TABLE[3], 0 * TABLE[0]])
+    np.testing.assert_array_equal(found["hidden"][1], [TABLE[1], TABLE[3], 0 * TABLE[0]])
+
+
+def test_prompts_with_the_same_tokens_and_other_masks_are_told_apart() -> None:
+    made = tokenizer()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found = TextPart(made, masked_encoder, takes_mask=True).encode(["cat", "cat <pad>"])["hidden"]
+    np.testing.assert_array_equal(found[1, 1], TABLE[0])
+    np.testing.assert_array_equal(found[0, 1], 0 * TABLE[0])
+
+
+def test_encoders_stand_beside_and_behind_each_other_with_zeros_where_one_is_narrower() -> None:
+    """Literal values: two encoders of two tokens beside each other, and one of a single wider token behind them."""
+    one, two, three = (np.array(values, dtype=np.float32) for values in ([[[1], [2]]], [[[3], [4]]], [[[5, 6, 7]]]))
+    assert joined([[one, two], [three]]).tolist() == [[[1, 3, 0], [2, 4, 0], [5, 6, 7]]]
+    assert joined([[one, two]], (3, 3)).tolist() == [[[1, 3, 0], [2, 4, 0], [0, 0, 0]]]
+    assert joined([[one[:, 0], two[:, 0]]]).tolist() == [[1, 3]]
+
+
+def test_a_record_says_where_encoders_go_and_each_is_released_before_the_next_runs() -> None:
+    told: list[str] = []
+
+    def part(record: TextEncoderRecord, scale: float) -> TextPart:
+        def encode(ids: Array) -> dict[str, Array]:
+            told.append(f"run {record.graph}")
+            return encoder(scale, pooled="pooled" in record.inputs)(ids)
+
+        return TextPart.of(record, tokenizer(), encode, lambda: told.append(f"release {record.graph}"))
+
+    first = TextEncoderRecord(graph="a", tokenizer="a.json", tokens=TOKENS, inputs=("hidden", "pooled"))
+    second = TextEncoderRecord(graph="b", tokenizer="b.json", tokens=TOKENS, inputs=("hidden",), joins="behind")
+    record = TextRecord(encoders=(first, second), fixed={"guidance": 3.5}, padded={"hidden": (8, 5)}, zero_without_negative=False)
+    found = TextModel(record, (part(first, 1), part(second, 2))).condition(["a red cat", "cat"])
+    assert told == ["run a", "release a", "run b", "release b"]
+    ids = np.array([[1, 2, 3], [3, 0, 0]])
+    hidden = np.zeros((2, 8, 5), np.float32)
+    hidden[:, :3, :4], hidden[:, 3:6, :4] = TABLE[ids], 2 * TABLE[ids]
+    np.testing.assert_array_equal(found.tables["hidden"], hidden)
+    np.testing.assert_allclose(found.tables["pooled"], TABLE[ids].mean(axis=1))
+    assert found.tables["guidance"].tolist() == [3.5, 3.5]
+    assert found.null is not None
+    assert found.null["guidance"].shape == ()
 
 
 # Files and command lines

@@ -32,17 +32,18 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     folder = DiffusersFolder(path)
     family, config = TRANSFORMERS[folder.kind], _config(folder)
     frame = _frame(folder, config, family, size)
-    usual, inputs = family.usual(config), family.conditions(config)
+    usual, inputs, texts = family.usual(config), family.conditions(config), family.texts(config, folder.pipeline)
     declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=frame.sample_shape,
         inputs=inputs,
         noise_schedule=_noise_schedule(folder, family, frame),
         sampler=folder.sampler.name,
-        notes=folder.notes,
+        notes=(*folder.notes, *(use.note for use in texts if use.note and use.folder in folder.parts)),
         steps=usual.steps,
         guidance=usual.guidance,
-        takes_prompts=False,
+        takes_prompts=bool(texts),
+        texts=texts,
     )
     return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))
 

@@ -12,9 +12,12 @@ from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
 MASK = "encoder_attention_mask"
 POOLED = "pooled_projections"
+
+NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
 
 
 def _embeddings(width: int) -> ConditionInput:
@@ -76,14 +79,36 @@ def _fix_pixart_positions(network: nn.Module, frame: Frame) -> None:
     embed.pos_embed, (embed.height, embed.width) = positions.float().unsqueeze(0), grid
 
 
+def _t5(folder: str, tokens: int, **settings: Any) -> TextUse:
+    return TextUse(folder, {EMBEDDINGS: "last"}, kinds=(T5,), tokens=tokens, **settings)
+
+
+def _pixart_texts(_: Config, pipeline: str | None) -> tuple[TextUse, ...]:
+    tokens = 120 if pipeline == "PixArtAlphaPipeline" else 300
+    return (_t5("text_encoder", tokens, takes_mask=True, mask_input=MASK, lowercase=True, note=NOT_CLEANED),)
+
+
+def _sd3_texts(*_: object) -> tuple[TextUse, ...]:
+    clips = (
+        TextUse(name, {EMBEDDINGS: "penultimate", POOLED: "projected"}, (CLIP_PROJECTED,)) for name in ("text_encoder", "text_encoder_2")
+    )
+    return *clips, _t5("text_encoder_3", 256, joins="behind", optional=True)
+
+
+def _flux_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
+    """Return the encoders of dev, or of schnell, which was distilled with half the tokens."""
+    return TextUse("text_encoder", {POOLED: "pooled"}, (CLIP,)), _t5("text_encoder_2", 512 if config["guidance_embeds"] else 256)
+
+
 TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "PixArtTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
         usual=lambda _: Usual(20, 4.5),
+        texts=_pixart_texts,
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda _: Usual(28, 7.0)),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda _: Usual(28, 7.0), texts=_sd3_texts),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -92,6 +117,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
         last_sigma="step",
+        texts=_flux_texts,
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
     ),

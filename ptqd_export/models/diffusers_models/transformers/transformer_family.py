@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engines.samplers.levels.noise_schedule import LastSigma
 from ptqd_export.models.conditions import ConditionInput
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
+from ptqd_export.models.text.text_use import TextUse
 
 Config: TypeAlias = Mapping[str, Any]
 Named: TypeAlias = Mapping[str, Tensor]
@@ -44,6 +45,8 @@ class TransformerFamily:
         size: side of the latents where the configuration has no `sample_size`.
         pixels: pixels per latent along each side, in a folder without a first stage.
         last_sigma: where the pipeline lets a flow's levels end before their shift.
+        texts: how the pipeline uses its text encoders, given the configuration and the class name of the pipeline; empty if prompts are not
+            supported.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
     """
@@ -57,6 +60,7 @@ class TransformerFamily:
     size: int | None = None
     pixels: int = 8
     last_sigma: LastSigma = "timestep"
+    texts: Callable[[Config, str | None], tuple[TextUse, ...]] = lambda *_: ()
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
 

@@ -97,8 +97,8 @@ def write_sdxl(folder: Path, *, variant: str | None = None, zeros: bool = True) 
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(), unet=_unet(16 + 24, use_linear_projection=True, **added), scheduler=_scheduler({}),
         tokenizer=_tokenizer(folder / "tokenizer"), tokenizer_2=_tokenizer(folder / "tokenizer_2"),
-        text_encoder=_text_encoder("CLIPTextModel", 16, {"hidden_act": "quick_gelu"}),
-        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 24, {"hidden_act": "gelu", "projection_dim": 12}),
+        text_encoder=text_encoder("CLIPTextModel", 16, {"hidden_act": "quick_gelu"}),
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 24, {"hidden_act": "gelu", "projection_dim": 12}),
         force_zeros_for_empty_prompt=zeros, add_watermarker=False,
     )  # fmt: skip
     return _save(pipeline, folder, variant)
@@ -114,7 +114,7 @@ def write_refiner(folder: Path) -> Path:
     pipeline = StableDiffusionXLImg2ImgPipeline(
         vae=_vae(), unet=_unet(24, use_linear_projection=True, **added), scheduler=_scheduler({}),
         tokenizer=None, tokenizer_2=_tokenizer(folder / "tokenizer_2"), text_encoder=None,
-        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 24, {"hidden_act": "gelu", "projection_dim": 12}),
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 24, {"hidden_act": "gelu", "projection_dim": 12}),
         requires_aesthetics_score=True, force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
     return _save(pipeline, folder, None)
@@ -157,7 +157,7 @@ def _write_sd(
     write_tokenizer(folder / "tokenizer", pad)
     pipeline = StableDiffusionPipeline(
         vae=_vae(), unet=_unet(16, **unet), scheduler=_scheduler(scheduler), tokenizer=_tokenizer(folder / "tokenizer"),
-        text_encoder=_text_encoder("CLIPTextModel", 16, text), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        text_encoder=text_encoder("CLIPTextModel", 16, text), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     return _save(pipeline, folder, variant)
 
@@ -180,13 +180,13 @@ def _tokenizer(folder: Path) -> Any:
     return CLIPTokenizerFast.from_pretrained(folder)
 
 
-def _text_encoder(kind: str, width: int, settings: Mapping[str, Any]) -> Any:
+def text_encoder(kind: str, width: int, settings: Mapping[str, Any]) -> Any:
     import transformers
 
     vocab = vocabulary()
     config = transformers.CLIPTextConfig(
         vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=LENGTH, bos_token_id=vocab[START], eos_token_id=vocab[END], pad_token_id=1, **settings,
+        max_position_embeddings=LENGTH, bos_token_id=vocab[START], pad_token_id=1, **{"eos_token_id": vocab[END], **settings},
     )  # fmt: skip
     network = getattr(transformers, kind)(config).eval()
     for parameter in network.parameters():  # with the library's small initial weights, all prompts give nearly the same output

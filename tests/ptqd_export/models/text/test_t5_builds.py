@@ -1,0 +1,81 @@
+"""From the folder of Stable Diffusion 3 to pictures of prompts: a build, and what `ptqd-run sample --prompt` makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from engines.chain.noise import NoiseSource
+from engines.cli import main
+from ptqd_export.commands.starter import PROMPTS as STARTER_PROMPTS
+from ptqd_export.commands.starter import starter_plan
+from ptqd_export.plan import PlanFile, load_plan
+from ptqd_export.stages.run_build import run_build
+from tests.ptqd_export.models.text import tiny_t5
+
+# diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+STEPS, GUIDANCE, SEED = 3, 5.0, 5
+PROMPTS, NEGATIVE = ("the DOG of caf\u00e9, \u732b!", "word " * 300, ""), "the word"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> PlanFile:
+    folder = tmp_path_factory.mktemp("sd3")
+    tiny_t5.write_sd3(folder)
+    plan = {
+        "model": {"path": "model", "prompts": ["a photo of the red cat", "watercolour"], "negative_prompt": NEGATIVE},
+        "sampler": {"name": "flow-euler", "steps": STEPS, "guidance": GUIDANCE},
+        "precisions": ["w8a8"],
+        "calibration": {"samples": 4, "batch_size": 4, "activation_samples": 8},
+        "target": {"name": "onnxruntime", "threads": 1, "benchmark_batch": 2},
+        "output": "bundle",
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    plan_file = load_plan(folder / "plan.json")
+    run_build(plan_file)
+    return plan_file
+
+
+def test_a_chain_of_prompts_ends_at_the_images_of_the_pipeline(built: PlanFile, tmp_path: Path) -> None:
+    options = ["--num", "3", "--seed", str(SEED), "--negative-prompt", NEGATIVE, *(f"--prompt={prompt}" for prompt in PROMPTS)]
+    for precision in ("fp32", "w8a8"):
+        output = ("--precision", precision, "--format", "npz", "--output", str(tmp_path / precision))
+        done = CliRunner().invoke(main, ["sample", str(built.output_path), *options, *output])
+        assert done.exit_code == 0, done.output
+        assert "cut off because they were too long: prompts 1;" in done.output
+    found, quantized = (dict(np.load(tmp_path / precision / "samples.npz")) for precision in ("fp32", "w8a8"))
+    begin = NoiseSource(SEED, found["samples"].shape[1:]).start(np.arange(3))
+    theirs = diffusers.StableDiffusion3Pipeline.from_pretrained(built.model_path, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    latents, images = (
+        np.asarray(
+            theirs(
+                prompt=list(PROMPTS), negative_prompt=[NEGATIVE] * 3, latents=torch.from_numpy(begin), height=16, width=16,
+                num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type=kind, return_dict=False,
+            )[0]
+        )
+        for kind in ("latent", "np")
+    )  # fmt: skip
+    np.testing.assert_allclose(found["samples"], latents, atol=1e-3)
+    np.testing.assert_allclose(found["images"] / 255, images, atol=0.5 / 255 + 1e-3)
+    assert np.abs(latents - begin).max() > 0.1
+    assert 0 < np.abs(quantized["samples"] - latents).max() < 0.2 * np.abs(latents).max()
+
+
+def test_init_writes_prompts_and_the_guidance_of_the_family(built: PlanFile) -> None:
+    plan = starter_plan(built.model_path, "onnxruntime", built.folder)
+    assert (plan.model.prompts, plan.sampler.guidance, plan.model.conditions) == (STARTER_PROMPTS, 7.0, None)
+
+
+def test_init_says_that_captions_are_not_cleaned(tmp_path: Path) -> None:
+    plan = starter_plan(tiny_t5.write_pixart(tmp_path), "onnxruntime", tmp_path)
+    assert plan.model.prompts == STARTER_PROMPTS
+    assert any("prompts are not cleaned of links" in comment for comment in plan.comments)

@@ -1,0 +1,178 @@
+"""Prompts of diffusion transformers in miniature against their own pipelines: T5 and CLIP, masks, lengths, and how encoders are joined."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engines.bundle.manifest import TextRecord
+from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.networks.conditioning import Conditioning
+from engines.networks.prompts import GraphEncoder, TextModel, TextPart, read_tokenizer
+from ptqd_export.models.load import load_model
+from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portable_tokenizer
+from ptqd_export.stages.network.text import make_text, text_record
+from tests.ptqd_export.models.pipelines import plan_of
+from tests.ptqd_export.models.text import tiny_t5
+from tests.ptqd_export.stages.recorder import Recorder
+
+Arrays = Mapping[str, NDArray[Any]]
+PROMPTS = ("  A Photo of\tthe RED cat, \u732b ", "the word " * 300, "", "caf\u00e9 in 1984")
+"""Capitals, blanks and a sign without a token; too long for every encoder; empty; plain."""
+
+NEGATIVE = "The DOG "
+LENGTHS = {"pixart-sigma": 300, "pixart-alpha": 120, "sd3": 77 + 256, "sd3-without-t5": 77 + 256, "flux-dev": 512, "flux-schnell": 256}
+GUIDED = tuple(name for name in LENGTHS if not name.startswith("flux"))
+
+
+@cache
+def pipeline(folder: Path) -> Any:
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name, value in index.items() if value == [None, None]}
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **absent, local_files_only=True)
+
+
+def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Arrays | None]:
+    """Return rows and null row by conditioning input, as the pipeline encodes them; without guidance there is no null row."""
+    asked: dict[str, Any] = {"prompt": list(PROMPTS)}
+    if family in GUIDED:
+        asked |= {"negative_prompt": "" if negative is None and family.startswith("pixart") else negative}
+    if family.startswith("sd3"):
+        asked |= {"prompt_2": None, "prompt_3": None, "negative_prompt": None if negative is None else [negative] * len(PROMPTS)}
+    if family == "flux-schnell":
+        asked |= {"max_sequence_length": 256}
+    with torch.no_grad():
+        found = [value.numpy() for value in pipeline(folder).encode_prompt(**asked, device="cpu")]
+    if family.startswith("pixart"):
+        rows, mask, null, null_mask = found
+        names = ("encoder_hidden_states", "encoder_attention_mask")
+        return dict(zip(names, (rows, mask), strict=True)), dict(zip(names, (null[0], null_mask[0]), strict=True))
+    names = ("encoder_hidden_states", "pooled_projections")
+    if family.startswith("flux"):
+        return dict(zip(names, found[:2], strict=True)), None
+    rows, null, pooled, null_pooled = found
+    return dict(zip(names, (rows, pooled), strict=True)), dict(zip(names, (null[0], null_pooled[0]), strict=True))
+
+
+def check(found: Conditioning, rows: Arrays, null: Arrays | None, tolerance: float) -> None:
+    assert found.null is not None
+    assert found.tables.keys() - {"guidance"} == rows.keys() == found.null.keys() - {"guidance"}
+    for name, values in rows.items():
+        assert found.tables[name].shape == values.shape
+        np.testing.assert_allclose(found.tables[name], values, atol=tolerance, err_msg=name)
+        assert np.abs(values[0].astype(float) - values[3]).max() > 0.1, "the prompts hardly differ"
+    for name, values in (null or {}).items():
+        np.testing.assert_allclose(found.null[name], values, atol=tolerance, err_msg=name)
+
+
+SLOW = ("pixart-alpha", "flux-schnell")
+"""Families marked slow: they differ from the others of their kind in lengths alone."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LENGTHS])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_t5.WRITE[family](tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def written(family: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextRecord, Path]:
+    """The record and the folder of graphs and tokenizers, without the rest of a build."""
+    model = load_model(plan_of(folder, prompts=["cat"]))
+    assert model.prompts is not None
+    output = tmp_path_factory.mktemp(f"{family}-text")
+    make_text(model.prompts, PROMPTS, output, Recorder())
+    record = text_record(output)
+    assert record is not None
+    return record, output
+
+
+def text_model(written: tuple[TextRecord, Path]) -> TextModel:
+    """Return the encoders as a bundle opens them."""
+    record, folder = written
+    parts = []
+    for one in record.encoders:
+        tokenizer = read_tokenizer((folder / one.tokenizer).read_bytes(), folder / one.tokenizer, one.tokens)
+        parts.append(TextPart.of(one, tokenizer, GraphEncoder(folder / one.graph, one.inputs)))
+    return TextModel(record, tuple(parts))
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVE])
+def test_prompts_become_the_embeddings_of_the_pipeline(
+    family: str, folder: Path, written: tuple[TextRecord, Path], negative: str | None
+) -> None:
+    rows, null = encoded(family, folder, negative)
+    assert rows["encoder_hidden_states"].shape[1] == LENGTHS[family]
+    found = load_model(plan_of(folder, prompts=list(PROMPTS), negative_prompt=negative)).conditioning
+    assert found is not None
+    check(found, rows, null, 1e-5)
+    check(text_model(written).condition(PROMPTS, negative), rows, null, 1e-4)
+
+
+def test_the_prompt_that_is_too_long_is_named(written: tuple[TextRecord, Path]) -> None:
+    assert text_model(written).cut(PROMPTS) == (1,)
+
+
+def test_encoders_that_are_large_are_closed_between_calls(written: tuple[TextRecord, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    record, folder = written
+    encoder = GraphEncoder(folder / record.encoders[0].graph, record.encoders[0].inputs)
+    session = encoder._session
+    encoder.release()
+    assert encoder._session is session
+    monkeypatch.setattr("engines.networks.prompts.KEPT_BYTES", 0)
+    encoder.release()
+    assert encoder._session is not session
+
+
+def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LEAST_COSINE", 0.999999)
+    prompts = load_model(plan_of(folder, prompts=["cat"])).prompts
+    assert prompts is not None
+    with pytest.raises(
+        PtqdError, match=r"(?s)8 bits change this text encoder too much.*text_encoder: a cosine of 0\.99\d+ for encoder_hidden"
+    ):
+        make_text(prompts, PROMPTS, tmp_path, Recorder())
+    text = prompts.load()
+    part = TextPart.of(
+        text.record.encoders[0], text.tokenizers[0], GraphEncoder(tmp_path / "text/text_encoder.onnx", ("encoder_hidden_states",))
+    )
+    found = TextModel(text.record, (part,)).condition(PROMPTS)
+    rows, _ = encoded("pixart-sigma", folder, None)
+    exact, near = (values["encoder_hidden_states"].reshape(len(PROMPTS), -1) for values in (rows, found.tables))
+    cosines = (exact * near).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(near, axis=1)
+    assert cosines.min() > 0.99
+    assert np.abs(exact - near).max() > 1e-3
+    np.testing.assert_array_equal(found.tables["encoder_attention_mask"], rows["encoder_attention_mask"])
+
+
+def test_a_tokenizer_that_must_be_converted_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(
+        MissingBackendError, match=r"(?s)spiece\.model, transformers needs sentencepiece.*pip install sentencepiece protobuf"
+    ):
+        portable_tokenizer(tmp_path, TokenLimits(None, 100), T5_TOKENIZER, 20)
+
+
+def test_an_encoder_of_another_class_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["UMT5EncoderModel"]}))
+    with pytest.raises(UsageError, match=r"(?s)text encoder is not supported.*UMT5EncoderModel.*T5EncoderModel"):
+        load_model(plan_of(folder, prompts=["cat"]))
