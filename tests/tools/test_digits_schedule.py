@@ -117,8 +117,8 @@ def gain_of(mode: Mode, moments: Fields) -> float:
             return 1 / (1 + max(pooled.k, 0.0))
         case "signed":
             return signed_gain(moments)
-        case "joint":
-            raise AssertionError("it has two gains: tests/calib/correction/test_joint_gain.py")
+        case "joint" | "bounded":
+            raise AssertionError("they have two gains: tests/calib/correction/test_joint_gain.py, test_bounded_gain.py")
         case "mmse":
             return pooled.weighted([0, 1, 0], [0, 1, 1]) / pooled.weighted([0, 1, 1], [0, 1, 1])
 
