@@ -19,7 +19,7 @@ from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.errors import PtqdError
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
-from ptqd_export.graph.trace import check_outputs, check_parity, lower, trace
+from ptqd_export.graph.trace import check_outputs, check_parity, lower, trace, trace_module
 from ptqd_export.models.base import LoadedModel
 
 if TYPE_CHECKING:
@@ -159,6 +159,18 @@ def test_graph_of_other_weights_is_refused(difficult: tuple[LoadedModel, ir.Mode
     with pytest.raises(PtqdError, match="does not compute what torch computes") as error:
         check_parity(model, tmp_path / "m.onnx")
     assert "at most 1e-04" in str(error.value)
+
+
+def test_tiny_addend_still_keeps_a_division_from_zero_by_zero(tmp_path: Path) -> None:
+    class Share(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept = torch.relu(x)
+            return kept / (kept.sum(1, keepdim=True) + 1e-15)
+
+    x = torch.tensor([[-1.0, -2.0], [1.0, 3.0]])
+    ir.save(trace_module(Share(), {"sample": x}), tmp_path / "share.onnx")
+    found = OnnxRuntimeEngine(tmp_path / "share.onnx").run({"sample": x.numpy()})
+    np.testing.assert_allclose(found, np.array([[0.0, 0.0], [0.25, 0.75]]), rtol=1e-6)
 
 
 def test_torch_output_that_is_not_finite_is_no_fault_of_the_graph() -> None:

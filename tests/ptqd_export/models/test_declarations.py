@@ -144,7 +144,8 @@ def test_old_class_name_of_another_transformer_is_read_as_todays(tmp_path: Path)
 
 def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_path: Path) -> None:
     found = declared(write(tmp_path / "model", transformer=FLUX, scheduler=FLOW))
-    assert (found.sample_shape, found.noise_schedule.mu, found.noise_schedule.last_sigma) == ((16, 128, 128), pytest.approx(1.15), "step")
+    assert (found.sample_shape, found.noise_schedule.last_sigma) == ((16, 128, 128), "step")
+    assert found.noise_schedule.mu == pytest.approx(1.15)
     assert ([one.name for one in found.asked], found.embeds_guidance) == (["encoder_hidden_states", "pooled_projections"], True)
 
 

@@ -96,12 +96,13 @@ def _of_pipeline(name: str, model: Path, start: Array, steps: int, guidance: flo
     with np.load(model.parent / "conditions.npz") as archive:
         tables = {key: torch.from_numpy(value) for key, value in archive.items()}
     options: dict[str, Any] = {"use_resolution_binning": False} if tiny.masked else {}
-    given = {_argument(key): value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
+    given: dict[str, Any] = {_argument(key): value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
     if name == "flux-schnell":  # its own guidance scale has no effect
         options = {"true_cfg_scale": guidance}
     if name != "flux-dev":
         nulls = {key.removeprefix("null."): value for key, value in tables.items() if key.startswith("null.")}
-        given |= {f"negative_{_argument(key)}": value.expand(NUM, *value.shape) for key, value in nulls.items()} | {"negative_prompt": None}
+        given |= {f"negative_{_argument(key)}": value.expand(NUM, *value.shape) for key, value in nulls.items()}
+        given["negative_prompt"] = None
     factor, (height, width) = pipeline.vae_scale_factor, start.shape[2:]
     latents = torch.from_numpy(start)
     if name.startswith("flux"):

@@ -71,7 +71,7 @@ TINY: Mapping[str, Tiny] = {
         ("PixArtTransformer2DModel", {**PIXART, "sample_size": 128, "attention_head_dim": 12, "cross_attention_dim": 24}),
         DPM, None, (48, 80), masked=True,
     ),
-    "sd3": Tiny("StableDiffusion3Pipeline", ("SD3Transformer2DModel", SD3), (FLOW, {"shift": 3.0}), None, pooled=True),
+    "sd3": Tiny("StableDiffusion3Pipeline", ("SD3Transformer2DModel", SD3), (FLOW, {"shift": 3.0}), None, (48, 64), pooled=True),
     "flux-dev": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", {**FLUX, "guidance_embeds": True}), (FLOW, DYNAMIC), (16, 0.3611, 0.1159), (16, 12),
         pooled=True,

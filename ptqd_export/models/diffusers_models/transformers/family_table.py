@@ -11,7 +11,7 @@ from torch import nn
 from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
-from ptqd_export.models.diffusers_models.transformers.transformer_family import Affine, Config, Named, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
 from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
 MASK = "encoder_attention_mask"
@@ -114,7 +114,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         usual=_flux_usual,
         patch=2,
         layout="tokens",
-        timestep=lambda _: Affine(1 / 1000),
+        timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
         last_sigma="step",
         texts=_flux_texts,
@@ -124,7 +124,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"]),
         usual=lambda _: Usual(20, 4.5),
-        timestep=lambda config: Affine(config["timestep_scale"]),
+        timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
     ),
 }

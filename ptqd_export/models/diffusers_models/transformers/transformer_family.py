@@ -17,7 +17,7 @@ Config: TypeAlias = Mapping[str, Any]
 Named: TypeAlias = Mapping[str, Tensor]
 
 
-class Affine(NamedTuple):
+class TimestepMap(NamedTuple):
     """The timestep that a network is given, `scale * t + offset`, for the training timestep `t` of a sampler."""
 
     scale: float = 1.0
@@ -55,7 +55,7 @@ class TransformerFamily:
     usual: Callable[[Config], Usual]
     patch: str | int = "patch_size"
     layout: Literal["latents", "tokens"] = "latents"
-    timestep: Callable[[Config], Affine] = lambda _: Affine()
+    timestep: Callable[[Config], TimestepMap] = lambda _: TimestepMap()
     negated: bool = False
     size: int | None = None
     pixels: int = 8
