@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,20 @@ def _reference(folder: Path, kind: TokenizerKind = CLIP_TOKENIZER) -> Any:
 
 def _check_packages(file: Path, needed: Sequence[str]) -> None:
     """Refuse a slow tokenizer that transformers cannot convert here: without the packages it would take the file for another kind."""
-    for package in needed:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            mend = "pip install sentencepiece protobuf; or take a copy of the model with a tokenizer.json"
-            raise MissingBackendError(f"To read {file.name}, transformers needs {package}.", found=f"{file}: {error}", mend=mend) from error
+    missing = [package for package in needed if not _is_installed(package)]
+    if missing:
+        raise MissingBackendError(
+            f"To read {file.name}, transformers needs {' and '.join(missing)}.",
+            found=f"{file} without {file.with_name('tokenizer.json').name} beside it",
+            mend="pip install sentencepiece protobuf; or take a copy of the model with a tokenizer.json",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def _prove(portable: Any, reference: Any) -> None:

@@ -61,7 +61,7 @@ def _keys(root: Path) -> dict[str, dict[str, object]]:
         ("ptqd_export/report/pictures.py", {"pictures"}),
         ("calib/correction/joint_gain.py", FIT),
         ("calib/walk/budget.py", {"probes"}),
-        ("calib/quantizers/scale_search.py", {*QUANTIZED, "reconstruct"}),
+        ("calib/quantizers/scale_search.py", {*QUANTIZED, "reconstruct", "text"}),
         ("calib/rounding/soft_block.py", {"reconstruct", "quantize"}),
         ("ptqd_export/graph/passes/quantize_dequantize.py", QUANTIZED),
         ("ptqd_export/graph/passes/half_precision.py", {"quantize", "convert"}),

@@ -65,7 +65,7 @@ def test_a_chain_of_prompts_ends_at_the_images_of_the_pipeline(built: PlanFile, 
         for kind in ("latent", "np")
     )  # fmt: skip
     np.testing.assert_allclose(found["samples"], latents, atol=1e-3)
-    np.testing.assert_allclose(found["images"] / 255, images, atol=0.5 / 255 + 1e-3)
+    np.testing.assert_allclose(found["images"] / 255, np.moveaxis(images, -1, 1), atol=0.5 / 255 + 1e-3)
     assert np.abs(latents - begin).max() > 0.1
     assert 0 < np.abs(quantized["samples"] - latents).max() < 0.2 * np.abs(latents).max()
 
