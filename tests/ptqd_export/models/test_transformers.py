@@ -46,7 +46,7 @@ USUAL = {
     "sd3": ("flow-euler", 28, 7.0),
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
-    "sana": ("flow-euler", 20, 4.5),
+    "sana": ("dpm++2m", 20, 4.5),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""
 

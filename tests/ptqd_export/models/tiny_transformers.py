@@ -61,6 +61,7 @@ SANA = {
 }  # fmt: skip
 
 DPM: tuple[str, Mapping[str, Any]] = ("DPMSolverMultistepScheduler", {})
+DPM_ON_FLOW = (DPM[0], {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0})
 FLOW = "FlowMatchEulerDiscreteScheduler"
 DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 
@@ -79,7 +80,7 @@ TINY: Mapping[str, Tiny] = {
     "flux-schnell": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
     ),
-    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), (FLOW, {"shift": 3.0}), None, masked=True),
+    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
 }  # fmt: skip
 
 
