@@ -44,6 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> PlanFile:
     return plan_file
 
 
+@pytest.mark.slow
 def test_a_chain_of_prompts_ends_at_the_images_of_the_pipeline(built: PlanFile, tmp_path: Path) -> None:
     options = ["--num", "3", "--seed", str(SEED), "--negative-prompt", NEGATIVE, *(f"--prompt={prompt}" for prompt in PROMPTS)]
     for precision in ("fp32", "w8a8"):
@@ -70,8 +71,8 @@ def test_a_chain_of_prompts_ends_at_the_images_of_the_pipeline(built: PlanFile, 
     assert 0 < np.abs(quantized["samples"] - latents).max() < 0.2 * np.abs(latents).max()
 
 
-def test_init_writes_prompts_and_the_guidance_of_the_family(built: PlanFile) -> None:
-    plan = starter_plan(built.model_path, "onnxruntime", built.folder)
+def test_init_writes_prompts_and_the_guidance_of_the_family(tmp_path: Path) -> None:
+    plan = starter_plan(tiny_t5.write_sd3(tmp_path), "onnxruntime", tmp_path)
     assert (plan.model.prompts, plan.sampler.guidance, plan.model.conditions) == (STARTER_PROMPTS, 7.0, None)
 
 
