@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ Array = NDArray[Any]
 NUM, SEED = 2, 5
 ROWS = np.array([2, 0])
 STEPS = 4
-BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"]}
-SLOW = ("sd3", "sana")
+BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"], "z-image": ["w8a8"]}
+SLOW = ("sd3", "sana", "z-image")
 """Families whose builds are marked slow: the other two cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
 
 USUAL = {
@@ -47,8 +47,12 @@ USUAL = {
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
     "sana": ("dpm++2m", 20, 4.5),
+    "z-image": ("flow-euler", 50, 6.0),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""
+
+NOTED = {"z-image": ["sampler.guidance"]}
+"""First words of what `init` says about the family."""
 
 
 @pytest.fixture(scope="session")
@@ -92,28 +96,43 @@ def _pipeline(name: str, model: Path) -> Any:
 
 def _of_pipeline(name: str, model: Path, start: Array, steps: int, guidance: float, output: str = "latent") -> Array:
     """Latents [N, C, h, w], or images [N, 3, H, W] in [0, 1], of diffusers' pipeline from our noise and embeddings."""
-    pipeline, tiny = _pipeline(name, model), TINY[name]
+    pipeline = _pipeline(name, model)
     with np.load(model.parent / "conditions.npz") as archive:
         tables = {key: torch.from_numpy(value) for key, value in archive.items()}
-    options: dict[str, Any] = {"use_resolution_binning": False} if tiny.masked else {}
-    given: dict[str, Any] = {_argument(key): value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
-    if name == "flux-schnell":  # its own guidance scale has no effect
-        options = {"true_cfg_scale": guidance}
-    if name != "flux-dev":
-        nulls = {key.removeprefix("null."): value for key, value in tables.items() if key.startswith("null.")}
-        given |= {f"negative_{_argument(key)}": value.expand(NUM, *value.shape) for key, value in nulls.items()}
-        given["negative_prompt"] = None
+    rows = {key: value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
+    nulls = {key.removeprefix("null."): value.expand(NUM, *value.shape) for key, value in tables.items() if key.startswith("null.")}
     factor, (height, width) = pipeline.vae_scale_factor, start.shape[2:]
     latents = torch.from_numpy(start)
     if name.startswith("flux"):
         latents = pipeline._pack_latents(latents, NUM, start.shape[1], height, width)
     found = pipeline(
-        **given, **options, latents=latents, height=height * factor, width=width * factor, num_inference_steps=steps,
-        guidance_scale=guidance, output_type=output, return_dict=False,
+        **_asked(name, rows, nulls, guidance), latents=latents, height=height * factor, width=width * factor, num_inference_steps=steps,
+        output_type=output, return_dict=False,
     )[0]  # fmt: skip
     if output == "latent" and name.startswith("flux"):
         found = pipeline._unpack_latents(found, height * factor, width * factor, factor)
     return np.asarray(found) if output == "latent" else np.moveaxis(found, -1, 1)
+
+
+def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidance: float) -> dict[str, Any]:
+    """Return the pipeline's arguments for conditions, those of "no prompt", and our guidance scale."""
+    if name == "z-image":
+        captions = {"prompt_embeds": _unpadded(rows), "negative_prompt_embeds": _unpadded(nulls)}
+        return {**captions, "guidance_scale": guidance - 1}
+    given = {_argument(key): value for key, value in rows.items()}
+    if name == "flux-dev":
+        return {**given, "guidance_scale": guidance}
+    given |= {f"negative_{_argument(key)}": value for key, value in nulls.items()} | {"negative_prompt": None}
+    if name == "flux-schnell":  # its own guidance scale has no effect
+        return {**given, "true_cfg_scale": guidance}
+    options = {"use_resolution_binning": False} if TINY[name].masked else {}
+    return {**given, **options, "guidance_scale": guidance}
+
+
+def _unpadded(conditions: Mapping[str, Any]) -> list[Any]:
+    """Return embeddings as a list of as many tokens as the mask keeps."""
+    masks = conditions["encoder_attention_mask"].bool()
+    return [row[mask] for row, mask in zip(conditions["encoder_hidden_states"], masks, strict=True)]
 
 
 def _argument(key: str) -> str:
@@ -217,7 +236,8 @@ def _samples(built: Built, folder: Path, precision: str) -> Array:
 def test_init_writes_what_the_pipeline_does(name: str, folders: Callable[[str], Path]) -> None:
     plan = starter_plan(folders(name), "onnxruntime", folders(name).parent)
     assert (plan.sampler.name, plan.sampler.steps, plan.sampler.guidance) == USUAL[name]
-    (note,) = plan.comments
+    *known, note = plan.comments
+    assert [each.split()[0] for each in known] == NOTED.get(name, [])
     assert note.startswith(
         "name a file as model.conditions before you build: an .npz with encoder_hidden_states: float32 [rows, tokens, 12]"
     )

@@ -31,6 +31,7 @@ class Tiny:
         latents: channels of the first stage, its scale and its shift; None without a first stage.
         size: images in pixels for the plan; None takes the model's own.
         masked, pooled: whether the network takes a mask of tokens, and pooled embeddings.
+        lengths: tokens of each row's prompt and of no prompt, which the mask keeps.
     """
 
     pipeline: str
@@ -40,6 +41,7 @@ class Tiny:
     size: tuple[int, int] | None = None
     masked: bool = False
     pooled: bool = False
+    lengths: tuple[int, ...] = (TOKENS, 2, 4, 1)
 
 
 PIXART = {
@@ -58,6 +60,10 @@ FLUX = {
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_cross_attention_heads": 2,
     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH, "sample_size": 6,
+}  # fmt: skip
+Z_IMAGE = {
+    "in_channels": 4, "dim": 32, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": WIDTH,
+    "axes_dims": [4, 6, 6], "axes_lens": [72, 16, 16],
 }  # fmt: skip
 
 DPM: tuple[str, Mapping[str, Any]] = ("DPMSolverMultistepScheduler", {})
@@ -81,6 +87,10 @@ TINY: Mapping[str, Tiny] = {
         "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
     ),
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
+    "z-image": Tiny(
+        "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
+        lengths=(40, 2, 7, 1),
+    ),
 }  # fmt: skip
 
 
@@ -115,9 +125,10 @@ def spread(network: torch.nn.Module) -> None:
 def tables(tiny: Tiny) -> dict[str, NDArray[Any]]:
     """Return the conditions [rows, ...] and their values for "no prompt"."""
     random = np.random.default_rng(0)
-    found: dict[str, NDArray[Any]] = {"encoder_hidden_states": random.standard_normal((ROWS + 1, TOKENS, WIDTH), dtype=np.float32)}
+    tokens = max(tiny.lengths)
+    found: dict[str, NDArray[Any]] = {"encoder_hidden_states": random.standard_normal((ROWS + 1, tokens, WIDTH), dtype=np.float32)}
     if tiny.masked:
-        found["encoder_attention_mask"] = (np.arange(TOKENS) < np.array([[5], [2], [4], [1]])).astype(np.int64)
+        found["encoder_attention_mask"] = (np.arange(tokens) < np.array(tiny.lengths)[:, None]).astype(np.int64)
     if tiny.pooled:
         found["pooled_projections"] = random.standard_normal((ROWS + 1, POOLED), dtype=np.float32)
     return {name: table[:ROWS] for name, table in found.items()} | {f"null.{name}": table[ROWS] for name, table in found.items()}

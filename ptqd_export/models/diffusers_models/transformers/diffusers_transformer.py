@@ -39,7 +39,7 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         inputs=inputs,
         noise_schedule=_noise_schedule(folder, family, frame),
         sampler=folder.sampler.name,
-        notes=(*folder.notes, *(use.note for use in texts if use.note and use.folder in folder.parts)),
+        notes=(*folder.notes, *filter(None, [family.note]), *(use.note for use in texts if use.note and use.folder in folder.parts)),
         steps=usual.steps,
         guidance=usual.guidance,
         takes_prompts=bool(texts),
@@ -73,7 +73,7 @@ def _frame(folder: DiffusersFolder, config: Config, family: TransformerFamily, s
     Raises:
         UsageError: the network takes an image beside the state, or its tokens do not cover the size.
     """
-    inputs, outputs = config["in_channels"], config["out_channels"] or config["in_channels"]
+    inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if outputs not in (inputs, 2 * inputs):
         raise UsageError(
             "This transformer takes more than a state, which is not supported.",

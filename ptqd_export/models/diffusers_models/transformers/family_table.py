@@ -8,16 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, MASK, ConditionInput
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
 from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
-MASK = "encoder_attention_mask"
 POOLED = "pooled_projections"
 
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
+
+Z_IMAGE_SCALE = (
+    "sampler.guidance is 1 more than the guidance_scale of ZImagePipeline, which adds its multiple of the difference to the conditional "
+    "output; a model distilled for few steps (Turbo) takes guidance 1, which is none, and 8 steps"
+)
 
 
 def _embeddings(width: int) -> ConditionInput:
@@ -126,5 +131,16 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         usual=lambda _: Usual(20, 4.5),
         timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
+    ),
+    "ZImageTransformer2DModel": TransformerFamily(
+        conditions=lambda config: _masked(config["cap_feat_dim"]),
+        usual=lambda _: Usual(50, 6.0),
+        patch=2,
+        timestep=lambda _: TimestepMap(-1 / 1000, 1.0),
+        negated=True,
+        size=128,
+        last_sigma="step",
+        prepare=prepare_z_image,
+        note=Z_IMAGE_SCALE,
     ),
 }

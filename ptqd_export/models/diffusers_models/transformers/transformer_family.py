@@ -49,6 +49,7 @@ class TransformerFamily:
             supported.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
+        note: what the user should know before a build; empty if there is nothing.
     """
 
     conditions: Callable[[Config], tuple[ConditionInput, ...]]
@@ -63,6 +64,7 @@ class TransformerFamily:
     texts: Callable[[Config, str | None], tuple[TextUse, ...]] = lambda *_: ()
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
+    note: str = ""
 
     def side(self, config: Config) -> int:
         """Return the side of a token in latents."""
