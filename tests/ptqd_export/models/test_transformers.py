@@ -36,8 +36,16 @@ Array = NDArray[Any]
 NUM, SEED = 2, 5
 ROWS = np.array([2, 0])
 STEPS = 4
-BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"], "z-image": ["w8a8"]}
-SLOW = ("sd3", "sana", "z-image")
+BUILT = {
+    "pixart-sigma": ["w8a8"],
+    "sd3": ["w8a8"],
+    "flux-dev": ["w8a8", "w4a8"],
+    "flux2-klein": ["w8a8"],
+    "qwen-image": ["w8a8"],
+    "sana": ["w8a8"],
+    "z-image": ["w8a8"],
+}
+SLOW = ("sd3", "flux2-klein", "qwen-image", "sana", "z-image")
 """Families whose builds are marked slow: the other two cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
 
 USUAL = {
@@ -46,12 +54,22 @@ USUAL = {
     "sd3": ("flow-euler", 28, 7.0),
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
+    "flux2-klein": ("flow-euler", 50, 4.0),
+    "flux2-klein-distilled": ("flow-euler", 4, 1.0),
+    "flux2-dev": ("flow-euler", 50, 4.0),
+    "qwen-image": ("flow-euler", 50, 1.0),
     "sana": ("dpm++2m", 20, 4.5),
     "z-image": ("flow-euler", 50, 6.0),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""
 
-NOTED = {"z-image": ["sampler.guidance"]}
+EMBEDDED = ("flux-dev", "flux2-dev")
+"""Families that take guidance as an input."""
+
+UNGUIDED = ("flux2-klein-distilled", "qwen-image")
+"""Families that take no guidance."""
+
+NOTED = {"qwen-image": ["guidance"], "z-image": ["sampler.guidance"]}
 """First words of what `init` says about the family."""
 
 
@@ -101,17 +119,71 @@ def _of_pipeline(name: str, model: Path, start: Array, steps: int, guidance: flo
         tables = {key: torch.from_numpy(value) for key, value in archive.items()}
     rows = {key: value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
     nulls = {key.removeprefix("null."): value.expand(NUM, *value.shape) for key, value in tables.items() if key.startswith("null.")}
-    factor, (height, width) = pipeline.vae_scale_factor, start.shape[2:]
-    latents = torch.from_numpy(start)
-    if name.startswith("flux"):
-        latents = pipeline._pack_latents(latents, NUM, start.shape[1], height, width)
+    state = STATES.get(TINY[name].pipeline, _Latents)(pipeline, start)
+    height, width = (side * pipeline.vae_scale_factor * state.patch for side in start.shape[2:])
     found = pipeline(
-        **_asked(name, rows, nulls, guidance), latents=latents, height=height * factor, width=width * factor, num_inference_steps=steps,
-        output_type=output, return_dict=False,
+        **_asked(name, rows, nulls, guidance), latents=state.given(torch.from_numpy(start)), height=height, width=width,
+        num_inference_steps=steps, output_type=output, return_dict=False,
     )[0]  # fmt: skip
-    if output == "latent" and name.startswith("flux"):
-        found = pipeline._unpack_latents(found, height * factor, width * factor, factor)
-    return np.asarray(found) if output == "latent" else np.moveaxis(found, -1, 1)
+    return np.asarray(state.returned(found)) if output == "latent" else np.moveaxis(found, -1, 1)
+
+
+class _Latents:
+    """How a pipeline takes and returns the states [N, C, h, w]: as they are.
+
+    Attributes:
+        patch: latents of the first stage along each side of a state's element.
+    """
+
+    patch = 1
+
+    def __init__(self, pipeline: Any, start: Array) -> None:
+        self.pipeline, self.shape = pipeline, start.shape
+
+    def given(self, states: Any) -> Any:
+        return states
+
+    def returned(self, found: Any) -> Any:
+        return found
+
+
+class _Packed(_Latents):
+    """As tokens of 2x2 latents."""
+
+    def given(self, states: Any) -> Any:
+        return self.pipeline._pack_latents(states, *self.shape)
+
+    def returned(self, found: Any) -> Any:
+        factor = self.pipeline.vae_scale_factor
+        return self.pipeline._unpack_latents(found, self.shape[2] * factor, self.shape[3] * factor, factor)
+
+
+class _PackedFrame(_Packed):
+    """The same, returned as the one frame of a video."""
+
+    def returned(self, found: Any) -> Any:
+        return super().returned(found)[:, :, 0]
+
+
+class _Patches(_Latents):
+    """Given as they are, returned as tokens."""
+
+    patch = 2
+
+    def returned(self, found: Any) -> Any:
+        return found.movedim(1, 2).reshape(self.shape)
+
+
+class _Denormalized(_Latents):
+    """Given as they are, returned as the latents that the first stage decodes."""
+
+    patch = 2
+
+    def returned(self, found: Any) -> Any:
+        return self.pipeline.vae.bn(self.pipeline._patchify_latents(found))
+
+
+STATES = {"FluxPipeline": _Packed, "QwenImagePipeline": _PackedFrame, "Flux2Pipeline": _Patches, "Flux2KleinPipeline": _Denormalized}
 
 
 def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidance: float) -> dict[str, Any]:
@@ -120,9 +192,14 @@ def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidanc
         captions = {"prompt_embeds": _unpadded(rows), "negative_prompt_embeds": _unpadded(nulls)}
         return {**captions, "guidance_scale": guidance - 1}
     given = {_argument(key): value for key, value in rows.items()}
-    if name == "flux-dev":
+    if name == "qwen-image":
+        return given
+    if name in EMBEDDED:
         return {**given, "guidance_scale": guidance}
-    given |= {f"negative_{_argument(key)}": value for key, value in nulls.items()} | {"negative_prompt": None}
+    given |= {f"negative_{_argument(key)}": value for key, value in nulls.items()}
+    if name.startswith("flux2-klein"):
+        return {**given, "guidance_scale": guidance}
+    given["negative_prompt"] = None
     if name == "flux-schnell":  # its own guidance scale has no effect
         return {**given, "true_cfg_scale": guidance}
     options = {"use_resolution_binning": False} if TINY[name].masked else {}
@@ -137,7 +214,10 @@ def _unpadded(conditions: Mapping[str, Any]) -> list[Any]:
 
 def _argument(key: str) -> str:
     """Return the pipeline's name of a condition."""
-    return {"encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask"}.get(key, "pooled_prompt_embeds")
+    return {
+        "encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask",
+        "encoder_hidden_states_mask": "prompt_embeds_mask", "pooled_projections": "pooled_prompt_embeds",
+    }[key]  # fmt: skip
 
 
 class _Torch:
@@ -177,7 +257,10 @@ def _close(found: Array, expected: Array) -> None:
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("name", "steps", "guidance"), [(name, *each) for name in TINY for each in ((4, 1.0), (4, 5.0), (20, 5.0))])
+CASES = [(name, steps, guidance) for name in TINY for steps, guidance in ((4, 1.0), (4, 5.0), (20, 1.0 if name in UNGUIDED else 5.0))]
+
+
+@pytest.mark.parametrize(("name", "steps", "guidance"), [case for case in CASES if case[0] not in UNGUIDED or case[2] == 1.0])
 def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, folders: Callable[[str], Path]) -> None:
     model = folders(name)
     network = _Torch(name, model.parent, guidance)
@@ -217,7 +300,7 @@ class TestBuild:
 
     def test_guidance_is_an_input_or_a_second_branch(self, name: str, builds: Callable[[str], Built]) -> None:
         bundle = Bundle.open(builds(name).folder)
-        embedded = name == "flux-dev"
+        embedded = name in EMBEDDED
         assert bundle.manifest.guidance == (1.0 if embedded else USUAL[name][2])
         with np.load(bundle.folder / "conditioning" / "default.npz") as arrays:
             assert ("guidance" in arrays.files) is embedded
@@ -241,4 +324,4 @@ def test_init_writes_what_the_pipeline_does(name: str, folders: Callable[[str], 
     assert note.startswith(
         "name a file as model.conditions before you build: an .npz with encoder_hidden_states: float32 [rows, tokens, 12]"
     )
-    assert ("null." in note) is (not name.startswith("flux"))
+    assert ("null." in note) is (USUAL[name][2] > 1 and name not in EMBEDDED)

@@ -15,6 +15,9 @@ from engines.arrays import Float64
 Turns: TypeAlias = tuple[Tensor, Tensor]
 """Cosines and sines by which the entries of a head are turned."""
 
+LONGEST_TEXT = 2048
+"""Tokens of text for which there are positions; pipelines cut prompts to 512, or to 1024 for Qwen-Image."""
+
 
 class FixedRotary(nn.Module):
     """Stands in for a transformer's `pos_embed`, which computes in float64 from the positions that it is given.
@@ -34,9 +37,9 @@ class FixedRotary(nn.Module):
 
     def __init__(self, positions: Float64, dims: Sequence[int], theta: float) -> None:
         super().__init__()
-        angles = np.concatenate([_angles(positions[:, axis], dim, theta) for axis, dim in enumerate(dims)], axis=1)
-        self.register_buffer("cosine", torch.from_numpy(np.cos(angles)).float(), persistent=False)
-        self.register_buffer("sine", torch.from_numpy(np.sin(angles)).float(), persistent=False)
+        cosine, sine = turns_at(positions, dims, theta)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         own, dim = self.cosine.shape
@@ -61,10 +64,10 @@ class RotaryTables(nn.Module):
 
     def __init__(self, length: int, dims: Sequence[int], theta: float) -> None:
         super().__init__()
-        angles = np.concatenate([_angles(np.arange(length, dtype=np.float64), dim, theta) for dim in dims], axis=1)
         self._dims = tuple(dims)
-        self.register_buffer("cosine", torch.from_numpy(np.cos(angles)).float(), persistent=False)
-        self.register_buffer("sine", torch.from_numpy(np.sin(angles)).float(), persistent=False)
+        cosine, sine = turns_at(np.repeat(np.arange(length, dtype=np.float64)[:, None], len(dims), axis=1), dims, theta)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
 
     def forward(self, positions: Tensor) -> Turns:
         return self._entries(self.cosine, positions), self._entries(self.sine, positions)
@@ -79,6 +82,12 @@ def turned(heads: Tensor, turns: Turns) -> Tensor:
     cosine, sine = (each[:, :, None, :] for each in turns)
     even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
     return heads * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
+
+
+def turns_at(positions: Float64, dims: Sequence[int], theta: float) -> Turns:
+    """Return cosines and sines float32 [tokens, dim] at positions [tokens, axes], computed in float64."""
+    angles = np.concatenate([_angles(positions[:, axis], dim, theta) for axis, dim in enumerate(dims)], axis=1)
+    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
 
 
 def _angles(position: Float64, dim: int, theta: float) -> Float64:

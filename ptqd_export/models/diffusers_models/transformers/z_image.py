@@ -33,7 +33,8 @@ class Attention:
         freqs_cis: Turns | None = None,
     ) -> Tensor:
         """Return the attention [B, S, width] of tokens to each other; a mask [B, S] bool says which are seen."""
-        assert encoder_hidden_states is None and freqs_cis is not None
+        assert encoder_hidden_states is None
+        assert freqs_cis is not None
         query, key, value = (layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key = (each if norm is None else norm(each) for each, norm in ((query, attn.norm_q), (key, attn.norm_k)))
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
