@@ -76,6 +76,11 @@ QWEN = {
     "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6),
 }  # fmt: skip
+AURAFLOW = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+    "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": WIDTH, "caption_projection_dim": 16,
+    "pos_embed_max_size": 64,
+}  # fmt: skip
 FLUX2 = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 4, 4, 4),
@@ -110,6 +115,9 @@ TINY: Mapping[str, Tiny] = {
     ),
     "flux2-dev": Tiny("Flux2Pipeline", ("Flux2Transformer2DModel", FLUX2), (FLOW, DYNAMIC), None, (64, 96)),
     "qwen-image": Tiny("QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), None, (48, 80), masked=True),
+    "auraflow": Tiny(
+        "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12), masked=False
+    ),
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
     "z-image": Tiny(
         "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,

@@ -185,6 +185,11 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         extra=_flux2_positions,
         prepare=_fix_flux2_rotary,
     ),
+    "AuraFlowTransformer2DModel": TransformerFamily(
+        conditions=lambda config: (_embeddings(config["joint_attention_dim"]),),
+        usual=lambda *_: Usual(50, 3.5),
+        timestep=lambda _: TimestepMap(1 / 1000),
+    ),
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"]),
         usual=lambda *_: Usual(20, 4.5),
