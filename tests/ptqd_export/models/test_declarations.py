@@ -162,6 +162,7 @@ def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_pat
         ({"transformer": QWEN | {"zero_cond_t": True}}, "takes more than a state.*zero_cond_t of QwenImageTransformer2DModel"),
         ({"transformer": SD3, "vae": VAE}, "first stage does not decode.*with 4 channels.*with 16"),
         ({"transformer": SD3, "vae": {"_class_name": "AutoencoderDC"}}, "first stage is not supported.*AutoencoderDC"),
+        ({"transformer": QWEN, "vae": {"_class_name": "AutoencoderKLQwenImage"}}, "first stage is not supported.*AutoencoderKLQwenImage"),
         ({"transformer": SD3 | {"_class_name": "CogView4Transformer2DModel"}}, "network is not supported.*CogView4.*SD3Transformer2DModel"),
     ],
 )
