@@ -116,7 +116,7 @@ TINY: Mapping[str, Tiny] = {
     "flux2-dev": Tiny("Flux2Pipeline", ("Flux2Transformer2DModel", FLUX2), (FLOW, DYNAMIC), None, (64, 96)),
     "qwen-image": Tiny("QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), None, (48, 80), masked=True),
     "auraflow": Tiny(
-        "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12), masked=False
+        "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12)
     ),
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
     "z-image": Tiny(
@@ -145,7 +145,7 @@ def write_tiny(name: str, folder: Path) -> Path:
     return folder / "model"
 
 
-def _first_stage(channels: int, scale: float | None, shift: float | None) -> torch.nn.Module:
+def _first_stage(channels: int, scale: float | None, shift: float | None) -> Any:
     import diffusers
 
     if scale is not None:

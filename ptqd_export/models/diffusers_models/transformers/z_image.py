@@ -111,14 +111,17 @@ def _filled(tokens: Tensor, token: Tensor) -> Tensor:
 def _image_positions(network: Any, filled: Tensor) -> Tensor:
     """Return positions [B, S, 3] of an image's tokens behind its caption of `filled` tokens [B, 1]."""
     first = filled + 1
-    return network.image_positions.to(first.device) * F.pad(first, (0, 2), value=1)[:, None]
+    positions: Tensor = network.image_positions.to(first.device) * F.pad(first, (0, 2), value=1)[:, None]
+    return positions
 
 
 def _channels_last(tokens: Tensor) -> Tensor:
     """Return packed tokens with the channels behind the places of a patch, as the network has them."""
-    return tokens.unflatten(-1, (-1, PATCH**2)).transpose(-1, -2).flatten(-2)
+    places: Tensor = tokens.unflatten(-1, (-1, PATCH**2))
+    return places.transpose(-1, -2).flatten(-2)
 
 
 def _channels_first(tokens: Tensor) -> Tensor:
     """Return the network's tokens with the channels before the places of a patch; the inverse of `_channels_last`."""
-    return tokens.unflatten(-1, (PATCH**2, -1)).transpose(-1, -2).flatten(-2)
+    places: Tensor = tokens.unflatten(-1, (PATCH**2, -1))
+    return places.transpose(-1, -2).flatten(-2)
