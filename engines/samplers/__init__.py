@@ -124,7 +124,7 @@ def compile_sampler(
             found=f"timestep {t.max():g}",
             expected=f"at most {schedule.num_train_timesteps - 1}",
         )
-    return sampler.compile(ChainSpec(name, steps, eta, schedule, alphas, t, levels))
+    return sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels))
 
 
 def _chosen(field: str, levels: Sequence[float] | None, steps: int) -> Float64 | None:

@@ -66,6 +66,7 @@ class Declaration:
         steps: steps that the model's pipeline takes; None if that is not known.
         guidance: guidance scale of the model's pipeline; None if that is not known.
         takes_prompts: whether text encoders beside the network can be used; else the conditions are prepared embeddings.
+        no_guidance: why classifier-free guidance is refused; empty if it is not.
         texts: how the pipeline uses its text encoders; empty if that follows from the inputs, as for U-Nets.
     """
 
@@ -78,6 +79,7 @@ class Declaration:
     steps: int | None = None
     guidance: float | None = None
     takes_prompts: bool = True
+    no_guidance: str = ""
     texts: tuple[TextUse, ...] = ()
 
     @property

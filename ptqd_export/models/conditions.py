@@ -15,6 +15,7 @@ from engines.networks.conditioning import Conditioning, class_labels, load_table
 
 LABELS = "class_labels"
 EMBEDDINGS = "encoder_hidden_states"
+MASK = "encoder_attention_mask"
 POOLED = "text_embeds"
 TIME_IDS = "time_ids"
 SIZES, REFINER_SIZES = 6, 5

@@ -9,7 +9,7 @@ KNOWN_PIPELINES = (
     "DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "LDMPipeline", "LDMSuperResolutionPipeline", "DiTPipeline", "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
-    "SanaPipeline",
+    "SanaPipeline", "ZImagePipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImagePipeline", "AuraFlowPipeline",
 )  # fmt: skip
 """Pipelines whose networks are sampled here as they are there."""
 

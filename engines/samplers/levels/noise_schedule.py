@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from engines.errors import UsageError
-from engines.samplers.levels.scheduler_rules import dynamic_mu, refuse_unsupported, settings_of
+from engines.samplers.levels.scheduler_rules import dynamic_mu, mu_of_steps, refuse_unsupported, settings_of
 
 BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -49,6 +49,7 @@ class NoiseSchedule(BaseModel):
         timestep_scaling: factor of the timestep in the boundary condition of LCM.
         shift: timestep shift of flow matching; values above 1 spend more of the chain at high noise.
         mu: shift of flow matching that belongs to the size of the samples and replaces `shift`; None is no such shift.
+        mu_tokens: tokens of a sample, for models whose `mu` follows from them and from the steps of the chain (FLUX.2); else None.
         time_shift_type: whether the shift is `exp(mu)` or `mu`.
         shift_terminal: level of the last step, to which shifted levels are stretched; None leaves them.
         last_sigma: level of the last step before any shift: that of the lowest training timestep, or `1 / steps`, as some pipelines ask.
@@ -82,6 +83,7 @@ class NoiseSchedule(BaseModel):
     original_inference_steps: PositiveInt = 50
     timestep_scaling: PositiveFloat = 10.0
     mu: float | None = None
+    mu_tokens: PositiveInt | None = None
     time_shift_type: TimeShift = "exponential"
     shift_terminal: Annotated[float, Field(ge=0, lt=1)] | None = None
     last_sigma: LastSigma = "timestep"
@@ -119,6 +121,10 @@ class NoiseSchedule(BaseModel):
     def clip(self) -> float | None:
         """Bound of the predicted clean sample; None without clipping."""
         return self.clip_sample_range if self.clip_sample else None
+
+    def for_steps(self, steps: int) -> Self:
+        """Return the schedule of a chain of so many steps: with the `mu` of the chain, where that depends on them."""
+        return self if self.mu_tokens is None else self.model_copy(update={"mu": mu_of_steps(self.mu_tokens, steps)})
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any], tokens: int | None = None) -> Self:

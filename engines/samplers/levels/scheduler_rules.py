@@ -74,6 +74,12 @@ _FLOW_SHIFTS: Mapping[str, tuple[object, ...]] = {"use_dynamic_shifting": (False
 _DYNAMIC_SHIFT: Mapping[str, float] = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 """What `FlowMatchEulerDiscreteScheduler` and its pipelines assume where the configuration is silent."""
 
+_FEW_STEPS, _MANY_STEPS = 10, 200
+_MU_OF_TOKENS = (8.73809524e-05, 1.89833333), (0.00016927, 0.45666666)
+_MANY_TOKENS = 4300
+"""FLUX.2's shift `mu`, as its pipelines have it: slope and constant over tokens at few and at many steps, and the number of tokens above
+which the second holds for any number of steps."""
+
 _MEND = {"use_dynamic_shifting": "set use_dynamic_shifting to false and shift to exp(mu) for your image size"}
 
 
@@ -102,6 +108,12 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int | None) -> float | None:
     stated = {key: config[key] for key in _DYNAMIC_SHIFT if config.get(key) is not None}
     base, most, tokens_base, tokens_most = ({**_DYNAMIC_SHIFT, **stated}[key] for key in _DYNAMIC_SHIFT)
     return float(base + (most - base) * (tokens - tokens_base) / (tokens_most - tokens_base))
+
+
+def mu_of_steps(tokens: int, steps: int) -> float:
+    """Return FLUX.2's shift `mu` of a sample of so many tokens, linear in the steps of the chain up to `_MANY_TOKENS`."""
+    few, many = (slope * tokens + constant for slope, constant in _MU_OF_TOKENS)
+    return many if tokens > _MANY_TOKENS else few + (many - few) * (steps - _FEW_STEPS) / (_MANY_STEPS - _FEW_STEPS)
 
 
 def refuse_unsupported(config: Mapping[str, Any], *, tokens_known: bool = False) -> None:

@@ -50,11 +50,21 @@ def cut_embeddings(model: ir.Model) -> CutNetwork | None:
     The cut is at the last values that do not depend on the state. Values that depend on the same inputs of the network are concatenated
     into one tensor [batch, values].
     """
+    model = model.clone()
+    _free_names(model.graph)
     found = _Dependencies(model.graph).frontier()
     if not found:
         return None
     embeddings = {name: _embedding(model.clone(), name, values) for name, values in found.items()}
     return CutNetwork(_body(model.clone(), found), embeddings)
+
+
+def _free_names(graph: ir.Graph) -> None:
+    """Rename values that are called like the inputs of a body: torch calls the rows of a lookup so."""
+    for node in graph:
+        for value in node.outputs:
+            if str(value.name).startswith(f"{EMBEDDING}_"):
+                value.name = f"network_{value.name}"
 
 
 class _Dependencies:

@@ -50,6 +50,25 @@ class KlDecoder(DecoderModule):
         return images
 
 
+class PatchDecoder(KlDecoder):
+    """Decodes states that are patches of latents, normalized by the first stage's own statistics.
+
+    Args:
+        first_stage: the autoencoder of FLUX.2, whose batch normalization has mean and variance of each channel of the patches.
+    """
+
+    def __init__(self, first_stage: nn.Module, *_: PerChannel) -> None:
+        statistics: Any = first_stage.bn
+        deviation = (statistics.running_var + statistics.eps).sqrt()
+        super().__init__(first_stage, (1 / deviation).tolist(), statistics.running_mean.tolist())
+        self._patch = int(first_stage.config.patch_size[0])  # type: ignore[union-attr, index]  # diffusers' own
+
+    def forward(self, states: Tensor) -> Tensor:
+        latents = F.pixel_shuffle(states / self.scale + self.shift, self._patch)
+        images: Tensor = self.first_stage.decode(latents, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
+        return images
+
+
 class VqDecoder(DecoderModule):
     """Decodes the codes of a `VQModel` that are nearest to `states / scale + shift` (van den Oord et al. 2017).
 
@@ -91,6 +110,7 @@ FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {
     "AutoencoderKL": KlDecoder,
     "AsymmetricAutoencoderKL": KlDecoder,
     "AutoencoderTiny": KlDecoder,
+    "AutoencoderKLFlux2": PatchDecoder,
     "VQModel": VqDecoder,
 }
 
@@ -118,9 +138,17 @@ def find_first_stage(folder: DiffusersFolder) -> str | None:
 
 
 def latent_channels(folder: DiffusersFolder, name: str) -> int:
-    """Return the number of channels of the latents that a first stage decodes."""
+    """Return the number of channels of the states that a first stage decodes."""
     config = folder.complete_config(name)
-    return int(config.get("vq_embed_dim") or config["latent_channels"])
+    return int(config.get("vq_embed_dim") or config["latent_channels"]) * patch_of(config) ** 2
+
+
+def patch_of(config: Mapping[str, Any]) -> int:
+    """Return the side in latents of what is a state's element for a first stage of this configuration."""
+    height, width = config.get("patch_size") or (1, 1)
+    if height != width:
+        raise UsageError("The patches of the first stage are not square.", found=f"patch_size = {[height, width]}", expected="equal sides")
+    return int(height)
 
 
 def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
@@ -131,7 +159,7 @@ def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
 
 def _scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel]:
     """Return scale and shift of the latents. With statistics, latents are `states * std / scaling_factor + mean`."""
-    if folder.pipeline in UNSCALED_PIPELINES:
+    if folder.pipeline in UNSCALED_PIPELINES or FIRST_STAGES[folder.parts[name]] is PatchDecoder:
         return 1.0, 0.0
     config: Mapping[str, Any] = folder.complete_config(name)
     factor, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)

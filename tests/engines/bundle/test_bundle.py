@@ -58,6 +58,7 @@ MANIFEST: dict[str, Any] = {
             "original_inference_steps": 50,
             "timestep_scaling": 10.0,
             "mu": None,
+            "mu_tokens": None,
             "time_shift_type": "exponential",
             "shift_terminal": None,
             "last_sigma": "timestep",

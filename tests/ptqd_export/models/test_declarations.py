@@ -131,6 +131,10 @@ FLUX = {
     "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
     "num_attention_heads": 2, "joint_attention_dim": 6, "pooled_projection_dim": 5, "axes_dims_rope": [2, 2, 4], "guidance_embeds": True,
 }  # fmt: skip
+QWEN = {
+    "_class_name": "QwenImageTransformer2DModel", "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 6, "axes_dims_rope": [2, 2, 4],
+}  # fmt: skip
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
 
 
@@ -155,9 +159,11 @@ def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_pat
         ({"transformer": FLUX | {"in_channels": 384, "out_channels": 64}}, "takes more than a state.*in_channels = 384, out_channels = 64"),
         ({"transformer": SD3 | {"sample_size": 7}}, "size of the images does not fit.*sample_size = 7.*multiples of 16 pixels"),
         ({"transformer": SD3 | {"sample_size": 32}}, "does not take"),
+        ({"transformer": QWEN | {"zero_cond_t": True}}, "takes more than a state.*zero_cond_t of QwenImageTransformer2DModel"),
         ({"transformer": SD3, "vae": VAE}, "first stage does not decode.*with 4 channels.*with 16"),
         ({"transformer": SD3, "vae": {"_class_name": "AutoencoderDC"}}, "first stage is not supported.*AutoencoderDC"),
-        ({"transformer": SD3 | {"_class_name": "AuraFlowTransformer2DModel"}}, "network is not supported.*AuraFlow.*SD3Transformer2DModel"),
+        ({"transformer": QWEN, "vae": {"_class_name": "AutoencoderKLQwenImage"}}, "first stage is not supported.*AutoencoderKLQwenImage"),
+        ({"transformer": SD3 | {"_class_name": "CogView4Transformer2DModel"}}, "network is not supported.*CogView4.*SD3Transformer2DModel"),
     ],
 )
 def test_transformer_that_does_not_fit_is_refused_by_name(parts: Mapping[str, Any], message: str, tmp_path: Path) -> None:
@@ -182,6 +188,16 @@ def test_plan_that_does_not_fit_a_model_is_refused(kind: str, section: dict[str,
         "target": {"name": "onnxruntime"}, "output": "bundle",
     }  # fmt: skip
     with pytest.raises(UsageError, match=f"(?s){message}"):
+        load_model(PlanFile(Plan.model_validate(plan), tmp_path, tmp_path / "bundle"))
+
+
+def test_guidance_of_qwen_image_is_refused_and_says_why(tmp_path: Path) -> None:
+    write(tmp_path / "model", scheduler=FLOW, transformer=QWEN)
+    plan = {
+        "model": {"path": "model", "conditions": "none.npz"}, "sampler": {"name": "flow-euler", "steps": 4, "guidance": 4.0},
+        "precisions": ["w8a8"], "target": {"name": "onnxruntime"}, "output": "bundle",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"(?s)guidance of this family is not supported.*guidance = 4 .*norm of the conditional one"):
         load_model(PlanFile(Plan.model_validate(plan), tmp_path, tmp_path / "bundle"))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
 from engines.samplers import compile_sampler
 from ptqd_export.commands.starter import starter_plan
-from ptqd_export.graph.trace import check_module_parity
+from ptqd_export.graph.trace import check_module_parity, trace
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import Plan, PlanFile
 from tests.ptqd_export.models.tiny_transformers import TINY, required_parts, write_tiny
@@ -36,9 +37,15 @@ Array = NDArray[Any]
 NUM, SEED = 2, 5
 ROWS = np.array([2, 0])
 STEPS = 4
-BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"]}
-SLOW = ("sd3", "sana")
-"""Families whose builds are marked slow: the other two cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
+BUILT = {
+    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
+    "auraflow": ["w8a8"], "sana": ["w8a8"], "z-image": ["w8a8"],
+}  # fmt: skip
+QUICK = ("pixart-sigma", "flux-dev")
+"""Families whose builds are quick tests: they cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
+
+TRACED = ("flux2-klein", "qwen-image", "z-image")
+"""Families with positions or masks of their own, whose graphs are quick tests though their builds are not."""
 
 USUAL = {
     "pixart-sigma": ("dpm++2m", 20, 4.5),
@@ -46,9 +53,24 @@ USUAL = {
     "sd3": ("flow-euler", 28, 7.0),
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
+    "flux2-klein": ("flow-euler", 50, 4.0),
+    "flux2-klein-distilled": ("flow-euler", 4, 1.0),
+    "flux2-dev": ("flow-euler", 50, 4.0),
+    "qwen-image": ("flow-euler", 50, 1.0),
+    "auraflow": ("flow-euler", 50, 3.5),
     "sana": ("dpm++2m", 20, 4.5),
+    "z-image": ("flow-euler", 50, 6.0),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""
+
+EMBEDDED = ("flux-dev", "flux2-dev")
+"""Families that take guidance as an input."""
+
+UNGUIDED = ("flux2-klein-distilled", "qwen-image")
+"""Families that take no guidance."""
+
+NOTED = {"qwen-image": ["guidance"], "z-image": ["sampler.guidance"]}
+"""First words of what `init` says about the family."""
 
 
 @pytest.fixture(scope="session")
@@ -92,33 +114,113 @@ def _pipeline(name: str, model: Path) -> Any:
 
 def _of_pipeline(name: str, model: Path, start: Array, steps: int, guidance: float, output: str = "latent") -> Array:
     """Latents [N, C, h, w], or images [N, 3, H, W] in [0, 1], of diffusers' pipeline from our noise and embeddings."""
-    pipeline, tiny = _pipeline(name, model), TINY[name]
+    pipeline = _pipeline(name, model)
     with np.load(model.parent / "conditions.npz") as archive:
         tables = {key: torch.from_numpy(value) for key, value in archive.items()}
-    options: dict[str, Any] = {"use_resolution_binning": False} if tiny.masked else {}
-    given: dict[str, Any] = {_argument(key): value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
-    if name == "flux-schnell":  # its own guidance scale has no effect
-        options = {"true_cfg_scale": guidance}
-    if name != "flux-dev":
-        nulls = {key.removeprefix("null."): value for key, value in tables.items() if key.startswith("null.")}
-        given |= {f"negative_{_argument(key)}": value.expand(NUM, *value.shape) for key, value in nulls.items()}
-        given["negative_prompt"] = None
-    factor, (height, width) = pipeline.vae_scale_factor, start.shape[2:]
-    latents = torch.from_numpy(start)
-    if name.startswith("flux"):
-        latents = pipeline._pack_latents(latents, NUM, start.shape[1], height, width)
+    rows = {key: value[ROWS] for key, value in tables.items() if not key.startswith("null.")}
+    nulls = {key.removeprefix("null."): value.expand(NUM, *value.shape) for key, value in tables.items() if key.startswith("null.")}
+    state = STATES.get(TINY[name].pipeline, _Latents)(pipeline, start)
+    height, width = (side * pipeline.vae_scale_factor * state.patch for side in start.shape[2:])
     found = pipeline(
-        **given, **options, latents=latents, height=height * factor, width=width * factor, num_inference_steps=steps,
-        guidance_scale=guidance, output_type=output, return_dict=False,
+        **_asked(name, rows, nulls, guidance), latents=state.given(torch.from_numpy(start)), height=height, width=width,
+        num_inference_steps=steps, output_type=output, return_dict=False,
     )[0]  # fmt: skip
-    if output == "latent" and name.startswith("flux"):
-        found = pipeline._unpack_latents(found, height * factor, width * factor, factor)
-    return np.asarray(found) if output == "latent" else np.moveaxis(found, -1, 1)
+    return np.asarray(state.returned(found)) if output == "latent" else np.moveaxis(found, -1, 1)
+
+
+class _Latents:
+    """How a pipeline takes and returns the states [N, C, h, w]: as they are.
+
+    Attributes:
+        patch: latents of the first stage along each side of a state's element.
+    """
+
+    patch = 1
+
+    def __init__(self, pipeline: Any, start: Array) -> None:
+        self.pipeline, self.shape = pipeline, start.shape
+
+    def given(self, states: Any) -> Any:
+        return states
+
+    def returned(self, found: Any) -> Any:
+        return found
+
+
+class _Packed(_Latents):
+    """As tokens of 2x2 latents."""
+
+    def given(self, states: Any) -> Any:
+        return self.pipeline._pack_latents(states, *self.shape)
+
+    def returned(self, found: Any) -> Any:
+        factor = self.pipeline.vae_scale_factor
+        return self.pipeline._unpack_latents(found, self.shape[2] * factor, self.shape[3] * factor, factor)
+
+
+class _PackedFrame(_Packed):
+    """The same, returned as the one frame of a video."""
+
+    def returned(self, found: Any) -> Any:
+        return super().returned(found)[:, :, 0]
+
+
+class _Patches(_Latents):
+    """Given as they are, returned as tokens."""
+
+    patch = 2
+
+    def returned(self, found: Any) -> Any:
+        return found.movedim(1, 2).reshape(self.shape)
+
+
+class _Denormalized(_Latents):
+    """Given as they are, returned as the latents that the first stage decodes."""
+
+    patch = 2
+
+    def returned(self, found: Any) -> Any:
+        return self.pipeline.vae.bn(self.pipeline._patchify_latents(found))
+
+
+STATES = {"FluxPipeline": _Packed, "QwenImagePipeline": _PackedFrame, "Flux2Pipeline": _Patches, "Flux2KleinPipeline": _Denormalized}
+
+
+def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidance: float) -> dict[str, Any]:
+    """Return the pipeline's arguments for conditions, those of "no prompt", and our guidance scale."""
+    if name == "z-image":
+        captions = {"prompt_embeds": _unpadded(rows), "negative_prompt_embeds": _unpadded(nulls)}
+        return {**captions, "guidance_scale": guidance - 1}
+    given = {_argument(key): value for key, value in rows.items()}
+    if name == "qwen-image":
+        return given
+    if name in EMBEDDED:
+        return {**given, "guidance_scale": guidance}
+    given |= {f"negative_{_argument(key)}": value for key, value in nulls.items()}
+    if name.startswith("flux2-klein"):
+        return {**given, "guidance_scale": guidance}
+    given["negative_prompt"] = None
+    if name == "auraflow":  # its network takes no mask, but its pipeline asks for one
+        masks = {key.replace("embeds", "attention_mask"): value[:, :, 0] for key, value in given.items() if value is not None}
+        return {**given, **masks, "guidance_scale": guidance}
+    if name == "flux-schnell":  # its own guidance scale has no effect
+        return {**given, "true_cfg_scale": guidance}
+    options = {"use_resolution_binning": False} if TINY[name].masked else {}
+    return {**given, **options, "guidance_scale": guidance}
+
+
+def _unpadded(conditions: Mapping[str, Any]) -> list[Any]:
+    """Return embeddings as a list of as many tokens as the mask keeps."""
+    masks = conditions["encoder_attention_mask"].bool()
+    return [row[mask] for row, mask in zip(conditions["encoder_hidden_states"], masks, strict=True)]
 
 
 def _argument(key: str) -> str:
     """Return the pipeline's name of a condition."""
-    return {"encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask"}.get(key, "pooled_prompt_embeds")
+    return {
+        "encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask",
+        "encoder_hidden_states_mask": "prompt_embeds_mask", "pooled_projections": "pooled_prompt_embeds",
+    }[key]  # fmt: skip
 
 
 class _Torch:
@@ -158,7 +260,10 @@ def _close(found: Array, expected: Array) -> None:
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("name", "steps", "guidance"), [(name, *each) for name in TINY for each in ((4, 1.0), (4, 5.0), (20, 5.0))])
+CASES = [(name, steps, guidance) for name in TINY for steps, guidance in ((4, 1.0), (4, 5.0), (20, 1.0 if name in UNGUIDED else 5.0))]
+
+
+@pytest.mark.parametrize(("name", "steps", "guidance"), [case for case in CASES if case[0] not in UNGUIDED or case[2] == 1.0])
 def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, folders: Callable[[str], Path]) -> None:
     model = folders(name)
     network = _Torch(name, model.parent, guidance)
@@ -166,7 +271,7 @@ def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: flo
     _close(end, _of_pipeline(name, model, start, steps, guidance))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BUILT])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BUILT])
 class TestBuild:
     def test_full_precision_walks_as_the_pipeline_does(
         self, name: str, folders: Callable[[str], Path], builds: Callable[..., Built]
@@ -198,11 +303,20 @@ class TestBuild:
 
     def test_guidance_is_an_input_or_a_second_branch(self, name: str, builds: Callable[[str], Built]) -> None:
         bundle = Bundle.open(builds(name).folder)
-        embedded = name == "flux-dev"
+        embedded = name in EMBEDDED
         assert bundle.manifest.guidance == (1.0 if embedded else USUAL[name][2])
         with np.load(bundle.folder / "conditioning" / "default.npz") as arrays:
             assert ("guidance" in arrays.files) is embedded
             assert not embedded or arrays["guidance"].tolist() == [3.5] * 3
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_graph_of_own_positions_takes_any_batch(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    model = _Torch(name, folders(name).parent, USUAL[name][2]).model
+    ir.save(trace(model), tmp_path / "graph.onnx")
+    for batch in (1, 3, 7):
+        inputs = dict(zip(("sample", "timestep", *model.adapter.conditions), model.example_inputs(batch), strict=True))
+        assert check_module_parity(model.adapter, inputs, tmp_path / "graph.onnx") < 1e-5
 
 
 def _samples(built: Built, folder: Path, precision: str) -> Array:
@@ -217,8 +331,9 @@ def _samples(built: Built, folder: Path, precision: str) -> Array:
 def test_init_writes_what_the_pipeline_does(name: str, folders: Callable[[str], Path]) -> None:
     plan = starter_plan(folders(name), "onnxruntime", folders(name).parent)
     assert (plan.sampler.name, plan.sampler.steps, plan.sampler.guidance) == USUAL[name]
-    (note,) = plan.comments
+    *known, note = plan.comments
+    assert [each.split()[0] for each in known] == NOTED.get(name, [])
     assert note.startswith(
         "name a file as model.conditions before you build: an .npz with encoder_hidden_states: float32 [rows, tokens, 12]"
     )
-    assert ("null." in note) is (not name.startswith("flux"))
+    assert ("null." in note) is (USUAL[name][2] > 1 and name not in EMBEDDED)

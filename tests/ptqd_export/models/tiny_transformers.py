@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,27 @@ class Tiny:
         pipeline: class name of the pipeline in `model_index.json`.
         network: class name and arguments of the transformer.
         scheduler: class name and arguments of the scheduler.
-        latents: channels of the first stage, its scale and its shift; None without a first stage.
+        latents: channels of the first stage, its scale and its shift; those of FLUX.2's if it has neither; None without a first stage.
         size: images in pixels for the plan; None takes the model's own.
         masked, pooled: whether the network takes a mask of tokens, and pooled embeddings.
+        lengths: tokens of each row's prompt and of no prompt, which the mask keeps.
+        index: what `model_index.json` says beside the parts.
     """
 
     pipeline: str
     network: tuple[str, Mapping[str, Any]]
     scheduler: tuple[str, Mapping[str, Any]]
-    latents: tuple[int, float, float | None] | None
+    latents: tuple[int, float | None, float | None] | None
     size: tuple[int, int] | None = None
     masked: bool = False
     pooled: bool = False
+    lengths: tuple[int, ...] = (TOKENS, 2, 4, 1)
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> str:
+        """Name of the mask."""
+        return "encoder_hidden_states_mask" if self.pipeline == "QwenImagePipeline" else "encoder_attention_mask"
 
 
 PIXART = {
@@ -58,6 +67,23 @@ FLUX = {
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_cross_attention_heads": 2,
     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": WIDTH, "sample_size": 6,
+}  # fmt: skip
+Z_IMAGE = {
+    "in_channels": 4, "dim": 32, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": WIDTH,
+    "axes_dims": [4, 6, 6], "axes_lens": [72, 16, 16],
+}  # fmt: skip
+QWEN = {
+    "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+AURAFLOW = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+    "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": WIDTH, "caption_projection_dim": 16,
+    "pos_embed_max_size": 64,
+}  # fmt: skip
+FLUX2 = {
+    "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 4, 4, 4),
 }  # fmt: skip
 
 DPM: tuple[str, Mapping[str, Any]] = ("DPMSolverMultistepScheduler", {})
@@ -80,7 +106,23 @@ TINY: Mapping[str, Tiny] = {
     "flux-schnell": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
     ),
+    "flux2-klein": Tiny(
+        "Flux2KleinPipeline", ("Flux2Transformer2DModel", {**FLUX2, "guidance_embeds": False}), (FLOW, DYNAMIC), (4, None, None), (16, 12),
+    ),
+    "flux2-klein-distilled": Tiny(
+        "Flux2KleinPipeline", ("Flux2Transformer2DModel", {**FLUX2, "guidance_embeds": False}), (FLOW, DYNAMIC), (4, None, None), (16, 12),
+        index={"is_distilled": True},
+    ),
+    "flux2-dev": Tiny("Flux2Pipeline", ("Flux2Transformer2DModel", FLUX2), (FLOW, DYNAMIC), None, (64, 96)),
+    "qwen-image": Tiny("QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), None, (48, 80), masked=True),
+    "auraflow": Tiny(
+        "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12)
+    ),
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
+    "z-image": Tiny(
+        "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
+        lengths=(40, 2, 7, 1),
+    ),
 }  # fmt: skip
 
 
@@ -95,13 +137,23 @@ def write_tiny(name: str, folder: Path) -> Path:
         "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
     }
     if tiny.latents is not None:
-        channels, scale, shift = tiny.latents
-        parts["vae"] = diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
+        parts["vae"] = _first_stage(*tiny.latents)
     spread(parts["transformer"])
-    pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts})
+    pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index})
     pipeline.save_pretrained(folder / "model")
     np.savez(folder / "conditions.npz", allow_pickle=False, **tables(tiny))
     return folder / "model"
+
+
+def _first_stage(channels: int, scale: float | None, shift: float | None) -> Any:
+    import diffusers
+
+    if scale is not None:
+        return diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
+    stage = diffusers.AutoencoderKLFlux2(**STAGE, latent_channels=channels)
+    torch.nn.init.normal_(stage.bn.running_mean)
+    torch.nn.init.uniform_(stage.bn.running_var, 0.5, 2.0)
+    return stage
 
 
 def spread(network: torch.nn.Module) -> None:
@@ -115,9 +167,10 @@ def spread(network: torch.nn.Module) -> None:
 def tables(tiny: Tiny) -> dict[str, NDArray[Any]]:
     """Return the conditions [rows, ...] and their values for "no prompt"."""
     random = np.random.default_rng(0)
-    found: dict[str, NDArray[Any]] = {"encoder_hidden_states": random.standard_normal((ROWS + 1, TOKENS, WIDTH), dtype=np.float32)}
+    tokens = max(tiny.lengths)
+    found: dict[str, NDArray[Any]] = {"encoder_hidden_states": random.standard_normal((ROWS + 1, tokens, WIDTH), dtype=np.float32)}
     if tiny.masked:
-        found["encoder_attention_mask"] = (np.arange(TOKENS) < np.array([[5], [2], [4], [1]])).astype(np.int64)
+        found[tiny.mask] = (np.arange(tokens) < np.array(tiny.lengths)[:, None]).astype(np.int64)
     if tiny.pooled:
         found["pooled_projections"] = random.standard_normal((ROWS + 1, POOLED), dtype=np.float32)
     return {name: table[:ROWS] for name, table in found.items()} | {f"null.{name}": table[ROWS] for name, table in found.items()}

@@ -10,7 +10,7 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Declaration, ModelModules
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.checked_declaration import checked
-from ptqd_export.models.diffusers_models.diffusers_decoder import find_first_stage, load_decoder
+from ptqd_export.models.diffusers_models.diffusers_decoder import find_first_stage, load_decoder, patch_of
 from ptqd_export.models.diffusers_models.diffusers_shapes import image_size
 from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
@@ -32,17 +32,18 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     folder = DiffusersFolder(path)
     family, config = TRANSFORMERS[folder.kind], _config(folder)
     frame = _frame(folder, config, family, size)
-    usual, inputs, texts = family.usual(config), family.conditions(config), family.texts(config, folder.pipeline)
+    usual, inputs, texts = family.usual(config, folder.index or {}), family.conditions(config), family.texts(config, folder.pipeline)
     declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=frame.sample_shape,
         inputs=inputs,
         noise_schedule=_noise_schedule(folder, family, frame),
         sampler=folder.sampler.name,
-        notes=(*folder.notes, *(use.note for use in texts if use.note and use.folder in folder.parts)),
+        notes=(*folder.notes, *family.notes, *(use.note for use in texts if use.note and use.folder in folder.parts)),
         steps=usual.steps,
         guidance=usual.guidance,
         takes_prompts=bool(texts),
+        no_guidance=family.no_guidance,
         texts=texts,
     )
     return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))
@@ -63,8 +64,12 @@ def _config(folder: DiffusersFolder) -> Config:
 
 
 def _noise_schedule(folder: DiffusersFolder, family: TransformerFamily, frame: Frame) -> NoiseSchedule:
-    schedule = NoiseSchedule.from_scheduler_config(folder.scheduler, frame.tokens(family.side(frame.config)))
-    return schedule.model_copy(update={"last_sigma": family.last_sigma}) if schedule.prediction_type == "flow" else schedule
+    tokens = frame.tokens(family.side(frame.config))
+    schedule = NoiseSchedule.from_scheduler_config(folder.scheduler, tokens)
+    if schedule.prediction_type != "flow":
+        return schedule
+    by_steps = {"mu": None, "mu_tokens": tokens} if family.mu_of_steps and schedule.mu is not None else {}
+    return schedule.model_copy(update={"last_sigma": family.last_sigma, **by_steps})
 
 
 def _frame(folder: DiffusersFolder, config: Config, family: TransformerFamily, size: tuple[int, int] | None) -> Frame:
@@ -73,11 +78,12 @@ def _frame(folder: DiffusersFolder, config: Config, family: TransformerFamily, s
     Raises:
         UsageError: the network takes an image beside the state, or its tokens do not cover the size.
     """
-    inputs, outputs = config["in_channels"], config["out_channels"] or config["in_channels"]
+    inputs, stated_outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    outputs = stated_outputs if family.layout == "latents" else stated_outputs * config["patch_size"] ** 2
     if outputs not in (inputs, 2 * inputs):
         raise UsageError(
             "This transformer takes more than a state, which is not supported.",
-            found=f"{folder.path / folder.denoiser}: in_channels = {inputs}, out_channels = {outputs}",
+            found=f"{folder.path / folder.denoiser}: in_channels = {inputs}, out_channels = {stated_outputs}",
             expected="as many channels out as in, or twice as many",
             mend="take the text-to-image model of this family",
         )
@@ -102,4 +108,4 @@ def _pixels(folder: DiffusersFolder, family: TransformerFamily) -> int:
         return family.pixels
     stage = folder.complete_config(name)
     blocks = next((stage[key] for key in BLOCKS if key in stage), None)
-    return family.pixels if blocks is None else int(2 ** (len(blocks) - 1))
+    return family.pixels if blocks is None else int(2 ** (len(blocks) - 1)) * patch_of(stage)

@@ -8,16 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, ConditionInput
-from ptqd_export.models.diffusers_models.transformers.fixed_rotary import FixedRotary, grid_positions
+from engines.errors import UsageError
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, MASK, ConditionInput
+from ptqd_export.models.diffusers_models.transformers.fixed_rotary import LONGEST_TEXT, FixedRotary, RotaryTables, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
+from ptqd_export.models.diffusers_models.transformers.qwen_image import prepare_qwen_image
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
 from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
-MASK = "encoder_attention_mask"
+QWEN_MASK = "encoder_hidden_states_mask"
 POOLED = "pooled_projections"
 
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
+
+QWEN_SCALE = (
+    "QwenImagePipeline scales the guided output back to the norm of the conditional one, token by token, and no step of a chain here does; "
+    "models and LoRAs distilled for sampling without guidance (Lightning) need none"
+)
+Z_IMAGE_SCALE = (
+    "sampler.guidance is 1 more than the guidance_scale of ZImagePipeline, which adds its multiple of the difference to the conditional "
+    "output; a model distilled for few steps (Turbo) takes guidance 1, which is none, and 8 steps"
+)
 
 
 def _embeddings(width: int) -> ConditionInput:
@@ -38,7 +50,7 @@ def _flux_conditions(config: Config) -> tuple[ConditionInput, ...]:
     return *_pooled(config), *guidance
 
 
-def _flux_usual(config: Config) -> Usual:
+def _flux_usual(config: Config, _: Config) -> Usual:
     """Return the settings of FLUX.1 dev; a network without guidance is schnell, which is distilled for four steps."""
     return Usual(28, 3.5) if config["guidance_embeds"] else Usual(4, 1.0)
 
@@ -52,6 +64,46 @@ def _flux_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
 def _fix_flux_rotary(network: nn.Module, frame: Frame) -> None:
     rotary: Any = network.pos_embed
     network.pos_embed = FixedRotary(grid_positions(frame.grid(2), len(rotary.axes_dim)), rotary.axes_dim, rotary.theta)
+
+
+def _flux2_conditions(config: Config) -> tuple[ConditionInput, ...]:
+    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
+    return _embeddings(config["joint_attention_dim"]), *guidance
+
+
+def _flux2_usual(_: Config, index: Config) -> Usual:
+    """Return the settings of FLUX.2 dev and of the undistilled klein; the distilled one takes four steps."""
+    return Usual(4, 1.0) if index.get("is_distilled") else Usual(50, 4.0)
+
+
+def _flux2_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
+    """Return positions on four axes, int64 [tokens, 4]: an image lies on the second and third, text on the last."""
+    text = conditions[EMBEDDINGS]
+    one, words = (torch.arange(length, device=text.device) for length in (1, text.shape[1]))
+    rows, columns = (torch.arange(side, device=text.device) for side in frame.sides)
+    return {"img_ids": torch.cartesian_prod(one, rows, columns, one), "txt_ids": torch.cartesian_prod(one, one, one, words)}
+
+
+def _fix_flux2_rotary(network: nn.Module, frame: Frame) -> None:
+    rotary: Any = network.pos_embed
+    network.pos_embed = RotaryTables(max(*frame.sides, LONGEST_TEXT), rotary.axes_dim, rotary.theta)
+
+
+def _qwen_conditions(config: Config) -> tuple[ConditionInput, ...]:
+    """Return the inputs of a network for text to image.
+
+    Raises:
+        UsageError: the network is one that edits images, or that paints layers.
+    """
+    other = [name for name in ("zero_cond_t", "use_layer3d_rope", "use_additional_t_cond") if config[name]]
+    if other:
+        raise UsageError(
+            "This transformer takes more than a state, which is not supported.",
+            found=f"{' and '.join(other)} of QwenImageTransformer2DModel",
+            expected="a network for text to image",
+            mend="take Qwen-Image",
+        )
+    return _embeddings(config["joint_attention_dim"]), ConditionInput(QWEN_MASK, "int64", ("tokens",))
 
 
 def _pixart_sizes(frame: Frame, conditions: Named) -> Mapping[str, Any]:
@@ -103,12 +155,12 @@ def _flux_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
 TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "PixArtTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
-        usual=lambda _: Usual(20, 4.5),
+        usual=lambda *_: Usual(20, 4.5),
         texts=_pixart_texts,
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda _: Usual(28, 7.0), texts=_sd3_texts),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -121,10 +173,49 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
     ),
+    "Flux2Transformer2DModel": TransformerFamily(
+        conditions=_flux2_conditions,
+        usual=_flux2_usual,
+        layout="tokens",
+        timestep=lambda _: TimestepMap(1 / 1000),
+        size=64,
+        pixels=16,
+        last_sigma="step",
+        mu_of_steps=True,
+        extra=_flux2_positions,
+        prepare=_fix_flux2_rotary,
+    ),
+    "AuraFlowTransformer2DModel": TransformerFamily(
+        conditions=lambda config: (_embeddings(config["joint_attention_dim"]),),
+        usual=lambda *_: Usual(50, 3.5),
+        timestep=lambda _: TimestepMap(1 / 1000),
+    ),
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["caption_channels"]),
-        usual=lambda _: Usual(20, 4.5),
+        usual=lambda *_: Usual(20, 4.5),
         timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
+    ),
+    "QwenImageTransformer2DModel": TransformerFamily(
+        conditions=_qwen_conditions,
+        usual=lambda *_: Usual(50, 1.0),
+        layout="tokens",
+        timestep=lambda _: TimestepMap(1 / 1000),
+        size=128,
+        last_sigma="step",
+        extra=lambda *_: {"img_shapes": None},  # the positions are fixed
+        prepare=prepare_qwen_image,
+        no_guidance=QWEN_SCALE,
+    ),
+    "ZImageTransformer2DModel": TransformerFamily(
+        conditions=lambda config: _masked(config["cap_feat_dim"]),
+        usual=lambda *_: Usual(50, 6.0),
+        patch=2,
+        timestep=lambda _: TimestepMap(-1 / 1000, 1.0),
+        negated=True,
+        size=128,
+        last_sigma="step",
+        prepare=prepare_z_image,
+        note=Z_IMAGE_SCALE,
     ),
 }

@@ -37,7 +37,7 @@ class TransformerFamily:
 
     Attributes:
         conditions: inputs besides state and timestep, under the names of the network's own arguments.
-        usual: steps and guidance of the pipeline.
+        usual: steps and guidance of the pipeline, given the configuration and what `model_index.json` says.
         patch: key of the configuration with the side of a token in latents, or that side.
         layout: whether the network takes latents [B, C, ...], or patches packed into tokens [B, tokens, C * patch ** axes].
         timestep: maps the sampler's timestep to the one that the network takes.
@@ -45,14 +45,17 @@ class TransformerFamily:
         size: side of the latents where the configuration has no `sample_size`.
         pixels: pixels per latent along each side, in a folder without a first stage.
         last_sigma: where the pipeline lets a flow's levels end before their shift.
+        mu_of_steps: whether the pipeline's dynamic shift depends on the number of steps too.
         texts: how the pipeline uses its text encoders, given the configuration and the class name of the pipeline; empty if prompts are not
             supported.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
+        no_guidance: why guidance is refused; empty if it is not.
+        note: what the user should know before a build; empty if there is nothing.
     """
 
     conditions: Callable[[Config], tuple[ConditionInput, ...]]
-    usual: Callable[[Config], Usual]
+    usual: Callable[[Config, Config], Usual]
     patch: str | int = "patch_size"
     layout: Literal["latents", "tokens"] = "latents"
     timestep: Callable[[Config], TimestepMap] = lambda _: TimestepMap()
@@ -60,9 +63,18 @@ class TransformerFamily:
     size: int | None = None
     pixels: int = 8
     last_sigma: LastSigma = "timestep"
+    mu_of_steps: bool = False
     texts: Callable[[Config, str | None], tuple[TextUse, ...]] = lambda *_: ()
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
+    no_guidance: str = ""
+    note: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before a build."""
+        refused = f"guidance is 1: {self.no_guidance}" if self.no_guidance else ""
+        return tuple(filter(None, (refused, self.note)))
 
     def side(self, config: Config) -> int:
         """Return the side of a token in latents."""

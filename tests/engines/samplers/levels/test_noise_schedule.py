@@ -29,6 +29,7 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from pydantic import ValidationError
 
 from engines.errors import UsageError
@@ -202,3 +203,10 @@ def test_a_flow_of_dpm_solver_is_a_flow_with_its_shift() -> None:
     sana = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
     schedule = NoiseSchedule.from_scheduler_config(sana)
     assert (schedule.prediction_type, schedule.shift) == ("flow", 3.0)
+
+
+@pytest.mark.parametrize("tokens", [64, 1024, 4300, 4301, 16384])
+@pytest.mark.parametrize("steps", [1, 4, 50, 200])
+def test_shift_of_flux2_follows_from_tokens_and_steps(tokens: int, steps: int) -> None:
+    schedule = NoiseSchedule(prediction_type="flow", mu_tokens=tokens).for_steps(steps)
+    assert schedule.mu == pytest.approx(compute_empirical_mu(tokens, steps), rel=1e-12)

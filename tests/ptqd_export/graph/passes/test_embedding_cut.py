@@ -82,6 +82,15 @@ def test_the_network_itself_is_left_as_it_was() -> None:
     assert ir.to_proto(whole).SerializeToString(deterministic=True) == before
 
 
+def test_a_value_called_like_an_input_of_the_body_gives_way(run_graph: Run) -> None:
+    whole = network(TIME_ONLY.replace("plane", "embedding_0"))
+    cut = cut_embeddings(whole)
+    assert cut is not None
+    given = run_graph(cut.embeddings["embedding_0"], {"timestep": TIME})
+    expected = run_graph(whole, {"sample": X, "timestep": TIME})
+    np.testing.assert_array_equal(run_graph(cut.body, {"sample": X, "embedding_0": given}), expected)
+
+
 def test_values_are_cut_before_they_are_made_larger() -> None:
     """An Expand over positions stays in the body, whose input has a value for each channel alone."""
     whole = network(
