@@ -83,6 +83,28 @@ TINY: Mapping[str, Tiny] = {
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
 }  # fmt: skip
 
+BUILT = {"pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "sana": ["w8a8"]}
+"""Precisions of the builds that prove a family."""
+
+SLOW = ("pixart-alpha", "sd3", "flux-schnell", "sana")
+"""Families whose builds are marked slow: the other two cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
+
+USUAL = {
+    "pixart-sigma": ("dpm++2m", 20, 4.5),
+    "pixart-alpha": ("dpm++2m", 20, 4.5),
+    "sd3": ("flow-euler", 28, 7.0),
+    "flux-dev": ("flow-euler", 28, 3.5),
+    "flux-schnell": ("flow-euler", 4, 1.0),
+    "sana": ("dpm++2m", 20, 4.5),
+}
+"""What `init` writes: the sampler, the steps and the guidance of the pipeline."""
+
+
+def model_section(name: str) -> dict[str, Any]:
+    """Return the plan's section `model`, for a plan beside the folder that `write_tiny` writes."""
+    size = TINY[name].size
+    return {"path": "model", "conditions": "conditions.npz", **({} if size is None else {"size": list(size)})}
+
 
 def write_tiny(name: str, folder: Path) -> Path:
     """Write the pipeline to `folder / "model"` and its prepared embeddings to `folder / "conditions.npz"`; return the model's folder."""
