@@ -55,6 +55,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         outputs: tensors that the last calls returned. `PtqdScheduler` compares them with the tensor that the pipeline passes on, and then
             removes them.
         guidance: guidance scale that the last call gave to the network as an input; None before, or if the network takes none.
+        fitted_guidance: that of the plan; None if the network takes none.
     """
 
     config_name = "config.json"
@@ -221,7 +222,7 @@ def _one_guidance(values: NDArray[Any]) -> float:
 def _check_sizes(name: str, array: NDArray[Any], spec: InputRecord) -> None:
     if array.shape[1:] == spec.shape:
         return
-    tokens = f": max_sequence_length={spec.shape[0]} in pipelines with a T5 encoder alone" if name == EMBEDDINGS else ""
+    tokens = f": max_sequence_length={spec.shape[0]} where one encoder alone makes them" if name == EMBEDDINGS else ""
     raise UsageError(
         f"The pipeline's {name} have another size than the engines take.",
         found=f"{name} of shape {list(array.shape[1:])} for one sample",

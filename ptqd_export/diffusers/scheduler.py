@@ -215,8 +215,10 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
 
         Raises:
             UsageError: the schedule does not visit a timestep, or a timestep lies between two training timesteps. Shifted schedules have
-                such timesteps, and their corrections assume a chain from the start.
+                such timesteps, and their corrections assume a chain from the start. Those of flows may be of any value.
         """
+        if self._noise_schedule.prediction_type == "flow":
+            return self.scale_noise(original_samples, timesteps, noise)
         values = timesteps.detach().to("cpu", torch.float64)
         if bool((values != values.round()).any()):
             raise UsageError(
@@ -231,6 +233,24 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         per_sample = (-1, *[1] * (original_samples.ndim - 1))
         of_image, of_noise = ((root / scale).reshape(per_sample).to(original_samples) for root in (signal.sqrt(), (1 - signal).sqrt()))
         return of_image * original_samples + of_noise * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return states `(1 - sigma) x0 + sigma eps` of a flow at timesteps [batch] from clean samples and noise.
+
+        Raises:
+            UsageError: the schedule does not visit a timestep, or the model is not a flow.
+        """
+        if self._noise_schedule.prediction_type != "flow":
+            raise UsageError(
+                "Only a flow mixes samples and noise by its timestep alone.",
+                found=f"scale_noise of a model with prediction_type {self._noise_schedule.prediction_type}",
+                expected="add_noise, as pipelines for such models call it",
+            )
+        for value in timestep.tolist():
+            self._position.first_at(value)
+        per_sample = (-1, *[1] * (sample.ndim - 1))
+        sigma = (timestep.double() / self._noise_schedule.num_train_timesteps).reshape(per_sample).to(sample)
+        return (1 - sigma) * sample + sigma * noise
 
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
         """Raise a UsageError: the schedule lives in its bundle."""

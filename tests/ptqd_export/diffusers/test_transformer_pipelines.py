@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from engines.chain.noise import NoiseSource
 from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
 from ptqd_export.diffusers import PtqdDenoiser, PtqdScheduler, use_bundle
+from ptqd_export.schedules.add_schedule import add_schedule
+from ptqd_export.schedules.settings import ScheduleRequest
 from tests.ptqd_export.models.tiny_transformers import SLOW, TINY, USUAL, required_parts
 
 if TYPE_CHECKING:
@@ -200,10 +203,24 @@ def test_a_bundle_of_another_family_is_refused(models: Callable[[str], Model]) -
     assert pipe.transformer is own
 
 
-def test_the_parts_are_given_to_from_pretrained(models: Callable[[str], Model]) -> None:
-    model, name = models("flux-dev"), "flux-dev"
+@pytest.mark.parametrize("name", families("flux-dev", "sd3", "sana"))
+def test_the_parts_are_given_to_from_pretrained(name: str, models: Callable[[str], Model]) -> None:
+    model = models(name)
     denoiser = PtqdDenoiser.from_bundle(model.bundle)
-    parts = {"transformer": denoiser, "scheduler": PtqdScheduler.from_bundle(model.bundle, watched=denoiser)}
-    pipe = pipeline(name, model, **parts)
+    pipe = pipeline(name, model, transformer=denoiser, scheduler=PtqdScheduler.from_bundle(model.bundle, watched=denoiser))
     assert pipe.transformer is denoiser
     close(called(pipe, name, model), called(use_bundle(pipeline(name, model), model.bundle), name, model), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_twenty_steps_of_another_schedule(name: str, guidance: float, models: Callable[[str], Model], tmp_path: Path) -> None:
+    model = models(name)
+    bundle, embedded = shutil.copytree(model.bundle, tmp_path / "bundle"), name == "flux-dev"
+    add_schedule(bundle, "long", ScheduleRequest(steps=20, guidance=1.0 if embedded else guidance))
+    pipe, options = pipeline(name, model), {"num_inference_steps": 20, "guidance": FITTED[name] if embedded else guidance}
+    if name == "flux-schnell":
+        options["true_cfg_scale"] = guidance
+    expected = called(pipe, name, model, **options)
+    close(called(use_bundle(pipe, bundle, schedule="long", precision="fp32"), name, model, **options), expected, 1e-3)
