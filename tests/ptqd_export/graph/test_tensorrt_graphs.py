@@ -34,7 +34,7 @@ from ptqd_export.graph.trace import check_parity, lower, trace
 from ptqd_export.models.base import Adapter, LoadedModel
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import Plan, PlanFile
-from tests.ptqd_export.models.tiny_transformers import SLOW, TINY, USUAL, model_section
+from tests.ptqd_export.models.tiny_transformers import TINY, USUAL, model_section
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -281,7 +281,7 @@ def test_network_keeps_the_plan_in_every_type_and_builds(
     assert all(_built_sizes(paths))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TINY])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "flux-dev" else pytest.mark.slow) for name in TINY])
 def test_transformers_of_the_table_keep_the_plan_in_float16_and_build(
     name: str, transformer_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
