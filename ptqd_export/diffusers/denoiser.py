@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +25,21 @@ from engines.chain.finite import check_output
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
+from engines.networks.engine_bank import load_conditioning
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from engines.networks.grouped_engine import open_groups
-from ptqd_export.diffusers.network_config import network_config
-from ptqd_export.diffusers.timesteps import precisions_by_timestep, timestep_value, unknown_timestep
+from ptqd_export.diffusers.network_config import network_config, transformer_family
+from ptqd_export.diffusers.pipeline_call import PipelineCall
+from ptqd_export.diffusers.timesteps import nearest_timestep, precisions_by_timestep, timestep_value, unknown_timestep
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS
+
+POSITIONS = "img_ids"
+
+OF_THE_SIZE = frozenset({POSITIONS, "txt_ids", "resolution", "aspect_ratio"})
+"""Arguments of transformers that follow from the size of the samples: the engines have them as constants."""
+
+BRANCHES = 2
+"""Calls of a step at most: pipelines that guide take both branches in one call, or one after the other."""
 
 
 class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped here
@@ -39,7 +52,10 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     Attributes:
         precision: the precision of every step, or `auto`.
-        last_output: tensor that the last call returned. `PtqdScheduler` compares it with the tensor that the pipeline passes on.
+        outputs: tensors that the last calls returned. `PtqdScheduler` compares them with the tensor that the pipeline passes on, and then
+            removes them.
+        guidance: guidance scale that the last call gave to the network as an input; None before, or if the network takes none.
+        fitted_guidance: that of the plan; None if the network takes none.
     """
 
     config_name = "config.json"
@@ -55,7 +71,13 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._graphs = {taken: bundle.verified_graphs(taken) for taken in set(self._precisions.values())}
         self._backend = backend
         self._engines: dict[str, Engine] = {}
-        self.last_output: Tensor | None = None
+        self._call = PipelineCall.of(self._model)
+        self._inputs: Mapping[str, InputRecord] = (
+            {} if self._model.conditioning is None else {spec.name: spec for spec in self._model.conditioning.inputs}
+        )
+        self.outputs: deque[Tensor] = deque(maxlen=BRANCHES)
+        self.guidance: float | None = None
+        self.fitted_guidance = _embedded_guidance(bundle) if GUIDANCE in self._inputs else None
 
     @classmethod
     def from_bundle(
@@ -79,6 +101,11 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         return cls(bundle, bundle.schedule(schedule), chosen, open_backend(bundle, runtime))
 
     @property
+    def is_transformer(self) -> bool:
+        """Whether the network is of the table of transformers, whose samples may have any size that the plan chose."""
+        return transformer_family(self._model) is not None
+
+    @property
     def add_embedding(self) -> SimpleNamespace:
         """Stand-in for the layer of SDXL's network whose width pipelines read."""
         width = self.config.get("projection_class_embeddings_input_dim")
@@ -86,41 +113,53 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             raise AttributeError("the network takes no added text and time conditions, and so has no add_embedding")
         return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
+    @contextlib.contextmanager
+    def cache_context(self, _name: str) -> Iterator[None]:
+        """Do nothing for a branch: diffusers' transformers keep what they cache of each apart, and engines cache nothing."""
+        yield
+
     @torch.no_grad()
     def forward(
         self,
-        sample: Tensor,
-        timestep: Tensor | float,
+        sample: Tensor | None = None,
+        timestep: Tensor | float | None = None,
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = True,
+        *,
+        hidden_states: Tensor | None = None,
         **others: Any,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Return the network's output for a batch at one timestep, with the dtype and device of `sample`.
+        """Return the network's output for a batch at one timestep, with the form, dtype and device of the states.
 
         Args:
-            sample: states [batch, channels, ...], scaled by the scheduler.
+            sample: states [batch, channels, ...], scaled by the scheduler; in pipelines that pack them, tokens [batch, tokens, ...].
             timestep: one timestep for the whole batch.
             encoder_hidden_states: [batch, tokens, dim], if the network takes them.
             class_labels: [batch], if the network takes them.
             added_cond_kwargs: further conditions by name, if the network takes them.
             return_dict: return an object with the field `sample`, or a tuple.
-            others: other arguments of diffusers' networks; any value that is not empty is refused.
+            hidden_states: the states, as some transformers call them.
+            others: other arguments of diffusers' networks: conditions that the network takes, and what follows from the size. Of the
+                rest, any value that is not empty is refused.
 
         Raises:
             UsageError: the engines do not know an argument, a condition is missing, or the bundle does not have this shape or timestep.
         """
-        _refuse(others)
-        conditions = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **(added_cond_kwargs or {})}
-        value = timestep_value(timestep)
-        self._check_shape(sample)
-        feeds = {STATE: _array(sample, "float32"), TIMESTEP: np.full(len(sample), value, dtype=np.float32)}
-        feeds |= self._conditions({name: given for name, given in conditions.items() if given is not None})
-        found = self._engine(value, len(sample)).run(feeds)
+        given = hidden_states if sample is None else sample
+        if given is None or timestep is None:
+            raise TypeError("a network is called with `sample` or `hidden_states`, and with `timestep`")
+        _refuse({name: value for name, value in others.items() if name not in self._inputs and name not in OF_THE_SIZE})
+        self._call.check(given, others.get(POSITIONS))
+        conditions = {EMBEDDINGS: encoder_hidden_states, LABELS: class_labels, **(added_cond_kwargs or {}), **others}
+        value = self._scheduled(timestep)
+        feeds = {STATE: _array(self._call.latents(given), "float32"), TIMESTEP: np.full(len(given), value, dtype=np.float32)}
+        feeds |= self._conditions({name: one for name, one in conditions.items() if torch.is_tensor(one) and name not in OF_THE_SIZE})
+        found = self._engine(self._precisions[value], len(given)).run(feeds)
         check_output(found, self._precisions[value], value)
-        out = torch.from_numpy(found).to(sample)
-        self.last_output = out
+        out = self._call.given(torch.from_numpy(found)).to(given)
+        self.outputs.append(out)
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
@@ -132,26 +171,20 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             mend="load the pipeline with from_pretrained and install the bundle again",
         )
 
-    def _engine(self, timestep: float, rows: int) -> Engine:
-        precision = self._precisions.get(timestep)
-        if precision is None:
-            raise unknown_timestep(timestep, self._schedule)
+    def _scheduled(self, timestep: Tensor | float) -> float:
+        found = nearest_timestep(timestep, self._precisions, self._call.timestep)
+        if found is None:
+            scale = self._call.timestep
+            raise unknown_timestep((timestep_value(timestep) - scale.offset) / scale.scale, self._schedule)
+        return found
+
+    def _engine(self, precision: str, rows: int) -> Engine:
         if precision not in self._engines:
             self._engines[precision] = open_groups(self._backend, self._graphs[precision], rows)
         return self._engines[precision]
 
-    def _check_shape(self, sample: Tensor) -> None:
-        if tuple(sample.shape[1:]) != self._model.sample_shape:
-            raise UsageError(
-                "The engines take samples of another shape.",
-                found=f"samples of shape {list(sample.shape[1:])}",
-                expected=str(list(self._model.sample_shape)),
-                mend="leave height and width of the pipeline at their defaults, or build a bundle of a model of that size",
-            )
-
     def _conditions(self, given: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-        record = self._model.conditioning
-        inputs: Mapping[str, InputRecord] = {} if record is None else {spec.name: spec for spec in record.inputs}
+        record, inputs = self._model.conditioning, self._inputs
         if given.keys() != inputs.keys():
             raise UsageError(
                 "The pipeline's conditions are not those that the network takes.",
@@ -160,9 +193,42 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
                 mend="use the pipeline that the model was trained for, or call the denoiser in a loop of your own",
             )
         arrays = {name: _array(given[name], spec.dtype) for name, spec in inputs.items()}
-        if record is not None and record.file is None and "class_labels" in arrays:
-            _check_labels(arrays["class_labels"], record.rows, record.null_class)
+        for name, spec in inputs.items():
+            _check_sizes(name, arrays[name], spec)
+        if record is not None and record.file is None and LABELS in arrays:
+            _check_labels(arrays[LABELS], record.rows, record.null_class)
+        if GUIDANCE in arrays:
+            self.guidance = _one_guidance(arrays[GUIDANCE])
         return arrays
+
+
+def _embedded_guidance(bundle: Bundle) -> float:
+    """Return the guidance scale that a bundle's network was given as an input when it was calibrated."""
+    conditioning = load_conditioning(bundle)
+    assert conditioning is not None
+    return _one_guidance(conditioning.tables[GUIDANCE])
+
+
+def _one_guidance(values: NDArray[Any]) -> float:
+    if len(set(values.tolist())) > 1:
+        raise UsageError(
+            "The samples of a batch have different guidance scales.",
+            found=", ".join(f"{value:g}" for value in values.tolist()),
+            expected="one for all: a correction holds for one guidance",
+        )
+    return float(values[0])
+
+
+def _check_sizes(name: str, array: NDArray[Any], spec: InputRecord) -> None:
+    if array.shape[1:] == spec.shape:
+        return
+    tokens = f": max_sequence_length={spec.shape[0]} where one encoder alone makes them" if name == EMBEDDINGS else ""
+    raise UsageError(
+        f"The pipeline's {name} have another size than the engines take.",
+        found=f"{name} of shape {list(array.shape[1:])} for one sample",
+        expected=str(list(spec.shape)),
+        mend=f"call the pipeline with prompts of the length that the bundle was built for{tokens}",
+    )
 
 
 def _array(tensor: Tensor, dtype: str) -> NDArray[Any]:

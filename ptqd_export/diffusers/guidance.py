@@ -1,4 +1,4 @@
-"""Infer the guidance scale of a pipeline from what it made of the network's output: corrections hold for one scale only."""
+"""Check the guidance scale of a pipeline, inferred from what it made of the network's outputs: corrections hold for one scale only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ TOLERANCE = 0.01
 """Relative difference up to which two scales count as equal."""
 
 
+def check_embedded_guidance(given: float | None, fitted: float | None) -> None:
+    """Refuse a guidance scale that the pipeline gives to the network as an input, if the corrections were fitted at another.
+
+    Raises:
+        UsageError: the scales differ. None stands for a network without this input.
+    """
+    if given is not None and fitted is not None and abs(given - fitted) > TOLERANCE * fitted:
+        raise _another_guidance(given, fitted, "build a bundle with this guidance in its plan")
+
+
 def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
     """Refuse a guidance scale at which the corrections were not fitted.
 
     Args:
-        output: output of the network, [batch, ...], or both branches as one batch of twice the size.
+        output: output of the network, [batch, ...], or both branches in either order as one batch of twice the size.
         combined: what the pipeline made of the output and gives to the scheduler.
         fitted: guidance scale w of the schedule.
 
@@ -29,13 +39,16 @@ def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
         scales, uncertainty = _scales(output, combined)
     wanted = effective_guidance(fitted)
     if min(abs(scale - wanted) for scale in scales) > TOLERANCE * wanted + uncertainty:
-        raise UsageError(
-            "The corrections were fitted at another guidance scale.",
-            found=f"guidance {max(scales):.3g}",
-            expected=f"{fitted:g}, as in the bundle's schedule",
-            mend=f"call the pipeline with guidance_scale={fitted:g}, add a schedule with `ptqd-export schedule --guidance`, or use these "
-            "corrections anyway: accept_guidance=True",
-        )
+        raise _another_guidance(max(scales), fitted, "add a schedule with `ptqd-export schedule --guidance`")
+
+
+def _another_guidance(found: float, fitted: float, other: str) -> UsageError:
+    return UsageError(
+        "The corrections were fitted at another guidance scale.",
+        found=f"guidance {found:.3g}",
+        expected=f"{fitted:g}, as in the bundle's schedule",
+        mend=f"call the pipeline with guidance_scale={fitted:g}, {other}, or use these corrections anyway: accept_guidance=True",
+    )
 
 
 def _scales(output: Tensor, combined: Tensor) -> tuple[tuple[float, float], float]:
@@ -69,7 +82,7 @@ def _once(combined: Tensor, batch: int) -> Tensor | None:
 def _not_guidance() -> UsageError:
     return UsageError(
         "The scheduler did not get the guided output of the network.",
-        found="no combination u + w (c - u) of the two halves of the last batch",
-        expected="one network call per step with both branches in it, and only guidance after it (guidance_rescale=0)",
+        found="no combination u + w (c - u) of the network's outputs at this step",
+        expected="both branches in one network call or in two, and only guidance after them (guidance_rescale=0)",
         mend="leave out pipeline options that do more, or use the corrections anyway: accept_guidance=True",
     )

@@ -11,14 +11,15 @@ from torch import nn
 
 from engines.backends.choice import Runtime
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.manifest import ModelRecord
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
-from ptqd_export.diffusers.network_config import network_config
+from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.scheduler import PtqdScheduler
 
 COMPARED = ("sample_size", "cross_attention_dim")
-"""Keys of a network's configuration that a bundle must share, besides the number of parameters."""
+"""Keys of a network's configuration that a bundle must share, besides the number of parameters, where its family has no row of its own."""
 
 NETWORKS = ("unet", "transformer")
 """Names of the denoising network in pipelines."""
@@ -61,9 +62,17 @@ def use_bundle(
     replaced: Any = getattr(pipe, name)
     if replaced is not None:
         nn.Module.to(denoiser, replaced.device, replaced.dtype)  # diffusers' own `to` warns at every cast
+        _keep_size(denoiser, replaced)
     setattr(pipe, name, denoiser)
     pipe.scheduler = scheduler  # type: ignore[attr-defined]  # `_network_name` checked this
     return pipe
+
+
+def _keep_size(denoiser: PtqdDenoiser, replaced: Any) -> None:
+    """Let pipelines that choose a size by the one that a transformer was trained at still find that one, not the size of the bundle."""
+    stated = getattr(replaced, "config", {}).get("sample_size")
+    if denoiser.is_transformer and stated is not None:
+        denoiser.register_to_config(sample_size=stated)
 
 
 def _check_same_network(network: nn.Module | None, bundle: Bundle) -> None:
@@ -73,11 +82,11 @@ def _check_same_network(network: nn.Module | None, bundle: Bundle) -> None:
     """
     if network is None or isinstance(network, PtqdDenoiser):
         return
-    config, own = network_config(bundle.manifest.model), dict(getattr(network, "config", {}))
-    theirs = {"parameters": bundle.manifest.model.parameters} | {name: config[name] for name in COMPARED if own.get(name) is not None}
-    ours = {"parameters": sum(parameter.numel() for parameter in network.parameters())} | {
-        name: own[name] for name in theirs if name in own
-    }
+    theirs, ours = {"parameters": bundle.manifest.model.parameters}, {"parameters": sum(one.numel() for one in network.parameters())}
+    own = {"_class_name": type(network).__name__, **getattr(network, "config", {})}
+    stated = _stated(bundle.manifest.model, own)
+    theirs |= {name: of_bundle for name, (of_bundle, _) in stated.items()}
+    ours |= {name: of_network for name, (_, of_network) in stated.items()}
     differing = [name for name in theirs if _flat(theirs[name]) != _flat(ours[name])]
     if differing:
         raise UsageError(
@@ -86,6 +95,25 @@ def _check_same_network(network: nn.Module | None, bundle: Bundle) -> None:
             expected=f"{type(network).__name__} with " + _listed(ours, differing),
             mend="use the bundle that was built from this pipeline's folder",
         )
+
+
+def _stated(model: ModelRecord, own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what a bundle and the configuration of a network say about the same things, by name.
+
+    The size of the samples of a transformer is the plan's, not the network's, so it is not compared.
+    """
+    family, config = transformer_family(model), network_config(model)
+    if family is None:
+        return {name: (config[name], own[name]) for name in COMPARED if own.get(name) is not None}
+    of_bundle = model.family.removeprefix("diffusers ")
+    if of_bundle != own["_class_name"]:
+        return {"class": (of_bundle, own["_class_name"])}
+    inputs = {} if model.conditioning is None else {record.name: record.shape for record in model.conditioning.inputs}
+    widths = {one.name: one.shape[-1] for one in family.conditions(own) if one.shape and isinstance(one.shape[-1], int)}
+    return {
+        "channels": (model.sample_shape[0], family.channels(own)),
+        **{name: (inputs.get(name, (None,))[-1], width) for name, width in widths.items()},
+    }
 
 
 def _flat(value: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE
+from ptqd_export.models.diffusers_models.transformers.family_table import POOLED, TRANSFORMERS
+from ptqd_export.models.diffusers_models.transformers.transformer_family import TransformerFamily
 
 TIME_EMBEDDING = 256
 """Width of the embedding of one number of `time_ids` in SDXL. The embedding is inside the graph; pipelines only add up the widths."""
@@ -23,10 +26,34 @@ def network_config(model: ModelRecord) -> dict[str, Any]:
         "in_channels": channels,
         "out_channels": channels,
         "time_cond_proj_dim": None,
-        "cross_attention_dim": _last(inputs.get("encoder_hidden_states")),
+        "cross_attention_dim": _last(inputs.get(EMBEDDINGS)),
         **_labels(model.conditioning),
         **_added(inputs),
+        **_transformer(model, inputs),
     }
+
+
+def transformer_family(model: ModelRecord) -> TransformerFamily | None:
+    """Return the row of the table of transformers that a bundle's network belongs to, or None if it belongs to none."""
+    return TRANSFORMERS.get(model.family.removeprefix("diffusers "))
+
+
+def _transformer(model: ModelRecord, inputs: dict[str, InputRecord]) -> dict[str, Any]:
+    """Return the fields of a transformer of the table.
+
+    The graph scales the timestep itself and has a size of its own, so the pipeline's factor and the multiple that it asks of a size are 1.
+    """
+    family = transformer_family(model)
+    if family is None:
+        return {}
+    channels, *sides = model.sample_shape
+    fields: dict[str, Any] = {"timestep_scale": 1.0, "patch_size": 1, "guidance_embeds": GUIDANCE in inputs}
+    width = _last(inputs.get(EMBEDDINGS))
+    fields |= {"joint_attention_dim": width, "caption_channels": width, "pooled_projection_dim": _last(inputs.get(POOLED))}
+    if family.layout == "tokens":
+        packed = channels * family.side(fields) ** len(sides)
+        fields |= {"in_channels": packed, "out_channels": packed}
+    return fields
 
 
 def _labels(conditioning: ConditioningRecord | None) -> dict[str, Any]:

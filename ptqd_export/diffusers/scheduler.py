@@ -24,8 +24,10 @@ from engines.networks.chain_choice import AUTO, check_precision
 from engines.samplers import SAMPLERS
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
+from ptqd_export.diffusers.asked_levels import check_levels, check_mu
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
-from ptqd_export.diffusers.guidance import check_guidance
+from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance
+from ptqd_export.diffusers.pipeline_call import PipelineCall
 from ptqd_export.diffusers.position import Position, as_timesteps
 from ptqd_export.diffusers.timesteps import AS_MANY
 
@@ -42,19 +44,26 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         schedule: schedule of the bundle.
         moves: one move for each step of the schedule.
         watched: denoiser whose output is guided, to refuse a guidance scale other than the fitted one; None trusts the pipeline.
+        call: the pipeline's form of the states; None is that of the bundle.
     """
 
     config_name = "scheduler_config.json"
     order = 1
 
     def __init__(
-        self, noise_schedule: NoiseSchedule, schedule: Schedule, moves: tuple[Move, ...], watched: PtqdDenoiser | None = None
+        self,
+        noise_schedule: NoiseSchedule,
+        schedule: Schedule,
+        moves: tuple[Move, ...],
+        watched: PtqdDenoiser | None = None,
+        call: PipelineCall | None = None,
     ) -> None:
-        self.register_to_config(**noise_schedule.model_dump())
+        self.register_to_config(**noise_schedule.model_dump(), **_shifts(noise_schedule))
         self._noise_schedule = noise_schedule
         self._schedule = schedule
         self._moves = moves
         self._watched = watched
+        self._call = call or PipelineCall(())
         self._position = Position(schedule, moves)
         self._scales = False
         self._scales_start = False
@@ -91,7 +100,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
         moves = tuple(chain.move(step) for step in chosen.steps)
-        return cls(bundle.manifest.model.noise_schedule, chosen, moves, watched if correction == "on" else None)
+        model = bundle.manifest.model
+        return cls(model.noise_schedule, chosen, moves, watched if correction == "on" else None, PipelineCall.of(model))
 
     # What pipelines read
 
@@ -120,22 +130,41 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         """Start the chain at a later step than the noisiest."""
         self._position.begin = begin_index
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
         """Begin a chain.
 
+        Args:
+            num_inference_steps: steps of the chain; None if `sigmas` says it.
+            device: device of the timesteps.
+            sigmas: levels [S] before any shift that a pipeline asks for. Evenly spaced ones from 1 to 1 / S, which some pipelines take
+                without being told, ask for nothing.
+            mu: dynamic shift of a flow, which flows without one ignore, as in diffusers.
+
         Raises:
-            UsageError: the schedule has another number of steps.
+            UsageError: the schedule has another number of steps, or other levels.
         """
-        if num_inference_steps != self.num_inference_steps:
+        steps = num_inference_steps if sigmas is None else len(sigmas)
+        if steps != self.num_inference_steps:
             raise UsageError(
                 "The bundle's schedule has another number of steps.",
-                found=f"num_inference_steps={num_inference_steps}",
+                found=f"num_inference_steps={steps}",
                 expected=f"{self.num_inference_steps}",
                 mend=AS_MANY.format(steps=self.num_inference_steps),
             )
+        check_levels(self._schedule.sampler, sigmas)
+        check_mu(self._noise_schedule, mu)
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
         self._scales, self._history = False, ()
+        if self._watched is not None:
+            self._watched.outputs.clear()
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
         """Return the state, scaled for the network."""
@@ -157,7 +186,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         """Return the next state.
 
         Args:
-            model_output: output of the denoiser after guidance, [batch, channels, ...].
+            model_output: output of the denoiser after guidance, in the pipeline's form: [batch, channels, ...], or [batch, tokens, ...].
             timestep: timestep of the step.
             sample: the state, not scaled for the network.
             eta: for DDIM and TCD schedules, None or the schedule's own eta; other samplers have no eta and ignore it, as in diffusers.
@@ -172,14 +201,13 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._check_options(eta, use_clipped_model_output)
         move = self._position.here(timestep)
         self._check_scaled(move)
-        if self._watched is not None and self._watched.last_output is not None:
-            check_guidance(self._watched.last_output, model_output, move.guidance)
-        z = _array(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
-        state = advance(ChainState(_array(sample), self._history), _array(model_output)[None], move, z)
+        self._check_guidance(model_output, move)
+        z = self._latents(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
+        state = advance(ChainState(self._latents(sample), self._history), self._latents(model_output)[None], move, z)
         self._history = state.history
         self._position.advance()
         self._scales = False
-        previous = torch.from_numpy(state.x).to(sample)
+        previous = self._call.given(torch.from_numpy(state.x)).to(sample)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -187,8 +215,10 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
 
         Raises:
             UsageError: the schedule does not visit a timestep, or a timestep lies between two training timesteps. Shifted schedules have
-                such timesteps, and their corrections assume a chain from the start.
+                such timesteps, and their corrections assume a chain from the start. Those of flows may be of any value.
         """
+        if self._noise_schedule.prediction_type == "flow":
+            return self.scale_noise(original_samples, timesteps, noise)
         values = timesteps.detach().to("cpu", torch.float64)
         if bool((values != values.round()).any()):
             raise UsageError(
@@ -204,6 +234,24 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         of_image, of_noise = ((root / scale).reshape(per_sample).to(original_samples) for root in (signal.sqrt(), (1 - signal).sqrt()))
         return of_image * original_samples + of_noise * noise
 
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return states `(1 - sigma) x0 + sigma eps` of a flow at timesteps [batch] from clean samples and noise.
+
+        Raises:
+            UsageError: the schedule does not visit a timestep, or the model is not a flow.
+        """
+        if self._noise_schedule.prediction_type != "flow":
+            raise UsageError(
+                "Only a flow mixes samples and noise by its timestep alone.",
+                found=f"scale_noise of a model with prediction_type {self._noise_schedule.prediction_type}",
+                expected="add_noise, as pipelines for such models call it",
+            )
+        for value in timestep.tolist():
+            self._position.first_at(value)
+        per_sample = (-1, *[1] * (sample.ndim - 1))
+        sigma = (timestep.double() / self._noise_schedule.num_train_timesteps).reshape(per_sample).to(sample)
+        return (1 - sigma) * sample + sigma * noise
+
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
         """Raise a UsageError: the schedule lives in its bundle."""
         raise UsageError(
@@ -213,7 +261,18 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             mend="load the pipeline with from_pretrained and install the bundle again",
         )
 
+    def _latents(self, given: Tensor) -> Float32:
+        return self._call.latents(given).detach().to("cpu", torch.float32).numpy()
+
     # What the schedule cannot honour
+
+    def _check_guidance(self, combined: Tensor, move: Move) -> None:
+        """Refuse a guidance that the corrections were not fitted at, and forget the step's outputs."""
+        if self._watched is None or not self._watched.outputs:
+            return
+        check_embedded_guidance(self._watched.guidance, self._watched.fitted_guidance)
+        check_guidance(torch.cat(list(self._watched.outputs)), combined, move.guidance)
+        self._watched.outputs.clear()
 
     def _check_options(self, eta: float | None, use_clipped_model_output: bool | None) -> None:
         own = self._schedule.sampler
@@ -256,8 +315,10 @@ def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:
         )
 
 
-def _array(tensor: Tensor) -> Float32:
-    return tensor.detach().to("cpu", torch.float32).numpy()
+def _shifts(noise_schedule: NoiseSchedule) -> dict[str, float]:
+    """Return fields from which a pipeline computes the schedule's own dynamic shift, whatever the number of tokens."""
+    mu = noise_schedule.mu
+    return {} if mu is None else {"base_shift": mu, "max_shift": mu}
 
 
 def _noise(like: Tensor, generator: Generators) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
+from ptqd_export.models.diffusers_models.transformers.transformer_family import TimestepMap
 
 AS_MANY = (
     "call the pipeline with num_inference_steps={steps} and take its scheduler from the bundle too (`use_bundle`), "
@@ -29,6 +32,36 @@ def timestep_value(timestep: Tensor | float) -> float:
             expected="one timestep for all: the schedule picks one engine for a step",
         )
     return float(values[0])
+
+
+def nearest_timestep(given: Tensor | float, visited: Collection[float], scale: TimestepMap) -> float | None:
+    """Return the timestep of a schedule that a pipeline means, or None if it means none of them.
+
+    Some pipelines scale timesteps and round them to the type of their states; so those of the schedule are compared after the same.
+
+    Args:
+        given: one timestep for the whole batch, in the pipeline's type and scale.
+        visited: timesteps of the schedule, float32.
+        scale: the pipeline's scale.
+
+    Raises:
+        UsageError: the samples of the batch are at different timesteps, or rounding made two timesteps of the schedule equal.
+    """
+    value, kind = timestep_value(given), torch.as_tensor(given).dtype
+    kind = kind if kind.is_floating_point and kind.itemsize < 4 else torch.float32
+    rounded = torch.tensor(list(visited), dtype=torch.float32).to(kind) * scale.scale + scale.offset
+    far = (rounded.double() - value).abs()
+    if float(far.min()) > torch.finfo(kind).eps * abs(value):
+        return None
+    found = [one for one, is_nearest in zip(visited, (far == far.min()).tolist(), strict=True) if is_nearest]
+    if len(found) > 1:
+        raise UsageError(
+            "The pipeline's timesteps do not tell the steps of the schedule apart.",
+            found=f"timestep {value:g}, rounded to {str(kind).removeprefix('torch.')}, for " + " and ".join(f"{one:g}" for one in found),
+            expected="a type in which every step has a timestep of its own",
+            mend="load the pipeline in float32: the engines keep their own types",
+        )
+    return found[0]
 
 
 def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[float, str]:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
 from ptqd_export.stages.run_build import run_build
+from tests.ptqd_export.models.tiny_transformers import BUILT, USUAL, model_section, write_tiny
 from tests.shared import shared_folder
 
 Array = NDArray[Any]
@@ -207,6 +208,31 @@ def digits_trt_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
         precisions=["w8a8", "w4a8", "w4a4"],
         target={"name": "tensorrt-rtx"},
     )
+
+
+@pytest.fixture(scope="session")
+def transformer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the folder of a small transformer's pipeline, with its conditions beside it. Tests must not modify it."""
+    return cache(lambda name: shared_folder(tmp_path_factory, name, lambda folder: write_tiny(name, folder)) / "model")
+
+
+@pytest.fixture(scope="session")
+def transformer_build(transformer_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """A function that returns the build of a family with the guidance that `init` writes, in four steps. Tests must not modify it."""
+
+    def build(name: str) -> Built:
+        sampler, _, guidance = USUAL[name]
+        return _build_once(
+            tmp_path_factory,
+            f"{name}_build",
+            transformer_folder(name).parent,
+            model=model_section(name),
+            sampler={"name": sampler, "steps": 4, "guidance": guidance},
+            precisions=BUILT.get(name, ["w8a8"]),
+            calibration={"samples": 4, "batch_size": 4, "activation_samples": 8},
+        )
+
+    return cache(build)
 
 
 @pytest.fixture(scope="session")

@@ -92,3 +92,26 @@ def test_tcd_takes_no_other_share_of_noise_than_the_schedule_s() -> None:
     scheduler = PtqdScheduler(NoiseSchedule(), schedule, tuple(Move.plain(step, "fp32", 1.0) for step in schedule.steps))
     with pytest.raises(UsageError, match="for another eta"):
         walk(scheduler, 2, table, False, eta=0.0)
+
+
+def test_a_flow_from_an_image_starts_as_in_diffusers() -> None:
+    trained = NoiseSchedule(prediction_type="flow", clip_sample=False, shift=3.0)
+    table = compile_sampler("flow-euler", 4, 0.0, trained)
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(4)
+    moves = tuple(Move.plain(step, "fp32", 1.0) for step in schedule_of(table, 4, 0.0).steps)
+    ours = PtqdScheduler(trained, schedule_of(table, 4, 0.0), moves)
+    image, noise = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(3))
+    at = theirs.timesteps[1].repeat(len(image))
+    expected = theirs.scale_noise(image, at, noise)
+    torch.testing.assert_close(ours.scale_noise(image, at, noise), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.add_noise(image, noise, at), expected, rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="does not visit this timestep"):
+        ours.scale_noise(image, at + 1, noise)
+
+
+def test_only_flows_mix_noise_by_their_timestep() -> None:
+    schedule = schedule_of(compile_sampler("ddim", 2, 0.0, NoiseSchedule(clip_sample=False)), 2, 0.0)
+    scheduler = PtqdScheduler(NoiseSchedule(), schedule, ())
+    with pytest.raises(UsageError, match="scale_noise of a model with prediction_type epsilon"):
+        scheduler.scale_noise(torch.zeros(SHAPE), torch.tensor([0, 0]), torch.zeros(SHAPE))

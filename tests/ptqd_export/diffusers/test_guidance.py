@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import UsageError
-from ptqd_export.diffusers.guidance import check_guidance
+from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance
 
 W = 3.0
 
@@ -61,10 +61,19 @@ def test_anything_else_is_refused(changed: object) -> None:
         check_guidance(torch.cat([u, c]), changed(u + W * (c - u)), W)
 
 
-def test_two_calls_a_step_are_refused() -> None:
-    """The last call has seen one branch alone."""
+def test_one_branch_alone_is_refused() -> None:
     u, c = halves(torch.float32)
-    with pytest.raises(UsageError, match="one network call per step"):
+    with pytest.raises(UsageError, match="both branches in one network call or in two"):
         check_guidance(c, u + W * (c - u), W)
-    with pytest.raises(UsageError, match="one network call per step"):
+    with pytest.raises(UsageError, match="both branches in one network call or in two"):
         check_guidance(c[:1], (u + W * (c - u))[:1], W)
+
+
+@pytest.mark.parametrize(("given", "fitted"), [(3.5, 3.5), (None, None), (None, 3.5)])
+def test_the_fitted_embedded_guidance_passes(given: float | None, fitted: float | None) -> None:
+    check_embedded_guidance(given, fitted)
+
+
+def test_another_embedded_guidance_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"found: +guidance 4\n +expected: 3.5[^|]*guidance_scale=3.5, build a bundle"):
+        check_embedded_guidance(4.0, 3.5)

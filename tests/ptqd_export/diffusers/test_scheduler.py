@@ -164,6 +164,23 @@ def test_a_timestep_may_come_twice_in_a_row(with_steps: Callable[..., PtqdSchedu
     assert scheduler.step_index == 2
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_the_branches_of_guidance_come_in_one_call_or_in_two(tiny: TinyBundle, calls: int) -> None:
+    denoiser, labels = PtqdDenoiser.from_bundle(tiny.folder), torch.tensor([0, 1, 3, 3])
+    scheduler = PtqdScheduler.from_bundle(tiny.folder, watched=denoiser)
+    for scale in (1.5, 2.0):
+        scheduler.set_timesteps(4)
+        batches = torch.cat([Z, Z]).chunk(calls), labels.chunk(calls)
+        outputs = [denoiser(x, 750, class_labels=of).sample for x, of in zip(*batches, strict=True)]
+        conditional, unconditional = torch.cat(outputs).chunk(2)
+        guided = unconditional + scale * (conditional - unconditional)
+        if scale == 1.5:
+            scheduler.step(guided, 750, Z, variance_noise=Z)
+            continue
+        with pytest.raises(UsageError, match=r"found: +guidance 2\n +expected: 1.5, "):
+            scheduler.step(guided, 750, Z, variance_noise=Z)
+
+
 # Refused
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ from ptqd_export.graph.reading.graph_layers import find_layers
 from ptqd_export.graph.sizes.macs import count_macs
 from ptqd_export.graph.trace import check_parity, lower, trace
 from ptqd_export.models.base import Adapter, LoadedModel
+from ptqd_export.models.load import load_model
+from ptqd_export.plan import Plan, PlanFile
+from tests.ptqd_export.models.tiny_transformers import PIPED, USUAL, model_section
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -275,6 +278,25 @@ def test_network_keeps_the_plan_in_every_type_and_builds(
         assert len(parsed.pairs) == sum(layer.layer.role == "inner" for layer in layers if precision != "w4a16")
         paths.append(path)
     assert len(_parse(paths[0]).pairs) >= 12
+    assert all(_built_sizes(paths))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "flux-dev" else pytest.mark.slow) for name in PIPED])
+def test_transformers_of_the_table_keep_the_plan_in_float16_and_build(
+    name: str, transformer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    sampler, steps, guidance = USUAL[name]
+    plan = Plan.model_validate(
+        {"model": model_section(name), "sampler": {"name": sampler, "steps": steps, "guidance": guidance}, "precisions": ["w8a8"],
+         "target": {"name": "tensorrt-rtx"}, "output": "unused"}
+    )  # fmt: skip
+    model = load_model(PlanFile(plan, transformer_folder(name).parent, tmp_path))
+    quantized, paths = Quantized(model, _traced(model, tmp_path)), []
+    for precision in ("w8a8", "w4a8", "fp8"):
+        path, layers = quantized.write(precision, "fp16", tmp_path)
+        check_tensorrt_graph(path)
+        assert len(_holds_the_plan(path, layers, trt.float16).pairs) == sum(layer.layer.role == "inner" for layer in layers) >= 8
+        paths.append(path)
     assert all(_built_sizes(paths))
 
 

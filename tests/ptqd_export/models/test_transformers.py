@@ -25,7 +25,7 @@ from ptqd_export.commands.starter import starter_plan
 from ptqd_export.graph.trace import check_module_parity, trace
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import Plan, PlanFile
-from tests.ptqd_export.models.tiny_transformers import TINY, required_parts, write_tiny
+from tests.ptqd_export.models.tiny_transformers import BUILT, QUICK, TINY, USUAL, model_section, required_parts
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -37,31 +37,8 @@ Array = NDArray[Any]
 NUM, SEED = 2, 5
 ROWS = np.array([2, 0])
 STEPS = 4
-BUILT = {
-    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
-    "auraflow": ["w8a8"], "sana": ["w8a8"], "z-image": ["w8a8"],
-}  # fmt: skip
-QUICK = ("pixart-sigma", "flux-dev")
-"""Families whose builds are quick tests: they cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
-
 TRACED = ("flux2-klein", "qwen-image", "z-image")
 """Families with positions or masks of their own, whose graphs are quick tests though their builds are not."""
-
-USUAL = {
-    "pixart-sigma": ("dpm++2m", 20, 4.5),
-    "pixart-alpha": ("dpm++2m", 20, 4.5),
-    "sd3": ("flow-euler", 28, 7.0),
-    "flux-dev": ("flow-euler", 28, 3.5),
-    "flux-schnell": ("flow-euler", 4, 1.0),
-    "flux2-klein": ("flow-euler", 50, 4.0),
-    "flux2-klein-distilled": ("flow-euler", 4, 1.0),
-    "flux2-dev": ("flow-euler", 50, 4.0),
-    "qwen-image": ("flow-euler", 50, 1.0),
-    "auraflow": ("flow-euler", 50, 3.5),
-    "sana": ("dpm++2m", 20, 4.5),
-    "z-image": ("flow-euler", 50, 6.0),
-}
-"""What `init` writes: the sampler, the steps and the guidance of the pipeline."""
 
 EMBEDDED = ("flux-dev", "flux2-dev")
 """Families that take guidance as an input."""
@@ -71,34 +48,6 @@ UNGUIDED = ("flux2-klein-distilled", "qwen-image")
 
 NOTED = {"qwen-image": ["guidance"], "z-image": ["sampler.guidance"]}
 """First words of what `init` says about the family."""
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that returns the folder of a family's model, with conditions beside it; written once."""
-    return cache(lambda name: write_tiny(name, tmp_path_factory.mktemp(name)))
-
-
-@pytest.fixture(scope="session")
-def builds(folders: Callable[[str], Path], build_in: Callable[..., Built]) -> Callable[[str], Built]:
-    """A function that returns the build of a family with the guidance that `init` writes, in four steps."""
-
-    def build(name: str) -> Built:
-        model, (sampler, _, guidance) = folders(name), USUAL[name]
-        return build_in(
-            model.parent,
-            model=_section(name),
-            sampler={"name": sampler, "steps": STEPS, "guidance": guidance},
-            precisions=BUILT[name],
-            calibration={"samples": 4, "batch_size": 4, "activation_samples": 8},
-        )
-
-    return cache(build)
-
-
-def _section(name: str) -> dict[str, Any]:
-    size = TINY[name].size
-    return {"path": "model", "conditions": "conditions.npz", **({} if size is None else {"size": list(size)})}
 
 
 @cache
@@ -228,8 +177,8 @@ class _Torch:
 
     def __init__(self, name: str, folder: Path, guidance: float) -> None:
         plan = Plan.model_validate(
-            {"model": _section(name), "sampler": {"name": USUAL[name][0], "steps": STEPS, "guidance": guidance}, "precisions": ["w8a8"],
-             "target": {"name": "onnxruntime"}, "output": "unused"}
+            {"model": model_section(name), "sampler": {"name": USUAL[name][0], "steps": STEPS, "guidance": guidance},
+             "precisions": ["w8a8"], "target": {"name": "onnxruntime"}, "output": "unused"}
         )  # fmt: skip
         self.model = load_model(PlanFile(plan, folder, folder / "unused"))
         self.guidance = 1.0 if self.model.embeds_guidance else guidance
@@ -264,8 +213,8 @@ CASES = [(name, steps, guidance) for name in TINY for steps, guidance in ((4, 1.
 
 
 @pytest.mark.parametrize(("name", "steps", "guidance"), [case for case in CASES if case[0] not in UNGUIDED or case[2] == 1.0])
-def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, folders: Callable[[str], Path]) -> None:
-    model = folders(name)
+def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, transformer_folder: Callable[[str], Path]) -> None:
+    model = transformer_folder(name)
     network = _Torch(name, model.parent, guidance)
     start, end = _walk(network, name, network.model, steps, network.guidance)
     _close(end, _of_pipeline(name, model, start, steps, guidance))
@@ -274,35 +223,35 @@ def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: flo
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BUILT])
 class TestBuild:
     def test_full_precision_walks_as_the_pipeline_does(
-        self, name: str, folders: Callable[[str], Path], builds: Callable[..., Built]
+        self, name: str, transformer_folder: Callable[[str], Path], transformer_build: Callable[..., Built]
     ) -> None:
-        bundle = Bundle.open(builds(name).folder)
+        bundle = Bundle.open(transformer_build(name).folder)
         noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
         found = ChainChoice(precision="fp32", correction="off").open(bundle, NUM).sample(noise, np.arange(NUM), ROWS)
         start, guidance = noise.start(np.arange(NUM)), USUAL[name][2]
-        _close(found, _of_pipeline(name, folders(name), start, STEPS, guidance))
+        _close(found, _of_pipeline(name, transformer_folder(name), start, STEPS, guidance))
         if bundle.manifest.model.decoder is not None:
             images = open_decoder(bundle, "target")(found)
-            expected = _of_pipeline(name, folders(name), start, STEPS, guidance, "np")
+            expected = _of_pipeline(name, transformer_folder(name), start, STEPS, guidance, "np")
             assert expected.std() > 0.02
             np.testing.assert_allclose((images / 2 + 0.5).clip(0, 1), expected, atol=1e-3)
 
-    def test_graph_takes_any_batch(self, name: str, builds: Callable[[str], Built]) -> None:
-        built = builds(name)
+    def test_graph_takes_any_batch(self, name: str, transformer_build: Callable[[str], Built]) -> None:
+        built = transformer_build(name)
         model = built.context.model
         for batch in (1, 3, 7):
             inputs = dict(zip(("sample", "timestep", *model.adapter.conditions), model.example_inputs(batch), strict=True))
             assert check_module_parity(model.adapter, inputs, built.stage("trace") / "fp32.onnx") < 1e-5
 
-    def test_quantized_chains_are_near_the_exact_one(self, name: str, builds: Callable[[str], Built], tmp_path: Path) -> None:
-        exact = _samples(builds(name), tmp_path, "fp32")
-        assert exact.shape == (NUM, *Bundle.open(builds(name).folder).manifest.model.sample_shape)
+    def test_quantized_chains_are_near_the_exact_one(self, name: str, transformer_build: Callable[[str], Built], tmp_path: Path) -> None:
+        exact = _samples(transformer_build(name), tmp_path, "fp32")
+        assert exact.shape == (NUM, *Bundle.open(transformer_build(name).folder).manifest.model.sample_shape)
         for precision in BUILT[name]:
-            error = np.abs(_samples(builds(name), tmp_path, precision) - exact).mean() / np.abs(exact).mean()
+            error = np.abs(_samples(transformer_build(name), tmp_path, precision) - exact).mean() / np.abs(exact).mean()
             assert 1e-4 < error < 0.3
 
-    def test_guidance_is_an_input_or_a_second_branch(self, name: str, builds: Callable[[str], Built]) -> None:
-        bundle = Bundle.open(builds(name).folder)
+    def test_guidance_is_an_input_or_a_second_branch(self, name: str, transformer_build: Callable[[str], Built]) -> None:
+        bundle = Bundle.open(transformer_build(name).folder)
         embedded = name in EMBEDDED
         assert bundle.manifest.guidance == (1.0 if embedded else USUAL[name][2])
         with np.load(bundle.folder / "conditioning" / "default.npz") as arrays:
@@ -311,8 +260,8 @@ class TestBuild:
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_graph_of_own_positions_takes_any_batch(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    model = _Torch(name, folders(name).parent, USUAL[name][2]).model
+def test_graph_of_own_positions_takes_any_batch(name: str, transformer_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = _Torch(name, transformer_folder(name).parent, USUAL[name][2]).model
     ir.save(trace(model), tmp_path / "graph.onnx")
     for batch in (1, 3, 7):
         inputs = dict(zip(("sample", "timestep", *model.adapter.conditions), model.example_inputs(batch), strict=True))
@@ -328,8 +277,8 @@ def _samples(built: Built, folder: Path, precision: str) -> Array:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_init_writes_what_the_pipeline_does(name: str, folders: Callable[[str], Path]) -> None:
-    plan = starter_plan(folders(name), "onnxruntime", folders(name).parent)
+def test_init_writes_what_the_pipeline_does(name: str, transformer_folder: Callable[[str], Path]) -> None:
+    plan = starter_plan(transformer_folder(name), "onnxruntime", transformer_folder(name).parent)
     assert (plan.sampler.name, plan.sampler.steps, plan.sampler.guidance) == USUAL[name]
     *known, note = plan.comments
     assert [each.split()[0] for each in known] == NOTED.get(name, [])

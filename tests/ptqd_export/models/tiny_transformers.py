@@ -125,6 +125,43 @@ TINY: Mapping[str, Tiny] = {
     ),
 }  # fmt: skip
 
+BUILT = {
+    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
+    "auraflow": ["w8a8"], "sana": ["w8a8"], "z-image": ["w8a8"],
+}  # fmt: skip
+"""Precisions of the builds that prove a family."""
+
+QUICK = ("pixart-sigma", "flux-dev")
+"""Families whose builds are quick tests: they cover tokens and latents, masks and pooled embeddings, both kinds of guidance."""
+
+SLOW = tuple(name for name in TINY if name not in QUICK)
+"""Families whose builds are marked slow."""
+
+PIPED = ("pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "sana")
+"""Families whose bundles run in their pipelines, and whose quantized graphs are built by TensorRT-RTX."""
+
+USUAL = {
+    "pixart-sigma": ("dpm++2m", 20, 4.5),
+    "pixart-alpha": ("dpm++2m", 20, 4.5),
+    "sd3": ("flow-euler", 28, 7.0),
+    "flux-dev": ("flow-euler", 28, 3.5),
+    "flux-schnell": ("flow-euler", 4, 1.0),
+    "flux2-klein": ("flow-euler", 50, 4.0),
+    "flux2-klein-distilled": ("flow-euler", 4, 1.0),
+    "flux2-dev": ("flow-euler", 50, 4.0),
+    "qwen-image": ("flow-euler", 50, 1.0),
+    "auraflow": ("flow-euler", 50, 3.5),
+    "sana": ("dpm++2m", 20, 4.5),
+    "z-image": ("flow-euler", 50, 6.0),
+}
+"""What `init` writes: the sampler, the steps and the guidance of the pipeline."""
+
+
+def model_section(name: str) -> dict[str, Any]:
+    """Return the plan's section `model`, for a plan beside the folder that `write_tiny` writes."""
+    size = TINY[name].size
+    return {"path": "model", "conditions": "conditions.npz", **({} if size is None else {"size": list(size)})}
+
 
 def write_tiny(name: str, folder: Path) -> Path:
     """Write the pipeline to `folder / "model"` and its prepared embeddings to `folder / "conditions.npz"`; return the model's folder."""
