@@ -38,10 +38,20 @@ class PipelineCall:
 
     @classmethod
     def of(cls, model: ModelRecord) -> PipelineCall:
-        """Return how the pipelines of a bundle's model call its network."""
+        """Return how the pipelines of a bundle's model call its network.
+
+        Raises:
+            UsageError: bundles of this model do not run in pipelines.
+        """
         plain, family = cls(model.sample_shape), transformer_family(model)
         if family is None:
             return plain
+        if not family.in_pipelines:
+            raise UsageError(
+                "Bundles of this network do not run in diffusers' pipelines.",
+                found=f"a bundle of {model.family}",
+                mend="sample it with ptqd-run sample, or with engines.open_bundle from Python",
+            )
         config = network_config(model)
         patch = family.side(config) if family.layout == "tokens" else None
         return replace(plain, patch=patch, timestep=family.timestep(config))

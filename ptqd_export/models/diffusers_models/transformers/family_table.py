@@ -157,10 +157,11 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
         usual=lambda *_: Usual(20, 4.5),
         texts=_pixart_texts,
+        in_pipelines=True,
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts, in_pipelines=True),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -170,6 +171,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         size=128,
         last_sigma="step",
         texts=_flux_texts,
+        in_pipelines=True,
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
     ),
@@ -195,6 +197,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         usual=lambda *_: Usual(20, 4.5),
         timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
+        in_pipelines=True,
     ),
     "QwenImageTransformer2DModel": TransformerFamily(
         conditions=_qwen_conditions,

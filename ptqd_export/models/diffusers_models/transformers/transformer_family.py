@@ -48,6 +48,7 @@ class TransformerFamily:
         mu_of_steps: whether the pipeline's dynamic shift depends on the number of steps too.
         texts: how the pipeline uses its text encoders, given the configuration and the class name of the pipeline; empty if prompts are not
             supported.
+        in_pipelines: whether a bundle can stand in for the network in diffusers' pipelines.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
         no_guidance: why guidance is refused; empty if it is not.
@@ -65,6 +66,7 @@ class TransformerFamily:
     last_sigma: LastSigma = "timestep"
     mu_of_steps: bool = False
     texts: Callable[[Config, str | None], tuple[TextUse, ...]] = lambda *_: ()
+    in_pipelines: bool = False
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
     no_guidance: str = ""
