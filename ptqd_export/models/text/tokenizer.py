@@ -150,7 +150,8 @@ def _reference(folder: Path, kind: TokenizerKind = CLIP_TOKENIZER) -> Any:
     if not (folder / kind.files[0]).is_file():
         _check_packages(folder / kind.files[1], kind.needs)
     try:
-        return getattr(transformers, kind.names[-1]).from_pretrained(folder)
+        FastTokenizer: Any = getattr(transformers, kind.names[-1])
+        return FastTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raises plain Exception
         raise PtqdError("The model's tokenizer cannot be read.", found=f"{folder}: {error}", mend="copy the whole model folder") from error
 

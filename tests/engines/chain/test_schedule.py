@@ -174,7 +174,7 @@ OF_W8A8 = ("steps", 0, "corrections", "w8a8")
         (_set("correction", "mode", value="best"), "'auto', 'none', 'ptqd', 'signed', 'bounded', 'joint' or 'mmse'"),
         (_set("steps", 0, "sigma", value="0.75"), "valid number"),
         (_set("sampler", "steps", value=2.0), "valid integer"),
-        (_set("schema_version", value=3), "should be 1 or 2"),
+        (_set("schema_version", value=4), "should be 1, 2 or 3"),
     ],
 )
 def test_file_that_breaks_the_contract_is_refused(change: Callable[[Any], None], complaint: str) -> None:

@@ -29,7 +29,7 @@ def _run(folder: Path, *arguments: str) -> Result:
         (["--budget", "0.1"], "must be given together"),
         (["--cost", "time"], "A cost needs a budget"),
         (["--policy", "budget", "--budget", "0.0001"], "Every chain costs more than the budget"),
-        (["--sampler", "heun"], "The sampler is unknown."),
+        (["--sampler", "lms"], "The sampler is unknown."),
         (["--steps", "1001"], "num_train_timesteps = 1000"),
         (["--sampler", "ddpm", "--eta", "0.5"], "eta = 1"),
         (["--precisions", "w4a8,w5a8"], "w5a8"),

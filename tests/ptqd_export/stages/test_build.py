@@ -91,7 +91,8 @@ def test_every_graph_is_valid_with_named_inputs_and_a_free_batch(built: Built) -
 def test_every_step_has_a_finite_correction_for_every_precision(name: str, built: Built) -> None:
     schedule = Bundle.open(built.folder).schedule()
     assert len(schedule.steps) == STEPS[name]
-    assert schedule.sampler.model_dump() == built.context.plan.sampler.model_dump(include={"name", "steps", "eta", "guidance"})
+    stored = {"name", "steps", "eta", "guidance", "timesteps", "sigmas"}
+    assert schedule.sampler.model_dump() == built.context.plan.sampler.model_dump(include=stored)
     for step in schedule.steps:
         assert set(step.corrections) == {"fp32", *QUANTIZED[name]}
         assert step.precision in step.corrections
