@@ -56,7 +56,7 @@ class CalibrationRows:
     """Calibration data that the network is run on.
 
     Attributes:
-        forward: runs a batch through the network or a copy of it.
+        forward: runs a batch through a network: the original or a copy.
         inputs: on the CPU, one row per guidance branch and state: all states of the first branch, then all of the second.
         states: number of states.
     """

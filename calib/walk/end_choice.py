@@ -8,7 +8,7 @@ A precision's correction is chosen on a chain of this precision alone, although 
 the policy mixes precisions, the mixed chain is judged too, where the proposals are each precision's own choice, no correction, the paper's,
 and what the walk took.
 
-All of it costs at most half as many network evaluations as the walk, from 64 samples on.
+From 64 samples on, the choice takes at most half as many network evaluations as the walk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pool of workers. Each opens the work once and then runs units of it; the unit of a worker that dies goes to another."""
+"""A pool of workers. Each worker opens the work once and then runs units; the unit of a worker that dies goes to another."""
 
 from __future__ import annotations
 

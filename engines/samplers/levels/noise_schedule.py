@@ -123,7 +123,7 @@ class NoiseSchedule(BaseModel):
         return self.clip_sample_range if self.clip_sample else None
 
     def for_steps(self, steps: int) -> Self:
-        """Return the schedule of a chain of so many steps: with the `mu` of the chain, where that depends on them."""
+        """Return the schedule for a chain of `steps` steps, with the `mu` of that length where `mu` depends on it."""
         return self if self.mu_tokens is None else self.model_copy(update={"mu": mu_of_steps(self.mu_tokens, steps)})
 
     @classmethod

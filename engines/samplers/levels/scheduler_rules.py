@@ -102,7 +102,7 @@ def settings_of(config: Mapping[str, Any], fields: Collection[str], switches: Co
 
 
 def dynamic_mu(config: Mapping[str, Any], tokens: int | None) -> float | None:
-    """Return the shift `mu` of a sample of so many tokens, linear between the two sizes in the configuration; None without such a shift."""
+    """Return the dynamic shift `mu` for `tokens` tokens, on the line through the configuration's two sizes; None without such a shift."""
     if tokens is None or not config.get("use_dynamic_shifting"):
         return None
     stated = {key: config[key] for key in _DYNAMIC_SHIFT if config.get(key) is not None}
@@ -111,7 +111,7 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int | None) -> float | None:
 
 
 def mu_of_steps(tokens: int, steps: int) -> float:
-    """Return FLUX.2's shift `mu` of a sample of so many tokens, linear in the steps of the chain up to `_MANY_TOKENS`."""
+    """Return FLUX.2's shift `mu` for a sample of `tokens` tokens; it is linear in the steps, and constant above `_MANY_TOKENS` tokens."""
     few, many = (slope * tokens + constant for slope, constant in _MU_OF_TOKENS)
     return many if tokens > _MANY_TOKENS else few + (many - few) * (steps - _FEW_STEPS) / (_MANY_STEPS - _FEW_STEPS)
 

@@ -1,6 +1,6 @@
 """Latent consistency models: Luo et al. 2023, arXiv 2310.04378, algorithm 3; the boundary condition is of Song et al., arXiv 2303.01469.
 
-A step denoises to the clean sample and adds noise up to the next level, all of it fresh.
+A step denoises to the clean sample, then adds fresh noise up to the next level.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, report
         prompts: the text encoders, which are loaded, traced and freed one after the other.
         texts: prompts on which an encoder with weights in 8 bits is compared with the one in float.
         folder: folder to write to.
-        reporter: is told about each encoder.
+        reporter: receives progress, one unit per encoder.
 
     Raises:
         PtqdError: a graph does not compute what torch computes, or 8 bits change an encoder's output too much.

@@ -75,7 +75,7 @@ class CentredRotary(nn.Module):
                 self.register_buffer(f"{name}_{part}", values, persistent=False)
 
     def forward(self, _: object, max_txt_seq_len: int, device: torch.device) -> tuple[Turns, Turns]:
-        """Return cosines and sines [1, S, dim] of the image's tokens, and of so many of text."""
+        """Return cosines and sines [1, S, dim] of the image's tokens, and of `max_txt_seq_len` text tokens."""
         image, text = (self.image_cosine, self.image_sine), (self.text_cosine[:max_txt_seq_len], self.text_sine[:max_txt_seq_len])
         return _one_batch(image, device), _one_batch(text, device)
 
