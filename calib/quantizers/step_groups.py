@@ -28,6 +28,10 @@ class StepGroup:
     below: float = math.inf
 
 
+FINEST_GROUPS = 8
+"""Number of equal groups that chosen ones are put together from. Fewer miss where a chain changes, more cost scales to search."""
+
+
 def equal_groups(steps: Sequence[int], count: int, timesteps: Float64) -> list[StepGroup]:
     """Divide steps into groups of about equal length, the noisiest first.
 
@@ -42,9 +46,14 @@ def equal_groups(steps: Sequence[int], count: int, timesteps: Float64) -> list[S
     return [StepGroup(tuple(steps[begin:end]), float(below)) for begin, end, below in zip(ends[:-1], ends[1:], bounds, strict=True)]
 
 
+def together(groups: Sequence[StepGroup]) -> StepGroup:
+    """Return neighbouring groups as one."""
+    return StepGroup(tuple(step for group in groups for step in group.steps), groups[0].below)
+
+
 def groups_of(precision: Precision, groups: Sequence[StepGroup]) -> list[StepGroup]:
     """Return the groups that a precision has: a single one for all steps if its activations have no scales."""
-    return list(groups) if precision.quantizes_activations else [StepGroup(tuple(step for group in groups for step in group.steps))]
+    return list(groups) if precision.quantizes_activations else [together(groups)]
 
 
 def with_activations(layer: QuantizedLayer, quantizer: Quantizer) -> QuantizedLayer:

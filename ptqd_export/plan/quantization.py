@@ -53,11 +53,10 @@ class QuantizationSection(Section):
         default="all",
         description="fit a precision's activation ranges on the states of all steps, or only of the steps that a fixed policy gives to it",
     )
-    step_groups: int = Field(
+    step_groups: Annotated[int, Field(ge=1, le=CHAIN_STEPS)] | Literal["auto"] = Field(
         default=1,
-        ge=1,
-        le=CHAIN_STEPS,
-        description="number of groups of neighbouring steps with activation ranges of their own; the groups share the integer weights",
+        description="number of groups of neighbouring steps with activation ranges of their own, which share the integer weights; "
+        '"auto": each precision gets the groups that are worth an engine by the noise that the build measures',
     )
     keep_float: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns with * and ? for the names of layers to keep in float"

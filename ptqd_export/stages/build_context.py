@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from calib.quantizers.rules.placement import HighPrecision, LayerOverrides, Placement
 from calib.quantizers.rules.precision import Precision
-from calib.quantizers.step_groups import StepGroup, equal_groups
+from calib.quantizers.step_groups import FINEST_GROUPS, StepGroup, equal_groups
 from calib.walk.calibration_samples import CalibrationSamples
 from engines.backends.base import Backend
 from engines.chain.denoiser import is_guided
@@ -120,9 +120,15 @@ class BuildContext:
         everywhere = self.everywhere(self.plan.steps.precisions or ())
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
+    @property
+    def chooses_groups(self) -> bool:
+        """Whether the build chooses each precision's groups of steps."""
+        return self.plan.quantization.step_groups == "auto"
+
     def groups(self, steps: Sequence[int]) -> list[StepGroup]:
-        """Return the groups that the plan divides the steps of a precision into."""
-        return equal_groups(steps, self.plan.quantization.step_groups, self.table.timestep)
+        """Return the groups that the plan divides the steps of a precision into; where they are chosen, what they are put together from."""
+        count = FINEST_GROUPS if self.chooses_groups else int(self.plan.quantization.step_groups)
+        return equal_groups(steps, count, self.table.timestep)
 
     def everywhere(self, listed: tuple[str, ...]) -> tuple[str, ...]:
         """Return one precision per step from the plan's list, which may have a single entry for all steps."""

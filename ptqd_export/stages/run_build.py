@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from ptqd_export.stages.network.states import make_states
 from ptqd_export.stages.network.text import make_text
 from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
 from ptqd_export.stages.precisions.activations import make_observations
+from ptqd_export.stages.precisions.chosen_groups import load_chosen, make_group_choice
 from ptqd_export.stages.precisions.conversion import make_converted_graph
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
@@ -195,6 +196,10 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
+    if context.chooses_groups and precision.quantizes_activations:
+        choose = partial(make_group_choice, context, precision, sources)
+        chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)
+        sources, settings["chosen"] = replace(sources, chosen=load_chosen(chosen)), chosen.name
     learned = None
     if quantization.rounding != "nearest" and precision.form == "integer":
         learn = partial(make_learned_rounding, context, precision, sources)

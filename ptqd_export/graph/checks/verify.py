@@ -113,7 +113,7 @@ def verify(
     """
     reference = full_precision_outputs(model, states, on_batch) if reference is None else reference
     check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)))
-    single, double = (_torch_outputs(model, states, layers, on_batch, kind) for kind in (torch.float32, torch.float64))
+    single, double = (oracle_outputs(model, states, layers, on_batch, kind) for kind in (torch.float32, torch.float64))
     exact = _graph_outputs(model, float32 or graph, states, EXACT, on_batch)
     fast = _graph_outputs(model, graph, states, backend, on_batch)
     found = Verification(
@@ -124,14 +124,14 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _check_rounding(graph, found, reference, double, single, exact)
-    oracle = single if dtype == torch.float32 else _torch_outputs(model, states, layers, on_batch, dtype)
+    oracle = single if dtype == torch.float32 else oracle_outputs(model, states, layers, on_batch, dtype)
     _check_noise(graph, paired_noise(reference, oracle, fast))
     return found
 
 
 def full_precision_outputs(model: LoadedModel, states: States, on_batch: Callable[[], None] = lambda: None) -> NDArray[np.floating]:
     """Return the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
-    return _torch_outputs(model, states, (), on_batch)
+    return oracle_outputs(model, states, (), on_batch)
 
 
 def verify_float(
@@ -142,7 +142,7 @@ def verify_float(
     Raises:
         PtqdError: the type costs more than rounding can explain.
     """
-    single, double = full_precision_outputs(model, states, on_batch), _torch_outputs(model, states, (), on_batch, torch.float64)
+    single, double = full_precision_outputs(model, states, on_batch), oracle_outputs(model, states, (), on_batch, torch.float64)
     out = _graph_outputs(model, graph, states, backend, on_batch)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
@@ -197,13 +197,16 @@ def snr_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) ->
     return float(10 * np.log10(np.mean(signal**2) / noise)) if noise else float("inf")
 
 
-def _torch_outputs(
+def oracle_outputs(
     model: LoadedModel,
     states: States,
     layers: Sequence[QuantizedLayer],
-    on_batch: Callable[[], None],
+    on_batch: Callable[[], None] = lambda: None,
     dtype: torch.dtype = torch.float32,
 ) -> NDArray[np.floating]:
+    """Return the conditional outputs [N, ...] of the network with these layers quantized, from torch in float32 or float64.
+    `on_batch` is called after every batch.
+    """
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
     wide = torch.promote_types(dtype, torch.float32)
     types = {TIMESTEP: wide}  # half precision cannot represent a timestep of 999

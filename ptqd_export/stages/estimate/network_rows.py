@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from calib.quantizers.group_choice import spans
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.step_groups import groups_of
 from calib.walk.end_choice import end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
-from ptqd_export.graph.checks.verify import LED_STATES, verified_states
+from ptqd_export.graph.checks.verify import LED_STATES, VERIFIED_STATES, verified_states
 from ptqd_export.report.pictures import KINDS, MOST
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget, timing
@@ -31,6 +32,9 @@ def network_rows(context: BuildContext, stage: str) -> NetworkRows:
     branches = 2 if context.guided else 1
     if kind in ("prepare", "observe"):
         return NetworkRows(torch=branches * _states(context))
+    if kind == "groups":
+        parts = len(context.groups(range(context.table.steps)))
+        return NetworkRows(torch=(parts + sum(map(len, spans(parts)))) * (VERIFIED_STATES // parts))
     if kind == "quantize":
         precision = Precision.parse(stage.partition("-")[2])
         groups = len(groups_of(precision, context.groups(range(context.table.steps))))

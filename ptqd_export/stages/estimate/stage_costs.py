@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from calib.quantizers.group_choice import spans
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.estimate.network_rows import network_rows
 from ptqd_export.stages.estimate.rates import Rates
@@ -61,7 +62,7 @@ class StageCosts:
         return factor * rows * self._rates.graph_row
 
     def _torch_seconds(self, stage: str, rows: int) -> float:
-        if stage.startswith(("quantize-", "convert-")):
+        if stage.startswith(("quantize-", "convert-", "groups-")):
             return FAKE_QUANTIZED * rows * self._rates.checked_row
         return (OBSERVED if stage.startswith("observe") else 1.0) * rows * self._rates.torch_row
 
@@ -74,8 +75,10 @@ class StageCosts:
                 return self._traced_in * _modules(self._context.model.decoder) / _modules(self._context.model.adapter)
             case "text":
                 return self._traced_in * TEXT * self._encoders
+            case "groups":
+                return self._search(precision, len(spans(self._groups)))
             case "quantize":
-                return self._search(precision) + 3 * rates.rewrite + 3 * rates.open
+                return self._search(precision, self._ranges) + 3 * rates.rewrite + 3 * rates.open
             case "convert":
                 return 3 * rates.rewrite + 2 * rates.open
             case "prepare":
@@ -94,13 +97,22 @@ class StageCosts:
                 return 2 * networks * rates.open
         return 0.0
 
-    def _search(self, precision: str) -> float:
+    @property
+    def _groups(self) -> int:
+        return len(self._context.groups(range(self._context.table.steps)))
+
+    @property
+    def _ranges(self) -> int:
+        """How many ranges each activation gets: one for all steps, and one for each group; none if they are known since their choice."""
+        if self._context.chooses_groups:
+            return 0
+        return 1 if self._groups == 1 else 1 + self._groups
+
+    def _search(self, precision: str, ranges: int) -> float:
         """Return the seconds that the search for scales takes. Precisions with the same activation bits share the activations' scales."""
         settings, layers = self._context.plan.quantization, self._network.layers
         bits = {one.name: one.activation_bits for one in self._context.quantized_precisions}
         shared = next(name for name in bits if bits[name] == bits[precision]) != precision
-        groups = len(self._context.groups(range(self._context.table.steps)))
-        ranges = 1 if groups == 1 else 1 + groups  # one for all steps, and one for each group
         tensors = 0 if shared or settings.activation_scale == "max" else ranges * len({layer.source for layer in layers})
         values = 0 if settings.weight_scale == "max" else sum(layer.weights for layer in layers)
         return tensors * self._rates.activation + values * self._rates.weight

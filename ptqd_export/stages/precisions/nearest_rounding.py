@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calib.quantizers.group_choice import Span
 from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
-from calib.quantizers.step_groups import with_activations
+from calib.quantizers.step_groups import StepGroup, together, with_activations
 from engines.errors import UsageError
 from ptqd_export.graph.reading.graph_layers import layers_beside_the_state
 from ptqd_export.models.base import LoadedModel
@@ -33,8 +34,9 @@ class Sources:
 
     Attributes:
         prepared, states, seen: folders of the stages with the prepared network, the states and the observed activations.
+        chosen: groups of steps that were chosen for the precision, as numbers of the observed ones; None keeps those.
         slower: layers that keep integer weights but compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
-        found: activation quantizers found from these observations so far by group of steps (None: all of them), shared between precisions.
+        found: activation quantizers found from these observations so far, by group of steps, shared between precisions.
         reference: full-precision outputs that graphs are verified against by the steps of their group, computed on first use and shared
             between precisions.
     """
@@ -43,8 +45,18 @@ class Sources:
     states: Path
     seen: Path
     slower: Mapping[str, float] = field(default_factory=dict)
-    found: dict[int | None, ActivationQuantizers] = field(default_factory=lambda: defaultdict(dict))
+    chosen: tuple[Span, ...] | None = None
+    found: dict[Span, ActivationQuantizers] = field(default_factory=lambda: defaultdict(dict))
     reference: dict[tuple[int, ...], NDArray[np.floating]] = field(default_factory=dict)
+
+    def groups(self) -> list[StepGroup]:
+        """Return the groups of steps, the noisiest first."""
+        observed = load_groups(self.seen)
+        return observed if self.chosen is None else [together([observed[number] for number in span]) for span in self.chosen]
+
+    def spans(self) -> list[Span]:
+        """Return the groups of steps as numbers of the observed ones."""
+        return [(number,) for number in range(len(load_groups(self.seen)))] if self.chosen is None else list(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -84,17 +96,22 @@ def quantizers(context: BuildContext, sources: Sources, network: TracedNetwork, 
     check_patterns(settings, [layer.name for layer in network.layers])
     chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
 
-    def quantizer(seen: Mapping[str, ObservedActivations], group: int | None) -> Quantizer:
-        return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found[group])
-
     observed = [load_observations(sources.seen, number) for number in range(len(load_groups(sources.seen)))]
-    everywhere = {name: ObservedActivations.together(seen[name] for seen in observed) for name in observed[0]}
-    whole = quantizer(everywhere, None)
-    if len(observed) == 1:
+    everywhere = tuple(range(len(observed)))
+
+    def seen(span: Span) -> dict[str, ObservedActivations]:
+        return {name: ObservedActivations.together(observed[number][name] for number in span) for name in observed[0]}
+
+    def quantizer(seen: Mapping[str, ObservedActivations], span: Span) -> Quantizer:
+        return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found[span])
+
+    in_all = seen(everywhere)
+    whole = quantizer(in_all, everywhere)
+    if sources.spans() == [everywhere]:
         return Quantizers(whole, (whole,))
     beside = layers_beside_the_state(ir.load(sources.prepared / f"{FULL_PRECISION}.onnx").graph)
-    shared = {name: seen for name, seen in everywhere.items() if name.rpartition(".")[0] in beside}
-    return Quantizers(whole, tuple(quantizer(seen | shared, number) for number, seen in enumerate(observed)))
+    shared = {name: one for name, one in in_all.items() if name.rpartition(".")[0] in beside}
+    return Quantizers(whole, tuple(quantizer(seen(span) | shared, span) for span in sources.spans()))
 
 
 def check_patterns(settings: QuantizationSection, names: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ from ptqd_export.stages.build_context import FULL_PRECISION, GROUPS, BuildContex
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.activations import load_groups
 from ptqd_export.stages.precisions.layer_records import add_groups, precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
@@ -42,7 +41,7 @@ def make_quantized_graph(
     `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
     """
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
-    groups, path = groups_of(precision, load_groups(sources.seen)), folder / f"{precision.name}.onnx"
+    groups, path = groups_of(precision, sources.groups()), folder / f"{precision.name}.onnx"
     check = _Check(context, model, sources, reporter, groups, len(network.layers))
     found = quantizers(context, sources, network, model)
     nearest = found.rounded_to_nearest(precision, check.on_piece)

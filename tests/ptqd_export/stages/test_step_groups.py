@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import onnx
 import pytest
 
 import engines
+from calib.quantizers.group_choice import WORTH_DB
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.bundle.bundle import Bundle
 from engines.networks.engine_bank import EngineBank
@@ -130,3 +132,20 @@ def _halfway(bundle: Bundle) -> float:
     timesteps = [step.timestep for step in bundle.schedule().steps]
     middle = len(timesteps) // 2
     return (timesteps[middle - 1] + timesteps[middle]) / 2
+
+
+def test_chosen_groups_are_the_best_by_the_noise_that_was_measured(class_build: Built, tmp_path: Path) -> None:
+    """Found again by brute force: no division into neighbouring parts has a higher SNR for its engines."""
+    run_build(changed(class_build, tmp_path / "bundle", quantization={"step_groups": "auto"}, precisions=["w4a4"]))
+    (stage,) = (tmp_path / "bundle/local/stages").glob("groups-w4a4-*")
+    record = json.loads((stage / "chosen_groups.json").read_text())
+    measured = {tuple(one["span"]): sum(one["parts"]) for one in record["snr_db"]}
+    parts = 1 + max(max(span) for span in measured)
+    cuts = [cut for count in range(parts) for cut in itertools.combinations(range(1, parts), count)]
+    divisions = [[tuple(range(*ends)) for ends in itertools.pairwise((0, *cut, parts))] for cut in cuts]
+    best = max(divisions, key=lambda spans: sum(measured[span] for span in spans) - WORTH_DB * parts * len(spans))
+    assert [tuple(span) for span in record["groups"]] == best
+    timesteps = [step.timestep for step in Bundle.open(tmp_path / "bundle").schedule().steps]
+    assert parts == len(timesteps)
+    bounds = [(timesteps[span[0] - 1] + timesteps[span[0]]) / 2 for span in best[1:]]
+    assert [group.below for group in Bundle.open(tmp_path / "bundle").manifest.precisions["w4a4"].groups] == bounds
