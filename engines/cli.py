@@ -146,7 +146,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
-@click.option("--shards", type=PATH, help="With --ray: folder that keeps finished work, so that an interrupted run can resume.")
+@click.option("--shards", type=PATH, help="Folder that keeps finished work, so that an interrupted run can resume.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
 def evaluate(
     bundle: Path,

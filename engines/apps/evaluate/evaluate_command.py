@@ -14,8 +14,10 @@ import numpy as np
 from engines.apps.chosen_rows import chosen_rows
 from engines.apps.evaluate.evaluation_result import EvaluationResult, Figure, compare
 from engines.apps.evaluate.extractor import Extractor, Features
+from engines.apps.evaluate.in_pairs import FULL_PRECISION, QUANTIZED, PairedChains, of_chain
+from engines.apps.evaluate.measured import Measured
 from engines.apps.evaluate.metrics.confidence import Estimate
-from engines.apps.evaluate.on_cluster import FULL_PRECISION, QUANTIZED, PairUnit, PairWork, of_chain, unit_of
+from engines.apps.evaluate.on_cluster import PairUnit, PairWork, unit_of
 from engines.apps.evaluate.reference import Reference
 from engines.apps.evaluate.scorers.clip_scorer import ClipScorer
 from engines.apps.evaluate.scorers.lpips_scorer import LpipsScorer
@@ -33,10 +35,9 @@ from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards
 from engines.errors import UsageError
 from engines.host.files import sha256
-from engines.host.held_states import HeldStates
 from engines.host.interruption import keeping
-from engines.networks.chain_choice import AUTO, ChainChoice
-from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.decoder import open_decoder
 from engines.networks.prompts import open_text
 
 Estimates = Mapping[str, Estimate]
@@ -59,7 +60,7 @@ class EvaluateRequest:
         classes: rows that the samples take in turn, `all` for every row, or None to draw each sample's row from (seed, number).
         chain: how to sample.
         cluster: cluster to sample on; None samples in this process.
-        shards: on a cluster, folder that keeps finished units, so that an interrupted run can resume; None keeps none.
+        shards: folder that keeps finished work, so that an interrupted run can resume; None keeps none.
         prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
         clip: folder of a CLIP model that scores how well images fit their prompts, see `ClipScorer`; or None.
         lpips: ONNX file of an LPIPS network, see `LpipsScorer`; or None.
@@ -160,17 +161,33 @@ class _Judged:
 
 def _in_this_process(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
     """Return the figures of full precision and of the chosen chain for each seed."""
-    exact = _exact(judged.bundle, judged.chain)
-    decoder = open_decoder(judged.bundle, judged.request.chain.runtime)
+    request = judged.request
+    kept = None if request.shards is None else Shards(request.shards, _asked(judged))
+    decoder = open_decoder(judged.bundle, request.chain.runtime)
+    pairs = PairedChains(_exact(judged.bundle, judged.chain), judged.chain, decoder, kept)
+    label = f"{judged.full_precision} and {request.chain.precision}"
     both: list[tuple[Estimates, Estimates]] = []
     for seeded in judged.samples:
-        with HeldStates(judged.bundle.manifest.model.image_shape) as held, keeping("the figures above are final, but no file is written"):
-            first = _judge_full_precision(exact, seeded, decoder, judged.scores(), held)
-            judged.tell(judged.full_precision, seeded.noise.seed, first)
-            second = _judge(judged.chain, seeded, decoder, judged.scores(), held)
-            judged.tell(judged.request.chain.precision, seeded.noise.seed, second)
-        both.append((first, second))
+        first, second = judged.scores(), judged.scores()
+        with keeping(_kept(request)):
+            pairs.score(seeded, label, first, second)
+        both.append((first.estimates(), second.estimates()))
+        _tell_both(judged, seeded.noise.seed, both[-1])
+    if kept is not None:
+        kept.remove()
     return both
+
+
+def _tell_both(judged: _Judged, seed: int, both: tuple[Estimates, Estimates]) -> None:
+    for precision, estimates in zip((judged.full_precision, judged.request.chain.precision), both, strict=True):
+        judged.tell(precision, seed, estimates)
+
+
+def _kept(request: EvaluateRequest) -> str:
+    """Return what an interruption leaves, and how to go on."""
+    if request.shards is not None:
+        return "finished work is kept; the same command continues from there"
+    return "the figures above are final, but no file is written; with --shards FOLDER a run can resume"
 
 
 def _on_cluster(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
@@ -185,11 +202,10 @@ def _on_cluster(judged: _Judged) -> list[tuple[Estimates, Estimates]]:
             first, second = judged.scores(), judged.scores()
             for name, _ in of_seed:
                 measured = shards.read(name)
-                first.take(of_chain(measured, FULL_PRECISION))
-                second.take(of_chain(measured, QUANTIZED))
+                first.take(Measured.of_arrays(of_chain(measured, FULL_PRECISION)))
+                second.take(Measured.of_arrays(of_chain(measured, QUANTIZED)))
             both.append((first.estimates(), second.estimates()))
-            for precision, estimates in zip((judged.full_precision, request.chain.precision), both[-1], strict=True):
-                judged.tell(precision, seed, estimates)
+            _tell_both(judged, seed, both[-1])
         shards.remove()
     return both
 
@@ -217,6 +233,8 @@ def _asked(judged: _Judged) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "classes": request.classes,
         "chain": asdict(request.chain),
+        "scorers": [request.clip and str(request.clip.absolute()), request.lpips and sha256(request.lpips)],
+        "prompts": request.prompts,
         "schema_version": EvaluationResult.schema_version,
     }
 
@@ -248,20 +266,6 @@ def _seeded_samples(request: EvaluateRequest, bundle: Bundle, seed: int) -> Seed
     prompts = request.prompts
     rows = samples % len(prompts) if prompts else chosen_rows(request.classes, samples, noise, model.conditioning)
     return SeededSamples(noise, samples, np.zeros_like(samples) if rows is None else rows, request.batch_size)
-
-
-def _judge_full_precision(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images, rows in seeded.images(chain, decoder, str(chain.precision)):
-        held.write(images)
-        scores.add(images, rows=rows)
-    held.rewind()
-    return scores.estimates()
-
-
-def _judge(chain: Chain, seeded: SeededSamples, decoder: Decoder, scores: SampleScores, held: HeldStates) -> Estimates:
-    for images, rows in seeded.images(chain, decoder, chain.precision or AUTO):
-        scores.add(images, held.read(len(images)), rows)
-    return scores.estimates()
 
 
 def _result(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.apps.evaluate.extractor import Extractor
+from engines.apps.evaluate.in_pairs import FULL_PRECISION, QUANTIZED
 from engines.apps.evaluate.measured import Measured, measure
 from engines.arrays import Float32, Int64
 from engines.bundle.bundle import Bundle
@@ -21,8 +22,6 @@ from engines.networks.decoder import open_decoder
 
 PairUnit: TypeAlias = tuple[int, Int64, Int64]
 """Seed, sample numbers [B] counted from 0, and their conditioning rows [B]."""
-
-FULL_PRECISION, QUANTIZED = "full_precision.", "quantized."
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ class PairWork:
             return {prefix + name: array for prefix, part in parts.items() for name, array in part.arrays().items()}
 
         return run
-
-
-def of_chain(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Measured:
-    """Return what was measured of the chain whose arrays have the prefix."""
-    return Measured.of_arrays({name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)})
 
 
 def unit_of(seed: int, samples: Int64, rows: Int64) -> tuple[str, PairUnit]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.apps.evaluate.extractor import SMALL_NAME, Extractor, Features
 from engines.apps.evaluate.measured import Measured, measure
@@ -55,14 +57,39 @@ class SampleScores:
         self._reference = reference
         self._extractor = extractor
         self._scorers = scorers
-        self._scored = {scorer.figure: ByBlock[FeatureStatistics]() for scorer in scorers}
-        self._seen = 0
-        self._features = ByBlock[FeatureStatistics]()
-        self._spatial = ByBlock[FeatureStatistics]()
-        self._classes = ByBlock[ClassSums]()
-        self._values = ByBlock[FeatureStatistics]()
-        self._pairs = ByBlock[PairedSums]()
+        self._scored = {scorer.figure: ByBlock(FeatureStatistics) for scorer in scorers}
+        self._features = ByBlock(FeatureStatistics)
+        self._spatial = ByBlock(FeatureStatistics)
+        self._classes = ByBlock(ClassSums)
+        self._values = ByBlock(FeatureStatistics)
+        self._pairs = ByBlock(PairedSums)
         self._points = Subset(num, POINTS_LIMIT)
+
+    @property
+    def seen(self) -> int:
+        """Number of samples that were added."""
+        return self._points.seen
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all sums by name, to be stored in a file."""
+        points = {"points.seen": np.asarray(self.seen), "points.kept": self._points.vectors()}
+        return points | {f"{name}.{key}": array for name, sums in self._sums().items() for key, array in sums.arrays().items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums that `arrays` returned for the same number of samples and the same scorers."""
+        self._points.restore(int(arrays["points.seen"]), arrays["points.kept"])
+        for name, sums in self._sums().items():
+            sums.restore({key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")})
+
+    def _sums(self) -> dict[str, ByBlock[Any]]:
+        sums: dict[str, ByBlock[Any]] = {f"scored-{figure}": scored for figure, scored in self._scored.items()}
+        return sums | {
+            "features": self._features,
+            "spatial": self._spatial,
+            "classes": self._classes,
+            "values": self._values,
+            "pairs": self._pairs,
+        }
 
     def add(self, states: Float32, full_precision: Float32 | None = None, rows: Int64 | None = None) -> None:
         """Add the next samples [n, C, H, W] as the sampler returns them, in order of sample number.
@@ -75,11 +102,10 @@ class SampleScores:
         every = np.zeros(len(states), dtype=np.int64) if rows is None else rows
         able = [scorer for scorer in self._scorers if full_precision is not None or not scorer.paired]
         values = {scorer.figure: scorer(states, full_precision, every) for scorer in able}
-        self.take(measure(self._extractor, states, full_precision, seen=self._seen, num=self._num), values)
+        self.take(measure(self._extractor, states, full_precision, seen=self.seen, num=self._num), values)
 
     def take(self, measured: Measured, scored: Mapping[str, Float32] = MappingProxyType({})) -> None:
         """Add the next samples, measured as `add` would measure them, and the scorers' values [n] by figure."""
-        self._points.add(measured.features.features)
         for block, part, values, pairs in measured.parts():
             self._values.add(block, values)
             self._add(block, measured.features, part)
@@ -87,7 +113,7 @@ class SampleScores:
                 self._scored[figure].add(block, FeatureStatistics.of(ones[part, None]))
             if pairs is not None:
                 self._pairs.add(block, pairs)
-        self._seen += len(measured.features.features)
+        self._points.add(measured.features.features)
 
     def _add(self, block: int, features: Features, part: slice) -> None:
         self._features.add(block, FeatureStatistics.of(features.features[part]))
@@ -98,8 +124,8 @@ class SampleScores:
 
     def estimates(self) -> dict[str, Estimate]:
         """Return every figure that the reference and the extractor allow, by name. All samples must have been added."""
-        if self._seen != self._num:
-            raise ValueError(f"{self._seen} of {self._num} samples were added")
+        if self.seen != self._num:
+            raise ValueError(f"{self.seen} of {self._num} samples were added")
         return self._distances() | self._diversity() | self._of_values() | self._paired() | self._of_scorers()
 
     def _distances(self) -> dict[str, Estimate]:

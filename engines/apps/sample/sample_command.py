@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -120,10 +121,9 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     sampler = work.open(bundle) if request.cluster is None else None
     folder = writable_folder(request.output)
     remove_samples(folder, own if request.cluster is not None else None)
-    output = _output(request, folder, found.rows, model)
     begin = time.perf_counter()
     drawn = found.batches(request.batch_size)
-    with keeping(_kept(request)):
+    with keeping(_kept(request)), closing(_output(request, folder, found.rows, model)) as output:
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
         record = _record(request, bundle, found.chain, found.rows, output.finish())
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from engines.apps.pictures.images import save_png
 from engines.apps.pictures.rendering import IMAGES, INDICES, SAMPLES, Rendered
 from engines.arrays import Int64
 from engines.host.files import replacing
+from engines.host.growing_array import GrowingArray
 
 GRID_TILES = 64
 GRID = "grid.png"
@@ -30,6 +32,10 @@ class SampleOutput(Protocol):
 
     def finish(self) -> tuple[str, ...]:
         """Write what remains; return the names of the files that hold the samples."""
+        ...
+
+    def close(self) -> None:
+        """Free what the output holds, finished or not."""
         ...
 
 
@@ -60,9 +66,13 @@ class PngOutput:
         save_png(draw_grid(self._tiles), self._folder / GRID)
         return tuple(self._files)
 
+    def close(self) -> None:
+        self._tiles.clear()
+
 
 class NpzOutput:
-    """Writes `samples.npz`: the arrays of a `RawRenderer` for all samples and, for conditional models, `rows` int64 [N].
+    """Writes `samples.npz`: the arrays of a `RawRenderer` for all samples and, for conditional models, `rows` int64 [N]. Memory does not
+    grow with the number of samples.
 
     Args:
         folder: folder to write to.
@@ -72,17 +82,25 @@ class NpzOutput:
     def __init__(self, folder: Path, rows: Int64 | None) -> None:
         self._path = folder / ARCHIVE
         self._rows = rows
-        self._batches: list[Rendered] = []
+        self._arrays: dict[str, GrowingArray] = {}
 
     def add(self, samples: Int64, rendered: Rendered) -> None:  # noqa: ARG002 (what was rendered includes the numbers)
-        self._batches.append(rendered)
+        for name, array in rendered.items():
+            if name not in self._arrays:
+                self._arrays[name] = GrowingArray(self._path)
+            self._arrays[name].add(array)
 
     def finish(self) -> tuple[str, ...]:
-        rows: dict[str, Any] = {} if self._rows is None else {"rows": self._rows}
-        images: dict[str, Any] = {IMAGES: self._joined(IMAGES)} if IMAGES in self._batches[0] else {}
-        with replacing(self._path) as temporary, temporary.open("wb") as file:
-            np.savez(file, samples=self._joined(SAMPLES), indices=self._joined(INDICES), **rows, **images)
+        if self._rows is not None:
+            self._arrays["rows"] = GrowingArray(self._path)
+            self._arrays["rows"].add(self._rows)
+        with replacing(self._path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name in (SAMPLES, INDICES, "rows", IMAGES):
+                if name in self._arrays:
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                        self._arrays[name].write(member)
         return (self._path.name,)
 
-    def _joined(self, name: str) -> Any:
-        return np.concatenate([batch[name] for batch in self._batches])
+    def close(self) -> None:
+        for array in self._arrays.values():
+            array.close()

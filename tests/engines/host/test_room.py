@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,9 @@ def _write_pictures(folder: Path) -> None:
 
 
 def _write_archive(folder: Path) -> None:
-    output = NpzOutput(folder, None)
-    output.add(NUMBERS, RawRenderer(None)(NUMBERS, NOISE))
-    output.finish()
+    with closing(NpzOutput(folder, None)) as output:
+        output.add(NUMBERS, RawRenderer(None)(NUMBERS, NOISE))
+        output.finish()
 
 
 WRITERS = {"report.html": _write_text, "00000003.png": _write_pictures, "samples.npz": _write_archive}

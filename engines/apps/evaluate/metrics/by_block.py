@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.apps.evaluate.metrics.confidence import BLOCKS, Estimate
 
 
 class Sums(Protocol):
-    """Sums over samples. The sums of two sets of samples can be merged into the sums of both."""
+    """Sums over samples: a dataclass of numbers and arrays. The sums of two sets of samples can be merged into the sums of both."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def merge(self, other: Self) -> Self: ...
 
@@ -21,10 +25,28 @@ S = TypeVar("S", bound=Sums)
 
 
 class ByBlock(Generic[S]):
-    """Sums of every block. `blocks` holds the sums by block number, for the blocks that have samples."""
+    """Sums of every block. `blocks` holds the sums by block number, for the blocks that have samples.
 
-    def __init__(self) -> None:
+    Args:
+        kind: type of the sums.
+    """
+
+    def __init__(self, kind: type[S]) -> None:
+        self._kind = kind
         self.blocks: dict[int, S] = {}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the fields of all sums by `<block>.<field>`, to be stored in a file."""
+        fields = [field.name for field in dataclasses.fields(self._kind)]
+        return {f"{block}.{name}": np.asarray(getattr(sums, name)) for block, sums in self.blocks.items() for name in fields}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums that `arrays` returned."""
+        found: dict[int, dict[str, Any]] = {}
+        for key, array in arrays.items():
+            block, _, name = key.partition(".")
+            found.setdefault(int(block), {})[name] = array if array.ndim else array.item()
+        self.blocks = {block: self._kind(**fields) for block, fields in found.items()}
 
     def add(self, block: int, more: S) -> None:
         """Add sums to a block."""

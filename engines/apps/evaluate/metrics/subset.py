@@ -31,6 +31,15 @@ class Subset:
         chosen = (positions + 1) * self._limit // self._num > positions * self._limit // self._num
         self._kept.append(vectors[chosen].astype(np.float32, copy=False))
 
+    @property
+    def seen(self) -> int:
+        """Number of vectors that were added."""
+        return self._seen
+
+    def restore(self, seen: int, vectors: Float32) -> None:
+        """Take the vectors [n, D] that were kept of the first `seen`."""
+        self._seen, self._kept = seen, [vectors]
+
     def kept_before(self, position: int) -> int:
         """Return how many of the first `position` vectors are kept."""
         return position * self._limit // self._num

@@ -44,6 +44,7 @@ def test_archive_of_latents_holds_what_the_pictures_show(tmp_path: Path) -> None
     output.add(NUMBERS[:2], render(NUMBERS[:2], STATES[:2]))
     output.add(NUMBERS[2:], render(NUMBERS[2:], STATES[2:]))
     output.finish()
+    output.close()
     with np.load(tmp_path / "samples.npz") as archive:
         np.testing.assert_array_equal(archive["samples"], STATES)
         assert archive["images"].dtype == np.uint8
@@ -57,6 +58,7 @@ def test_archive_joins_the_batches(tmp_path: Path, rows: np.ndarray | None) -> N
     output.add(NUMBERS[2:], render(NUMBERS[2:], STATES[2:]))
     assert list(tmp_path.iterdir()) == []
     assert output.finish() == ("samples.npz",)
+    output.close()
     with np.load(tmp_path / "samples.npz") as archive:
         np.testing.assert_array_equal(archive["samples"], STATES)
         np.testing.assert_array_equal(archive["indices"], NUMBERS)

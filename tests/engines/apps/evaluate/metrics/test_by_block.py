@@ -13,7 +13,7 @@ VALUES = np.random.default_rng(0).normal(size=(107, 1))
 
 def sums() -> ByBlock[FeatureStatistics]:
     """Each block in two pieces."""
-    by_block = ByBlock[FeatureStatistics]()
+    by_block = ByBlock(FeatureStatistics)
     for block, part in enumerate(np.split(VALUES, block_edges(107))):
         by_block.add(block, FeatureStatistics.of(part[:3]))
         by_block.add(block, FeatureStatistics.of(part[3:]))

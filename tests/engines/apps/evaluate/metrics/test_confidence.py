@@ -68,7 +68,7 @@ def test_blocks_are_consecutive_and_of_nearly_one_size(num: int) -> None:
 
 
 def distance(vectors: Float64, reference: Gaussian) -> Estimate:
-    sums = ByBlock[FeatureStatistics]()
+    sums = ByBlock(FeatureStatistics)
     for block, part in enumerate(np.split(vectors, block_edges(len(vectors)))):
         sums.add(block, FeatureStatistics.of(part))
     return sums.estimate(lambda moments: frechet_distance(moments.gaussian(), reference))
@@ -97,7 +97,7 @@ def test_intervals_of_psnr_hold_the_truth(figure: Callable[[Float64], float], tr
     """
     summaries = []
     for seed in range(300):
-        sums, errors = ByBlock[PairedSums](), np.random.default_rng(seed).exponential(0.01, size=300)
+        sums, errors = ByBlock(PairedSums), np.random.default_rng(seed).exponential(0.01, size=300)
         for block, part in enumerate(np.split(errors, BLOCKS)):
             sums.add(block, PairedSums(part, 0.0, 0.0, 1.0))
         summaries.append(summarize([sums.estimate(lambda pairs: figure(pairs.image_errors))]))
