@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from calib.rounding.blocks import Block
 from calib.rounding.module_calls import Forward, Inputs
-from calib.rounding.row_store import RowStore
+from calib.rounding.row_store import RowStore, rows_like, to_numpy
+from calib.rounding.stored_outputs import StoredOutputs, has_nan, last_uses
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a module."""
@@ -39,12 +40,12 @@ class StoredArguments:
     def __init__(self, store: RowStore, block: Block, first: Arguments, samples: int) -> None:
         leaves, self._spec = tree_flatten(first)
         self._batched = block.batched
-        self._leaves = [_rows_like(store, leaf, samples) if batched else leaf for leaf, batched in zip(leaves, self._batched, strict=True)]
+        self._leaves = [rows_like(store, leaf, samples) if batched else leaf for leaf, batched in zip(leaves, self._batched, strict=True)]
 
     def put(self, rows: slice, arguments: Arguments) -> None:
         for kept, leaf, batched in zip(self._leaves, tree_flatten(arguments)[0], self._batched, strict=True):
             if batched:
-                kept[rows] = _numpy(leaf)
+                kept[rows] = to_numpy(leaf)
 
     def take(self, rows: NDArray[np.int64], device: torch.device) -> Arguments:
         """Return the arguments at these samples, copied to the device."""
@@ -66,15 +67,41 @@ class BlockRows:
 
 @dataclass(frozen=True)
 class BlockNetworks:
-    """The full-precision network, a copy in which every block before the current one is quantized, and how to run either."""
+    """The full-precision network, a copy in which every block before the current one is quantized, and how to run either.
+
+    Attributes:
+        reference, quantized: the networks.
+        forward: runs either.
+        exact, approximate: what the finished blocks of `reference` and of `quantized` return.
+    """
 
     reference: nn.Module
     quantized: nn.Module
     forward: Forward
+    exact: StoredOutputs
+    approximate: StoredOutputs
+
+    @classmethod
+    def of(
+        cls, reference: nn.Module, quantized: nn.Module, forward: Forward, blocks: Sequence[Block], inputs: Inputs, store: RowStore
+    ) -> Self:
+        """Return two networks whose blocks nothing is stored of yet.
+
+        Args:
+            reference, quantized: the networks, on the device where they run.
+            forward: runs either.
+            blocks: all blocks, in the order in which they run.
+            inputs: inputs of all calibration rows.
+            store: allocates the arrays for what blocks return.
+        """
+        device = next(reference.parameters()).device
+        uses = last_uses(reference, blocks, forward, tuple(value[:2].to(device) for value in inputs))
+        exact, approximate = (StoredOutputs(network, store, len(inputs[0]), uses) for network in (reference, quantized))
+        return cls(reference, quantized, forward, exact, approximate)
 
 
 def collect(
-    block: Block,
+    blocks: Sequence[Block],
     networks: BlockNetworks,
     inputs: Inputs,
     batch_size: int,
@@ -82,21 +109,30 @@ def collect(
     store: RowStore,
     on_batch: Callable[[], None] = lambda: None,
 ) -> BlockRows:
-    """Run both networks up to the block, batch by batch on the device. Modules after the block are not run."""
+    """Run both networks up to the last of the blocks, batch by batch on the device. Modules after it are not run, and the blocks before it
+    return what they returned for the blocks after them.
+    """
+    *finished, block = blocks
     samples = len(inputs[0])
-    kept: BlockRows | None = None
+    arguments: StoredArguments | None = None
     for begin in range(0, samples, batch_size):
         rows = slice(begin, min(begin + batch_size, samples))
         batch = tuple(value[rows].to(device) for value in inputs)
-        arguments = arguments_at(block, networks.quantized, networks.forward, batch)
-        out = output_of(block, networks.reference, networks.forward, batch)
-        if kept is None:
-            kept = BlockRows(StoredArguments(store, block, arguments, samples), _rows_like(store, out, samples))
-        kept.arguments.put(rows, arguments)
-        kept.target[rows] = _numpy(out)
+        with networks.approximate.instead_of(finished, rows, device):
+            met = arguments_at(block, networks.quantized, networks.forward, batch)
+        with networks.exact.instead_of(finished, rows, device):
+            networks.exact.keep(block, rows, output_of(block, networks.reference, networks.forward, batch))
+        if has_nan(met):
+            raise RuntimeError(f"Block {block.name} would learn from NaN.")
+        if arguments is None:
+            arguments = StoredArguments(store, block, met, samples)
+        arguments.put(rows, met)
         on_batch()
-    assert kept is not None
-    return kept
+    assert arguments is not None
+    target = networks.exact.array(block)
+    for outputs in (networks.exact, networks.approximate):
+        outputs.forget(len(finished))
+    return BlockRows(arguments, target)
 
 
 def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Arguments:
@@ -126,13 +162,3 @@ def output_of(block: Block, network: nn.Module, forward: Forward, batch: Inputs)
 def _run(until: RemovableHandle, network: nn.Module, forward: Forward, batch: Inputs) -> None:
     with until, torch.no_grad(), contextlib.suppress(_Reached):
         forward(network, batch)
-
-
-def _rows_like(store: RowStore, batch: Tensor, samples: int) -> NDArray[Any]:
-    return store.empty((samples, *batch.shape[1:]), _numpy(batch[:0]).dtype)
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """Copy a tensor to the CPU, floats as float32."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -99,14 +99,15 @@ def reconstruct(
     """
     nearest = {layer.layer.name: layer for layer in layers}
     blocks = _blocks(network, nearest, calibration, settings.unit)
-    learner = _Learner(network, nearest, blocks, calibration, settings)
     pieces = settings.fit.iterations + math.ceil(len(calibration.inputs[0]) / settings.fit.batch_size)
-    for number, block in enumerate(blocks):
-        done = partial(next, count(number * pieces + 1))
-        path = folder / f"block-{number:04}.npz"
-        if not path.exists():
-            save_block(path, *learner.learn(number, block, folder / "rows", partial(_tell, on_work, done, len(blocks) * pieces)))
-        learner.install(load_block(path, nearest)[1])
+    with RowStore(folder / "outputs", settings.memory_bytes // 2) as outputs:
+        learner = _Learner(network, nearest, blocks, calibration, settings, outputs)
+        for number in range(len(blocks)):
+            done = partial(next, count(number * pieces + 1))
+            path = folder / f"block-{number:04}.npz"
+            if not path.exists():
+                save_block(path, *learner.learn(number, folder / "rows", partial(_tell, on_work, done, len(blocks) * pieces)))
+            learner.install(load_block(path, nearest)[1])
     return [learner.learned.get(name, layer) for name, layer in nearest.items()]
 
 
@@ -139,29 +140,34 @@ class _Learner:
         blocks: Sequence[Block],
         calibration: CalibrationRows,
         settings: ReconstructionSettings,
+        outputs: RowStore,
     ) -> None:
         device = settings.fit.device
         learning = {name for block in blocks for name in block.layers}
         others = [layer for name, layer in nearest.items() if name not in learning]
         reference = network if device.type == "cpu" else nn.Module.to(sharing_copy(network), device)
         quantized = fake_quantized(network, others).requires_grad_(False)
-        self._networks = BlockNetworks(reference, nn.Module.to(quantized, device), calibration.forward)
+        quantized = nn.Module.to(quantized, device)
+        self._networks = BlockNetworks.of(reference, quantized, calibration.forward, blocks, calibration.inputs, outputs)
+        self._blocks = blocks
+        self._outputs = outputs
         self._nearest = nearest
         self._calibration = calibration
         self._settings = settings
         self._quantizers: dict[str, ActivationQuantizer] = {}
         self.learned: dict[str, QuantizedLayer] = {}
 
-    def learn(self, number: int, block: Block, rows_folder: Path, on_piece: Callable[[], None]) -> tuple[BlockRecord, list[QuantizedLayer]]:
+    def learn(self, number: int, rows_folder: Path, on_piece: Callable[[], None]) -> tuple[BlockRecord, list[QuantizedLayer]]:
         """Learn one block with its own generator, so that the result does not depend on which call learned the blocks before it."""
         begin = time.monotonic()
-        fit_settings, calibration = self._settings.fit, self._calibration
+        fit_settings, calibration, block = self._settings.fit, self._calibration, self._blocks[number]
         module = self._networks.quantized.get_submodule(block.name)
         before = {_within(name, block): with_activations(self._nearest[name], self._quantizers) for name in block.layers}
         chosen, held_out = calibration.split()
         generator = torch.Generator().manual_seed(number)
-        with RowStore(rows_folder, self._settings.memory_bytes) as store, self._products():
-            rows = collect(block, self._networks, calibration.inputs, fit_settings.batch_size, fit_settings.device, store, on_piece)
+        with RowStore(rows_folder, self._settings.memory_bytes - self._outputs.in_memory) as store, self._products():
+            blocks = self._blocks[: number + 1]
+            rows = collect(blocks, self._networks, calibration.inputs, fit_settings.batch_size, fit_settings.device, store, on_piece)
             task = BlockTask(module, before, self._quantizers, rows)
             learned, learned_error = before, (nearest_error := task.error(before, held_out, fit_settings))
             if nearest_error > 0:
@@ -169,7 +175,8 @@ class _Learner:
                 learned_error = task.error(learned, held_out, fit_settings)
         kept = learned_error < nearest_error
         seconds = time.monotonic() - begin
-        record = BlockRecord(block.name, block.layers, nearest_error, learned_error, kept, seconds, store.in_memory, store.in_files)
+        stored = store.in_memory + self._outputs.in_memory, store.in_files + self._outputs.in_files
+        record = BlockRecord(block.name, block.layers, nearest_error, learned_error, kept, seconds, *stored)
         return record, list((learned if kept else before).values())
 
     def install(self, layers: Sequence[QuantizedLayer]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engines.host.mapped_file import mapped_file
 
@@ -21,7 +22,7 @@ class RowStore:
         memory_bytes: most memory that all arrays together may take; an array that would exceed it is mapped from a file.
 
     Attributes:
-        in_memory, in_files: bytes allocated so far.
+        in_memory, in_files: bytes that are allocated.
     """
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
@@ -30,6 +31,7 @@ class RowStore:
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._files = 0
+        self._paths: dict[int, Path] = {}
         self.in_memory = 0
         self.in_files = 0
 
@@ -51,4 +53,27 @@ class RowStore:
             return np.empty(shape, dtype)
         self.in_files += size
         self._files += 1
-        return mapped_file(self._folder / str(self._files), dtype, shape)
+        path = self._folder / str(self._files)
+        array = mapped_file(path, dtype, shape)
+        self._paths[id(array)] = path
+        return array
+
+    def free(self, array: NDArray[Any]) -> None:
+        """Give up an array that `empty` returned. Whoever holds it still can read it."""
+        path = self._paths.pop(id(array), None)
+        if path is None:
+            self.in_memory -= array.nbytes
+        else:
+            self.in_files -= array.nbytes
+            path.unlink()
+
+
+def rows_like(store: RowStore, batch: Tensor, samples: int) -> NDArray[Any]:
+    """Allocate an array [samples, ...] for tensors like a batch [rows, ...]."""
+    return store.empty((samples, *batch.shape[1:]), to_numpy(batch[:0]).dtype)
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Copy a tensor to the CPU, floats as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -20,7 +20,7 @@ class ReconstructionSection(Section):
     batch_size: int = Field(default=16, ge=1, le=BATCH, description="number of states in one optimizer step")
     activation_scales: bool = Field(default=True, description="learn the scales of the activations too")
     memory_gib: float = Field(
-        default=4.0, gt=0, description="most memory, in GiB, for the stored inputs and outputs of a block; what does not fit goes to files"
+        default=4.0, gt=0, description="most memory, in GiB, for the stored inputs and outputs of blocks; what does not fit goes to files"
     )
 
 

@@ -46,8 +46,9 @@ def x() -> Tensor:
 @pytest.fixture
 def rows(linear: nn.Linear, x: Tensor, tmp_path: Path) -> BlockRows:
     with RowStore(tmp_path / "rows", 10**6) as store:
-        networks = BlockNetworks(linear, linear, lambda network, inputs: network(*inputs))
-        return collect(Block("", ("",), (True,)), networks, (x,), 64, CPU, store)
+        blocks = [Block("", ("",), (True,))]
+        networks = BlockNetworks.of(linear, linear, lambda network, inputs: network(*inputs), blocks, (x,), store)
+        return collect(blocks, networks, (x,), 64, CPU, store)
 
 
 def _nearest(linear: nn.Linear, rule: Rule, source: ActivationQuantizer | None = None) -> QuantizedLayer:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calib.rounding.block_rows import BlockNetworks, collect
+from calib.rounding.block_rows import BlockNetworks, BlockRows, collect
 from calib.rounding.blocks import Block
 from calib.rounding.module_calls import Inputs
 from calib.rounding.row_store import RowStore
@@ -55,11 +55,17 @@ def _inputs(samples: int) -> tuple[Tensor, Tensor]:
     return torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)), torch.arange(samples)
 
 
+def _collect(reference: Network, quantized: Network, inputs: Inputs, store: RowStore) -> BlockRows:
+    networks = BlockNetworks.of(reference, quantized, _forward, [BLOCK], inputs, store)
+    reference.behind_runs = 0
+    return collect([BLOCK], networks, inputs, 3, CPU, store)
+
+
 def test_arguments_are_the_quantized_networks_and_targets_the_references(tmp_path: Path) -> None:
     reference, quantized = _networks()
     x, labels = _inputs(7)
     with RowStore(tmp_path / "rows", 10**6) as store:
-        rows = collect(BLOCK, BlockNetworks(reference, quantized, _forward), (x, labels), 3, CPU, store)
+        rows = _collect(reference, quantized, (x, labels), store)
         args, kwargs = rows.arguments.take(np.array([5, 0]), CPU)
     torch.testing.assert_close(args[0], quantized.before(x[[5, 0]]).detach(), rtol=1e-6, atol=1e-6)
     assert torch.equal(args[1], torch.tensor([5, 0]))
@@ -70,7 +76,7 @@ def test_arguments_are_the_quantized_networks_and_targets_the_references(tmp_pat
 def test_nothing_behind_the_block_is_run(tmp_path: Path) -> None:
     reference, quantized = _networks()
     with RowStore(tmp_path / "rows", 10**6) as store:
-        collect(BLOCK, BlockNetworks(reference, quantized, _forward), _inputs(4), 3, CPU, store)
+        _collect(reference, quantized, _inputs(4), store)
     assert (reference.behind_runs, quantized.behind_runs) == (0, 0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for network in _networks() for module in network.modules())
 
@@ -79,7 +85,7 @@ def test_files_give_the_rows_that_memory_gives(tmp_path: Path) -> None:
     found: list[list[Any]] = []
     for memory in (0, 10**6):
         with RowStore(tmp_path / "rows", memory) as store:
-            rows = collect(BLOCK, BlockNetworks(*_networks(), _forward), _inputs(7), 3, CPU, store)
+            rows = _collect(*_networks(), _inputs(7), store)
             assert (store.in_files > 0, store.in_memory > 0) == (memory == 0, memory > 0)
             args, _ = rows.arguments.take(np.array([6, 2, 2]), CPU)
             found.append([*args, torch.from_numpy(rows.target.copy())])
