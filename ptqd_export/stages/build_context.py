@@ -55,6 +55,12 @@ class BuildContext:
         self.high_precision: HighPrecision = self.plan.target.high_precision
         self.precisions = sorted((Precision.parse(name) for name in self.plan.precisions), key=lambda precision: precision.cost_key)
 
+    def changed(self, plan_file: PlanFile) -> BuildContext:
+        """Return the context of another plan for the same model."""
+        other = BuildContext(plan_file, self.elsewhere)
+        other.model = self.model
+        return other
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.model, self.plan_file.conditions_path)

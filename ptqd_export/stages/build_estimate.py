@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engines.terminal.duration import duration
 
 LISTED = 3
+"""Most stages, and most quicker plans, that are named."""
+
+LONG = 3600.0
+"""Seconds from which quicker plans are named."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,33 @@ class BuildEstimate:
         seconds: seconds of every stage that follows, in order.
         rows: rows that these stages take through the network.
         row_seconds: seconds of a row at full precision.
+        quicker: seconds that changes of the plan save, the most first.
+        on_a_cluster: whether the walk runs on a cluster.
     """
 
     seconds: Mapping[str, float]
     rows: int
     row_seconds: float
+    quicker: Mapping[str, float] = field(default_factory=dict)
+    on_a_cluster: bool = False
 
     def __str__(self) -> str:
         longest = sorted(self.seconds, key=self.seconds.__getitem__, reverse=True)[:LISTED]
         listed = ", ".join(f"{stage} {duration(self.seconds[stage])}" for stage in longest)
         return (
             f"about {duration(sum(self.seconds.values()))}: {self.rows:,} network evaluations, "
-            f"{1000 * self.row_seconds:.2g} ms each at full precision; {listed}"
+            f"{_milliseconds(self.row_seconds)} ms each at full precision; {listed}{self._ways()}"
         )
+
+    def _ways(self) -> str:
+        """Return how a long build gets shorter."""
+        if sum(self.seconds.values()) < LONG:
+            return ""
+        ways = [f"{change} saves about {duration(saved)}" for change, saved in [*self.quicker.items()][:LISTED]]
+        ways += [] if self.on_a_cluster else ["--ray shares the walk among machines"]
+        return f". Quicker: {', '.join(ways)}" if ways else ""
+
+
+def _milliseconds(seconds: float) -> str:
+    """Two digits, or all of them before the point."""
+    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.2g}"

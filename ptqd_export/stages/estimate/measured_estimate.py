@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.estimate.network_rows import network_rows
+from ptqd_export.stages.estimate.quicker_plans import quicker_plans
 from ptqd_export.stages.estimate.rates import measure_rates
 from ptqd_export.stages.estimate.stage_costs import StageCosts
 
@@ -22,5 +23,15 @@ def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages
         stages: names of the stages that follow, in order.
     """
     rates = measure_rates(context, traced)
-    costs, rows = StageCosts(context, traced, traced_in, rates), [network_rows(context, stage) for stage in stages]
-    return BuildEstimate({stage: costs.seconds(stage) for stage in stages}, sum(one.graph + one.torch for one in rows), rates.graph_row)
+    rows = [network_rows(context, stage) for stage in stages]
+
+    def seconds(of: BuildContext) -> Callable[[str], float]:
+        return StageCosts(of, traced, traced_in, rates).seconds
+
+    return BuildEstimate(
+        {stage: seconds(context)(stage) for stage in stages},
+        sum(one.graph + one.torch for one in rows),
+        rates.graph_row,
+        quicker_plans(context, stages, seconds),
+        on_a_cluster=context.elsewhere is not None,
+    )
