@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engines.chain.denoiser import effective_guidance
 from engines.errors import UsageError
+from ptqd_export.models.diffusers_models.transformers.transformer_family import AS_HERE, PipelineGuidance
 
 TOLERANCE = 0.01
 """Relative difference up to which two scales count as equal."""
@@ -19,16 +20,17 @@ def check_embedded_guidance(given: float | None, fitted: float | None) -> None:
         UsageError: the scales differ. None stands for a network without this input.
     """
     if given is not None and fitted is not None and abs(given - fitted) > TOLERANCE * fitted:
-        raise _another_guidance(given, fitted, "build a bundle with this guidance in its plan")
+        raise _another_guidance(given, fitted, "build a bundle with this guidance in its plan", AS_HERE)
 
 
-def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
+def check_guidance(output: Tensor, combined: Tensor, fitted: float, asked: PipelineGuidance = AS_HERE) -> None:
     """Refuse a guidance scale at which the corrections were not fitted.
 
     Args:
         output: output of the network, [batch, ...], or both branches in either order as one batch of twice the size.
         combined: what the pipeline made of the output and gives to the scheduler.
         fitted: guidance scale w of the schedule.
+        asked: how the pipeline is asked for it.
 
     Raises:
         UsageError: the scale differs, or the pipeline did something other than guidance to the output.
@@ -39,15 +41,16 @@ def check_guidance(output: Tensor, combined: Tensor, fitted: float) -> None:
         scales, uncertainty = _scales(output, combined)
     wanted = effective_guidance(fitted)
     if min(abs(scale - wanted) for scale in scales) > TOLERANCE * wanted + uncertainty:
-        raise _another_guidance(max(scales), fitted, "add a schedule with `ptqd-export schedule --guidance`")
+        raise _another_guidance(max(scales), fitted, "add a schedule with `ptqd-export schedule --guidance`", asked)
 
 
-def _another_guidance(found: float, fitted: float, other: str) -> UsageError:
+def _another_guidance(found: float, fitted: float, other: str, asked: PipelineGuidance) -> UsageError:
     return UsageError(
         "The corrections were fitted at another guidance scale.",
         found=f"guidance {found:.3g}",
         expected=f"{fitted:g}, as in the bundle's schedule",
-        mend=f"call the pipeline with guidance_scale={fitted:g}, {other}, or use these corrections anyway: accept_guidance=True",
+        mend=f"call the pipeline with {asked.name}={fitted + asked.offset:g}, {other}, "
+        "or use these corrections anyway: accept_guidance=True",
     )
 
 

@@ -159,7 +159,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                 mend=AS_MANY.format(steps=self.num_inference_steps),
             )
         check_levels(self._schedule.sampler, sigmas)
-        check_mu(self._noise_schedule, mu)
+        check_mu(self._noise_schedule.for_steps(steps), mu)
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
         self._scales, self._history = False, ()
@@ -271,7 +271,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         if self._watched is None or not self._watched.outputs:
             return
         check_embedded_guidance(self._watched.guidance, self._watched.fitted_guidance)
-        check_guidance(torch.cat(list(self._watched.outputs)), combined, move.guidance)
+        check_guidance(torch.cat(list(self._watched.outputs)), combined, move.guidance, self._call.guidance)
         self._watched.outputs.clear()
 
     def _check_options(self, eta: float | None, use_clipped_model_output: bool | None) -> None:

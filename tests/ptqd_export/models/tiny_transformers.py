@@ -137,7 +137,10 @@ QUICK = ("pixart-sigma", "flux-dev")
 SLOW = tuple(name for name in TINY if name not in QUICK)
 """Families whose builds are marked slow."""
 
-PIPED = ("pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "sana")
+PIPED = (
+    "pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "flux2-dev", "flux2-klein", "qwen-image", "auraflow", "sana",
+    "z-image",
+)  # fmt: skip
 """Families whose bundles run in their pipelines, and whose quantized graphs are built by TensorRT-RTX."""
 
 USUAL = {

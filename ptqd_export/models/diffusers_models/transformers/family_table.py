@@ -13,7 +13,14 @@ from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, MASK, ConditionI
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import LONGEST_TEXT, FixedRotary, RotaryTables, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.qwen_image import prepare_qwen_image
-from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.transformer_family import (
+    Config,
+    Named,
+    PipelineGuidance,
+    TimestepMap,
+    TransformerFamily,
+    Usual,
+)
 from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
 from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
@@ -157,11 +164,10 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
         usual=lambda *_: Usual(20, 4.5),
         texts=_pixart_texts,
-        in_pipelines=True,
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts, in_pipelines=True),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -171,7 +177,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         size=128,
         last_sigma="step",
         texts=_flux_texts,
-        in_pipelines=True,
+        pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
     ),
@@ -184,6 +190,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         pixels=16,
         last_sigma="step",
         mu_of_steps=True,
+        axes_behind=1,
         extra=_flux2_positions,
         prepare=_fix_flux2_rotary,
     ),
@@ -197,15 +204,16 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         usual=lambda *_: Usual(20, 4.5),
         timestep=lambda config: TimestepMap(config["timestep_scale"]),
         pixels=32,
-        in_pipelines=True,
     ),
     "QwenImageTransformer2DModel": TransformerFamily(
         conditions=_qwen_conditions,
         usual=lambda *_: Usual(50, 1.0),
+        patch=2,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
         last_sigma="step",
+        pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=lambda *_: {"img_shapes": None},  # the positions are fixed
         prepare=prepare_qwen_image,
         no_guidance=QWEN_SCALE,
@@ -218,6 +226,8 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         negated=True,
         size=128,
         last_sigma="step",
+        listed=True,
+        pipeline_guidance=PipelineGuidance(offset=-1.0),
         prepare=prepare_z_image,
         note=Z_IMAGE_SCALE,
     ),
