@@ -41,6 +41,7 @@ class PipelineCall:
         negated: whether the pipeline negates what the network returns, before the scheduler gets it.
         axes_behind: axes of the positions of tokens, behind those of the grid.
         guidance: how the pipeline is asked for classifier-free guidance.
+        guidance_patch: side of the patches in which its guidance keeps the norm of the conditional output; None if it is linear.
     """
 
     sample_shape: tuple[int, ...]
@@ -50,6 +51,7 @@ class PipelineCall:
     negated: bool = False
     axes_behind: int = 0
     guidance: PipelineGuidance = AS_HERE
+    guidance_patch: int | None = None
 
     @classmethod
     def of(cls, model: ModelRecord) -> PipelineCall:
@@ -66,6 +68,7 @@ class PipelineCall:
             negated=family.negated,
             axes_behind=family.axes_behind,
             guidance=family.pipeline_guidance,
+            guidance_patch=model.guidance_patch,
         )
 
     @property

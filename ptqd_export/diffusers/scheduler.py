@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engines.arrays import Float32
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.norm_guidance import NormGuidance
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.step import ChainState, Move, advance
@@ -26,7 +27,7 @@ from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.diffusers.asked_levels import check_levels, check_mu
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
-from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance
+from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
 from ptqd_export.diffusers.pipeline_call import PipelineCall
 from ptqd_export.diffusers.position import Position, as_timesteps
 from ptqd_export.diffusers.timesteps import AS_MANY
@@ -271,7 +272,12 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         if self._watched is None or not self._watched.outputs:
             return
         check_embedded_guidance(self._watched.guidance, self._watched.fitted_guidance)
-        check_guidance(torch.cat(list(self._watched.outputs)), combined, move.guidance, self._call.guidance)
+        outputs, norm = torch.cat(list(self._watched.outputs)), NormGuidance.at(move.guidance, self._call.guidance_patch)
+        if norm is None:
+            check_guidance(outputs, combined, move.guidance, self._call.guidance)
+        else:
+            eps = torch.finfo(combined.dtype).eps
+            check_norm_guidance(self._latents(outputs), self._latents(combined), norm, eps, self._call.guidance)
         self._watched.outputs.clear()
 
     def _check_options(self, eta: float | None, use_clipped_model_output: bool | None) -> None:

@@ -16,6 +16,7 @@ from engines.apps.sample.sample_command import SampleRequest, sample_bundle
 from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import is_guided
 from engines.chain.noise import NoiseSource
+from engines.chain.norm_guidance import NormGuidance
 from engines.chain.step import ChainState, Move, advance, evaluate
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
@@ -40,10 +41,10 @@ STEPS = 4
 TRACED = ("flux2-klein", "qwen-image", "z-image")
 """Families with positions or masks of their own, whose graphs are quick tests though their builds are not."""
 
-UNGUIDED = ("flux2-klein-distilled", "qwen-image")
+UNGUIDED = ("flux2-klein-distilled",)
 """Families that take no guidance."""
 
-NOTED = {"qwen-image": ["guidance"], "z-image": ["sampler.guidance"]}
+NOTED = {"z-image": ["sampler.guidance"]}
 """First words of what `init` says about the family."""
 
 
@@ -65,7 +66,9 @@ class _Torch:
         conditions = [torch.from_numpy(np.ascontiguousarray(feeds[key])) for key in self.model.adapter.conditions]
         state, t = torch.from_numpy(np.concatenate([x] * branches)), torch.full((branches * len(x),), timestep)
         with torch.no_grad():
-            return np.asarray(self.model.adapter(state, t, *conditions)).reshape(branches, *x.shape)
+            out = np.asarray(self.model.adapter(state, t, *conditions)).reshape(branches, *x.shape)
+        combine = NormGuidance.at(self.guidance, self.model.guidance_patch)
+        return out if combine is None else combine(out)
 
 
 def _walk(denoiser: Any, name: str, model: Any, steps: int, guidance: float) -> tuple[Array, Array]:

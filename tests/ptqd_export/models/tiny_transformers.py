@@ -152,7 +152,7 @@ USUAL = {
     "flux2-klein": ("flow-euler", 50, 4.0),
     "flux2-klein-distilled": ("flow-euler", 4, 1.0),
     "flux2-dev": ("flow-euler", 50, 4.0),
-    "qwen-image": ("flow-euler", 50, 1.0),
+    "qwen-image": ("flow-euler", 50, 4.0),
     "auraflow": ("flow-euler", 50, 3.5),
     "sana": ("dpm++2m", 20, 4.5),
     "z-image": ("flow-euler", 50, 6.0),

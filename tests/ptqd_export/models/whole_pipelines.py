@@ -123,11 +123,11 @@ def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidanc
         captions = {"prompt_embeds": _unpadded(rows), "negative_prompt_embeds": _unpadded(nulls)}
         return {**captions, "guidance_scale": guidance - 1}
     given = {_argument(key): value for key, value in rows.items()}
-    if name == "qwen-image":
-        return given
     if name in EMBEDDED:
         return {**given, "guidance_scale": guidance}
     given |= {f"negative_{_argument(key)}": value for key, value in nulls.items()}
+    if name == "qwen-image":
+        return {**given, "true_cfg_scale": guidance}
     if name.startswith("flux2-klein"):
         return {**given, "guidance_scale": guidance}
     given["negative_prompt"] = None

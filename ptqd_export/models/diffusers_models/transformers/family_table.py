@@ -29,10 +29,6 @@ POOLED = "pooled_projections"
 
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
 
-QWEN_SCALE = (
-    "QwenImagePipeline scales the guided output back to the norm of the conditional one, token by token, and no step of a chain here does; "
-    "models and LoRAs distilled for sampling without guidance (Lightning) need none"
-)
 Z_IMAGE_SCALE = (
     "sampler.guidance is 1 more than the guidance_scale of ZImagePipeline, which adds its multiple of the difference to the conditional "
     "output; a model distilled for few steps (Turbo) takes guidance 1, which is none, and 8 steps"
@@ -207,7 +203,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     ),
     "QwenImageTransformer2DModel": TransformerFamily(
         conditions=_qwen_conditions,
-        usual=lambda *_: Usual(50, 1.0),
+        usual=lambda *_: Usual(50, 4.0),
         patch=2,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),
@@ -216,7 +212,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=lambda *_: {"img_shapes": None},  # the positions are fixed
         prepare=prepare_qwen_image,
-        no_guidance=QWEN_SCALE,
+        keeps_norm=True,
     ),
     "ZImageTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["cap_feat_dim"]),

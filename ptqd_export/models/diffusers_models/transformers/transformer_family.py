@@ -63,7 +63,7 @@ class TransformerFamily:
         pipeline_guidance: how the pipeline is asked for classifier-free guidance.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
-        no_guidance: why guidance is refused; empty if it is not.
+        keeps_norm: whether the pipeline scales the guided output back to the norm of the conditional one, token by token.
         note: what the user should know before a build; empty if there is nothing.
     """
 
@@ -83,14 +83,8 @@ class TransformerFamily:
     pipeline_guidance: PipelineGuidance = AS_HERE
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
-    no_guidance: str = ""
+    keeps_norm: bool = False
     note: str = ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know before a build."""
-        refused = f"guidance is 1: {self.no_guidance}" if self.no_guidance else ""
-        return tuple(filter(None, (refused, self.note)))
 
     def side(self, config: Config) -> int:
         """Return the side of a token in latents."""
