@@ -19,6 +19,22 @@ STAGE = {
 }  # fmt: skip
 """A first stage that halves the sides once."""
 
+OTHER_STAGES: Mapping[str, Mapping[str, Any]] = {
+    "AutoencoderDC": {
+        "latent_channels": 8, "attention_head_dim": 4, "scaling_factor": 0.41407,
+        "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"],
+        "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"],
+        "encoder_block_out_channels": (4, 8, 8, 8), "decoder_block_out_channels": (4, 8, 8, 8),
+        "encoder_layers_per_block": (1, 1, 1, 1), "decoder_layers_per_block": (1, 1, 1, 1),
+        "encoder_qkv_multiscales": ((), (), (5,), (5,)), "decoder_qkv_multiscales": ((), (), (5,), (5,)),
+    },
+    "AutoencoderKLQwenImage": {
+        "base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [True],
+        "latents_mean": [0.1, -0.2, 0.3, -0.4], "latents_std": [1.5, 0.5, 2.0, 1.0],
+    },
+}  # fmt: skip
+"""First stages that halve the sides three times, and once."""
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -28,7 +44,8 @@ class Tiny:
         pipeline: class name of the pipeline in `model_index.json`.
         network: class name and arguments of the transformer.
         scheduler: class name and arguments of the scheduler.
-        latents: channels of the first stage, its scale and its shift; those of FLUX.2's if it has neither; None without a first stage.
+        latents: channels of the first stage, its scale and its shift; those of FLUX.2's if it has neither; the name of another first
+            stage; None without one.
         size: images in pixels for the plan; None takes the model's own.
         masked, pooled: whether the network takes a mask of tokens, and pooled embeddings.
         lengths: tokens of each row's prompt and of no prompt, which the mask keeps.
@@ -38,7 +55,7 @@ class Tiny:
     pipeline: str
     network: tuple[str, Mapping[str, Any]]
     scheduler: tuple[str, Mapping[str, Any]]
-    latents: tuple[int, float | None, float | None] | None
+    latents: tuple[int, float | None, float | None] | str | None
     size: tuple[int, int] | None = None
     masked: bool = False
     pooled: bool = False
@@ -114,11 +131,13 @@ TINY: Mapping[str, Tiny] = {
         index={"is_distilled": True},
     ),
     "flux2-dev": Tiny("Flux2Pipeline", ("Flux2Transformer2DModel", FLUX2), (FLOW, DYNAMIC), None, (64, 96)),
-    "qwen-image": Tiny("QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), None, (48, 80), masked=True),
+    "qwen-image": Tiny(
+        "QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), "AutoencoderKLQwenImage", (12, 20), masked=True
+    ),
     "auraflow": Tiny(
         "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12)
     ),
-    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
+    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, "AutoencoderDC", (32, 64), masked=True),
     "z-image": Tiny(
         "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
         lengths=(40, 2, 7, 1),
@@ -177,7 +196,7 @@ def write_tiny(name: str, folder: Path) -> Path:
         "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
     }
     if tiny.latents is not None:
-        parts["vae"] = _first_stage(*tiny.latents)
+        parts["vae"] = _first_stage(tiny.latents)
     spread(parts["transformer"])
     pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index})
     pipeline.save_pretrained(folder / "model")
@@ -185,9 +204,12 @@ def write_tiny(name: str, folder: Path) -> Path:
     return folder / "model"
 
 
-def _first_stage(channels: int, scale: float | None, shift: float | None) -> Any:
+def _first_stage(latents: tuple[int, float | None, float | None] | str) -> Any:
     import diffusers
 
+    if isinstance(latents, str):
+        return getattr(diffusers, latents)(**OTHER_STAGES[latents])
+    channels, scale, shift = latents
     if scale is not None:
         return diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
     stage = diffusers.AutoencoderKLFlux2(**STAGE, latent_channels=channels)

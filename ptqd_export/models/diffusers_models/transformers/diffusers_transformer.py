@@ -18,8 +18,8 @@ from ptqd_export.models.diffusers_models.transformers.transformer_adapter import
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, TransformerFamily
 from ptqd_export.models.known_keys import defaults
 
-BLOCKS = ("block_out_channels", "encoder_block_out_channels")
-"""Keys of a first stage whose length says how often it halves the sides."""
+BLOCKS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+"""Keys of a first stage whose length is one more than how often it halves the sides."""
 
 
 def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
