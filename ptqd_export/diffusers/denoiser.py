@@ -32,7 +32,7 @@ from ptqd_export.diffusers.filled_prompts import filled
 from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.pipeline_call import GRIDS, OF_THE_SIZE, POSITIONS, PipelineCall
 from ptqd_export.diffusers.timesteps import nearest_timestep, precisions_by_timestep, timestep_value, unknown_timestep
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS, TIMESTEP_COND, guidance_of
 
 BRANCHES = 2
 """Calls of a step at most: pipelines that guide take both branches in one call, or one after the other."""
@@ -75,7 +75,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.in_channels = int(self.config["in_channels"])
         self.outputs: deque[Tensor] = deque(maxlen=BRANCHES)
         self.guidance: float | None = None
-        self.fitted_guidance = _embedded_guidance(bundle) if GUIDANCE in self._inputs else None
+        self.fitted_guidance = _fitted_guidance(bundle) if self._takes_guidance else None
 
     @classmethod
     def from_bundle(
@@ -199,19 +199,25 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             _check_sizes(name, arrays[name], spec)
         if record is not None and record.file is None and LABELS in arrays:
             _check_labels(arrays[LABELS], record.rows, record.null_class)
-        if GUIDANCE in arrays:
-            self.guidance = _one_guidance(arrays[GUIDANCE])
+        if self._takes_guidance:
+            self.guidance = _one_guidance(arrays)
         return arrays
 
+    @property
+    def _takes_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input."""
+        return not self._inputs.keys().isdisjoint((GUIDANCE, TIMESTEP_COND))
 
-def _embedded_guidance(bundle: Bundle) -> float:
+
+def _fitted_guidance(bundle: Bundle) -> float:
     """Return the guidance scale that a bundle's network was given as an input when it was calibrated."""
     conditioning = load_conditioning(bundle)
     assert conditioning is not None
-    return _one_guidance(conditioning.tables[GUIDANCE])
+    return _one_guidance(conditioning.tables)
 
 
-def _one_guidance(values: NDArray[Any]) -> float:
+def _one_guidance(arrays: Mapping[str, NDArray[Any]]) -> float:
+    values = arrays[GUIDANCE] if GUIDANCE in arrays else np.array([guidance_of(row) for row in arrays[TIMESTEP_COND]])
     if len(set(values.tolist())) > 1:
         raise UsageError(
             "The samples of a batch have different guidance scales.",

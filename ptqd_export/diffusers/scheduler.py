@@ -19,13 +19,13 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.norm_guidance import NormGuidance
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
-from engines.chain.step import ChainState, Move, advance
+from engines.chain.step import ChainState, Move, advance, predicted_clean
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO, check_precision
 from engines.samplers import SAMPLERS
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.diffusers.asked_levels import check_levels, check_mu
+from ptqd_export.diffusers.asked_levels import check_levels, check_mu, check_original_steps
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
 from ptqd_export.diffusers.pipeline_call import PipelineCall
@@ -138,6 +138,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         *,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Begin a chain.
 
@@ -147,6 +148,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             sigmas: levels [S] before any shift that a pipeline asks for. Evenly spaced ones from 1 to 1 / S, which some pipelines take
                 without being told, ask for nothing.
             mu: dynamic shift of a flow, which flows without one ignore, as in diffusers.
+            original_inference_steps: steps of the chain that a consistency model was distilled from.
 
         Raises:
             UsageError: the schedule has another number of steps, or other levels.
@@ -161,6 +163,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             )
         check_levels(self._schedule.sampler, sigmas)
         check_mu(self._noise_schedule.for_steps(steps), mu)
+        check_original_steps(self._noise_schedule, original_inference_steps)
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
         self._scales, self._history = False, ()
@@ -183,8 +186,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """Return the next state.
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
+        """Return the next state; for LCM also the clean sample, which its pipelines take at the end.
 
         Args:
             model_output: output of the denoiser after guidance, in the pipeline's form: [batch, channels, ...], or [batch, tokens, ...].
@@ -204,12 +207,18 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._check_scaled(move)
         self._check_guidance(model_output, move)
         z = self._latents(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
-        state = advance(ChainState(self._latents(sample), self._history), self._latents(model_output)[None], move, z)
+        x, outputs = self._latents(sample), self._latents(model_output)[None]
+        state = advance(ChainState(x, self._history), outputs, move, z)
         self._history = state.history
         self._position.advance()
         self._scales = False
         previous = self._call.given(torch.from_numpy(state.x)).to(sample)
-        return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=previous)
+        if self._schedule.sampler.name != "lcm":
+            return (previous,)
+        clean = previous if z is None else self._call.given(torch.from_numpy(predicted_clean(x, outputs, move))).to(sample)
+        return previous, clean
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return states at timesteps [batch] from clean samples and noise, for pipelines that start from an image.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engines.networks.conditioning import Conditioning
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.models.conditions import GUIDANCE, ConditionInput
+from ptqd_export.models.conditions import GUIDANCE, TIMESTEP_COND, ConditionInput
 
 if TYPE_CHECKING:
     from ptqd_export.models.text.prompts import PromptEncoder
@@ -85,7 +85,7 @@ class Declaration:
     @property
     def asked(self) -> tuple[ConditionInput, ...]:
         """The inputs whose values the plan gives as a table."""
-        return tuple(one for one in self.inputs if one.name != GUIDANCE)
+        return tuple(one for one in self.inputs if one.name not in (GUIDANCE, TIMESTEP_COND))
 
     @property
     def embeds_guidance(self) -> bool:

@@ -106,9 +106,9 @@ class _OneFrame(nn.Module):
 
     def __init__(self, causal: nn.Conv3d) -> None:
         super().__init__()
-        rows, columns = causal._padding[2], causal._padding[0]  # type: ignore[attr-defined]  # diffusers' own, outermost axis last
+        padding: Any = causal._padding  # diffusers' own, the innermost axis first
         self.weight, self.bias = nn.Parameter(causal.weight.detach()[:, :, -1], requires_grad=False), causal.bias
-        self._padding = int(rows), int(columns)  # type: ignore[call-overload]  # diffusers' own
+        self._padding = int(padding[2]), int(padding[0])
 
     def forward(self, frame: Tensor) -> Tensor:
         return F.conv2d(frame.squeeze(2), self.weight, self.bias, padding=self._padding).unsqueeze(2)

@@ -61,7 +61,6 @@ def index_of(pipeline: str, **parts: str | None) -> dict[str, Any]:
         ({"unet": UNET | {"class_embed_type": "timestep"}}, "inputs that are not supported.*class_embed_type = timestep"),
         ({"unet": UNET | {"class_embed_type": "identity", "num_class_embeds": 10}}, "class_embed_type = identity"),
         ({"unet": UNET | {"time_embedding_type": "fourier"}}, "inputs that are not supported.*time_embedding_type = fourier"),
-        ({"unet": CROSS | {"time_cond_proj_dim": 8}}, "inputs that are not supported.*time_cond_proj_dim = 8"),
         ({"unet": CROSS | {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 6}}, "encoder_hid_dim_type = image_proj"),
         ({"unet": CROSS | {"encoder_hid_dim_type": "text_proj"}}, "cannot build the network.*encoder_hid_dim"),
         ({"unet": UNET | {"down_block_types": ["DownBlock2D", "MyBlock"]}}, "cannot build the network.*MyBlock"),
