@@ -24,6 +24,7 @@ _SAME: Mapping[str, str] = {
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
+    "SCMScheduler": "scm",
 }
 """Samplers that take the same steps as a scheduler."""
 

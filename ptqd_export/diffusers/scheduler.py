@@ -92,11 +92,13 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             watched: see the class.
 
         Raises:
-            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's.
+            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's, or no
+                pipeline takes the chain's steps.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
+        _check_form(chosen)
         check_precision(chosen, precision, corrected=correction == "on")
         _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
@@ -319,6 +321,15 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                     expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states have another scale",
                     mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or use another pipeline",
                 )
+
+
+def _check_form(schedule: Schedule) -> None:
+    if schedule.sampler.name == "scm":
+        raise UsageError(
+            "Chains of this sampler do not run in diffusers' pipelines.",
+            found="scm: SanaSprintPipeline has angles for timesteps, and other states than the chain",
+            mend="sample the bundle with ptqd-run sample, or with engines.open_bundle from Python",
+        )
 
 
 def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:

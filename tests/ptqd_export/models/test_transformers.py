@@ -20,7 +20,7 @@ from engines.chain.norm_guidance import NormGuidance
 from engines.chain.step import ChainState, Move, advance, evaluate
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
-from engines.samplers import compile_sampler
+from engines.samplers import SAMPLERS, compile_sampler
 from ptqd_export.commands.starter import starter_plan
 from ptqd_export.graph.trace import check_module_parity, trace
 from ptqd_export.models.load import load_model
@@ -71,15 +71,16 @@ class _Torch:
         return out if combine is None else combine(out)
 
 
-def _walk(denoiser: Any, name: str, model: Any, steps: int, guidance: float) -> tuple[Array, Array]:
-    """Return the start and the end of the chain of full precision."""
-    table = compile_sampler(USUAL[name][0], steps, 0.0, model.noise_schedule)
-    noise = NoiseSource(SEED, model.sample_shape).start(np.arange(NUM))
-    state = ChainState(np.float32(table.init_sigma) * noise)
+def _walk(denoiser: Any, name: str, model: Any, steps: int, guidance: float) -> tuple[Array, NoiseSource]:
+    """Return the end of the chain of full precision, and its noise."""
+    table = compile_sampler(USUAL[name][0], steps, SAMPLERS[USUAL[name][0]].eta, model.noise_schedule)
+    noise, samples = NoiseSource(SEED, model.sample_shape), np.arange(NUM)
+    state = ChainState(np.float32(table.init_sigma) * noise.start(samples))
     for i in range(table.steps):
         row = table.step(i)
-        state = advance(state, evaluate(denoiser, state.x, row, ROWS), Move(i, row, "fp32", guidance), None)
-    return noise, state.x
+        z = noise.step(i, samples) if row.sigma > 0 else None
+        state = advance(state, evaluate(denoiser, state.x, row, ROWS), Move(i, row, "fp32", guidance, sigma=row.sigma), z)
+    return state.x, noise
 
 
 def _close(found: Array, expected: Array) -> None:
@@ -87,15 +88,19 @@ def _close(found: Array, expected: Array) -> None:
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-CASES = [(name, steps, guidance) for name in TINY for steps, guidance in ((4, 1.0), (4, 5.0), (20, 1.0 if name in UNGUIDED else 5.0))]
+CASES = [
+    *((name, steps, guidance) for name in TINY for steps, guidance in ((4, 1.0), (4, 5.0), (20, 1.0 if name in UNGUIDED else 5.0))),
+    ("sana-sprint", 1, 4.5),
+    ("sana-sprint", 2, 4.5),
+]
 
 
 @pytest.mark.parametrize(("name", "steps", "guidance"), [case for case in CASES if case[0] not in UNGUIDED or case[2] == 1.0])
 def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: float, transformer_folder: Callable[[str], Path]) -> None:
     model = transformer_folder(name)
     network = _Torch(name, model.parent, guidance)
-    start, end = _walk(network, name, network.model, steps, network.guidance)
-    _close(end, walked_by_pipeline(name, model, start, ROWS, steps, guidance))
+    end, noise = _walk(network, name, network.model, steps, network.guidance)
+    _close(end, walked_by_pipeline(name, model, noise, ROWS, steps, guidance))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BUILT])
@@ -106,11 +111,11 @@ class TestBuild:
         bundle = Bundle.open(transformer_build(name).folder)
         noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
         found = ChainChoice(precision="fp32", correction="off").open(bundle, NUM).sample(noise, np.arange(NUM), ROWS)
-        start, guidance = noise.start(np.arange(NUM)), USUAL[name][2]
-        _close(found, walked_by_pipeline(name, transformer_folder(name), start, ROWS, STEPS, guidance))
+        guidance = USUAL[name][2]
+        _close(found, walked_by_pipeline(name, transformer_folder(name), noise, ROWS, STEPS, guidance))
         if bundle.manifest.model.decoder is not None:
             images = open_decoder(bundle, "target")(found)
-            expected = walked_by_pipeline(name, transformer_folder(name), start, ROWS, STEPS, guidance, output_type="np")
+            expected = walked_by_pipeline(name, transformer_folder(name), noise, ROWS, STEPS, guidance, output_type="np")
             assert expected.std() > 0.02
             np.testing.assert_allclose((images / 2 + 0.5).clip(0, 1), expected, atol=1e-3)
 
@@ -134,7 +139,7 @@ class TestBuild:
         assert bundle.manifest.guidance == (1.0 if embedded else USUAL[name][2])
         with np.load(bundle.folder / "conditioning" / "default.npz") as arrays:
             assert ("guidance" in arrays.files) is embedded
-            assert not embedded or arrays["guidance"].tolist() == [3.5] * 3
+            assert not embedded or arrays["guidance"].tolist() == [USUAL[name][2]] * 3
 
 
 @pytest.mark.parametrize("name", TRACED)

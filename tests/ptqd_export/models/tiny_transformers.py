@@ -138,6 +138,11 @@ TINY: Mapping[str, Tiny] = {
         "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12)
     ),
     "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, "AutoencoderDC", (32, 64), masked=True),
+    "sana-sprint": Tiny(
+        "SanaSprintPipeline",
+        ("SanaTransformer2DModel", {**SANA, "guidance_embeds": True, "guidance_embeds_scale": 0.5, "qk_norm": "rms_norm_across_heads"}),
+        ("SCMScheduler", {}), "AutoencoderDC", (32, 64), masked=True,
+    ),
     "z-image": Tiny(
         "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
         lengths=(40, 2, 7, 1),
@@ -146,7 +151,7 @@ TINY: Mapping[str, Tiny] = {
 
 BUILT = {
     "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
-    "auraflow": ["w8a8"], "sana": ["w8a8"], "z-image": ["w8a8"],
+    "auraflow": ["w8a8"], "sana": ["w8a8"], "sana-sprint": ["w8a8"], "z-image": ["w8a8"],
 }  # fmt: skip
 """Precisions of the builds that prove a family."""
 
@@ -174,6 +179,7 @@ USUAL = {
     "qwen-image": ("flow-euler", 50, 4.0),
     "auraflow": ("flow-euler", 50, 3.5),
     "sana": ("dpm++2m", 20, 4.5),
+    "sana-sprint": ("scm", 2, 4.5),
     "z-image": ("flow-euler", 50, 6.0),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engines.chain.noise import NoiseSource
 from tests.ptqd_export.models.tiny_transformers import TINY, required_parts
 
 Array = NDArray[Any]
 
-EMBEDDED = ("flux-dev", "flux2-dev")
+EMBEDDED = ("flux-dev", "flux2-dev", "sana-sprint")
 """Families that take guidance as an input."""
 
 
@@ -35,9 +37,15 @@ def open_pipeline(name: str, model: Path, **parts: Any) -> Any:
 _kept = cache(open_pipeline)
 
 
-def walked_by_pipeline(name: str, model: Path, start: Array, rows: Array, steps: int, guidance: float, **options: Any) -> Array:
-    """Return latents [N, C, h, w], or images [N, 3, H, W] in [0, 1] if `output_type` is `np`, of the pipeline in a folder; see `walked`."""
-    return np.asarray(walked(_kept(name, model), name, torch.from_numpy(start), rows, steps, guidance, **options))
+def walked_by_pipeline(name: str, model: Path, noise: NoiseSource, rows: Array, steps: int, guidance: float, **options: Any) -> Array:
+    """Return latents [N, C, h, w], or images [N, 3, H, W] in [0, 1] if `output_type` is `np`, of the pipeline in a folder; see `walked`.
+
+    The samples are those of the run time with the numbers 0, 1, ... and the same noise.
+    """
+    samples = np.arange(len(rows))
+    fresh = (torch.from_numpy(noise.step(step, samples)) for step in range(steps))
+    with patch("diffusers.schedulers.scheduling_scm.randn_tensor", lambda *_, **__: next(fresh)):
+        return np.asarray(walked(_kept(name, model), name, torch.from_numpy(noise.start(samples)), rows, steps, guidance, **options))
 
 
 def walked(pipeline: Any, name: str, start: Tensor, rows: Array, steps: int, guidance: float, **options: Any) -> Any:
@@ -45,6 +53,8 @@ def walked(pipeline: Any, name: str, start: Tensor, rows: Array, steps: int, gui
     state = STATES.get(TINY[name].pipeline, _Latents)(pipeline, start)
     height, width = (side * pipeline.vae_scale_factor * state.patch for side in start.shape[2:])
     given = arguments(name, Path(pipeline.name_or_path).parent / "conditions.npz", rows, guidance, start.dtype)
+    if name == "sana-sprint":
+        given |= {"use_resolution_binning": False, "intermediate_timesteps": 1.3 if steps == 2 else None}
     asked = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent", **options}
     found = pipeline(**{**given, "latents": state.given(start), **asked}, return_dict=False)[0]
     return state.returned(found) if asked["output_type"] == "latent" else np.moveaxis(found, -1, 1)

@@ -48,9 +48,12 @@ def _pooled(config: Config) -> tuple[ConditionInput, ...]:
     return _embeddings(config["joint_attention_dim"]), ConditionInput(POOLED, "float32", (config["pooled_projection_dim"],))
 
 
+def _guidance(config: Config) -> tuple[ConditionInput, ...]:
+    return (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
+
+
 def _flux_conditions(config: Config) -> tuple[ConditionInput, ...]:
-    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
-    return *_pooled(config), *guidance
+    return *_pooled(config), *_guidance(config)
 
 
 def _flux_usual(config: Config, _: Config) -> Usual:
@@ -70,8 +73,7 @@ def _fix_flux_rotary(network: nn.Module, frame: Frame) -> None:
 
 
 def _flux2_conditions(config: Config) -> tuple[ConditionInput, ...]:
-    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
-    return _embeddings(config["joint_attention_dim"]), *guidance
+    return _embeddings(config["joint_attention_dim"]), *_guidance(config)
 
 
 def _flux2_usual(_: Config, index: Config) -> Usual:
@@ -117,6 +119,12 @@ def _pixart_sizes(frame: Frame, conditions: Named) -> Mapping[str, Any]:
         return {}
     row = torch.ones_like(conditions[EMBEDDINGS][:, 0, :1])
     return {"added_cond_kwargs": {"resolution": torch.cat([row * height, row * width], dim=1), "aspect_ratio": row * (height / width)}}
+
+
+def _sana_guidance(frame: Frame, conditions: Named) -> Mapping[str, Any]:
+    """Return the guidance of SANA-Sprint as its network takes it."""
+    scale = frame.config["guidance_embeds_scale"]
+    return {GUIDANCE: scale * conditions[GUIDANCE]} if GUIDANCE in conditions else {}
 
 
 def _fix_pixart_positions(network: nn.Module, frame: Frame) -> None:
@@ -196,10 +204,11 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         timestep=lambda _: TimestepMap(1 / 1000),
     ),
     "SanaTransformer2DModel": TransformerFamily(
-        conditions=lambda config: _masked(config["caption_channels"]),
-        usual=lambda *_: Usual(20, 4.5),
-        timestep=lambda config: TimestepMap(config["timestep_scale"]),
+        conditions=lambda config: (*_masked(config["caption_channels"]), *_guidance(config)),
+        usual=lambda config, _: Usual(2 if config["guidance_embeds"] else 20, 4.5),
+        timestep=lambda config: TimestepMap(1 / 1000 if config["guidance_embeds"] else config["timestep_scale"]),
         pixels=32,
+        extra=_sana_guidance,
     ),
     "QwenImageTransformer2DModel": TransformerFamily(
         conditions=_qwen_conditions,
