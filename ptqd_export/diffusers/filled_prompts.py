@@ -11,7 +11,11 @@ from torch import Tensor
 
 from engines.bundle.manifest import InputRecord
 from ptqd_export.models.conditions import EMBEDDINGS, MASK
+from ptqd_export.models.diffusers_models.transformers.chroma import TOKEN_MASK
 from ptqd_export.models.diffusers_models.transformers.family_table import QWEN_MASK
+
+MASKS = (MASK, QWEN_MASK, TOKEN_MASK)
+"""Names of masks of a prompt's tokens."""
 
 
 def filled(given: Mapping[str, Any], inputs: Mapping[str, InputRecord]) -> dict[str, Any]:
@@ -21,15 +25,16 @@ def filled(given: Mapping[str, Any], inputs: Mapping[str, InputRecord]) -> dict[
 
     Args:
         given: the pipeline's arguments by name: embeddings [B, tokens, width], or a list of [tokens, width] without a mask; and the mask
-            [B, tokens], where None keeps all tokens.
+            [B, tokens], which may go on over the image's, and of which None keeps all tokens.
         inputs: inputs of the network.
     """
-    found, name = dict(given), next((one for one in (MASK, QWEN_MASK) if one in inputs), None)
+    found, name = dict(given), next((one for one in MASKS if one in inputs), None)
     embeddings = found.get(EMBEDDINGS)
     if name is None or embeddings is None:
         return found
     rows = list(embeddings)
-    masks = [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows] if found.get(name) is None else list(found[name])
+    given_masks = [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows] if found.get(name) is None else found[name]
+    masks = [mask[: len(row)] for mask, row in zip(given_masks, rows, strict=True)]
     tokens = max(inputs[EMBEDDINGS].shape[0], *map(len, rows))
     found[EMBEDDINGS] = torch.stack([_to_length(row, tokens) for row in rows])
     found[name] = torch.stack([_to_length(mask, tokens) for mask in masks])

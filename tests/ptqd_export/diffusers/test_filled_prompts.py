@@ -8,6 +8,7 @@ import torch
 from engines.bundle.manifest import InputRecord
 from ptqd_export.diffusers.filled_prompts import filled
 from ptqd_export.models.conditions import EMBEDDINGS, MASK
+from ptqd_export.models.diffusers_models.transformers.chroma import TOKEN_MASK
 from ptqd_export.models.diffusers_models.transformers.family_table import QWEN_MASK
 
 
@@ -29,6 +30,12 @@ def test_a_mask_is_filled_up_with_its_embeddings_and_none_keeps_all(mask: torch.
     found = filled({EMBEDDINGS: torch.ones(1, 4, 3), QWEN_MASK: mask}, inputs(QWEN_MASK))
     assert found[EMBEDDINGS].sum(-1).tolist() == [[3, 3, 3, 3, 0]]
     assert found[QWEN_MASK].tolist() == [[1, 1, 1, 1, 0] if mask is None else [1, 1, 0, 0, 0]]
+
+
+def test_a_mask_over_text_and_image_is_cut_to_the_text() -> None:
+    """As Chroma's pipeline gives it, in numbers."""
+    found = filled({EMBEDDINGS: torch.ones(1, 4, 3), TOKEN_MASK: torch.tensor([[1.0, 1, 0, 0, 1, 1, 1]])}, inputs(TOKEN_MASK))
+    assert found[TOKEN_MASK].tolist() == [[1, 1, 0, 0, 0]]
 
 
 def test_networks_without_a_mask_and_long_prompts_keep_theirs() -> None:

@@ -34,7 +34,7 @@ SAMPLES, ROWS, STEPS = np.array([4, 0]), np.array([2, 0]), 4
 FITTED = {name: guidance for name, (_, _, guidance) in USUAL.items()}
 """Guidance of each bundle: true guidance, none, and that of FLUX.1 dev, which is an input."""
 
-GUIDED = ("pixart-sigma", "pixart-alpha", "sd3", "flux2-klein", "qwen-image", "auraflow", "sana", "z-image")
+GUIDED = ("pixart-sigma", "pixart-alpha", "sd3", "chroma", "flux2-klein", "qwen-image", "auraflow", "sana", "z-image")
 
 
 @dataclass(frozen=True)

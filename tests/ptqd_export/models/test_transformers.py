@@ -38,7 +38,7 @@ Array = NDArray[Any]
 NUM, SEED = 2, 5
 ROWS = np.array([2, 0])
 STEPS = 4
-TRACED = ("flux2-klein", "qwen-image", "z-image")
+TRACED = ("chroma", "flux2-klein", "qwen-image", "z-image")
 """Families with positions or masks of their own, whose graphs are quick tests though their builds are not."""
 
 UNGUIDED = ("flux2-klein-distilled",)

@@ -65,7 +65,8 @@ class Tiny:
     @property
     def mask(self) -> str:
         """Name of the mask."""
-        return "encoder_hidden_states_mask" if self.pipeline == "QwenImagePipeline" else "encoder_attention_mask"
+        known = {"QwenImagePipeline": "encoder_hidden_states_mask", "ChromaPipeline": "attention_mask"}
+        return known.get(self.pipeline, "encoder_attention_mask")
 
 
 PIXART = {
@@ -80,6 +81,11 @@ SD3 = {
 FLUX = {
     "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+CHROMA = {
+    "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6), "approximator_num_channels": 16, "approximator_hidden_dim": 16,
+    "approximator_layers": 1,
 }  # fmt: skip
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_cross_attention_heads": 2,
@@ -123,6 +129,10 @@ TINY: Mapping[str, Tiny] = {
     "flux-schnell": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
     ),
+    "chroma": Tiny(
+        "ChromaPipeline", ("ChromaTransformer2DModel", CHROMA), (FLOW, {**DYNAMIC, "use_beta_sigmas": True}), (16, 0.3611, 0.1159),
+        (16, 12), masked=True,
+    ),
     "flux2-klein": Tiny(
         "Flux2KleinPipeline", ("Flux2Transformer2DModel", {**FLUX2, "guidance_embeds": False}), (FLOW, DYNAMIC), (4, None, None), (16, 12),
     ),
@@ -150,8 +160,8 @@ TINY: Mapping[str, Tiny] = {
 }  # fmt: skip
 
 BUILT = {
-    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
-    "auraflow": ["w8a8"], "sana": ["w8a8"], "sana-sprint": ["w8a8"], "z-image": ["w8a8"],
+    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "chroma": ["w8a8"], "flux2-klein": ["w8a8"],
+    "qwen-image": ["w8a8"], "auraflow": ["w8a8"], "sana": ["w8a8"], "sana-sprint": ["w8a8"], "z-image": ["w8a8"],
 }  # fmt: skip
 """Precisions of the builds that prove a family."""
 
@@ -162,8 +172,8 @@ SLOW = tuple(name for name in TINY if name not in QUICK)
 """Families whose builds are marked slow."""
 
 PIPED = (
-    "pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "flux2-dev", "flux2-klein", "qwen-image", "auraflow", "sana",
-    "z-image",
+    "pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "chroma", "flux2-dev", "flux2-klein", "qwen-image", "auraflow",
+    "sana", "z-image",
 )  # fmt: skip
 """Families whose bundles run in their pipelines, and whose quantized graphs are built by TensorRT-RTX."""
 
@@ -173,6 +183,7 @@ USUAL = {
     "sd3": ("flow-euler", 28, 7.0),
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
+    "chroma": ("flow-euler", 35, 5.0),
     "flux2-klein": ("flow-euler", 50, 4.0),
     "flux2-klein-distilled": ("flow-euler", 4, 1.0),
     "flux2-dev": ("flow-euler", 50, 4.0),

@@ -115,7 +115,13 @@ class _Denormalized(_Latents):
         return self.pipeline.vae.bn(self.pipeline._patchify_latents(found))
 
 
-STATES = {"FluxPipeline": _Packed, "QwenImagePipeline": _PackedFrame, "Flux2Pipeline": _Patches, "Flux2KleinPipeline": _Denormalized}
+STATES = {
+    "FluxPipeline": _Packed,
+    "ChromaPipeline": _Packed,
+    "QwenImagePipeline": _PackedFrame,
+    "Flux2Pipeline": _Patches,
+    "Flux2KleinPipeline": _Denormalized,
+}
 
 
 def arguments(name: str, tables: Path, rows: Array, guidance: float, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -146,6 +152,9 @@ def _asked(name: str, rows: Mapping[str, Any], nulls: Mapping[str, Any], guidanc
         return {**given, **masks, "guidance_scale": guidance}
     if name == "flux-schnell":  # its own guidance scale has no effect
         return {**given, "true_cfg_scale": guidance}
+    if name == "chroma":  # its pipeline takes masks as numbers
+        masks = {key: value.float() for key, value in given.items() if key.endswith("mask")}
+        return {**given, **masks, "guidance_scale": guidance}
     options = {"use_resolution_binning": False} if TINY[name].masked else {}
     return {**given, **options, "guidance_scale": guidance}
 
@@ -161,4 +170,5 @@ def _argument(key: str) -> str:
     return {
         "encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask",
         "encoder_hidden_states_mask": "prompt_embeds_mask", "pooled_projections": "pooled_prompt_embeds",
+        "attention_mask": "prompt_attention_mask",
     }[key]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import nn
 
 from engines.errors import UsageError
 from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, MASK, ConditionInput
+from ptqd_export.models.diffusers_models.transformers.chroma import TOKEN_MASK, ModulationInput, whole_mask
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import LONGEST_TEXT, FixedRotary, RotaryTables, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.qwen_image import prepare_qwen_image
@@ -70,6 +71,11 @@ def _flux_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
 def _fix_flux_rotary(network: nn.Module, frame: Frame) -> None:
     rotary: Any = network.pos_embed
     network.pos_embed = FixedRotary(grid_positions(frame.grid(2), len(rotary.axes_dim)), rotary.axes_dim, rotary.theta)
+
+
+def _fix_chroma(network: nn.Module, frame: Frame) -> None:
+    _fix_flux_rotary(network, frame)
+    network.time_text_embed = ModulationInput(network.time_text_embed)  # type: ignore[arg-type]  # diffusers' own
 
 
 def _flux2_conditions(config: Config) -> tuple[ConditionInput, ...]:
@@ -184,6 +190,17 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
+    ),
+    "ChromaTransformer2DModel": TransformerFamily(
+        conditions=lambda config: (_embeddings(config["joint_attention_dim"]), ConditionInput(TOKEN_MASK, "int64", ("tokens",))),
+        usual=lambda *_: Usual(35, 5.0),
+        patch=2,
+        layout="tokens",
+        timestep=lambda _: TimestepMap(1 / 1000),
+        size=128,
+        last_sigma="step",
+        extra=lambda frame, conditions: {**_flux_positions(frame, conditions), **whole_mask(frame, conditions)},
+        prepare=_fix_chroma,
     ),
     "Flux2Transformer2DModel": TransformerFamily(
         conditions=_flux2_conditions,
