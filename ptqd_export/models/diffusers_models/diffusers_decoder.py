@@ -97,6 +97,8 @@ class FrameDecoder(KlDecoder):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv3d):
                 setattr(module, name, _OneFrame(child))
+            elif isinstance(child, nn.Upsample):
+                child.mode = "nearest"  # as "nearest-exact" does at a whole factor, but with an operator of its own in ONNX
             else:
                 self._make_images(child)
 
