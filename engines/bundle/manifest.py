@@ -6,9 +6,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
@@ -88,7 +88,11 @@ class TextRecord(Strict):
 
 
 class ModelRecord(Strict):
-    """The network behind every graph."""
+    """The network behind every graph.
+
+    `guidance_patch` is the side of the patches in which guidance keeps the norm of the conditional output (see
+    `engines.chain.norm_guidance`); null if guidance is linear.
+    """
 
     family: Name
     parameters: PositiveInt
@@ -97,6 +101,13 @@ class ModelRecord(Strict):
     noise_schedule: NoiseSchedule
     decoder: DecoderRecord | None = None
     text: TextRecord | None = None
+    guidance_patch: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.guidance_patch is not None and any(side % self.guidance_patch for side in self.sample_shape[1:]):
+            raise ValueError(f"a state of {list(self.sample_shape)} has no whole patches of {self.guidance_patch}")
+        return self
 
     @property
     def image_shape(self) -> tuple[int, ...]:

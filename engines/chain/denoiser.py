@@ -14,7 +14,7 @@ class Denoiser(Protocol):
 
     Takes the states `x` float32 [batch, channels, ...], one training timestep for the whole batch, and each sample's row of the
     conditioning table [batch] (ignored by unconditional models). Returns the raw outputs float32 [branches, batch, channels, ...]:
-    one branch, or two (conditional, unconditional) under classifier-free guidance.
+    one branch, or two (conditional, unconditional) under classifier-free guidance. A network under `NormGuidance` returns one.
     """
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32: ...

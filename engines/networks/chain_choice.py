@@ -11,7 +11,7 @@ from engines.backends.base import Backend
 from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.chain.denoiser import Denoisers, effective_guidance
+from engines.chain.denoiser import Denoisers, effective_guidance, is_guided
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
@@ -69,18 +69,24 @@ class ChainChoice:
             kept: engines of the bundle to use, with their own runtime and threads; None opens engines for this chain alone.
 
         Raises:
-            UsageError: see `chosen`.
+            UsageError: see `chosen`; or the steps cannot be computed on the device.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         chain = self.chosen(bundle)
         kept = kept or KeptEngines(bundle, self.runtime, self.threads)
-        stepper = self._stepper(kept.backend)
+        stepper = self._stepper(bundle, chain, kept.backend)
         return replace(chain, denoisers=kept.bank(chain, batch, conditioning), stepper=stepper)
 
-    def _stepper(self, backend: Backend) -> Callable[[Denoisers], Stepper]:
+    def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":
             return HostStepper
+        if is_guided(chain.scale) and bundle.manifest.model.guidance_patch is not None:
+            raise UsageError(
+                "The device cannot guide this network: its guidance keeps the norm of the conditional output.",
+                found=f"--update device with guidance {chain.scale:g}",
+                expected="--update host, or guidance 1",
+            )
         if not isinstance(backend, TensorRtBackend):
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)

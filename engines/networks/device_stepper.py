@@ -47,6 +47,7 @@ class DeviceStepper:
         denoiser = _on_tensorrt(self._denoisers[move.precision])
         engine = engine_at(denoiser.engine, move.step.timestep)
         assert isinstance(engine, TensorRtEngine)
+        assert denoiser.combine is None, "the kernel's guidance is linear"
         branches = 2 if denoiser.guided else 1
         network_rows = branches * len(self._rows)
         engine.prepare(network_rows)

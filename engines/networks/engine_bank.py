@@ -14,6 +14,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
 from engines.bundle.manifest import ConditioningRecord, PrecisionRecord
 from engines.chain.denoiser import is_guided
+from engines.chain.norm_guidance import NormGuidance
 from engines.errors import BundleError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.embeddings import Embedding
@@ -67,7 +68,7 @@ class EngineBank:
         self._networks: dict[str, _Network] = {}
         self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
-        self.guided = is_guided(guidance)
+        self.guided, self._guidance = is_guided(guidance), guidance
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(
                 "The model cannot be guided.",
@@ -80,9 +81,12 @@ class EngineBank:
         for precision in precisions:
             self[precision]
 
-    def on_chain(self, timesteps: Mapping[str, Sequence[float]], conditioning: Conditioning | None = None) -> EngineBank:
-        """Return a bank for chains with other timesteps and, unless None, another conditioning table. Both banks share their engines."""
+    def on_chain(self, timesteps: Mapping[str, Sequence[float]], guidance: float, conditioning: Conditioning | None = None) -> EngineBank:
+        """Return a bank for chains with other timesteps, another scale (above 1 if and only if the bank's is) and, unless None, another
+        conditioning table. Both banks share their engines."""
+        assert is_guided(guidance) == self.guided
         other = copy(self)
+        other._guidance = guidance
         other.conditioning = conditioning or self.conditioning
         other._timesteps, other._denoisers = timesteps, {}
         return other
@@ -91,7 +95,13 @@ class EngineBank:
         if precision not in self._denoisers:
             network, timesteps = self._network(precision), self._timesteps.get(precision, ())
             embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in network.embeddings.items()}
-            self._denoisers[precision] = EngineDenoiser(network.engine, self.conditioning, self.guided, embeddings)
+            self._denoisers[precision] = EngineDenoiser(
+                network.engine,
+                self.conditioning,
+                self.guided,
+                embeddings,
+                NormGuidance.at(self._guidance, self._bundle.manifest.model.guidance_patch),
+            )
         return self._denoisers[precision]
 
     def _network(self, precision: str) -> _Network:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.backends.base import Engine
+from engines.chain.norm_guidance import NormGuidance
 from engines.errors import PtqdError
 from engines.networks.conditioning import Conditioning, branch_rows
 from engines.networks.embeddings import TIMESTEP, Embedding
@@ -29,12 +30,14 @@ class EngineDenoiser:
         conditioning: conditioning table; None for unconditional models.
         guided: whether to evaluate the unconditional branch too, in one doubled batch.
         embeddings: what computes the body's extra inputs, by input name; empty for whole networks.
+        combine: makes one branch of both; None returns both.
     """
 
     engine: Engine
     conditioning: Conditioning | None
     guided: bool
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    combine: NormGuidance | None = None
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
         out = self.engine.run(self.feeds(x, timestep, rows))
@@ -42,7 +45,8 @@ class EngineDenoiser:
             raise PtqdError(
                 f"The output of {self.engine.label} has the wrong shape.", found=list(out.shape[1:]), expected=list(x.shape[1:])
             )
-        return out.reshape(self.branches, *x.shape)
+        branches = out.reshape(self.branches, *x.shape)
+        return branches if self.combine is None else self.combine(branches)
 
     @property
     def branches(self) -> int:

@@ -7,6 +7,7 @@ from functools import cached_property
 from engines.backends.base import Backend
 from engines.backends.choice import Runtime, open_backend
 from engines.bundle.bundle import Bundle
+from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
 from engines.networks.decoder import Decoder, open_decoder
@@ -54,9 +55,9 @@ class KeptEngines:
             UsageError: the chain is guided, but the model has no null condition.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        key = (chain.scale != 1.0, batch)
+        key = (is_guided(chain.scale), batch)
         if key not in self._banks:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend)
-        bank = self._banks[key].on_chain(chain.timesteps, conditioning)
+        bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning)
         bank.open(chain.step_precisions)
         return bank

@@ -22,6 +22,7 @@ from engines.samplers.methods.flow_euler import compile_flow_euler
 from engines.samplers.methods.heun import compile_heun, rows_of_heun
 from engines.samplers.methods.lcm import compile_lcm
 from engines.samplers.methods.plms import compile_plms, rows_of_plms
+from engines.samplers.methods.scm import compile_scm
 from engines.samplers.methods.tcd import compile_tcd
 from engines.samplers.methods.unipc import compile_unipc_2, compile_unipc_3
 from engines.samplers.table import SamplerTable, TableStep
@@ -81,6 +82,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "lcm": Sampler(compile_lcm, eta=1.0, clips=True, timesteps="whole"),
     "tcd": Sampler(compile_tcd, eta=0.3, any_eta=True, timesteps="whole"),
     "flow-euler": Sampler(compile_flow_euler, eta=0.0, spaces=True, sigmas=True, predictions=("flow",)),
+    "scm": Sampler(compile_scm, eta=1.0, sigmas=True, predictions=("flow",)),
 }
 
 

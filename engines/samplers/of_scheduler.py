@@ -10,6 +10,9 @@ from engines.samplers.levels.noise_schedule import Spacing
 _FEW = 4
 """Steps that models distilled for one to eight steps can all be sampled with."""
 
+LCM_GUIDANCE = 8.5
+"""Guidance scale of LCM's pipelines, which is an input of its networks."""
+
 _SAME: Mapping[str, str] = {
     "DDIMScheduler": "ddim",
     "DDIMParallelScheduler": "ddim",
@@ -21,6 +24,7 @@ _SAME: Mapping[str, str] = {
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
+    "SCMScheduler": "scm",
 }
 """Samplers that take the same steps as a scheduler."""
 
@@ -109,8 +113,8 @@ class FewSteps(NamedTuple):
     note: str = ""
 
 
-def few_steps_of(config: Mapping[str, Any]) -> FewSteps:
-    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model.
+def few_steps_of(config: Mapping[str, Any], *, embeds_guidance: bool = False) -> FewSteps:
+    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model; its guidance may be an input of the network.
 
     LCM and TCD have schedulers of their own. SDXL-Turbo, SD-Turbo and SDXL-Lightning have Euler's with trailing timesteps, which otherwise
     only models without a signal at the last timestep have.
@@ -124,9 +128,10 @@ def few_steps_of(config: Mapping[str, Any]) -> FewSteps:
         found = f"{scheduler} with trailing timesteps"
     else:
         return FewSteps()
+    guidance, meaning = (LCM_GUIDANCE, "an input of the network") if embeds_guidance else (1.0, "which is none")
     return FewSteps(
         _FEW,
-        1.0,
-        f"{found} is that of a model distilled for few steps: sampler.steps is {_FEW} and sampler.guidance 1, which is none; "
+        guidance,
+        f"{found} is that of a model distilled for few steps: sampler.steps is {_FEW} and sampler.guidance {guidance:g}, {meaning}; "
         "set those that the model was made for, if they are others",
     )

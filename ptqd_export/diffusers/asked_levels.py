@@ -48,5 +48,21 @@ def check_mu(noise_schedule: NoiseSchedule, mu: float | None) -> None:
         )
 
 
+def check_original_steps(noise_schedule: NoiseSchedule, steps: int | None) -> None:
+    """Check the number of steps that a pipeline says a consistency model was distilled from.
+
+    Raises:
+        UsageError: it is not that of the schedule.
+    """
+    own = noise_schedule.original_inference_steps
+    if steps is not None and steps != own:
+        raise UsageError(
+            "The bundle's schedule is for another distillation.",
+            found=f"original_inference_steps={steps}",
+            expected=f"{own}, as in the model's scheduler_config.json",
+            mend="leave out original_inference_steps",
+        )
+
+
 def _listed(levels: Sequence[float]) -> str:
     return ", ".join(f"{level:g}" for level in levels)

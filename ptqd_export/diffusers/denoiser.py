@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,15 +28,11 @@ from engines.networks.chain_choice import AUTO
 from engines.networks.engine_bank import load_conditioning
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from engines.networks.grouped_engine import open_groups
+from ptqd_export.diffusers.filled_prompts import filled
 from ptqd_export.diffusers.network_config import network_config, transformer_family
-from ptqd_export.diffusers.pipeline_call import PipelineCall
+from ptqd_export.diffusers.pipeline_call import GRIDS, OF_THE_SIZE, POSITIONS, PipelineCall
 from ptqd_export.diffusers.timesteps import nearest_timestep, precisions_by_timestep, timestep_value, unknown_timestep
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS
-
-POSITIONS = "img_ids"
-
-OF_THE_SIZE = frozenset({POSITIONS, "txt_ids", "resolution", "aspect_ratio"})
-"""Arguments of transformers that follow from the size of the samples: the engines have them as constants."""
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS, TIMESTEP_COND, guidance_of
 
 BRANCHES = 2
 """Calls of a step at most: pipelines that guide take both branches in one call, or one after the other."""
@@ -52,10 +48,11 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     Attributes:
         precision: the precision of every step, or `auto`.
-        outputs: tensors that the last calls returned. `PtqdScheduler` compares them with the tensor that the pipeline passes on, and then
-            removes them.
+        outputs: what the last calls returned, in the scheduler's form. `PtqdScheduler` compares them with the tensor that the pipeline
+            passes on, and then removes them.
         guidance: guidance scale that the last call gave to the network as an input; None before, or if the network takes none.
         fitted_guidance: that of the plan; None if the network takes none.
+        in_channels: channels of the states that pipelines make.
     """
 
     config_name = "config.json"
@@ -75,9 +72,10 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._inputs: Mapping[str, InputRecord] = (
             {} if self._model.conditioning is None else {spec.name: spec for spec in self._model.conditioning.inputs}
         )
+        self.in_channels = int(self.config["in_channels"])
         self.outputs: deque[Tensor] = deque(maxlen=BRANCHES)
         self.guidance: float | None = None
-        self.fitted_guidance = _embedded_guidance(bundle) if GUIDANCE in self._inputs else None
+        self.fitted_guidance = _fitted_guidance(bundle) if self._takes_guidance else None
 
     @classmethod
     def from_bundle(
@@ -121,22 +119,23 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     @torch.no_grad()
     def forward(
         self,
-        sample: Tensor | None = None,
+        sample: Tensor | Sequence[Tensor] | None = None,
         timestep: Tensor | float | None = None,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | Sequence[Tensor] | None = None,
         class_labels: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         return_dict: bool = True,
         *,
         hidden_states: Tensor | None = None,
         **others: Any,
-    ) -> UNet2DOutput | tuple[Tensor]:
+    ) -> UNet2DOutput | tuple[Tensor | list[Tensor]]:
         """Return the network's output for a batch at one timestep, with the form, dtype and device of the states.
 
         Args:
-            sample: states [batch, channels, ...], scaled by the scheduler; in pipelines that pack them, tokens [batch, tokens, ...].
+            sample: states [batch, channels, ...], scaled by the scheduler; in pipelines that pack them, tokens [batch, tokens, ...]; in
+                those that list them, a list of [channels, 1, ...].
             timestep: one timestep for the whole batch.
-            encoder_hidden_states: [batch, tokens, dim], if the network takes them.
+            encoder_hidden_states: [batch, tokens, dim], or a list of [tokens, dim], if the network takes them.
             class_labels: [batch], if the network takes them.
             added_cond_kwargs: further conditions by name, if the network takes them.
             return_dict: return an object with the field `sample`, or a tuple.
@@ -147,12 +146,14 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         Raises:
             UsageError: the engines do not know an argument, a condition is missing, or the bundle does not have this shape or timestep.
         """
-        given = hidden_states if sample is None else sample
-        if given is None or timestep is None:
+        states = hidden_states if sample is None else sample
+        if states is None or timestep is None:
             raise TypeError("a network is called with `sample` or `hidden_states`, and with `timestep`")
         _refuse({name: value for name, value in others.items() if name not in self._inputs and name not in OF_THE_SIZE})
-        self._call.check(given, others.get(POSITIONS))
+        given = self._call.states(states)
+        self._call.check(given, others.get(POSITIONS), others.get(GRIDS))
         conditions = {EMBEDDINGS: encoder_hidden_states, LABELS: class_labels, **(added_cond_kwargs or {}), **others}
+        conditions = filled(conditions, self._inputs)
         value = self._scheduled(timestep)
         feeds = {STATE: _array(self._call.latents(given), "float32"), TIMESTEP: np.full(len(given), value, dtype=np.float32)}
         feeds |= self._conditions({name: one for name, one in conditions.items() if torch.is_tensor(one) and name not in OF_THE_SIZE})
@@ -160,7 +161,8 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         check_output(found, self._precisions[value], value)
         out = self._call.given(torch.from_numpy(found)).to(given)
         self.outputs.append(out)
-        return UNet2DOutput(sample=out) if return_dict else (out,)
+        returned = self._call.returned(out)
+        return UNet2DOutput(sample=returned) if return_dict else (returned,)
 
     def save_pretrained(self, *_arguments: object, **_options: object) -> NoReturn:
         """Raise a UsageError: engines live in their bundle."""
@@ -197,19 +199,25 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             _check_sizes(name, arrays[name], spec)
         if record is not None and record.file is None and LABELS in arrays:
             _check_labels(arrays[LABELS], record.rows, record.null_class)
-        if GUIDANCE in arrays:
-            self.guidance = _one_guidance(arrays[GUIDANCE])
+        if self._takes_guidance:
+            self.guidance = _one_guidance(arrays)
         return arrays
 
+    @property
+    def _takes_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input."""
+        return not self._inputs.keys().isdisjoint((GUIDANCE, TIMESTEP_COND))
 
-def _embedded_guidance(bundle: Bundle) -> float:
+
+def _fitted_guidance(bundle: Bundle) -> float:
     """Return the guidance scale that a bundle's network was given as an input when it was calibrated."""
     conditioning = load_conditioning(bundle)
     assert conditioning is not None
-    return _one_guidance(conditioning.tables[GUIDANCE])
+    return _one_guidance(conditioning.tables)
 
 
-def _one_guidance(values: NDArray[Any]) -> float:
+def _one_guidance(arrays: Mapping[str, NDArray[Any]]) -> float:
+    values = arrays[GUIDANCE] if GUIDANCE in arrays else np.array([guidance_of(row) for row in arrays[TIMESTEP_COND]])
     if len(set(values.tolist())) > 1:
         raise UsageError(
             "The samples of a batch have different guidance scales.",

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from engines.arrays import Float32
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.norm_guidance import NormGuidance
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
-from engines.chain.step import ChainState, Move, advance
+from engines.chain.step import ChainState, Move, advance, predicted_clean
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO, check_precision
 from engines.samplers import SAMPLERS
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.diffusers.asked_levels import check_levels, check_mu
+from ptqd_export.diffusers.asked_levels import check_levels, check_mu, check_original_steps
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
-from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance
+from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
 from ptqd_export.diffusers.pipeline_call import PipelineCall
 from ptqd_export.diffusers.position import Position, as_timesteps
 from ptqd_export.diffusers.timesteps import AS_MANY
@@ -91,11 +92,13 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             watched: see the class.
 
         Raises:
-            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's.
+            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's, or no
+                pipeline takes the chain's steps.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
+        _check_form(chosen)
         check_precision(chosen, precision, corrected=correction == "on")
         _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
@@ -137,6 +140,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         *,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Begin a chain.
 
@@ -146,6 +150,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             sigmas: levels [S] before any shift that a pipeline asks for. Evenly spaced ones from 1 to 1 / S, which some pipelines take
                 without being told, ask for nothing.
             mu: dynamic shift of a flow, which flows without one ignore, as in diffusers.
+            original_inference_steps: steps of the chain that a consistency model was distilled from.
 
         Raises:
             UsageError: the schedule has another number of steps, or other levels.
@@ -159,7 +164,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                 mend=AS_MANY.format(steps=self.num_inference_steps),
             )
         check_levels(self._schedule.sampler, sigmas)
-        check_mu(self._noise_schedule, mu)
+        check_mu(self._noise_schedule.for_steps(steps), mu)
+        check_original_steps(self._noise_schedule, original_inference_steps)
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
         self._scales, self._history = False, ()
@@ -182,8 +188,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """Return the next state.
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
+        """Return the next state; for LCM also the clean sample, which its pipelines take at the end.
 
         Args:
             model_output: output of the denoiser after guidance, in the pipeline's form: [batch, channels, ...], or [batch, tokens, ...].
@@ -203,12 +209,18 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._check_scaled(move)
         self._check_guidance(model_output, move)
         z = self._latents(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
-        state = advance(ChainState(self._latents(sample), self._history), self._latents(model_output)[None], move, z)
+        x, outputs = self._latents(sample), self._latents(model_output)[None]
+        state = advance(ChainState(x, self._history), outputs, move, z)
         self._history = state.history
         self._position.advance()
         self._scales = False
         previous = self._call.given(torch.from_numpy(state.x)).to(sample)
-        return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=previous)
+        if self._schedule.sampler.name != "lcm":
+            return (previous,)
+        clean = previous if z is None else self._call.given(torch.from_numpy(predicted_clean(x, outputs, move))).to(sample)
+        return previous, clean
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return states at timesteps [batch] from clean samples and noise, for pipelines that start from an image.
@@ -271,7 +283,12 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         if self._watched is None or not self._watched.outputs:
             return
         check_embedded_guidance(self._watched.guidance, self._watched.fitted_guidance)
-        check_guidance(torch.cat(list(self._watched.outputs)), combined, move.guidance)
+        outputs, norm = torch.cat(list(self._watched.outputs)), NormGuidance.at(move.guidance, self._call.guidance_patch)
+        if norm is None:
+            check_guidance(outputs, combined, move.guidance, self._call.guidance)
+        else:
+            eps = torch.finfo(combined.dtype).eps
+            check_norm_guidance(self._latents(outputs), self._latents(combined), norm, eps, self._call.guidance)
         self._watched.outputs.clear()
 
     def _check_options(self, eta: float | None, use_clipped_model_output: bool | None) -> None:
@@ -304,6 +321,15 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                     expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states have another scale",
                     mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or use another pipeline",
                 )
+
+
+def _check_form(schedule: Schedule) -> None:
+    if schedule.sampler.name == "scm":
+        raise UsageError(
+            "Chains of this sampler do not run in diffusers' pipelines.",
+            found="scm: SanaSprintPipeline has angles for timesteps, and other states than the chain",
+            mend="sample the bundle with ptqd-run sample, or with engines.open_bundle from Python",
+        )
 
 
 def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:

@@ -49,8 +49,9 @@ def nearest_timestep(given: Tensor | float, visited: Collection[float], scale: T
     """
     value, kind = timestep_value(given), torch.as_tensor(given).dtype
     kind = kind if kind.is_floating_point and kind.itemsize < 4 else torch.float32
-    rounded = torch.tensor(list(visited), dtype=torch.float32).to(kind) * scale.scale + scale.offset
-    far = (rounded.double() - value).abs()
+    rounded = torch.tensor(list(visited), dtype=torch.float32).to(kind)
+    exact = rounded.double() if kind == torch.float32 else rounded  # else 1 - t / 1000 would lose digits where t is near 1000
+    far = ((exact * scale.scale + scale.offset).double() - value).abs()
     if float(far.min()) > torch.finfo(kind).eps * abs(value):
         return None
     found = [one for one, is_nearest in zip(visited, (far == far.min()).tolist(), strict=True) if is_nearest]

@@ -11,6 +11,7 @@ from calib.quantizers.rules.placement import HighPrecision
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks, StepOutputs
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.denoiser import is_guided
+from engines.chain.norm_guidance import NormGuidance
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.pool import WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined
@@ -38,19 +39,22 @@ class NetworkOpener:
         conditioning: conditioning of the model.
         guidance: guidance scale w.
         batch: samples in a full batch.
+        guidance_patch: side of the patches in which guidance keeps the norm of the conditional output; None if guidance is linear.
     """
 
     target: ClusterTarget
     conditioning: Conditioning | None
     guidance: float
     batch: int
+    guidance_patch: int | None = None
 
     def networks(self, graphs: Mapping[str, GroupGraphs], reference: str, threads: int | None) -> StepNetworks:
         backend = measuring_backend(self.target, threads)
         guided = is_guided(self.guidance)
         rows = (2 if guided else 1) * self.batch
         engines = {name: open_groups(backend, of_groups, rows) for name, of_groups in graphs.items()}
-        opened = {name: EngineDenoiser(engine, self.conditioning, guided) for name, engine in engines.items()}
+        combine = NormGuidance.at(self.guidance, self.guidance_patch)
+        opened = {name: EngineDenoiser(engine, self.conditioning, guided, combine=combine) for name, engine in engines.items()}
         return StepNetworks(opened[reference], opened, self.guidance)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engines.networks.conditioning import Conditioning
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.models.conditions import GUIDANCE, ConditionInput
+from ptqd_export.models.conditions import GUIDANCE, TIMESTEP_COND, ConditionInput
 
 if TYPE_CHECKING:
     from ptqd_export.models.text.prompts import PromptEncoder
@@ -66,7 +66,7 @@ class Declaration:
         steps: steps that the model's pipeline takes; None if that is not known.
         guidance: guidance scale of the model's pipeline; None if that is not known.
         takes_prompts: whether text encoders beside the network can be used; else the conditions are prepared embeddings.
-        no_guidance: why classifier-free guidance is refused; empty if it is not.
+        guidance_patch: side of the patches in which guidance keeps the norm of the conditional output; None if guidance is linear.
         texts: how the pipeline uses its text encoders; empty if that follows from the inputs, as for U-Nets.
     """
 
@@ -79,13 +79,13 @@ class Declaration:
     steps: int | None = None
     guidance: float | None = None
     takes_prompts: bool = True
-    no_guidance: str = ""
+    guidance_patch: int | None = None
     texts: tuple[TextUse, ...] = ()
 
     @property
     def asked(self) -> tuple[ConditionInput, ...]:
         """The inputs whose values the plan gives as a table."""
-        return tuple(one for one in self.inputs if one.name != GUIDANCE)
+        return tuple(one for one in self.inputs if one.name not in (GUIDANCE, TIMESTEP_COND))
 
     @property
     def embeds_guidance(self) -> bool:
@@ -137,6 +137,7 @@ class LoadedModel:
         decoder: turns states into images; None if the states are images.
         prompts: turns prompts into conditions; None if the plan has no prompts.
         embeds_guidance: whether a condition is the guidance scale, in place of classifier-free guidance.
+        guidance_patch: see `Declaration`.
         files: all files that the model was read from.
     """
 
@@ -149,6 +150,7 @@ class LoadedModel:
     decoder: DecoderModule | None = None
     prompts: PromptEncoder | None = None
     embeds_guidance: bool = False
+    guidance_patch: int | None = None
     files: tuple[Path, ...] = ()
 
     @property

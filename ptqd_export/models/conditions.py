@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from engines.arrays import Float32
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 
@@ -24,6 +26,9 @@ of its refiner, which takes an aesthetic score in place of the target image's si
 
 GUIDANCE = "guidance"
 """Guidance scale that a network takes as an input, in place of classifier-free guidance. Its value is the plan's."""
+
+TIMESTEP_COND = "timestep_cond"
+"""Guidance scale that a consistency model takes as an embedding beside that of the timestep, in place of classifier-free guidance."""
 
 IMAGE = "image"
 """Image whose channels an adapter appends to those of the state: inpainting, super-resolution, image editing."""
@@ -131,11 +136,39 @@ def fitted(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, sourc
     return Conditioning(_in_order(inputs, conditioning.tables), None if conditioning.null is None else _in_order(inputs, conditioning.null))
 
 
+def guidance_values(inputs: Sequence[ConditionInput], guidance: float) -> dict[str, float | tuple[float, ...]]:
+    """Return the values of the inputs that stand for a guidance scale, by name."""
+    widths = {one.name: one.shape for one in inputs}
+    found: dict[str, float | tuple[float, ...]] = {GUIDANCE: guidance} if GUIDANCE in widths else {}
+    if TIMESTEP_COND in widths:
+        (width,) = widths[TIMESTEP_COND]
+        found[TIMESTEP_COND] = tuple(embedded_guidance(guidance, int(width)).tolist())
+    return found
+
+
+def embedded_guidance(guidance: float, width: int) -> Float32:
+    """Return the embedding [width] of a guidance scale w: sines and cosines of `1000 (w - 1)` at wave lengths that rise to 10,000.
+
+    From LCM (Luo et al. 2023, arXiv 2310.04378). Angles are so large that float32 leaves them four digits, so they are computed as
+    diffusers does, to the last bit: pipelines give the network the same embedding.
+    """
+    half = width // 2
+    frequency = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angle = torch.tensor(guidance - 1) * 1000.0 * frequency
+    return np.pad(torch.cat([torch.sin(angle), torch.cos(angle)]).numpy(), (0, width % 2))
+
+
+def guidance_of(embedded: Float32) -> float:
+    """Return the guidance scale w of an embedding [width], for w up to 32: the longest wave turns by `0.1 (w - 1)`."""
+    half = len(embedded) // 2
+    return 1 + 10 * float(np.arctan2(embedded[half - 1], embedded[2 * half - 1]))
+
+
 def with_guidance(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, guidance: float) -> Conditioning:
     """Return the table with the guidance scale in every row, and its inputs in the order in which the adapter takes them."""
-    value = np.asarray(guidance, dtype=np.float32)
-    tables = {**conditioning.tables, GUIDANCE: np.full(conditioning.rows, value)}
-    null = None if conditioning.null is None else _in_order(inputs, {**conditioning.null, GUIDANCE: value})
+    values = {name: np.asarray(value, dtype=np.float32) for name, value in guidance_values(inputs, guidance).items()}
+    tables = {**conditioning.tables, **{name: np.stack([value] * conditioning.rows) for name, value in values.items()}}
+    null = None if conditioning.null is None else _in_order(inputs, {**conditioning.null, **values})
     return Conditioning(_in_order(inputs, tables), null)
 
 

@@ -119,7 +119,7 @@ class DiffusersFolder:
 
     @property
     def few_steps(self) -> FewSteps:
-        return few_steps_of(self.scheduler)
+        return few_steps_of(self.scheduler, embeds_guidance=bool(self.denoiser and self.config(self.denoiser).get("time_cond_proj_dim")))
 
     @property
     def notes(self) -> tuple[str, ...]:

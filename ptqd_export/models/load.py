@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.chain.denoiser import is_guided
 from engines.errors import UsageError
 from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
@@ -60,14 +58,11 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     family = find_family(path)
     declared = _declared(family, path, section.size)
     _check_prompts(plan_file, path, declared)
-    _check_guidance(plan_file, declared)
     lora = _lora(plan_file, path, family, declared)
     guidance = plan_file.plan.sampler.guidance if declared.embeds_guidance else None
     prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, declared.texts, lora, guidance)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
-        if declared.no_guidance and conditioning is not None:
-            conditioning = replace(conditioning, null=None)
         if guidance is not None and conditioning is not None:
             conditioning = with_guidance(declared.inputs, conditioning, guidance)
     else:
@@ -90,6 +85,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         decoder=networks.decoder,
         prompts=prompts,
         embeds_guidance=declared.embeds_guidance,
+        guidance_patch=declared.guidance_patch,
         files=(*model_files(path), *(() if lora is None else lora.files), *(() if texts is None else (texts,))),
     )
 
@@ -126,18 +122,6 @@ def _check_prompts(plan_file: PlanFile, path: Path, declared: Declaration) -> No
             found=f"model.prompts for {path}: {declared.family}",
             expected=f"model.conditions, an .npz with {', '.join(map(str, declared.asked))}",
             mend="encode the prompts with the model's own pipeline, one row for each, and name the file as model.conditions",
-        )
-
-
-def _check_guidance(plan_file: PlanFile, declared: Declaration) -> None:
-    """Refuse guidance for a family whose pipeline guides in a way of its own. Without values for "none", nothing guides later either."""
-    guidance = plan_file.plan.sampler.guidance
-    if declared.no_guidance and is_guided(guidance):
-        raise UsageError(
-            "The guidance of this family is not supported.",
-            found=f"sampler.guidance = {guidance:g} for {declared.family}",
-            expected=f"1, which is none: {declared.no_guidance}",
-            mend="set sampler.guidance to 1",
         )
 
 

@@ -10,6 +10,7 @@ KNOWN_PIPELINES = (
     "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
     "SanaPipeline", "ZImagePipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImagePipeline", "AuraFlowPipeline",
+    "LatentConsistencyModelPipeline", "SanaSprintPipeline", "ChromaPipeline",
 )  # fmt: skip
 """Pipelines whose networks are sampled here as they are there."""
 

@@ -16,6 +16,7 @@ from calib.quantizers.step_groups import FINEST_GROUPS, StepGroup, equal_groups
 from calib.walk.calibration_samples import CalibrationSamples
 from engines.backends.base import Backend
 from engines.chain.denoiser import is_guided
+from engines.chain.norm_guidance import NormGuidance
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.samplers import NoiseSchedule, SamplerTable
@@ -147,7 +148,8 @@ class BuildContext:
     def network(self, graphs: GroupGraphs, batch: int) -> EngineDenoiser:
         """Open a network, given one graph per group of steps (see `network_graphs`), for batches of `batch` samples."""
         branches = 2 if self.guided else 1
-        return EngineDenoiser(open_groups(self.backend, graphs, branches * batch), self.model.conditioning, self.guided)
+        engine, combine = open_groups(self.backend, graphs, branches * batch), NormGuidance.at(self.guidance, self.model.guidance_patch)
+        return EngineDenoiser(engine, self.model.conditioning, self.guided, combine=combine)
 
     @property
     def samples(self) -> CalibrationSamples:

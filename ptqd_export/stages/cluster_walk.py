@@ -22,7 +22,7 @@ def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Gro
     """
     calibration, target = context.plan.calibration, context.plan.target
     on_worker = ClusterTarget(target.name, target.provider, target.high_precision)
-    opener = NetworkOpener(on_worker, context.model.conditioning, context.guidance, calibration.batch_size)
+    opener = NetworkOpener(on_worker, context.model.conditioning, context.guidance, calibration.batch_size, context.model.guidance_patch)
     batches = math.ceil(calibration.samples / calibration.batch_size)
     with evaluating_on(cluster, opener, graphs, FULL_PRECISION, batches) as evaluator:
         yield evaluator

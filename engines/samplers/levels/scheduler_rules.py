@@ -34,6 +34,7 @@ _CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "LCMScheduler": _DISTILLED,
     "TCDScheduler": _DISTILLED,
     "FlowMatchEulerDiscreteScheduler": _NO_CLIP | {"prediction_type": "flow"},
+    "SCMScheduler": _NO_CLIP | {"prediction_type": "flow"},
 }
 """Default values of each scheduler class where they differ from those of `NoiseSchedule`."""
 
@@ -45,7 +46,7 @@ _OTHER_MEANING: Mapping[str, tuple[str, ...]] = {
 _FLOW_FORMS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
 """Classes that have a form for flows, with `use_flow_sigmas` and `flow_prediction`."""
 
-_OTHER_NAMES = {"original_sample": "sample", "flow_prediction": "flow"}
+_OTHER_NAMES = {"original_sample": "sample", "flow_prediction": "flow", "trigflow": "flow"}
 """Names that classes give to a prediction type."""
 
 _LEARNED_VARIANCE = {"learned": "fixed_small", "learned_range": "fixed_large"}

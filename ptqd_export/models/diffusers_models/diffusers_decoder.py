@@ -23,6 +23,9 @@ FIRST_STAGE_PARTS = ("vae", "vqvae", "movq")
 STATISTICS = ("latents_mean", "latents_std")
 """Mean and standard deviation of each channel of the latents."""
 
+CHANNELS = ("vq_embed_dim", "latent_channels", "z_dim")
+"""Names of the number of channels of the latents; the first that a configuration states."""
+
 PerChannel: TypeAlias = float | Sequence[float]
 """One value for all channels of the latents, or one for each."""
 
@@ -69,6 +72,50 @@ class PatchDecoder(KlDecoder):
         return images
 
 
+class FrameDecoder(KlDecoder):
+    """Decodes states as the one frame of a video.
+
+    The frames before the first one are zeros to a causal convolution, so of its weights only those of its own frame matter: convolutions
+    become those of images, which runtimes are made for.
+
+    Args:
+        first_stage: the autoencoder of Qwen-Image; its encoder is dropped.
+        scale, shift: see `KlDecoder`.
+    """
+
+    def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
+        super().__init__(first_stage, scale, shift)
+        self._make_images(self.first_stage)
+
+    def forward(self, states: Tensor) -> Tensor:
+        stage: Any = self.first_stage
+        frame = (states / self.scale + self.shift).unsqueeze(2)
+        images: Tensor = stage.decoder(stage.post_quant_conv(frame)).squeeze(2)
+        return images.clamp(-1, 1)
+
+    def _make_images(self, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv3d):
+                setattr(module, name, _OneFrame(child))
+            elif isinstance(child, nn.Upsample):
+                child.mode = "nearest"  # as "nearest-exact" does at a whole factor, but with an operator of its own in ONNX
+            else:
+                self._make_images(child)
+
+
+class _OneFrame(nn.Module):
+    """A causal convolution of the first frame of a video [B, C, 1, H, W], as a convolution of images."""
+
+    def __init__(self, causal: nn.Conv3d) -> None:
+        super().__init__()
+        padding: Any = causal._padding  # diffusers' own, the innermost axis first
+        self.weight, self.bias = nn.Parameter(causal.weight.detach()[:, :, -1], requires_grad=False), causal.bias
+        self._padding = int(padding[2]), int(padding[0])
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return F.conv2d(frame.squeeze(2), self.weight, self.bias, padding=self._padding).unsqueeze(2)
+
+
 class VqDecoder(DecoderModule):
     """Decodes the codes of a `VQModel` that are nearest to `states / scale + shift` (van den Oord et al. 2017).
 
@@ -110,7 +157,9 @@ FIRST_STAGES: Mapping[str, type[KlDecoder | VqDecoder]] = {
     "AutoencoderKL": KlDecoder,
     "AsymmetricAutoencoderKL": KlDecoder,
     "AutoencoderTiny": KlDecoder,
+    "AutoencoderDC": KlDecoder,
     "AutoencoderKLFlux2": PatchDecoder,
+    "AutoencoderKLQwenImage": FrameDecoder,
     "VQModel": VqDecoder,
 }
 
@@ -140,7 +189,8 @@ def find_first_stage(folder: DiffusersFolder) -> str | None:
 def latent_channels(folder: DiffusersFolder, name: str) -> int:
     """Return the number of channels of the states that a first stage decodes."""
     config = folder.complete_config(name)
-    return int(config.get("vq_embed_dim") or config["latent_channels"]) * patch_of(config) ** 2
+    stated = next(config[key] for key in CHANNELS if config.get(key))
+    return int(stated) * patch_of(config) ** 2
 
 
 def patch_of(config: Mapping[str, Any]) -> int:
@@ -162,7 +212,7 @@ def _scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel
     if folder.pipeline in UNSCALED_PIPELINES or FIRST_STAGES[folder.parts[name]] is PatchDecoder:
         return 1.0, 0.0
     config: Mapping[str, Any] = folder.complete_config(name)
-    factor, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+    factor, shift = float(config.get("scaling_factor", 1.0)), float(config.get("shift_factor") or 0.0)
     mean, std = (config.get(key) for key in STATISTICS)
     if mean is None and std is None:
         return factor, shift

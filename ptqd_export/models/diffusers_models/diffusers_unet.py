@@ -17,6 +17,7 @@ from ptqd_export.models.conditions import (
     REFINER_SIZES,
     SIZES,
     TIME_IDS,
+    TIMESTEP_COND,
     ConditionInput,
     class_input,
     image_input,
@@ -40,7 +41,6 @@ OTHER_INPUTS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
         "encoder_hid_dim_type": (None, TEXT_PROJECTION),
-        "time_cond_proj_dim": (None,),
         "addition_embed_type": (None, TEXT_TIME),
     },
 }
@@ -91,12 +91,14 @@ def _inputs(folder: DiffusersFolder, config: Config) -> tuple[ConditionInput, ..
     if folder.kind == "UNet2DModel":
         labels = config.get("num_class_embeds")
         return (class_input(labels),) if labels else ()
-    embeddings = ConditionInput(EMBEDDINGS, "float32", ("tokens", _text_width(config)))
+    guidance = config.get("time_cond_proj_dim")
+    embedded = (ConditionInput(TIMESTEP_COND, "float32", (guidance,)),) if guidance else ()
+    text = (ConditionInput(EMBEDDINGS, "float32", ("tokens", _text_width(config))), *embedded)
     if config.get("addition_embed_type") is None:
-        return (embeddings,)
+        return text
     sizes = _sizes_in_time_ids(folder, config)
     pooled = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
-    return embeddings, ConditionInput(POOLED, "float32", (pooled,)), ConditionInput(TIME_IDS, "float32", (sizes,))
+    return *text, ConditionInput(POOLED, "float32", (pooled,)), ConditionInput(TIME_IDS, "float32", (sizes,))
 
 
 def _refuse_other_inputs(folder: DiffusersFolder, config: Config) -> None:

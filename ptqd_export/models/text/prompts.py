@@ -12,7 +12,7 @@ from engines.bundle.manifest import FixedValue, TextEncoderRecord, TextRecord
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.prompts import TextModel, TextPart, read_prompts
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, IMAGE, POOLED, REFINER_SIZES, TIME_IDS, ConditionInput
+from ptqd_export.models.conditions import EMBEDDINGS, IMAGE, POOLED, REFINER_SIZES, TIME_IDS, ConditionInput, guidance_values
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.lora import Lora
 from ptqd_export.models.module_checks import check_finite
@@ -182,7 +182,7 @@ def find_prompts(
         uses=tuple(use for use in found.uses if use.folder in saved),
         absent=absent,
         widths={name: width for name, width in widths.items() if isinstance(width, int)},
-        fixed={**found.fixed, **({} if guidance is None else {GUIDANCE: guidance})},
+        fixed={**found.fixed, **({} if guidance is None else guidance_values(inputs, guidance))},
         lora=lora,
     )
 

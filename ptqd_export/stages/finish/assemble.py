@@ -226,6 +226,7 @@ def _manifest(
             noise_schedule=context.noise_schedule,
             decoder=decoder_record(parts.decoder),
             text=text_record(parts.text),
+            guidance_patch=model.guidance_patch,
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=_target(context),

@@ -27,7 +27,7 @@ SHAPE = (3, 4, 4)
 MEAN, S = np.array([0.5, -0.3, 0.0]).reshape(-1, 1, 1), 0.6
 K, MU = np.array([-0.15, 0.1, -0.05]).reshape(-1, 1, 1), np.array([0.2, -0.1, 0.05]).reshape(-1, 1, 1)
 ALPHA_BAR: Float64 = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000), dtype=np.float64)
-OF_BETAS = [name for name in SAMPLERS if name != "flow-euler"]
+OF_BETAS = [name for name, sampler in SAMPLERS.items() if sampler.predictions != ("flow",)]
 STOCHASTIC = [name for name in OF_BETAS if SAMPLERS[name].eta > 0]
 
 

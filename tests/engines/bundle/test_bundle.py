@@ -65,6 +65,7 @@ MANIFEST: dict[str, Any] = {
         },
         "decoder": None,
         "text": None,
+        "guidance_patch": None,
     },
     "parameterization": "v_prediction",
     "target": {"name": "onnxruntime", "provider": "CPU", "high_precision": "fp32", "profile": None, "workspace_gib": None},
@@ -241,6 +242,13 @@ def test_path_that_leaves_the_bundle_or_is_not_plain_is_refused(tmp_path: Path, 
 def test_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         assert f"This is not a bundle.\n  found:    no {folder}/manifest.json" in refusal(folder, UsageError)
+
+
+def test_patches_of_guidance_are_whole_and_old_bundles_have_none(tmp_path: Path) -> None:
+    model = {name: value for name, value in MANIFEST["model"].items() if name != "guidance_patch"}
+    assert Bundle.open(write(tmp_path, {**MANIFEST, "model": model})).manifest.model.guidance_patch is None
+    assert Bundle.open(write(tmp_path, {**MANIFEST, "model": {**model, "guidance_patch": 4}})).manifest.model.guidance_patch == 4
+    assert "no whole patches of 3" in refusal(write(tmp_path, {**MANIFEST, "model": {**model, "guidance_patch": 3}}))
 
 
 @pytest.mark.parametrize("version", [6, 0, "1", True, None])

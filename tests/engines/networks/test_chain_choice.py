@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.bundle.bundle import Bundle
+from engines.chain.norm_guidance import NormGuidance
 from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
+from engines.networks.engine_bank import EngineBank
+from engines.networks.kept_engines import KeptEngines
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -76,6 +80,20 @@ def test_all_guidance_scales_up_to_one_are_the_same(own_tiny: TinyBundle) -> Non
     assert not ChainChoice(guidance=0.0, precision="fp32").open(bundle, 4).denoisers["fp32"].guided  # type: ignore[attr-defined]  # an engine's
     with pytest.raises(UsageError, match="--accept-guidance"):
         ChainChoice(guidance=1.2).open(bundle, 4)
+
+
+def test_a_network_whose_guidance_keeps_norms_is_guided_at_the_scale_of_the_chain(own_tiny: TinyBundle) -> None:
+    linear = EngineBank(Bundle.open(own_tiny.folder), 1.5, batch=2)["fp32"]
+    own_tiny.edit_json("manifest.json", lambda manifest: manifest["model"].update(guidance_patch=2))
+    bundle = Bundle.open(own_tiny.folder)
+    kept, rows = KeptEngines(bundle), np.array([1, 0])
+    x = np.random.default_rng(0).standard_normal((2, *bundle.manifest.model.sample_shape)).astype(np.float32)
+    for scale in (1.5, 3.0):
+        chain = ChainChoice(guidance=scale, accept_guidance=True, precision="fp32").open(bundle, 2, kept=kept)
+        expected = NormGuidance(scale, 2)(linear(x, 500.0, rows))
+        np.testing.assert_allclose(chain.denoisers["fp32"](x, 500.0, rows), expected, rtol=1e-5)
+    with pytest.raises(UsageError, match=r"(?s)device cannot guide.*guidance 1.5.*--update host"):
+        ChainChoice(update="device").open(bundle, 2)
 
 
 def test_schedule_that_was_added_is_found_by_name(own_tiny: TinyBundle, started: list[str]) -> None:

@@ -106,7 +106,7 @@ def test_a_schedule_that_clips_says_nothing_to_samplers_that_do_not(name: str) -
     ("name", "prediction_type", "mend"),
     [
         ("plms", "sample", "ddim or ddpm or dpm"),
-        ("ddim", "flow", r"sampler dpm\+\+1 or .* or flow-euler$"),
+        ("ddim", "flow", r"sampler dpm\+\+1 or .* or flow-euler or scm$"),
         ("flow-euler", "epsilon", "sampler ddim or "),
     ],
 )

@@ -6,7 +6,7 @@ With `x0 ~ N(M, S^2)` in every pixel, `eps = sqrt(1 - a) (x - sqrt(a) M) / (a S^
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import pytest
@@ -18,6 +18,9 @@ from engines.chain.step import Move
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
 from ptqd_export.diffusers import PtqdScheduler
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -115,3 +118,10 @@ def test_only_flows_mix_noise_by_their_timestep() -> None:
     scheduler = PtqdScheduler(NoiseSchedule(), schedule, ())
     with pytest.raises(UsageError, match="scale_noise of a model with prediction_type epsilon"):
         scheduler.scale_noise(torch.zeros(SHAPE), torch.tensor([0, 0]), torch.zeros(SHAPE))
+
+
+def test_a_chain_of_scm_runs_in_no_pipeline(own_tiny: TinyBundle) -> None:
+    own_tiny.edit_json("schedules/default.json", lambda schedule: schedule["sampler"].update(name="scm"))
+    own_tiny.rehash("schedules/default.json")
+    with pytest.raises(UsageError, match=r"(?s)do not run in diffusers' pipelines.*scm.*ptqd-run sample"):
+        PtqdScheduler.from_bundle(own_tiny.folder)

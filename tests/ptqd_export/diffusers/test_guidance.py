@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from engines.chain.norm_guidance import NormGuidance
 from engines.errors import UsageError
-from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance
+from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
+from ptqd_export.models.diffusers_models.transformers.transformer_family import AS_HERE
 
 W = 3.0
+EPS = torch.finfo(torch.float32).eps
 
 
 def halves(dtype: torch.dtype, difference: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -77,3 +80,14 @@ def test_the_fitted_embedded_guidance_passes(given: float | None, fitted: float 
 def test_another_embedded_guidance_is_refused() -> None:
     with pytest.raises(UsageError, match=r"found: +guidance 4\n +expected: 3.5[^|]*guidance_scale=3.5, build a bundle"):
         check_embedded_guidance(4.0, 3.5)
+
+
+def test_a_guidance_that_keeps_norms_is_known_by_its_scale() -> None:
+    latents = torch.randn(4, 3, 4, 6, generator=torch.Generator().manual_seed(1)).numpy()
+    fitted, branches = NormGuidance(4.0, patch=2), latents.reshape(2, 2, 3, 4, 6)
+    check_norm_guidance(latents, fitted(branches)[0], fitted, EPS, AS_HERE)
+    for other in (NormGuidance(5.0, patch=2)(branches)[0], branches[1] + 4 * (branches[0] - branches[1])):
+        with pytest.raises(UsageError, match="another scale, or of another kind"):
+            check_norm_guidance(latents, other, fitted, EPS, AS_HERE)
+    with pytest.raises(UsageError, match=r"(?s)guidance 1\n.*guidance_scale=4"):
+        check_norm_guidance(latents[:2], latents[:2], fitted, EPS, AS_HERE)

@@ -22,6 +22,13 @@ def test_a_scaled_and_rounded_timestep_is_found(dtype: torch.dtype, timestep: fl
     assert nearest_timestep(given, FLOW, PER_THOUSAND) == timestep
 
 
+@pytest.mark.parametrize("timestep", [*FLOW, 998.3])
+def test_a_timestep_counted_from_the_noisiest_is_found(timestep: float) -> None:
+    """Z-Image's pipeline gives `(1000 - t) / 1000`: a small number, of which float32 has all digits."""
+    given = (1000 - torch.tensor([timestep])) / 1000
+    assert nearest_timestep(given, {timestep, *FLOW}, TimestepMap(-1 / 1000, 1.0)) == timestep
+
+
 @pytest.mark.parametrize("given", [500, 500.0, torch.tensor(500), torch.tensor([500.0], dtype=torch.float64)])
 def test_whole_timesteps_are_found_in_any_type(given: torch.Tensor | float) -> None:
     assert nearest_timestep(given, FLOW, UNCHANGED) == 500

@@ -21,7 +21,8 @@ from engines.networks.chain_choice import ChainChoice
 from ptqd_export.diffusers import PtqdDenoiser, PtqdScheduler, use_bundle
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
-from tests.ptqd_export.models.tiny_transformers import PIPED, SLOW, TINY, USUAL, required_parts
+from tests.ptqd_export.models.tiny_transformers import PIPED, SLOW, USUAL
+from tests.ptqd_export.models.whole_pipelines import EMBEDDED, arguments, open_pipeline, walked
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -33,7 +34,7 @@ SAMPLES, ROWS, STEPS = np.array([4, 0]), np.array([2, 0]), 4
 FITTED = {name: guidance for name, (_, _, guidance) in USUAL.items()}
 """Guidance of each bundle: true guidance, none, and that of FLUX.1 dev, which is an input."""
 
-GUIDED = ("pixart-sigma", "pixart-alpha", "sd3", "sana")
+GUIDED = ("pixart-sigma", "pixart-alpha", "sd3", "chroma", "flux2-klein", "qwen-image", "auraflow", "sana", "z-image")
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,8 @@ def families(*names: str) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
 
 
-def pipeline(name: str, model: Model, **options: Any) -> Any:
-    """The pipeline of a family, as it was saved."""
-    import diffusers
-
-    tiny = TINY[name]
-    absent = dict.fromkeys(part for part in required_parts(tiny) if not (model.folder / part).is_dir())
-    options = {**absent, "local_files_only": True, "low_cpu_mem_usage": False} | options
-    pipe = getattr(diffusers, tiny.pipeline).from_pretrained(model.folder, **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipeline(name: str, model: Model, **parts: Any) -> Any:
+    return open_pipeline(name, model.folder, **parts)
 
 
 def noise_of(model: Model) -> NoiseSource:
@@ -77,32 +70,9 @@ def noise_of(model: Model) -> NoiseSource:
 def called(pipe: Any, name: str, model: Model, guidance: float | None = None, **options: Any) -> Tensor:
     """Latents [N, C, h, w] of a pipeline from the run time's noise and the bundle's prepared embeddings."""
     start = torch.from_numpy(noise_of(model).start(SAMPLES)).to(options.pop("dtype", torch.float32))
-    height, width = (side * pipe.vae_scale_factor for side in start.shape[2:])
-    packed = name.startswith("flux")
-    given = conditions(name, model, start.dtype)
-    if packed:
-        start = pipe._pack_latents(start, *start.shape)
-    if TINY[name].masked:
-        given["use_resolution_binning"] = False
-    asked = {"guidance_scale": FITTED[name] if guidance is None else guidance, "height": height, "width": width}
-    found = pipe(**given | {"latents": start, "num_inference_steps": STEPS, "output_type": "latent"} | asked | options, return_dict=False)[
-        0
-    ]
-    latents: Tensor = pipe._unpack_latents(found, height, width, pipe.vae_scale_factor) if packed else found
+    scale = FITTED[name] if guidance is None else guidance
+    latents: Tensor = walked(pipe, name, start, ROWS, options.pop("num_inference_steps", STEPS), scale, **options)
     return latents
-
-
-def conditions(name: str, model: Model, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The pipeline's arguments for the rows of the prepared embeddings."""
-    known = {"encoder_hidden_states": "prompt_embeds", "encoder_attention_mask": "prompt_attention_mask"}
-    given: dict[str, Any] = {} if name.startswith("flux") else {"negative_prompt": None}
-    with np.load(model.conditions) as archive:
-        for key, table in archive.items():
-            plain = key.removeprefix("null.")
-            value = torch.from_numpy(np.stack([table] * len(ROWS)) if plain != key else table[ROWS])
-            prefix = "negative_" if plain != key else ""
-            given[prefix + known.get(plain, "pooled_prompt_embeds")] = value.to(dtype) if value.is_floating_point() else value
-    return given if name != "flux-dev" else {key: value for key, value in given.items() if not key.startswith("negative_")}
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -160,7 +130,8 @@ def test_a_second_call_a_step_is_the_other_branch(models: Callable[[str], Model]
     """As in FLUX with `true_cfg_scale`; the bundle was fitted without."""
     model, name = models("flux-dev"), "flux-dev"
     pipe = pipeline(name, model)
-    null = {f"negative_{key}": value.flip(0) for key, value in conditions(name, model).items()}
+    given = arguments(name, model.conditions, ROWS, FITTED[name])
+    null = {f"negative_{key}": value.flip(0) for key, value in given.items() if key.endswith("embeds")}
     expected = called(pipe, name, model, true_cfg_scale=2.0, **null)
     with pytest.raises(UsageError, match=r"another guidance scale[^|]*found: +guidance 2\n +expected: 1, "):
         called(use_bundle(pipe, model.bundle, precision="fp32"), name, model, true_cfg_scale=2.0, **null)
@@ -217,10 +188,8 @@ def test_the_parts_are_given_to_from_pretrained(name: str, models: Callable[[str
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_twenty_steps_of_another_schedule(name: str, guidance: float, models: Callable[[str], Model], tmp_path: Path) -> None:
     model = models(name)
-    bundle, embedded = shutil.copytree(model.bundle, tmp_path / "bundle"), name == "flux-dev"
+    bundle, embedded = shutil.copytree(model.bundle, tmp_path / "bundle"), name in EMBEDDED
     add_schedule(bundle, "long", ScheduleRequest(steps=20, guidance=1.0 if embedded else guidance))
     pipe, options = pipeline(name, model), {"num_inference_steps": 20, "guidance": FITTED[name] if embedded else guidance}
-    if name == "flux-schnell":
-        options["true_cfg_scale"] = guidance
     expected = called(pipe, name, model, **options)
     close(called(use_bundle(pipe, bundle, schedule="long", precision="fp32"), name, model, **options), expected, 1e-3)

@@ -19,6 +19,22 @@ STAGE = {
 }  # fmt: skip
 """A first stage that halves the sides once."""
 
+OTHER_STAGES: Mapping[str, Mapping[str, Any]] = {
+    "AutoencoderDC": {
+        "latent_channels": 8, "attention_head_dim": 4, "scaling_factor": 0.41407,
+        "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"],
+        "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"],
+        "encoder_block_out_channels": (4, 8, 8, 8), "decoder_block_out_channels": (4, 8, 8, 8),
+        "encoder_layers_per_block": (1, 1, 1, 1), "decoder_layers_per_block": (1, 1, 1, 1),
+        "encoder_qkv_multiscales": ((), (), (5,), (5,)), "decoder_qkv_multiscales": ((), (), (5,), (5,)),
+    },
+    "AutoencoderKLQwenImage": {
+        "base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [True],
+        "latents_mean": [0.1, -0.2, 0.3, -0.4], "latents_std": [1.5, 0.5, 2.0, 1.0],
+    },
+}  # fmt: skip
+"""First stages that halve the sides three times, and once."""
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -28,7 +44,8 @@ class Tiny:
         pipeline: class name of the pipeline in `model_index.json`.
         network: class name and arguments of the transformer.
         scheduler: class name and arguments of the scheduler.
-        latents: channels of the first stage, its scale and its shift; those of FLUX.2's if it has neither; None without a first stage.
+        latents: channels of the first stage, its scale and its shift; those of FLUX.2's if it has neither; the name of another first
+            stage; None without one.
         size: images in pixels for the plan; None takes the model's own.
         masked, pooled: whether the network takes a mask of tokens, and pooled embeddings.
         lengths: tokens of each row's prompt and of no prompt, which the mask keeps.
@@ -38,7 +55,7 @@ class Tiny:
     pipeline: str
     network: tuple[str, Mapping[str, Any]]
     scheduler: tuple[str, Mapping[str, Any]]
-    latents: tuple[int, float | None, float | None] | None
+    latents: tuple[int, float | None, float | None] | str | None
     size: tuple[int, int] | None = None
     masked: bool = False
     pooled: bool = False
@@ -48,7 +65,8 @@ class Tiny:
     @property
     def mask(self) -> str:
         """Name of the mask."""
-        return "encoder_hidden_states_mask" if self.pipeline == "QwenImagePipeline" else "encoder_attention_mask"
+        known = {"QwenImagePipeline": "encoder_hidden_states_mask", "ChromaPipeline": "attention_mask"}
+        return known.get(self.pipeline, "encoder_attention_mask")
 
 
 PIXART = {
@@ -63,6 +81,11 @@ SD3 = {
 FLUX = {
     "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+CHROMA = {
+    "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6), "approximator_num_channels": 16, "approximator_hidden_dim": 16,
+    "approximator_layers": 1,
 }  # fmt: skip
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_cross_attention_heads": 2,
@@ -106,6 +129,10 @@ TINY: Mapping[str, Tiny] = {
     "flux-schnell": Tiny(
         "FluxPipeline", ("FluxTransformer2DModel", FLUX), (FLOW, {"shift": 1.0}), None, (64, 96), pooled=True
     ),
+    "chroma": Tiny(
+        "ChromaPipeline", ("ChromaTransformer2DModel", CHROMA), (FLOW, {**DYNAMIC, "use_beta_sigmas": True}), (16, 0.3611, 0.1159),
+        (16, 12), masked=True,
+    ),
     "flux2-klein": Tiny(
         "Flux2KleinPipeline", ("Flux2Transformer2DModel", {**FLUX2, "guidance_embeds": False}), (FLOW, DYNAMIC), (4, None, None), (16, 12),
     ),
@@ -114,11 +141,18 @@ TINY: Mapping[str, Tiny] = {
         index={"is_distilled": True},
     ),
     "flux2-dev": Tiny("Flux2Pipeline", ("Flux2Transformer2DModel", FLUX2), (FLOW, DYNAMIC), None, (64, 96)),
-    "qwen-image": Tiny("QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), None, (48, 80), masked=True),
+    "qwen-image": Tiny(
+        "QwenImagePipeline", ("QwenImageTransformer2DModel", QWEN), (FLOW, DYNAMIC), "AutoencoderKLQwenImage", (12, 20), masked=True
+    ),
     "auraflow": Tiny(
         "AuraFlowPipeline", ("AuraFlowTransformer2DModel", AURAFLOW), (FLOW, {"shift": 1.73}), (4, 0.13, None), (16, 12)
     ),
-    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, None, masked=True),
+    "sana": Tiny("SanaPipeline", ("SanaTransformer2DModel", SANA), DPM_ON_FLOW, "AutoencoderDC", (32, 64), masked=True),
+    "sana-sprint": Tiny(
+        "SanaSprintPipeline",
+        ("SanaTransformer2DModel", {**SANA, "guidance_embeds": True, "guidance_embeds_scale": 0.5, "qk_norm": "rms_norm_across_heads"}),
+        ("SCMScheduler", {}), "AutoencoderDC", (32, 64), masked=True,
+    ),
     "z-image": Tiny(
         "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
         lengths=(40, 2, 7, 1),
@@ -126,8 +160,8 @@ TINY: Mapping[str, Tiny] = {
 }  # fmt: skip
 
 BUILT = {
-    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "flux2-klein": ["w8a8"], "qwen-image": ["w8a8"],
-    "auraflow": ["w8a8"], "sana": ["w8a8"], "z-image": ["w8a8"],
+    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "chroma": ["w8a8"], "flux2-klein": ["w8a8"],
+    "qwen-image": ["w8a8"], "auraflow": ["w8a8"], "sana": ["w8a8"], "sana-sprint": ["w8a8"], "z-image": ["w8a8"],
 }  # fmt: skip
 """Precisions of the builds that prove a family."""
 
@@ -137,7 +171,10 @@ QUICK = ("pixart-sigma", "flux-dev")
 SLOW = tuple(name for name in TINY if name not in QUICK)
 """Families whose builds are marked slow."""
 
-PIPED = ("pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "sana")
+PIPED = (
+    "pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "chroma", "flux2-dev", "flux2-klein", "qwen-image", "auraflow",
+    "sana", "z-image",
+)  # fmt: skip
 """Families whose bundles run in their pipelines, and whose quantized graphs are built by TensorRT-RTX."""
 
 USUAL = {
@@ -146,12 +183,14 @@ USUAL = {
     "sd3": ("flow-euler", 28, 7.0),
     "flux-dev": ("flow-euler", 28, 3.5),
     "flux-schnell": ("flow-euler", 4, 1.0),
+    "chroma": ("flow-euler", 35, 5.0),
     "flux2-klein": ("flow-euler", 50, 4.0),
     "flux2-klein-distilled": ("flow-euler", 4, 1.0),
     "flux2-dev": ("flow-euler", 50, 4.0),
-    "qwen-image": ("flow-euler", 50, 1.0),
+    "qwen-image": ("flow-euler", 50, 4.0),
     "auraflow": ("flow-euler", 50, 3.5),
     "sana": ("dpm++2m", 20, 4.5),
+    "sana-sprint": ("scm", 2, 4.5),
     "z-image": ("flow-euler", 50, 6.0),
 }
 """What `init` writes: the sampler, the steps and the guidance of the pipeline."""
@@ -174,7 +213,7 @@ def write_tiny(name: str, folder: Path) -> Path:
         "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
     }
     if tiny.latents is not None:
-        parts["vae"] = _first_stage(*tiny.latents)
+        parts["vae"] = _first_stage(tiny.latents)
     spread(parts["transformer"])
     pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index})
     pipeline.save_pretrained(folder / "model")
@@ -182,9 +221,12 @@ def write_tiny(name: str, folder: Path) -> Path:
     return folder / "model"
 
 
-def _first_stage(channels: int, scale: float | None, shift: float | None) -> Any:
+def _first_stage(latents: tuple[int, float | None, float | None] | str) -> Any:
     import diffusers
 
+    if isinstance(latents, str):
+        return getattr(diffusers, latents)(**OTHER_STAGES[latents])
+    channels, scale, shift = latents
     if scale is not None:
         return diffusers.AutoencoderKL(**STAGE, latent_channels=channels, scaling_factor=scale, shift_factor=shift)
     stage = diffusers.AutoencoderKLFlux2(**STAGE, latent_channels=channels)

@@ -72,7 +72,7 @@ def test_no_bundle_is_told(tmp_path: Path) -> None:
 def test_moments_of_one_branch_say_nothing_of_guidance(built_unconditional: TinyBundle) -> None:
     before = portable(built_unconditional.folder)
     done = _run(built_unconditional.folder, "--guidance", "2", "--fit", "moments")
-    assert (done.exit_code, "without guidance, with only one branch" in done.stderr) == (2, True)
+    assert (done.exit_code, "of one branch, at guidance 1" in done.stderr) == (2, True)
     done = _run(built_unconditional.folder, "--guidance", "2")
     assert (done.exit_code, "cannot be guided" in done.stderr) == (2, True)
     assert portable(built_unconditional.folder) == before

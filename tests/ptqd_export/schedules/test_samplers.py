@@ -19,7 +19,7 @@ from ptqd_export.schedules.settings import ScheduleRequest
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
-OTHERS = [name for name in SAMPLERS if name not in ("ddim", "flow-euler")]
+OTHERS = [name for name, sampler in SAMPLERS.items() if name != "ddim" and sampler.predictions != ("flow",)]
 LOOKING_BACK = ["plms", "dpm++2m", "dpm++2m-sde", "unipc2", "unipc3", "deis2", "deis3", "heun"]
 
 

@@ -18,8 +18,8 @@ from ptqd_export.models.diffusers_models.transformers.transformer_adapter import
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, TransformerFamily
 from ptqd_export.models.known_keys import defaults
 
-BLOCKS = ("block_out_channels", "encoder_block_out_channels")
-"""Keys of a first stage whose length says how often it halves the sides."""
+BLOCKS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+"""Keys of a first stage whose length is one more than how often it halves the sides."""
 
 
 def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
@@ -39,11 +39,11 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         inputs=inputs,
         noise_schedule=_noise_schedule(folder, family, frame),
         sampler=folder.sampler.name,
-        notes=(*folder.notes, *family.notes, *(use.note for use in texts if use.note and use.folder in folder.parts)),
+        notes=(*folder.notes, *filter(None, [family.note]), *(use.note for use in texts if use.note and use.folder in folder.parts)),
         steps=usual.steps,
         guidance=usual.guidance,
         takes_prompts=bool(texts),
-        no_guidance=family.no_guidance,
+        guidance_patch=family.side(config) if family.keeps_norm else None,
         texts=texts,
     )
     return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))

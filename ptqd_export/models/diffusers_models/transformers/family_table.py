@@ -10,10 +10,18 @@ from torch import nn
 
 from engines.errors import UsageError
 from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, MASK, ConditionInput
+from ptqd_export.models.diffusers_models.transformers.chroma import TOKEN_MASK, ModulationInput, whole_mask
 from ptqd_export.models.diffusers_models.transformers.fixed_rotary import LONGEST_TEXT, FixedRotary, RotaryTables, grid_positions
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.qwen_image import prepare_qwen_image
-from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Named, TimestepMap, TransformerFamily, Usual
+from ptqd_export.models.diffusers_models.transformers.transformer_family import (
+    Config,
+    Named,
+    PipelineGuidance,
+    TimestepMap,
+    TransformerFamily,
+    Usual,
+)
 from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
 from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
 
@@ -22,10 +30,6 @@ POOLED = "pooled_projections"
 
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
 
-QWEN_SCALE = (
-    "QwenImagePipeline scales the guided output back to the norm of the conditional one, token by token, and no step of a chain here does; "
-    "models and LoRAs distilled for sampling without guidance (Lightning) need none"
-)
 Z_IMAGE_SCALE = (
     "sampler.guidance is 1 more than the guidance_scale of ZImagePipeline, which adds its multiple of the difference to the conditional "
     "output; a model distilled for few steps (Turbo) takes guidance 1, which is none, and 8 steps"
@@ -45,9 +49,12 @@ def _pooled(config: Config) -> tuple[ConditionInput, ...]:
     return _embeddings(config["joint_attention_dim"]), ConditionInput(POOLED, "float32", (config["pooled_projection_dim"],))
 
 
+def _guidance(config: Config) -> tuple[ConditionInput, ...]:
+    return (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
+
+
 def _flux_conditions(config: Config) -> tuple[ConditionInput, ...]:
-    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
-    return *_pooled(config), *guidance
+    return *_pooled(config), *_guidance(config)
 
 
 def _flux_usual(config: Config, _: Config) -> Usual:
@@ -66,9 +73,13 @@ def _fix_flux_rotary(network: nn.Module, frame: Frame) -> None:
     network.pos_embed = FixedRotary(grid_positions(frame.grid(2), len(rotary.axes_dim)), rotary.axes_dim, rotary.theta)
 
 
+def _fix_chroma(network: nn.Module, frame: Frame) -> None:
+    _fix_flux_rotary(network, frame)
+    network.time_text_embed = ModulationInput(network.time_text_embed)  # type: ignore[arg-type]  # diffusers' own
+
+
 def _flux2_conditions(config: Config) -> tuple[ConditionInput, ...]:
-    guidance = (ConditionInput(GUIDANCE, "float32", ()),) if config["guidance_embeds"] else ()
-    return _embeddings(config["joint_attention_dim"]), *guidance
+    return _embeddings(config["joint_attention_dim"]), *_guidance(config)
 
 
 def _flux2_usual(_: Config, index: Config) -> Usual:
@@ -116,6 +127,12 @@ def _pixart_sizes(frame: Frame, conditions: Named) -> Mapping[str, Any]:
     return {"added_cond_kwargs": {"resolution": torch.cat([row * height, row * width], dim=1), "aspect_ratio": row * (height / width)}}
 
 
+def _sana_guidance(frame: Frame, conditions: Named) -> Mapping[str, Any]:
+    """Return the guidance of SANA-Sprint as its network takes it."""
+    scale = frame.config["guidance_embeds_scale"]
+    return {GUIDANCE: scale * conditions[GUIDANCE]} if GUIDANCE in conditions else {}
+
+
 def _fix_pixart_positions(network: nn.Module, frame: Frame) -> None:
     """Compute the position embeddings of another size than the configuration's now, not in the graph at every call."""
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
@@ -157,11 +174,10 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         conditions=lambda config: _masked(config["caption_channels"] or config["cross_attention_dim"]),
         usual=lambda *_: Usual(20, 4.5),
         texts=_pixart_texts,
-        in_pipelines=True,
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts, in_pipelines=True),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -171,9 +187,20 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         size=128,
         last_sigma="step",
         texts=_flux_texts,
-        in_pipelines=True,
+        pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=_flux_positions,
         prepare=_fix_flux_rotary,
+    ),
+    "ChromaTransformer2DModel": TransformerFamily(
+        conditions=lambda config: (_embeddings(config["joint_attention_dim"]), ConditionInput(TOKEN_MASK, "int64", ("tokens",))),
+        usual=lambda *_: Usual(35, 5.0),
+        patch=2,
+        layout="tokens",
+        timestep=lambda _: TimestepMap(1 / 1000),
+        size=128,
+        last_sigma="step",
+        extra=lambda frame, conditions: {**_flux_positions(frame, conditions), **whole_mask(frame, conditions)},
+        prepare=_fix_chroma,
     ),
     "Flux2Transformer2DModel": TransformerFamily(
         conditions=_flux2_conditions,
@@ -184,6 +211,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         pixels=16,
         last_sigma="step",
         mu_of_steps=True,
+        axes_behind=1,
         extra=_flux2_positions,
         prepare=_fix_flux2_rotary,
     ),
@@ -193,22 +221,24 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         timestep=lambda _: TimestepMap(1 / 1000),
     ),
     "SanaTransformer2DModel": TransformerFamily(
-        conditions=lambda config: _masked(config["caption_channels"]),
-        usual=lambda *_: Usual(20, 4.5),
-        timestep=lambda config: TimestepMap(config["timestep_scale"]),
+        conditions=lambda config: (*_masked(config["caption_channels"]), *_guidance(config)),
+        usual=lambda config, _: Usual(2 if config["guidance_embeds"] else 20, 4.5),
+        timestep=lambda config: TimestepMap(1 / 1000 if config["guidance_embeds"] else config["timestep_scale"]),
         pixels=32,
-        in_pipelines=True,
+        extra=_sana_guidance,
     ),
     "QwenImageTransformer2DModel": TransformerFamily(
         conditions=_qwen_conditions,
-        usual=lambda *_: Usual(50, 1.0),
+        usual=lambda *_: Usual(50, 4.0),
+        patch=2,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
         last_sigma="step",
+        pipeline_guidance=PipelineGuidance("true_cfg_scale"),
         extra=lambda *_: {"img_shapes": None},  # the positions are fixed
         prepare=prepare_qwen_image,
-        no_guidance=QWEN_SCALE,
+        keeps_norm=True,
     ),
     "ZImageTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["cap_feat_dim"]),
@@ -218,6 +248,8 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         negated=True,
         size=128,
         last_sigma="step",
+        listed=True,
+        pipeline_guidance=PipelineGuidance(offset=-1.0),
         prepare=prepare_z_image,
         note=Z_IMAGE_SCALE,
     ),

@@ -24,6 +24,16 @@ class TimestepMap(NamedTuple):
     offset: float = 0.0
 
 
+class PipelineGuidance(NamedTuple):
+    """How a pipeline is asked for classifier-free guidance: by the argument `name`, which is `offset` more than the scale w here."""
+
+    name: str = "guidance_scale"
+    offset: float = 0.0
+
+
+AS_HERE = PipelineGuidance()
+
+
 class Usual(NamedTuple):
     """The settings with which a family's pipeline samples."""
 
@@ -48,10 +58,12 @@ class TransformerFamily:
         mu_of_steps: whether the pipeline's dynamic shift depends on the number of steps too.
         texts: how the pipeline uses its text encoders, given the configuration and the class name of the pipeline; empty if prompts are not
             supported.
-        in_pipelines: whether a bundle can stand in for the network in diffusers' pipelines.
+        listed: whether the pipeline gives states as a list of [C, 1, *sides], and embeddings as a list of [tokens, width] without padding.
+        axes_behind: axes of the positions that a pipeline gives, behind those of the grid.
+        pipeline_guidance: how the pipeline is asked for classifier-free guidance.
         extra: further arguments of the network, which follow from the sizes; None if there are none.
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
-        no_guidance: why guidance is refused; empty if it is not.
+        keeps_norm: whether the pipeline scales the guided output back to the norm of the conditional one, token by token.
         note: what the user should know before a build; empty if there is nothing.
     """
 
@@ -66,17 +78,13 @@ class TransformerFamily:
     last_sigma: LastSigma = "timestep"
     mu_of_steps: bool = False
     texts: Callable[[Config, str | None], tuple[TextUse, ...]] = lambda *_: ()
-    in_pipelines: bool = False
+    listed: bool = False
+    axes_behind: int = 0
+    pipeline_guidance: PipelineGuidance = AS_HERE
     extra: Callable[[Frame, Named], Mapping[str, Any]] | None = None
     prepare: Callable[[nn.Module, Frame], None] | None = None
-    no_guidance: str = ""
+    keeps_norm: bool = False
     note: str = ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know before a build."""
-        refused = f"guidance is 1: {self.no_guidance}" if self.no_guidance else ""
-        return tuple(filter(None, (refused, self.note)))
 
     def side(self, config: Config) -> int:
         """Return the side of a token in latents."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from engines.errors import UsageError
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
+from tests.ptqd_export.models.tiny_transformers import OTHER_STAGES
 
 LEVELS = {
     "block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -61,6 +62,24 @@ def test_statistics_of_the_latents_are_applied_as_sdxl_does(tmp_path: Path, stat
 def test_shift_is_added_to_the_scaled_latents(tmp_path: Path, states: Tensor) -> None:
     vae = _save(tmp_path, "AutoencoderKL", **LEVELS, scaling_factor=1.5, shift_factor=0.25)
     torch.testing.assert_close(_decoded(tmp_path, states), vae.decode(states / 1.5 + 0.25).sample)
+
+
+@torch.no_grad()
+def test_one_frame_of_a_video_is_decoded_as_qwen_image_does(tmp_path: Path, states: Tensor) -> None:
+    vae = _save(tmp_path, "AutoencoderKLQwenImage", **OTHER_STAGES["AutoencoderKLQwenImage"])
+    mean, std = (torch.tensor(OTHER_STAGES["AutoencoderKLQwenImage"][key]).view(1, 4, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+    expected = vae.decode(states.unsqueeze(2) * std + mean).sample.squeeze(2)
+    assert expected.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(_decoded(tmp_path, states), expected)
+    assert expected.std() > 0.1
+
+
+@torch.no_grad()
+def test_latents_of_sana_are_scaled(tmp_path: Path) -> None:
+    vae, states = _save(tmp_path, "AutoencoderDC", **OTHER_STAGES["AutoencoderDC"]), torch.randn(2, 8, 4, 3)
+    expected = vae.decode(states / 0.41407).sample
+    assert expected.shape == (2, 3, 32, 24)
+    torch.testing.assert_close(_decoded(tmp_path, states), expected)
 
 
 TINY = {
@@ -113,6 +132,6 @@ def test_unknown_keys_that_say_nothing_are_left_aside(tmp_path: Path, states: Te
 
 def test_another_class_of_first_stage_is_refused_and_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
-    with pytest.raises(UsageError, match=r"(?s)first stage is not supported.*AutoencoderDC.*AutoencoderTiny"):
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    with pytest.raises(UsageError, match=r"(?s)first stage is not supported.*AutoencoderKLWan.*AutoencoderTiny"):
         load_decoder(DiffusersFolder(tmp_path))
