@@ -66,12 +66,12 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     prompts = None if plan_file.prompts is None else find_prompts(path, declared.inputs, declared.texts, lora, guidance)
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
-        if declared.no_guidance and conditioning is not None:
-            conditioning = replace(conditioning, null=None)
         if guidance is not None and conditioning is not None:
             conditioning = with_guidance(declared.inputs, conditioning, guidance)
     else:
         conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
+    if declared.no_guidance and conditioning is not None:
+        conditioning = replace(conditioning, null=None)
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
