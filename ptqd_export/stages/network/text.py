@@ -14,7 +14,7 @@ from engines.arrays import Float32, Int64
 from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.errors import PtqdError
 from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK, GraphEncoder, TextPart
-from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.graph_files import save_graph, save_with_data
 from ptqd_export.graph.passes.weight_only import WeightOnly, round_weights
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
@@ -23,7 +23,7 @@ from ptqd_export.stages.reporter import Reporter, each
 
 RECORD = "text.json"
 LARGE = 500_000_000
-"""Parameters above which the weights of a text encoder are stored in 8 bits."""
+"""Parameters above which the weights of a text encoder are stored in 8 bits, and beside its graph."""
 
 LEAST_COSINE = 0.99
 """Least cosine between an output with weights in 8 bits and the one in float, over all values of a prompt."""
@@ -71,7 +71,7 @@ def _write_encoder(
     graph = trace_module(module, {name: torch.from_numpy(value[:2]) for name, value in proof.items()}, "network.", module.inputs)
     if large:
         WeightOnly()(graph)
-    save_graph(graph, path)
+    (save_with_data if large else save_graph)(graph, path)  # ONNX Runtime maps data files, and reads the rest into memory
     encoder = GraphEncoder(path, module.inputs)
     _check_batches(encoder, module, proof, path)
     if large:
@@ -101,7 +101,7 @@ def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], p
             "Weights in 8 bits change this text encoder too much.",
             found=f"{path.stem}: " + ", ".join(f"a cosine of {cosine:.4f} for {name}" for name, cosine in cosines.items()),
             expected=f"at least {LEAST_COSINE} for every prompt of the plan",
-            mend="prepare embeddings with the model's own pipeline, and name them as model.conditions instead of model.prompts",
+            mend="set quantization.keep_float_encoders to true",
         )
 
 

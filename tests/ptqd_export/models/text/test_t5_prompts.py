@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import GraphEncoder, TextModel, TextPart
 from ptqd_export.models.load import load_model
 from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portable_tokenizer
-from ptqd_export.stages.network.text import make_text
+from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.text import make_text, text_record
+from ptqd_export.stages.run_build import _text
 from tests.ptqd_export.models.pipelines import plan_of
 from tests.ptqd_export.models.text import tiny_t5
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
@@ -97,6 +101,7 @@ def test_encoders_that_are_large_are_closed_between_calls(written: tuple[TextRec
 def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_t5.write_pixart(tmp_path)
     monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    monkeypatch.setattr("ptqd_export.graph.passes.weight_only.TABLE_ROWS", 1)
     monkeypatch.setattr("ptqd_export.stages.network.text.LEAST_COSINE", 0.999999)
     prompts = load_model(plan_of(folder, prompts=["cat"])).prompts
     assert prompts is not None
@@ -115,6 +120,34 @@ def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_floa
     assert cosines.min() > 0.99
     assert np.abs(exact - near).max() > 1e-3
     np.testing.assert_array_equal(found.tables["encoder_attention_mask"], rows["encoder_attention_mask"])
+    assert (tmp_path / "text/text_encoder.onnx.data").exists(), "the runtime maps weights only from a file of their own"
+
+
+def test_the_plan_keeps_large_encoders_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    plan_file = plan_of(folder, prompts=list(PROMPTS))
+    kept = plan_file.plan.quantization.model_copy(update={"keep_float_encoders": True})
+    cache = _Stages(tmp_path)
+    _text(BuildContext(replace(plan_file, plan=plan_file.plan.model_copy(update={"quantization": kept}))), cache)  # type: ignore[arg-type]
+    record = text_record(tmp_path)
+    assert record is not None
+    check(text_model((record, tmp_path)).condition(PROMPTS), *encoded("pixart-sigma", folder, None), 1e-4)
+    assert cache.inputs["in_float"]
+
+
+class _Stages:
+    """Stands in for the cache of stages: runs a stage in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.inputs: Mapping[str, Any] = {}
+
+    def run(self, _: str, inputs: Mapping[str, Any], make: Callable[[Path, Recorder], None], room: int) -> Path:
+        assert room
+        self.inputs = inputs
+        make(self.folder, Recorder())
+        return self.folder
 
 
 def test_a_tokenizer_that_must_be_converted_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
