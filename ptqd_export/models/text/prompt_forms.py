@@ -69,8 +69,8 @@ def _around(written: Callable[[str], str]) -> PromptForm:
         raise UsageError(
             "The tokenizer's chat template cannot be used.",
             found=f"{type(error).__name__}: {error}",
-            expected="the template with which the model was trained, and the package jinja2",
-            mend="copy the whole model folder, with chat_template.jinja if it has one; pip install jinja2",
+            expected="the template with which the model was trained",
+            mend="copy the whole model folder, with chat_template.jinja if it has one",
         ) from error
     if changed:
         raise UsageError(
