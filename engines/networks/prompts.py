@@ -89,7 +89,10 @@ class TextPart:
         values: dict[str, NDArray[Any]] = {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
         if self.mask_input is not None:
             values[self.mask_input] = tokens[:, 1]
-        return {name: _kept(value, forms) for name, value in values.items()} if self.form.skips else values
+        if not self.form.skips:
+            return values
+        by_token = {name for name, value in values.items() if value.ndim > 2 and value.shape[1] == tokens.shape[2]} | {self.mask_input}
+        return {name: _kept(value, forms) if name in by_token else value for name, value in values.items()}
 
     def tokens(self, texts: Sequence[str], form: PromptForm | None = None) -> Int64:
         """Return token ids and masks [texts, 2, tokens] of texts in a form; None takes that of prompts."""
@@ -129,7 +132,9 @@ class TextPart:
 
 def _kept(values: NDArray[Any], forms: Sequence[PromptForm]) -> NDArray[Any]:
     """Return values [texts, tokens, ...] without the tokens that each text's form skips."""
-    return np.stack([np.delete(value, slice(*form.skipped), axis=0) for value, form in zip(values, forms, strict=True)])
+    places = np.array([np.delete(np.arange(values.shape[1]), slice(*form.skipped)) for form in forms])
+    kept: NDArray[Any] = values[np.arange(len(values))[:, np.newaxis], places]
+    return kept
 
 
 def _vectors(name: str, added: Container[str]) -> Iterator[str]:

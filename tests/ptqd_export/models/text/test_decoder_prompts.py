@@ -14,11 +14,13 @@ import torch
 
 from engines.arrays import Float32
 from engines.bundle.manifest import TextRecord
+from engines.errors import UsageError
 from ptqd_export.models.diffusers_models.transformers import family_table
 from ptqd_export.models.load import load_model
+from ptqd_export.models.text.prompt_forms import chat
 from tests.ptqd_export.models.pipelines import GUIDANCE, plan_of
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
-from tests.ptqd_export.models.text.tiny_decoders import PARTS, instruction, write_with_text
+from tests.ptqd_export.models.text.tiny_decoders import PARTS, TEMPLATE, instruction, qwen_tokenizer, write_with_text
 
 TOKENS = {"sana": 300, "z-image": 512, "auraflow": 256, "flux2-klein": 512, "qwen-image": 512}
 MASKS = {"sana": "encoder_attention_mask", "z-image": "encoder_attention_mask", "qwen-image": "encoder_hidden_states_mask"}
@@ -108,3 +110,22 @@ def test_prompts_become_the_embeddings_of_the_pipeline(
 def test_kleins_layers_are_those_of_its_pipeline() -> None:
     asked = inspect.signature(diffusers.Flux2KleinPipeline.encode_prompt).parameters["text_encoder_out_layers"]
     assert asked.default == KLEIN_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (TEMPLATE.replace("{{ message.content }}", "{{ message.content | trim }}"), "chat template changes prompts.*<|im_start|>"),
+        (TEMPLATE.replace("{{ message.content }}", "prompt"), "chat template changes prompts"),
+        ("{{ absent.content }}", "chat template cannot be used"),
+        ("{% for %}", "chat template cannot be used"),
+        (None, "chat template cannot be used.*copy the whole model folder"),
+    ],
+)
+def test_chat_templates_that_are_no_fixed_texts_around_a_prompt_are_refused(template: str | None, message: str) -> None:
+    tokenizer = qwen_tokenizer()
+    form = chat(enable_thinking=False)(tokenizer, 512).form
+    assert (form.prefix, form.suffix) == ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        chat(enable_thinking=False)(tokenizer, 512)

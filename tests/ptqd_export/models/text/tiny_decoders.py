@@ -111,7 +111,8 @@ def write_with_text(family: str, folder: Path) -> Path:
     tiny, (tokenizer, encoder) = TINY[family], PARTS[family]
     kind, config = tiny.network
     torch.manual_seed(0)
-    transformer = getattr(diffusers, kind)(**{**config, **{key: _width(family) for key in WIDTHS if key in config}})
+    places = {"axes_lens": [640, 16, 16]} if family == "z-image" else {}  # of a whole caption, and its image
+    transformer = getattr(diffusers, kind)(**{**config, **{key: _width(family) for key in WIDTHS if key in config}, **places})
     text_encoder = encoder().eval()
     spread(transformer)
     spread(text_encoder)
