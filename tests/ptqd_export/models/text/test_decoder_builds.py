@@ -19,7 +19,8 @@ from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, pipeline
 from tests.ptqd_export.models.text.tiny_decoders import write_with_text
 
-pytestmark = pytest.mark.slow
+# diffusers turns tensors into arrays in a way that NumPy deprecates.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")]
 
 STEPS, GUIDANCE, SEED = 3, 3.0, 5
 PROMPTS = ("the DOG of caf\u00e9, \u732b!", "word " * 600, "")
