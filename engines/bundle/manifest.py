@@ -19,6 +19,9 @@ from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale
 
 MANIFEST = "manifest.json"
 
+FORM_LETTERS = 2**16
+"""Most letters in front of a prompt, or behind it; the longest known instruction has 1,500."""
+
 FixedValue: TypeAlias = FiniteFloat | tuple[FiniteFloat, ...]
 """Value of a conditioning input that no prompt changes."""
 
@@ -55,12 +58,26 @@ class DecoderRecord(Strict):
     batch: Batch
 
 
+class PromptForm(Strict):
+    """What stands around a prompt, and the tokens `[from, to)` of the encoder that the network is not given."""
+
+    prefix: Annotated[str, Field(max_length=FORM_LETTERS)] = ""
+    suffix: Annotated[str, Field(max_length=FORM_LETTERS)] = ""
+    skipped: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+
+    @property
+    def skips(self) -> int:
+        """Number of tokens that the network is not given."""
+        return self.skipped[1] - self.skipped[0]
+
+
 class TextEncoderRecord(Strict):
     """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces.
 
     `takes_mask` says that its graph also takes the mask of the tokenizer's own tokens. `mask_input` is the conditioning input that is this
     mask. `joins` says where its hidden states go beside those of the encoders before it: along the width, or behind their tokens.
-    `lowercase` prompts are written in small letters, without blanks at their ends, before they are split.
+    `lowercase` prompts are written in small letters, without blanks at their ends, before they are split. `form` is what stands around
+    them, and `null_form` what stands around the negative prompt; null is the same.
     """
 
     graph: Name
@@ -71,6 +88,20 @@ class TextEncoderRecord(Strict):
     mask_input: Name | None = None
     joins: Literal["beside", "behind"] = "beside"
     lowercase: bool = False
+    form: PromptForm = PromptForm()
+    null_form: PromptForm | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of tokens that the network is given."""
+        return self.tokens - self.form.skips
+
+    @model_validator(mode="after")
+    def _skips_within_the_tokens(self) -> Self:
+        for form in filter(None, (self.form, self.null_form)):
+            if not 0 <= form.skips < self.tokens or form.skipped[1] > self.tokens or form.skips != self.form.skips:
+                raise ValueError(f"skips tokens {list(form.skipped)} of {self.tokens}")
+        return self
 
 
 class TextRecord(Strict):

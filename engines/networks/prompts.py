@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.arrays import Float32, Int64
 from engines.backends.onnxruntime.onnxruntime_session import open_session
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import FixedValue, TextEncoderRecord, TextRecord
+from engines.bundle.manifest import FixedValue, PromptForm, TextEncoderRecord, TextRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.host.machine import cores
@@ -42,6 +42,9 @@ KEPT_BYTES = 2**31
 """Size of a graph with its weights up to which a text encoder stays open between calls."""
 
 
+PLAIN = PromptForm()
+"""A prompt by itself."""
+
 TextEncoder: TypeAlias = Callable[..., dict[str, Float32]]
 """A text encoder: maps token ids int64 [batch, tokens] and, if it takes it, their mask to values [batch, ...] by conditioning input."""
 
@@ -56,6 +59,8 @@ class TextPart:
         takes_mask: whether the encoder takes the mask of the tokens.
         mask_input: conditioning input that is the mask of the tokens, or None.
         lowercase: whether texts are written in small letters, without blanks at their ends, first.
+        form: what stands around a text, and the tokens that the network is not given.
+        null_form: the same for the negative prompt.
         release: frees what the encoder holds between calls; None if it holds nothing.
     """
 
@@ -64,29 +69,39 @@ class TextPart:
     takes_mask: bool = False
     mask_input: str | None = None
     lowercase: bool = False
+    form: PromptForm = PLAIN
+    null_form: PromptForm = PLAIN
     release: Callable[[], None] | None = None
 
     @classmethod
     def of(cls, record: TextEncoderRecord, tokenizer: Any, encoder: TextEncoder, release: Callable[[], None] | None = None) -> TextPart:
         """Return the encoder that a record describes."""
-        return cls(tokenizer, encoder, record.takes_mask, record.mask_input, record.lowercase, release)
+        form, null_form = record.form, record.null_form or record.form
+        return cls(tokenizer, encoder, record.takes_mask, record.mask_input, record.lowercase, form, null_form, release)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return values [texts, ...] by conditioning input. Texts with the same tokens are encoded once."""
-        tokens = self._tokens(texts)
+    def encode(self, texts: Sequence[str], null: str | None = None) -> dict[str, NDArray[Any]]:
+        """Return values [texts, ...] by conditioning input, behind those of a negative prompt. Equal tokens are encoded once."""
+        forms = [*([] if null is None else [self.null_form]), *[self.form] * len(texts)]
+        tokens = np.concatenate([*([] if null is None else [self.tokens([null], self.null_form)]), self.tokens(texts)])
         given, first = np.unique(tokens if self.takes_mask else tokens[:, :1], axis=0, return_inverse=True)
         inputs = [np.ascontiguousarray(one) for one in given.swapaxes(0, 1)]
         batches = [self.encoder(*(one[begin : begin + BATCH] for one in inputs)) for begin in range(0, len(given), BATCH)]
         values: dict[str, NDArray[Any]] = {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
-        return values if self.mask_input is None else {**values, self.mask_input: tokens[:, 1]}
+        if self.mask_input is not None:
+            values[self.mask_input] = tokens[:, 1]
+        if not self.form.skips:
+            return values
+        by_token = {name for name, value in values.items() if value.ndim > 2 and value.shape[1] == tokens.shape[2]} | {self.mask_input}
+        return {name: _kept(value, forms) if name in by_token else value for name, value in values.items()}
 
-    def _tokens(self, texts: Sequence[str]) -> Int64:
-        """Return token ids and masks [texts, 2, tokens]."""
-        return np.array([(encoding.ids, encoding.attention_mask) for encoding in self._encodings(texts)], dtype=np.int64)
+    def tokens(self, texts: Sequence[str], form: PromptForm | None = None) -> Int64:
+        """Return token ids and masks [texts, 2, tokens] of texts in a form; None takes that of prompts."""
+        encodings = self._encodings(texts, form or self.form)
+        return np.array([(encoding.ids, encoding.attention_mask) for encoding in encodings], dtype=np.int64)
 
     def cut(self, texts: Sequence[str]) -> set[int]:
         """Return the indices of the texts that are too long for the encoder."""
-        return {index for index, encoding in enumerate(self._encodings(texts)) if encoding.overflowing}
+        return {index for index, encoding in enumerate(self._encodings(texts, self.form)) if encoding.overflowing}
 
     def _expanded(self, text: str) -> str:
         if self.lowercase:
@@ -103,9 +118,9 @@ class TextPart:
         ]  # replaced in the order of their ids
         return {name: " ".join(_vectors(name, added)) for name in added if f"{name}_1" in added}
 
-    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+    def _encodings(self, texts: Sequence[str], form: PromptForm) -> list[Any]:
         try:
-            return list(self.tokenizer.encode_batch([self._expanded(text) for text in texts]))
+            return list(self.tokenizer.encode_batch([f"{form.prefix}{self._expanded(text)}{form.suffix}" for text in texts]))
         except Exception as error:  # tokenizers raises plain Exception
             raise PtqdError(
                 "The model's tokenizer fails on a prompt.",
@@ -113,6 +128,13 @@ class TextPart:
                 expected="a tokenizer that knows every character, or has a token for unknown ones in its vocabulary",
                 mend="build the bundle again from a model with a complete tokenizer",
             ) from error
+
+
+def _kept(values: NDArray[Any], forms: Sequence[PromptForm]) -> NDArray[Any]:
+    """Return values [texts, tokens, ...] without the tokens that each text's form skips."""
+    places = np.array([np.delete(np.arange(values.shape[1]), slice(*form.skipped)) for form in forms])
+    kept: NDArray[Any] = values[np.arange(len(values))[:, np.newaxis], places]
+    return kept
 
 
 def _vectors(name: str, added: Container[str]) -> Iterator[str]:
@@ -139,7 +161,7 @@ class TextModel:
             prompts: at least one prompt.
             negative: negative prompt; None uses the model's default: the empty prompt, or zeros.
         """
-        tables = self._encode([negative or "", *prompts])
+        tables = self._encode(prompts, negative or "")
         zeroed = negative is None and self.record.zero_without_negative
         null = {name: np.zeros_like(table[0]) if zeroed else table[0] for name, table in tables.items()}
         fixed, null_fixed = (_arrays(values) for values in (self.record.fixed, self.record.fixed | self.record.null_fixed))
@@ -150,11 +172,14 @@ class TextModel:
         """Return the sorted indices of the prompts that are too long, whose end is cut off."""
         return tuple(sorted(set.union(*(part.cut(prompts) for part in self.parts))))
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return values by conditioning input. The encoders run one after the other, and each frees its memory before the next opens."""
+    def _encode(self, texts: Sequence[str], null: str) -> dict[str, NDArray[Any]]:
+        """Return values by conditioning input, those of the negative prompt first.
+
+        The encoders run one after the other, and each frees its memory before the next opens.
+        """
         values: dict[str, list[list[NDArray[Any]]]] = {}
         for record, part in zip(self.record.encoders, self.parts, strict=True):
-            for name, value in part.encode(texts).items():
+            for name, value in part.encode(texts, null).items():
                 groups = values.setdefault(name, [])
                 if record.joins == "behind" or not groups:
                     groups.append([])

@@ -64,6 +64,9 @@ class QuantizationSection(Section):
     keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns with * and ? for the names of layers whose weights have 8 bits at every precision"
     )
+    keep_float_encoders: bool = Field(
+        default=False, description="keep the weights of text encoders with more than 500 million parameters in float; else they have 8 bits"
+    )
     integer_layers: Literal["all", "faster"] = Field(
         default="all",
         description="compute in integers wherever the target can, or only in layers where the build measures a speed-up on this machine",

@@ -151,8 +151,9 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
     if prompts is None or context.plan_file.prompts is None:
         return None
     texts = calibration_prompts(context.plan_file.prompts)
-    inputs = {"model": context.fingerprint, **context.model_settings, "fixed": dict(prompts.fixed)}
-    return cache.run("text", inputs, partial(make_text, prompts, texts), room=room.text(context))
+    in_float = context.plan.quantization.keep_float_encoders
+    inputs = {"model": context.fingerprint, **context.model_settings, "fixed": dict(prompts.fixed), "in_float": in_float}
+    return cache.run("text", inputs, partial(make_text, prompts, texts, in_float=in_float), room=room.text(context))
 
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:

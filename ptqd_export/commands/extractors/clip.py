@@ -124,7 +124,7 @@ def write_clip(model: Path, output: Path) -> None:
     config = model / "config.json"
     if not config.is_file():
         raise UsageError("The CLIP model has no configuration.", found=f"no file {config}", mend="copy the whole model folder")
-    tokenizer = portable_tokenizer(model, TokenLimits.of(CLIP_TEXT | read_config(config).get("text_config", {})))
+    tokenizer = portable_tokenizer(model, TokenLimits.of(CLIP_TEXT | read_config(config).get("text_config", {}))).tokenizer
     clip = _load(model)
     folder = writable_folder(output)
     (folder / TOKENIZER).unlink(missing_ok=True)

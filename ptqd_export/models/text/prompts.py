@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from engines.arrays import Float32, Int64
 from engines.bundle.manifest import FixedValue, TextEncoderRecord, TextRecord
@@ -17,7 +17,8 @@ from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.lora import Lora
 from ptqd_export.models.module_checks import check_finite
 from ptqd_export.models.text.text_encoders import TextEncoderModule, TextFolders
-from ptqd_export.models.text.text_use import CLIP_PROJECTED, TextUse
+from ptqd_export.models.text.text_use import CLIP_PROJECTED, PENULTIMATE, TextUse
+from ptqd_export.models.text.tokenizer import PortableTokenizer
 
 TEXT = "text"
 """The bundle's folder for graphs and tokenizers of text encoders."""
@@ -26,8 +27,8 @@ Fixed: TypeAlias = Mapping[str, FixedValue]
 """Values of a conditioning input that no prompt changes, by its name."""
 
 STABLE_DIFFUSION = (TextUse("text_encoder", {EMBEDDINGS: "last"}),)
-SDXL_REFINER = (TextUse("text_encoder_2", {EMBEDDINGS: "penultimate", POOLED: "projected"}, kinds=(CLIP_PROJECTED,)),)
-SDXL = (TextUse("text_encoder", {EMBEDDINGS: "penultimate"}), *SDXL_REFINER)
+SDXL_REFINER = (TextUse("text_encoder_2", {EMBEDDINGS: PENULTIMATE, POOLED: "projected"}, kinds=(CLIP_PROJECTED,)),)
+SDXL = (TextUse("text_encoder", {EMBEDDINGS: PENULTIMATE}), *SDXL_REFINER)
 """How the pipelines of U-Nets use their text encoders."""
 
 SCORE, NEGATIVE_SCORE = 6.0, 2.5
@@ -83,7 +84,7 @@ class LoadedText:
     """Text encoders, and tokenizers in the form that the bundle ships."""
 
     source: PromptEncoder
-    tokenizers: tuple[Any, ...]
+    tokenizers: tuple[PortableTokenizer, ...]
 
     @property
     def record(self) -> TextRecord:
@@ -93,12 +94,14 @@ class LoadedText:
             TextEncoderRecord(
                 graph=f"{TEXT}/{folders.encoder.name}.onnx",
                 tokenizer=f"{TEXT}/{folders.tokenizer.name}.json",
-                tokens=tokenizer.truncation["max_length"],
+                tokens=tokenizer.length,
                 inputs=tuple(use.gives),
                 takes_mask=use.takes_mask,
                 mask_input=use.mask_input,
                 joins=use.joins,
                 lowercase=use.lowercase,
+                form=tokenizer.forms.form,
+                null_form=tokenizer.forms.null_form,
             )
             for folders, use, tokenizer in zip(source.folders, source.uses, self.tokenizers, strict=True)
         )
@@ -115,7 +118,7 @@ class LoadedText:
         record, parts = self.record, []
         for use, tokenizer, one in zip(self.source.uses, self.tokenizers, record.encoders, strict=True):
             encoder = _LoadedOnUse(self.source, use)
-            parts.append(TextPart.of(one, tokenizer, encoder, encoder.release))
+            parts.append(TextPart.of(one, tokenizer.tokenizer, encoder, encoder.release))
         return TextModel(record, tuple(parts)).condition(prompts, negative)
 
 
@@ -138,7 +141,7 @@ class _LoadedOnUse:
 def _tokens(name: str, encoders: Sequence[TextEncoderRecord], absent: Sequence[TextUse]) -> int:
     """Return the tokens of a conditioning input, those of absent encoders included."""
     giving = [one for one in encoders if name in one.inputs]
-    return sum(one.tokens for i, one in enumerate(giving) if i == 0 or one.joins == "behind") + sum(
+    return sum(one.kept for i, one in enumerate(giving) if i == 0 or one.joins == "behind") + sum(
         use.tokens or 0 for use in absent if name in use.gives
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,39 @@ from engines.errors import MissingBackendError, UsageError
 from ptqd_export.models.diffusers_folder import DiffusersFolder, read_config
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import TRANSFORMERS
-from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, Output, TextUse
-from ptqd_export.models.text.tokenizer import CLIP_TOKENIZER, T5_TOKENIZER, TokenizerKind, TokenLimits, portable_tokenizer
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, DECODERS, GEMMA2, QWEN3, QWEN_VL, T5, UMT5, Output, TextUse
+from ptqd_export.models.text.tokenizer import (
+    CLIP_TOKENIZER,
+    GEMMA_TOKENIZER,
+    LLAMA_TOKENIZER,
+    QWEN_TOKENIZER,
+    T5_TOKENIZER,
+    PortableTokenizer,
+    TokenizerKind,
+    TokenLimits,
+    portable_tokenizer,
+)
 
 ENCODERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 """Folders of the text encoders and of their tokenizers."""
 
-TOKENIZERS: Mapping[str, TokenizerKind] = {CLIP: CLIP_TOKENIZER, CLIP_PROJECTED: CLIP_TOKENIZER, T5: T5_TOKENIZER}
+TOKENIZERS: Mapping[str, TokenizerKind] = {
+    CLIP: CLIP_TOKENIZER,
+    CLIP_PROJECTED: CLIP_TOKENIZER,
+    T5: T5_TOKENIZER,
+    UMT5: LLAMA_TOKENIZER,
+    **dict.fromkeys(GEMMA2, GEMMA_TOKENIZER),
+    **dict.fromkeys((*QWEN3, QWEN_VL), QWEN_TOKENIZER),
+}
 """The kind of tokenizer of each class of text encoders."""
 
-READ: Mapping[Output, Callable[[Any], Tensor]] = {
-    "last": lambda out: out.last_hidden_state,
-    "penultimate": lambda out: out.hidden_states[-2],
-    "pooled": lambda out: out.pooler_output,
-    "projected": lambda out: out.text_embeds,
-}
-"""Where transformers' output has what an encoder gives."""
+
+def read_output(out: Any, wanted: Output) -> Tensor:
+    """Return what an encoder gives from transformers' output."""
+    if isinstance(wanted, tuple):
+        return torch.cat([out.hidden_states[layer] for layer in wanted], dim=-1)
+    found: Tensor = getattr(out, {"last": "last_hidden_state", "pooled": "pooler_output", "projected": "text_embeds"}[wanted])
+    return found
 
 
 class TextEncoderModule(nn.Module):
@@ -47,11 +64,26 @@ class TextEncoderModule(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.use = use
 
+    @property
+    def encoder(self) -> Any:
+        """The part of the network that is used."""
+        network: Any = self.network
+        return network.get_decoder() if self._decodes else network
+
+    @property
+    def _decodes(self) -> bool:
+        return type(self.network).__name__ in DECODERS
+
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        asked = {} if mask is None else {"attention_mask": mask}
+        asked: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
+        if self._decodes:
+            asked["use_cache"] = False
         gives = tuple(self.use.gives.values())
-        out = self.network(input_ids=ids, output_hidden_states="penultimate" in gives, **asked)
-        return tuple(READ[one](out) for one in gives)
+        out = self.encoder(input_ids=ids, output_hidden_states=any(isinstance(one, tuple) for one in gives), **asked)
+        values = tuple(read_output(out, one) for one in gives)
+        if mask is None or not self.use.clears_padding:
+            return values
+        return tuple(value * mask[:, :, None].to(value.dtype) for value in values)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -89,7 +121,7 @@ class TextFolders:
     def config(self) -> Mapping[str, Any]:
         return read_config(self.encoder / "config.json")
 
-    def load_tokenizer(self, use: TextUse) -> Any:
+    def load_tokenizer(self, use: TextUse) -> PortableTokenizer:
         """Load the tokenizer. Raises what `portable_tokenizer` raises, and a UsageError if the pipeline uses one of another class."""
         index, settings = DiffusersFolder(self.model).index, self.tokenizer / "tokenizer_config.json"
         used = None if index is None else index.get(self.tokenizer.name)
@@ -102,7 +134,7 @@ class TextFolders:
                 expected=" or ".join(kind.names),
                 mend="prepare embeddings yourself, and name them as model.conditions instead of model.prompts",
             )
-        return portable_tokenizer(self.tokenizer, TokenLimits.of(self.config), kind, use.tokens)
+        return portable_tokenizer(self.tokenizer, TokenLimits.of(self.config), kind, use.tokens, use.forms, use.padding_side)
 
     def load(self, use: TextUse) -> TextEncoderModule:
         """Load the encoder in float32.

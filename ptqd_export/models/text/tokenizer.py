@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from engines.bundle.manifest import PromptForm
 from engines.errors import MissingBackendError, PtqdError, UsageError
+from ptqd_export.models.text.prompt_forms import FormMaker, PromptForms, plain
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ CLIP_TOKENIZER = TokenizerKind(("CLIPTokenizer", "CLIPTokenizerFast"), ("tokeniz
 T5_TOKENIZER = TokenizerKind(
     ("T5Tokenizer", "T5TokenizerFast"), ("tokenizer.json", "spiece.model"), ("sentencepiece", "google.protobuf"), 2
 )
+
+GEMMA_TOKENIZER = TokenizerKind(
+    ("GemmaTokenizer", "GemmaTokenizerFast"), ("tokenizer.json", "tokenizer.model"), ("sentencepiece", "google.protobuf"), 2
+)
+LLAMA_TOKENIZER = TokenizerKind(
+    ("LlamaTokenizer", "LlamaTokenizerFast"), ("tokenizer.json", "tokenizer.model"), ("sentencepiece", "google.protobuf"), 2
+)
+QWEN_TOKENIZER = TokenizerKind(("Qwen2Tokenizer", "Qwen2TokenizerFast"), ("tokenizer.json", "vocab.json"), (), 2)
 
 HARD_PROMPTS = (
     "",
@@ -64,18 +75,40 @@ class TokenLimits:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> TokenLimits:
-        """Read the configuration of a text encoder."""
+        """Read the configuration of a text encoder, or that of the part that reads text."""
+        config = config.get("text_config") or config
         return cls(config.get("max_position_embeddings"), config["vocab_size"])
 
 
-def portable_tokenizer(folder: Path, limits: TokenLimits, kind: TokenizerKind = CLIP_TOKENIZER, length: int | None = None) -> Any:
-    """Return a folder's `tokenizers.Tokenizer`. It truncates and pads with the token in the folder's settings.
+@dataclass(frozen=True)
+class PortableTokenizer:
+    """A `tokenizers.Tokenizer` that pads and truncates to one length, and what stands around the prompts that it is given."""
+
+    tokenizer: Any
+    forms: PromptForms
+
+    @property
+    def length(self) -> int:
+        return int(self.tokenizer.truncation["max_length"])
+
+
+def portable_tokenizer(
+    folder: Path,
+    limits: TokenLimits,
+    kind: TokenizerKind = CLIP_TOKENIZER,
+    length: int | None = None,
+    make_forms: FormMaker = plain,
+    padding_side: str | None = None,
+) -> PortableTokenizer:
+    """Return a folder's tokenizer. It truncates and pads with the token in the folder's settings.
 
     Args:
         folder: folder of the tokenizer.
         limits: what the text encoder can take.
         kind: kind of the tokenizer.
-        length: length that it truncates and pads to; None takes the one in the folder's settings.
+        length: length that it truncates and pads to, beside the tokens that forms leave out; None takes the one in the settings.
+        make_forms: makes what stands around prompts.
+        padding_side: where it pads; None takes the side in the folder's settings.
 
     Raises:
         UsageError: the folder contains no tokenizer, or one that does not fit the encoder.
@@ -89,19 +122,43 @@ def portable_tokenizer(folder: Path, limits: TokenLimits, kind: TokenizerKind = 
     from tokenizers import Tokenizer
 
     reference = _reference(folder, kind)
+    forms = _forms(folder, reference, make_forms, length)
     if length is not None:
-        reference.model_max_length = length
+        reference.model_max_length = length + forms.form.skips
+    if padding_side is not None:
+        reference.padding_side = padding_side
     portable = Tokenizer.from_str(reference.backend_tokenizer.to_str())
     _check(folder, reference, portable, limits, kind.shortest)
-    portable.enable_truncation(reference.model_max_length)
-    portable.enable_padding(length=reference.model_max_length, pad_id=reference.pad_token_id, pad_token=reference.pad_token)
+    portable.enable_truncation(reference.model_max_length, direction=reference.truncation_side)
+    portable.enable_padding(
+        direction=reference.padding_side,
+        length=reference.model_max_length,
+        pad_id=reference.pad_token_id,
+        pad_token=reference.pad_token,
+    )
+    with _naming(folder):
+        _prove(portable, reference, forms.form, reference.model_max_length)
+        if forms.null_form is not None:
+            _prove(portable, reference, forms.null_form, forms.null_form.skipped[0])
+    return PortableTokenizer(portable, forms)
+
+
+def _forms(folder: Path, reference: Any, make_forms: FormMaker, length: int | None) -> PromptForms:
+    if length is None:
+        return PromptForms()
+    with _naming(folder):
+        return make_forms(reference, length)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name the folder of a tokenizer that fails."""
     try:
-        _prove(portable, reference)
+        yield
     except PtqdError:
         raise
     except Exception as error:  # tokenizers raises plain Exception
         raise PtqdError("The model's tokenizer fails.", found=f"{folder}: {error}", mend="copy the whole model folder") from error
-    return portable
 
 
 def _check(folder: Path, reference: Any, portable: Any, limits: TokenLimits, shortest: int) -> None:
@@ -174,12 +231,13 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _prove(portable: Any, reference: Any) -> None:
-    """Compare token ids, and the masks that tell them from padding, on the hard prompts."""
-    expected = reference(list(HARD_PROMPTS), padding="max_length", max_length=reference.model_max_length, truncation=True)
-    found = portable.encode_batch(list(HARD_PROMPTS))
+def _prove(portable: Any, reference: Any, form: PromptForm, length: int) -> None:
+    """Compare token ids, and the masks that tell them from padding, on the hard prompts in a form. The pipeline takes `length` tokens."""
+    texts = [f"{form.prefix}{prompt}{form.suffix}" for prompt in HARD_PROMPTS]
+    expected = reference(texts, padding="max_length", max_length=length, truncation=True)
+    found = portable.encode_batch(texts)
     for prompt, ids, mask, encoding in zip(HARD_PROMPTS, expected.input_ids, expected.attention_mask, found, strict=True):
-        if (encoding.ids, encoding.attention_mask) != (ids, mask):
+        if (encoding.ids[:length], encoding.attention_mask[:length]) != (ids, mask):
             raise PtqdError(
                 "The portable tokenizer's tokens differ from those of the model's own.",
                 found=f"{prompt!r}: {encoding.ids}",

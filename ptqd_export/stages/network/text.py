@@ -11,30 +11,30 @@ import torch
 from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
-from engines.bundle.manifest import TextRecord
+from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.errors import PtqdError
-from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK, GraphEncoder
-from ptqd_export.graph.graph_files import save_graph
+from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK, GraphEncoder, TextPart
+from ptqd_export.graph.graph_files import save_graph, save_with_data
 from ptqd_export.graph.passes.weight_only import WeightOnly, round_weights
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
 from ptqd_export.models.text.text_encoders import TextEncoderModule
-from ptqd_export.models.text.text_use import TextUse
 from ptqd_export.stages.reporter import Reporter, each
 
 RECORD = "text.json"
 LARGE = 500_000_000
-"""Parameters above which the weights of a text encoder are stored in 8 bits."""
+"""Parameters above which the weights of a text encoder are stored in 8 bits, and beside its graph."""
 
 LEAST_COSINE = 0.99
 """Least cosine between an output with weights in 8 bits and the one in float, over all values of a prompt."""
 
 SMALLEST = 1e-30
 
-PROOF = ("", "a photo of a cat", "three words more")
+PROOF = ("", "a photo of a cat", "word " * 1000)
+"""Prompts without a token of their own, with a few, and with more than any encoder takes."""
 
 
-def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, reporter: Reporter) -> None:
+def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, reporter: Reporter, *, in_float: bool = False) -> None:
     """Write a graph and a tokenizer for every text encoder, under their names in the bundle, and `text.json`.
 
     Args:
@@ -42,6 +42,7 @@ def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, report
         texts: prompts on which an encoder with weights in 8 bits is compared with the one in float.
         folder: folder to write to.
         reporter: receives progress, one unit per encoder.
+        in_float: whether the weights of large encoders stay in float too.
 
     Raises:
         PtqdError: a graph does not compute what torch computes, or 8 bits change an encoder's output too much.
@@ -51,39 +52,45 @@ def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, report
     on_encoder = each(reporter, len(record.encoders))
     for one, use, tokenizer in zip(record.encoders, prompts.uses, text.tokenizers, strict=True):
         (folder / one.graph).parent.mkdir(exist_ok=True)
-        tokenizer.save(str(folder / one.tokenizer))
-        proof, compared = (_feeds(tokenizer, use, some) for some in (PROOF, texts[:BATCH]))
-        _write_graph(prompts.module(use), proof, compared, folder / one.graph)
+        tokenizer.tokenizer.save(str(folder / one.tokenizer))
+        _write_encoder(prompts.module(use), one, tokenizer.tokenizer, texts[:BATCH], folder / one.graph, in_float=in_float)
         on_encoder()
     (folder / RECORD).write_text(record.model_dump_json())
 
 
-def _feeds(tokenizer: Any, use: TextUse, texts: Sequence[str]) -> dict[str, Int64]:
-    """Return the inputs of an encoder's graph for prompts."""
-    encodings = tokenizer.encode_batch([text.lower().strip() if use.lowercase else text for text in texts])
-    feeds = {TOKEN_IDS: np.array([encoding.ids for encoding in encodings], dtype=np.int64)}
-    if use.takes_mask:
-        feeds[TOKEN_MASK] = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
-    return feeds
-
-
-def _write_graph(module: TextEncoderModule, proof: Mapping[str, Int64], compared: Mapping[str, Int64], path: Path) -> None:
-    """Write the graph of an encoder; that of a large one with weights in 8 bits. Its weights are rounded in place."""
-    large = sum(parameter.numel() for parameter in module.parameters()) > LARGE
+def _write_encoder(
+    module: TextEncoderModule, record: TextEncoderRecord, tokenizer: Any, texts: Sequence[str], path: Path, *, in_float: bool
+) -> None:
+    """Write the graph of an encoder; that of a large one with weights in 8 bits, unless they stay in float. They are rounded in place."""
+    part = TextPart.of(record, tokenizer, module.encode)
+    proof, compared = (_feeds(part, some) for some in (PROOF, texts))
+    large = not in_float and sum(parameter.numel() for parameter in module.parameters()) > LARGE
     exact = module.encode(*compared.values()) if large else {}
     if large:
-        round_weights(module)
-    inputs = {name: torch.from_numpy(value[:2]) for name, value in proof.items()}
-    graph = trace_module(module, inputs, "network.", module.inputs)
+        round_weights(module.encoder)
+    graph = trace_module(module, {name: torch.from_numpy(value[:2]) for name, value in proof.items()}, "network.", module.inputs)
     if large:
         WeightOnly()(graph)
-    save_graph(graph, path)
+    (save_with_data if large else save_graph)(graph, path)  # ONNX Runtime maps data files, and reads the rest into memory
     encoder = GraphEncoder(path, module.inputs)
-    found, expected = encoder(*proof.values()), module.encode(*proof.values())
-    for name, value in expected.items():
-        check_outputs(found[name], value, f"{path.name}, {name}")
+    _check_batches(encoder, module, proof, path)
     if large:
         _check_cosines(encoder(*compared.values()), exact, path)
+
+
+def _feeds(part: TextPart, texts: Sequence[str]) -> dict[str, Int64]:
+    """Return the inputs of an encoder's graph for prompts."""
+    ids, mask = (np.ascontiguousarray(one) for one in part.tokens(texts).swapaxes(0, 1))
+    return {TOKEN_IDS: ids, TOKEN_MASK: mask} if part.takes_mask else {TOKEN_IDS: ids}
+
+
+def _check_batches(encoder: GraphEncoder, module: TextEncoderModule, proof: Mapping[str, Int64], path: Path) -> None:
+    """Refuse a graph that does not compute what torch computes, in batches of other sizes than it was traced with."""
+    expected = module.encode(*proof.values())
+    for batch in (1, len(PROOF)):
+        found = encoder(*(value[-batch:] for value in proof.values()))
+        for name, value in expected.items():
+            check_outputs(found[name], value[-batch:], f"{path.name}, {name}")
 
 
 def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], path: Path) -> None:
@@ -94,7 +101,7 @@ def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], p
             "Weights in 8 bits change this text encoder too much.",
             found=f"{path.stem}: " + ", ".join(f"a cosine of {cosine:.4f} for {name}" for name, cosine in cosines.items()),
             expected=f"at least {LEAST_COSINE} for every prompt of the plan",
-            mend="prepare embeddings with the model's own pipeline, and name them as model.conditions instead of model.prompts",
+            mend="set quantization.keep_float_encoders to true",
         )
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import TextEncoderRecord, TextRecord
+from engines.bundle.manifest import PromptForm, TextEncoderRecord, TextRecord
 from engines.cli import main
 from engines.errors import BundleError, MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import (
@@ -125,6 +126,45 @@ def test_prompts_with_the_same_tokens_and_other_masks_are_told_apart() -> None:
     found = TextPart(made, masked_encoder, takes_mask=True).encode(["cat", "cat <pad>"])["hidden"]
     np.testing.assert_array_equal(found[1, 1], TABLE[0])
     np.testing.assert_array_equal(found[0, 1], 0 * TABLE[0])
+
+
+def test_forms_stand_around_prompts_and_their_tokens_are_left_out() -> None:
+    form = PromptForm(prefix="red a ", suffix=" cat", skipped=(1, 3))
+    record = TextEncoderRecord(
+        graph="a.onnx", tokenizer="a.json", tokens=6, inputs=("hidden", "pooled"), takes_mask=True, mask_input="mask", lowercase=True,
+        form=form, null_form=PromptForm(skipped=(4, 6)),
+    )  # fmt: skip
+    made = tokenizer()
+    made.enable_truncation(6)
+    made.enable_padding(length=6, pad_id=0, pad_token="<pad>")
+
+    def encode(ids: Array, mask: Array) -> dict[str, Array]:
+        return {**masked_encoder(ids, mask), "pooled": TABLE[ids[:, 0]]}
+
+    part = TextPart.of(record, made, encode)
+    found = part.encode(["A Red", ""], "a cat a cat a")
+    a, red, cat, none = TABLE[1], TABLE[2], TABLE[3], 0 * TABLE[0]
+    expected = [
+        [a, cat, a, cat],
+        [red, red, cat, none],
+        [red, none, none, none],
+    ]  # negative; red [a a] red cat; red [a cat]
+    np.testing.assert_array_equal(found["hidden"], expected)
+    assert found["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]
+    np.testing.assert_array_equal(found["pooled"], [a, red, red])
+    assert part.cut(["a", "a a a", "a a a a"]) == {2}
+    assert record.kept == 4
+
+
+@pytest.mark.parametrize(
+    ("skipped", "null"), [((2, 1), None), ((0, TOKENS), None), ((1, TOKENS + 1), None), ((0, 1), (0, 2)), ((0, 0), (1, 2))]
+)
+def test_forms_that_skip_other_tokens_than_there_are_refused(skipped: tuple[int, int], null: tuple[int, int] | None) -> None:
+    null_form = None if null is None else PromptForm(skipped=null)
+    with pytest.raises(ValidationError, match="skips tokens"):
+        TextEncoderRecord(
+            graph="a", tokenizer="b", tokens=TOKENS, inputs=("hidden",), form=PromptForm(skipped=skipped), null_form=null_form
+        )
 
 
 def test_encoders_stand_beside_and_behind_each_other_with_zeros_where_one_is_narrower() -> None:

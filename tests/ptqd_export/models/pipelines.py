@@ -69,11 +69,11 @@ def of_modules(model: LoadedModel, prompts: int, sampler: str = "ddim") -> Array
     return x
 
 
-def plan_of(folder: Path, **model: Any) -> PlanFile:
+def plan_of(folder: Path, guidance: float = GUIDANCE, /, **model: Any) -> PlanFile:
     """Write a plan beside the model's folder and load the plan."""
     plan = {
         "model": {"path": folder.name, "prompts": list(PROMPTS), **model},
-        "sampler": {"name": "ddim", "steps": STEPS, "guidance": GUIDANCE},
+        "sampler": {"name": "ddim", "steps": STEPS, "guidance": guidance},
         "precisions": ["w8a8"],
         "calibration": {"samples": 8, "batch_size": 4, "activation_samples": 16},
         "target": {"name": "onnxruntime", "threads": 2, "benchmark_batch": 2},

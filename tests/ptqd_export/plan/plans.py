@@ -69,6 +69,7 @@ RESOLVED = """\
     "step_groups": 1,
     "keep_float": [],
     "keep_8bit_weights": [],
+    "keep_float_encoders": false,
     "integer_layers": "all"
   },
   "calibration": {

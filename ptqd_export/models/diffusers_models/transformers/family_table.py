@@ -23,10 +23,14 @@ from ptqd_export.models.diffusers_models.transformers.transformer_family import 
     Usual,
 )
 from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
-from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, T5, TextUse
+from ptqd_export.models.text.prompt_forms import chat, qwen_image, sana_instruction
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, GEMMA2, PENULTIMATE, QWEN3, QWEN_VL, T5, UMT5, TextUse
 
 QWEN_MASK = "encoder_hidden_states_mask"
 POOLED = "pooled_projections"
+
+KLEIN_LAYERS = (9, 18, 27)
+"""Layers of Qwen3 whose outputs FLUX.2 klein reads."""
 
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
 
@@ -159,7 +163,7 @@ def _pixart_texts(_: Config, pipeline: str | None) -> tuple[TextUse, ...]:
 
 def _sd3_texts(*_: object) -> tuple[TextUse, ...]:
     clips = (
-        TextUse(name, {EMBEDDINGS: "penultimate", POOLED: "projected"}, (CLIP_PROJECTED,)) for name in ("text_encoder", "text_encoder_2")
+        TextUse(name, {EMBEDDINGS: PENULTIMATE, POOLED: "projected"}, (CLIP_PROJECTED,)) for name in ("text_encoder", "text_encoder_2")
     )
     return *clips, _t5("text_encoder_3", 256, joins="behind", optional=True)
 
@@ -167,6 +171,44 @@ def _sd3_texts(*_: object) -> tuple[TextUse, ...]:
 def _flux_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
     """Return the encoders of dev, or of schnell, which was distilled with half the tokens."""
     return TextUse("text_encoder", {POOLED: "pooled"}, (CLIP,)), _t5("text_encoder_2", 512 if config["guidance_embeds"] else 256)
+
+
+def _sana_texts(*_: object) -> tuple[TextUse, ...]:
+    return (
+        TextUse(
+            "text_encoder", {EMBEDDINGS: "last"}, GEMMA2, 300, takes_mask=True, mask_input=MASK, lowercase=True,
+            forms=sana_instruction, padding_side="right",
+        ),
+    )  # fmt: skip
+
+
+def _z_image_texts(*_: object) -> tuple[TextUse, ...]:
+    return (
+        TextUse(
+            "text_encoder", {EMBEDDINGS: PENULTIMATE}, QWEN3, 512, takes_mask=True, mask_input=MASK,
+            forms=chat(enable_thinking=True), padding_side="right", clears_padding=True,
+        ),
+    )  # fmt: skip
+
+
+def _auraflow_texts(*_: object) -> tuple[TextUse, ...]:
+    return (TextUse("text_encoder", {EMBEDDINGS: "last"}, (UMT5,), 256, takes_mask=True, clears_padding=True),)
+
+
+def _flux2_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
+    """Return the encoder of klein; that of dev is not supported."""
+    if config["guidance_embeds"]:
+        return ()
+    return (TextUse("text_encoder", {EMBEDDINGS: KLEIN_LAYERS}, QWEN3, 512, takes_mask=True, forms=chat(enable_thinking=False)),)
+
+
+def _qwen_texts(*_: object) -> tuple[TextUse, ...]:
+    return (
+        TextUse(
+            "text_encoder", {EMBEDDINGS: "last"}, (QWEN_VL,), 512, takes_mask=True, mask_input=QWEN_MASK, forms=qwen_image,
+            padding_side="right", clears_padding=True,
+        ),
+    )  # fmt: skip
 
 
 TRANSFORMERS: Mapping[str, TransformerFamily] = {
@@ -205,6 +247,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "Flux2Transformer2DModel": TransformerFamily(
         conditions=_flux2_conditions,
         usual=_flux2_usual,
+        texts=_flux2_texts,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),
         size=64,
@@ -218,11 +261,13 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "AuraFlowTransformer2DModel": TransformerFamily(
         conditions=lambda config: (_embeddings(config["joint_attention_dim"]),),
         usual=lambda *_: Usual(50, 3.5),
+        texts=_auraflow_texts,
         timestep=lambda _: TimestepMap(1 / 1000),
     ),
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: (*_masked(config["caption_channels"]), *_guidance(config)),
         usual=lambda config, _: Usual(2 if config["guidance_embeds"] else 20, 4.5),
+        texts=_sana_texts,
         timestep=lambda config: TimestepMap(1 / 1000 if config["guidance_embeds"] else config["timestep_scale"]),
         pixels=32,
         extra=_sana_guidance,
@@ -231,6 +276,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         conditions=_qwen_conditions,
         usual=lambda *_: Usual(50, 4.0),
         patch=2,
+        texts=_qwen_texts,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),
         size=128,
@@ -243,6 +289,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "ZImageTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["cap_feat_dim"]),
         usual=lambda *_: Usual(50, 6.0),
+        texts=_z_image_texts,
         patch=2,
         timestep=lambda _: TimestepMap(-1 / 1000, 1.0),
         negated=True,

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from engines.bundle.manifest import TextRecord
 from engines.errors import MissingBackendError, PtqdError, UsageError
-from engines.networks.conditioning import Conditioning
-from engines.networks.prompts import GraphEncoder, TextModel, TextPart, read_tokenizer
+from engines.networks.prompts import GraphEncoder, TextModel, TextPart
 from ptqd_export.models.load import load_model
 from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portable_tokenizer
+from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.text import make_text, text_record
+from ptqd_export.stages.run_build import _text
 from tests.ptqd_export.models.pipelines import plan_of
 from tests.ptqd_export.models.text import tiny_t5
+from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
 from tests.ptqd_export.stages.recorder import Recorder
 
-Arrays = Mapping[str, NDArray[Any]]
-PROMPTS = ("  A Photo of\tthe RED cat, \u732b ", "the word " * 300, "", "caf\u00e9 in 1984")
-"""Capitals, blanks and a sign without a token; too long for every encoder; empty; plain."""
-
-NEGATIVE = "The DOG "
 LENGTHS = {"pixart-sigma": 300, "pixart-alpha": 120, "sd3": 77 + 256, "sd3-without-t5": 77 + 256, "flux-dev": 512, "flux-schnell": 256}
 GUIDED = tuple(name for name in LENGTHS if not name.startswith("flux"))
-
-
-@cache
-def pipeline(folder: Path) -> Any:
-    index = json.loads((folder / "model_index.json").read_text())
-    absent = {name: None for name, value in index.items() if value == [None, None]}
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **absent, local_files_only=True)
 
 
 def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Arrays | None]:
@@ -64,17 +52,6 @@ def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Ar
     return dict(zip(names, (rows, pooled), strict=True)), dict(zip(names, (null[0], null_pooled[0]), strict=True))
 
 
-def check(found: Conditioning, rows: Arrays, null: Arrays | None, tolerance: float) -> None:
-    assert found.null is not None
-    assert found.tables.keys() - {"guidance"} == rows.keys() == found.null.keys() - {"guidance"}
-    for name, values in rows.items():
-        assert found.tables[name].shape == values.shape
-        np.testing.assert_allclose(found.tables[name], values, atol=tolerance, err_msg=name)
-        assert np.abs(values[0].astype(float) - values[3]).max() > 0.1, "the prompts hardly differ"
-    for name, values in (null or {}).items():
-        np.testing.assert_allclose(found.null[name], values, atol=tolerance, err_msg=name)
-
-
 SLOW = ("pixart-alpha", "flux-schnell")
 """Families marked slow: they differ from the others of their kind in lengths alone."""
 
@@ -91,24 +68,7 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(family: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextRecord, Path]:
-    """The record and the folder of graphs and tokenizers, without the rest of a build."""
-    model = load_model(plan_of(folder, prompts=["cat"]))
-    assert model.prompts is not None
-    output = tmp_path_factory.mktemp(f"{family}-text")
-    make_text(model.prompts, PROMPTS, output, Recorder())
-    record = text_record(output)
-    assert record is not None
-    return record, output
-
-
-def text_model(written: tuple[TextRecord, Path]) -> TextModel:
-    """Return the encoders as a bundle opens them."""
-    record, folder = written
-    parts = []
-    for one in record.encoders:
-        tokenizer = read_tokenizer((folder / one.tokenizer).read_bytes(), folder / one.tokenizer, one.tokens)
-        parts.append(TextPart.of(one, tokenizer, GraphEncoder(folder / one.graph, one.inputs)))
-    return TextModel(record, tuple(parts))
+    return write_text(folder, tmp_path_factory.mktemp(f"{family}-text"))
 
 
 @pytest.mark.parametrize("negative", [None, NEGATIVE])
@@ -141,6 +101,7 @@ def test_encoders_that_are_large_are_closed_between_calls(written: tuple[TextRec
 def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_t5.write_pixart(tmp_path)
     monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    monkeypatch.setattr("ptqd_export.graph.passes.weight_only.TABLE_ROWS", 1)
     monkeypatch.setattr("ptqd_export.stages.network.text.LEAST_COSINE", 0.999999)
     prompts = load_model(plan_of(folder, prompts=["cat"])).prompts
     assert prompts is not None
@@ -150,7 +111,7 @@ def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_floa
         make_text(prompts, PROMPTS, tmp_path, Recorder())
     text = prompts.load()
     part = TextPart.of(
-        text.record.encoders[0], text.tokenizers[0], GraphEncoder(tmp_path / "text/text_encoder.onnx", ("encoder_hidden_states",))
+        text.record.encoders[0], text.tokenizers[0].tokenizer, GraphEncoder(tmp_path / "text/text_encoder.onnx", ("encoder_hidden_states",))
     )
     found = TextModel(text.record, (part,)).condition(PROMPTS)
     rows, _ = encoded("pixart-sigma", folder, None)
@@ -159,6 +120,34 @@ def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_floa
     assert cosines.min() > 0.99
     assert np.abs(exact - near).max() > 1e-3
     np.testing.assert_array_equal(found.tables["encoder_attention_mask"], rows["encoder_attention_mask"])
+    assert (tmp_path / "text/text_encoder.onnx.data").exists(), "the runtime maps weights only from a file of their own"
+
+
+def test_the_plan_keeps_large_encoders_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_t5.write_pixart(tmp_path)
+    monkeypatch.setattr("ptqd_export.stages.network.text.LARGE", 1000)
+    plan_file = plan_of(folder, prompts=list(PROMPTS))
+    kept = plan_file.plan.quantization.model_copy(update={"keep_float_encoders": True})
+    cache = _Stages(tmp_path)
+    _text(BuildContext(replace(plan_file, plan=plan_file.plan.model_copy(update={"quantization": kept}))), cache)  # type: ignore[arg-type]
+    record = text_record(tmp_path)
+    assert record is not None
+    check(text_model((record, tmp_path)).condition(PROMPTS), *encoded("pixart-sigma", folder, None), 1e-4)
+    assert cache.inputs["in_float"]
+
+
+class _Stages:
+    """Stands in for the cache of stages: runs a stage in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.inputs: Mapping[str, Any] = {}
+
+    def run(self, _: str, inputs: Mapping[str, Any], make: Callable[[Path, Recorder], None], room: int) -> Path:
+        assert room
+        self.inputs = inputs
+        make(self.folder, Recorder())
+        return self.folder
 
 
 def test_a_tokenizer_that_must_be_converted_names_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
