@@ -67,8 +67,6 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
             conditioning = with_guidance(declared.inputs, conditioning, guidance)
     else:
         conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
-    if declared.no_guidance and conditioning is not None:
-        conditioning = replace(conditioning, null=None)
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
