@@ -337,12 +337,25 @@ def test_prepared_embeddings_still_do_without_text_encoders(tmp_path: Path, sdxl
         load_model(plan_of(folder))
 
 
+def test_prompts_of_a_consistency_model_come_with_the_embedding_of_the_plans_guidance(tmp_path: Path, sd1: Path) -> None:
+    folder = own_copy(sd1, tmp_path)
+    edit_config(folder / "unet" / "config.json", time_cond_proj_dim=32)
+    network = diffusers.UNet2DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
+    network.save_pretrained(folder / "unet")
+    model = load_model(plan_of(folder))
+    assert model.embeds_guidance
+    assert model.adapter.conditions == ("encoder_hidden_states", "timestep_cond")
+    assert model.conditioning is not None
+    guidance = plan_of(folder).plan.sampler.guidance
+    expected = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([guidance - 1]), 32)
+    np.testing.assert_array_equal(model.conditioning.tables["timestep_cond"], expected.numpy().repeat(len(PROMPTS), 0))
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
         ("text_encoder", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
         ("text_encoder", {"use_attention_mask": True}, "use_attention_mask"),
-        ("unet", {"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
         ("unet", {"addition_embed_type": "image"}, "addition_embed_type = image"),
         ("unet", {"cross_attention_dim": 24}, "does not fit the model"),
     ],
