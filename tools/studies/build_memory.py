@@ -50,6 +50,7 @@ def write_model(folder: Path, millions: int) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
     network = SD3Transformer2DModel(**_config(millions)).to(torch.bfloat16)
     network.save_pretrained(folder / "model" / "transformer", max_shard_size="2GB")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "model" / "scheduler")

@@ -25,7 +25,6 @@ def constant(graph: ir.Graph, name: str, value: NDArray[Any] | ir.TensorProtocol
     return graph.initializers[name]
 
 
-
 def computed(values: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
     """Return a tensor whose values are computed whenever they are read, and not kept. A graph of such tensors holds no weights.
 

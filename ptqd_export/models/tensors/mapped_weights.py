@@ -32,9 +32,10 @@ def map_weights(module: nn.Module) -> None:
         return
     ends = list(accumulate(-(-value.nbytes // ALIGNED) * ALIGNED for value in values))
     with tempfile.TemporaryDirectory(prefix="ptqd-weights-") as folder:
-        stored = torch.from_numpy(mapped_file(Path(folder) / "weights", np.uint8, (ends[-1],)))
+        stored = mapped_file(Path(folder) / "weights", np.uint8, (ends[-1],))
     for value, first in zip(values, (0, *ends), strict=False):
-        mapped = stored[first : first + value.nbytes].view(value.dtype).view(value.shape)
+        # a storage of its own: whoever copies a tensor copies its whole storage
+        mapped = torch.from_numpy(stored[first : first + value.nbytes]).view(value.dtype).view(value.shape)
         mapped.copy_(value.detach())
         value.data = mapped
     release_free_pages()
