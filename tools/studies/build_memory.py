@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from tools.bench.memory import memory_mib
 
 if TYPE_CHECKING:
     from ptqd_export.stages.reporter import BuildProgress
@@ -147,8 +148,7 @@ class Watch:
 
 def process_memory() -> tuple[int, int]:
     """Return the anonymous and the resident memory of this process in bytes."""
-    found = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE))
-    return 1024 * int(found["RssAnon"]), 1024 * int(found["VmRSS"])
+    return int(memory_mib("RssAnon") * 2**20), int(memory_mib("VmRSS") * 2**20)
 
 
 def parameters(folder: Path) -> int:
