@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 SECONDS = 0.05
 """Time between two readings."""
 
-LARGE = 300
-"""Million parameters from which a network has the published width; a smaller one has half of it."""
-
 PIXELS = 128
 """Sides of the images, as small as they can be without changing the network: what a build needs beside activations is the question."""
 
@@ -44,15 +41,15 @@ FIRST, LAST = "load", "report"
 HEADER = ("stage", "seconds", "own memory, GB", "bytes per parameter", "with mapped pages, GB")
 
 
-def write_model(folder: Path, millions: int) -> None:
-    """Write a network of about this many parameters in bfloat16 shards, its scheduler, and embeddings for it."""
+def write_model(folder: Path, millions: int, heads: int) -> None:
+    """Write a network of about this many million parameters in bfloat16 shards, its scheduler, and embeddings for it."""
     import numpy as np
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    network = SD3Transformer2DModel(**_config(millions)).to(torch.bfloat16)
+    network = SD3Transformer2DModel(**_config(millions, heads)).to(torch.bfloat16)
     network.save_pretrained(folder / "model" / "transformer", max_shard_size="2GB")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "model" / "scheduler")
     index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
@@ -63,9 +60,8 @@ def write_model(folder: Path, millions: int) -> None:
     np.savez(folder / CONDITIONS, **embeddings)
 
 
-def _config(millions: int) -> dict[str, Any]:
-    """Return the configuration of Stable Diffusion 3.5 medium with fewer layers: 24 layers of 24 heads are the published network."""
-    heads = 24 if millions >= LARGE else 12
+def _config(millions: int, heads: int) -> dict[str, Any]:
+    """Return the configuration of Stable Diffusion 3.5 medium with as many layers as the parameters need: 24 layers of 24 heads are published."""
     width = 64 * heads
     with_second_attention, without = 49 * width**2, 36 * width**2
     layers, left = 0, 1e6 * millions
@@ -174,16 +170,18 @@ def table(stages: Mapping[str, Peak], before: int, count: int) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--parameters", "millions", type=click.IntRange(min=1), required=True, help="Millions of parameters, at least.")
+@click.option("--heads", default=24, show_default=True, help="Attention heads: 64 channels each. More heads mean fewer layers.")
 @click.option("--precisions", default="w8a8", show_default=True, help="Comma-separated precisions.")
 @click.option("--limit", type=float, default=17.0, show_default=True, help="End the build at this own memory, in GB.")
 @click.option("--write", is_flag=True, hidden=True)
-def main(folder: Path, millions: int, precisions: str, limit: float, *, write: bool) -> None:
+def main(folder: Path, millions: int, heads: int, precisions: str, limit: float, *, write: bool) -> None:
     if write:
-        write_model(folder, millions)
+        write_model(folder, millions, heads)
         return
     if not (folder / CONDITIONS).exists():  # in a process of its own, whose memory does not count
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tools.studies.build_memory", str(folder), "--parameters", str(millions), "--write"]
+        size = ["--parameters", str(millions), "--heads", str(heads), "--write"]
+        command = [sys.executable, "-m", "tools.studies.build_memory", str(folder), *size]
         subprocess.run(command, check=True)
     from ptqd_export.plan import load_plan
     from ptqd_export.stages.run_build import run_build
