@@ -57,11 +57,11 @@ def write_model(folder: Path, millions: int, heads: int) -> None:
     (folder / "model" / "model_index.json").write_text(json.dumps(index))
     draw = np.random.default_rng(0).standard_normal
     embeddings = {"encoder_hidden_states": draw((1, TOKENS, 4096), np.float32), "pooled_projections": draw((1, 2048), np.float32)}
-    np.savez(folder / CONDITIONS, **embeddings)
+    np.savez(folder / CONDITIONS, allow_pickle=False, **embeddings)
 
 
 def _config(millions: int, heads: int) -> dict[str, Any]:
-    """Return the configuration of Stable Diffusion 3.5 medium with as many layers as the parameters need: 24 layers of 24 heads are published."""
+    """Return the configuration of Stable Diffusion 3.5 medium (24 layers of 24 heads) with as many layers as the parameters need."""
     width = 64 * heads
     with_second_attention, without = 49 * width**2, 36 * width**2
     layers, left = 0, 1e6 * millions

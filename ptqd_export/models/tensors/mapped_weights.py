@@ -1,9 +1,10 @@
-"""Moves the weights of a module to a mapped file: a build holds them all the time, and reads them now and then."""
+"""Moves weights to a mapped file: a build holds them all the time, and reads them now and then."""
 
 from __future__ import annotations
 
 import tempfile
-from itertools import accumulate, chain
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,18 @@ ALIGNED = 64
 
 
 def map_weights(module: nn.Module) -> None:
-    """Move the large parameters and buffers of a module on the CPU to a mapped temporary file. The system may drop their pages from memory
-    when others need it, and reads them again. The file has no name, and ends with the last of the tensors.
+    """Move the large parameters and buffers of a module to a file; see `map_tensors`."""
+    map_tensors([*module.parameters(), *module.buffers()])
+
+
+def map_tensors(tensors: Iterable[Tensor]) -> None:
+    """Move the large ones of these tensors, on the CPU, to a mapped temporary file. The system may drop their pages from memory when others
+    need it, and reads them again. The file has no name, and ends with the last of the tensors.
 
     Raises:
         NoRoomError: the disk of temporary files is full.
     """
-    values = [value for value in chain(module.parameters(), module.buffers()) if _is_large(value)]
+    values = [value for value in tensors if _is_large(value)]
     if not values:
         return
     ends = list(accumulate(-(-value.nbytes // ALIGNED) * ALIGNED for value in values))

@@ -6,10 +6,11 @@ import copy
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from ptqd_export.models.tensors.mapped_weights import LEAST_BYTES, map_weights
+from ptqd_export.models.tensors.mapped_weights import LEAST_BYTES, map_tensors, map_weights
 
 
 def network() -> nn.Sequential:
@@ -52,3 +53,13 @@ def test_a_network_of_small_tensors_needs_no_file() -> None:
     before = small.weight.data_ptr()
     map_weights(small)
     assert small.weight.data_ptr() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_tensors_of_other_types_keep_their_bytes(dtype: torch.dtype) -> None:
+    values = torch.randn(3, LEAST_BYTES).mul(40).to(dtype)
+    expected = values.clone()
+    map_tensors([values])
+    assert lies_in_a_file_without_a_name(values)
+    assert (values.dtype, values.shape) == (dtype, expected.shape)
+    assert torch.equal(values.view(torch.uint8), expected.view(torch.uint8))
