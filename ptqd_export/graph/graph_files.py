@@ -8,8 +8,10 @@ import onnx_ir as ir
 
 from engines.backends.onnxruntime.weight_shift import WEIGHT_SHIFT
 
-EXTERNAL_DATA_BYTES = 2**30
-"""Graphs with more weights than this store them in a `.data` file beside the graph, because a protobuf file is limited to 2 GiB."""
+EXTERNAL_DATA_BYTES = 2**26
+"""Graphs with more weights than this store them in a `.data` file beside the graph. A protobuf file is limited to 2 GiB, and whoever reads
+one holds its weights several times; a file of weights is mapped.
+"""
 
 
 def save_graph(graph: ir.Model, path: Path) -> None:

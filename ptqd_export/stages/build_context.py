@@ -24,6 +24,7 @@ from ptqd_export.measuring.calibration_device import CalibrationDevice
 from ptqd_export.measuring.measuring_backend import measuring_backend
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.models.tensors.mapped_weights import map_weights
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.plan.targets import TARGETS, Target
 
@@ -68,7 +69,9 @@ class BuildContext:
 
     @cached_property
     def model(self) -> LoadedModel:
-        return load_model(self.plan_file)
+        model = load_model(self.plan_file)
+        map_weights(model.adapter.network)
+        return model
 
     @property
     def model_settings(self) -> dict[str, Any]:

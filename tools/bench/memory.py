@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 
-def memory_mib(what: Literal["VmRSS", "VmHWM", "RssFile"]) -> float:
-    """Return a figure of the kernel in MiB: resident memory (`VmRSS`), its peak so far (`VmHWM`), or its file pages (`RssFile`).
+def memory_mib(what: Literal["VmRSS", "VmHWM", "RssAnon", "RssFile"]) -> float:
+    """Return a figure of the kernel in MiB: resident memory (`VmRSS`), its peak so far (`VmHWM`), its anonymous pages (`RssAnon`), or its
+    file pages (`RssFile`).
 
     `getrusage` would count the parent that the process was forked from.
     """

@@ -253,4 +253,7 @@ def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fas
     """Run a graph that has several outputs, unlike an engine, and return the outputs by name."""
     session = open_session(path, session_config(mode), cores(), provider=provider, shift=shift_of(path, mode, provider))
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    del session
+    release_free_pages()  # the C library would keep the memory of the session
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, SHIFTED, WEIGHT_SHIFT, takes_shift
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.timing import interleaved_medians
+from engines.untrusted.external_data import graph_files
 
 Mode = Literal["fast", "exact", "optimized"]
 """`fast` fuses Q/DQ into integer kernels; `exact` runs them as written; `optimized` runs a graph that `fast` wrote on this machine."""
@@ -37,6 +38,20 @@ _NOT_AS_WRITTEN = ("ReluQuantRewrite",)
 """Optimizers that would change graphs run as written. This one drops a Relu in front of a QuantizeLinear whose zero point is its lowest
 value, and wrongly does so for 8-bit floats too.
 """
+
+_LARGE_BYTES = 2**30
+"""Weights that take more than this in float32 are read from their mapped file wherever that is possible. It takes up to a fifth more time,
+but copies that are packed or unpacked for the kernels would take as much memory as the float32 network.
+"""
+
+_IN_PLACE: Mapping[str, str] = {"session.disable_prepacking": "1"}
+"""Multiplies by weights where they are, instead of by copies that are packed for the kernels."""
+
+_UNPACKED_ONCE = ("ConstantFolding",)
+"""Optimizer that unpacks the integer weights of a graph that runs as written once, when it is opened, instead of whenever they are used."""
+
+_LEAST_OUTSIDE = 1024
+"""Bytes of the smallest tensors of an optimized graph that lie in the file beside it."""
 
 _CHANNELS_LAST = ("NhwcTransformer", "TransposeOptimizer")
 """Optimizers that put transposes around integer convolutions and then move them through the graph, where they end up on float values.
@@ -71,7 +86,7 @@ def open_session(
         path: path of the ONNX file.
         config: session configuration entries.
         threads: threads for one call.
-        optimized: where to write the graph as optimized by the runtime.
+        optimized: where to write the graph as optimized by the runtime, with its weights in a `.data` file beside it.
         provider: execution provider.
         profile: prefix of the file in which the runtime's profiler records the session's calls.
         as_it_is: whether to skip optimization, for a graph that the runtime has already optimized.
@@ -85,18 +100,22 @@ def open_session(
     wanted = f"{provider}ExecutionProvider"
     if wanted not in ort.get_available_providers():
         raise _missing_provider(wanted, ort.get_available_providers())
-    options = _options(ort, config, threads, provider)
+    in_place = provider == "CPU" and not as_it_is and _is_large(path)
+    options = _options(ort, {**config, **(_IN_PLACE if in_place and not _has_integers(path) else {})}, threads, provider)
     if as_it_is:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{optimized.name}.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST_OUTSIDE))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if shift:
         values = np.full(SHIFT_BYTES, shift, dtype=np.int8)
         options.add_external_initializers([WEIGHT_SHIFT], [ort.OrtValue.ortvalue_from_numpy(values)])
     try:
-        unwanted = _NOT_AS_WRITTEN if config == _AS_WRITTEN else _CHANNELS_LAST
+        as_written = (*_NOT_AS_WRITTEN, *(_UNPACKED_ONCE if in_place else ()))
+        unwanted = as_written if config == _AS_WRITTEN else _CHANNELS_LAST
         session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
         lacking = "NOT_IMPLEMENTED" in str(error)
@@ -105,6 +124,17 @@ def open_session(
     if session.get_providers()[0] != wanted:  # the runtime silently falls back to the CPU if the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
+
+
+def _is_large(graph: Path) -> bool:
+    """Return whether a graph has large weights in other files; an integer counts as four bytes."""
+    stored = sum(file.stat().st_size for file in graph_files(graph)[1:])
+    return stored > _LARGE_BYTES or (4 * stored > _LARGE_BYTES and _has_integers(graph))
+
+
+def _has_integers(graph: Path) -> bool:
+    """Return whether a graph with its weights in other files has integer weights."""
+    return b"DequantizeLinear" in graph.read_bytes()
 
 
 def _options(ort: Any, config: Mapping[str, str], threads: int, provider: Provider) -> Any:

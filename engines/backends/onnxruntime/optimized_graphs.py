@@ -31,9 +31,6 @@ RECORD = "optimized.json"
 FILES = "files"
 """Key in the record of the hashes of the files beside it."""
 
-LEAST_BYTES = 1024
-"""Tensors smaller than this stay in the graph itself."""
-
 
 @dataclass(frozen=True)
 class OptimizedGraphs:
@@ -135,11 +132,7 @@ def _make(graph: Path, place: Path) -> None:
 
 
 def _optimize(graph: Path, output: Path) -> None:
-    outside = {
-        "session.optimized_model_external_initializers_file_name": _weights(output).name,
-        "session.optimized_model_external_initializers_min_size_in_bytes": str(LEAST_BYTES),
-    }
-    open_session(graph, {**session_config("fast"), **outside}, optimized=output, shift=shift_of(graph, "fast"))
+    open_session(graph, session_config("fast"), optimized=output, shift=shift_of(graph, "fast"))
 
 
 def _is_whole(place: Path, name: str) -> bool:

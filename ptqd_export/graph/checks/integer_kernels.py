@@ -12,6 +12,7 @@ import onnx_ir as ir
 from calib.quantizers.quantized_layer import QuantizedLayer
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.errors import PtqdError
+from engines.host.heap import release_free_pages
 
 INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"})
 
@@ -26,6 +27,7 @@ def check_integer_kernels(path: Path, layers: Sequence[QuantizedLayer]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         OnnxRuntimeEngine(path, optimized=optimized)
+        release_free_pages()  # the C library would keep the memory of the session
         ops = Counter(node.op_type for node in ir.load(optimized).graph)
     found = sum(ops[op] for op in INTEGER_OPS)
     if found < expected:

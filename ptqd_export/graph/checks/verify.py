@@ -17,8 +17,9 @@ from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.walk.activation_states import States
 from engines.arrays import Float32, Float64
 from engines.backends.base import Backend
-from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, release_activations
 from engines.errors import PtqdError
+from engines.host.heap import release_free_pages
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from ptqd_export.graph.checks.layer_check import check_layers
 from ptqd_export.graph.checks.paired_noise import PairedNoise, paired_noise
@@ -220,7 +221,9 @@ def oracle_outputs(
         return out.to(wide).numpy()
 
     with torch.no_grad():
-        return np.concatenate([run(feeds) for feeds in _batches(model, states)])
+        outputs = [run(feeds) for feeds in _batches(model, states)]
+    _trim()
+    return np.concatenate(outputs)
 
 
 def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Backend, on_batch: Callable[[], None]) -> Float32:
@@ -228,7 +231,15 @@ def _graph_outputs(model: LoadedModel, graph: Path, states: States, backend: Bac
     for feeds in _batches(model, states):
         outputs.append(engine.run(feeds))
         on_batch()
+    del engine
+    _trim()
     return np.concatenate(outputs)
+
+
+def _trim() -> None:
+    """Return the memory of a network to the system before the next one opens: networks are run one after the other."""
+    release_activations()
+    release_free_pages()
 
 
 def batches(states: States) -> int:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from calib.quantizers.rules.placement import HighPrecision
 from engines.networks.engine_denoiser import STATE
-from ptqd_export.graph.reading.constants import constant
+from ptqd_export.graph.reading.constants import computed, constant
 
 HALVES: Mapping[HighPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -130,4 +130,6 @@ class _CastWriter:
         """Round to the nearest values. Values beyond the range become the largest one, which preserves the meaning of attention masks."""
         dtype = self._half.numpy()
         largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]  # ml_dtypes has type hints only for its dtypes
-        return ir.tensor(np.asarray(np.clip(tensor.numpy(), -largest, largest)).astype(dtype))
+        return computed(
+            lambda: ir.tensor(np.asarray(np.clip(tensor.numpy(), -largest, largest)).astype(dtype)), self._half, tensor.shape.numpy()
+        )

@@ -16,7 +16,7 @@ from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer
 from calib.quantizers.rules.placement import CONTAINER_BITS, Placement
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
-from ptqd_export.graph.reading.constants import constant
+from ptqd_export.graph.reading.constants import computed, constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
 FLOAT8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -186,9 +186,11 @@ def _as_array(stored: Tensor) -> NDArray[Any]:
 
 
 def _stored(integers: NDArray[Any], *, packed: bool) -> ir.TensorProtocol:
-    if not packed:
-        return ir.tensor(np.ascontiguousarray(integers))
-    return ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=ir.Shape(integers.shape))
+    if packed:
+        shape = ir.Shape(integers.shape)
+        return computed(lambda: ir.PackedTensor(pack_int4(integers), ir.DataType.INT4, shape=shape), ir.DataType.INT4, integers.shape)
+    dtype = ir.DataType.from_numpy(integers.dtype)
+    return computed(lambda: ir.tensor(np.ascontiguousarray(integers)), dtype, integers.shape)
 
 
 def _block_size(layer: QuantizedLayer) -> int | None:

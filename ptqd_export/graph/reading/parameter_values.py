@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
+from ptqd_export.graph.reading.transposed_weights import TRANSPOSED, transposed
 
 
 def parameter_name(initializer: str) -> str:
@@ -35,7 +34,7 @@ class ParameterValues(ir.passes.InPlacePass):
         for name, initializer in model.graph.initializers.items():
             value = self._values.get(parameter_name(name))
             if value is not None and initializer.const_value is not None:
-                ordered = np.ascontiguousarray(value.T) if name.endswith(TRANSPOSED) else value
-                initializer.const_value = ir.tensor(ordered, name=name)
+                stored = ir.tensor(value, name=name)
+                initializer.const_value = transposed(stored) if name.endswith(TRANSPOSED) else stored
                 written += 1
         return ir.passes.PassResult(model, written > 0)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ptqd_export.graph.reading.constants import constant
+from ptqd_export.graph.reading.constants import computed, constant
 
 TRANSPOSED = ".T"
+
+
+def transposed(matrix: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return the transpose of a matrix."""
+    return computed(lambda: ir.tensor(np.ascontiguousarray(matrix.numpy().T)), matrix.dtype, matrix.shape.numpy()[::-1])
 
 
 class TransposedWeights(ir.passes.InPlacePass):
@@ -23,7 +28,7 @@ class TransposedWeights(ir.passes.InPlacePass):
             weight = node.inputs[0] if node.op_type == "Transpose" else None
             if weight is None or not weight.is_initializer() or weight.const_value is None or len(weight.const_value.shape) != 2:
                 continue
-            value = constant(model.graph, f"{weight.name}{TRANSPOSED}", np.ascontiguousarray(weight.const_value.numpy().T))
+            value = constant(model.graph, f"{weight.name}{TRANSPOSED}", transposed(weight.const_value))
             node.outputs[0].replace_all_uses_with(value)
             model.graph.remove(node, safe=True)
             folded += 1

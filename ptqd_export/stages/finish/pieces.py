@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from engines.arrays import Float32
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import PiecesRecord
 from engines.chain.noise import NoiseSource
@@ -101,16 +102,22 @@ def check_pieces(bundle: Bundle, noise: NoiseSource) -> None:
     Raises:
         PtqdError: the outputs differ.
     """
-    x, row = noise.start(np.zeros(1, dtype=np.int64)), np.zeros(1, dtype=np.int64)
     for name, record in bundle.manifest.precisions.items():
         if record.pieces is None:
             continue
-        whole, pieces = (EngineBank(bundle, 1.0, whole=whole)[name] for whole in (True, False))
-        for timestep in (*(group.below for group in record.groups), CHECKED_TIMESTEP):  # a bound belongs to the group above it
-            expected, found = whole(x, timestep, row), pieces(x, timestep, row)
+        timesteps = (*(group.below for group in record.groups), CHECKED_TIMESTEP)  # a bound belongs to the group above it
+        wholes, pieces = (_outputs(bundle, name, noise, timesteps, whole=whole) for whole in (True, False))
+        for timestep, expected, found in zip(timesteps, wholes, pieces, strict=True):
             if not np.array_equal(expected, found):
                 raise PtqdError(
                     f"The network of {name} gives different outputs in pieces.",
                     found=f"outputs that differ by up to {np.abs(expected - found).max():.3g} at timestep {timestep:g}",
                     expected="identical outputs, bit for bit",
                 )
+
+
+def _outputs(bundle: Bundle, precision: str, noise: NoiseSource, timesteps: Sequence[float], *, whole: bool) -> list[Float32]:
+    """Return a network's outputs for one sample at each timestep. The network is closed before the next one opens."""
+    x, row = noise.start(np.zeros(1, dtype=np.int64)), np.zeros(1, dtype=np.int64)
+    network = EngineBank(bundle, 1.0, whole=whole)[precision]
+    return [network(x, timestep, row) for timestep in timesteps]

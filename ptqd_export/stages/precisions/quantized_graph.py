@@ -21,6 +21,7 @@ from ptqd_export.graph.graph_files import save_graph, save_sharing, save_with_da
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
 from ptqd_export.models.base import LoadedModel
+from ptqd_export.models.tensors.mapped_weights import map_tensors
 from ptqd_export.stages.build_context import FULL_PRECISION, GROUPS, BuildContext, group_path
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
@@ -46,6 +47,7 @@ def make_quantized_graph(
     found = quantizers(context, sources, network, model)
     nearest = found.rounded_to_nearest(precision, check.on_piece)
     learned_or_nearest = nearest if learned is None else load_reconstruction(learned, nearest)
+    map_tensors(layer.integers for layer in learned_or_nearest)
     layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(precision, learned_or_nearest)]
     verifications = []
     for number, of_group in enumerate(layers):

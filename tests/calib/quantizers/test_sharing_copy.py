@@ -20,6 +20,9 @@ def test_a_copy_computes_the_same_from_the_same_memory(network: nn.Sequential) -
     for name, parameter in network.named_parameters():
         assert copied.get_parameter(name) is not parameter
         assert copied.get_parameter(name).data_ptr() == parameter.data_ptr()
+    for name, buffer in network.named_buffers():
+        assert copied.get_buffer(name) is not buffer
+        assert copied.get_buffer(name).data_ptr() == buffer.data_ptr()
 
 
 def test_what_is_done_to_a_copy_leaves_the_network_as_it_is(network: nn.Sequential) -> None:

@@ -17,7 +17,7 @@ def _stored_weights(path: Path) -> tuple[int, int]:
     model = onnx.load(path, load_external_data=False)
     (kernel,) = (node for node in model.graph.node if node.op_type == "QLinearConv")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    weight, zero = (numpy_helper.to_array(stored[name]).flat[0] for name in (kernel.input[3], kernel.input[5]))
+    weight, zero = (numpy_helper.to_array(stored[name], str(path.parent)).flat[0] for name in (kernel.input[3], kernel.input[5]))
     return int(weight), int(zero)
 
 

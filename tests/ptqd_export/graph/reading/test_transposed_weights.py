@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ptqd_export.graph.reading.transposed_weights import TransposedWeights
+from ptqd_export.graph.reading.transposed_weights import TransposedWeights, transposed
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Array
@@ -56,3 +56,12 @@ def test_activations_and_weights_of_other_ranks_are_left_alone(parse_graph: Pars
         { t = Transpose <perm = [0, 2, 1]> (x) s = Add (x, w) out = MatMul (t, s) }""")
     assert not TransposedWeights()(model).modified
     assert _ops(model) == ["Transpose", "Add", "MatMul"]
+
+
+def test_the_transpose_is_read_from_the_matrix_itself() -> None:
+    """It is no copy: a change of the matrix shows."""
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = transposed(ir.tensor(matrix))
+    matrix += 1
+    np.testing.assert_array_equal(found.numpy(), matrix.T)
+    assert found.tobytes() == np.ascontiguousarray(matrix.T).tobytes()
