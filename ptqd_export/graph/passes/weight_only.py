@@ -19,6 +19,9 @@ BITS = 8
 TABLE_ROWS = 1024
 """Rows from which a table of embeddings is stored in 8 bits: those of words are, those of positions are not."""
 
+ROWS_AT_ONCE = 4096
+"""Rows of a weight that are rounded at a time, so that only few are held twice."""
+
 
 class WeightOnly(ir.passes.InPlacePass):
     """Stores weights as INT8, symmetric, with a scale for each output channel or row of a table. Each kind is stored in its own way.
@@ -73,9 +76,16 @@ def _store_table(graph: ir.Graph, reader: ir.Node, table: ir.Value) -> None:
 def _stored(value: ir.Value, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return the integers of a weight, and a scale for each place along an axis."""
     assert value.const_value is not None
-    weight = torch.from_numpy(np.array(value.const_value.numpy())).movedim(axis, 0).contiguous()
+    rows = np.moveaxis(value.const_value.numpy(), axis, 0)
+    parts = [_integers(np.array(rows[begin : begin + ROWS_AT_ONCE])) for begin in range(0, len(rows), ROWS_AT_ONCE)]
+    integers, scales = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.ascontiguousarray(np.moveaxis(integers, 0, axis)), scales
+
+
+def _integers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    weight = torch.from_numpy(rows)
     quantizer = weight_scale(weight, BITS, "max")
-    return quantizer.integers(weight).movedim(0, axis).contiguous().numpy(), quantizer.scale.numpy()
+    return quantizer.integers(weight).numpy(), quantizer.scale.numpy()
 
 
 def _weight(node: ir.Node) -> tuple[ir.Value, ...]:
@@ -101,5 +111,6 @@ def round_weights(network: nn.Module) -> None:
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Embedding) and layer.num_embeddings >= TABLE_ROWS):
-                quantizer = weight_scale(layer.weight, BITS, "max")
-                layer.weight.copy_(quantizer.dequantize(quantizer.integers(layer.weight)))
+                for rows in layer.weight.split(ROWS_AT_ONCE):
+                    quantizer = weight_scale(rows, BITS, "max")
+                    rows.copy_(quantizer.dequantize(quantizer.integers(rows)))

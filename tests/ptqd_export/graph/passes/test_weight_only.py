@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,10 @@ class Network(nn.Module):
         return out
 
 
-def test_weights_and_large_tables_are_stored_in_8_bits_and_compute_with_the_rounded_values(tmp_path: Path) -> None:
+def test_weights_and_large_tables_are_stored_in_8_bits_and_compute_with_the_rounded_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptqd_export.graph.passes.weight_only.ROWS_AT_ONCE", 100)
     torch.manual_seed(0)
     network, ids = Network().eval(), torch.randint(TABLE_ROWS, (4, 3))
     weights = (network.biased.weight, network.words.weight)

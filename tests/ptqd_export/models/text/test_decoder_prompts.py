@@ -15,12 +15,15 @@ import torch
 from engines.arrays import Float32
 from engines.bundle.manifest import TextRecord
 from engines.errors import UsageError
+from ptqd_export.commands.starter import PROMPTS as STARTER_PROMPTS
+from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.diffusers_models.transformers import family_table
 from ptqd_export.models.load import load_model
 from ptqd_export.models.text.prompt_forms import chat
 from tests.ptqd_export.models.pipelines import GUIDANCE, plan_of
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
 from tests.ptqd_export.models.text.tiny_decoders import PARTS, TEMPLATE, instruction, qwen_tokenizer, write_with_text
+from tests.ptqd_export.models.tiny_transformers import write_tiny
 
 TOKENS = {"sana": 300, "z-image": 512, "auraflow": 256, "flux2-klein": 512, "qwen-image": 512}
 MASKS = {"sana": "encoder_attention_mask", "z-image": "encoder_attention_mask", "qwen-image": "encoder_hidden_states_mask"}
@@ -105,6 +108,17 @@ def test_prompts_become_the_embeddings_of_the_pipeline(
     text = text_model(written)
     check(text.condition(PROMPTS, negative), rows, null, 1e-3)
     assert text.cut(PROMPTS) == (1,)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_init_writes_prompts(name: str, tmp_path: Path) -> None:
+    plan = starter_plan(write_with_text(name, tmp_path), "onnxruntime", tmp_path)
+    assert (plan.model.prompts, plan.model.conditions) == (STARTER_PROMPTS, None)
+
+
+def test_prompts_of_flux2_dev_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"(?s)text encoders of this family are not supported.*Flux2Transformer2DModel.*encoder_hidden"):
+        load_model(plan_of(write_tiny("flux2-dev", tmp_path), prompts=["cat"]))
 
 
 def test_kleins_layers_are_those_of_its_pipeline() -> None:
