@@ -22,7 +22,7 @@ from rich.table import Table
 
 from engines.apps.evaluate.metrics.paired import image_errors, median_psnr, pooled_psnr
 from engines.arrays import Float32, Int64
-from engines.bundle.bundle import Bundle
+from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.networks.decoder import open_decoder
@@ -48,10 +48,11 @@ class Study:
     Args:
         bundle: bundle of a model that is unconditional, or conditioned on one digit per row.
         count: number of samples; they are always the first ones of `SEED`.
+        schedule: name of the schedule whose chain is walked.
     """
 
-    def __init__(self, bundle: Bundle, count: int) -> None:
-        self._schedule = bundle.schedule()
+    def __init__(self, bundle: Bundle, count: int, schedule: str = DEFAULT) -> None:
+        self._schedule = bundle.schedule(schedule)
         self._bank = EngineBank(bundle, self._schedule.sampler.guidance, batch=min(count, BATCH))
         self._decoder = open_decoder(bundle, "onnxruntime")
         self._noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
@@ -125,11 +126,13 @@ def step_table(bundle: Bundle) -> Table:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--num", default=1000, show_default=True, help="Number of samples in every row.")
-def main(folder: Path, num: int) -> None:
+@click.option("--schedule", default=DEFAULT, show_default=True, help="Schedule whose chain is walked; the second table is the default's.")
+def main(folder: Path, num: int, schedule: str) -> None:
     bundle = Bundle.open(folder)
     console = Console()
-    console.print(quality_table(list(Study(bundle, num).rows())))
-    console.print(step_table(bundle))
+    console.print(quality_table(list(Study(bundle, num, schedule).rows())))
+    if schedule == DEFAULT:
+        console.print(step_table(bundle))
 
 
 if __name__ == "__main__":

@@ -117,14 +117,13 @@ def few_steps_of(config: Mapping[str, Any], *, embeds_guidance: bool = False) ->
     """Return how to sample a model whose `scheduler_config.json` is that of a few-step model; its guidance may be an input of the network.
 
     LCM and TCD have schedulers of their own. SDXL-Turbo, SD-Turbo and SDXL-Lightning have Euler's with trailing timesteps, which otherwise
-    only models without a signal at the last timestep have.
+    only models without a signal at the last timestep have. On a flow, DPM-Solver of order 1 is Euler's method.
     """
     scheduler, trailing = str(config.get("_class_name", "")), config.get("timestep_spacing") == "trailing"
+    of_euler = scheduler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") or _is_euler_on_a_flow(config)
     if scheduler in ("LCMScheduler", "TCDScheduler"):
         found = scheduler
-    elif (
-        trailing and scheduler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") and not config.get("rescale_betas_zero_snr")
-    ):
+    elif trailing and of_euler and not config.get("rescale_betas_zero_snr"):
         found = f"{scheduler} with trailing timesteps"
     else:
         return FewSteps()
@@ -135,3 +134,7 @@ def few_steps_of(config: Mapping[str, Any], *, embeds_guidance: bool = False) ->
         f"{found} is that of a model distilled for few steps: sampler.steps is {_FEW} and sampler.guidance {guidance:g}, {meaning}; "
         "set those that the model was made for, if they are others",
     )
+
+
+def _is_euler_on_a_flow(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("use_flow_sigmas")) and sampler_of(config).name == "dpm++1"

@@ -22,10 +22,10 @@ CALIBRATION = {"samples": 64, "batch_size": 32, "activation_samples": 128}
 SAMPLES = 100
 
 
-@pytest.mark.parametrize("name", ["dit", "latent"])
+@pytest.mark.parametrize("name", ["dit/plan.json", "latent/plan.json", "flow/plan.json", "flow/student.json"])
 def test_quantized_samples_show_the_digit_asked_for(name: str, tmp_path: Path) -> None:
     """At most three samples in a hundred fewer than in full precision; W8A8 is nearer to it than W4A8."""
-    written = load_plan(TOOLS / name / "plan.json")
+    written = load_plan(TOOLS / name)
     plan = Plan.model_validate(written.plan.model_dump(mode="json") | {"calibration": CALIBRATION, "correction": {"mode": "joint"}})
     run_build(PlanFile(plan, written.folder, tmp_path / "bundle"))
     fp32, *rows = Study(Bundle.open(tmp_path / "bundle"), SAMPLES).rows()

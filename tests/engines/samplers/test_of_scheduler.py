@@ -94,6 +94,10 @@ def test_another_sampler_is_never_chosen_without_a_word(config: dict[str, Any], 
             {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
             "EulerAncestralDiscreteScheduler with trailing",
         ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "solver_order": 1, "use_flow_sigmas": True},
+            "DPMSolverMultistepScheduler with trailing",
+        ),
     ],
 )
 def test_a_model_of_few_steps_is_known_by_its_scheduler(config: dict[str, Any], named: str) -> None:
@@ -109,6 +113,8 @@ def test_a_model_of_few_steps_is_known_by_its_scheduler(config: dict[str, Any], 
         {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
         {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
         {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
+        {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "use_flow_sigmas": True},
+        {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "solver_order": 1},
     ],
     ids=str,
 )
