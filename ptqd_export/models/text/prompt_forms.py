@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 
 from engines.bundle.manifest import PromptForm
 from engines.errors import UsageError
-
-PLAIN = PromptForm()
+from engines.networks.prompts import PLAIN
 
 PLACE = "{}"
 """Stands for the prompt in a template. It is no letter of any template's own."""

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from engines.errors import PtqdError, UsageError
-from ptqd_export.models.text.prompt_forms import PLAIN
+from engines.networks.prompts import PLAIN
 from ptqd_export.models.text.tokenizer import HARD_PROMPTS, TokenLimits, _prove, _reference, portable_tokenizer
 from tests.ptqd_export.models.text.tiny_text import END, LENGTH, slow_ids, vocabulary, write_tokenizer
 
