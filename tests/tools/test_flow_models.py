@@ -20,7 +20,7 @@ from tools.flow import distil, network
 from tools.flow.distil import shares, walked
 from tools.flow.network import STUDENT, TEACHER, PromptedFlow, load_network
 from tools.flow.train import GUIDANCE, flow_loss
-from tools.flow.words import COLOURS, DIGITS, UNNAMED, colour_of, every_prompt, number_of, prompt, tokenizer
+from tools.flow.words import COLOURS, DIGITS, LONGEST, UNNAMED, colour_of, every_prompt, number_of, prompt, tokenizer
 from tools.training.recognise import recognised
 
 HERE = Path(network.__file__).parent
@@ -43,7 +43,7 @@ def test_samples_of_diffusers_show_digit_and_colour(folder: Path, steps: int, gu
     pipeline = PixArtAlphaPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     digits, grounds = np.arange(30) % len(DIGITS), np.arange(30) % len(COLOURS)
-    asked = [prompt(digit, UNNAMED, ground) for digit, ground in zip(digits, grounds, strict=True)]
+    asked = [prompt(int(digit), UNNAMED, int(ground)) for digit, ground in zip(digits, grounds, strict=True)]
     images = pipeline(
         asked, negative_prompt="", num_inference_steps=steps, guidance_scale=guidance, height=32, width=32, output_type="np",
         generator=torch.Generator().manual_seed(0), use_resolution_binning=False, clean_caption=False,
@@ -102,7 +102,7 @@ def test_every_prompt_has_its_number_and_only_known_words() -> None:
     assert prompt(7, 0, 4) == "a red seven on blue"
     assert prompt(7, UNNAMED, UNNAMED) == "a seven"
     made = tokenizer()
-    assert all(made.unk_token_id not in ids and len(ids) <= network.LONGEST for ids in made(every_prompt()).input_ids)
+    assert all(made.unk_token_id not in ids and len(ids) <= LONGEST for ids in made(every_prompt()).input_ids)
     assert made.unk_token_id in made("a cat").input_ids
 
 

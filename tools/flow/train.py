@@ -29,7 +29,8 @@ def flow_loss(model: PromptedFlow, clean: torch.Tensor, noise: torch.Tensor, sig
     share = sigma[:, None, None, None]
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the backward pass of the fused kernel takes twice as long
         predicted = model(torch.lerp(clean, noise, share), sigma, prompts)
-    return (predicted.float() - (noise - clean)).square().mean()
+    error: torch.Tensor = predicted.float() - (noise - clean)
+    return error.square().mean()
 
 
 @click.command()
