@@ -77,13 +77,13 @@ def end_evaluations(settings: FitSettings, networks: int) -> int:
     if not settings.proposals:
         return 0
     first = networks * (1 + len({_kin(choice) for choice in settings.proposals}))
-    return settings.table.steps * (max(_allowance(settings, networks), first) + ROUNDS)
+    return settings.table.steps * max(int(_allowance(settings, networks)), first + 1)
 
 
-def _allowance(settings: FitSettings, networks: int) -> int:
-    """Return how many rounds of a contender all races may take, beside those that full precision takes."""
+def _allowance(settings: FitSettings, networks: int) -> float:
+    """Return how many rounds of a contender all races may take, full precision included, which takes those of the longest race."""
     samples = SHARE * networks * settings.samples.count - settings.paired
-    return max(int(samples / round_size(settings)) - ROUNDS, 0)
+    return max(samples / round_size(settings), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +108,13 @@ class _Judge:
         return self.schedule.is_shifted or len({step.precision for step in self.schedule.steps}) > 1
 
     @property
-    def allowance(self) -> int:
-        """Rounds that a race may take, summed over its contenders."""
-        races = len(self.precisions) + self.is_mixed
-        return _allowance(self.fitted.settings, len(self.networks.networks)) // max(races, 1)
+    def races(self) -> int:
+        return max(len(self.precisions) + self.is_mixed, 1)
+
+    @property
+    def allowance(self) -> float:
+        """Rounds that a race may take, summed over its contenders and its share of full precision."""
+        return _allowance(self.fitted.settings, len(self.networks.networks)) / self.races
 
     @cached_property
     def _rounds(self) -> list[ChainErrors]:
@@ -156,7 +159,9 @@ class _Judge:
         def relatives(leader: Contender) -> Iterable[Contender]:
             return (other for other in families[leader] if other != leader)
 
-        return race([*families], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance, relatives)
+        return race(
+            [*families], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance, 1 / self.races, relatives
+        )
 
     def _errors(self, chain: Schedule, number: int) -> Float64:
         """Return the errors of a chain's samples of a round, in dB."""

@@ -1,4 +1,5 @@
 """A race of chains: they take the same held-out samples, a few at a time, and those that end significantly farther than another drop out.
+Towards the end of what a race may cost, only the best go on.
 
 Differences are paired, sample by sample, so that they are known from far fewer samples than the errors themselves.
 """
@@ -17,6 +18,9 @@ from engines.arrays import Float64
 
 MARGIN = 2.0
 """Standard errors of the paired difference by which a contender must be behind another to drop out."""
+
+LEAST = 2
+"""Fewest contenders that a further round tells apart."""
 
 Contender = TypeVar("Contender", bound=Hashable)
 
@@ -54,7 +58,8 @@ class Race(Generic[Contender]):
 
     Attributes:
         errors: errors in dB of each contender in the samples that it took, [n]; the first samples are common to all.
-        left: contenders that did not drop out: the best of them, and all that are not significantly behind any contender.
+        left: contenders that did not drop out: the best of them, and all that are not significantly behind any contender and fitted into
+            the last round.
     """
 
     errors: Mapping[Contender, Float64]
@@ -70,7 +75,8 @@ def race(
     contenders: Sequence[Contender],
     measure: Callable[[Contender, int], Float64],
     rounds: int,
-    allowance: int,
+    allowance: float,
+    shared: float = 0.0,
     relatives: Callable[[Contender], Iterable[Contender]] = lambda _: (),
 ) -> Race[Contender]:
     """Race contenders.
@@ -79,25 +85,34 @@ def race(
         contenders: who takes part, at least one.
         measure: returns a contender's errors in dB in the samples of a round.
         rounds: most rounds to run.
-        allowance: most calls of `measure`; the first round runs in any case.
+        allowance: most calls of `measure`; the first round runs in any case. If a round for all would exceed it, the best take part, as
+            many as fit, but at least two.
+        shared: what a round costs beside, in calls.
         relatives: returns those who resemble a contender. Of those that have any, the nearest one's join after the first round, which they
             take too.
     """
-    errors, left, calls = dict[Contender, Float64](), list(contenders), 0
+    errors, left, calls = dict[Contender, Float64](), list(contenders), 0.0
     for number in range(rounds):
-        if number and (len(left) == 1 or calls + len(left) > allowance):
-            break
+        if number:
+            fitting = int(allowance - calls - shared)
+            if min(len(left), fitting) < LEAST:
+                break
+            left = _ranked(left, errors)[:fitting]
         for contender in left:
             errors[contender] = np.append(errors.get(contender, ()), measure(contender, number))
         if not number:
-            ranked = sorted(left, key=lambda contender: float(errors[contender].mean()))
-            joining = next((found for contender in ranked if (found := [*relatives(contender)])), [])
+            joining = next((found for contender in _ranked(left, errors) if (found := [*relatives(contender)])), [])
             errors.update((contender, measure(contender, number)) for contender in joining)
             left += joining
-        calls += len(left)
+        calls += len(left) + shared
         best = Race(errors, left).winner
         left = [contender for contender in left if contender == best or not _is_beaten(errors[contender], errors.values())]
     return Race(errors, left)
+
+
+def _ranked(contenders: Iterable[Contender], errors: Mapping[Contender, Float64]) -> list[Contender]:
+    """Return the contenders, the best first, and equals in their order."""
+    return sorted(contenders, key=lambda contender: float(errors[contender].mean()))
 
 
 def _is_beaten(errors: Float64, by: Iterable[Float64]) -> bool:
