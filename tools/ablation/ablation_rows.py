@@ -89,12 +89,15 @@ WITHOUT_NOISE = (
 SHIFTED = Contender("joint + shift", "joint", variance="shift", fit="walk")
 """For DDIM alone: the remaining noise as a higher noise level."""
 
+WITH_HISTORY = tuple(replace(contender, fit="walk") for contender in WITHOUT_NOISE)
+"""For multistep samplers: moments do not tell what a step does that reads its history."""
+
 SETTINGS: Mapping[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("eta1", "eta 1", 1.0, WITH_NOISE, "+ variance", "joint + variance"),
         Setting("eta0", "eta 0", 0.0, (*WITHOUT_NOISE, SHIFTED), "+ bias", "joint"),
-        Setting("2m", "DPM-Solver++ 2M", 0.0, WITHOUT_NOISE, "+ bias", "joint", sampler="dpm++2m"),
+        Setting("2m", "DPM-Solver++ 2M", 0.0, WITH_HISTORY, "+ bias", "joint", sampler="dpm++2m"),
     )
 }
 """By name. The first is the one that the mixtures of precisions are compared under."""

@@ -64,6 +64,10 @@ def test_a_setting_asks_for_its_sampler() -> None:
     assert {row.request.sampler for row in uniform_rows("w4a8", SETTINGS["2m"])} == {"dpm++2m"}
 
 
+def test_every_chain_of_a_sampler_with_history_is_walked() -> None:
+    assert {row.request.fit for row in uniform_rows("w4a8", SETTINGS["2m"])} == {"walk"}
+
+
 def test_a_mixture_lists_every_step() -> None:
     (row,) = mixed_rows({"snr": ("w4a8", "w8a8")}, SETTINGS["eta1"])
     assert (row.precision, row.request.policy, row.request.precisions, row.request.fit) == (None, "fixed", ("w4a8", "w8a8"), "walk")
