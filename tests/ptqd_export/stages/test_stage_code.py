@@ -20,6 +20,7 @@ STAGES = {
     "prepare": "network.preparation",
     "observe": "precisions.activations",
     "integer-speed": "precisions.integer_speed",
+    "groups": "precisions.chosen_groups",
     "reconstruct": "precisions.learned_rounding",
     "quantize": "precisions.quantized_graph",
     "convert": "precisions.conversion",
@@ -61,14 +62,14 @@ def _keys(root: Path) -> dict[str, dict[str, object]]:
         ("ptqd_export/report/pictures.py", {"pictures"}),
         ("calib/correction/joint_gain.py", FIT),
         ("calib/walk/budget.py", {"probes"}),
-        ("calib/quantizers/scale_search.py", {*QUANTIZED, "reconstruct", "text"}),
+        ("calib/quantizers/scale_search.py", {*QUANTIZED, "groups", "reconstruct", "text"}),
         ("calib/rounding/soft_block.py", {"reconstruct", "quantize"}),
         ("ptqd_export/graph/passes/quantize_dequantize.py", QUANTIZED),
         ("ptqd_export/graph/passes/half_precision.py", {"quantize", "convert"}),
         ("ptqd_export/models/text/tokenizer.py", STAGES.keys()),
         (
             "engines/chain/step.py",
-            {*FIT, "pictures", "states", "prepare", "observe", "integer-speed", "reconstruct", "quantize", "convert"},
+            {*FIT, "pictures", "states", "prepare", "observe", "integer-speed", "groups", "reconstruct", "quantize", "convert"},
         ),
     ],
 )
@@ -92,7 +93,7 @@ def test_an_edit_reruns_the_stages_that_run_the_edited_code(copied: Path, edited
         ("diffusers", set()),
         ("onnxruntime", set()),
         ("onnxscript", {"states", "statistics", "probes"}),
-        ("scipy", STAGES.keys() - {"quantize", "convert", "probes"}),
+        ("scipy", STAGES.keys() - {"groups", "quantize", "convert", "probes"}),
     ],
 )
 def test_another_version_of_a_library_reruns_the_stages_that_use_it(

@@ -23,7 +23,10 @@ from tests.ptqd_export.stages.whole_builds import changed, sample
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
-GROUPS = {"step_groups": 2}
+QUICK = {"weight_scale": "max", "activation_scale": "max"}
+"""Scales that need no search."""
+
+GROUPS = {"step_groups": 2, **QUICK}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def _halfway(bundle: Bundle) -> float:
 
 def test_chosen_groups_are_the_best_by_the_noise_that_was_measured(class_build: Built, tmp_path: Path) -> None:
     """Found again by brute force: no division into neighbouring parts has a higher SNR for its engines."""
-    run_build(changed(class_build, tmp_path / "bundle", quantization={"step_groups": "auto"}, precisions=["w4a4"]))
+    run_build(changed(class_build, tmp_path / "bundle", quantization={"step_groups": "auto", **QUICK}, precisions=["w4a4"]))
     (stage,) = (tmp_path / "bundle/local/stages").glob("groups-w4a4-*")
     record = json.loads((stage / "chosen_groups.json").read_text())
     measured = {tuple(one["span"]): sum(one["parts"]) for one in record["snr_db"]}

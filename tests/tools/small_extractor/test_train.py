@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from engines.apps.evaluate.extractor import Extractor
@@ -14,6 +15,7 @@ from tools.small_extractor.pictures import Painter
 from tools.small_extractor.train import SIDES, graph_of, whiten
 
 
+@pytest.mark.slow
 def test_whitened_features_of_clean_pictures_have_unit_covariance_in_the_graph_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     extractor, painter = SmallExtractor(), Painter()

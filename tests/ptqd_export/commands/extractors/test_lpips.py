@@ -59,7 +59,7 @@ def export(name: str, backbone: Path, linear: Path, output: Path) -> Result:
     return CliRunner().invoke(main, ["extractor", "lpips", *arguments])
 
 
-@pytest.mark.parametrize("name", ["alex", "vgg"])
+@pytest.mark.parametrize("name", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_distances_are_those_of_torchmetrics(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = write_backbone(name, tmp_path / "backbone.pth")
     done = export(name, tmp_path / "backbone.pth", published(name), tmp_path / "lpips.onnx")
