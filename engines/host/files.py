@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +49,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with naming_full_disks(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
         try:
+            temporary.touch(0o600, exist_ok=False)  # inside, so that a signal right behind it leaves nothing
             yield temporary
             temporary.chmod(0o644)
             sync(temporary)
