@@ -56,7 +56,7 @@ def expectations(problems: Sequence[Problem]) -> ValidationError:
 
 def plan_error(error: ValidationError, plan_type: type[BaseModel], source: Path | str) -> UsageError:
     """Return the UsageError that lists everything wrong in the plan from `source`."""
-    problems = [f"  {_problem(details, plan_type)}" for details in _independent(error.errors(include_url=False))]
+    problems = [f"  {problem}" for problem in _problems(_independent(error.errors(include_url=False)), plan_type)]
     return UsageError(
         "\n".join([f"{source} is not a valid plan", *problems]),
         mend="correct these keys; `ptqd-export schema` describes every key",
@@ -69,13 +69,33 @@ def _independent(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inside]
 
 
-def _problem(details: ErrorDetails, plan_type: type[BaseModel]) -> str:
-    location = _dotted(details["loc"])
-    if details["type"] == "extra_forbidden":
-        return f"{location}: unknown key; {_hint(details['loc'], plan_type)}"
-    if details["type"] == "missing":
-        return f"{location}: missing; expected {_description(details['loc'], plan_type)}"
-    return f"{location}: found {_shortened(details['input'])}, expected {_expected(details)}"
+def _problems(found: Iterable[ErrorDetails], plan_type: type[BaseModel]) -> list[str]:
+    """Describe every problem. A value that fits none of several types is one problem, and any of them was expected."""
+    expected = dict[str, list[str]]()
+    for details in found:
+        place = _without_types(details["loc"], plan_type)
+        location = _dotted(place)
+        if details["type"] == "extra_forbidden":
+            expected[f"{location}: unknown key; {_hint(place, plan_type)}"] = []
+        elif details["type"] == "missing":
+            expected[f"{location}: missing; expected {_description(place, plan_type)}"] = []
+        else:
+            expected.setdefault(f"{location}: found {_shortened(details['input'])}, expected ", []).append(_expected(details))
+    return [problem + " or ".join(dict.fromkeys(wanted)) for problem, wanted in expected.items()]
+
+
+def _without_types(location: Location, plan_type: type[BaseModel]) -> Location:
+    """Leave out the types that pydantic adds to the location of a value that may be of several types."""
+    section: type[BaseModel] | None = plan_type
+    kept: list[int | str] = []
+    for part in location:
+        if section is None and not isinstance(part, int):
+            continue
+        kept.append(part)
+        field = None if section is None else section.model_fields.get(str(part))
+        kinds = () if field is None else _members(field.annotation)
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return tuple(kept)
 
 
 def _dotted(location: Location) -> str:

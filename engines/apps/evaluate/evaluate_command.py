@@ -34,7 +34,7 @@ from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards
 from engines.errors import UsageError
-from engines.host.files import sha256
+from engines.host.files import sha256, writable_folder
 from engines.host.interruption import keeping
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
@@ -246,6 +246,8 @@ def _check(request: EvaluateRequest) -> None:
         raise UsageError("Prompts and classes cannot be combined.", found="prompts and --classes", expected="only one of them")
     if request.clip is not None and request.prompts is None:
         raise UsageError("A CLIP score needs prompts.", found="--clip without prompts", expected="--prompt or --prompt-file as well")
+    if request.shards is not None:
+        writable_folder(request.shards)
     alone = {"--prompt": request.prompts, "--clip": request.clip, "--lpips": request.lpips}
     if request.cluster is not None and any(alone.values()):
         given = ", ".join(option for option, value in alone.items() if value)

@@ -39,6 +39,8 @@ class Oven(BaseModel):
     eggs: Annotated[int, AfterValidator(_even)] = 2
     marks: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_no_letters)] = ()
     code: str = Field(default="12", pattern="^[0-9]+$")
+    turns: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    sides: Annotated[tuple[int, ...], Field(strict=False)] | str | None = None
 
 
 class Recipe(BaseModel):
@@ -76,8 +78,11 @@ def test_it_is_an_error_of_usage() -> None:
     [
         ({"mintues": 3}, 'oven.mintues: unknown key; did you mean "minutes"?'),
         ({"Fan": True}, 'oven.Fan: unknown key; did you mean "fan"?'),
-        ({"zzz": 3}, "oven.zzz: unknown key; known keys: minutes, heat, fan, shelf, name, trays, eggs, marks, code"),
+        ({"zzz": 3}, "oven.zzz: unknown key; known keys: minutes, heat, fan, shelf, name, trays, eggs, marks, code, turns, sides"),
         ({"minutes": "3"}, 'oven.minutes: found "3", expected a whole number'),
+        ({"turns": "many"}, "oven.turns: found \"many\", expected a whole number or 'auto'"),
+        ({"turns": 0}, "oven.turns: found 0, expected 1 or more or 'auto'"),
+        ({"sides": 3}, "oven.sides: found 3, expected a list or a string"),
         ({"minutes": 3.0}, "oven.minutes: found 3.0, expected a whole number"),
         ({"minutes": True}, "oven.minutes: found true, expected a whole number"),
         ({"minutes": None}, "oven.minutes: found null, expected a whole number"),

@@ -63,6 +63,14 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_figures(
     assert resumed.read_text() == whole.read_text()
 
 
+def test_a_file_is_no_folder_for_unfinished_work(tiny: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = evaluate(tiny.folder, images, extractor_file, tmp_path / "figures.json", "--shards", str(tmp_path / "file"))
+    assert result.exit_code == 2
+    assert "The output folder cannot be written." in result.stderr
+    assert f"{tmp_path / 'file'}: " in result.stderr
+
+
 def test_what_is_kept_does_not_grow_with_the_samples(
     tiny: TinyBundle, images: Path, extractor_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
