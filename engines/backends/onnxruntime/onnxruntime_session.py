@@ -133,8 +133,11 @@ def _is_large(graph: Path) -> bool:
 
 
 def _has_integers(graph: Path) -> bool:
-    """Return whether a graph with its weights in other files has integer weights."""
-    return b"DequantizeLinear" in graph.read_bytes()
+    """Return whether a graph with its weights in other files has integer weights. A piece of a network, which reads the whole graph's file,
+    is answered for as the whole graph is: both must compute the same, in the same kernels.
+    """
+    wholes = (file.with_suffix("") for file in graph_files(graph)[1:])
+    return any(b"DequantizeLinear" in one.read_bytes() for one in (graph, *wholes) if one.exists())
 
 
 def _options(ort: Any, config: Mapping[str, str], threads: int, provider: Provider) -> Any:

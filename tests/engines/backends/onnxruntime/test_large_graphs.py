@@ -57,3 +57,16 @@ def test_a_large_graph_holds_no_copy_of_its_weights(integers: bool, mode: Mode, 
 def test_weights_inside_a_graph_are_not_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_session, "_LARGE_BYTES", 0)
     assert not onnxruntime_session._is_large(onnxruntime_session.PROBE)
+
+
+def test_a_piece_is_opened_as_the_network_that_its_weights_belong_to(tmp_path: Path) -> None:
+    """A piece without integers would otherwise multiply in other kernels than the whole network, and differ in its last bits."""
+    for integers in (True, False):
+        whole = product(tmp_path / f"{integers}.onnx", integers=integers)
+        piece = ir.load(product(tmp_path / "piece.onnx", integers=False))
+        for value in piece.graph.initializers.values():
+            value.const_value = ir.ExternalTensor(
+                f"{whole.name}.data", 0, 4 * SIDE, ir.DataType.FLOAT, name="w", shape=ir.Shape([SIDE]), base_dir=tmp_path
+            )
+        ir.save(piece, tmp_path / "piece.onnx")
+        assert onnxruntime_session._has_integers(tmp_path / "piece.onnx") is integers
