@@ -3,8 +3,9 @@
     python -m tools.flow.distil --minutes 5
 
 The teacher takes noise to clean latents, with guidance. The student is trained on the straight lines between the two ends of these chains
-(rectified flow: Liu et al. 2022, arXiv 2209.03003, algorithm 1). Its flow is nearly straight, so a step of Euler's method may be long, and
-the guidance is part of it. Half of the states have noise levels that chains of 4 and 2 steps visit. The text encoder stays the teacher's.
+(rectified flow: Liu et al. 2022, arXiv 2209.03003, algorithm 1). It learns the guidance with them, and a nearly straight flow, which Euler's
+method can follow in long steps. Half of the training states have noise levels that chains of 4 and 2 steps visit. The student keeps the
+teacher's text encoder.
 The figures go to `student_log.json`.
 """
 
@@ -25,8 +26,13 @@ from tools.latent.first_stage import LATENT_CHANNELS, LATENT_SIZE, load_first_st
 from tools.training.training import fit, write_log
 
 TEACHER_STEPS = 10
+"""Steps of the teacher's chains."""
+
 LEVELS = 4
+"""Steps of the chain whose noise levels half of the states have."""
+
 PIECE = 250
+"""Chains that are walked at a time."""
 
 
 class Pairs(NamedTuple):
