@@ -3,9 +3,9 @@
     python -m tools.flow.distil --minutes 5
 
 The teacher takes noise to clean latents, with guidance. The student is trained on the straight lines between the two ends of these chains
-(rectified flow: Liu et al. 2022, arXiv 2209.03003, algorithm 1). It learns the guidance with them, and a nearly straight flow, which Euler's
-method can follow in long steps. Half of the training states have noise levels that chains of 4 and 2 steps visit. The student keeps the
-teacher's text encoder.
+(rectified flow: Liu et al. 2022, arXiv 2209.03003, algorithm 1). It learns the guidance with them, and a nearly straight flow, which
+Euler's method can follow in long steps. Half of the training states have noise levels that chains of 4 and 2 steps visit. The student
+keeps the teacher's text encoder.
 The figures go to `student_log.json`.
 """
 

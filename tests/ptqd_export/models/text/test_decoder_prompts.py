@@ -60,7 +60,7 @@ def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Ar
 def filled(captions: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Fill captions of their own lengths up with zeros; the mask keeps what they are."""
     masks = [torch.ones(len(caption), dtype=torch.long) for caption in captions]
-    return tuple(torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True) for each in (captions, masks))  # type: ignore[return-value]
+    return tuple(torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True) for each in (captions, masks))  # type: ignore[return-value]  # a pair
 
 
 def padded(values: torch.Tensor, tokens: int) -> Float32:

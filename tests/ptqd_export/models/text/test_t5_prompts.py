@@ -129,7 +129,7 @@ def test_the_plan_keeps_large_encoders_in_float(tmp_path: Path, monkeypatch: pyt
     plan_file = plan_of(folder, prompts=list(PROMPTS))
     kept = plan_file.plan.quantization.model_copy(update={"keep_float_encoders": True})
     cache = _Stages(tmp_path)
-    _text(BuildContext(replace(plan_file, plan=plan_file.plan.model_copy(update={"quantization": kept}))), cache)  # type: ignore[arg-type]
+    _text(BuildContext(replace(plan_file, plan=plan_file.plan.model_copy(update={"quantization": kept}))), cache)  # type: ignore[arg-type]  # a stub
     record = text_record(tmp_path)
     assert record is not None
     check(text_model((record, tmp_path)).condition(PROMPTS), *encoded("pixart-sigma", folder, None), 1e-4)
