@@ -1,6 +1,7 @@
-"""Measure the memory of a build: the peak of every stage, for a transformer of Stable Diffusion 3.5's shape with random weights.
+"""Measure the memory of a build: the peak of every stage, for a network of a published shape with random weights.
 
     python -m tools.studies.build_memory build/memory --parameters 400 --precisions w8a8
+    python -m tools.studies.build_memory build/memory-sdxl --model sdxl
 
 Memory is that of the process, read twenty times a second. Own memory is anonymous; pages of mapped files count apart, because
 the system may drop them at any time and read them again. Bytes per parameter are counted from what the process held when the build began.
@@ -17,11 +18,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from tools.bench.memory import memory_mib
+from tools.studies.large_models import CONDITIONS, MODEL, LargeModel, sd3, sdxl
 
 if TYPE_CHECKING:
     from ptqd_export.stages.reporter import BuildProgress
@@ -29,57 +31,17 @@ if TYPE_CHECKING:
 SECONDS = 0.05
 """Time between two readings."""
 
-PIXELS = 128
-"""Sides of the images, as small as they can be without changing the network: what a build needs beside activations is the question."""
-
-LAYERS = 24
-TOKENS = 32
-CONDITIONS = "conditions.npz"
 STOPPED = 137
 FIRST, LAST = "load", "report"
 
 HEADER = ("stage", "seconds", "own memory, GB", "bytes per parameter", "with mapped pages, GB")
 
 
-def write_model(folder: Path, millions: int, heads: int) -> None:
-    """Write a network of about this many million parameters in bfloat16 shards, its scheduler, and embeddings for it."""
-    import numpy as np
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    network = SD3Transformer2DModel(**_config(millions, heads)).to(torch.bfloat16)
-    network.save_pretrained(folder / "model" / "transformer", max_shard_size="2GB")
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "model" / "scheduler")
-    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
-    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-    (folder / "model" / "model_index.json").write_text(json.dumps(index))
-    draw = np.random.default_rng(0).standard_normal
-    embeddings = {"encoder_hidden_states": draw((1, TOKENS, 4096), np.float32), "pooled_projections": draw((1, 2048), np.float32)}
-    np.savez(folder / CONDITIONS, allow_pickle=False, **embeddings)
-
-
-def _config(millions: int, heads: int) -> dict[str, Any]:
-    """Return the configuration of Stable Diffusion 3.5 medium (24 layers of 24 heads) with as many layers as the parameters need."""
-    width = 64 * heads
-    with_second_attention, without = 49 * width**2, 36 * width**2
-    layers, left = 0, 1e6 * millions
-    while layers < LAYERS and left > 0:
-        left -= with_second_attention if layers < 13 else without
-        layers += 1
-    return {
-        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": layers, "attention_head_dim": 64,
-        "num_attention_heads": heads, "joint_attention_dim": 4096, "caption_projection_dim": width, "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 384 if layers == LAYERS else 96, "qk_norm": "rms_norm", "dual_attention_layers": list(range(min(layers, 13))),
-    }  # fmt: skip
-
-
-def write_plan(folder: Path, precisions: list[str]) -> Path:
+def write_plan(folder: Path, model: LargeModel, precisions: list[str]) -> Path:
     """Write the smallest plan that runs every stage. The search for scales takes time, not memory: they are the quickest to find."""
     plan = {
-        "model": {"path": "model", "conditions": CONDITIONS, "size": [PIXELS, PIXELS]},
-        "sampler": {"name": "flow-euler", "steps": 2},
+        "model": {"path": MODEL, "conditions": CONDITIONS, **model.model},
+        "sampler": model.sampler,
         "precisions": precisions,
         "steps": {"policy": "fixed", "precisions": [precisions[-1]]},
         "calibration": {"samples": 2, "batch_size": 1, "activation_samples": 2},
@@ -147,11 +109,6 @@ def process_memory() -> tuple[int, int]:
     return int(memory_mib("RssAnon") * 2**20), int(memory_mib("VmRSS") * 2**20)
 
 
-def parameters(folder: Path) -> int:
-    """Return the number of the network's parameters: two bytes each, beside a small header."""
-    return sum(file.stat().st_size for file in (folder / "model" / "transformer").glob("*.safetensors")) // 2
-
-
 def table(stages: Mapping[str, Peak], before: int, count: int) -> str:
     """Return a row for every stage.
 
@@ -169,31 +126,33 @@ def table(stages: Mapping[str, Peak], before: int, count: int) -> str:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--parameters", "millions", type=click.IntRange(min=1), required=True, help="Millions of parameters, at least.")
-@click.option("--heads", default=24, show_default=True, help="Attention heads: 64 channels each. More heads mean fewer layers.")
+@click.option("--model", "name", type=click.Choice(["sd3", "sdxl"]), default="sd3", show_default=True, help="Whose shape the network has.")
+@click.option(
+    "--parameters", "millions", type=click.IntRange(min=1), default=2400, show_default=True, help="Millions of parameters of sd3."
+)
 @click.option("--precisions", default="w8a8", show_default=True, help="Comma-separated precisions.")
 @click.option("--limit", type=float, default=17.0, show_default=True, help="End the build at this own memory, in GB.")
 @click.option("--write", is_flag=True, hidden=True)
-def main(folder: Path, millions: int, heads: int, precisions: str, limit: float, *, write: bool) -> None:
+def main(folder: Path, name: str, millions: int, precisions: str, limit: float, *, write: bool) -> None:
+    model = sdxl() if name == "sdxl" else sd3(millions)
     if write:
-        write_model(folder, millions, heads)
+        model.write(folder)
         return
     if not (folder / CONDITIONS).exists():  # in a process of its own, whose memory does not count
         folder.mkdir(parents=True, exist_ok=True)
-        size = ["--parameters", str(millions), "--heads", str(heads), "--write"]
-        command = [sys.executable, "-m", "tools.studies.build_memory", str(folder), *size]
-        subprocess.run(command, check=True)
+        chosen = ["--model", name, "--parameters", str(millions), "--write"]
+        subprocess.run([sys.executable, "-m", "tools.studies.build_memory", str(folder), *chosen], check=True)
     from ptqd_export.plan import load_plan
     from ptqd_export.stages.run_build import run_build
 
-    plan, watch = load_plan(write_plan(folder, precisions.split(","))), Watch(int(1e9 * limit))
+    plan, watch = load_plan(write_plan(folder, model, precisions.split(","))), Watch(int(1e9 * limit))
     before, _ = process_memory()
     watch.start()
     try:
         run_build(plan, on_progress=watch)
     finally:
         watch.enter(LAST)
-        click.echo(table(watch.stages, before, parameters(folder)))
+        click.echo(table(watch.stages, before, model.parameters(folder)))
 
 
 if __name__ == "__main__":
