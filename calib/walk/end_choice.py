@@ -159,21 +159,9 @@ class _Judge:
         def relatives(leader: Contender) -> Iterable[Contender]:
             return (other for other in families[leader] if other != leader)
 
-        favourite = next((leader for leader in families if _kin(leader) == _kin(self._favourite_of(families))), None)
         return race(
-            [*families],
-            lambda choice, number: self._errors(chains[choice], number),
-            ROUNDS,
-            self.allowance,
-            1 / self.races,
-            relatives,
-            favourite,
+            [*families], lambda choice, number: self._errors(chains[choice], number), ROUNDS, self.allowance, 1 / self.races, relatives
         )
-
-    def _favourite_of(self, choices: Iterable[Hashable]) -> CorrectionChoice:
-        """Return the walk's own correction, or what is left of it on a chain whose accumulated error nobody saw."""
-        walked = self.fitted.settings.correction
-        return walked if walked in choices else replace(walked, parts=walked.parts - {"chain"})
 
     def _errors(self, chain: Schedule, number: int) -> Float64:
         """Return the errors of a chain's samples of a round, in dB."""

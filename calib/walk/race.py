@@ -19,11 +19,6 @@ from engines.arrays import Float64
 MARGIN = 2.0
 """Standard errors of the paired difference by which a contender must be behind another to drop out."""
 
-LEAD = 1.0
-"""Standard errors of the paired difference by which another must be ahead of the favourite to win. The least of many noisy means is too
-low: without this, chance would choose among corrections that are equally good.
-"""
-
 LEAST = 2
 """Fewest contenders that a further round tells apart."""
 
@@ -54,11 +49,7 @@ class Behind:
 
     @property
     def is_significant(self) -> bool:
-        return self.is_by(MARGIN)
-
-    def is_by(self, margin: float) -> bool:
-        """Return whether it is behind by more than so many standard errors."""
-        return self.mean > margin * self.standard_error
+        return self.mean > MARGIN * self.standard_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +60,15 @@ class Race(Generic[Contender]):
         errors: errors in dB of each contender in the samples that it took, [n]; the first samples are common to all.
         left: contenders that did not drop out: the best of them, and all that are not significantly behind any contender and fitted into
             the last round.
-        favourite: contender that wins if it is left and nobody is ahead of it by more than `LEAD` standard errors.
     """
 
     errors: Mapping[Contender, Float64]
     left: Sequence[Contender]
-    favourite: Contender | None = None
 
     @cached_property
     def winner(self) -> Contender:
-        """The favourite, or else the one with the least mean error of those that are left; the first of equals."""
-        best = _ranked(self.left, self.errors)[0]
-        return next((one for one in self.left if one == self.favourite and not self._is_led(one, best)), best)
-
-    def _is_led(self, contender: Contender, by: Contender) -> bool:
-        return Behind.of(self.errors[contender], self.errors[by]).is_by(LEAD)
+        """The one with the least mean error of those that are left; the first of equals."""
+        return min(self.left, key=lambda contender: float(self.errors[contender].mean()))
 
 
 def race(
@@ -93,7 +78,6 @@ def race(
     allowance: float,
     shared: float = 0.0,
     relatives: Callable[[Contender], Iterable[Contender]] = lambda _: (),
-    favourite: Contender | None = None,
 ) -> Race[Contender]:
     """Race contenders.
 
@@ -106,7 +90,6 @@ def race(
         shared: what a round costs beside, in calls.
         relatives: returns those who resemble a contender. Of those that have any, the nearest one's join after the first round, which they
             take too.
-        favourite: who wins unless another is clearly ahead; see `Race`. Among those who go on, it is always one of those that fit.
     """
     errors, left, calls = dict[Contender, Float64](), list(contenders), 0.0
     for number in range(rounds):
@@ -114,7 +97,7 @@ def race(
             fitting = int(allowance - calls - shared)
             if min(len(left), fitting) < LEAST:
                 break
-            left = _first_with(favourite, _ranked(left, errors), fitting)
+            left = _ranked(left, errors)[:fitting]
         for contender in left:
             errors[contender] = np.append(errors.get(contender, ()), measure(contender, number))
         if not number:
@@ -122,15 +105,9 @@ def race(
             errors.update((contender, measure(contender, number)) for contender in joining)
             left += joining
         calls += len(left) + shared
-        best = _ranked(left, errors)[0]
+        best = Race(errors, left).winner
         left = [contender for contender in left if contender == best or not _is_beaten(errors[contender], errors.values())]
-    return Race(errors, left, favourite)
-
-
-def _first_with(favourite: Contender | None, ranked: Sequence[Contender], fitting: int) -> list[Contender]:
-    """Return the first contenders, as many as fit; the favourite, if it is there, is one of them."""
-    kept = [*ranked[:fitting]]
-    return kept if favourite in kept or favourite not in ranked else [*kept[:-1], *(one for one in ranked if one == favourite)]
+    return Race(errors, left)
 
 
 def _ranked(contenders: Iterable[Contender], errors: Mapping[Contender, Float64]) -> list[Contender]:

@@ -70,36 +70,6 @@ def test_the_best_go_on_where_a_round_for_all_does_not_fit() -> None:
     assert set(found.left) <= again
 
 
-def test_a_favourite_wins_unless_another_is_clearly_ahead() -> None:
-    """Of 200 races of six equals, a favourite wins most; the least mean alone would choose it in one of six."""
-    kept = 0
-    for seed in range(200):
-        names = [f"{name}{seed}" for name in "abcdef"]
-        measure = _errors(dict.fromkeys(names, 0.0), 1.0, [])
-        found = race(names, measure, 4, 1000, favourite=names[3])
-        kept += found.winner == names[3]
-        behind = Behind.of(found.errors[found.winner], found.errors[min(found.left, key=lambda name: float(found.errors[name].mean()))])
-        assert behind.mean <= behind.standard_error
-    assert kept > 100
-
-
-def test_a_favourite_that_is_behind_loses() -> None:
-    measure = _errors({"favourite": 1.0, "best": 0.0}, 1.0, [])
-    assert race(["favourite", "best"], measure, 6, 1000, favourite="favourite").winner == "best"
-
-
-def test_a_favourite_goes_on_with_the_best() -> None:
-    """One sample in a round, so that nobody drops out; after the first round there is room for two of four."""
-    errors, calls = {"best": 0.0, "second": 1.0, "favourite": 2.0, "last": 3.0}, list[tuple[str, int]]()
-
-    def measure(name: str, number: int) -> Float64:
-        calls.append((name, number))
-        return np.array([errors[name]])
-
-    race([*errors], measure, rounds=2, allowance=6, favourite="favourite")
-    assert [name for name, number in calls if number == 1] == ["best", "favourite"]
-
-
 def test_the_winner_is_significantly_behind_nobody() -> None:
     """Of 200 races with small leads, whoever dropped out early included; in every second one not all fit into all rounds."""
     for seed in range(200):
