@@ -75,9 +75,9 @@ class TextEncoderRecord(Strict):
     """One text encoder: its graph, its tokenizer, the length that prompts are padded to, and the conditioning inputs that it produces.
 
     `takes_mask` says that its graph also takes the mask of the tokenizer's own tokens. `mask_input` is the conditioning input that is this
-    mask. `joins` says where its hidden states go beside those of the encoders before it: along the width, or behind their tokens.
-    `lowercase` prompts are written in small letters, without blanks at their ends, before they are split. `form` is what stands around
-    them, and `null_form` what stands around the negative prompt; null is the same.
+    mask, where it lets `mask_padding` tokens of the padding through too. `joins` says where its hidden states go beside those of the
+    encoders before it: along the width, or behind their tokens. `lowercase` prompts are written in small letters, without blanks at their
+    ends, before they are split. `form` is what stands around them, and `null_form` what stands around the negative prompt; null: the same.
     """
 
     graph: Name
@@ -86,6 +86,7 @@ class TextEncoderRecord(Strict):
     inputs: Annotated[tuple[Name, ...], Field(min_length=1)]
     takes_mask: bool = False
     mask_input: Name | None = None
+    mask_padding: Annotated[int, Field(ge=0)] = 0
     joins: Literal["beside", "behind"] = "beside"
     lowercase: bool = False
     form: PromptForm = PromptForm()

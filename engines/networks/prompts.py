@@ -58,6 +58,7 @@ class TextPart:
         encoder: called with batches of at most `BATCH` texts.
         takes_mask: whether the encoder takes the mask of the tokens.
         mask_input: conditioning input that is the mask of the tokens, or None.
+        mask_padding: number of padding tokens behind the prompt's own that this mask lets through too.
         lowercase: whether texts are written in small letters, without blanks at their ends, first.
         form: what stands around a text, and the tokens that the network is not given.
         null_form: the same for the negative prompt.
@@ -68,6 +69,7 @@ class TextPart:
     encoder: TextEncoder
     takes_mask: bool = False
     mask_input: str | None = None
+    mask_padding: int = 0
     lowercase: bool = False
     form: PromptForm = PLAIN
     null_form: PromptForm = PLAIN
@@ -77,7 +79,9 @@ class TextPart:
     def of(cls, record: TextEncoderRecord, tokenizer: Any, encoder: TextEncoder, release: Callable[[], None] | None = None) -> TextPart:
         """Return the encoder that a record describes."""
         form, null_form = record.form, record.null_form or record.form
-        return cls(tokenizer, encoder, record.takes_mask, record.mask_input, record.lowercase, form, null_form, release)
+        return cls(
+            tokenizer, encoder, record.takes_mask, record.mask_input, record.mask_padding, record.lowercase, form, null_form, release
+        )
 
     def encode(self, texts: Sequence[str], null: str | None = None) -> dict[str, NDArray[Any]]:
         """Return values [texts, ...] by conditioning input, behind those of a negative prompt. Equal tokens are encoded once."""
@@ -88,7 +92,7 @@ class TextPart:
         batches = [self.encoder(*(one[begin : begin + BATCH] for one in inputs)) for begin in range(0, len(given), BATCH)]
         values: dict[str, NDArray[Any]] = {name: np.concatenate([batch[name] for batch in batches])[first] for name in batches[0]}
         if self.mask_input is not None:
-            values[self.mask_input] = tokens[:, 1]
+            values[self.mask_input] = _widened(tokens[:, 1], self.mask_padding)
         if not self.form.skips:
             return values
         by_token = {name for name, value in values.items() if value.ndim > 2 and value.shape[1] == tokens.shape[2]} | {self.mask_input}
@@ -128,6 +132,12 @@ class TextPart:
                 expected="a tokenizer that knows every character, or has a token for unknown ones in its vocabulary",
                 mend="build the bundle again from a model with a complete tokenizer",
             ) from error
+
+
+def _widened(masks: Int64, padding: int) -> Int64:
+    """Return masks [texts, tokens] that let so many more tokens through, behind those of the text."""
+    within: NDArray[np.bool_] = np.arange(masks.shape[1]) < masks.sum(axis=1, keepdims=True) + padding
+    return within.astype(np.int64) if padding else masks
 
 
 def _kept(values: NDArray[Any], forms: Sequence[PromptForm]) -> NDArray[Any]:

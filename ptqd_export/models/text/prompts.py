@@ -98,6 +98,7 @@ class LoadedText:
                 inputs=tuple(use.gives),
                 takes_mask=use.takes_mask,
                 mask_input=use.mask_input,
+                mask_padding=use.mask_padding,
                 joins=use.joins,
                 lowercase=use.lowercase,
                 form=tokenizer.forms.form,

@@ -38,6 +38,7 @@ class TextUse:
         tokens: length that prompts are padded and cut to, without the tokens that `forms` leave out; None takes the tokenizer's own.
         takes_mask: whether the encoder is given the mask of the prompt's own tokens.
         mask_input: conditioning input that is this mask, or None.
+        mask_padding: number of padding tokens behind the prompt's own that this mask lets through too; they stand on the right.
         joins: where its hidden states go beside those of the encoders before it: along the width, or behind their tokens.
         lowercase: whether prompts are written in small letters, without blanks at their ends, first.
         forms: makes what stands around prompts.
@@ -53,6 +54,7 @@ class TextUse:
     tokens: int | None = None
     takes_mask: bool = False
     mask_input: str | None = None
+    mask_padding: int = 0
     joins: Literal["beside", "behind"] = "beside"
     lowercase: bool = False
     forms: FormMaker = plain

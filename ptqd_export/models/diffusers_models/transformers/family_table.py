@@ -173,6 +173,11 @@ def _flux_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
     return TextUse("text_encoder", {POOLED: "pooled"}, (CLIP,)), _t5("text_encoder_2", 512 if config["guidance_embeds"] else 256)
 
 
+def _chroma_texts(*_: object) -> tuple[TextUse, ...]:
+    """Return Chroma's encoder. Its network was trained to see one token of the padding."""
+    return (_t5("text_encoder", 512, takes_mask=True, mask_input=TOKEN_MASK, mask_padding=1),)
+
+
 def _sana_texts(*_: object) -> tuple[TextUse, ...]:
     return (
         TextUse(
@@ -236,6 +241,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     "ChromaTransformer2DModel": TransformerFamily(
         conditions=lambda config: (_embeddings(config["joint_attention_dim"]), ConditionInput(TOKEN_MASK, "int64", ("tokens",))),
         usual=lambda *_: Usual(35, 5.0),
+        texts=_chroma_texts,
         patch=2,
         layout="tokens",
         timestep=lambda _: TimestepMap(1 / 1000),

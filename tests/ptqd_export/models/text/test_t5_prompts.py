@@ -26,7 +26,10 @@ from tests.ptqd_export.models.text import tiny_t5
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
 from tests.ptqd_export.stages.recorder import Recorder
 
-LENGTHS = {"pixart-sigma": 300, "pixart-alpha": 120, "sd3": 77 + 256, "sd3-without-t5": 77 + 256, "flux-dev": 512, "flux-schnell": 256}
+LENGTHS = {
+    "pixart-sigma": 300, "pixart-alpha": 120, "sd3": 77 + 256, "sd3-without-t5": 77 + 256, "flux-dev": 512, "flux-schnell": 256,
+    "chroma": 512,
+}  # fmt: skip
 GUIDED = tuple(name for name in LENGTHS if not name.startswith("flux"))
 
 
@@ -40,7 +43,12 @@ def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Ar
     if family == "flux-schnell":
         asked |= {"max_sequence_length": 256}
     with torch.no_grad():
-        found = [value.numpy() for value in pipeline(folder).encode_prompt(**asked, device="cpu")]
+        given = pipeline(folder).encode_prompt(**asked, device=torch.device("cpu"))
+    found = [value.numpy() for value in given]
+    if family == "chroma":
+        rows, _, mask, null, _, null_mask = found
+        names = ("encoder_hidden_states", "attention_mask")
+        return dict(zip(names, (rows, mask), strict=True)), dict(zip(names, (null[0], null_mask[0]), strict=True))
     if family.startswith("pixart"):
         rows, mask, null, null_mask = found
         names = ("encoder_hidden_states", "encoder_attention_mask")

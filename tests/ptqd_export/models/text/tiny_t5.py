@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from tests.ptqd_export.models.text import tiny_text
-from tests.ptqd_export.models.tiny_transformers import DPM, FLOW, FLUX, PIXART, SD3, STAGE, spread
+from tests.ptqd_export.models.tiny_transformers import CHROMA, DPM, FLOW, FLUX, PIXART, SD3, STAGE, spread
 
 WIDTH, CLIP_WIDTHS, PROJECTED = 48, (16, 24), 12
 SENTENCES = ("a photo of the red cat", "the word of a dog, isn't it?", "caf\u00e9 in 1984 <person>", "watercolour of a lighthouse") * 4
@@ -72,12 +72,20 @@ def write_flux(folder: Path, *, guided: bool) -> Path:
     )  # fmt: skip
 
 
+def write_chroma(folder: Path) -> Path:
+    write_tokenizer(folder / "t5")
+    config = {**CHROMA, "joint_attention_dim": WIDTH}
+    texts = {"text_encoder": _t5(), "tokenizer": _t5_tokenizer(folder)}
+    return _save("ChromaPipeline", folder, "ChromaTransformer2DModel", config, (FLOW, {"use_beta_sigmas": True}), **texts)
+
+
 WRITE: Mapping[str, Callable[[Path], Path]] = {
     "pixart-sigma": write_pixart,
     "pixart-alpha": lambda folder: write_pixart(folder, "PixArtAlphaPipeline"),
     "sd3": write_sd3,
     "sd3-without-t5": lambda folder: write_sd3(folder, whole=False),
     "flux-dev": lambda folder: write_flux(folder, guided=True),
+    "chroma": write_chroma,
     "flux-schnell": lambda folder: write_flux(folder, guided=False),
 }
 
