@@ -20,7 +20,7 @@ GRAPH = "graphs/onnxruntime/fp32.onnx"
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 5,
+    "schema_version": 6,
     "model": {
         "family": "diffusers UNet2DModel",
         "parameters": 7,
