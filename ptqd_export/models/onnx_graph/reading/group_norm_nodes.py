@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode, Value
+from ptqd_export.models.onnx_graph.reading.folded import reaching
 
 VERSION = 21
 """Version of GroupNormalization with one scale for each channel."""
@@ -38,7 +39,7 @@ def with_group_norms(nodes: Sequence[OnnxNode], constants: Mapping[str, Value], 
             kept += last[id(node)].norm(constants, added)
         elif id(node) not in inside:
             kept.append(node)
-    return kept, added
+    return list(reaching(kept, [output])), added
 
 
 @dataclass(frozen=True)
