@@ -96,7 +96,7 @@ def _state(inputs: Sequence[GraphValue], time: str | None, outputs: Sequence[Gra
 
 
 def _time(inputs: Sequence[GraphValue]) -> GraphValue:
-    fitting = [one for one in inputs if one.shape is not None and (len(one.shape) <= 1 or list(one.shape[1:]) == [1])]
+    fitting = [one for one in inputs if one.shape is not None and all(size == 1 for size in one.shape[1:])]
     by_name = [one for name in TIMES for one in fitting if one.name.lower() == name]
     if by_name:
         return by_name[0]

@@ -84,7 +84,7 @@ class OnnxAdapter(Adapter):
         kinds: type of each condition in the graph.
         convention: how the graph takes states and times.
         constants: values of the other inputs, and whether they are repeated for every row.
-        time_axes: axes of the time in the graph: 2 if it is [batch, 1].
+        time_axes: axes of the time in the graph: 2 if it is [batch, 1]; a single number has one here too.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class OnnxAdapter(Adapter):
         cast = (_cast(value, kind, sample) for value, kind in zip(conditions, self._kinds, strict=True))
         constants = (_constant(value, sample, repeated=repeated) for value, repeated in self._constants)
         time = self.convention.time(timestep)
-        return state, time.unsqueeze(1) if self._time_axes > 1 else time, *cast, *constants
+        return state, time.reshape(-1, *[1] * (self._time_axes - 1)), *cast, *constants
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

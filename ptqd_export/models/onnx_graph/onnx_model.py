@@ -125,7 +125,7 @@ def load_onnx(path: Path, section: GraphSection, folder: Path, null_class: int |
     kinds = {one.name: value.dtype for one, value in zip(described.conditions, described.conditioned, strict=True)}
     model = LoadedModel(
         family=f"onnx {path.name}",
-        adapter=OnnxAdapter(network, kinds, described.convention, constants, len(described.signature.time.shape or ())),
+        adapter=OnnxAdapter(network, kinds, described.convention, constants, max(1, len(described.signature.time.shape or ()))),
         sample_shape=described.shape,
         conditioning=conditioning,
         null_class=null,
