@@ -139,9 +139,7 @@ def _check_range(schedule: NoiseSchedule, sigmas: Sequence[float] | None) -> Non
         return
     outside = [sigma for sigma in sigmas if not low <= sigma <= high]
     if outside:
-        raise UsageError(
-            "A noise level lies outside of the training's.", found=f"sigma = {outside[0]:g}", expected=f"{low:g} to {high:g}"
-        )
+        raise UsageError("A noise level lies outside of the training's.", found=f"sigma = {outside[0]:g}", expected=f"{low:g} to {high:g}")
 
 
 def _chosen(field: str, levels: Sequence[float] | None, steps: int) -> Float64 | None:

@@ -32,12 +32,12 @@ def graph_section(path: Path, folder: Path) -> tuple[GraphSection, tuple[str, ..
     found = find_signature(inputs, outputs)
     on_sigmas = TIMES.get(found.time.name.lower()) in ("sigma", "log_sigma", "c_noise")
     config = next((path.parent / name for name in CONFIGURATIONS if (path.parent / name).is_file()), None)
-    if config is not None:
-        schedule: str | NoiseSection = Path(os.path.relpath(config, folder)).as_posix()
-    else:
-        schedule = NoiseSection(sigma_min=0.002, sigma_max=80.0) if on_sigmas else NoiseSection()
-    assumed = _open_sizes(found)
-    section = GraphSection(schedule=schedule, state=found.state.name, time=found.time.name, output=found.output.name, shape=assumed)
+    scheduler = None if config is None else Path(os.path.relpath(config, folder)).as_posix()
+    numbers = NoiseSection(sigma_min=0.002, sigma_max=80.0) if on_sigmas else NoiseSection()
+    assumed, schedule = _open_sizes(found), numbers if scheduler is None else None
+    section = GraphSection(
+        scheduler=scheduler, schedule=schedule, state=found.state.name, time=found.time.name, output=found.output.name, shape=assumed
+    )
     convention = describe_onnx(path, section, folder).convention
     section = section.model_copy(
         update={"predicts": convention.schedule.prediction_type, "time_unit": convention.time_unit, "state_form": convention.state_form}
@@ -58,20 +58,20 @@ def _open_sizes(found: GraphSignature) -> tuple[int, ...] | None:
 def _notes(found: GraphSignature, section: GraphSection) -> Iterator[str]:
     others = ", ".join(map(str, found.others)) or "none"
     yield f"read from the graph: state {found.state}; time {found.time}; output {found.output}; other inputs: {others}"
-    if isinstance(section.schedule, str):
-        yield f"noise schedule: {section.schedule}, which lies beside the graph"
+    if section.schedule is None:
+        yield f"noise schedule: {section.scheduler}, which lies beside the graph"
     elif section.schedule.sigma_min is not None:
         yield (
             "assumed, because a graph does not say it: noise levels from 0.002 to 80 (model.graph.schedule), the clean sample as output "
-            "(model.graph.predicts), and c_in, c_skip and c_out inside the graph (model.graph.preconditioning). For a consistency model, set "
-            "sampler.name to consistency, and sampler.steps to 1 or a few"
+            "(model.graph.predicts), and c_in, c_skip and c_out inside the graph (model.graph.preconditioning). For a consistency "
+            "model, set sampler.name to consistency, and sampler.steps to 1 or a few"
         )
     else:
         yield (
-            "assumed, because a graph does not say it: 1000 timesteps with linear betas from 0.0001 to 0.02 (model.graph.schedule), and the "
-            "noise as output (model.graph.predicts). Name the model's scheduler_config.json instead if there is one"
+            "assumed, because a graph does not say it: 1000 timesteps with linear betas from 0.0001 to 0.02 (model.graph.schedule), and "
+            "the noise as output (model.graph.predicts). If there is a scheduler_config.json, name it as model.graph.scheduler instead"
         )
-    yield f"the time input is given a {section.time_unit} (model.graph.time_unit), and the state is {section.state_form} (model.graph.state_form)"
+    yield f"the time is a {section.time_unit} (model.graph.time_unit); the state is {section.state_form} (model.graph.state_form)"
     if section.shape is not None:
         yield f"the graph leaves sizes open: model.graph.shape is {list(section.shape)}; set the shape of the model's own states"
     for one in found.others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -34,7 +35,9 @@ class NoiseSection(Section):
     alphas_cumprod: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] | None = Field(
         default=None, description="cumulative alphas of the training timesteps, falling, in place of betas"
     )
-    sigma_min: PositiveFloat | None = Field(default=None, description="lowest noise level, for networks trained on sigmas (EDM, consistency models)")
+    sigma_min: PositiveFloat | None = Field(
+        default=None, description="lowest noise level, for networks trained on sigmas (EDM, consistency models)"
+    )
     sigma_max: PositiveFloat | None = Field(default=None, description="highest noise level, where chains begin")
     rho: PositiveFloat = Field(default=7.0, description="exponent of the spacing of the levels between both")
     shift: PositiveFloat = Field(default=1.0, description="for flows: shift of the levels towards noise")
@@ -51,7 +54,7 @@ class NoiseSection(Section):
         if lists and lists[0] != self.num_train_timesteps:
             raise expectation(f"as many values as num_train_timesteps, {self.num_train_timesteps}")
         found = self.alphas_cumprod or ()
-        if any(later >= earlier for earlier, later in zip(found, found[1:], strict=False)):
+        if any(later >= earlier for earlier, later in pairwise(found)):
             raise expectation("alphas_cumprod that fall")
         return self
 
@@ -71,9 +74,10 @@ class GraphInputSection(Section):
 class GraphSection(Section):
     """What an ONNX graph does not say about itself. Names that are null are recognised in the graph."""
 
-    schedule: WrittenPath | NoiseSection = Field(
-        description="the noise that the network was trained on: the scheduler_config.json of diffusers, relative to the plan, or its numbers"
+    scheduler: WrittenPath | None = Field(
+        default=None, description="the noise that the network was trained on: a scheduler_config.json of diffusers, relative to the plan"
     )
+    schedule: NoiseSection | None = Field(default=None, description="instead of a scheduler: the numbers of the noise")
     predicts: PredictionType | None = Field(
         default=None,
         description="what the output is: epsilon, v_prediction, sample (the clean sample) or flow; null takes the scheduler_config.json's, "
@@ -83,27 +87,30 @@ class GraphSection(Section):
     time: str | None = Field(default=None, description="input that takes the timestep or the noise level")
     time_unit: TimeUnit | None = Field(
         default=None,
-        description="what it takes: timestep (a training timestep), fraction (the timestep divided by num_train_timesteps; on a flow, the share "
-        "of noise), sigma, log_sigma (natural), or c_noise (a quarter of it); null follows from the name of the input",
+        description="what it takes: timestep (a training timestep), fraction (the timestep divided by num_train_timesteps; on a flow, the "
+        "share of noise), sigma, log_sigma (natural), or c_noise (a quarter of it); null follows from the name of the input",
     )
     state_form: StateForm | None = Field(
         default=None,
-        description="scaled: the noisy sample has unit variance, sqrt(a) x0 + sqrt(1 - a) eps; added: x0 + sigma eps; null is added for sigmas "
-        "and scaled for betas",
+        description="scaled: the noisy sample has unit variance, sqrt(a) x0 + sqrt(1 - a) eps; added: x0 + sigma eps; null is added for "
+        "sigmas and scaled for betas",
     )
     preconditioning: Preconditioning | None = Field(
         default=None,
-        description="factors c_in, c_skip and c_out around the graph: edm (Karras et al.), consistency (Song et al.); null: in the graph, or none",
+        description="factors c_in, c_skip, c_out around the graph: edm (Karras et al.), consistency (Song et al.); null: inside, or none",
     )
     sigma_data: PositiveFloat = Field(default=0.5, description="standard deviation of the data in these factors")
     output: str | None = Field(default=None, description="output to use, if there are several")
     shape: Sizes | None = Field(default=None, description="shape of one state, [channels, ...], where the graph leaves sizes open")
-    inputs: dict[str, GraphInputSection] = Field(default={}, description="the other inputs, by name, where more is to be said than the graph says")
+    inputs: dict[str, GraphInputSection] = Field(
+        default={}, description="the other inputs, by name, where more is to be said than the graph says"
+    )
 
     @model_validator(mode="after")
     def _sigmas_where_needed(self) -> Self:
-        flow = self.predicts == "flow"
-        sigmas = isinstance(self.schedule, NoiseSection) and self.schedule.sigma_min is not None
+        if (self.scheduler is None) == (self.schedule is None):
+            raise expectation("either scheduler or schedule")
+        flow, sigmas = self.predicts == "flow", self.schedule is not None and self.schedule.sigma_min is not None
         if flow and sigmas:
             raise expectation("no sigmas for a flow: its levels are shares of noise")
         if self.preconditioning is not None and not sigmas:

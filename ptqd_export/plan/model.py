@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
-from pydantic.config import JsonDict
+from pydantic.config import JsonDict, JsonValue
 
 from engines.untrusted.limits import ROWS
 from ptqd_export.plan.graph_section import GraphSection
@@ -37,8 +37,11 @@ SOURCES = ("path", "factory", "onnx")
 
 
 def _given(one: str) -> JsonDict:
-    """Return a JSON Schema in which the key `one` has a value and the other sources have none."""
-    return {"required": [one], "properties": {name: {"type": "string" if name == one else "null"} for name in SOURCES}}
+    """Return a JSON Schema in which the key `one` has a value and the other sources have none; a graph has a section of its own."""
+    kinds: dict[str, JsonValue] = {name: {"type": "string" if name == one else "null"} for name in SOURCES}
+    of_graph = one == "onnx"
+    required: list[JsonValue] = [one, *(["graph"] if of_graph else [])]
+    return {"required": required, "properties": {**kinds, "graph": {"type": "object" if of_graph else "null"}}}
 
 
 class ModelSection(Section):

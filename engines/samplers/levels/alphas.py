@@ -1,4 +1,4 @@
-"""Compute the betas or sigmas and the cumulative alphas of a noise schedule in float64 (diffusers uses float32: they differ by up to 2e-5)."""
+"""Compute betas, sigmas and cumulative alphas of a noise schedule in float64 (diffusers uses float32: they differ by up to 2e-5)."""
 
 from __future__ import annotations
 

@@ -123,7 +123,9 @@ class NoiseSchedule(BaseModel):
         low, high = self.sigma_min, self.sigma_max
         if (low is None) != (high is None) or (low is not None and high is not None and low >= high):
             raise UsageError(
-                "The noise levels have no range.", found=f"sigma_min = {low}, sigma_max = {high}", expected="two numbers that rise, or neither"
+                "The noise levels have no range.",
+                found=f"sigma_min = {low}, sigma_max = {high}",
+                expected="two numbers that rise, or neither",
             )
         return self
 

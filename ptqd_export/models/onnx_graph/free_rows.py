@@ -1,8 +1,8 @@
 """Free the batch of a graph, where its exporter fixed it, and compare with the graph itself.
 
-A graph may say batch 1 in a Reshape, or take one timestep for all samples. Which sizes are the batch shows in two runs: one as the graph
-states, and one with twice as many rows. Each step whose output does not grow as it should is mended by rule, and the result is proven: every
-row of larger batches must equal what ONNX Runtime returns for the row alone.
+A graph may say batch 1 in a Reshape, or take one timestep for all samples. Two runs show which sizes are the batch: one as the graph
+states, and one with twice as many rows. Each step whose output does not grow as it should is mended by rule, and the result is proven:
+every row of larger batches must equal what ONNX Runtime returns for the row alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Tile")
 """Operators that leave a single number what it is."""
 
 _DTYPES = {
-    "FLOAT16": np.float16, "DOUBLE": np.float64, "FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_, "INT8": np.int8,
-    "INT16": np.int16, "UINT8": np.uint8,
+    "FLOAT16": np.float16, "DOUBLE": np.float64, "FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_,
+    "INT8": np.int8, "INT16": np.int16, "UINT8": np.uint8,
 }  # fmt: skip
 
 
@@ -72,7 +72,9 @@ class OwnGraph:
         try:
             session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions share no base class
-            raise UsageError("ONNX Runtime refuses the graph.", found=f"{path}: {first_line(error)}", expected="a graph that runs") from error
+            raise UsageError(
+                "ONNX Runtime refuses the graph.", found=f"{path}: {first_line(error)}", expected="a graph that runs"
+            ) from error
         return cls(session, tuple(inputs), tuple(batched), output)
 
     @property
@@ -92,14 +94,16 @@ class OwnGraph:
 
     def row(self, values: Sequence[Tensor], row: int) -> NDArray[Any]:
         """Return the graph's output [1, ...] for one row of the inputs."""
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             one.name: value.numpy().astype(_DTYPES.get(one.dtype, np.float32))
             for one, value in zip(self.inputs, self.of_row(values, row), strict=True)
         }
         try:
             (out,) = self.session.run([self.output], feeds)
         except Exception as error:
-            raise UsageError("ONNX Runtime does not run the graph.", found=first_line(error), expected="a graph that takes its own inputs") from error
+            raise UsageError(
+                "ONNX Runtime does not run the graph.", found=first_line(error), expected="a graph that takes its own inputs"
+            ) from error
         found: NDArray[Any] = out[:1].astype(np.float32)
         return found
 
@@ -155,7 +159,13 @@ class _Menders:
     """
 
     def __init__(
-        self, module: GraphModule, shapes: dict[int, tuple[Any, ...]], inputs: dict[str, tuple[Any, ...]], lone: set[str], rows: int, own: int
+        self,
+        module: GraphModule,
+        shapes: dict[int, tuple[Any, ...]],
+        inputs: dict[str, tuple[Any, ...]],
+        lone: set[str],
+        rows: int,
+        own: int,
     ) -> None:
         self._module, self._shapes, self._lone, self._rows, self._own = module, shapes, lone, rows, own
         self._before = dict(inputs)
@@ -230,9 +240,7 @@ class _Menders:
         ranks = {index: len(self._before[name]) for index, name in enumerate(step.inputs) if name in self._lone}
         joins = bool(after) and after[0] in (1, self._own) and all(rank < len(after) for rank in ranks.values())
         width = len(after) - 1 if joins else len(after)
-        shapes = {
-            index: (-1, *[1] * (width - rank), *self._before[step.inputs[index]]) for index, rank in ranks.items() if width != rank
-        }
+        shapes = {index: (-1, *[1] * (width - rank), *self._before[step.inputs[index]]) for index, rank in ranks.items() if width != rank}
         if shapes:
             self._module.mends[number] = Mend(inputs=shapes)
         if not joins:

@@ -27,19 +27,19 @@ def noise_schedule(section: GraphSection, folder: Path) -> NoiseSchedule:
         UsageError: the scheduler's configuration is not supported.
         PtqdError: its file cannot be read.
     """
-    if isinstance(section.schedule, str):
-        found = NoiseSchedule.from_scheduler_config(_config(folder / section.schedule))
+    if section.scheduler is not None:
+        found = NoiseSchedule.from_scheduler_config(_config(folder / section.scheduler))
         return found if section.predicts is None else found.model_copy(update={"prediction_type": section.predicts})
-    return _of_numbers(section.schedule, section.predicts)
+    return _of_numbers(section.schedule or NoiseSection(), section.predicts)
 
 
 def own_sampler(section: GraphSection, folder: Path) -> tuple[str, int | None, float | None]:
     """Return the sampler, the steps and the guidance of a scheduler's configuration, or those that suit the numbers of the plan."""
-    if isinstance(section.schedule, str):
-        config = _config(folder / section.schedule)
+    if section.scheduler is not None:
+        config = _config(folder / section.scheduler)
         few = few_steps_of(config)
         return sampler_of(config).name, few.steps, few.guidance
-    if section.schedule.sigma_min is not None:
+    if section.schedule is not None and section.schedule.sigma_min is not None:
         return ("consistency", 1, None) if section.preconditioning == "consistency" else ("heun", None, None)
     return ("flow-euler" if section.predicts == "flow" else "ddim"), None, None
 

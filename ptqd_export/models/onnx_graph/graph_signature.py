@@ -24,7 +24,8 @@ TIMES: dict[str, TimeUnit] = {
 """Names of the time, and what each usually takes."""
 
 OUTPUTS = (
-    "out_sample", "denoised", "sample", "noise_pred", "eps", "epsilon", "v", "velocity", "pred", "prediction", "out", "output", "noise", "x0",
+    "out_sample", "denoised", "sample", "noise_pred", "eps", "epsilon", "v", "velocity", "pred", "prediction", "out", "output",
+    "noise", "x0",
 )  # fmt: skip
 """Names of the output, where there are several."""
 
@@ -85,7 +86,9 @@ def _named(name: str | None, values: Sequence[GraphValue], kind: str, role: str)
 def _state(inputs: Sequence[GraphValue], time: str | None, outputs: Sequence[GraphValue]) -> GraphValue:
     ranks = {len(one.shape) for one in outputs if one.shape is not None}
     fitting = [
-        one for one in inputs if one.is_float and one.name != time and one.shape is not None and len(one.shape) >= 2 and len(one.shape) in ranks
+        one
+        for one in inputs
+        if one.is_float and one.name != time and one.shape is not None and len(one.shape) >= 2 and len(one.shape) in ranks
     ]
     by_name = [one for name in STATES for one in fitting if one.name.lower() == name]
     if by_name:
@@ -143,7 +146,9 @@ def sample_shape(value: GraphValue, given: Sequence[int] | None, field: str) -> 
     """
     stated: tuple[Size, ...] = () if value.shape is None else value.shape[1:]
     if given is not None:
-        fits = value.shape is None or (len(given) == len(stated) and all(not isinstance(a, int) or a == b for a, b in zip(stated, given, strict=True)))
+        fits = value.shape is None or (
+            len(given) == len(stated) and all(not isinstance(a, int) or a == b for a, b in zip(stated, given, strict=True))
+        )
         if not fits:
             raise UsageError("The plan's shape does not fit the graph.", found=f"{field} = {list(given)}", expected=str(value))
         return tuple(given)

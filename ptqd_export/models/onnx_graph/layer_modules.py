@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode, Value
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OWN_PADDING = ("NOTSET", "", "VALID")
 
 
@@ -114,7 +115,12 @@ def _product(
         (add,) = following
         name = next((name for name in add.inputs if name != out), "")
         bias = constants.get(name)
-        if isinstance(bias, Tensor) and bias.is_floating_point() and bias.shape[-1:] == (weight.shape[1],) and bias.numel() == weight.shape[1]:
+        if (
+            isinstance(bias, Tensor)
+            and bias.is_floating_point()
+            and bias.shape[-1:] == (weight.shape[1],)
+            and bias.numel() == weight.shape[1]
+        ):
             named = _name(node, name)
             return GraphLayer(_linear(weight.T, bias.reshape(-1)), named, node.inputs[0], add.outputs[0], False, (node, add))
     return GraphLayer(_linear(weight.T, None), _name(node), node.inputs[0], out, False, (node,))

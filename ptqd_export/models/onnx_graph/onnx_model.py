@@ -74,7 +74,9 @@ def describe_onnx(path: Path, section: GraphSection, folder: Path) -> OnnxModel:
     unknown = sorted(section.inputs.keys() - {one.name for one in inputs})
     if unknown:
         raise UsageError(
-            "The graph has no such input.", found=f"model.graph.inputs: {', '.join(unknown)}", expected=", ".join(one.name for one in inputs)
+            "The graph has no such input.",
+            found=f"model.graph.inputs: {', '.join(unknown)}",
+            expected=", ".join(one.name for one in inputs),
         )
     found = find_signature(inputs, outputs, state=section.state, time=section.time, output=section.output, constants=constants)
     schedule = noise_schedule(section, folder)
@@ -130,7 +132,7 @@ def load_onnx(path: Path, section: GraphSection, folder: Path, null_class: int |
         conditioning=conditioning,
         null_class=null,
         noise_schedule=described.convention.schedule,
-        files=(*onnx_files(path), *([folder / section.schedule] if isinstance(section.schedule, str) else [])),
+        files=(*onnx_files(path), *([] if section.scheduler is None else [folder / section.scheduler])),
     )
     check_finite(network, str(path))
     _free_and_compare(model, described, half=half)
@@ -140,8 +142,8 @@ def load_onnx(path: Path, section: GraphSection, folder: Path, null_class: int |
 def _network(described: OnnxModel) -> tuple[GraphModule, bool]:
     """Return the graph as a module, and whether its weights are in 16 bits."""
     graph, output = read_onnx(described.path), described.signature.output.name
-    nodes, constants = folded(replace(graph, nodes=split_fused(graph.nodes)), output)
-    nodes, added = with_group_norms(nodes, constants, output)
+    live, constants = folded(replace(graph, nodes=split_fused(graph.nodes)), output)
+    nodes, added = with_group_norms(live, constants, output)
     return GraphModule(nodes, {**constants, **added}, [one.name for one in _in_order(described)], output), graph.half
 
 
@@ -165,7 +167,9 @@ def _free_and_compare(model: LoadedModel, described: OnnxModel, *, half: bool) -
 
 def _convention(section: GraphSection, schedule: NoiseSchedule, found: GraphSignature) -> Convention:
     form = section.state_form or ("added" if schedule.on_sigmas else "scaled")
-    return Convention(schedule, section.time_unit or _unit(section, schedule, found.time), form, section.preconditioning, section.sigma_data)
+    return Convention(
+        schedule, section.time_unit or _unit(section, schedule, found.time), form, section.preconditioning, section.sigma_data
+    )
 
 
 def _unit(section: GraphSection, schedule: NoiseSchedule, time: GraphValue) -> TimeUnit:
@@ -208,4 +212,3 @@ def _constant(value: GraphValue, number: float) -> Tensor:
     sizes = [size if isinstance(size, int) else 1 for size in value.shape or ()]
     kind = torch.float32 if value.is_float else torch.bool if value.dtype == "BOOL" else torch.int64
     return torch.full(sizes, number, dtype=kind)
-

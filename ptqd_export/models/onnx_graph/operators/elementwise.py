@@ -148,12 +148,8 @@ def _elu(call: OperatorCall) -> Value:
 
 
 def _hard_sigmoid(call: OperatorCall) -> Value:
-    return (call.tensor(0) * call.get("alpha", 0.2) + call.get("beta", 0.5)).clamp(0, 1)
-
-
-def _swish(call: OperatorCall) -> Value:
-    x = call.tensor(0)
-    return x * torch.sigmoid(call.get("alpha", 1.0) * x)
+    slope, middle = float(call.get("alpha", 0.2)), float(call.get("beta", 0.5))
+    return (call.tensor(0) * slope + middle).clamp(0, 1)
 
 
 def _dequantized(call: OperatorCall) -> Value:
@@ -222,7 +218,6 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "Sqrt": _unary(torch.sqrt, _root),
     "Sub": _binary(operator.sub, operator.sub),
     "Sum": _many(operator.add, operator.add),
-    "Swish": _swish,
     "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
     "Where": _where,

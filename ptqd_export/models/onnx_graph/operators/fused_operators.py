@@ -51,7 +51,8 @@ def _multi_head_attention(call: OperatorCall) -> Value:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    found: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return found
 
 
 def _joined(x: Tensor) -> Tensor:
@@ -80,38 +81,6 @@ def _quick_gelu(call: OperatorCall) -> Value:
     return x * torch.sigmoid(call.get("alpha", 1.702) * x)
 
 
-def _bias_add(call: OperatorCall) -> Value:
-    return call.tensor(0) + call.tensor(1) + call.tensor(2)
-
-
-def _bias_split_gelu(call: OperatorCall) -> Value:
-    value, gate = (call.tensor(0) + call.tensor(1)).chunk(2, -1)
-    return value * F.gelu(gate)
-
-
-def _group_norm(call: OperatorCall) -> Value:
-    x, gamma, beta = call.tensors()
-    return _normalized(call, x, gamma, beta)
-
-
-def _normalized(call: OperatorCall, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Normalize groups of channels, which are the last axis unless an attribute says otherwise."""
-    last = bool(call.get("channels_last", 1))
-    x = x.permute(0, 3, 1, 2) if last else x
-    out = F.group_norm(x, call.get("groups"), gamma, beta, call.get("epsilon", 1e-5))
-    out = F.silu(out) if call.get("activation", 0) else out
-    return out.permute(0, 2, 3, 1) if last else out
-
-
-def _skip_group_norm(call: OperatorCall) -> Result:
-    x, gamma, beta, skip = (call.tensor(index) for index in range(4))
-    if skip.ndim == 2:
-        skip = skip[:, None, None] if call.get("channels_last", 1) else skip[:, :, None, None]
-    bias = call.optional(4)
-    total = x + skip + (0 if bias is None else bias)
-    return _normalized(call, total, gamma, beta), total
-
-
 def _skip_layer_norm(call: OperatorCall) -> Result:
     total = call.tensor(0) + call.tensor(1)
     bias = call.optional(4)
@@ -125,19 +94,16 @@ def _swap_last_axes(call: OperatorCall) -> Value:
 
 
 def _scale(call: OperatorCall) -> Value:
-    return call.tensor(0) * call.get("factor")
+    factor: float = call.get("factor")
+    return call.tensor(0) * factor
 
 
 FUSED: Mapping[str, Callable[[OperatorCall], Result]] = {
-    "BiasAdd": _bias_add,
     "BiasGelu": _bias_gelu,
-    "BiasSplitGelu": _bias_split_gelu,
     "FastGelu": _fast_gelu,
     "Gelu": _gelu,
-    "GroupNorm": _group_norm,
     "MultiHeadAttention": _multi_head_attention,
     "QuickGelu": _quick_gelu,
-    "SkipGroupNorm": _skip_group_norm,
     "SkipLayerNormalization": _skip_layer_norm,
 }
 """The fused operators by type. The reader splits those that hold a weight, such as FusedConv, into operators of the standard."""

@@ -89,7 +89,9 @@ def _average_pool(call: OperatorCall) -> Value:
     begin, end = begin_and_end(call, kernel, x.shape[2:])
     counts = bool(call.get("count_include_pad", 0))
     if begin != end and not counts:
-        raise PtqdError("A pool of the graph pads both ends differently and leaves the padding out, which is not supported.", found=call.node)
+        raise PtqdError(
+            "A pool of the graph pads both ends differently and leaves the padding out, which is not supported.", found=call.node
+        )
     x, padding = padded(x, begin, end)
     strides = call.get("strides") or [1] * len(kernel)
     return _AVERAGES[len(kernel) - 1](x, kernel, strides, padding, bool(call.get("ceil_mode", 0)), counts)
@@ -121,7 +123,7 @@ def _general_product(call: OperatorCall) -> Value:
     a, b = call.tensor(0), call.tensor(1)
     a = a.transpose(0, 1) if call.get("transA", 0) else a
     b = b.transpose(0, 1) if call.get("transB", 0) else b
-    found = torch.matmul(a, b) * call.get("alpha", 1.0)
+    found: Tensor = torch.matmul(a, b) * call.get("alpha", 1.0)
     c = call.optional(2)
     return found if c is None else found + c * call.get("beta", 1.0)
 
@@ -141,7 +143,9 @@ def _resize(call: OperatorCall) -> Value:
     wanted = _spread(sizes, axes, x.ndim, list(x.shape)) if sizes else None
     kept = factors[:2] if factors is not None else [1, 1]
     if any(factor != 1 for factor in kept) or call.get("keep_aspect_ratio_policy", "stretch") != "stretch" or call.get("antialias", 0):
-        raise PtqdError("A Resize of the graph is not supported.", found=call.node, expected="the axes behind the channels, without antialias")
+        raise PtqdError(
+            "A Resize of the graph is not supported.", found=call.node, expected="the axes behind the channels, without antialias"
+        )
     return _interpolated(call, x, None if wanted is None else wanted[2:], None if factors is None else factors[2:])
 
 
@@ -162,7 +166,9 @@ def _interpolated(call: OperatorCall, x: Tensor, sizes: list[Any] | None, factor
     kind = kinds.get((mode, x.ndim))
     aligned = where == "align_corners"
     if kind is None or where not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise PtqdError("A Resize of the graph is not supported.", found=f"{call.node}: {mode}, {where}", expected="half_pixel or align_corners")
+        raise PtqdError(
+            "A Resize of the graph is not supported.", found=f"{call.node}: {mode}, {where}", expected="half_pixel or align_corners"
+        )
     if factors is not None:
         sizes = [math.floor(size * factor) for size, factor in zip(x.shape[2:], factors, strict=True)]
     return F.interpolate(x, size=sizes, mode=kind, align_corners=aligned)
@@ -171,7 +177,11 @@ def _interpolated(call: OperatorCall, x: Tensor, sizes: list[Any] | None, factor
 def _nearest(call: OperatorCall, x: Tensor, sizes: list[Any] | None, factors: list[float] | None, where: str) -> Tensor:
     """Copy the nearest value. Whole factors repeat values in every mode that exporters write; others need torch's own mode."""
     own = [int(size) for size in x.shape[2:]]
-    wanted = [math.floor(size * factor) for size, factor in zip(own, factors, strict=True)] if factors is not None else [int(s) for s in sizes or []]
+    wanted = (
+        [math.floor(size * factor) for size, factor in zip(own, factors, strict=True)]
+        if factors is not None
+        else [int(s) for s in sizes or []]
+    )
     whole = all(new % old == 0 for new, old in zip(wanted, own, strict=True))
     rounding = call.get("nearest_mode", "round_prefer_floor" if call.version >= 11 else "floor")
     repeats = (where, rounding) in _REPEATS

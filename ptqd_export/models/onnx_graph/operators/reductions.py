@@ -39,7 +39,7 @@ def _along_each(function: Callable[[Tensor, int, bool], Tensor]) -> Callable[[Te
     return run
 
 
-def _extreme(function: Callable[..., Any]) -> Callable[[OperatorCall], Value]:
+def _extreme(function: Callable[..., Tensor]) -> Callable[[OperatorCall], Value]:
     """Return ArgMax or ArgMin."""
 
     def run(call: OperatorCall) -> Value:
@@ -98,7 +98,8 @@ def _batch_norm(call: OperatorCall) -> Value:
 
 def _lp_norm(call: OperatorCall) -> Value:
     x, p, axis = call.tensor(0), call.get("p", 2), call.get("axis", -1)
-    return x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / length
 
 
 REDUCTIONS: Mapping[str, Callable[[OperatorCall], Result]] = {
@@ -117,10 +118,11 @@ REDUCTIONS: Mapping[str, Callable[[OperatorCall], Result]] = {
     "ReduceMax": _reduction(lambda x, axes, keeps: x.amax(axes, keeps), max),
     "ReduceMean": _reduction(lambda x, axes, keeps: x.mean(axes, keeps)),
     "ReduceMin": _reduction(lambda x, axes, keeps: x.amin(axes, keeps), min),
-    "ReduceProd": _reduction(_along_each(lambda x, axis, keeps: x.prod(axis, keeps)), lambda numbers: reduce(lambda a, b: a * b, numbers, 1)),
+    "ReduceProd": _reduction(
+        _along_each(lambda x, axis, keeps: x.prod(axis, keeps)), lambda numbers: reduce(lambda a, b: a * b, numbers, 1)
+    ),
     "ReduceSum": _reduction(lambda x, axes, keeps: x.sum(axes, keeps), sum),
     "ReduceSumSquare": _reduction(lambda x, axes, keeps: x.square().sum(axes, keeps)),
     "Softmax": _softmax(F.softmax),
 }
 """The operators by type."""
-

@@ -272,4 +272,3 @@ SHAPES: Mapping[str, Callable[[OperatorCall], Result]] = {
     "Unsqueeze": _unsqueeze,
 }
 """The operators by type."""
-

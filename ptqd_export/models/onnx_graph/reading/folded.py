@@ -88,7 +88,11 @@ def _check_supported(nodes: Sequence[OnnxNode]) -> None:
     reasons = [
         *(["random operators: a graph must give the same output for the same inputs"] if set(others) & set(RANDOM) else []),
         *(["control flow: export the network without it"] if set(others) & set(CONTROL) else []),
-        *(["a graph that is quantized already: take the one in float"] if {"QuantizeLinear", "DynamicQuantizeLinear"} & set(others) else []),
+        *(
+            ["a graph that is quantized already: take the one in float"]
+            if {"QuantizeLinear", "DynamicQuantizeLinear"} & set(others)
+            else []
+        ),
     ]
     raise UsageError(
         "The graph has operators that are not supported.",
@@ -96,4 +100,3 @@ def _check_supported(nodes: Sequence[OnnxNode]) -> None:
         expected="the operators of docs/onnx-models.md",
         mend="export the network again without them, or wrap its PyTorch code in a model.factory",
     )
-

@@ -12,12 +12,11 @@ from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode
 WRITTEN = 18
 """Version of the operators that are written here."""
 
-_CONVOLUTIONS, _PRODUCTS = ("FusedConv", "NhwcConv", "NhwcFusedConv"), ("FusedMatMul", "TransposeMatMul")
-_TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
+_PRODUCTS = ("FusedMatMul", "TransposeMatMul")
 
 
 def split_fused(nodes: Sequence[OnnxNode]) -> tuple[OnnxNode, ...]:
-    """Return the nodes with FusedConv, NhwcConv, NhwcFusedConv, FusedMatMul, TransposeMatMul and FusedGemm split up.
+    """Return the nodes with FusedConv, FusedMatMul, TransposeMatMul and FusedGemm split up.
 
     Raises:
         UsageError: such a node has an activation with parameters, or transposes its batch.
@@ -26,8 +25,8 @@ def split_fused(nodes: Sequence[OnnxNode]) -> tuple[OnnxNode, ...]:
 
 
 def _parts(node: OnnxNode) -> Iterator[OnnxNode]:
-    if node.domain == MICROSOFT and node.op in _CONVOLUTIONS:
-        yield from _convolution(node)
+    if node.domain == MICROSOFT and node.op == "FusedConv":
+        yield from _activated(node, "Conv", node.inputs[:3], node.inputs[3] if len(node.inputs) > 3 else "")
     elif node.domain == MICROSOFT and node.op == "FusedGemm":
         yield from _activated(node, "Gemm", node.inputs)
     elif node.domain == MICROSOFT and node.op in _PRODUCTS:
@@ -36,22 +35,9 @@ def _parts(node: OnnxNode) -> Iterator[OnnxNode]:
         yield node
 
 
-def _convolution(node: OnnxNode) -> Iterator[OnnxNode]:
-    x, out = node.inputs[0], node.outputs[0]
-    skip = node.inputs[3] if len(node.inputs) > 3 else ""
-    if not node.op.startswith("Nhwc"):
-        yield from _activated(node, "Conv", node.inputs[:3], skip)
-        return
-    yield _standard(node, "Transpose", (x,), f"{out}.nchw_in", {"perm": _TO_NCHW})
-    yield from _activated(node, "Conv", (f"{out}.nchw_in", *node.inputs[1:3]), out=f"{out}.nchw")
-    yield _standard(node, "Transpose", (f"{out}.nchw",), out, {"perm": _TO_NHWC})
-    if skip:
-        raise _unsupported(node, "a sum with another tensor")
-
-
-def _activated(node: OnnxNode, op: str, inputs: Sequence[str], skip: str = "", out: str | None = None) -> Iterator[OnnxNode]:
+def _activated(node: OnnxNode, op: str, inputs: Sequence[str], skip: str = "") -> Iterator[OnnxNode]:
     """Yield the layer, the sum with another tensor if there is one, and the activation if there is one."""
-    out, activation = out or node.outputs[0], node.attributes.get("activation")
+    out, activation = node.outputs[0], node.attributes.get("activation")
     if activation and (node.attributes.get("activation_params") or activation not in ("Relu", "Sigmoid", "Tanh")):
         raise _unsupported(node, f"activation {activation}")
     last = f"{out}.{op}" if activation else out

@@ -103,7 +103,9 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
 
 def _read(path: Path) -> ir.Model:
     if not path.is_file():
-        raise UsageError("The graph is missing.", found=f"no file {path}", mend="correct model.onnx, which is relative to the plan, or --model")
+        raise UsageError(
+            "The graph is missing.", found=f"no file {path}", mend="correct model.onnx, which is relative to the plan, or --model"
+        )
     try:
         outside = [name for name in external_files(path) if not is_plain(name) or not (path.parent / name).is_file()]
         if outside:
@@ -142,7 +144,9 @@ def _constant(node: ir.Node) -> NDArray[Any]:
         if attribute is not None:
             kind = np.float32 if "float" in name else np.int64
             return _array(attribute.as_tensor()) if name == "value" else np.array(attribute.value, dtype=kind)
-    raise UsageError("A constant of the graph is not supported.", found=f"{node.name}: {', '.join(node.attributes)}", expected="a dense tensor")
+    raise UsageError(
+        "A constant of the graph is not supported.", found=f"{node.name}: {', '.join(node.attributes)}", expected="a dense tensor"
+    )
 
 
 def _node(node: ir.Node, versions: Mapping[str, int]) -> OnnxNode:

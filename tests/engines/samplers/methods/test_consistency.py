@@ -13,7 +13,9 @@ from engines.errors import UsageError
 from engines.samplers import NoiseSchedule, compile_sampler
 
 LOW, HIGH = 0.002, 80.0
-SCHEDULE = NoiseSchedule(sigma_min=LOW, sigma_max=HIGH, prediction_type="sample", clip_sample=False, timestep_spacing="linspace", use_karras_sigmas=True)
+SCHEDULE = NoiseSchedule(
+    sigma_min=LOW, sigma_max=HIGH, prediction_type="sample", clip_sample=False, timestep_spacing="linspace", use_karras_sigmas=True
+)
 
 
 def consistency(x: Any, sigma: float) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
+
+Interface: TypeAlias = tuple[str, Sequence[int | str]]
+"""Type and shape of an input."""
 
 
 class SmallUNet(nn.Module):
@@ -39,7 +42,8 @@ class SmallUNet(nn.Module):
         mixed = (torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v).transpose(1, 2).reshape(batch, -1, channels)
         h = (tokens + self.o(mixed)).transpose(1, 2).reshape(batch, channels, height, width)
         h = functional.interpolate(self.up(functional.gelu(self.norm2(h))), scale_factor=2.0, mode="nearest")
-        return self.conv_out(torch.cat([h, skip], 1))
+        out: Tensor = self.conv_out(torch.cat([h, skip], 1))
+        return out
 
 
 def exported(path: Path, *, opset: int, dynamo: bool = False, fixed: bool = False) -> SmallUNet:
@@ -47,7 +51,7 @@ def exported(path: Path, *, opset: int, dynamo: bool = False, fixed: bool = Fals
     torch.manual_seed(0)
     network = SmallUNet().eval()
     inputs = (torch.randn(2, 2, 8, 8), torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]))
-    names, free = ("noisy", "sigma", "level"), {}
+    names, free = ("noisy", "sigma", "level"), dict[str, Any]()
     if fixed:
         inputs = tuple(value[:1] for value in inputs)  # type: ignore[assignment]
     elif dynamo:
@@ -65,15 +69,15 @@ def exported(path: Path, *, opset: int, dynamo: bool = False, fixed: bool = Fals
 
 def node(op: str, inputs: str | Sequence[str], outputs: str | Sequence[str], domain: str = "", **attributes: Any) -> onnx.NodeProto:
     """Return a node; a text is the name of one input or output."""
-    names = ([one] if isinstance(one, str) else list(one) for one in (inputs, outputs))
-    return helper.make_node(op, *names, domain=domain, **attributes)
+    taken, made = ([one] if isinstance(one, str) else list(one) for one in (inputs, outputs))
+    return helper.make_node(op, taken, made, domain=domain, **attributes)
 
 
 def graph_file(
     path: Path,
     nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, tuple[str, Sequence[int | str]]],
-    constants: Mapping[str, NDArray[Any]] | None = None,
+    inputs: Mapping[str, Interface],
+    constants: Mapping[str, Any] | None = None,
     *,
     output: tuple[str, Sequence[int | str]] = ("out", ()),
     opset: int = 18,

@@ -58,14 +58,23 @@ def test_a_sum_over_the_batch_is_refused(tmp_path: Path) -> None:
     """Rows that mix cannot be told apart by rule; the comparison with the graph finds them."""
     nodes = [node("ReduceMean", ["x", "axes"], "m"), node("Add", ["x", "m"], "d"), node("Add", ["d", "t"], "out")]
     path = graph_file(
-        tmp_path / "g.onnx", nodes, {"x": ("FLOAT", ["b", 4, 2, 4]), "t": ("FLOAT", ["b", 1, 1, 1])}, {"axes": np.array([0])}, output=("out", ["b", 4, 2, 4])
+        tmp_path / "g.onnx",
+        nodes,
+        {"x": ("FLOAT", ["b", 4, 2, 4]), "t": ("FLOAT", ["b", 1, 1, 1])},
+        {"axes": np.array([0])},
+        output=("out", ["b", 4, 2, 4]),
     )
     with pytest.raises(PtqdError, match="does not compute what it computes for one sample"):
         load(path, time="t", state="x")
 
 
 def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
-    nodes = [node("Transpose", "x", "y", perm=[3, 1, 2, 0]), node("MatMul", ["y", "w"], "z"), node("Transpose", "z", "v", perm=[3, 1, 2, 0]), node("Add", ["v", "t"], "out")]
+    nodes = [
+        node("Transpose", "x", "y", perm=[3, 1, 2, 0]),
+        node("MatMul", ["y", "w"], "z"),
+        node("Transpose", "z", "v", perm=[3, 1, 2, 0]),
+        node("Add", ["v", "t"], "out"),
+    ]
     path = graph_file(
         tmp_path / "g.onnx", nodes, {"x": ("FLOAT", [1, 4, 2, 4]), "t": ("FLOAT", [1])}, {"w": random(1, 1)}, output=("out", [1, 4, 2, 4])
     )
@@ -90,10 +99,17 @@ def test_one_timestep_for_all_samples_becomes_one_for_each(tmp_path: Path, shape
         node("Add", ["x", "v"], "out"),
     ]
     constants = {
-        "one": np.array([-1, 1]), "zero": np.array(0), "zeros": np.array([0]), "last": np.array([2, 3]), "freq": random(1, 6), "time.weight": random(6, 4),
+        "one": np.array([-1, 1]), "zero": np.array(0), "zeros": np.array([0]), "last": np.array([2, 3]), "freq": random(1, 6),
+        "time.weight": random(6, 4),
         "time.bias": random(4),
     }  # fmt: skip
-    path = graph_file(tmp_path / "g.onnx", nodes, {"x": ("FLOAT", ["batch", 4, 2, 4]), "timestep": ("INT64", shape)}, constants, output=("out", ["batch", 4, 2, 4]))
+    path = graph_file(
+        tmp_path / "g.onnx",
+        nodes,
+        {"x": ("FLOAT", ["batch", 4, 2, 4]), "timestep": ("INT64", shape)},
+        constants,
+        output=("out", ["batch", 4, 2, 4]),
+    )
     model = load(path)
     x, t = torch.zeros(3, 4, 2, 4), torch.tensor([1.0, 500.0, 7.0])
     expected = torch.sin(t[:, None] * torch.from_numpy(random(1, 6))) @ torch.from_numpy(random(6, 4)) + torch.from_numpy(random(4))
@@ -113,7 +129,9 @@ def test_a_number_that_meets_a_vector_first_is_freed(tmp_path: Path) -> None:
         node("Add", ["x", "v"], "out"),
     ]
     constants = {"freq": random(3), "zero": np.array([0]), "last": np.array([2, 3]), "time.weight": random(6, 4)}
-    path = graph_file(tmp_path / "g.onnx", nodes, {"x": ("FLOAT", ["b", 4, 2, 4]), "t": ("FLOAT", [])}, constants, output=("out", ["b", 4, 2, 4]))
+    path = graph_file(
+        tmp_path / "g.onnx", nodes, {"x": ("FLOAT", ["b", 4, 2, 4]), "t": ("FLOAT", [])}, constants, output=("out", ["b", 4, 2, 4])
+    )
     model = load(path)
     t = torch.tensor([1.0, 2.0, 7.0])
     angle = t[:, None] * torch.from_numpy(random(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from ptqd_export.plan import PlanFile, load_plan, plan_of
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.run_build import run_build
-from tests.ptqd_export.models.onnx_graph.onnx_graphs import graph_file, node, random
+from tests.ptqd_export.models.onnx_graph.onnx_graphs import Interface, graph_file, node, random
 
 if TYPE_CHECKING:
     from engines.arrays import Float32
@@ -82,7 +83,7 @@ def test_heun_is_that_of_edm(example: PlanFile) -> None:
     noise, found = sampled(example, "edm")
     t = [*np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 4) ** 7, 0.0]
     x: Any = t[0] * noise.start(np.arange(2)).astype(np.float64)
-    for now, after in zip(t, t[1:], strict=False):
+    for now, after in pairwise(t):
         d = (x - own(example, x.astype(np.float32), now)) / now
         guess = x + (after - now) * d
         if after > 0:
@@ -95,7 +96,10 @@ def test_both_precisions_sample_near_the_graph(example: PlanFile, tmp_path: Path
     samples = {precision: sampled(example, precision=precision)[1] for precision in ("fp32", "w8a8", "w4a8")}
     errors = {name: float(np.abs(samples[name] - samples["fp32"]).mean() / samples["fp32"].std()) for name in ("w8a8", "w4a8")}
     assert 0 < errors["w8a8"] < errors["w4a8"] < 0.5
-    assert sum(sample_bundle(SampleRequest(example.output_path, tmp_path, 2, 1, classes=(2, 9), format="npz")).record.precision_steps.values()) == 1
+    assert (
+        sum(sample_bundle(SampleRequest(example.output_path, tmp_path, 2, 1, classes=(2, 9), format="npz")).record.precision_steps.values())
+        == 1
+    )
 
 
 def test_layers_are_those_of_the_graph(example: PlanFile) -> None:
@@ -110,7 +114,12 @@ def test_init_says_what_it_read_and_what_it_assumed(example: PlanFile) -> None:
     assert "assumed, because a graph does not say it: noise levels from 0.002 to 80" in said
     assert "an .npz with level: float32 [rows]" in said
     assert plan.model.graph is not None
-    assert (plan.model.onnx, plan.model.graph.time_unit, plan.model.graph.state_form, plan.output) == ("denoiser.onnx", "sigma", "added", "build/denoiser")
+    assert (plan.model.onnx, plan.model.graph.time_unit, plan.model.graph.state_form, plan.output) == (
+        "denoiser.onnx",
+        "sigma",
+        "added",
+        "build/denoiser",
+    )
     completed = plan.model_copy(update={"model": plan.model.model_copy(update={"conditions": "levels.npz"})})
     assert load_model(PlanFile(plan_of(json.loads(completed.resolved_json())), example.folder)).sample_shape == (2, 8, 8)
 
@@ -121,21 +130,38 @@ def test_init_takes_the_scheduler_beside_the_graph(tmp_path: Path) -> None:
     (tmp_path / "scheduler").mkdir()
     config = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    nodes = [node("Cast", "timestep", "t", to=1), node("Mul", ["t", "zero"], "z"), node("Add", ["sample", "z"], "h"), node("Conv", ["h", "conv.weight"], "out")]
-    inputs = {"sample": ("FLOAT", ["batch", 4, "height", "width"]), "timestep": ("INT64", []), "y": ("INT64", ["batch"])}
+    nodes = [
+        node("Cast", "timestep", "t", to=1),
+        node("Mul", ["t", "zero"], "z"),
+        node("Add", ["sample", "z"], "h"),
+        node("Conv", ["h", "conv.weight"], "out"),
+    ]
+    inputs: dict[str, Interface] = {
+        "sample": ("FLOAT", ["batch", 4, "height", "width"]),
+        "timestep": ("INT64", []),
+        "y": ("INT64", ["batch"]),
+    }
     path = graph_file(
-        tmp_path / "unet" / "model.onnx", nodes, inputs, {"zero": np.float32(0), "conv.weight": random(4, 4, 1, 1)}, output=("out", ["batch", 4, "height", "width"])
-    )  # fmt: skip
+        tmp_path / "unet" / "model.onnx",
+        nodes,
+        inputs,
+        {"zero": np.float32(0), "conv.weight": random(4, 4, 1, 1)},
+        output=("out", ["batch", 4, "height", "width"]),
+    )
     plan = starter_plan(path, "onnxruntime", tmp_path)
     assert plan.model.graph is not None
-    assert (plan.model.graph.schedule, plan.model.graph.predicts, plan.model.graph.shape) == ("scheduler/scheduler_config.json", "v_prediction", (4, 64, 64))
+    assert (plan.model.graph.scheduler, plan.model.graph.predicts, plan.model.graph.shape) == (
+        "scheduler/scheduler_config.json",
+        "v_prediction",
+        (4, 64, 64),
+    )
     assert (plan.sampler.name, plan.model.graph.time_unit) == ("euler", "timestep")
     assert any("if y is a class label" in note for note in plan.comments)
 
 
 def test_a_state_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
     nodes = [node("Add", ["a", "b"], "c"), node("Add", ["c", "t"], "out")]
-    inputs = {"a": ("FLOAT", ["n", 1, 2, 2]), "b": ("FLOAT", ["n", 1, 2, 2]), "t": ("FLOAT", ["n", 1, 1, 1])}
+    inputs: dict[str, Interface] = {"a": ("FLOAT", ["n", 1, 2, 2]), "b": ("FLOAT", ["n", 1, 2, 2]), "t": ("FLOAT", ["n", 1, 1, 1])}
     path = graph_file(tmp_path / "g.onnx", nodes, inputs, output=("out", ["n", 1, 2, 2]))
     with pytest.raises(UsageError, match="cannot be told which part of the graph is the state") as caught:
         starter_plan(path, "onnxruntime", tmp_path)
@@ -146,10 +172,18 @@ def test_a_state_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
 def test_labels_and_constants_of_a_graph(tmp_path: Path) -> None:
     """A label needs no table, and a constant input is no condition."""
     nodes = [
-        node("Gather", ["table", "y"], "e"), node("Unsqueeze", ["e", "last"], "v"), node("Add", ["x", "v"], "h"), node("Mul", ["h", "scale"], "m"),
+        node("Gather", ["table", "y"], "e"),
+        node("Unsqueeze", ["e", "last"], "v"),
+        node("Add", ["x", "v"], "h"),
+        node("Mul", ["h", "scale"], "m"),
         node("Add", ["m", "t"], "out"),
-    ]  # fmt: skip
-    inputs = {"x": ("FLOAT", ["n", 3, 2, 2]), "t": ("FLOAT", ["n", 1, 1, 1]), "y": ("INT32", ["n"]), "scale": ("FLOAT", [])}
+    ]
+    inputs: dict[str, Interface] = {
+        "x": ("FLOAT", ["n", 3, 2, 2]),
+        "t": ("FLOAT", ["n", 1, 1, 1]),
+        "y": ("INT32", ["n"]),
+        "scale": ("FLOAT", []),
+    }
     path = graph_file(tmp_path / "g.onnx", nodes, inputs, {"table": random(5, 3), "last": np.array([2, 3])}, output=("out", ["n", 3, 2, 2]))
     graph = {"schedule": {}, "time_unit": "fraction", "inputs": {"y": {"labels": 5}, "scale": {"value": 2.0}}}
     plan = {"model": {"onnx": path.name, "graph": graph, "null_class": 4}, "sampler": {"name": "ddim", "steps": 2}, "precisions": ["w8a8"]}

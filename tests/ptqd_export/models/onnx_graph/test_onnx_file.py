@@ -13,10 +13,10 @@ from onnx import helper, numpy_helper
 from engines.errors import UsageError
 from ptqd_export.models.onnx_graph.reading.folded import folded
 from ptqd_export.models.onnx_graph.reading.onnx_file import onnx_files, read_interface, read_onnx
-from tests.ptqd_export.models.onnx_graph.onnx_graphs import graph_file, node, random
+from tests.ptqd_export.models.onnx_graph.onnx_graphs import Interface, graph_file, node, random
 from tests.ptqd_export.models.onnx_graph.test_graph_module import module_of
 
-X = {"x": ("FLOAT", ["batch", 4])}
+X: dict[str, Interface] = {"x": ("FLOAT", ["batch", 4])}
 
 
 def refusal(path: Path) -> str:
@@ -101,7 +101,8 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [(b"", "The graph is missing"), (b"no graph", "The graph cannot be read"), (b"\x0a\xff\xff", "The graph cannot be read")]
+    ("content", "found"),
+    [(b"", "The graph is missing"), (b"no graph", "The graph cannot be read"), (b"\x0a\xff\xff", "The graph cannot be read")],
 )
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "g.onnx"
