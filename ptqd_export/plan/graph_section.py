@@ -12,7 +12,7 @@ from engines.untrusted.limits import ROWS, TRAIN_TIMESTEPS
 from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section, WrittenPath
 
-TimeUnit: TypeAlias = Literal["timestep", "fraction", "sigma", "log_sigma", "c_noise"]
+TimeUnit: TypeAlias = Literal["timestep", "fraction", "sigma", "log_sigma", "c_noise", "c_noise_1000"]
 StateForm: TypeAlias = Literal["scaled", "added"]
 Preconditioning: TypeAlias = Literal["edm", "consistency"]
 Sizes: TypeAlias = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
@@ -88,7 +88,7 @@ class GraphSection(Section):
     time_unit: TimeUnit | None = Field(
         default=None,
         description="what it takes: timestep (a training timestep), fraction (the timestep divided by num_train_timesteps; on a flow, the "
-        "share of noise), sigma, log_sigma (natural), or c_noise (a quarter of it); null follows from the name of the input",
+        "share of noise), sigma, log_sigma (natural), c_noise (a quarter of it), or c_noise_1000 (250 times); null follows from the name",
     )
     state_form: StateForm | None = Field(
         default=None,

@@ -133,7 +133,15 @@ def free_rows(module: GraphModule, own: OwnGraph, inputs: Sequence[Tensor]) -> N
     first = {graph.name: tuple(value.shape) for graph, value in zip(own.inputs, one, strict=True)}
     lone = {graph.name for graph, is_row in zip(own.inputs, own.batched, strict=True) if is_row and graph.shape == ()}
     with torch.no_grad():
-        module.run(one, after=lambda number, value: shapes.update({number: tuple(value.shape)}))
+        try:
+            module.run(one, after=lambda number, value: shapes.update({number: tuple(value.shape)}))
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise PtqdError(
+                "The graph cannot be run with torch.",
+                found=f"{module.steps[len(shapes)].node}: {first_line(error)}",
+                expected="a graph that runs with inputs of the shapes that it states",
+                mend="if ONNX Runtime runs it, report this graph",
+            ) from error
         menders = _Menders(module, shapes, first, lone, 2 * rows, rows)
         try:
             module.run(two, watch=menders.mend)

@@ -14,6 +14,7 @@ from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_levels import noise_levels
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Adapter
+from ptqd_export.models.conditions import IMAGE
 from ptqd_export.models.onnx_graph.graph_module import GraphModule
 from ptqd_export.plan.graph_section import Preconditioning, StateForm, TimeUnit
 
@@ -62,6 +63,8 @@ class Convention:
                 return self.sigma(timestep).log()
             case "c_noise":
                 return self.sigma(timestep).log() / 4
+            case "c_noise_1000":
+                return self.sigma(timestep).log() * 250
 
     def factors(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `c_in`, `c_skip` and `c_out` at noise levels: Karras et al. 2022, arXiv 2206.00364, table 1; those of a consistency model
@@ -80,8 +83,7 @@ class OnnxAdapter(Adapter):
 
     Args:
         network: the graph; its inputs are the state, the time, the conditions, and the constants.
-        conditions: names of the conditions.
-        kinds: type of each condition in the graph.
+        conditions: type in the graph of each condition; the last may be an image that is appended to the state.
         convention: how the graph takes states and times.
         constants: values of the other inputs, and whether they are repeated for every row.
         time_axes: axes of the time in the graph: 2 if it is [batch, 1]; a single number has one here too.
@@ -119,7 +121,10 @@ class OnnxAdapter(Adapter):
             state = sample * torch.sqrt(1 + sigma**2)
             if self.convention.preconditioning is not None:
                 state = state * self.convention.factors(sigma)[0]
-        cast = (_cast(value, kind, sample) for value, kind in zip(conditions, self._kinds, strict=True))
+        if IMAGE in self.conditions:
+            *conditions, image = conditions  # type: ignore[assignment]  # the rest of a tuple is a list
+            state = torch.cat([state, image], dim=1)
+        cast = (_cast(value, kind, sample) for value, kind in zip(conditions, self._kinds, strict=False))
         constants = (_constant(value, sample, repeated=repeated) for value, repeated in self._constants)
         time = self.convention.time(timestep)
         return state, time.reshape(-1, *[1] * (self._time_axes - 1)), *cast, *constants

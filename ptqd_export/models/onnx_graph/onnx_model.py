@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from engines.errors import UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.base import Declaration, LoadedModel
-from ptqd_export.models.conditions import ConditionInput, conditioning_of
+from ptqd_export.models.conditions import IMAGE, ConditionInput, conditioning_of, image_input
 from ptqd_export.models.module_checks import check_finite
 from ptqd_export.models.onnx_graph.free_rows import OwnGraph, check_rows, free_rows
 from ptqd_export.models.onnx_graph.graph_module import GraphModule
@@ -38,7 +39,8 @@ class OnnxModel:
         signature: the parts of its interface.
         convention: how it takes states and times.
         shape: shape of one state.
-        conditions: the other inputs that the plan gives no value, in the graph's order.
+        conditions: the other inputs that the plan gives no value, in the graph's order, and the image that the graph takes as further
+            channels of the state.
     """
 
     path: Path
@@ -80,13 +82,17 @@ def describe_onnx(path: Path, section: GraphSection, folder: Path) -> OnnxModel:
         )
     found = find_signature(inputs, outputs, state=section.state, time=section.time, output=section.output, constants=constants)
     schedule = noise_schedule(section, folder)
+    taken, *sizes = sample_shape(found.state, section.shape, "model.graph.shape")
+    channels = _channels(taken, found.output)
+    images = [] if channels == taken else [_image(taken - channels, sizes, found)]
+    conditions = (_condition(one, _said(section, one.name)) for one in found.others if one.name not in constants)
     return OnnxModel(
         path=path,
         section=section,
         signature=found,
         convention=_convention(section, schedule, found),
-        shape=sample_shape(found.state, section.shape, "model.graph.shape"),
-        conditions=tuple(_condition(one, _said(section, one.name)) for one in found.others if one.name not in constants),
+        shape=(channels, *sizes),
+        conditions=(*conditions, *images),
     )
 
 
@@ -124,7 +130,9 @@ def load_onnx(path: Path, section: GraphSection, folder: Path, null_class: int |
     conditioning, null = conditioning_of(described.conditions, null_class, table)
     network, half = _network(described)
     constants = [(_constant(one, float(_said(section, one.name).value or 0.0)), _is_free(one)) for one in described.constants]
-    kinds = {one.name: value.dtype for one, value in zip(described.conditions, described.conditioned, strict=True)}
+    kinds = {value.name: value.dtype for value in described.conditioned} | {
+        one.name: IMAGE for one in described.conditions if one.name == IMAGE
+    }
     model = LoadedModel(
         family=f"onnx {path.name}",
         adapter=OnnxAdapter(network, kinds, described.convention, constants, max(1, len(described.signature.time.shape or ()))),
@@ -175,12 +183,28 @@ def _convention(section: GraphSection, schedule: NoiseSchedule, found: GraphSign
 def _unit(section: GraphSection, schedule: NoiseSchedule, time: GraphValue) -> TimeUnit:
     """Return what the name of the time says. On a flow, floats are shares of noise; with preconditioning, times are those of its paper."""
     if section.preconditioning is not None:
-        return "c_noise"
+        return "c_noise" if section.preconditioning == "edm" else "c_noise_1000"
     if schedule.prediction_type == "flow":
         return "fraction" if time.is_float and time.name.lower() in ("t", "time", "sigma", "sigmas") else "timestep"
     if schedule.on_sigmas and time.name.lower() in ("t", "time"):
         return "sigma"
     return TIMES.get(time.name.lower(), "timestep")
+
+
+def _channels(taken: int, output: GraphValue) -> int:
+    """Return the channels of the state, given those that the graph takes: fewer, if it returns fewer."""
+    made = output.shape[1] if output.shape is not None and len(output.shape) > 1 else None
+    return min(taken, made) if isinstance(made, int) else taken
+
+
+def _image(channels: int, sizes: Sequence[int], found: GraphSignature) -> ConditionInput:
+    if len(sizes) != 2 or any(one.name == IMAGE for one in found.others):
+        raise UsageError(
+            "The graph returns fewer channels than it takes.",
+            found=f"{found.state}; {found.output}",
+            expected="as many channels, or the channels of an image [height, width] behind those of the state",
+        )
+    return image_input(channels, *sizes)
 
 
 def _said(section: GraphSection, name: str) -> GraphInputSection:

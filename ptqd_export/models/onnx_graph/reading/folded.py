@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.errors import UsageError, some_of
+from engines.errors import UsageError, first_line, some_of
 from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode, OperatorCall, Value
 from ptqd_export.models.onnx_graph.operators.operator_table import OPERATORS
 from ptqd_export.models.onnx_graph.reading.onnx_file import OnnxGraph
@@ -69,7 +69,12 @@ def _folded(node: OnnxNode, values: Mapping[str, Value]) -> dict[str, Value] | N
     if operator is None or not known or not node.inputs or _grows(node, values):
         return None
     call = OperatorCall(node, [values[name] if name else None for name in node.inputs], torch.float32, torch.device("cpu"))
-    found = operator(call)
+    try:
+        found = operator(call)
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        raise UsageError(
+            "A constant of the graph cannot be computed.", found=f"{node}: {first_line(error)}", mend="export the network again"
+        ) from error
     outputs = found if isinstance(found, tuple) else (found,)
     return dict(zip(node.outputs, outputs, strict=False))
 

@@ -44,6 +44,7 @@ def adapter(schedule: NoiseSchedule, **convention: Any) -> tuple[OnnxAdapter, Re
         ("sigma", SIGMAS, LEVELS),
         ("log_sigma", SIGMAS, LEVELS.log()),
         ("c_noise", SIGMAS, LEVELS.log() / 4),
+        ("c_noise_1000", SIGMAS, 1000 * LEVELS.log() / 4),
         ("sigma", NoiseSchedule(prediction_type="flow"), T / 1000),
     ],
 )

@@ -192,3 +192,20 @@ def test_labels_and_constants_of_a_graph(tmp_path: Path) -> None:
     x, t, y = model.example_inputs(3)
     expected = (x.numpy() + random(5, 3)[y.numpy()][:, :, None, None]) * 2 + t.numpy()[:, None, None, None] / 1000
     np.testing.assert_allclose(model.adapter(x, t, y).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_behind_the_state_is_a_condition(tmp_path: Path) -> None:
+    """Super-resolution and inpainting: the graph takes 5 channels and returns 3."""
+    nodes = [node("Add", ["sample", "t"], "h"), node("Conv", ["h", "conv.weight"], "out")]
+    inputs: dict[str, Interface] = {"sample": ("FLOAT", ["n", 5, 2, 2]), "t": ("FLOAT", ["n", 1, 1, 1])}
+    path = graph_file(tmp_path / "g.onnx", nodes, inputs, {"conv.weight": random(3, 5, 1, 1)}, output=("out", ["n", 3, 2, 2]))
+    np.savez(tmp_path / "c.npz", image=random(4, 2, 2, 2))
+    section = {"model": {"onnx": path.name, "conditions": "c.npz", "graph": {"schedule": {}, "time_unit": "fraction"}}}
+    rest = {"sampler": {"name": "ddim", "steps": 2}, "precisions": ["w8a8"], "target": {"name": "onnxruntime"}, "output": "o"}
+    model = load_model(PlanFile(plan_of({**section, **rest}), tmp_path))
+    x, t, image = model.example_inputs(2)
+    assert (model.sample_shape, x.shape, image.shape) == ((3, 2, 2), (2, 3, 2, 2), (2, 2, 2, 2))
+    taken = np.concatenate([x.numpy(), image.numpy()], 1) + t.numpy()[:, None, None, None] / 1000
+    np.testing.assert_allclose(
+        model.adapter(x, t, image).numpy(), np.einsum("oi,bihw->bohw", random(3, 5, 1, 1)[:, :, 0, 0], taken), atol=1e-5
+    )

@@ -113,3 +113,9 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes, foun
 
 def test_operators_of_the_first_versions_are_refused(tmp_path: Path) -> None:
     assert "opset 6" in refusal(graph_file(tmp_path / "g.onnx", [node("Relu", "x", "out")], X, opset=6))
+
+
+def test_constants_that_do_not_fit_are_refused_with_their_node(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["a", "b"], "c"), node("Add", ["x", "c"], "out")]
+    nodes[0].name = "/broken/MatMul"
+    assert "found:    /broken/MatMul (MatMul)" in refusal(graph_file(tmp_path / "g.onnx", nodes, X, {"a": random(2, 3), "b": random(2, 3)}))
