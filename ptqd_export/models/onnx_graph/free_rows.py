@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engines.backends.onnxruntime.onnxruntime_session import import_onnxruntime
 from engines.errors import PtqdError, UsageError, first_line
-from ptqd_export.models.onnx_graph.graph_module import GraphModule, Mend
+from ptqd_export.models.onnx_graph.graph_module import GraphModule, GraphStep, Mend
 from ptqd_export.models.onnx_graph.operators.elementwise import ELEMENTWISE
 from ptqd_export.models.onnx_graph.operators.operator_call import Value
 from ptqd_export.models.onnx_graph.reading.onnx_file import GraphValue
@@ -127,22 +127,28 @@ def free_rows(module: GraphModule, own: OwnGraph, inputs: Sequence[Tensor]) -> N
     Raises:
         UsageError: a step would need more than these rules.
     """
-    rows, shapes = own.rows, dict[int, tuple[Any, ...]]()
-    one = own.of_row(inputs, 0)
+    rows, one = own.rows, own.of_row(inputs, 0)
     two = [value.repeat_interleave(rows, 0) if is_row else value for value, is_row in zip(inputs, own.batched, strict=True)]
-    first = {graph.name: tuple(value.shape) for graph, value in zip(own.inputs, one, strict=True)}
-    lone = {graph.name for graph, is_row in zip(own.inputs, own.batched, strict=True) if is_row and graph.shape == ()}
+    shapes = {graph.name: tuple(value.shape) for graph, value in zip(own.inputs, one, strict=True)}
+    taken = list[GraphStep]()
+
+    def note(step: GraphStep, outputs: Sequence[Value]) -> None:
+        taken.append(step)
+        shapes.update((name, tuple(value.shape)) for name, value in zip(step.outputs, outputs, strict=False))
+
+    lone = {graph.name for graph, is_row in zip(own.inputs, own.batched, strict=True) if is_row and graph.shape in ((), (1,))}
     with torch.no_grad():
         try:
-            module.run(one, after=lambda number, value: shapes.update({number: tuple(value.shape)}))
+            module.run(one, after=note)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise PtqdError(
                 "The graph cannot be run with torch.",
-                found=f"{module.steps[len(shapes)].node}: {first_line(error)}",
+                found=f"{module.steps[len(taken)].node}: {first_line(error)}",
                 expected="a graph that runs with inputs of the shapes that it states",
                 mend="if ONNX Runtime runs it, report this graph",
             ) from error
-        menders = _Menders(module, shapes, first, lone, 2 * rows, rows)
+        shapes |= dict.fromkeys(lone, ())
+        menders = _Menders(module, shapes, lone, 2 * rows, rows)
         try:
             module.run(two, watch=menders.mend)
         except Exception as error:
@@ -159,26 +165,14 @@ class _Menders:
 
     Args:
         module: gets the mends.
-        shapes: shapes of the first outputs of all steps in the first run.
-        inputs: shapes of the inputs in the first run.
+        shapes: shapes of all values in the first run, by name.
         lone: names of inputs that were single numbers in the first run, and are one number for each row now.
         rows: rows in the second run.
         own: rows in the first.
     """
 
-    def __init__(
-        self,
-        module: GraphModule,
-        shapes: dict[int, tuple[Any, ...]],
-        inputs: dict[str, tuple[Any, ...]],
-        lone: set[str],
-        rows: int,
-        own: int,
-    ) -> None:
+    def __init__(self, module: GraphModule, shapes: dict[str, tuple[Any, ...]], lone: set[str], rows: int, own: int) -> None:
         self._module, self._shapes, self._lone, self._rows, self._own = module, shapes, lone, rows, own
-        self._before = dict(inputs)
-        for number, step in enumerate(module.steps):
-            self._before[step.outputs[0]] = shapes[number]
         self.at = ""
 
     def mend(self, number: int, taken: Sequence[Value | None]) -> None:
@@ -188,38 +182,28 @@ class _Menders:
         if self._lone.intersection(step.inputs):
             self._mend_lone(number, taken)
         elif step.node.op == "Reshape" and isinstance(taken[0], Tensor):
-            self._mend_reshape(number, taken[0])
+            self._mend_reshape(number, taken[0], taken[1] if len(taken) > 1 else None)
         elif step.node.op == "Concat" and all(isinstance(value, Tensor) for value in taken):
             self._mend_concat(number, [value for value in taken if isinstance(value, Tensor)])
 
-    def _mend_reshape(self, number: int, x: Tensor) -> None:
+    def _mend_reshape(self, number: int, x: Tensor, target: Value | None) -> None:
         """Let the axis grow where the rows are in memory: behind as many values as before."""
         step = self._module.steps[number]
-        before = self._before.get(step.inputs[0])
+        before = self._shapes.get(step.inputs[0])
         if before is None or len(before) != x.ndim:
             return
         grown = next((axis for axis, (old, new) in enumerate(zip(before, x.shape, strict=True)) if new != old), None)
         if grown is None:
             return
-        after = list(self._shapes[number])
+        after = list(self._shapes[step.outputs[0]])
         stride = math.prod(before[:grown])
         place = next((axis for axis in range(len(after)) if math.prod(after[:axis]) == stride), None)
         if place is None:
             return
         wanted = [*after[:place], after[place] * self._rows // self._own, *after[place + 1 :]]
-        if self._makes(number, x, wanted):
+        if _target_sizes(step.node.attributes.get("shape", []) if target is None else target, x) == wanted:
             return
         self._module.mends[number] = Mend(shape=(*after[:place], -1, *after[place + 1 :]))
-
-    def _makes(self, number: int, x: Tensor, wanted: list[int]) -> bool:
-        """Return whether a Reshape already gives the wanted shape. Targets that are computed from shapes do."""
-        step = self._module.steps[number]
-        target = self._module.host.get(step.inputs[1]) if len(step.inputs) > 1 else np.array(step.node.attributes.get("shape", []))
-        if target is None:
-            return True
-        sizes = [x.shape[axis] if size == 0 else int(size) for axis, size in enumerate(target.reshape(-1))]
-        known = math.prod(size for size in sizes if size != -1)
-        return [x.numel() // known if size == -1 else size for size in sizes] == wanted if known else False
 
     def _mend_concat(self, number: int, taken: list[Tensor]) -> None:
         axis = self._module.steps[number].node.attributes.get("axis", 1)
@@ -228,31 +212,44 @@ class _Menders:
             self._module.mends[number] = Mend(repeats=True)
 
     def _mend_lone(self, number: int, taken: Sequence[Value | None]) -> None:
-        """Mend a step with an input that has the rows in front of what were all its axes."""
-        step, after = self._module.steps[number], self._shapes[number]
-        first = taken[0]
-        if step.node.op in _MOVES and isinstance(first, Tensor):
-            alone = math.prod(after) == math.prod(self._before[step.inputs[0]])
-            if after and after[0] == 1 and alone:
-                self._module.mends[number] = Mend(shape=(-1, *after[1:]))
-            elif alone:
-                self._module.mends[number] = Mend(shape=(-1, *after))
-                self._lone.add(step.outputs[0])
-            return
-        if step.node.op == "Concat" and all(name in self._lone for name in step.inputs):
+        """Mend a step with an input that has the rows in front of what were all its axes; a list of one number had none."""
+        step = self._module.steps[number]
+        out, first = step.outputs[0], step.inputs[0]
+        after = self._shapes[out]
+        single = len(after) <= 1 and math.prod(after) == 1
+        if step.node.op in _MOVES and isinstance(taken[0], Tensor) and first in self._lone:
+            if math.prod(after) == math.prod(self._shapes[first]):
+                joins = not single and bool(after) and after[0] == 1
+                self._module.mends[number] = Mend(shape=(-1, *(() if single else after[1:] if joins else after)))
+                self._stays_lone(out, single=single, stays=not joins)
+        elif step.node.op == "Concat" and all(name in self._lone for name in step.inputs):
             self._module.mends[number] = Mend(axis=1)
-            self._lone.add(step.outputs[0])
-            return
-        if step.node.op not in ELEMENTWISE:
-            return
-        ranks = {index: len(self._before[name]) for index, name in enumerate(step.inputs) if name in self._lone}
-        joins = bool(after) and after[0] in (1, self._own) and all(rank < len(after) for rank in ranks.values())
-        width = len(after) - 1 if joins else len(after)
-        shapes = {index: (-1, *[1] * (width - rank), *self._before[step.inputs[index]]) for index, rank in ranks.items() if width != rank}
-        if shapes:
-            self._module.mends[number] = Mend(inputs=shapes)
-        if not joins:
-            self._lone.add(step.outputs[0])
+            self._stays_lone(out, single=False, stays=True)
+        elif step.node.op in ELEMENTWISE and single:
+            self._stays_lone(out, single=True, stays=True)
+        elif step.node.op in ELEMENTWISE:
+            ranks = {index: len(self._shapes[name]) for index, name in enumerate(step.inputs) if name in self._lone}
+            joins = after[0] in (1, self._own) and all(rank < len(after) for rank in ranks.values())
+            width = len(after) - 1 if joins else len(after)
+            inputs = {
+                index: (-1, *[1] * (width - rank), *self._shapes[step.inputs[index]]) for index, rank in ranks.items() if width != rank
+            }
+            if inputs:
+                self._module.mends[number] = Mend(inputs=inputs)
+            self._stays_lone(out, single=False, stays=not joins)
+
+    def _stays_lone(self, name: str, *, single: bool, stays: bool) -> None:
+        if stays:
+            self._lone.add(name)
+        if single:
+            self._shapes[name] = ()
+
+
+def _target_sizes(target: Value | Sequence[int], x: Tensor) -> list[int] | None:
+    """Return the sizes that a Reshape to a target gives a tensor; None if it does not fit."""
+    sizes = [x.shape[axis] if size == 0 else int(size) for axis, size in enumerate(np.asarray(target).reshape(-1))]
+    known = math.prod(size for size in sizes if size != -1)
+    return [x.numel() // known if size == -1 else size for size in sizes] if known else None
 
 
 def check_rows(module: GraphModule, own: OwnGraph, inputs: Sequence[Tensor], *, half: bool) -> float:

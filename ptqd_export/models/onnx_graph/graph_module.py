@@ -60,6 +60,9 @@ class Mend:
 Watch: TypeAlias = Callable[[int, Sequence[Value | None]], None]
 """Told the number of every step and its inputs before the step is taken."""
 
+After: TypeAlias = Callable[[GraphStep, Sequence[Value]], None]
+"""Told every step and its outputs after it is taken."""
+
 
 class GraphModule(nn.Module):
     """Runs the nodes of a graph one after the other.
@@ -94,13 +97,13 @@ class GraphModule(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.run(inputs)
 
-    def run(self, inputs: Sequence[Tensor], watch: Watch | None = None, after: Callable[[int, Value], None] | None = None) -> Tensor:
+    def run(self, inputs: Sequence[Tensor], watch: Watch | None = None, after: After | None = None) -> Tensor:
         """Return the output for the inputs, which are float tensors of one type, or whole numbers.
 
         Args:
             inputs: in the order of `input_names`.
             watch: told the inputs of every step before it is taken.
-            after: told the first output of every step.
+            after: told the outputs of every step.
         """
         values: dict[str, Value] = dict(self.host)
         values |= {name: self.get_parameter(place) for name, place in self.places.items()}
@@ -114,7 +117,7 @@ class GraphModule(nn.Module):
             outputs = self._take(step, taken, self.mends.get(number), dtype, device)
             values |= dict(zip(step.outputs, outputs, strict=False))
             if after is not None:
-                after(number, outputs[0])
+                after(step, outputs)
             for name in step.done:
                 del values[name]
         return as_tensor(values[self.output_name], dtype, device)

@@ -12,7 +12,7 @@ import torch
 from engines.errors import PtqdError
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
 from ptqd_export.plan.graph_section import GraphSection
-from tests.ptqd_export.models.onnx_graph.onnx_graphs import exported, graph_file, node, random
+from tests.ptqd_export.models.onnx_graph.onnx_graphs import Interface, exported, graph_file, node, random
 
 SIGMAS = {"sigma_min": 0.002, "sigma_max": 80.0}
 
@@ -52,6 +52,26 @@ def test_a_batch_that_hides_in_a_reshape_is_found(tmp_path: Path, target: list[i
     model = load(hidden(tmp_path / "g.onnx", target, back), time="t", state="x")
     assert model.example_inputs(3)[0].shape == (3, 4, 2, 4)
     assert {step.shape[0] for step in model.adapter.network.mends.values()} == {-1}
+
+
+def test_parts_of_a_split_are_freed(tmp_path: Path) -> None:
+    """Queries, keys and values of one layer, each reshaped to the heads of a batch of 1; a target may be computed in part."""
+    inputs: dict[str, Interface] = {"x": ("FLOAT", [1, 2, 5, 8]), "t": ("FLOAT", [1])}
+    nodes = [
+        node("MatMul", ["x", "qkv.weight"], "y"),
+        node("Split", "y", ["q", "k", "v"], axis=-1, num_outputs=3),
+        node("Shape", "x", "s", start=1, end=2),
+        node("Concat", ["one", "s", "rest"], "target", axis=0),
+        *(node("Reshape", [name, "target"], f"{name}h") for name in "qkv"),
+        node("Mul", ["qh", "kh"], "a"),
+        node("Add", ["a", "vh"], "b"),
+        node("Reshape", ["b", "back"], "c"),
+        node("Add", ["c", "t"], "out"),
+    ]
+    constants = {"qkv.weight": random(8, 24), "one": np.array([1]), "rest": np.array([20, 2]), "back": np.array([1, 2, 5, 8])}
+    path = graph_file(tmp_path / "g.onnx", nodes, inputs, constants, output=("out", [1, 2, 5, 8]))
+    model = load(path, time="t", state="x")
+    assert len(model.adapter.network.mends) == 5  # and the time, one number for a batch of 1, which is added to the state as it is
 
 
 def test_a_sum_over_the_batch_is_refused(tmp_path: Path) -> None:
