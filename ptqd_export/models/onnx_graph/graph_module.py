@@ -157,7 +157,7 @@ def _mended(mend: Mend, taken: list[Value | None]) -> list[Value | None]:
     for index, shape in (mend.inputs or {}).items():
         taken[index] = cast(Tensor, taken[index]).reshape(shape)
     if mend.repeats:
-        rows = next(value.shape[0] for value in taken if isinstance(value, Tensor) and not _is_one(value.shape[0]))
+        rows = next((value.shape[0] for value in taken if isinstance(value, Tensor) and not _is_one(value.shape[0])), 1)
         taken = [
             value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and _is_one(value.shape[0]) else value for value in taken
         ]

@@ -74,6 +74,26 @@ def test_parts_of_a_split_are_freed(tmp_path: Path) -> None:
     assert len(model.adapter.network.mends) == 5  # and the time, one number for a batch of 1, which is added to the state as it is
 
 
+def test_a_token_that_is_joined_to_every_sample_is_repeated(tmp_path: Path) -> None:
+    nodes = [
+        node("Concat", ["token", "x"], "y", axis=1),
+        node("Reshape", ["y", "flat"], "z"),
+        node("MatMul", ["z", "w"], "m"),
+        node("Reshape", ["m", "back"], "n"),
+        node("Slice", ["n", "begin", "end", "axis"], "s"),
+        node("Add", ["s", "t"], "out"),
+    ]
+    constants = {"token": random(1, 1, 2, 4), "flat": np.array([1, 40]), "w": random(40, 40), "back": np.array([1, 5, 2, 4])}
+    constants |= {"begin": np.array([1]), "end": np.array([5]), "axis": np.array([1])}
+    inputs: dict[str, Interface] = {"x": ("FLOAT", [1, 4, 2, 4]), "t": ("FLOAT", [1])}
+    network = load(
+        graph_file(tmp_path / "g.onnx", nodes, inputs, constants, output=("out", [1, 4, 2, 4])), time="t", state="x"
+    ).adapter.network
+    x = torch.randn(3, 4, 2, 4)
+    one = torch.cat([network(x[row : row + 1], torch.zeros(1)) for row in range(3)])
+    np.testing.assert_allclose(network(x, torch.zeros(3)).numpy(), one.numpy(), atol=1e-5)
+
+
 def test_a_sum_over_the_batch_is_refused(tmp_path: Path) -> None:
     """Rows that mix cannot be told apart by rule; the comparison with the graph finds them."""
     nodes = [node("ReduceMean", ["x", "axes"], "m"), node("Add", ["x", "m"], "d"), node("Add", ["d", "t"], "out")]
