@@ -48,7 +48,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, or package.module:function that creates it.")
+@click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, an ONNX graph, or package.module:function.")
 @click.option("--target", help="Runtime that will run the engines, such as onnxruntime.  [default: guessed from this machine]")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")

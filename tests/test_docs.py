@@ -92,7 +92,7 @@ def _code(page: str) -> Iterator[str]:
 
 TABLES = {
     name: rows
-    for page in ("docs/models.md", "docs/plan.md", "docs/bundle.md", "docs/evaluation.md", "docs/compare.md")
+    for page in ("docs/models.md", "docs/onnx-models.md", "docs/plan.md", "docs/bundle.md", "docs/evaluation.md", "docs/compare.md")
     for name, rows in _field_tables(page).items()
 }
 CLASSES = [name for name in TABLES if "." in name]

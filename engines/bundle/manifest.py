@@ -235,7 +235,7 @@ class TargetRecord(Strict):
 class Manifest(Strict):
     """Everything that must be known at run time before another file is opened."""
 
-    schema_version: Literal[1, 2, 3, 4, 5] = 5
+    schema_version: Literal[1, 2, 3, 4, 5, 6] = 6
     model: ModelRecord
     parameterization: PredictionType
     target: TargetRecord

@@ -13,6 +13,7 @@ from engines.errors import UnknownNameError, UsageError
 from engines.samplers.chain_spec import ChainSpec
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
+from engines.samplers.methods.consistency import compile_consistency
 from engines.samplers.methods.ddim import compile_ddim
 from engines.samplers.methods.ddpm import compile_ddpm
 from engines.samplers.methods.deis import compile_deis_2, compile_deis_3
@@ -81,6 +82,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "heun": Sampler(compile_heun, eta=0.0, clips=True, spaces=True, timesteps="any", rows=rows_of_heun),
     "lcm": Sampler(compile_lcm, eta=1.0, clips=True, timesteps="whole"),
     "tcd": Sampler(compile_tcd, eta=0.3, any_eta=True, timesteps="whole"),
+    "consistency": Sampler(compile_consistency, eta=1.0, clips=True, sigmas=True),
     "flow-euler": Sampler(compile_flow_euler, eta=0.0, spaces=True, sigmas=True, predictions=("flow",)),
     "scm": Sampler(compile_scm, eta=1.0, sigmas=True, predictions=("flow",)),
 }
@@ -126,7 +128,18 @@ def compile_sampler(
             found=f"timestep {t.max():g}",
             expected=f"at most {schedule.num_train_timesteps - 1}",
         )
+    _check_range(schedule, sigmas)
     return sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels))
+
+
+def _check_range(schedule: NoiseSchedule, sigmas: Sequence[float] | None) -> None:
+    """Refuse noise levels that a network trained on sigmas has not seen."""
+    low, high = schedule.sigma_min, schedule.sigma_max
+    if sigmas is None or low is None or high is None:
+        return
+    outside = [sigma for sigma in sigmas if not low <= sigma <= high]
+    if outside:
+        raise UsageError("A noise level lies outside of the training's.", found=f"sigma = {outside[0]:g}", expected=f"{low:g} to {high:g}")
 
 
 def _chosen(field: str, levels: Sequence[float] | None, steps: int) -> Float64 | None:

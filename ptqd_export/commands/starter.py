@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -57,7 +59,7 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
-        model: folder or file of a model, its id on the Hugging Face hub, or `package.module:function` of a factory.
+        model: folder or file of a model, an ONNX graph, its id on the Hugging Face hub, or `package.module:function` of a factory.
         target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
 
@@ -65,7 +67,10 @@ def starter_plan(model: str | PathLike[str], target: str | None = None, folder: 
         UsageError: the kind of model or the target is unknown.
     """
     known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
-    section, declared, name = _of_factory(source, folder) if re.fullmatch(FACTORY, source) else _of_path(source, folder)
+    if re.fullmatch(FACTORY, source):
+        section, declared, name = _of_factory(source, folder)
+    else:
+        section, declared, name = _of_graph(Path(source), folder) if source.endswith(".onnx") else _of_path(source, folder)
     return Plan(
         comments=(*declared.notes, *_notes(section, declared)),
         model=section,
@@ -81,6 +86,16 @@ def _of_factory(source: str, folder: Path) -> tuple[ModelSection, Declaration, s
     from ptqd_export.models.load import declare_model  # imports torch, for which a wrong command line need not wait
 
     return ModelSection(factory=source), declare_model(source, folder), source.rpartition(":")[2]
+
+
+def _of_graph(path: Path, folder: Path) -> tuple[ModelSection, Declaration, str]:
+    """Return a graph's section of the plan, its declaration and its name."""
+    from ptqd_export.commands.graph_starter import graph_section  # imports torch, see above
+    from ptqd_export.models.onnx_graph.onnx_model import declare_onnx
+
+    graph, notes = graph_section(path, folder)
+    section = ModelSection(onnx=Path(os.path.relpath(path, folder)).as_posix(), graph=graph)
+    return section, replace(declare_onnx(path, graph, folder), notes=notes), path.stem
 
 
 def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:

@@ -21,6 +21,7 @@ from ptqd_export.models.diffusers_models.transformers.family_table import TRANSF
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
 from ptqd_export.models.module_checks import check_finite, check_images
+from ptqd_export.models.onnx_graph.onnx_model import load_onnx
 from ptqd_export.models.places.model_place import find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
@@ -54,6 +55,8 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     section, conditions = plan_file.plan.model, plan_file.conditions_path
     if section.factory is not None:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
+    if section.onnx is not None and section.graph is not None:
+        return load_onnx(plan_file.folder / section.onnx, section.graph, plan_file.folder, section.null_class, conditions)
     path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
     declared = _declared(family, path, section.size)

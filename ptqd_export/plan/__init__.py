@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
+from ptqd_export.plan.graph_section import GraphInputSection, GraphSection, NoiseSection
 from ptqd_export.plan.model import FACTORY, LoraSection, ModelSection
 from ptqd_export.plan.plan import Plan
 from ptqd_export.plan.plan_file import PlanFile, load_plan, plan_of
@@ -20,8 +21,11 @@ __all__ = [
     "CalibrationSection",
     "CorrectionSection",
     "Cost",
+    "GraphInputSection",
+    "GraphSection",
     "LoraSection",
     "ModelSection",
+    "NoiseSection",
     "Plan",
     "PlanFile",
     "QuantizationSection",

@@ -6,9 +6,10 @@ import re
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
-from pydantic.config import JsonDict
+from pydantic.config import JsonDict, JsonValue
 
 from engines.untrusted.limits import ROWS
+from ptqd_export.plan.graph_section import GraphSection
 from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section, WrittenPath
 
@@ -31,15 +32,22 @@ class LoraSection(Section):
     scale: float = Field(default=1.0, description="weight of the change; 1 is the trained change")
 
 
-def _given(one: str, other: str) -> JsonDict:
-    """Return a JSON Schema in which the key `one` has a value and the key `other` has none."""
-    return {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
+SOURCES = ("path", "factory", "onnx")
+"""Keys of which exactly one says where the network comes from."""
+
+
+def _given(one: str) -> JsonDict:
+    """Return a JSON Schema in which the key `one` has a value and the other sources have none; a graph has a section of its own."""
+    kinds: dict[str, JsonValue] = {name: {"type": "string" if name == one else "null"} for name in SOURCES}
+    of_graph = one == "onnx"
+    required: list[JsonValue] = [one, *(["graph"] if of_graph else [])]
+    return {"required": required, "properties": {**kinds, "graph": {"type": "object" if of_graph else "null"}}}
 
 
 class ModelSection(Section):
     """The trained network."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [_given("path", "factory"), _given("factory", "path")]})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_given(one) for one in SOURCES]})
 
     path: WrittenPath | None = Field(
         default=None, description="folder or file of the trained model, relative to the plan, or its id on the Hugging Face hub"
@@ -49,6 +57,8 @@ class ModelSection(Section):
         description="instead of a path: the function that creates the model, package.module:function, importable from the plan's folder or "
         "the Python path",
     )
+    onnx: WrittenPath | None = Field(default=None, description="instead of a path: an ONNX graph in float, relative to the plan")
+    graph: GraphSection | None = Field(default=None, description="what the graph does not say about itself; required with onnx")
     null_class: int | None = Field(
         default=None,
         ge=0,
@@ -79,14 +89,16 @@ class ModelSection(Section):
             raise expectation('"prompts" or "conditions", not both')
         if self.negative_prompt is not None and self.prompts is None:
             raise expectation('"prompts" together with "negative_prompt"')
-        if self.factory is not None and (self.prompts is not None or self.lora is not None):
+        if self.path is None and (self.prompts is not None or self.lora is not None):
             raise expectation('a "path" together with "prompts" or "lora"')
-        if self.factory is not None and self.size is not None:
+        if self.path is None and self.size is not None:
             raise expectation('a "path" together with "size"')
         return self
 
     @model_validator(mode="after")
-    def _path_or_factory(self) -> Self:
-        if (self.path is None) == (self.factory is None):
-            raise expectation("either path or factory")
+    def _one_source(self) -> Self:
+        if sum(getattr(self, name) is not None for name in SOURCES) != 1:
+            raise expectation(f"one of {', '.join(SOURCES)}")
+        if (self.graph is None) != (self.onnx is None):
+            raise expectation('"onnx" together with "graph"')
         return self

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TypeAlias, get_args
+from typing import TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -87,13 +87,18 @@ def _problems(found: Iterable[ErrorDetails], plan_type: type[BaseModel]) -> list
 def _without_types(location: Location, plan_type: type[BaseModel]) -> Location:
     """Leave out the types that pydantic adds to the location of a value that may be of several types."""
     section: type[BaseModel] | None = plan_type
-    kept: list[int | str] = []
+    kept, named = list[int | str](), False
     for part in location:
+        if named:  # a key that the user chose
+            kept.append(part)
+            named = False
+            continue
         if section is None and not isinstance(part, int):
             continue
         kept.append(part)
         field = None if section is None else section.model_fields.get(str(part))
         kinds = () if field is None else _members(field.annotation)
+        named = field is not None and get_origin(field.annotation) is dict
         section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     return tuple(kept)
 
@@ -114,9 +119,14 @@ def _description(location: Location, plan_type: type[BaseModel]) -> str:
 
 def _section(location: Location, plan_type: type[BaseModel]) -> type[BaseModel]:
     """Return the model that holds the key at the end of the location."""
-    section = plan_type
+    section, named = plan_type, False
     for key in location[:-1]:
-        annotation, *_ = [kind for kind in _members(section.model_fields[str(key)].annotation) if kind is not NoneType]
+        if named:
+            named = False
+            continue
+        whole = section.model_fields[str(key)].annotation
+        named = get_origin(whole) is dict
+        annotation, *_ = [kind for kind in _members(whole) if kind not in (NoneType, str)]
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel), f"{key} is not a section"
         section = annotation

@@ -54,7 +54,7 @@ class SamplerSection(Section):
     )
     clip_sample: bool | None = Field(
         default=None,
-        description="clip the predicted clean sample; for ddim, ddpm, heun and lcm; null keeps what the model's scheduler says",
+        description="clip the predicted clean sample; for ddim, ddpm, heun, lcm, consistency; null keeps what the model's scheduler says",
     )
     prediction_type: PredictionType | None = Field(
         default=None, description="what the network predicts; null keeps what the model's scheduler says"

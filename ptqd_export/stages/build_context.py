@@ -76,7 +76,7 @@ class BuildContext:
     @property
     def model_settings(self) -> dict[str, Any]:
         """Fields of the plan that change the model loaded from its files."""
-        return self.plan.model.model_dump(include={"prompts", "negative_prompt", "size", "lora"})
+        return self.plan.model.model_dump(include={"graph", "prompts", "negative_prompt", "size", "lora"})
 
     @property
     def noise_schedule(self) -> NoiseSchedule:

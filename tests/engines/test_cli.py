@@ -59,7 +59,7 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
     assert record(tmp_path / "out") == {
         "schema_version": 2,
         "bundle": hashlib.sha256((tiny.folder / "manifest.json").read_bytes()).hexdigest(),
-        "bundle_schema_version": 5,
+        "bundle_schema_version": 6,
         "seed": 5,
         "first": 30,
         "num": 5,

@@ -31,7 +31,7 @@ def _unknown_operator(bundle: TinyBundle) -> None:
 
 
 def _newer_manifest(bundle: TinyBundle) -> None:
-    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=6))
+    bundle.edit_json("manifest.json", lambda manifest: manifest.update(schema_version=7))
 
 
 def _newer_schedule(bundle: TinyBundle) -> None:

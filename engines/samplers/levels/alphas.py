@@ -1,4 +1,4 @@
-"""Compute the betas and cumulative alphas of a noise schedule in float64 (diffusers uses float32: they differ by up to 2e-5)."""
+"""Compute betas, sigmas and cumulative alphas of a noise schedule in float64 (diffusers uses float32: they differ by up to 2e-5)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _LARGEST_BETA = 0.999
 
 def alpha_bar(schedule: NoiseSchedule) -> Float64:
     """Return the cumulative alphas [T]: the share of the clean sample's variance left at each training timestep."""
+    if schedule.sigma_min is not None and schedule.sigma_max is not None:
+        return 1 / (1 + np.geomspace(schedule.sigma_min, schedule.sigma_max, schedule.num_train_timesteps) ** 2)
     cumulative = np.cumprod(1 - _betas(schedule), dtype=np.float64)
     return _rescale_zero_terminal_snr(cumulative) if schedule.rescale_betas_zero_snr else cumulative
 

@@ -11,8 +11,6 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule
 _LEAST_ALPHA_BAR = 2.0**-24
 """Replaces 0 at zero terminal SNR, where the noise level would be infinite; as in diffusers."""
 
-_RHO = 7.0
-
 
 def noise_levels(alphas: Float64) -> Float64:
     """Return the increasing noise levels [T] of the training timesteps."""
@@ -25,16 +23,16 @@ def final_level(schedule: NoiseSchedule, levels: Float64) -> float:
     return 0.0 if schedule.final_sigmas_type == "zero" else float(levels[0])
 
 
-def karras_levels(largest: float, smallest: float, steps: int) -> Float64:
+def karras_levels(largest: float, smallest: float, steps: int, rho: float) -> Float64:
     """Return decreasing levels [S] (Karras et al. 2022, arXiv 2206.00364, equation 5)."""
-    return np.linspace(largest ** (1 / _RHO), smallest ** (1 / _RHO), steps) ** _RHO
+    return np.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps) ** rho
 
 
 def spaced_levels(schedule: NoiseSchedule, largest: float, smallest: float, steps: int) -> Float64 | None:
     """Return the decreasing levels [S] of the schedule's spacing between two levels, or None if they are those of its timesteps."""
     match schedule.spacing:
         case "use_karras_sigmas":
-            return karras_levels(largest, smallest, steps)
+            return karras_levels(largest, smallest, steps, schedule.rho)
         case "use_exponential_sigmas":
             return np.geomspace(largest, smallest, steps) if steps > 1 else np.array([largest])
         case "use_beta_sigmas":

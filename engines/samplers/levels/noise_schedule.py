@@ -52,6 +52,9 @@ class NoiseSchedule(BaseModel):
         mu_tokens: tokens of a sample, for models whose `mu` follows from them and from the steps of the chain (FLUX.2); else None.
         time_shift_type: whether the shift is `exp(mu)` or `mu`.
         shift_terminal: level of the last step, to which shifted levels are stretched; None leaves them.
+        sigma_min, sigma_max: range of the noise levels of a network trained on sigmas (EDM, consistency models); None for betas and flows.
+            Its timesteps count levels from lowest to highest, evenly in log sigma, and chains visit what lies between them too.
+        rho: exponent of the spacing `use_karras_sigmas`.
         last_sigma: level of the last step before any shift: that of the lowest training timestep, or `1 / steps`, as some pipelines ask.
     """
 
@@ -87,6 +90,9 @@ class NoiseSchedule(BaseModel):
     time_shift_type: TimeShift = "exponential"
     shift_terminal: Annotated[float, Field(ge=0, lt=1)] | None = None
     last_sigma: LastSigma = "timestep"
+    sigma_min: PositiveFloat | None = None
+    sigma_max: PositiveFloat | None = None
+    rho: PositiveFloat = 7.0
 
     @field_validator("lambda_min_clipped")
     @classmethod
@@ -111,6 +117,22 @@ class NoiseSchedule(BaseModel):
         if len(wanted) > 1:
             raise UsageError("The noise levels have one spacing.", found=" and ".join(wanted), expected="at most one of them")
         return self
+
+    @model_validator(mode="after")
+    def _a_range_of_sigmas(self) -> Self:
+        low, high = self.sigma_min, self.sigma_max
+        if (low is None) != (high is None) or (low is not None and high is not None and low >= high):
+            raise UsageError(
+                "The noise levels have no range.",
+                found=f"sigma_min = {low}, sigma_max = {high}",
+                expected="two numbers that rise, or neither",
+            )
+        return self
+
+    @property
+    def on_sigmas(self) -> bool:
+        """Whether the network was trained on sigmas rather than on timesteps."""
+        return self.sigma_min is not None
 
     @property
     def spacing(self) -> Spacing | None:

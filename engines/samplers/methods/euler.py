@@ -27,7 +27,7 @@ def compile_euler(spec: ChainSpec) -> SamplerTable:
 def compile_euler_ancestral(spec: ChainSpec) -> SamplerTable:
     """Compile an Euler step down to `sigma_down`, then fresh noise up to the next level."""
     t = fractional_timesteps(spec.schedule, spec.steps)
-    level = _levels_at(t, noise_levels(spec.alphas))
+    level = _levels_at(t, noise_levels(spec.alphas), spec)
     level_next = np.append(level[1:], 0.0)
     fresh = level_next * np.sqrt(1 - (level_next / level) ** 2)
     return _table(spec, t, level, np.sqrt(level_next**2 - fresh**2), fresh)
@@ -39,7 +39,7 @@ def visited_levels(spec: ChainSpec) -> tuple[Float64, Float64]:
     if spec.sigmas is not None:
         return timesteps_of(spec.sigmas, levels), spec.sigmas
     t = fractional_timesteps(spec.schedule, spec.steps) if spec.timesteps is None else spec.timesteps
-    level = _levels_at(t, levels)
+    level = _levels_at(t, levels, spec)
     spaced = None if spec.timesteps is not None else spaced_levels(spec.schedule, level[0], level[-1], spec.steps)
     return (t, level) if spaced is None else (timesteps_of(spaced, levels), spaced)
 
@@ -49,8 +49,10 @@ def first_state(spec: ChainSpec, level: Float64) -> float:
     return math.hypot(level[0], 1) if spec.schedule.timestep_spacing == "leading" else float(level[0])
 
 
-def _levels_at(t: Float64, levels: Float64) -> Float64:
-    """Interpolate the noise levels [S] at fractional timesteps."""
+def _levels_at(t: Float64, levels: Float64, spec: ChainSpec) -> Float64:
+    """Interpolate the noise levels [S] at fractional timesteps; those of a network trained on sigmas in log sigma."""
+    if spec.schedule.on_sigmas:
+        return np.exp(np.interp(t, np.arange(len(levels)), np.log(levels)))
     return np.interp(t, np.arange(len(levels)), levels)
 
 

@@ -76,6 +76,8 @@ def _visited(spec: ChainSpec, levels: Float64, noisiest: int, *, rounds: bool) -
     spaced = spaced_levels(schedule, levels[-1], levels[0], spec.steps)
     if spaced is not None:
         between = timesteps_of(spaced, levels)
+        if schedule.on_sigmas:
+            return between, spaced
         # Diffusers truncates all timesteps to integers; those of Karras's levels it rounds before.
         return np.trunc(between.round() if schedule.use_karras_sigmas and rounds else between), spaced
     t = timesteps_above_the_end(schedule, spec.steps, noisiest)

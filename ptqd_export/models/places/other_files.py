@@ -13,7 +13,7 @@ CHECKPOINTS = (".ckpt", ".safetensors")
 
 SOURCES = (
     "the trained PyTorch model: a folder written by `save_pretrained`, a CompVis checkpoint beside its YAML, "
-    "or a function that creates the network (model.factory)"
+    "an ONNX graph (model.onnx), or a function that creates the network (model.factory)"
 )
 
 _STATE = (
@@ -25,8 +25,8 @@ _CONFIGURATION = ("This file is a configuration without weights.", "name the fol
 
 KINDS: Mapping[str, tuple[str, str]] = {
     ".onnx": (
-        "This file is an ONNX graph, and a build starts from the PyTorch model.",
-        "name the model that the graph was exported from",
+        "This file is an ONNX graph, which has a key of its own.",
+        "name it as model.onnx; `ptqd-export init --model` writes such a plan",
     ),
     ".gguf": ("This file holds weights that are already quantized.", "name the model that they were quantized from"),
     ".engine": ("This file is a built engine.", "name the model that it was built from"),

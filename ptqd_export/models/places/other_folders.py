@@ -39,7 +39,7 @@ def refuse_folder(path: Path) -> None:
             "This folder holds an exported model, and a build starts from the PyTorch model.",
             found=_named(exported, path),
             expected=SOURCES,
-            mend="name the model that was exported",
+            mend="name the model that was exported, or an ONNX graph in float as model.onnx",
         )
     if not is_model(path):
         _refuse_outer(path, [file for file in weights if file.parent == path and file.suffix in CHECKPOINTS])

@@ -20,7 +20,7 @@ GRAPH = "graphs/onnxruntime/fp32.onnx"
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 5,
+    "schema_version": 6,
     "model": {
         "family": "diffusers UNet2DModel",
         "parameters": 7,
@@ -62,6 +62,9 @@ MANIFEST: dict[str, Any] = {
             "time_shift_type": "exponential",
             "shift_terminal": None,
             "last_sigma": "timestep",
+            "sigma_min": None,
+            "sigma_max": None,
+            "rho": 7.0,
         },
         "decoder": None,
         "text": None,
@@ -251,11 +254,11 @@ def test_patches_of_guidance_are_whole_and_old_bundles_have_none(tmp_path: Path)
     assert "no whole patches of 3" in refusal(write(tmp_path, {**MANIFEST, "model": {**model, "guidance_patch": 3}}))
 
 
-@pytest.mark.parametrize("version", [6, 0, "1", True, None])
+@pytest.mark.parametrize("version", [7, 0, "1", True, None])
 def test_other_schema_version_is_told_apart_from_damage(tmp_path: Path, version: object) -> None:
     message = refusal(write(tmp_path, manifest(schema_version=version, files="of the future")))
     assert "schema version" in message
-    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4 or 5\n" in message
+    assert f"{version!r}\n  expected: 1 or 2 or 3 or 4 or 5 or 6\n" in message
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from engines.samplers.levels.alphas import alpha_bar
 
 HISTORY = {
     "ddim": 1, "ddpm": 1, "plms": 5, "dpm++2m": 2, "dpm++2m-sde": 2, "unipc2": 3, "unipc3": 4, "deis2": 2, "deis3": 3, "heun": 2, "lcm": 1,
+    "consistency": 1,
 }  # fmt: skip
 """Predictions that a step keeps, its own included; a sampler that clips keeps its own."""
 

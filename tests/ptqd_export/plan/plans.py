@@ -27,6 +27,8 @@ RESOLVED = """\
   "model": {
     "path": "tools/digits/model",
     "factory": null,
+    "onnx": null,
+    "graph": null,
     "null_class": null,
     "conditions": null,
     "prompts": null,
@@ -110,8 +112,9 @@ RESOLVED = """\
 
 
 REFUSED = [
-    ({"model": {}}, "model: found {}, expected either path or factory"),
-    ({"model": {"path": "m", "factory": "m:f"}}, 'model: found {"path": "m", "factory": "m:f"}, expected either path or factory'),
+    ({"model": {}}, "model: found {}, expected one of path, factory, onnx"),
+    ({"model": {"path": "m", "factory": "m:f"}}, 'model: found {"path": "m", "factory": "m:f"}, expected one of path, factory, onnx'),
+    ({"model": {"onnx": "m.onnx"}}, 'model: found {"onnx": "m.onnx"}, expected "onnx" together with "graph"'),
     ({"model": {"factory": "net.py"}}, 'model.factory: found "net.py", expected "package.module:function"'),
     ({"model": {"path": ""}}, 'model.path: found "", expected a string that is not empty'),
     ({"model": {"path": "m", "null_class": -1}}, "model.null_class: found -1, expected 0 or more"),

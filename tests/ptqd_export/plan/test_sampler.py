@@ -47,7 +47,7 @@ def test_eta_defaults_to_the_samplers_own(write: Write, name: str, eta: float) -
         ({"name": "dpm++2m", "eta": 1.0}, "sampler.eta: found 1.0, expected 0 or null for the sampler dpm++2m"),
         (
             {"name": "euler", "clip_sample": True},
-            "sampler.clip_sample: found true, expected false or null for the sampler euler; true is for ddim, ddpm, heun, lcm",
+            "sampler.clip_sample: found true, expected false or null for the sampler euler; true is for ddim, ddpm, heun, lcm, consistency",
         ),
         (
             {"name": "ddim", "use_karras_sigmas": True},

@@ -52,7 +52,7 @@ def test_the_index_gives_the_name_of_its_folder(pipeline: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.onnx", "is an ONNX graph, and a build starts from the PyTorch model"),
+        ("model.onnx", "is an ONNX graph, which has a key of its own"),
         ("model.ONNX", "is an ONNX graph"),
         ("model-q4.gguf", "weights that are already quantized"),
         ("model.pt", "tensors, but not the network"),

@@ -1,0 +1,1 @@
+"""Networks that are read from ONNX graphs: the graph becomes a torch module like any other."""

@@ -1,0 +1,1 @@
+"""The ONNX operators of denoisers in torch, one function each."""
