@@ -135,9 +135,11 @@ class TextPart:
 
 
 def _widened(masks: Int64, padding: int) -> Int64:
-    """Return masks [texts, tokens] that let so many more tokens through, behind those of the text."""
+    """Return masks [texts, tokens], extended by `padding` tokens behind each text's own."""
+    if not padding:
+        return masks  # may be padded on the left
     within: NDArray[np.bool_] = np.arange(masks.shape[1]) < masks.sum(axis=1, keepdims=True) + padding
-    return within.astype(np.int64) if padding else masks
+    return within.astype(np.int64)
 
 
 def _kept(values: NDArray[Any], forms: Sequence[PromptForm]) -> NDArray[Any]:

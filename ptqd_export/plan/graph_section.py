@@ -88,7 +88,8 @@ class GraphSection(Section):
     time_unit: TimeUnit | None = Field(
         default=None,
         description="what it takes: timestep (a training timestep), fraction (the timestep divided by num_train_timesteps; on a flow, the "
-        "share of noise), sigma, log_sigma (natural), c_noise (a quarter of it), or c_noise_1000 (250 times); null follows from the name",
+        "share of noise), sigma, log_sigma (its natural logarithm), c_noise (log_sigma / 4), or c_noise_1000 (250 log_sigma); null follows "
+        "from the name",
     )
     state_form: StateForm | None = Field(
         default=None,

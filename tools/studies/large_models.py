@@ -75,7 +75,7 @@ class LargeModel:
 
 
 def sd3(millions: int) -> LargeModel:
-    """Return Stable Diffusion 3.5 medium, with as few of its 24 layers as so many million parameters need."""
+    """Return Stable Diffusion 3.5 medium, cut to the fewest of its 24 layers that hold this many million parameters."""
     width = 64 * SD3_HEADS
     with_second_attention, without = 49 * width**2, 36 * width**2
     layers, left = 0, 1e6 * millions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engines.errors import UsageError
@@ -90,38 +90,29 @@ def _state(inputs: Sequence[GraphValue], time: str | None, outputs: Sequence[Gra
         for one in inputs
         if one.is_float and one.name != time and one.shape is not None and len(one.shape) >= 2 and len(one.shape) in ranks
     ]
-    by_name = [one for name in STATES for one in fitting if one.name.lower() == name]
-    if by_name:
-        return by_name[0]
-    if len(fitting) != 1:
-        raise _unclear("state", inputs, "one input of floats with as many axes as an output")
-    return fitting[0]
+    return _picked("state", inputs, fitting, STATES, "one input of floats with as many axes as an output")
 
 
 def _time(inputs: Sequence[GraphValue]) -> GraphValue:
     fitting = [one for one in inputs if one.shape is not None and all(size == 1 for size in one.shape[1:])]
-    by_name = [one for name in TIMES for one in fitting if one.name.lower() == name]
-    if by_name:
-        return by_name[0]
-    if len(fitting) != 1:
-        raise _unclear("time", inputs, "one input with a number for each sample")
-    return fitting[0]
+    return _picked("time", inputs, fitting, TIMES, "one input with a number for each sample")
 
 
 def _output(outputs: Sequence[GraphValue], state: GraphValue) -> GraphValue:
     if len(outputs) == 1:
         return outputs[0]
     fitting = [one for one in outputs if one.shape is not None and state.shape is not None and len(one.shape) == len(state.shape)]
-    by_name = [one for name in OUTPUTS for one in fitting if one.name.lower() == name]
+    return _picked("output", outputs, fitting, OUTPUTS, "one output with as many axes as the state")
+
+
+def _picked(role: str, values: Sequence[GraphValue], fitting: Sequence[GraphValue], names: Iterable[str], expected: str) -> GraphValue:
+    """Return the fitting value with the surest name, or the only one that fits."""
+    by_name = [one for name in names for one in fitting if one.name.lower() == name]
     if by_name:
         return by_name[0]
-    if len(fitting) != 1:
-        raise _unclear("output", outputs, "one output with as many axes as the state")
-    return fitting[0]
-
-
-def _unclear(role: str, values: Sequence[GraphValue], expected: str) -> UsageError:
-    return UsageError(
+    if len(fitting) == 1:
+        return fitting[0]
+    raise UsageError(
         f"It cannot be told which part of the graph is the {role}.",
         found=_listed(values),
         expected=expected,

@@ -38,7 +38,7 @@ class GraphLayer:
 
 
 def find_graph_layers(nodes: Sequence[OnnxNode], constants: Mapping[str, Value], output: str) -> list[GraphLayer]:
-    """Return a layer for every Conv, Gemm and MatMul with constant weights; a bias that is added behind a MatMul is part of it."""
+    """Return a layer for every Conv, Gemm and MatMul with constant weights. A MatMul's layer includes the bias that an Add applies."""
     users: dict[str, list[OnnxNode]] = {output: []}
     for node in nodes:
         for name in node.inputs:

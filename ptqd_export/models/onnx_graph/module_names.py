@@ -24,7 +24,7 @@ class ModuleTree:
         return place
 
     def add_constant(self, name: str, value: nn.Parameter) -> str:
-        """Add a constant; return its place likewise."""
+        """Add a constant; return its place, which is the name if that is a valid place and still free."""
         parent, last, place = self._place(name)
         parent.register_parameter(last, value)
         return place

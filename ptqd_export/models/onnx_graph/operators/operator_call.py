@@ -37,7 +37,7 @@ class OnnxNode:
         domain: domain of the operator, empty for the standard one.
         version: version of the domain's operators.
         inputs: names of the inputs; empty for one that is left out.
-        outputs: names of the outputs, likewise.
+        outputs: names of the outputs; empty for one that nothing reads.
         attributes: numbers, texts, lists of them, and arrays.
     """
 
