@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib.quantizers.oracle import exact_float32
 from engines.arrays import Float32
 from engines.backends.base import Engine, TensorSpec
 from engines.errors import PtqdError
@@ -79,8 +80,7 @@ class TorchEngine(Engine):
 
     def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self._device) for spec in self.inputs]
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
-        with torch.inference_mode(), exact:  # convolutions in TensorFloat-32 would add noise of their own
+        with torch.inference_mode(), exact_float32():
             found: Tensor = self._network(*inputs)
         return found.float().cpu().numpy()
 
