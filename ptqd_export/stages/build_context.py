@@ -151,10 +151,12 @@ class BuildContext:
         """Whether the build can time the target's engines."""
         return self.runs_engines or not self.target.stand_in
 
-    def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
-        """Return the plan's overrides, together with the layers that were measured to be slower in integers."""
+    def overrides(
+        self, slower: Mapping[str, float] = MappingProxyType({}), noisy: Mapping[str, float] = MappingProxyType({})
+    ) -> LayerOverrides:
+        """Return the plan's overrides, together with the layers that were measured to be slower in integers, or noisy."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, settings.weight_group)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""

@@ -49,6 +49,7 @@ from ptqd_export.stages.precisions.conversion import make_converted_graph
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
+from ptqd_export.stages.precisions.noisy_layers import load_noisy, make_layer_noise
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -198,6 +199,11 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
+    if quantization.float_share > 0:
+        measure = partial(make_layer_noise, context, precision, sources)
+        inputs = {**settings, "states": sources.states.name, **_device(context)}
+        noise = cache.run(f"noise-{precision.name}", inputs, measure)
+        sources, settings["noise"] = replace(sources, noisy=load_noisy(noise)), noise.name
     if context.chooses_groups and precision.quantizes_activations:
         choose = partial(make_group_choice, context, precision, sources)
         chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from rich.console import Console
 
-from calib.quantizers.rules.placement import WITHOUT_GROUPS
+from calib.quantizers.rules.placement import NOISY, WITHOUT_GROUPS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
@@ -29,6 +29,9 @@ from ptqd_export.stages.stage_cache import finished_stage
 COLUMNS = (
     "precision", "size", "bit ops saved (layers / all)", "time per step", "noise SNR", "R2", "corrected SNR", "fast mode", "steps",
 )  # fmt: skip
+
+DROWNED_DB = 6.0
+"""SNR below which the summary says what to do: half of the output's amplitude is noise."""
 
 
 def print_summary(plan_file: PlanFile, seconds: float) -> None:
@@ -58,6 +61,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
         highlight=False,
@@ -106,6 +110,21 @@ def _grouped(name: str, folder: Path) -> str:
         return ""
     found = f"groups of {grouped[0]} input channels in {len(grouped)} layers" if grouped else "no groups"
     return f"{name}: weight scales: {found}, output channels in {channels}; `ptqd-export inspect` says why\n"
+
+
+def _noisy(name: str, folder: Path, share: float) -> str:
+    """Return a line on the layers that compute in float because of their noise, or on a precision that drowns in noise without any."""
+    if name == FULL_PRECISION:
+        return ""
+    record = json.loads((folder / "precision.json").read_text())
+    noise = record["verification"]["noise"]
+    chosen = sum(NOISY in (layer["reason"] or "") for layer in record["layers"])
+    if chosen:
+        return f"{name}: {chosen} layers compute in float for their noise; `ptqd-export inspect` names them\n"
+    if share == 0 and noise < DROWNED_DB:
+        more = "`quantization.float_share`, such as 0.1, computes the noisiest layers in float"
+        return f"{name}: the noise is only {noise:.1f} dB below the output; {more}\n"
+    return ""
 
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:

@@ -169,12 +169,14 @@ class LayerOverrides:
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
         keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
         slower: layers that keep integer weights but compute in float, with the measured speed-up of integers over float.
+        noisy: layers that have 8-bit weights and compute in float because of the noise they cause alone, in dB relative to the output.
         weight_group: number of input channels that share a scale in packed weights of float activations; None for scales of channels.
     """
 
     keep_float: tuple[str, ...] = ()
     keep_8bit_weights: tuple[str, ...] = ()
     slower: Mapping[str, float] = field(default_factory=dict)
+    noisy: Mapping[str, float] = field(default_factory=dict)
     weight_group: int | None = None
 
 
@@ -182,6 +184,10 @@ NO_OVERRIDES = LayerOverrides()
 
 WITHOUT_GROUPS = "one weight scale for each output channel"
 """Begins the reason why a weight has no scales of groups where the plan asks for them."""
+
+
+NOISY = "among the noisiest layers"
+"""Begins the reason why a layer computes in float for the noise that it causes."""
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
@@ -218,6 +224,8 @@ def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: L
         return Rule(None, None, None, "float", f"precision {precision.name}")
     if layer.role in _FLOAT_ACTIVATIONS:
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
+    if layer.name in overrides.noisy:
+        return Rule(8, None, None, "float", f"{NOISY}: {overrides.noisy[layer.name]:.0f} dB alone; 8-bit weights, float activations")
     pattern = _matched(layer, overrides.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)

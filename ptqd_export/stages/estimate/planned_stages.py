@@ -32,6 +32,8 @@ def _precisions(context: BuildContext) -> Iterator[str]:
     if quantization.integer_layers != "all" and quantized:
         yield "integer-speed"
     for precision in quantized:
+        if quantization.float_share > 0:
+            yield f"noise-{precision.name}"
         if context.chooses_groups and precision.quantizes_activations:
             yield f"groups-{precision.name}"
         if quantization.rounding != "nearest" and precision.form == "integer":

@@ -72,6 +72,7 @@ RESOLVED = """\
     "step_groups": 1,
     "keep_float": [],
     "keep_8bit_weights": [],
+    "float_share": 0.0,
     "keep_float_encoders": false,
     "integer_layers": "all"
   },
