@@ -1,4 +1,4 @@
-"""Chooses the backend that runs the networks while statistics are measured, for builds and added schedules: always ONNX Runtime."""
+"""Opens the backend that runs the networks while statistics are measured, for builds and added schedules."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from engines.backends.base import Backend
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, mode_of
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
-from engines.bundle.bundle import Bundle
-from ptqd_export.graph.cpu_stand_in import CpuStandIn
+from ptqd_export.graph.stand_in_backend import StandInBackend
+from ptqd_export.measuring.measured_with import MeasuredWith
+from ptqd_export.measuring.torch_backend import TorchBackend
 
 
 class MeasuredTarget(Protocol):
@@ -25,7 +26,7 @@ class MeasuredTarget(Protocol):
 
 
 def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimized: OptimizedGraphs | None = None) -> Backend:
-    """Return the backend that measures the graphs of a target.
+    """Return the backend that measures the graphs of a target on ONNX Runtime.
 
     Args:
         target: target of the graphs.
@@ -34,9 +35,21 @@ def measuring_backend(target: MeasuredTarget, threads: int | None = None, optimi
     """
     mode = mode_of(target.name, target.provider)
     backend = OnnxRuntimeBackend(threads, target.provider, mode, optimized if mode == "fast" else None)
-    return backend if target.name == "onnxruntime" else CpuStandIn(backend)
+    return backend if target.name == "onnxruntime" else StandInBackend(backend)
 
 
-def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
-    """Return the backend that the statistics of a bundle were measured on."""
-    return measuring_backend(bundle.manifest.target, threads, OptimizedGraphs.of(bundle))
+def opened_backend(measured: MeasuredWith, target: MeasuredTarget, threads: int | None = None) -> Backend:
+    """Return the backend of a runtime that needs no engines of its own.
+
+    Args:
+        measured: what runs the networks: PyTorch, or ONNX Runtime.
+        target: target of the graphs.
+        threads: see `measuring_backend`.
+    """
+    if measured.runtime == "torch":
+        backend: Backend = TorchBackend(measured.device)
+    elif measured.runtime == "onnxruntime-exact":
+        backend = OnnxRuntimeBackend(threads, "CPU", "exact")
+    else:
+        return measuring_backend(target, threads)
+    return backend if target.name == "onnxruntime" else StandInBackend(backend)

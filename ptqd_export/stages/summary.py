@@ -19,6 +19,7 @@ from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
 from engines.host.machine import machine_name
 from engines.terminal.fitting_table import FittingTable, result_console
 from engines.terminal.verbosity import is_quiet
+from ptqd_export.measuring.measured_with import named
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import read_times, times_file
@@ -46,13 +47,15 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     remarks = Console(quiet=True) if is_quiet() else console
     remarks.print(table)
     time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
+    if times is None:
+        time = f"not measured: {named(bundle.manifest.measured_on)} ran the graphs in place of {context.target.name}"
     following = f"ptqd-run sample {shown} --num 64 --seed 1 --output out"
     if context.target.stand_in:
-        time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
         following = f"ptqd-export engines {shown}"
     remarks.print(
         f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
+        f"statistics: measured on {named(bundle.manifest.measured_on)}\n"
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"

@@ -23,10 +23,10 @@ from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
 from engines.errors import PtqdError
-from ptqd_export.graph.cpu_stand_in import runnable
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.layer_outputs import SHOWN
 from ptqd_export.graph.passes.raw_layer_outputs import ShowRawLayerOutputs
+from ptqd_export.graph.stand_in_backend import runnable
 from ptqd_export.models.base import LoadedModel
 
 Feeds = Mapping[str, NDArray[Any]]

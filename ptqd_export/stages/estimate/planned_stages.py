@@ -43,7 +43,7 @@ def _precisions(context: BuildContext) -> Iterator[str]:
 def _fit(context: BuildContext) -> Iterator[str]:
     yield "statistics"
     if context.plan.steps.policy == "budget":
-        yield from (() if context.target.stand_in else ("times",))
+        yield from (("times",) if context.is_timed else ())
         yield from ("probes", "choice", "schedule")
     yield "check"
 
@@ -54,6 +54,6 @@ def _finish(context: BuildContext) -> Iterator[str]:
     if context.model.prompts is not None:
         yield "text"
     yield "bundle"
-    if not context.target.stand_in and context.plan.steps.policy != "budget":
+    if context.is_timed and context.plan.steps.policy != "budget":
         yield "times"
     yield "optimize"

@@ -105,6 +105,7 @@ RESOLVED = """\
     "benchmark_batch": 8,
     "high_precision": "fp32",
     "batch": null,
+    "measure": null,
     "workspace_gib": null
   },
   "output": "build/digits"

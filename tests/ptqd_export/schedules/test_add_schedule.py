@@ -25,7 +25,7 @@ from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import machine_name
 from engines.networks.chain_choice import ChainChoice
-from ptqd_export.graph.cpu_stand_in import CpuStandIn
+from ptqd_export.graph.stand_in_backend import StandInBackend
 from ptqd_export.schedules.add_schedule import AddedSchedule, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.schedules.stored_schedule import store_schedule
@@ -203,9 +203,9 @@ def test_walk_and_probes_run_on_the_backend_that_measured_the_bundle(built_tiny:
     built_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(name="tensorrt", high_precision="bf16"))
     opened: list[tuple[str, int, bool]] = []
     standing_in: list[bool] = []
-    stand_in, plain = CpuStandIn.open, OnnxRuntimeBackend.open
+    stand_in, plain = StandInBackend.open, OnnxRuntimeBackend.open
 
-    def open_stand_in(self: CpuStandIn, graph: Path, rows: int) -> Engine:
+    def open_stand_in(self: StandInBackend, graph: Path, rows: int) -> Engine:
         standing_in.append(True)
         try:
             return stand_in(self, graph, rows)
@@ -216,7 +216,7 @@ def test_walk_and_probes_run_on_the_backend_that_measured_the_bundle(built_tiny:
         opened.append((graph.stem, rows, bool(standing_in)))
         return plain(self, graph, rows)
 
-    monkeypatch.setattr(CpuStandIn, "open", open_stand_in)
+    monkeypatch.setattr(StandInBackend, "open", open_stand_in)
     monkeypatch.setattr(OnnxRuntimeBackend, "open", open_plain)
     _add(built_tiny, policy="budget", budget=1.0, fit="walk")
     walked, probed = 2 * 10, 2 * PROBED_SAMPLES

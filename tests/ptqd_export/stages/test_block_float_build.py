@@ -14,7 +14,7 @@ from engines.bundle.bundle import Bundle
 from ptqd_export import cli as export_cli
 from ptqd_export.commands.bisect import BisectRequest, bisect_bundle
 from ptqd_export.commands.built_engines_check import check_on
-from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
 from ptqd_export.stages.run_build import run_build
 from ptqd_export.stages.summary import print_summary
 

@@ -19,9 +19,10 @@ from calib.quantizers.quantizers import ActivationQuantizer
 from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
 from engines.errors import PtqdError
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
-from ptqd_export.graph.cpu_stand_in import runnable
 from ptqd_export.graph.passes.block_floats import FP4_QUANTIZE, block_activation, declare
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
+from ptqd_export.graph.stand_in_backend import StandInBackend, runnable
+from ptqd_export.measuring.torch_backend import TorchBackend
 from tests.ptqd_export.graph.passes.quantized_networks import TRT, Array, Case, Convolutions, Flat, Kind, Wide, stored_tensor
 
 PRECISIONS = ["nvfp4", "nvfp4a8", "mxfp8"]
@@ -122,6 +123,14 @@ def _hard_values() -> Array:
 def test_stand_in_finds_scales_and_values_as_the_oracle_does_bit_by_bit(tmp_path: Path, quantizer: ActivationQuantizer, axes: int) -> None:
     x = _hard_values().reshape(-1, *[2] * (axes - 2), 64)
     np.testing.assert_array_equal(_run(_blocks(quantizer, axes), tmp_path, {"x": x}), quantizer.fake(torch.from_numpy(x)).numpy())
+
+
+@pytest.mark.parametrize("quantizer", [Nvfp4ActivationQuantizer.of(3.7), Mxfp8ActivationQuantizer.dynamic()])
+def test_stand_in_computes_the_same_in_pytorch(tmp_path: Path, quantizer: ActivationQuantizer) -> None:
+    x = _hard_values().reshape(-1, 2, 64)
+    ir.save(_blocks(quantizer), tmp_path / "m.onnx")
+    found = StandInBackend(TorchBackend()).open(tmp_path / "m.onnx", 1).run({"x": x})
+    np.testing.assert_array_equal(found, quantizer.fake(torch.from_numpy(x)).numpy())
 
 
 # What TensorRT refuses

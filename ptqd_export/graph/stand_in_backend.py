@@ -1,4 +1,4 @@
-"""Runs graphs on the CPU whose types no CPU runtime has: bfloat16, and floats in blocks."""
+"""Runs graphs in standard types whose own types only their target has: bfloat16, and floats in blocks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engines.backends.base import Backend, Engine
 
 
 @dataclass(frozen=True)
-class CpuStandIn:
+class StandInBackend:
     """Backend for graphs for TensorRT, see `engines.backends.base.Backend`. It runs them as `runnable` writes them.
 
     Attributes:
-        backend: backend that runs the graph, ONNX Runtime's.
+        backend: backend that runs what `runnable` writes.
     """
 
     backend: Backend
@@ -25,7 +25,7 @@ class CpuStandIn:
 
 
 def runnable(graph: Path, folder: Path) -> Path:
-    """Return the graph, or, if ONNX Runtime lacks one of its types, a graph that computes the same without it, written to the folder under
+    """Return the graph, or, if only its target has one of its types, a graph that computes the same without it, written to the folder under
     the same name: floats in blocks are decoded, and bfloat16 is computed in float32 and rounded.
     """
     import onnx_ir as ir  # imported here so that commands that run no such graph load no framework
