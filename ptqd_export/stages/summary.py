@@ -11,7 +11,8 @@ from statistics import fmean
 
 from rich.console import Console
 
-from calib.quantizers.rules.placement import NOISY, WITHOUT_GROUPS
+from calib.quantizers.rules.placement import NOISY, WITHOUT_BLOCKS, WITHOUT_GROUPS
+from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
@@ -102,14 +103,17 @@ def _learned(name: str, folder: Path) -> str:
 
 
 def _grouped(name: str, folder: Path) -> str:
-    """Return a line on the layers whose weights have scales of groups, or an empty string if the plan asked for none."""
+    """Return lines on the layers whose weights have scales of groups or blocks, or an empty string if neither was asked for."""
     layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
     grouped = [layer["weight"]["group"] for layer in layers if "weight" in layer and layer["weight"]["group"] is not None]
-    channels = sum(WITHOUT_GROUPS in (layer["reason"] or "") for layer in layers)
-    if not grouped and not channels:
-        return ""
-    found = f"groups of {grouped[0]} input channels in {len(grouped)} layers" if grouped else "no groups"
-    return f"{name}: weight scales: {found}, output channels in {channels}; `ptqd-export inspect` says why\n"
+    blocks = [BLOCK_FORMATS[layer["form"]].size for layer in layers if layer["form"] in BLOCK_FORMATS]
+    without = {reason: sum(reason in (layer["reason"] or "") for layer in layers) for reason in (WITHOUT_GROUPS, WITHOUT_BLOCKS)}
+    return "".join(
+        f"{name}: {what} of {sizes[0] if sizes else 'no'} input channels in {len(sizes)} layers, {reason} in {without[reason]}; "
+        "`ptqd-export inspect` says why\n"
+        for what, sizes, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
+        if sizes or without[reason]
+    )
 
 
 def _noisy(name: str, folder: Path, share: float) -> str:

@@ -60,6 +60,8 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
         "role": layer.role,
         "weight_bits": rule.weight_bits,
         "activation_bits": rule.activation_bits,
+        "form": rule.form,
+        "activation_form": rule.activation_form,
         "reason": rule.reason,
         "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }

@@ -141,7 +141,7 @@ REFUSED = [
     (
         {"precisions": ["w8a8", "w4a9"]},
         'precisions[1]: found "w4a9", expected w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; '
-        'or fp8, fp16 or fp32; did you mean "w4a8"?',
+        'or fp8, mxfp8, nvfp4, nvfp4a8, fp16 or fp32; did you mean "w4a8"?',
     ),
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
