@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from engines.backends.base import Backend
 from engines.backends.choice import open_backend
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
@@ -23,6 +21,8 @@ def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Back
     if runtime in ("tensorrt", "tensorrt-rtx"):
         return open_backend(bundle, "target", threads)
     if runtime == "torch":
+        import torch  # other bundles need no framework
+
         device = "cuda" if torch.cuda.is_available() else "cpu"
         detail(f"measuring in PyTorch on {device}, as the bundle's statistics were measured in PyTorch")
         return opened_backend(MeasuredWith("torch", "torch", device), target, threads)

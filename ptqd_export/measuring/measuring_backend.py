@@ -11,7 +11,6 @@ from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
 from ptqd_export.graph.stand_in_backend import StandInBackend
 from ptqd_export.measuring.measured_with import MeasuredWith
-from ptqd_export.measuring.torch_backend import TorchBackend
 
 
 class MeasuredTarget(Protocol):
@@ -47,6 +46,8 @@ def opened_backend(measured: MeasuredWith, target: MeasuredTarget, threads: int 
         threads: see `measuring_backend`.
     """
     if measured.runtime == "torch":
+        from ptqd_export.measuring.torch_backend import TorchBackend  # imported here so that ONNX Runtime needs no framework
+
         backend: Backend = TorchBackend(measured.device)
     elif measured.runtime == "onnxruntime-exact":
         backend = OnnxRuntimeBackend(threads, "CPU", "exact")
