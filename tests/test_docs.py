@@ -180,7 +180,7 @@ def test_the_fields_of_a_statistics_file_are_documented() -> None:
 
 
 def test_the_fields_of_a_frontier_file_are_documented() -> None:
-    probes = Probes(("w8a8",), np.ones((1, 1, 1, 1, 1)))
+    probes = Probes.of_every_step(("w8a8",), np.ones((1, 1, 1, 1, 1)))
     record = Frontier("time", Menu.of(probes, {"w8a8": 0.5}), probes, [("uniform", ("w8a8",))]).record()
     assert _names(TABLES["a frontier file"]) == list(record)
     assert _names(TABLES["a frontier's chain"]) == list(record["chains"][0])

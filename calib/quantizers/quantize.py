@@ -109,8 +109,8 @@ class Quantizer:
         if rule.form == "e4m3":
             return Float8WeightQuantizer.of(weight)
         if self._settings.weight_scale == "max":
-            return weight_scale(weight, rule.weight_bits, "max")
-        return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows)
+            return weight_scale(weight, rule.weight_bits, "max", group=rule.group)
+        return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows, group=rule.group)
 
     def _activation(self, tensor: str, bits: int | None, form: Form) -> ActivationQuantizer | None:
         if bits is None:

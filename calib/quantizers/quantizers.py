@@ -12,7 +12,12 @@ SMALLEST_SCALE = 1e-12
 
 @dataclass(frozen=True)
 class WeightQuantizer:
-    """Symmetric per-channel quantizer: scale [channels] float32, integers in [-2^(bits-1), 2^(bits-1) - 1] (8 bits: from -127)."""
+    """Symmetric quantizer with integers in [-2^(bits-1), 2^(bits-1) - 1] (8 bits: from -127).
+
+    Attributes:
+        bits: bit width of the integers.
+        scale: float32 [channels]; or [channels, groups], one for each group of neighbouring inputs of a channel.
+    """
 
     bits: int
     scale: Tensor
@@ -20,17 +25,21 @@ class WeightQuantizer:
     def integers(self, weight: Tensor) -> Tensor:
         """Return the values to store, int8 [channels, ...]."""
         low, high = weight_range(self.bits)
-        return torch.round(weight / self._along(weight)).clamp(low, high).to(torch.int8)
+        return torch.round(weight / self.along(weight)).clamp(low, high).to(torch.int8)
 
     def dequantize(self, integers: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return integers.to(dtype) * self._along(integers).to(dtype)
+        return integers.to(dtype) * self.along(integers).to(dtype)
 
     def at_least(self, floor: Tensor) -> WeightQuantizer:
         """Raises every scale to at least `floor` [channels], so that an int32 bias counted in these scales does not overflow."""
         return replace(self, scale=torch.maximum(self.scale, floor))
 
-    def _along(self, weight: Tensor) -> Tensor:
-        return self.scale.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
+    def along(self, weight: Tensor) -> Tensor:
+        """Return the scales in a shape that broadcasts to a weight [channels, ...], on its device."""
+        scale = self.scale.to(weight.device)
+        if scale.ndim == 2:
+            return scale.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
+        return scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def weight_range(bits: int) -> tuple[int, int]:
@@ -81,7 +90,7 @@ class Float8WeightQuantizer(WeightQuantizer):
 
     def integers(self, weight: Tensor) -> Tensor:
         """Return the values to store, float8_e4m3fn [channels, ...]."""
-        return _float8(weight / self._along(weight))
+        return _float8(weight / self.along(weight))
 
 
 @dataclass(frozen=True)

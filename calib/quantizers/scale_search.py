@@ -35,9 +35,9 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def weight_scale(
-    weight: Tensor, bits: int, criterion: Criterion = "mse", rows: Tensor | None = None, candidates: int = 80
+    weight: Tensor, bits: int, criterion: Criterion = "mse", rows: Tensor | None = None, candidates: int = 80, group: int | None = None
 ) -> WeightQuantizer:
-    """Return the per-channel symmetric quantizer of a weight [channels, ...].
+    """Return the symmetric quantizer of a weight [channels, ...].
 
     `mse` tries the channel's largest magnitude and `candidates` clipping ratios between 0.25 and 1.05. It works in chunks of
     channels, so memory does not grow with the layer.
@@ -49,9 +49,15 @@ def weight_scale(
         rows: sampled rows of the layer's input, float32 [count, groups, inputs]; see `calib.quantizers.outputs.input_rows`. `mse` then
             minimizes the error of the layer's output; without rows, that of the weight.
         candidates: number of clipping ratios.
+        group: number of neighbouring inputs of a linear layer that share a scale, a divisor of all of them; None finds one scale for each
+            channel.
     """
     flat = weight.detach().float().reshape(len(weight), -1)
     size = max(1, _CHUNK_VALUES // flat.shape[1])
+    if group is not None:
+        seen = None if rows is None or criterion == "max" else RowsOfGroup(rows[:, 0])
+        found = [_group_scales(chunk, bits, criterion, candidates, seen, group) for chunk in flat.split(size)]
+        return WeightQuantizer(bits, torch.cat(found))
     errors = [_weight_error] if rows is None else [RowsOfGroup(of_group).error for of_group in rows.unbind(1)]
     groups = zip(flat.chunk(len(errors)), errors, strict=True)
     chunks = [_channel_scales(chunk, bits, criterion, candidates, error) for group, error in groups for chunk in group.split(size)]
@@ -63,20 +69,50 @@ def _weight_error(change: Tensor) -> Tensor:
     return change.square().sum(dim=1)
 
 
-def _channel_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int, error_of: Callable[[Tensor], Tensor]) -> Tensor:
-    low, high = weight_range(bits)
+def _group_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int, rows: RowsOfGroup | None, group: int) -> Tensor:
+    """[channels, groups] scales of groups of inputs.
+
+    With rows, the groups of a channel start from the channel's own scale and are searched one after the other, each for the least error of
+    the output beside the errors of all others: correlated inputs add them up. So the error never exceeds that of one scale for the channel.
+    """
+    parts = flat.split(group, dim=1)
+    if rows is None:
+        return torch.stack([_channel_scales(part, bits, criterion, candidates, _weight_error) for part in parts], dim=1)
+    whole = _channel_scales(flat, bits, criterion, candidates, rows.error)
+    changes = [_change(part, whole[:, None], bits) for part in parts]
+    seen = [RowsOfGroup(own) for own in rows.rows.split(group, dim=1)]
+    outputs = torch.cat(changes, dim=1) @ rows.rows.T
+    scales = []
+    for part, change, own in zip(parts, changes, seen, strict=True):
+        beside = outputs - change @ own.rows.T
+        found = _channel_scales(part, bits, criterion, candidates, partial(own.error, beside=beside), whole)
+        outputs = beside + _change(part, found[:, None], bits) @ own.rows.T
+        scales.append(found)
+    return torch.stack(scales, dim=1)
+
+
+def _channel_scales(
+    flat: Tensor, bits: int, criterion: Criterion, candidates: int, error_of: Callable[[Tensor], Tensor], start: Tensor | None = None
+) -> Tensor:
+    """[channels] scales of rows of weights; `start` [channels] are candidates too."""
+    high = weight_range(bits)[1]
     largest = (flat.abs().amax(dim=1) / high).clamp_min(SMALLEST_SCALE)
     if criterion == "max":
         return largest
     best = torch.full_like(largest, torch.inf)
     chosen = largest.clone()
-    for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()]:
-        scale = (ratio * largest)[:, None]
-        error = error_of(torch.round(flat / scale).clamp_(low, high).mul_(scale).sub_(flat))
+    tried = (ratio * largest for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()])
+    for scale in tried if start is None else (start, *tried):
+        error = error_of(_change(flat, scale[:, None], bits))
         better = error < best
         best = torch.where(better, error, best)
-        chosen = torch.where(better, scale[:, 0], chosen)
+        chosen = torch.where(better, scale, chosen)
     return chosen
+
+
+def _change(flat: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """What rounding to integers of these scales adds to the weights."""
+    return torch.round(flat / scale).clamp_(*weight_range(bits)).mul_(scale).sub_(flat)
 
 
 @_one_thread()

@@ -22,7 +22,7 @@ class SoftRounding(nn.Module):
     def __init__(self, weight: Tensor, quantizer: WeightQuantizer) -> None:
         super().__init__()
         self._range = weight_range(quantizer.bits)
-        self._scale = quantizer.scale.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
+        self._scale = quantizer.along(weight)
         ratio = weight.detach().float() / self._scale
         self._floor = torch.floor(ratio)
         self.V = nn.Parameter(torch.logit((ratio - self._floor - GAMMA) / (ZETA - GAMMA)))

@@ -26,6 +26,7 @@ from calib.correction.step_fit import CorrectionChoice, Variance
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy, Policy
+from calib.walk.probed_steps import ProbedSteps
 from calib.walk.reuse import ReuseSteps
 from calib.walk.sensitivity import ProbePlan, Probes, probe
 from calib.walk.state_store import store_bytes
@@ -282,12 +283,11 @@ def _without_noise(moments: Moments) -> Moments:
 
 def probe_evaluations(networks: int, steps: int) -> int:
     """Return how often `probe_fitted` runs a network on a batch, for this many networks with full precision."""
-    probes = networks - 1
-    return steps + probes * steps * (steps + 1) // 2
+    return steps + (networks - 1) * ProbedSteps.of(steps).evaluations
 
 
 def probe_fitted(networks: FitNetworks, schedule: Schedule, samples: CalibrationSamples, on_evaluation: Callable[[], None]) -> Probes:
-    """Measure the error that every corrected quantized network causes in the end sample at each step.
+    """Measure the error that every corrected quantized network causes in the end sample at each step; see `ProbedSteps`.
 
     Args:
         networks: networks that take batches of `PROBED_SAMPLES`.

@@ -23,11 +23,15 @@ class ActivationScale:
 
 @dataclass(frozen=True)
 class WeightScales:
-    """The scales of a layer's weight, one per output channel: their number, the smallest and the largest."""
+    """The scales of a layer's weight: the number of output channels, the smallest scale and the largest.
+
+    `group` is the number of input channels that share a scale; None for one scale for each output channel.
+    """
 
     channels: int
     smallest: float
     largest: float
+    group: int | None = None
 
 
 @dataclass(frozen=True)

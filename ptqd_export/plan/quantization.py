@@ -31,6 +31,11 @@ class QuantizationSection(Section):
         default="mse",
         description="scale of a weight channel: from the least squared error of the layer's output, or from the largest value",
     )
+    weight_group: Literal[32, 64, 128] | None = Field(
+        default=None,
+        description="number of input channels that share a scale, in weights of at most 4 bits in linear layers with float activations; "
+        "null: one scale for each output channel",
+    )
     activation_scale: Literal["mse", "max"] = Field(
         default="mse",
         description="scale of an activation: from the least squared error of outputs of layers that read it, or from the largest value",

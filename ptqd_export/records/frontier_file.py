@@ -69,6 +69,7 @@ class Frontier:
             "cost_a_step": dict(zip(self.menu.precisions, self.menu.costs.tolist(), strict=True)),
             "amplitudes": dict(zip(self.menu.precisions, self.menu.amplitudes.T.tolist(), strict=True)),
             "chains": [self._chain(kind, choice) for kind, choice in self.chains],
+            "probes": self._probes(),
             "prediction": self._prediction(),
         }
 
@@ -85,6 +86,11 @@ class Frontier:
             "predicted_error": self.probes.predict(choice),
             "measured": None if found is None else asdict(found),
         }
+
+    def _probes(self) -> dict[str, Any]:
+        """Which steps were probed, and how far an interpolated amplitude is from the measured one at the step that was held out."""
+        grid = self.probes.grid
+        return {"steps": list(grid.probed), "held_out": grid.held_out, "interpolation_error_db": self.probes.interpolation_errors()}
 
     def _prediction(self) -> dict[str, Any]:
         """How well predictions agree with real chains, as correlations of the logarithms. Exact chains are left out."""

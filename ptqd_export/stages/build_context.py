@@ -131,7 +131,7 @@ class BuildContext:
     def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
         """Return the plan's overrides, together with the layers that were measured to be slower in integers."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, settings.weight_group)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from rich.console import Console
 
+from calib.quantizers.rules.placement import WITHOUT_GROUPS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
@@ -58,6 +59,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
         highlight=False,
@@ -95,6 +97,17 @@ def _learned(name: str, folder: Path) -> str:
     kept = sum(block["kept"] for block in took["blocks"])
     cost = f"{took['minutes']:.1f} minutes, {took['peak_memory_gib']:.1f} GiB at most"
     return f"{name}: rounding learned by {took['unit']} in {cost}; kept for {kept} of {len(took['blocks'])}\n"
+
+
+def _grouped(name: str, folder: Path) -> str:
+    """Return a line on the layers whose weights have scales of groups, or an empty string if the plan asked for none."""
+    layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
+    grouped = [layer["weight"]["group"] for layer in layers if "weight" in layer and layer["weight"]["group"] is not None]
+    channels = sum(WITHOUT_GROUPS in (layer["reason"] or "") for layer in layers)
+    if not grouped and not channels:
+        return ""
+    found = f"groups of {grouped[0]} input channels in {len(grouped)} layers" if grouped else "no groups"
+    return f"{name}: weight scales: {found}, output channels in {channels}; `ptqd-export inspect` says why\n"
 
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:

@@ -30,13 +30,14 @@ class RowsOfGroup:
         """Mean square of the inputs."""
         return float(self.rows.square().mean())
 
-    def error(self, change: Tensor) -> Tensor:
-        """Return the mean squared change of every output, [channels], when the weights [channels, inputs] change.
+    def error(self, change: Tensor, beside: Tensor | float = 0.0) -> Tensor:
+        """Return the mean squared change of every output, [channels], when the weights [channels, inputs] change. `beside`
+        [channels, count] is what changes the outputs of the rows already.
 
         A few rows do not see every direction of the input, so their second moments are shrunk towards a multiple of the identity (Ledoit
         and Wolf 2004).
         """
-        seen = (change @ self.rows.T).square().mean(dim=1)
+        seen = (change @ self.rows.T + beside).square().mean(dim=1)
         return (1 - SHRINKAGE) * seen + SHRINKAGE * self.power * change.square().sum(dim=1)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
 from calib.quantizers.rules.layers import Layer, Op, Role
 from calib.quantizers.rules.precision import Form, Precision
+
+INT4_BITS = 4
+"""Weights of at most this many bits can be packed, two in a byte."""
 
 CONTAINER_BITS = 8
 """Activations are stored in 8-bit integers whatever their bit width: no runtime computes with fewer bits today."""
@@ -32,12 +35,14 @@ class OpPlacement:
         shifted: whether the integers and zero points of the weights can be shifted together when the graph is loaded. ONNX Runtime has two
             kernels for integer convolutions and uses the one for zero points of 0 if all are 0, although the other is twice as fast on
             processors with AMX.
+        weight_groups: whether packed weights of float activations can have one scale for each group of input channels.
     """
 
     quantize_output: bool
     bias: Literal["int32", "float"]
     int4: Literal["always", "weight_only", "never"]
     shifted: bool = False
+    weight_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always", shifted=True),
-                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always"),
-                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always"),
+                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always", weight_groups=True),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always", weight_groups=True),
                 }
             ),
         ),
@@ -111,8 +116,8 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=False, bias="float", int4="never"),
-                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
-                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only"),
+                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only", weight_groups=True),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only", weight_groups=True),
                 }
             ),
         ),
@@ -129,6 +134,7 @@ class Rule:
         bias: how the bias is stored.
         reason: why the bit widths differ from the precision's.
         form: form of the quantized weight and activations.
+        group: number of input channels that share a scale of the weight; None for one scale for each output channel.
     """
 
     weight_bits: int | None
@@ -137,6 +143,11 @@ class Rule:
     bias: Literal["int32", "float"]
     reason: str | None = None
     form: Form = "integer"
+    group: int | None = None
+
+    def stored_weight_bits(self, scale_bits: int) -> float | None:
+        """Bits that a weight takes with its share of a group's scale; None for float. Scales of whole channels do not count."""
+        return None if self.weight_bits is None else self.weight_bits + (0 if self.group is None else scale_bits / self.group)
 
 
 _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
@@ -152,20 +163,25 @@ _FLOAT_CONDITION = "prompt or other condition, independent of the state: float a
 
 @dataclass(frozen=True)
 class LayerOverrides:
-    """Layers that are exempt from what the precision says.
+    """What the plan says about layers beyond the precision.
 
     Attributes:
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
         keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
         slower: layers that keep integer weights but compute in float, with the measured speed-up of integers over float.
+        weight_group: number of input channels that share a scale in packed weights of float activations; None for scales of channels.
     """
 
     keep_float: tuple[str, ...] = ()
     keep_8bit_weights: tuple[str, ...] = ()
     slower: Mapping[str, float] = field(default_factory=dict)
+    weight_group: int | None = None
 
 
 NO_OVERRIDES = LayerOverrides()
+
+WITHOUT_GROUPS = "one weight scale for each output channel"
+"""Begins the reason why a weight has no scales of groups where the plan asks for them."""
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
@@ -177,6 +193,24 @@ def rule(layer: Layer, precision: Precision, placement: Placement, overrides: La
         placement: the target's table.
         overrides: exceptions from the precision.
     """
+    bits = _bits(layer, precision, placement, overrides)
+    packed = bits.weight_bits is not None and bits.weight_bits <= INT4_BITS and bits.activation_bits is None
+    return bits if overrides.weight_group is None or not packed else _grouped(bits, layer, placement, overrides.weight_group)
+
+
+def _grouped(bits: Rule, layer: Layer, placement: Placement, group: int) -> Rule:
+    """Return the rule with groups of input channels, or, where the layer takes none, with the reason."""
+    if not placement.ops[layer.op].weight_groups:
+        lacking = f"a {layer.op} takes no groups of input channels"
+    elif layer.shape[1] % group:
+        lacking = f"groups of {group} do not divide {layer.shape[1]} input channels"
+    else:
+        return replace(bits, group=group)
+    scales = f"{WITHOUT_GROUPS}: {lacking}"
+    return replace(bits, reason=scales if bits.reason is None else f"{bits.reason}; {scales}")
+
+
+def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides) -> Rule:
     pattern = _matched(layer, overrides.keep_float)
     if pattern is not None:
         return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")

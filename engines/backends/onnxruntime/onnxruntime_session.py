@@ -31,6 +31,9 @@ _AS_ASKED_FOR = 1
 _EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
 """Selects kernels that cannot saturate. They are slower, and only needed on processors that sum 8-bit products in 16 bits."""
 
+_FLOAT_BESIDE_BLOCKS: Mapping[str, str] = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Multiplies weights in blocks by float activations: the default kernel would round the activations to 8 bits."""
+
 _AS_WRITTEN: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 """Runs Q/DQ nodes as written, in float32: the reference mode for comparing graphs with the torch oracle."""
 
@@ -179,7 +182,7 @@ def session_config(mode: Mode) -> Mapping[str, str]:
 @functools.cache
 def _fast_config() -> Mapping[str, str]:
     """Return the settings that keep integer products exact on this processor, determined by a probe rather than by the processor's name."""
-    return _EXACT_PRODUCTS if saturates({}) else {}
+    return {**_FLOAT_BESIDE_BLOCKS, **(_EXACT_PRODUCTS if saturates({}) else {})}
 
 
 def shift_of(graph: Path, mode: Mode, provider: Provider = "CPU") -> int:

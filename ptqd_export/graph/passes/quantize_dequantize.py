@@ -14,13 +14,12 @@ from torch import Tensor
 
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer
-from calib.quantizers.rules.placement import CONTAINER_BITS, Placement
+from calib.quantizers.rules.placement import CONTAINER_BITS, INT4_BITS, Placement
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
 from ptqd_export.graph.reading.constants import computed, constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
 FLOAT8: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
-INT4_BITS = 4
 INT4_BLOCKS = (128, 64, 32, 16)
 """Numbers of input channels that can share a scale, best first. TensorRT has kernels for these block sizes."""
 
@@ -30,9 +29,9 @@ class InsertQuantization(ir.passes.InPlacePass):
 
     1. the weight becomes an integer initializer followed by DequantizeLinear, with one scale per output channel. The placement may change
        this: weights of at most 4 bits are packed as INT4, either followed by a Cast to INT8 that the runtime folds when it loads the graph,
-       or in blocks of input channels, each with the scale of its output channel; the weight of a float layer is followed by Cast and Mul
-       instead; a constant 0 is subtracted from the integers and their zero points. A runtime may replace this constant when it loads the
-       graph, which gives the same weights in other integers;
+       or in blocks of input channels, with scales of their own or the scale of their output channel; the weight of a float layer is
+       followed by Cast and Mul instead; a constant 0 is subtracted from the integers and their zero points. A runtime may replace this
+       constant when it loads the graph, which gives the same weights in other integers;
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of the same value share one pair;
     3. an activation with fewer bits than its container is first clipped to its range;
     4. an output with a quantizer gets its own pair;
@@ -80,10 +79,10 @@ class _PairWriter:
         stored = constant(self._graph, f"{name}.int", _stored(integers.T if axis else integers, packed=form != "int8"))
         tape = ir.tape.Tape()
         wide = tape.op("Cast", [stored], attributes={"to": ir.DataType.INT8}) if form == "cast" else stored
-        if layer.input is None and self._placement.weight_only == "multiply":
-            out = self._multiplied(tape, wide, layer, axis)
-        elif form == "blocks":
+        if form == "blocks":
             out = self._blocks(tape, wide, layer, axis)
+        elif layer.input is None and self._placement.weight_only == "multiply":
+            out = self._multiplied(tape, wide, layer, axis)
         else:
             scale = constant(self._graph, f"{name}.scale", layer.weight.scale.numpy())
             zeros = constant(self._graph, f"{name}.zero_point", np.zeros(len(integers), integers.dtype))
@@ -109,7 +108,8 @@ class _PairWriter:
         packed = where == "always" or (where == "weight_only" and layer.input is None)
         if layer.weight.bits > INT4_BITS or not packed:
             return "int8"
-        return "int8" if self._placement.int4_form == "blocks" and _block_size(layer) is None else self._placement.int4_form
+        form = "blocks" if layer.rule.group is not None else self._placement.int4_form
+        return "int8" if form == "blocks" and _block_size(layer) is None else form
 
     def _multiplied(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
         shape = [-1 if dimension == axis else 1 for dimension in range(layer.integers.ndim)]
@@ -117,11 +117,12 @@ class _PairWriter:
         return tape.op("Mul", [tape.op("Cast", [integers], attributes={"to": ir.DataType.FLOAT}), along])
 
     def _blocks(self, tape: ir.tape.Tape, integers: ir.Value, layer: QuantizedLayer, axis: int) -> ir.Value:
-        """Dequantize blocks of input channels. The scale of an output channel is repeated for each of its blocks."""
+        """Dequantize blocks of input channels. Without scales of their own, they repeat that of the output channel."""
         size = _block_size(layer)
         assert size is not None
-        scales = np.expand_dims(layer.weight.scale.numpy(), 1 - axis).repeat(layer.layer.shape[1] // size, axis=1 - axis)
-        scale = constant(self._graph, f"{layer.layer.name}.weight.scale", scales)
+        found = layer.weight.scale.numpy()
+        scales = found if layer.rule.group is not None else found[:, None].repeat(layer.layer.shape[1] // size, axis=1)
+        scale = constant(self._graph, f"{layer.layer.name}.weight.scale", np.ascontiguousarray(scales.T if axis else scales))
         return tape.op("DequantizeLinear", [integers, scale], attributes={"axis": 1 - axis, "block_size": size})
 
     def _input(self, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:  # rule 2
@@ -194,8 +195,8 @@ def _stored(integers: NDArray[Any], *, packed: bool) -> ir.TensorProtocol:
 
 
 def _block_size(layer: QuantizedLayer) -> int | None:
-    """The largest block size that divides a linear layer's input channels; None if there is none."""
-    return next((size for size in INT4_BLOCKS if layer.layer.shape[1] % size == 0), None)
+    """The size of a linear layer's groups; without groups, the largest block size that divides its input channels, or None."""
+    return layer.rule.group or next((size for size in INT4_BLOCKS if layer.layer.shape[1] % size == 0), None)
 
 
 def pack_int4(integers: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
+from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, Rule, rule
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
@@ -65,13 +65,13 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
         "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }
     if quantized is not None:
-        record |= {"weight": _scales(quantized.weight), "input": _scale(quantized.input), "output": _scale(quantized.output)}
+        record |= {"weight": _scales(quantized), "input": _scale(quantized.input), "output": _scale(quantized.output)}
     return record
 
 
-def _scales(quantizer: WeightQuantizer) -> dict[str, float]:
-    scale = quantizer.scale
-    return {"channels": len(scale), "smallest": float(scale.min()), "largest": float(scale.max())}
+def _scales(layer: QuantizedLayer) -> dict[str, float | None]:
+    scale = layer.weight.scale
+    return {"channels": len(scale), "group": layer.rule.group, "smallest": float(scale.min()), "largest": float(scale.max())}
 
 
 def _scale(quantizer: ActivationQuantizer | None) -> dict[str, float] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from calib.quantizers import scale_search
-from calib.quantizers.outputs.output_error import ReadingLayer, error_at_readers
+from calib.quantizers.outputs.output_error import ReadingLayer, RowsOfGroup, error_at_readers
 from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer, weight_range
 from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
 
@@ -298,3 +298,35 @@ def test_no_range_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale_search, "_error", counting)
     _activation(_random("normal"), bits=8)
     assert 0 < len(measured) == len(set(measured)) < 3 * 2 * 21  # radii, ends, candidates
+
+
+def _correlated(channels: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """A weight, and rows [count, 1, inputs] of inputs that depend on few causes, so that errors of different inputs add up."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(channels, inputs, generator=generator) ** 3
+    rows = torch.randn(200, 3, generator=generator) @ torch.randn(3, inputs, generator=generator)
+    return weight, (rows + 0.1 * torch.randn(200, inputs, generator=generator))[:, None]
+
+
+@pytest.mark.parametrize("criterion", ["mse", "max"])
+def test_group_of_inputs_without_rows_has_the_scale_of_its_own_weights(criterion: Criterion) -> None:
+    weight, _ = _correlated(5, 12)
+    found = weight_scale(weight, 4, criterion, group=4)
+    assert found.scale.shape == (5, 3)
+    for number in range(3):
+        own = slice(4 * number, 4 * number + 4)
+        assert torch.equal(found.scale[:, number], weight_scale(weight[:, own], 4, criterion).scale)
+        alone = WeightQuantizer(4, found.scale[:, number])
+        assert torch.equal(found.integers(weight)[:, own], alone.integers(weight[:, own]))
+    assert (_weight_errors(weight, found) <= _weight_errors(weight, weight_scale(weight, 4, criterion))).all()
+
+
+def test_groups_make_no_output_worse_than_the_scale_of_its_channel_and_most_better() -> None:
+    weight, rows = _correlated(40, 96)
+    changes = []
+    for group in (None, 32):
+        found = weight_scale(weight, 4, "mse", rows, group=group)
+        changes.append(found.dequantize(found.integers(weight)) - weight)
+    channel, groups = (RowsOfGroup(rows[:, 0]).error(change) for change in changes)
+    assert (groups <= channel * 1.001).all()
+    assert float(groups.sum()) < 0.7 * float(channel.sum())

@@ -116,7 +116,7 @@ def test_the_frontier_goes_from_the_cheapest_chain_to_the_dearest_and_gets_bette
 def test_precisions_that_were_not_probed_are_exact() -> None:
     errors = np.random.default_rng(0).standard_normal((3, STEPS, 2, 8))
     products = np.einsum("nipv,njqv->nipjq", errors, errors) / 8
-    found = Menu.of(Probes(("low", "high"), products), {"high": 0.2, "low": 0.1, "fp32": 1.0})
+    found = Menu.of(Probes.of_every_step(("low", "high"), products), {"high": 0.2, "low": 0.1, "fp32": 1.0})
     assert found.precisions == ("high", "low", "fp32")
     np.testing.assert_allclose(found.costs, [0.2, 0.1, 1.0])
     own = np.exp(np.log(np.square(errors).mean(axis=-1)).mean(axis=0) / 2)

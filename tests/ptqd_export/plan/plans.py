@@ -56,6 +56,7 @@ RESOLVED = """\
   ],
   "quantization": {
     "weight_scale": "mse",
+    "weight_group": null,
     "activation_scale": "mse",
     "rounding": "nearest",
     "reconstruction": {
@@ -146,6 +147,7 @@ REFUSED = [
     ),
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
+    ({"quantization": {"weight_group": 48}}, "quantization.weight_group: found 48, expected 32, 64 or 128"),
     ({"quantization": {"keep_float": "mid"}}, 'quantization.keep_float: found "mid", expected a list'),
     ({"calibration": {"samples": 0}}, "calibration.samples: found 0, expected 1 or more"),
     ({"calibration": {"batch_size": 2.5}}, "calibration.batch_size: found 2.5, expected a whole number"),

@@ -34,7 +34,7 @@ MEASURED: dict[Choice, float] = {
 @pytest.fixture
 def frontier() -> Frontier:
     errors = np.random.default_rng(0).standard_normal((4, STEPS, 2, 16)) * np.array([0.3, 0.05])[:, None]
-    probes = Probes(("w4a8", "w8a8"), np.einsum("nipv,njqv->nipjq", errors, errors) / 16)
+    probes = Probes.of_every_step(("w4a8", "w8a8"), np.einsum("nipv,njqv->nipjq", errors, errors) / 16)
     menu = Menu.of(probes, {"w4a8": 0.04, "w8a8": 0.07, "fp32": 1.0})
     measured = {choice: MeasuredError(error, 0.1, 2 * error) for choice, error in MEASURED.items()}
     return Frontier("bit_operations", menu, probes, CHAINS, measured, samples=32)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engines.terminal.fitting_table import FittingTable, result_console
 from ptqd_export.stages import summary
+from ptqd_export.stages.run_build import run_build
 from ptqd_export.stages.summary import COLUMNS
 from tests.narrow_terminal import WIDTHS, check_whole, narrow
 from tests.ptqd_export.stages.whole_builds import QUANTIZED
@@ -48,3 +51,20 @@ def test_weights_of_7_bits_are_proposed_where_8_bit_products_saturate(
 def test_nothing_is_proposed_where_another_runtime_runs_the_graphs(cross_trt_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "saturates", lambda _config: True)
     assert summary._saturation(cross_trt_build.context) == ""
+
+
+def test_groups_of_weight_scales_are_told_with_the_layers_that_have_none(
+    class_build: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = class_build.plan_file.plan
+    changed = {"quantization": plan.quantization.model_dump() | {"weight_group": 32}, "precisions": ["w4a16"]}
+    plan_file = class_build.resumed_in(tmp_path / "bundle", **changed)
+    run_build(plan_file)
+    layers = json.loads((tmp_path / "bundle" / "statistics" / "onnxruntime" / "w4a16.json").read_text())["layers"]
+    grouped = [layer for layer in layers if layer["weight"]["group"] == 32]
+    channels = [layer for layer in layers if "one weight scale for each output channel" in str(layer["reason"])]
+    assert len(grouped) >= 4
+    assert len(channels) >= 4
+    summary.print_summary(plan_file, 1.0)
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"w4a16: weight scales: groups of 32 input channels in {len(grouped)} layers, output channels in {len(channels)};" in out

@@ -112,3 +112,22 @@ def test_both_reasons_are_given_where_the_plan_names_a_layer_that_reads_a_prompt
     found = rule(_layer("MatMul", "condition"), Precision.parse("w4a8"), ORT, LayerOverrides(keep_8bit_weights=("block.*",)))
     assert (found.weight_bits, found.activation_bits) == (8, None)
     assert str(found.reason).startswith("8-bit weights by the plan (block.*); prompt")
+
+
+@pytest.mark.parametrize("placement", [ORT, TRT])
+@pytest.mark.parametrize(
+    ("precision", "op", "group"),
+    [("w4a16", "MatMul", 64), ("w3a16", "Gemm", 64), ("w4a8", "MatMul", None), ("w5a16", "MatMul", None), ("w4a16", "Conv", None)],
+)
+def test_packed_linear_weights_of_float_activations_have_groups(placement: Placement, precision: str, op: Op, group: int | None) -> None:
+    layer = Layer("block.linear", op, "inner", (8, 128), macs=1, source="block.linear")
+    assert rule(layer, Precision.parse(precision), placement, LayerOverrides(weight_group=64)).group == group
+    assert rule(layer, Precision.parse(precision), placement).group is None
+
+
+def test_groups_that_do_not_divide_the_input_channels_leave_the_layer_as_it_is() -> None:
+    layer = Layer("block.linear", "MatMul", "condition", (8, 96), macs=1, source="block.linear")
+    found = rule(layer, Precision.parse("w4a8"), ORT, LayerOverrides(weight_group=64))
+    assert (found.group, found.weight_bits, found.activation_bits) == (None, 4, None)
+    assert "prompt or other condition" in str(found.reason)
+    assert "groups of 64 do not divide 96 input channels" in str(found.reason)

@@ -48,3 +48,8 @@ def test_layers_are_weighted_by_their_macs() -> None:
 def test_network_without_integer_layers_saves_nothing_in_them() -> None:
     assert bit_operations([(_layer(100), FLOAT)], macs=120) == BitOperations(1.0, 1.0)
     assert bit_operations([], macs=0) == BitOperations(1.0, 1.0)
+
+
+def test_weights_in_groups_count_their_share_of_the_scales() -> None:
+    found = bit_operations([(_layer(3200), Rule(4, None, None, "float", group=32))], macs=3200, float_bits=16)
+    assert found.all_saved == pytest.approx(32 * 32 / ((4 + 16 / 32) * 16))
