@@ -16,6 +16,7 @@ from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.model import ModelSection
 from ptqd_export.plan.plan_errors import Problem, expectation, expectations, one_of
 from ptqd_export.plan.quantization import QuantizationSection
+from ptqd_export.plan.reuse import ReuseSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import UNIQUE, Section, WrittenPath, all_different
 from ptqd_export.plan.steps import FULL_PRECISION, StepsSection
@@ -65,6 +66,9 @@ class Plan(Section):
     )
     calibration: CalibrationSection = Field(default=CalibrationSection(), description="what the statistics are measured on")
     correction: CorrectionSection = Field(default=CorrectionSection(), description="how the quantization noise is corrected on the host")
+    reuse: ReuseSection = Field(
+        default=ReuseSection(), description="where networks are cut, so that steps can reuse deep features of an earlier step"
+    )
     steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
     target: TargetSection = Field(description="where the engines run")
     output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
@@ -74,6 +78,25 @@ class Plan(Section):
         if self.quantization.activation_steps == "used" and self.steps.policy != "fixed":
             raise expectation('the policy "fixed" with quantization.activation_steps "used": the steps must be known first')
         return self
+
+    @field_validator("steps")
+    @classmethod
+    def _reusing_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
+        sampler, cuts = info.data.get("sampler"), info.data.get("reuse")
+        if steps.reuse is None or sampler is None or cuts is None:
+            return steps
+        known, rows, listed = cuts.cuts, SAMPLERS[sampler.name].rows(sampler.steps), steps.reuse.steps or ()
+        problems: list[Problem] = []
+        if not known:
+            problems.append((("reuse",), steps.reuse.model_dump(), '"reuse": {"cuts": "auto"}, or the name of a cut, in the plan'))
+        elif known != "auto" and steps.reuse.cut is not None and steps.reuse.cut not in known:
+            problems.append((("reuse", "cut"), steps.reuse.cut, one_of(steps.reuse.cut, known)))
+        problems += [
+            (("reuse", "steps", index), step, f"1 to {rows - 1}, steps of the chain") for index, step in enumerate(listed) if step >= rows
+        ]
+        if problems:
+            raise expectations(problems)
+        return steps
 
     @field_validator("target")
     @classmethod
@@ -92,6 +115,9 @@ class Plan(Section):
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
         quantization = info.data.get("quantization")
+        cuts = info.data.get("reuse")
+        if cuts is not None and cuts.cuts and target.name != "onnxruntime":
+            problems.append((("name",), target.name, '"onnxruntime" with reuse.cuts: TensorRT engines cannot keep features'))
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))

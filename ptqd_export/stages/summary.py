@@ -35,6 +35,10 @@ DROWNED_DB = 6.0
 """SNR below which the summary says what to do: half of the output's amplitude is noise."""
 
 
+def _steps(count: int, reusing: int) -> str:
+    return f"{count}, {reusing} of them reuse" if reusing else str(count)
+
+
 def print_summary(plan_file: PlanFile, seconds: float) -> None:
     """Print the size, bit operations, measured time and noise of every precision of a bundle that has just been built in `seconds`."""
     context, output = BuildContext(plan_file), plan_file.output_path
@@ -43,9 +47,10 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     shown = min(str(output), os.path.relpath(output), key=len)
     title = f"{shown}: {context.plan.sampler.name}, {len(bundle.schedule().steps)} steps, {context.plan.correction.mode} correction"
     table = FittingTable(title, COLUMNS)
-    chosen = Counter(step.precision for step in bundle.schedule().steps)
+    schedule = bundle.schedule()
+    chosen, reusing = Counter(step.precision for step in schedule.steps), Counter(step.precision for step in schedule.steps if step.reuse)
     for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
-        table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
+        table.add_row(name, *_cells(bundle, name, graphs, times), _steps(chosen[name], reusing[name]))
     console = result_console()
     remarks = Console(quiet=True) if is_quiet() else console
     remarks.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engines.apps.pictures.images import is_drawable
-from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 
 def planned_stages(context: BuildContext) -> tuple[str, ...]:
@@ -40,6 +40,8 @@ def _precisions(context: BuildContext) -> Iterator[str]:
             yield f"reconstruct-{precision.name}"
         yield f"quantize-{precision.name}"
     yield from (f"convert-{precision.name}" for precision in context.engine_precisions if precision.weight_bits is None)
+    if context.plan.reuse.cuts:
+        yield from (f"cut-{name}" for name in (FULL_PRECISION, *(precision.name for precision in context.engine_precisions)))
 
 
 def _fit(context: BuildContext) -> Iterator[str]:

@@ -93,10 +93,14 @@ RESOLVED = """\
     ],
     "variance": "schedule"
   },
+  "reuse": {
+    "cuts": []
+  },
   "steps": {
     "policy": "snr",
     "precisions": null,
     "cost": "bit_operations",
+    "reuse": null,
     "budget": null
   },
   "target": {
@@ -157,6 +161,7 @@ REFUSED = [
         'did you mean "signed"?',
     ),
     ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
+    ({"steps": {"policy": "snr", "reuse": {"every": 1}}}, "steps.reuse.every: found 1, expected 2 or more"),
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),
     ({"quantization": {"rounding": "learned"}}, "quantization.rounding: found \"learned\", expected 'nearest', 'layer' or 'block'"),
     ({"quantization": {"channel_scaling": 2.0}}, "quantization.channel_scaling: found 2.0, expected 1.0 or less"),

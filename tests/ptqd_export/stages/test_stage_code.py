@@ -25,6 +25,7 @@ STAGES = {
     "reconstruct": "precisions.learned_rounding",
     "quantize": "precisions.quantized_graph",
     "convert": "precisions.conversion",
+    "cut": "precisions.cut_graphs",
     "statistics": "fit.statistics",
     "probes": "fit.budget",
     "pictures": "finish.sample_pictures",
