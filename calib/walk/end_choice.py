@@ -6,7 +6,7 @@ never saw, down whole chains, and the one that ends nearest to full precision's 
 
 A precision's correction is chosen on a chain of this precision alone, although it was fitted on the states of the policy's chain. If
 the policy mixes precisions, the mixed chain is judged too, where the proposals are each precision's own choice, no correction, the paper's,
-and what the walk took.
+and what the walk took. In a chain whose steps reuse features, every proposal is judged: none of its networks has a chain of its own.
 
 From 64 samples on, the choice takes at most half as many network evaluations as the walk.
 """
@@ -105,7 +105,7 @@ class _Judge:
     @property
     def is_mixed(self) -> bool:
         """Whether the policy's own chain is none of the chains of one precision."""
-        return self.schedule.is_shifted or len({step.precision for step in self.schedule.steps}) > 1
+        return self.schedule.is_shifted or len({step.network for step in self.schedule.steps}) > 1
 
     @property
     def races(self) -> int:
@@ -131,7 +131,7 @@ class _Judge:
     def alone(self, precision: str) -> dict[CorrectionChoice, Schedule]:
         """Return the distinct proposals for a chain of one precision. Only the walk's own chain has accumulated the error that was seen."""
         everywhere = (precision,) * len(self.schedule.steps)
-        own = everywhere == tuple(step.precision for step in self.schedule.steps)
+        own = everywhere == tuple(step.network for step in self.schedule.steps)
         proposed = {choice: schedule for choice, schedule in self._proposed().items() if own or not choice.accumulates}
         return _distinct({choice: with_precisions(schedule, everywhere) for choice, schedule in proposed.items()})
 
@@ -140,7 +140,7 @@ class _Judge:
         chains: dict[CorrectionChoice | None, Schedule] = {None: own}
         chains.update(self._proposed().items())
         chains = _distinct(chains)
-        if not self.precisions:
+        if not self.precisions or self.schedule.cut is not None:
             return chains
         walked = self.fitted.settings.correction
         return {
@@ -150,7 +150,7 @@ class _Judge:
         }
 
     def _proposed(self) -> dict[CorrectionChoice, Schedule]:
-        names = self.schedule.precisions
+        names = self.schedule.networks
         return {choice: self.fitted.corrected_by(dict.fromkeys(names, choice)).schedule for choice in self.fitted.proposals}
 
     def race(self, chains: Mapping[Contender, Schedule]) -> Race[Contender]:

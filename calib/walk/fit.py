@@ -8,7 +8,7 @@ a chain, and the second fits the chosen chain.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,14 +27,15 @@ from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy, Policy
 from calib.walk.probed_steps import ProbedSteps
+from calib.walk.reuse import ReuseSteps
 from calib.walk.sensitivity import ProbePlan, Probes, probe
 from calib.walk.state_store import store_bytes
-from calib.walk.step_networks import BatchEvaluator, StepBatch, StepOutputs
+from calib.walk.step_networks import BatchEvaluator, StepBatch, StepOutputs, computed
 from calib.walk.step_result import StepResult, fit_result
 from calib.walk.walk import Walk, WalkPlan
 from engines.chain.denoiser import Denoiser
 from engines.chain.schedule import JudgedCorrection, SamplerRecord, Schedule
-from engines.chain.told_denoiser import ToldDenoiser
+from engines.chain.told_denoiser import told
 from engines.errors import UsageError
 from engines.host.room import check_room
 from engines.samplers import NoiseSchedule, SamplerTable
@@ -63,6 +64,7 @@ class FitSettings:
         samples: samples of the walk.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
         batch_size: number of samples per call of a network.
+        reuse: steps that reuse features of earlier ones; None if no step does.
     """
 
     sampler: SamplerRecord
@@ -75,6 +77,7 @@ class FitSettings:
     samples: CalibrationSamples
     trajectory: Literal["quantized", "fp"]
     batch_size: int
+    reuse: ReuseSteps | None = None
 
     @cached_property
     def table(self) -> SamplerTable:
@@ -148,8 +151,8 @@ class FitNetworks:
 
     def telling(self, on_evaluation: Callable[[], None]) -> FitNetworks:
         """Return these networks, which call `on_evaluation` after every batch of every network."""
-        told = {name: ToldDenoiser(network, on_evaluation) for name, network in self.networks.items()}
-        return replace(self, networks=told, evaluator=None if self.evaluator is None else partial(self._evaluated, on_evaluation))
+        telling = {name: told(network, on_evaluation) for name, network in self.networks.items()}
+        return replace(self, networks=telling, evaluator=None if self.evaluator is None else partial(self._evaluated, on_evaluation))
 
     def _evaluated(
         self, on_evaluation: Callable[[], None], count: int, batch: Callable[[int], StepBatch]
@@ -217,10 +220,13 @@ def fit_on_walk(networks: FitNetworks, settings: FitSettings, folder: Path, on_e
     return FittedChain(settings, results)
 
 
-def walk_evaluations(networks: Sized, settings: FitSettings) -> int:
+def walk_evaluations(networks: Iterable[str], settings: FitSettings) -> int:
     """Return how often `fit_on_walk` runs a network on a batch."""
     batches, paired = (math.ceil(samples / settings.batch_size) for samples in (settings.samples.count, settings.paired))
-    return settings.table.steps * (batches * len(networks) + paired)
+    evaluations = settings.table.steps * (batches * len(computed(networks, reuses=False)) + paired)
+    if settings.reuse is None:
+        return evaluations
+    return evaluations + batches * (len(settings.reuse.steps) * len(settings.reuse.networks) + len(settings.reuse.keeping))
 
 
 def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
@@ -231,9 +237,10 @@ def walk_plan(networks: FitNetworks, settings: FitSettings) -> WalkPlan:
         quantized=networks.networks,
         noise=settings.samples.noise,
         rows=settings.samples.rows,
-        policy=settings.choose,
+        policy=settings.choose if settings.reuse is None else settings.reuse.policy(settings.choose),
         correction=settings.correction,
         proposals=settings.proposals,
+        reuse=settings.reuse,
         paired=settings.paired,
         guidance=settings.sampler.guidance,
         trajectory=settings.trajectory,

@@ -9,6 +9,7 @@ from calib.correction.correction_fit import Part
 from calib.correction.proposals import AnyMode
 from calib.correction.step_fit import CorrectionChoice, StepCorrection, Variance
 from calib.walk.step_result import StepResult
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step, StepShift
 from engines.samplers import SamplerTable, TableStep
 
@@ -46,10 +47,11 @@ def record_of(mode: AnyMode, variance: Variance, parts: Collection[Part]) -> Cor
 
 
 def _step(row: TableStep, result: StepResult, mixed: CorrectionChoice | None) -> Step:
+    precision, cut = precision_and_cut(result.chosen)
     return Step(
         step=result.step,
         timestep=row.timestep,
-        precision=result.chosen,
+        precision=precision,
         x_coeff=row.x_coeff,
         out_coeff=row.out_coeff,
         prediction_coeffs=row.prediction_coeffs,
@@ -60,6 +62,7 @@ def _step(row: TableStep, result: StepResult, mixed: CorrectionChoice | None) ->
         corrections={name: _correction(fitted) for name, fitted in result.corrections.items()},
         shifted=None if result.shifted is None else _shift(result.shifted),
         mixed=None if mixed is None else _correction(result.proposals[mixed][result.chosen]),
+        reuse=cut,
     )
 
 

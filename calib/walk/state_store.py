@@ -22,7 +22,10 @@ class StateStore:
         states: current state of every sample.
         reference: full-precision output at the current step, after guidance.
         outputs: quantized outputs at the current step, after guidance, by precision.
+        features: features that later steps reuse, [samples, branches, ...], once some are kept.
     """
+
+    features: Float32
 
     def __init__(self, parent: Path, shape: tuple[int, ...], precisions: Sequence[str], history_length: int) -> None:
         parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +65,14 @@ class StateStore:
             for kept, prediction in zip(files, newest_first, strict=False):
                 kept[batch] = prediction
 
-    def _map(self, name: str) -> Float32:
-        return mapped_file(Path(self._folder.name) / name, np.float32, self._shape)
+    def keep(self, batch: slice, features: Float32) -> None:
+        """Store features [batch, branches, ...]. The first ones make room for those of every sample."""
+        if not hasattr(self, "features"):
+            self.features = self._map("features", (self._shape[0], *features.shape[1:]))
+        self.features[batch] = features
+
+    def _map(self, name: str, shape: tuple[int, ...] | None = None) -> Float32:
+        return mapped_file(Path(self._folder.name) / name, np.float32, shape or self._shape)
 
 
 def store_bytes(shape: tuple[int, ...], precisions: int = 0, history_length: int = 0) -> int:

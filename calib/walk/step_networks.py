@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from calib.correction.moments import Moments, observe
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser, guide
+from engines.chain.features import precision_and_cut
 from engines.chain.finite import check_output
-from engines.chain.step import evaluate
+from engines.chain.step import evaluate, evaluate_cut
 from engines.samplers.table import TableStep
 
 
@@ -25,6 +26,7 @@ class StepBatch:
         rows: rows of the conditioning table, [batch].
         folds: folds for cross-validation, [batch].
         exact: evaluate full precision alone.
+        kept: features that the step may reuse, [batch, branches, ...]; None if it computes everything.
     """
 
     step: int
@@ -33,6 +35,7 @@ class StepBatch:
     rows: Int64
     folds: Int64
     exact: bool = False
+    kept: Float32 | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +58,11 @@ class BatchEvaluator(Protocol):
 
 @dataclass(frozen=True)
 class StepNetworks:
-    """Evaluates every network once at every state.
+    """Evaluates every network once at every state; those at a cut only where features can be reused.
 
     Attributes:
         reference: full-precision network.
-        quantized: networks by precision. The reference itself may be among them; it is not evaluated again.
+        quantized: networks by name. The reference itself may be among them; it is not evaluated again.
         guidance: guidance scale w, used if the networks return two branches.
     """
 
@@ -74,7 +77,8 @@ class StepNetworks:
     def __call__(self, batch: StepBatch) -> StepOutputs:
         e = self._outputs(self.reference, "full precision", batch)
         outputs, moments = dict[str, Float32](), dict[str, Moments]()
-        for name, network in ({} if batch.exact else self.quantized).items():
+        for name in () if batch.exact else computed(self.quantized, reuses=batch.kept is not None):
+            network = self.quantized[name]
             q = e if network is self.reference else self._outputs(network, name, batch)
             outputs[name] = guide(q, self.guidance)
             moments[name] = observe(batch.x, e, q, batch.folds)
@@ -82,9 +86,17 @@ class StepNetworks:
 
     def _outputs(self, network: Denoiser, name: str, batch: StepBatch) -> Float32:
         """Return the raw outputs [branches, batch, channels, ...]."""
-        found = evaluate(network, batch.x, batch.row, batch.rows)
+        if precision_and_cut(name)[1] is None:
+            found = evaluate(network, batch.x, batch.row, batch.rows)
+        else:
+            found, _ = evaluate_cut(network, batch.x, batch.row, batch.rows, batch.kept)
         check_output(found, name, batch.row.timestep, batch.step)
         return found
+
+
+def computed(names: Iterable[str], *, reuses: bool) -> list[str]:
+    """Return the names of the networks that a step evaluates: those at a cut only where it reuses features."""
+    return [name for name in names if reuses or precision_and_cut(name)[1] is None]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class StepResult:
     shifted: TableStep | None = None
 
     def corrected_by(self, choices: Mapping[str, CorrectionChoice]) -> StepResult:
-        """Return the result with a proposal as the correction of each of these precisions."""
-        return replace(self, corrections={**self.corrections, **{name: self.proposals[choice][name] for name, choice in choices.items()}})
+        """Return the result with a proposal as the correction of each of these networks, as far as the step evaluated them."""
+        known = {name: choice for name, choice in choices.items() if name in self.corrections}
+        return replace(self, corrections={**self.corrections, **{name: self.proposals[choice][name] for name, choice in known.items()}})
 
 
 def fit_result(

@@ -23,13 +23,15 @@ from calib.correction.step_change import STEP_CHANGE
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.paired_chain import PairedChain
 from calib.walk.policy import Policy
+from calib.walk.reuse import ReuseSteps
 from calib.walk.state_store import StateStore, sample_numbers
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks
 from calib.walk.step_result import StepResult, fit_result
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
+from engines.chain.features import cut_name
 from engines.chain.noise import Noise
-from engines.chain.step import ChainState, Move, advance, corrected_output
+from engines.chain.step import ChainState, Move, advance, corrected_output, evaluate_cut
 from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
@@ -51,6 +53,7 @@ class WalkPlan:
         policy: chooses the precision of each step.
         correction: what to correct.
         proposals: other corrections to fit at the same states.
+        reuse: steps that reuse features of earlier ones; `quantized` has the networks at their cut.
         paired: number of samples, from the first, whose full-precision chain is taken if the correction asks for it; None takes all.
         guidance: guidance scale w, used if the networks return two branches.
         trajectory: visit the states of the corrected quantized sampler, or those of the full-precision one.
@@ -73,6 +76,7 @@ class WalkPlan:
     evaluator: BatchEvaluator | None = None
     proposals: tuple[CorrectionChoice, ...] = ()
     paired: int | None = None
+    reuse: ReuseSteps | None = None
 
     def __post_init__(self) -> None:
         if (self.correction.variance == "shift") != (self.shift is not None):
@@ -186,7 +190,21 @@ class Walk:
         return merged
 
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
-        return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], sample_numbers(batch) % FOLDS)
+        reuses = self._plan.reuse is not None and i in self._plan.reuse.steps
+        kept = np.array(self._store.features[batch]) if reuses else None
+        return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], sample_numbers(batch) % FOLDS, kept=kept)
+
+    def _keep(self, i: int, row: TableStep, chosen: str) -> None:
+        """Store the features of the network that takes step `i`, if the next step reuses them. This runs the network once more, because
+        the features of all networks that might have been chosen would take as much room each.
+        """
+        reuse = self._plan.reuse
+        if reuse is None or i not in reuse.keeping:
+            return
+        network = self._plan.quantized[cut_name(chosen, reuse.cut)]
+        for batch in self._batches():
+            _, kept = evaluate_cut(network, np.array(self.states[batch]), row, self._plan.rows[batch], None)
+            self._store.keep(batch, kept)
 
     def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
         """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.
@@ -209,6 +227,7 @@ class Walk:
     def _advance(self, i: int, row: TableStep, result: StepResult) -> None:
         found, on_policy, exact = result.corrections[result.chosen], self._plan.trajectory == "quantized", self._move(i, row)
         outputs = self._store.outputs[result.chosen] if on_policy else self._store.reference
+        self._keep(i, row, result.chosen)
         move = self._move(i, row, found.affine, found.sigma_corrected) if on_policy else self._move(i, row, sigma=row.sigma)
         for batch in self._batches():
             x = np.array(self.states[batch])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from engines.bundle.bundle import Bundle
 
@@ -19,6 +20,7 @@ class PrecisionInfo:
         bit_operations_saved: how many times fewer bit operations than float32, over the layers with integer weights and activations.
         bit_operations_saved_all: the same over the whole network.
         graph: file of the graph, relative to the bundle; with groups of steps, that of the noisiest group.
+        cuts: bit operations saved over the whole network at steps that reuse features, by cut.
         groups: timesteps that divide the groups of steps, falling; each group has activation scales of its own. Empty for a single group.
     """
 
@@ -30,6 +32,7 @@ class PrecisionInfo:
     bit_operations_saved_all: float
     graph: str
     groups: tuple[float, ...] = ()
+    cuts: Mapping[str, float] = field(default_factory=dict)
 
 
 def precisions_of(bundle: Bundle) -> dict[str, PrecisionInfo]:
@@ -48,4 +51,5 @@ def _info(bundle: Bundle, name: str) -> PrecisionInfo:
         bit_operations_saved_all=record.bit_operations_saved_all,
         graph=record.graph,
         groups=tuple(group.below for group in record.groups),
+        cuts={name: cut.bit_operations_saved_all for name, cut in record.cuts.items()},
     )

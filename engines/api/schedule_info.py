@@ -23,7 +23,8 @@ class ScheduleInfo:
         parts: fitted parts of the correction, from `gain` and `offset`.
         variance: treatment of the variance that quantization adds: `schedule`, `shift` or `none`.
         policy: rule that chose the precisions: `snr`, `budget` or `fixed`.
-        precision_steps: number of network evaluations at each precision.
+        precision_steps: number of network evaluations at each precision; those that reuse features at a cut count apart, such as
+            `w4a8+skip_3`.
         chosen: what `auto` chose for a chain of each precision, such as `joint + variance`.
     """
 
@@ -62,6 +63,6 @@ def _info(bundle: Bundle, name: str) -> ScheduleInfo:
         parts=correction.parts,
         variance=correction.variance,
         policy=schedule.policy,
-        precision_steps=dict(Counter(step.precision for step in schedule.steps)),
+        precision_steps=dict(Counter(step.network for step in schedule.steps)),
         chosen={one.chain: one.correction.label for one in schedule.judged if one.chosen and one.chain is not None},
     )

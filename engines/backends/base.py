@@ -1,9 +1,9 @@
-"""Base classes of all backends. An engine has named inputs, which are checked here, and one output."""
+"""Base classes of all backends. An engine has named inputs, which are checked here, one output and, at a cut, the features to keep."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32
 from engines.errors import PtqdError
+
+KEPT = "kept"
+"""Second output of a network that returns its deep features, and input of one that takes them; see `engines.chain.features`."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,18 @@ class TensorSpec:
 
 
 class Engine(abc.ABC):
-    """A network ready to run. Backends implement `_run`, whose feeds are already checked."""
+    """A network ready to run. Backends implement `_run`, whose feeds are already checked; those that run graphs with features to keep
+    implement `_run_keeping` too.
 
-    def __init__(self, label: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> None:
+    Attributes:
+        kept: features that the network returns besides its output; None if it returns none.
+    """
+
+    def __init__(self, label: str, inputs: tuple[TensorSpec, ...], output: TensorSpec, kept: TensorSpec | None = None) -> None:
         self.label = label
         self.inputs = inputs
         self.output = output
+        self.kept = kept
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         """Run a batch and return the output as a new array. The caller, who knows the step, checks that the output is finite.
@@ -42,14 +51,27 @@ class Engine(abc.ABC):
             PtqdError: an input is missing, unknown, or has the wrong dtype or shape, or the output does not have `batch` rows.
         """
         self._check(feeds)
-        out = self._run(feeds)
+        return self._checked(feeds, self._run(feeds))
+
+    def run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        """Run a batch and return the output and the features `kept`, as new arrays; see `run`."""
+        self._check(feeds)
+        out, kept = self._run_keeping(feeds)
+        return self._checked(feeds, out), self._checked(feeds, kept)
+
+    @abc.abstractmethod
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32: ...
+
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:  # noqa: ARG002 (the interface's)
+        raise PtqdError(
+            f"{self.label} returns no features to keep.", found="a network with one output", expected=f"a second output, {KEPT}"
+        )
+
+    def _checked(self, feeds: Mapping[str, NDArray[Any]], out: Float32) -> Float32:
         batch = len(next(iter(feeds.values())))
         if out.shape[:1] != (batch,):
             raise PtqdError(f"The output of {self.label} has the wrong shape.", found=list(out.shape), expected=f"{batch} rows")
         return out
-
-    @abc.abstractmethod
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32: ...
 
     def _check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         if feeds.keys() != {spec.name for spec in self.inputs}:
@@ -67,6 +89,21 @@ class Engine(abc.ABC):
                     found=f"{value.dtype} {value.shape}",
                     expected=f"{spec.dtype} {(batch, *spec.shape)}",
                 )
+
+
+def output_and_kept(outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec], label: str) -> tuple[TensorSpec, TensorSpec | None]:
+    """Return the output of a graph and the features that it returns besides, or None.
+
+    Raises:
+        PtqdError: the graph has other outputs, or no inputs.
+    """
+    if not inputs or [spec.name for spec in outputs[1:]] not in ([], [KEPT]) or not outputs:
+        raise PtqdError(
+            f"{label} is not a network.",
+            found=f"{len(inputs)} inputs, {len(outputs)} outputs",
+            expected=f"inputs and one output, or a second one called {KEPT}",
+        )
+    return outputs[0], outputs[1] if len(outputs) > 1 else None
 
 
 class Backend(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -12,6 +13,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
@@ -158,6 +160,18 @@ class PiecesRecord(Strict):
     embeddings: Annotated[dict[Name, Name], Field(min_length=1)]
 
 
+class CutRecord(Strict):
+    """A cut of a network: `full` returns its deep features as a second output `kept`, and `reuse` takes them as an input of that name
+    instead of computing them. Both read the weights of the precision's own graph.
+
+    `bit_operations_saved_all` is that of a step that reuses features.
+    """
+
+    full: Name
+    reuse: Name
+    bit_operations_saved_all: PositiveFloat
+
+
 class GroupRecord(Strict):
     """A group of steps with activation scales of its own: the network for timesteps below `below`, down to the next group's bound.
 
@@ -167,22 +181,24 @@ class GroupRecord(Strict):
     below: Annotated[Timestep, Field(gt=0)]
     graph: Name
     pieces: PiecesRecord | None = None
+    cuts: dict[Name, CutRecord] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NetworkGraphs:
-    """The graphs of one group of steps; `below` is infinite for the noisiest."""
+    """The graphs of one group of steps; `below` is infinite for the noisiest. `cuts` are by name."""
 
     below: float
     graph: str
     pieces: PiecesRecord | None
+    cuts: Mapping[str, CutRecord] = field(default_factory=dict)
 
 
 class PrecisionRecord(Strict):
     """One precision: its graph, its cost relative to the float32 graph, and the versions of the libraries that made the graph
     (empty in bundles of schema version 1).
 
-    `graph` and `pieces` serve every timestep that no group takes.
+    `graph`, `pieces` and `cuts` serve every timestep that no group takes. All groups have the same cuts.
     """
 
     graph: Name
@@ -192,6 +208,7 @@ class PrecisionRecord(Strict):
     bit_operations_saved_all: PositiveFloat
     pieces: PiecesRecord | None = None
     groups: tuple[GroupRecord, ...] = ()
+    cuts: dict[Name, CutRecord] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("groups")
@@ -202,16 +219,30 @@ class PrecisionRecord(Strict):
             raise ValueError(f"the bounds of the groups must fall, not {bounds}")
         return groups
 
+    @model_validator(mode="after")
+    def _same_cuts(self) -> Self:
+        for group in self.groups:
+            if group.cuts.keys() != self.cuts.keys():
+                raise ValueError(f"the group below timestep {group.below:g} has other cuts: {sorted(group.cuts)}, not {sorted(self.cuts)}")
+        return self
+
     @property
     def networks(self) -> tuple[NetworkGraphs, ...]:
         """The graphs of every group of steps, the noisiest first; a single one if the precision has no groups."""
-        further = (NetworkGraphs(group.below, group.graph, group.pieces) for group in self.groups)
-        return (NetworkGraphs(math.inf, self.graph, self.pieces), *further)
+        further = (NetworkGraphs(group.below, group.graph, group.pieces, group.cuts) for group in self.groups)
+        return (NetworkGraphs(math.inf, self.graph, self.pieces, self.cuts), *further)
 
     @property
     def whole_files(self) -> tuple[str, ...]:
         """The names of the whole graphs and, whether it exists or not, of the file with their weights."""
         return (*(network.graph for network in self.networks), f"{self.graph}.data")
+
+
+def saved_all(precisions: Mapping[str, PrecisionRecord], network: str) -> float:
+    """Return by how much a step saves bit operations, for a precision or a network at a cut of it, such as `w4a8+skip_3`."""
+    precision, cut = precision_and_cut(network)
+    record = precisions[precision]
+    return record.bit_operations_saved_all if cut is None else record.cuts[cut].bit_operations_saved_all
 
 
 class ProfileRecord(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Chain:
     Attributes:
         schedule: coefficients and corrections.
         denoisers: networks by precision.
-        precision: one precision for every step, or None for the schedule's choice. `Schedule.corrects` says whether the corrections hold.
+        precision: one precision for every step, none of which reuses features, or None for the schedule's choice. `Schedule.corrects` says
+            whether the corrections hold.
         corrected: apply the correction, the calibrated sigma and the shift; False is the plain quantized sampler.
         guidance: guidance scale w, or None for the scale that the corrections were fitted at.
         stepper: creates the stepper, which computes the steps and owns the state.
@@ -45,11 +46,26 @@ class Chain:
         return tuple(self.precision or step.precision for step in self.schedule.steps)
 
     @property
+    def cut(self) -> str | None:
+        """Where the networks are cut; None if no step reuses features."""
+        return self.schedule.cut if self.precision is None else None
+
+    @property
+    def step_networks(self) -> tuple[str, ...]:
+        """What each step computes: a precision, or what lies around a cut of it, see `engines.chain.features`."""
+        return tuple(self.precision or step.network for step in self.schedule.steps)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that the chain needs."""
+        return tuple(self.timesteps)
+
+    @property
     def timesteps(self) -> dict[str, list[float]]:
-        """The timesteps that each precision's network is evaluated at, in order."""
+        """The timesteps that each network is evaluated at, in order."""
         found: dict[str, list[float]] = {}
         for move in map(self.move, self.schedule.steps):
-            found.setdefault(move.precision, []).append(move.step.timestep)
+            found.setdefault(move.network, []).append(move.step.timestep)
         return found
 
     @property
@@ -82,12 +98,15 @@ class Chain:
             yield move
 
     def move(self, scheduled: Step) -> Move:
-        """Return the move for a step of the schedule: its precision, correction and noise."""
-        precision = self.precision or scheduled.precision
+        """Return the move for a step of the schedule: its network, correction and noise."""
+        precision, own = self.precision or scheduled.precision, self.precision is None
         if not self.corrected:
-            return Move.plain(scheduled, precision, self.scale)
-        step = scheduled.corrected if self.precision in (None, scheduled.precision) else scheduled
-        return Move.corrected(step, precision, self.scale, scheduled.mixed if self.precision is None else None)
+            move = Move.plain(scheduled, precision, self.scale)
+        else:
+            step = scheduled.corrected if self.precision in (None, scheduled.network) else scheduled
+            correction = scheduled.chosen_correction if own else step.corrections[precision]
+            move = Move.corrected(step, precision, self.scale, correction)
+        return move if self.cut is None else replace(move, cut=self.cut, reuses=scheduled.reuse is not None)
 
 
 def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from engines.chain.features import cut_name, precision_and_cut
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
 from engines.untrusted.limits import CHAIN_STEPS, HISTORY, MAGNITUDE, Coefficient, Name, Scale, Timestep, Variance
 
@@ -54,8 +55,9 @@ class Step(Strict):
     """One step of the chain, with the coefficients of `engines.samplers.table`.
 
     `shifted` replaces these coefficients in a corrected chain if the precisions that the schedule chose left more noise in the state than
-    its level has. `mixed` replaces the correction of `precision` in the chain that the schedule chose, if that chain mixes precisions and
-    ends nearer to full precision's with it than with the correction for a chain of `precision` alone.
+    its level has. `mixed` replaces the correction of the step's network in the chain that the schedule chose, if that chain mixes networks
+    and ends nearer to full precision's with it than with the correction for a chain of `precision` alone. A step that reuses features at
+    the cut `reuse` takes those of the last step that did not.
     """
 
     step: NonNegativeInt
@@ -71,6 +73,12 @@ class Step(Strict):
     corrections: dict[Name, Correction]
     shifted: StepShift | None = None
     mixed: Correction | None = None
+    reuse: Name | None = None
+
+    @property
+    def network(self) -> str:
+        """Name of the network whose correction the step takes: the precision, or a cut of it, see `engines.chain.features`."""
+        return self.precision if self.reuse is None else cut_name(self.precision, self.reuse)
 
     @property
     def corrected(self) -> Step:
@@ -80,12 +88,12 @@ class Step(Strict):
     @property
     def chosen_correction(self) -> Correction:
         """The correction in the chain that the schedule chose."""
-        return self.mixed or self.corrections[self.precision]
+        return self.mixed or self.corrections[self.network]
 
     @model_validator(mode="after")
     def _precision_is_corrected(self) -> Step:
-        if self.precision not in self.corrections:
-            raise ValueError(f"step {self.step} uses {self.precision}, which has no correction (corrected: {sorted(self.corrections)})")
+        if self.network not in self.corrections:
+            raise ValueError(f"step {self.step} uses {self.network}, which has no correction (corrected: {sorted(self.corrections)})")
         return self
 
 
@@ -155,9 +163,23 @@ class Schedule(Strict):
     def _in_order(self) -> Schedule:
         if [step.step for step in self.steps] != list(range(len(self.steps))):
             raise ValueError("steps are not numbered 0, 1, 2, ... in order")
-        if len({tuple(sorted(step.corrections)) for step in self.steps}) != 1:
+        if len({tuple(sorted(_precisions(step))) for step in self.steps}) != 1:
             raise ValueError("every step must have corrections for the same precisions")
         return self
+
+    @model_validator(mode="after")
+    def _features_are_kept(self) -> Schedule:
+        cuts = sorted({step.reuse for step in self.steps if step.reuse is not None})
+        if len(cuts) > 1:
+            raise ValueError(f"steps reuse the features of different cuts, {', '.join(cuts)}: a chain keeps those of one cut")
+        if self.steps[0].reuse is not None:
+            raise ValueError(f"step 0 reuses the features of {self.steps[0].reuse}, but no earlier step has computed them")
+        return self
+
+    @property
+    def cut(self) -> str | None:
+        """Where the networks of the chain are cut; None if no step reuses features."""
+        return next((step.reuse for step in self.steps if step.reuse is not None), None)
 
     @property
     def is_shifted(self) -> bool:
@@ -170,11 +192,20 @@ class Schedule(Strict):
         Those of a shifted schedule, and those for the accumulated error of its chain, hold only for its own precisions, and for a precision
         that leaves no noise.
         """
-        taken = [step.precision == precision for step in self.steps]
+        taken = [step.network == precision for step in self.steps]
         mixed = self.is_shifted or ("chain" in self.correction.parts and any(taken))
         return not mixed or all(taken) or all(step.corrections[precision].residual_variance == 0 for step in self.steps)
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """Every precision that the schedule has corrections for."""
-        return tuple(self.steps[0].corrections)
+        return _precisions(self.steps[0])
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Every network that some step has a correction for: the precisions, and those at a cut."""
+        return tuple(dict.fromkeys(name for step in self.steps for name in step.corrections))
+
+
+def _precisions(step: Step) -> tuple[str, ...]:
+    return tuple(name for name in step.corrections if precision_and_cut(name)[1] is None)

@@ -16,6 +16,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.correction import PerChannel, correct
 from engines.chain.denoiser import Denoiser, guide
+from engines.chain.features import CutDenoiser, cut_name
 from engines.chain.schedule import Correction, Step
 from engines.chain.update import UpdateCoefficients, predict, update
 
@@ -40,6 +41,8 @@ class Move:
         guidance: guidance scale w.
         gain, offset, state_gain: coefficients of the correction, [channels], or one for all channels.
         sigma: standard deviation of the fresh noise.
+        cut: where the network is cut, in a chain with steps that reuse features; None in other chains.
+        reuses: whether this step reuses the features of an earlier one.
     """
 
     index: int
@@ -50,6 +53,8 @@ class Move:
     offset: PerChannel = (0.0,)
     state_gain: PerChannel = (0.0,)
     sigma: float = 0.0
+    cut: str | None = None
+    reuses: bool = False
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:
@@ -61,6 +66,11 @@ class Move:
         """Return the move for a step of a schedule with a correction and its calibrated noise; None takes that of the precision."""
         found = correction or step.corrections[precision]
         return cls(step.step, step, precision, guidance, found.gain, found.offset, found.state_gain, found.sigma_corrected)
+
+    @property
+    def network(self) -> str:
+        """Name of the network that takes the step."""
+        return self.precision if self.cut is None else cut_name(self.precision, self.cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +88,28 @@ class ChainState:
 
 def evaluate(network: Denoiser, x: Float32, step: StepCoefficients, rows: Int64) -> Float32:
     """Return the network's raw outputs [branches, batch, channels, ...] at the states `x`, to which it applies the input scale."""
-    scaled = x if step.input_scale == 1 else np.asarray(np.float32(step.input_scale) * x)
-    return network(scaled, step.timestep, rows)
+    return network(scaled_input(x, step), step.timestep, rows)
+
+
+def scaled_input(x: Float32, step: StepCoefficients) -> Float32:
+    """Return what the network is given of the states `x`."""
+    return x if step.input_scale == 1 else np.asarray(np.float32(step.input_scale) * x)
+
+
+def evaluate_cut(network: Denoiser, x: Float32, step: StepCoefficients, rows: Int64, kept: Float32 | None) -> tuple[Float32, Float32]:
+    """Return the raw outputs of a network that is cut, see `evaluate`, and the features at the cut, float32 [batch, branches, ...].
+
+    Args:
+        network: a `CutDenoiser`.
+        x: states [batch, channels, ...].
+        step: coefficients of the step.
+        rows: rows of the conditioning table [batch].
+        kept: features of an earlier step to reuse; None computes them.
+    """
+    assert isinstance(network, CutDenoiser), "a network that is cut"
+    if kept is None:
+        return network.keep(scaled_input(x, step), step.timestep, rows)
+    return network.reuse(scaled_input(x, step), step.timestep, rows, kept), kept
 
 
 def advance(state: ChainState, outputs: Float32, move: Move, z: Float32 | None) -> ChainState:

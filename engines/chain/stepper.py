@@ -9,7 +9,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoisers
 from engines.chain.finite import check_output, is_finite, not_finite
-from engines.chain.step import ChainState, Move, advance, evaluate, predicted_clean
+from engines.chain.step import ChainState, Move, advance, evaluate, evaluate_cut, predicted_clean
 
 
 class Stepper(Protocol):
@@ -30,23 +30,32 @@ class Stepper(Protocol):
 
 
 class HostStepper:
-    """Keeps the state in an array on the host."""
+    """Keeps the state in an array on the host and, in a chain whose steps reuse features, those of the last full step."""
 
     def __init__(self, denoisers: Denoisers) -> None:
         self._denoisers = denoisers
+        self._kept: Float32 | None = None
 
     def start(self, x: Float32, rows: Int64) -> None:
-        self._state, self._rows = ChainState(x), rows
+        self._state, self._rows, self._kept = ChainState(x), rows, None
 
     def take(self, move: Move, z: Float32 | None) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            outputs = evaluate(self._denoisers[move.precision], self._state.x, move.step, self._rows)
+            outputs = self._evaluate(move)
             self._taken = self._state.x, outputs, move
             self._state = advance(self._state, outputs, move, z)
         # NaN or infinity in the output always reaches the state: even a coefficient of 0 makes it NaN.
         if not is_finite(self._state.x):
-            check_output(outputs, move.precision, move.step.timestep, move.index)
-            raise not_finite("The coefficients of a step are too large.", move.precision, move.step.timestep, move.index)
+            check_output(outputs, move.network, move.step.timestep, move.index)
+            raise not_finite("The coefficients of a step are too large.", move.network, move.step.timestep, move.index)
+
+    def _evaluate(self, move: Move) -> Float32:
+        network, x = self._denoisers[move.network], self._state.x
+        if move.cut is None:
+            return evaluate(network, x, move.step, self._rows)
+        assert self._kept is not None or not move.reuses, "a schedule starts with a full step"
+        outputs, self._kept = evaluate_cut(network, x, move.step, self._rows, self._kept if move.reuses else None)
+        return outputs
 
     def state(self) -> Float32:
         return self._state.x

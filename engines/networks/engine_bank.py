@@ -1,4 +1,4 @@
-"""The engine bank: one denoiser per precision, each opened when the schedule first needs it."""
+"""The engine bank: one denoiser per precision, or per cut of it, each opened when the schedule first needs it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from engines.backends.base import Backend, Engine
+import numpy as np
+
+from engines.backends.base import KEPT, Backend, Engine, TensorSpec
 from engines.backends.choice import on_onnxruntime
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
 from engines.bundle.manifest import ConditioningRecord, PrecisionRecord
 from engines.chain.denoiser import is_guided
+from engines.chain.features import precision_and_cut
 from engines.chain.norm_guidance import NormGuidance
-from engines.errors import BundleError, UsageError
+from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
+from engines.networks.cut_engines import CutEngines
 from engines.networks.embeddings import Embedding
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
 from engines.networks.grouped_engine import grouped
@@ -31,7 +35,7 @@ class _Network:
 
 
 class EngineBank:
-    """The engines of a bundle by precision.
+    """The engines of a bundle by precision. A name such as `w4a8+skip_3` gives those of a precision at a cut, a `CutEngines`.
 
     Args:
         bundle: bundle that the graphs come from.
@@ -66,6 +70,7 @@ class EngineBank:
         # On OpenVINO, networks in pieces give other outputs (digits model at W8A8: up to 0.5 %), but the whole graph was measured.
         self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
         self._networks: dict[str, _Network] = {}
+        self._cuts: dict[str, tuple[Engine, Engine]] = {}
         self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
         self.guided, self._guidance = is_guided(guidance), guidance
@@ -91,18 +96,28 @@ class EngineBank:
         other._timesteps, other._denoisers = timesteps, {}
         return other
 
-    def __getitem__(self, precision: str) -> EngineDenoiser:
-        if precision not in self._denoisers:
-            network, timesteps = self._network(precision), self._timesteps.get(precision, ())
-            embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in network.embeddings.items()}
-            self._denoisers[precision] = EngineDenoiser(
-                network.engine,
-                self.conditioning,
-                self.guided,
-                embeddings,
-                NormGuidance.at(self._guidance, self._bundle.manifest.model.guidance_patch),
-            )
-        return self._denoisers[precision]
+    def __getitem__(self, name: str) -> EngineDenoiser:
+        if name not in self._denoisers:
+            precision, cut = precision_and_cut(name)
+            self._denoisers[name] = self._uncut(name) if cut is None else self._at_cut(precision, cut)
+        return self._denoisers[name]
+
+    def _uncut(self, precision: str) -> EngineDenoiser:
+        network, timesteps = self._network(precision), self._timesteps.get(precision, ())
+        embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in network.embeddings.items()}
+        return EngineDenoiser(network.engine, self.conditioning, self.guided, embeddings, self._combine)
+
+    def _at_cut(self, precision: str, cut: str) -> CutEngines:
+        name = f"{precision} {cut}"
+        if name not in self._cuts:
+            self._cuts[name] = self._open_cut(precision, cut)
+        full, reusing_engine = self._cuts[name]
+        reusing = EngineDenoiser(reusing_engine, self.conditioning, self.guided, combine=self._combine)
+        return CutEngines(full, self.conditioning, self.guided, combine=self._combine, reusing=reusing)
+
+    @property
+    def _combine(self) -> NormGuidance | None:
+        return NormGuidance.at(self._guidance, self._bundle.manifest.model.guidance_patch)
 
     def _network(self, precision: str) -> _Network:
         if precision not in self._networks:
@@ -110,37 +125,56 @@ class EngineBank:
         return self._networks[precision]
 
     def _open(self, precision: str) -> _Network:
-        record = self._bundle.precision(precision)
-        rows = self._batch * (2 if self.guided else 1)
+        record, rows = self._bundle.precision(precision), self._rows
         pieces = None if self._whole else record.pieces
         made = {} if pieces is None else {name: self._engine(graph, record, 1) for name, graph in pieces.embeddings.items()}
         engines = list[tuple[float, Engine]]()
         for network in record.networks:
             body = network.graph if self._whole or network.pieces is None else network.pieces.body
             engines.append((network.below, self._engine(body, record, rows)))
-            self._check_fits(engines[-1][1], made)
+            self._check_fits(engines[-1][1], {name: one.output for name, one in made.items()}, made)
         return _Network(grouped(engines), made)
+
+    def _open_cut(self, precision: str, cut: str) -> tuple[Engine, Engine]:
+        """Return the engines of a cut, as one for all groups of steps: with features to keep, and with features to reuse."""
+        record = self._bundle.precision(precision)
+        if cut not in record.cuts:
+            raise UnknownNameError(f"The bundle's {precision} has no such cut.", found=cut, known=record.cuts)
+        full, reusing = list[tuple[float, Engine]](), list[tuple[float, Engine]]()
+        for network in record.networks:
+            graphs = network.cuts[cut]
+            full.append((network.below, self._engine(graphs.full, record, self._rows)))
+            reusing.append((network.below, self._engine(graphs.reuse, record, self._rows)))
+            kept = full[-1][1].kept
+            self._check_fits(full[-1][1], {})
+            self._check_fits(reusing[-1][1], {KEPT: TensorSpec("none", np.dtype(np.float32), ()) if kept is None else kept})
+        return grouped(full), grouped(reusing)
+
+    @property
+    def _rows(self) -> int:
+        return self._batch * (2 if self.guided else 1)
 
     def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
         engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)
         self._bundle.graph(graph, record.graph)  # hashes the file again if it was replaced while the runtime opened it
         return engine
 
-    def _check_fits(self, engine: Engine, made: Mapping[str, Engine]) -> None:
+    def _check_fits(self, engine: Engine, given: Mapping[str, TensorSpec], made: Mapping[str, Engine] = MappingProxyType({})) -> None:
         """Check that the graphs match the manifest, before anything is allocated for the network.
 
         Args:
             engine: engine that takes the state.
-            made: engines whose outputs are inputs of `engine`, by input name.
+            given: further inputs of `engine`, by name.
+            made: engines that compute them, as far as engines do.
         """
         model = self._bundle.manifest.model
         tables = {} if self.conditioning is None else self.conditioning.tables
         conditions = {TIMESTEP: (), **{name: table.shape[1:] for name, table in tables.items()}}
-        wanted = {STATE: model.sample_shape, **conditions, **{name: one.output.shape for name, one in made.items()}}
+        wanted = {STATE: model.sample_shape, **conditions, **{name: one.shape for name, one in given.items()}}
         specs = [*engine.inputs, *(spec for one in made.values() for spec in one.inputs)]
         found = {spec.name: spec.shape for spec in specs}
         fits = found.keys() == wanted.keys() and all(_agree(spec.shape, wanted[spec.name]) for spec in specs)
-        known = all(isinstance(side, int) for one in made.values() for side in one.output.shape)
+        known = all(isinstance(side, int) for one in given.values() for side in one.shape)
         alone = all(spec.name in conditions for one in made.values() for spec in one.inputs)
         if not (fits and known and alone and _agree(engine.output.shape, model.sample_shape)):
             raise BundleError(

@@ -40,7 +40,10 @@ class EngineDenoiser:
     combine: NormGuidance | None = None
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
-        out = self.engine.run(self.feeds(x, timestep, rows))
+        return self.of_branches(self.engine.run(self.feeds(x, timestep, rows)), x)
+
+    def of_branches(self, out: Float32, x: Float32) -> Float32:
+        """Return the engine's output [branches * batch, ...] at the states `x` as [branches, batch, ...], or one branch if both combine."""
         if out.shape[1:] != x.shape[1:]:
             raise PtqdError(
                 f"The output of {self.engine.label} has the wrong shape.", found=list(out.shape[1:]), expected=list(x.shape[1:])

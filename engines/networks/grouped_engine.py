@@ -29,7 +29,7 @@ class GroupedEngine(Engine):
     def __init__(self, groups: Sequence[tuple[float, Engine]]) -> None:
         first = groups[0][1]
         inputs = {spec.name: spec for spec in (*first.inputs, TensorSpec(TIMESTEP, np.dtype(np.float32), ()))}
-        super().__init__(first.label, tuple(inputs.values()), first.output)
+        super().__init__(first.label, tuple(inputs.values()), first.output, first.kept)
         self._groups = tuple(groups)
 
     def at(self, timestep: float) -> Engine:
@@ -37,6 +37,14 @@ class GroupedEngine(Engine):
         return next(engine for below, engine in reversed(self._groups) if timestep < below)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        engine = self._of(feeds)
+        return engine._run({spec.name: feeds[spec.name] for spec in engine.inputs})
+
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        engine = self._of(feeds)
+        return engine._run_keeping({spec.name: feeds[spec.name] for spec in engine.inputs})
+
+    def _of(self, feeds: Mapping[str, NDArray[Any]]) -> Engine:
         lowest, highest = float(feeds[TIMESTEP].min()), float(feeds[TIMESTEP].max())
         engine = self.at(lowest)
         if engine is not self.at(highest):
@@ -45,7 +53,7 @@ class GroupedEngine(Engine):
                 found=f"timesteps from {lowest:g} to {highest:g}",
                 expected="timesteps of one group, whose activation scales the whole batch shares",
             )
-        return engine._run({spec.name: feeds[spec.name] for spec in engine.inputs})
+        return engine
 
 
 def open_groups(backend: Backend, graphs: GroupGraphs, rows: int) -> Engine:

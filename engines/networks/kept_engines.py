@@ -59,5 +59,5 @@ class KeptEngines:
         if key not in self._banks:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend)
         bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning)
-        bank.open(chain.step_precisions)
+        bank.open(chain.networks)
         return bank

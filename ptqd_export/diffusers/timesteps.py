@@ -69,8 +69,9 @@ def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[fl
     """Return the precision of each timestep: the given one, else the schedule's. A shifted timestep has the precision of its step.
 
     Raises:
-        UsageError: the schedule visits a timestep twice, with different precisions.
+        UsageError: the schedule visits a timestep twice, with different precisions, or its steps reuse features.
     """
+    check_no_reuse(schedule, precision)
     found: dict[float, str] = {}
     for step in schedule.steps:
         taken = precision or step.precision
@@ -83,6 +84,17 @@ def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[fl
                     mend=f'use one precision for all steps, such as precision="{taken}"',
                 )
     return found
+
+
+def check_no_reuse(schedule: Schedule, precision: str | None) -> None:
+    """Raises UsageError if a chain of the schedule's own choice reuses features, which a pipeline's calls do not keep by sample."""
+    if precision is None and schedule.cut is not None:
+        raise UsageError(
+            "A pipeline cannot reuse features of earlier steps.",
+            found=f"a schedule whose steps reuse features at {schedule.cut}",
+            expected="a schedule without reuse, or one precision for all steps",
+            mend="sample with `ptqd-run sample`, or add a schedule without --reuse",
+        )
 
 
 def unknown_timestep(timestep: float, schedule: Schedule) -> UsageError:

@@ -9,6 +9,7 @@ from ptqd_export.plan.model import FACTORY, LoraSection, ModelSection
 from ptqd_export.plan.plan import Plan
 from ptqd_export.plan.plan_file import PlanFile, load_plan, plan_of
 from ptqd_export.plan.quantization import QuantizationSection, ReconstructionSection
+from ptqd_export.plan.reuse import ReuseSection, ReusingStepsSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import Section
 from ptqd_export.plan.steps import FULL_PRECISION, Cost, StepsSection
@@ -30,6 +31,8 @@ __all__ = [
     "PlanFile",
     "QuantizationSection",
     "ReconstructionSection",
+    "ReuseSection",
+    "ReusingStepsSection",
     "SamplerSection",
     "Section",
     "StepsSection",

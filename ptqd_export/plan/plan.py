@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from calib.quantizers.rules.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
+from calib.quantizers.rules.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan.calibration import CalibrationSection
@@ -15,6 +16,7 @@ from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.model import ModelSection
 from ptqd_export.plan.plan_errors import Problem, expectation, expectations, one_of
 from ptqd_export.plan.quantization import QuantizationSection
+from ptqd_export.plan.reuse import ReuseSection
 from ptqd_export.plan.sampler import SamplerSection
 from ptqd_export.plan.section import UNIQUE, Section, WrittenPath, all_different
 from ptqd_export.plan.steps import FULL_PRECISION, StepsSection
@@ -36,6 +38,10 @@ PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Fiel
 def _having(precision: str) -> str:
     """Name the targets that have engines of a float precision."""
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
+
+
+WORDS: Mapping[Form, str] = {"e4m3": "8-bit floats", "nvfp4": "4-bit floats in blocks", "mxfp8": "8-bit floats in blocks"}
+"""Forms of quantized values as messages name them."""
 
 
 def _storing(form: Form) -> str:
@@ -60,6 +66,9 @@ class Plan(Section):
     )
     calibration: CalibrationSection = Field(default=CalibrationSection(), description="what the statistics are measured on")
     correction: CorrectionSection = Field(default=CorrectionSection(), description="how the quantization noise is corrected on the host")
+    reuse: ReuseSection = Field(
+        default=ReuseSection(), description="where networks are cut, so that steps can reuse deep features of an earlier step"
+    )
     steps: StepsSection = Field(default=StepsSection(), description="which precision runs at which step")
     target: TargetSection = Field(description="where the engines run")
     output: WrittenPath = Field(description="folder of the bundle, relative to the plan")
@@ -70,6 +79,25 @@ class Plan(Section):
             raise expectation('the policy "fixed" with quantization.activation_steps "used": the steps must be known first')
         return self
 
+    @field_validator("steps")
+    @classmethod
+    def _reusing_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
+        sampler, cuts = info.data.get("sampler"), info.data.get("reuse")
+        if steps.reuse is None or sampler is None or cuts is None:
+            return steps
+        known, rows, listed = cuts.cuts, SAMPLERS[sampler.name].rows(sampler.steps), steps.reuse.steps or ()
+        problems: list[Problem] = []
+        if not known:
+            problems.append((("reuse",), steps.reuse.model_dump(), '"reuse": {"cuts": "auto"}, or the name of a cut, in the plan'))
+        elif known != "auto" and steps.reuse.cut is not None and steps.reuse.cut not in known:
+            problems.append((("reuse", "cut"), steps.reuse.cut, one_of(steps.reuse.cut, known)))
+        problems += [
+            (("reuse", "steps", index), step, f"1 to {rows - 1}, steps of the chain") for index, step in enumerate(listed) if step >= rows
+        ]
+        if problems:
+            raise expectations(problems)
+        return steps
+
     @field_validator("target")
     @classmethod
     def _target_fits_the_plan(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
@@ -79,11 +107,17 @@ class Plan(Section):
             for name in precisions
             if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
         ]
-        if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
-            problems.append((("name",), target.name, f"a target that runs 8-bit floats for the precision {FLOAT8}: {_storing('e4m3')}"))
+        problems += [
+            (("name",), target.name, f"a target that runs {WORDS[form]} for the precision {name}: {_storing(form)}")
+            for name in precisions
+            if (form := Precision.parse(name).form) not in found.placement.forms
+        ]
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
         quantization = info.data.get("quantization")
+        cuts = info.data.get("reuse")
+        if cuts is not None and cuts.cuts and target.name != "onnxruntime":
+            problems.append((("name",), target.name, '"onnxruntime" with reuse.cuts: TensorRT engines cannot keep features'))
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from ptqd_export.plan.plan_errors import expectation
+from ptqd_export.plan.reuse import ReusingStepsSection
 from ptqd_export.plan.section import Section
 
 FULL_PRECISION = "fp32"
@@ -28,12 +29,15 @@ class StepsSection(Section):
         description='for policy fixed: one name for all steps, or one for each step; names from the plan\'s precisions, or "fp32"',
     )
     cost: Cost = Field(default="bit_operations", description="for policy budget: its unit, bit operations or measured milliseconds")
+    reuse: ReusingStepsSection | None = Field(default=None, description="which steps reuse features at a cut of reuse.cuts; null: none")
     budget: float | None = Field(default=None, gt=0, description="for policy budget: cost of the chain as a fraction of full precision's")
 
     @model_validator(mode="after")
     def _budget_where_asked(self) -> Self:
         if (self.policy == "budget") != (self.budget is not None):
             raise expectation('"budget" with the policy "budget", and only with it')
+        if self.policy == "budget" and self.reuse is not None:
+            raise expectation('the policy "snr" or "fixed" with "reuse": a budget does not choose among steps that reuse features')
         return self
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def chain_table(content: Content) -> Table:
         [
             number(step, "d"),
             number(chain.timestep[step], "g"),
-            words(chain.precision[step]),
+            words(chain.network[step]),
             decibels(chain.threshold_db[step]),
             number(chain.sigma[step], ".5g"),
             number(chain.sigma_corrected[step], ".5g"),
@@ -100,7 +100,7 @@ def series_tables(content: Content) -> dict[str, Table]:
         "bias": ("Bias", lambda steps: steps.bias),
         "residual-variance": ("Residual variance", lambda steps: steps.residual_variance),
     }
-    return {name: _series_table(caption, content.steps, series) for name, (caption, series) in shown.items()}
+    return {name: _series_table(caption, content.measured, series) for name, (caption, series) in shown.items()}
 
 
 def _series_table(caption: str, precisions: Sequence[PrecisionSteps], series: Callable[[PrecisionSteps], Series]) -> Table:
@@ -143,7 +143,7 @@ def schedule_table(content: Content) -> Table:
 
 def _schedule_row(name: str, schedule: Schedule) -> list[Cell]:
     sampler, correction = schedule.sampler, schedule.correction
-    taken = Counter(step.precision for step in schedule.steps)
+    taken = Counter(step.network for step in schedule.steps)
     return [
         words(name),
         words(sampler.name),

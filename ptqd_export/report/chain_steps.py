@@ -55,6 +55,7 @@ class ChainSteps:
     Attributes:
         timestep: timestep given to the networks.
         precision: precision that the schedule chose.
+        network: the precision or, where the step reuses features, its name at the cut.
         threshold_db: `a / (1 - a)` of the paper's rule, in dB.
         sigma: standard deviation of the sampler's fresh noise.
         sigma_corrected: standard deviation of the noise drawn in its place at the chosen precision.
@@ -64,11 +65,17 @@ class ChainSteps:
 
     timestep: tuple[float, ...]
     precision: tuple[str, ...]
+    network: tuple[str, ...]
     threshold_db: Series
     sigma: tuple[float, ...]
     sigma_corrected: tuple[float, ...]
     absorbed: tuple[float, ...]
     unabsorbed: tuple[float, ...]
+
+    @property
+    def reuses(self) -> frozenset[int]:
+        """Steps that reuse features."""
+        return frozenset(step for step, name in enumerate(self.network) if name != self.precision[step])
 
     @property
     def draws_noise(self) -> bool:
@@ -114,6 +121,7 @@ def chain_steps(schedule: Schedule, table: SamplerTable) -> ChainSteps:
     return ChainSteps(
         timestep=tuple(step.corrected.timestep for step in steps),
         precision=tuple(step.precision for step in steps),
+        network=tuple(step.network for step in steps),
         threshold_db=tuple(_decibels(alpha, 1 - alpha) for alpha in table.alpha_bar.tolist()),
         sigma=tuple(step.sigma for step in steps),
         sigma_corrected=tuple(correction.sigma_corrected for correction in chosen),
@@ -135,6 +143,16 @@ def precision_steps(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> 
     return found
 
 
+def steps_at_cut(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> list[PrecisionSteps]:
+    """Return every network at the cut of the default schedule, measured at the steps that reuse features.
+
+    Raises:
+        BundleError: the statistics are damaged.
+    """
+    files = {name: statistics_file(bundle, DEFAULT, name) for name in schedule.networks if name not in schedule.precisions}
+    return [_precision_steps(bundle, file, name, schedule, table) for name, file in files.items() if file in bundle.manifest.files]
+
+
 def mean_of(series: Iterable[float | None]) -> float | None:
     """Return the mean of a series; None if the series is empty or has a None."""
     values = list(series)
@@ -147,27 +165,33 @@ def _in_order(bundle: Bundle, files: Mapping[str, str]) -> list[str]:
 
 
 def _precision_steps(bundle: Bundle, file: str, name: str, schedule: Schedule, table: SamplerTable) -> PrecisionSteps:
+    """Return the figures of a network; None at steps that it can not take."""
     path = bundle.folder / file
     stored = read_statistics(bundle, file, _StatisticsFile)
-    if len(stored.steps) != len(schedule.steps):
-        found, expected = f"{path}: {len(stored.steps)} steps", f"{len(schedule.steps)} steps"
+    taken = [step.step for step in schedule.steps if name in step.corrections]
+    if len(stored.steps) != len(taken):
+        found, expected = f"{path}: {len(stored.steps)} steps", f"{len(taken)} steps"
         raise BundleError("The statistics belong to another chain.", found=found, expected=expected, mend="rebuild the bundle")
-    corrections = [step.corrections[name] for step in schedule.steps]
+    corrections = [schedule.steps[step].corrections[name] for step in taken]
     moments = [Moments.from_json(record.moments) for record in stored.steps]
     _check_moments(path, moments, corrections)
-    fitted = zip(range(table.steps), moments, corrections, strict=True)
+
+    def series(values: Iterable[float | None]) -> Series:
+        by_step = dict(zip(taken, values, strict=True))
+        return tuple(by_step.get(step.step) for step in schedule.steps)
+
     return PrecisionSteps(
         name=name,
-        snr_db=tuple(record.snr_db for record in stored.steps),
-        corrected_snr_db=tuple(record.corrected_snr_db for record in stored.steps),
-        epsilon_snr_db=tuple(
+        snr_db=series(record.snr_db for record in stored.steps),
+        corrected_snr_db=series(record.corrected_snr_db for record in stored.steps),
+        epsilon_snr_db=series(
             _decibels(*epsilon_norms(of_step.guided(stored.guidance), _affine(correction), table.step(i).epsilon_coeffs))
-            for i, of_step, correction in fitted
+            for i, of_step, correction in zip(taken, moments, corrections, strict=True)
         ),
-        k=tuple(record.k for record in stored.steps),
-        r2=tuple(record.r2 for record in stored.steps),
-        bias=tuple(float(np.sqrt(np.mean(np.square(record.mu)))) for record in stored.steps),
-        residual_variance=tuple(correction.residual_variance for correction in corrections),
+        k=series(record.k for record in stored.steps),
+        r2=series(record.r2 for record in stored.steps),
+        bias=series(float(np.sqrt(np.mean(np.square(record.mu)))) for record in stored.steps),
+        residual_variance=series(correction.residual_variance for correction in corrections),
         layers=tuple(stored.layers),
     )
 

@@ -13,7 +13,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import BundleError
 from ptqd_export.plan import FULL_PRECISION
-from ptqd_export.report.chain_steps import ChainSteps, PrecisionSteps, chain_steps, precision_steps, sampler_table
+from ptqd_export.report.chain_steps import ChainSteps, PrecisionSteps, chain_steps, precision_steps, sampler_table, steps_at_cut
 from ptqd_export.report.evidence import Evidence
 
 
@@ -53,6 +53,11 @@ class Content:
     def steps(self) -> list[PrecisionSteps]:
         """Figures of every quantized precision, the one with the fewest bit operations first."""
         return precision_steps(self.bundle, self.schedule, sampler_table(self.bundle, self.schedule))
+
+    @cached_property
+    def measured(self) -> list[PrecisionSteps]:
+        """Figures of every quantized precision and of every network at the cut of the schedule."""
+        return [*self.steps, *steps_at_cut(self.bundle, self.schedule, sampler_table(self.bundle, self.schedule))]
 
     @property
     def taken(self) -> Counter[str]:

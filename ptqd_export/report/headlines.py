@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from statistics import fmean
 from typing import Any
 
+from engines.bundle.manifest import saved_all
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.times_file import MachineTimes
@@ -69,15 +70,15 @@ def _bit_operations(content: Content) -> Headline:
     """Return the saved bit operations. The saving of a chain is the harmonic mean of its steps' savings."""
     records = [content.bundle.manifest.precisions[name] for name in content.chain.precision]
     layers = 1 / fmean(1 / record.bit_operations_saved for record in records)
-    everything = 1 / fmean(1 / record.bit_operations_saved_all for record in records)
+    everything = 1 / fmean(1 / saved_all(content.bundle.manifest.precisions, name) for name in content.chain.network)
     return Headline("Bit operations", f"{everything:.1f}x fewer", f"for the whole network; {layers:.1f}x for the quantized layers")
 
 
 def _time(content: Content, times: MachineTimes) -> Headline:
     known, name = times.milliseconds_a_step, "Measured time per step"
-    if missing := {FULL_PRECISION, *content.taken} - known.keys():
+    if missing := {FULL_PRECISION, *content.chain.network} - known.keys():
         return Headline(name, "unknown", f"{times.machine} has not timed {', '.join(sorted(missing))}")
-    chain = fmean(known[precision] for precision in content.chain.precision)
+    chain = fmean(known[name] for name in content.chain.network)
     speed = f"{known[FULL_PRECISION] / chain:.2f}x as fast as full precision"
     return Headline(name, f"{chain:.1f} ms", f"{speed}; mean over the chain, without opening engines; {times.machine}")
 
@@ -96,5 +97,5 @@ def _noise(content: Content) -> Headline:
 
 def _mean_of_chain(content: Content, series: Callable[[PrecisionSteps], Series]) -> float | None:
     """Return the mean over the quantized steps, each at the precision that takes it."""
-    by_name = {steps.name: series(steps) for steps in content.steps}
-    return mean_of(by_name[name][step] for step, name in enumerate(content.chain.precision) if name in by_name)
+    by_name = {steps.name: series(steps) for steps in content.measured}
+    return mean_of(by_name[name][step] for step, name in enumerate(content.chain.network) if name in by_name)

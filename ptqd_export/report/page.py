@@ -73,7 +73,7 @@ def report_page(bundle: Bundle, evidence: Evidence) -> str:
         measured_on=named(bundle.manifest.measured_on),
         advice=bundle_tables.advice(content),
         timeline=timeline(content.chain, content.precisions[::-1]),
-        plots=step_plots(content.chain, tuple(content.steps)),
+        plots=step_plots(content.chain, tuple(content.measured)),
         numbers=bundle_tables.series_tables(content),
         tables={name: make(content) for name, make in _TABLES.items()},
         evaluations=[evaluation(result) for result in evidence.evaluations],

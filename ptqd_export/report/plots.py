@@ -52,6 +52,10 @@ def step_plots(chain: ChainSteps, precisions: tuple[PrecisionSteps, ...]) -> tup
         return tuple(_plot(drawing.name, drawing.title, drawing.caption, drawing.draw(chain, precisions)) for drawing in drawings)
 
 
+REUSING = 0.3
+"""Height of the cell of a step that reuses features; that of others is 0.8."""
+
+
 def timeline(chain: ChainSteps, precisions: Sequence[str]) -> Plot:
     """Plot which precision takes which step.
 
@@ -60,13 +64,16 @@ def timeline(chain: ChainSteps, precisions: Sequence[str]) -> Plot:
         precisions: all precisions, the one with the fewest bit operations first.
     """
     title, caption = "The precision of each step", "A filled cell means that this precision runs this step. Step 0 is the noisiest."
+    if chain.reuses:
+        caption += " A low cell is a step that reuses features of the step before."
     with page_style():
         figure = Figure(figsize=(WIDTH, 0.6 + 0.3 * len(precisions)))
         axes = figure.subplots()
         figure.subplots_adjust(left=0.17, right=0.985, top=0.98, bottom=0.5 / figure.get_figheight())
         for place, (name, color) in enumerate(zip(precisions, cycle(SERIES))):
             taken = [step for step, chosen in enumerate(chain.precision) if chosen == name]
-            axes.barh([place] * len(taken), [0.92] * len(taken), left=[step - 0.46 for step in taken], height=0.8, color=color)
+            heights = [REUSING if step in chain.reuses else 0.8 for step in taken]
+            axes.barh([place] * len(taken), [0.92] * len(taken), left=[step - 0.46 for step in taken], height=heights, color=color)
         axes.set(xlim=(-0.6, len(chain.precision) - 0.4), ylim=(-0.6, len(precisions) - 0.4), xlabel="step (0 is the noisiest)")
         axes.set_yticks(range(len(precisions)), precisions)
         axes.tick_params(axis="y", length=0)

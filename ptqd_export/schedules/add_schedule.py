@@ -16,6 +16,7 @@ from calib.walk.budget import Menu, check_budget, choose
 from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.interruption import keeping
@@ -45,7 +46,7 @@ class AddedSchedule:
     seconds: float
 
     def __str__(self) -> str:
-        taken = Counter(step.precision for step in self.schedule.steps)
+        taken = Counter(step.network for step in self.schedule.steps)
         steps = ", ".join(f"{count} {precision}" for precision, count in taken.items())
         how = "refitted from the stored moments" if self.fit == "moments" else "fitted on a new walk"
         return (
@@ -145,17 +146,22 @@ def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) ->
     """
     backend = bundle_measuring_backend(bundle, settings.threads)
     bank = EngineBank(bundle, settings.fit.sampler.guidance, batch=batch, backend=backend)
-    return FitNetworks({name: bank[name] for name in dict.fromkeys((FULL_PRECISION, *settings.precisions))}, FULL_PRECISION)
+    at_cut = () if settings.fit.reuse is None else settings.fit.reuse.networks
+    return FitNetworks({name: bank[name] for name in dict.fromkeys((FULL_PRECISION, *settings.precisions, *at_cut))}, FULL_PRECISION)
 
 
 def _statistics(bundle: Bundle, name: str, fitted: FittedChain, layers: Mapping[str, list[dict[str, Any]]]) -> dict[str, str]:
     """Return the contents of the statistics files of each quantized precision on the walk, by file name."""
     placement, guidance = bundle.manifest.placement, fitted.settings.sampler.guidance
     contents = {
-        precision: statistics(
-            precision, placement, guidance, [step_record(result, precision, guidance) for result in fitted.results], layers[precision]
+        name: statistics(
+            name,
+            placement,
+            guidance,
+            [step_record(result, name, guidance) for result in fitted.results if name in result.moments],
+            layers.get(precision_and_cut(name)[0], []),
         )
-        for precision in fitted.results[0].corrections
-        if precision != FULL_PRECISION
+        for name in fitted.schedule.networks
+        if name != FULL_PRECISION
     }
     return {statistics_file(bundle, name, key): json.dumps(content, allow_nan=False) + "\n" for key, content in contents.items()}

@@ -21,6 +21,7 @@ from engines.chain.schedule import SamplerRecord, Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan import CalibrationSection, Cost, Plan
+from ptqd_export.schedules.asked_reuse import asked_reuse
 
 Fit = Literal["moments", "walk"]
 
@@ -35,6 +36,7 @@ class ScheduleRequest:
         precisions: for `fixed`, one precision for all steps or one per step; for `snr` and `budget`, the candidates.
         budget, cost: settings of the policy `budget`.
         samples: number of samples of a walk; None takes the plan's value, as for `seed` and `trajectory`.
+        reuse: which steps reuse features, such as `skip_3:every=2`, `skip_3:steps=3-5-7` or `none`.
         fit: refit from stored moments, or fit on a new walk; None uses the moments if they suffice.
     """
 
@@ -53,6 +55,7 @@ class ScheduleRequest:
     samples: int | None = None
     seed: int | None = None
     trajectory: Literal["quantized", "fp"] | None = None
+    reuse: str | None = None
     fit: Fit | None = None
 
     @property
@@ -115,7 +118,14 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         samples=calibration_samples(bundle, calibration),
         trajectory=calibration.trajectory,
         batch_size=calibration.batch_size,
+        reuse=asked_reuse(request.reuse, base, bundle, precisions, table.steps),
     )
+    if budget is not None and fit.reuse is not None:
+        raise UsageError(
+            "A budget does not choose among steps that reuse features.",
+            found=f"--policy budget with steps that reuse features at {fit.reuse.cut}",
+            expected="--policy snr or fixed, or --reuse none",
+        )
     fit.check_steps()
     return ScheduleSettings(fit, precisions, plan.target.threads, budget)
 

@@ -22,6 +22,7 @@ def why_not_refit(request: ScheduleRequest, settings: ScheduleSettings, base: Sc
         (sampler.model_copy(update={"guidance": was.guidance}) != was, f"they are for {was.name}, {was.steps} steps, eta {was.eta:g}"),
         (not all(is_linear(table.step(i)) for i in range(table.steps)), "they lack the variance of steps with clipping or history"),
         (fit.variance == "shift" or base.is_shifted, "a shift runs the networks at other timesteps"),
+        (fit.reuse is not None, "features that are reused come from a walk of the same chain"),
         ("chain" in fit.parts or "chain" in base.correction.parts, "the accumulated error is that of one chain"),
         (not set(settings.precisions) <= {*stored.moments, FULL_PRECISION}, f"they are for {', '.join(stored.moments)}"),
         (first_step.variables == PLAIN and other_guidance, f"they are of one branch, at guidance {was.guidance:g}"),

@@ -20,6 +20,13 @@ def check_build(context: BuildContext) -> None:
     check_provider(context.plan.target.provider)
     _ = context.measured_with
     fit_settings(context).check_steps()
+    if context.plan.steps.reuse is not None and context.elsewhere is not None:
+        raise UsageError(
+            "A cluster cannot measure a chain whose steps reuse features.",
+            found="--ray with steps.reuse",
+            expected="a build on this machine",
+            mend="leave --ray out; `ptqd-run sample --ray` takes such chains",
+        )
     conditioning = context.model.conditioning
     if context.guided and (conditioning is None or conditioning.null is None):
         raise UsageError(

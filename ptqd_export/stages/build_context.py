@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from calib.quantizers.rules.placement import HighPrecision, LayerOverrides, Placement
 from calib.quantizers.rules.precision import Precision
@@ -16,7 +16,9 @@ from calib.quantizers.step_groups import FINEST_GROUPS, StepGroup, equal_groups
 from calib.walk.calibration_samples import CalibrationSamples
 from engines.backends.base import Backend
 from engines.chain.denoiser import is_guided
+from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.norm_guidance import NormGuidance
+from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.samplers import NoiseSchedule, SamplerTable
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
 
 GROUPS = "groups.json"
 """File in the folder of a quantized precision: the bounds between its groups of steps, falling. Without it there is a single group."""
+
+CUTS = "cuts.json"
+"""File in the folder of a precision whose graphs are cut; see `stored_cuts`."""
+
+CutKind: TypeAlias = Literal["full", "reuse"]
+CUT_KINDS: tuple[CutKind, ...] = get_args(CutKind)
 
 
 class BuildContext:
@@ -151,10 +159,12 @@ class BuildContext:
         """Whether the build can time the target's engines."""
         return self.runs_engines or not self.target.stand_in
 
-    def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
-        """Return the plan's overrides, together with the layers that were measured to be slower in integers."""
+    def overrides(
+        self, slower: Mapping[str, float] = MappingProxyType({}), noisy: Mapping[str, float] = MappingProxyType({})
+    ) -> LayerOverrides:
+        """Return the plan's overrides, together with the layers that were measured to be slower in integers, or noisy."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, settings.weight_group)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
@@ -194,6 +204,33 @@ class BuildContext:
         )
         return EngineDenoiser(engine, self.model.conditioning, self.guided, combine=combine)
 
+    def network_at(self, folders: Mapping[str, Path], name: str, batch: int) -> CutEngines:
+        """Open a network at a cut, by its name, for batches of `batch` samples, from the folders of the stages that cut the graphs."""
+        precision, cut = precision_and_cut(name)
+        assert cut is not None
+        graphs = network_graphs(folders, precision)
+        full, reusing = ([(below, cut_path(path, cut, kind)) for below, path in graphs] for kind in CUT_KINDS)
+        whole, rest = self.network(full, batch), self.network(reusing, batch)
+        return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, reusing=rest)
+
+    @property
+    def walked_precisions(self) -> tuple[str, ...]:
+        """Precisions that may take steps of the plan's chain."""
+        listed = self.plan.steps.precisions
+        return tuple(dict.fromkeys(listed)) if listed is not None else tuple(precision.name for precision in self.precisions)
+
+    @property
+    def cut(self) -> str:
+        """Where the networks of the plan's chain are cut, if its steps reuse features; `auto` as long as nothing has named that cut."""
+        cuts, section = self.plan.reuse.cuts, self.plan.steps.reuse
+        assert section is not None
+        return section.cut or (cuts if isinstance(cuts, str) else cuts[0])
+
+    @property
+    def networks_at_cut(self) -> tuple[str, ...]:
+        """Names of the networks of the plan's chain at its cut; none if no step reuses features."""
+        return () if self.plan.steps.reuse is None else tuple(cut_name(name, self.cut) for name in self.walked_precisions)
+
     @property
     def samples(self) -> CalibrationSamples:
         """The calibration samples."""
@@ -222,9 +259,34 @@ def group_path(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_name(f"{path.stem}.group_{number}.onnx")
 
 
+def cut_path(path: Path, cut: str, kind: CutKind) -> Path:
+    """Return the path of a graph of a cut, beside the graph that was cut."""
+    return path.with_name(f"{path.stem}.{cut}.{kind}.onnx")
+
+
+def stored_cuts(folder: Path) -> dict[str, Any]:
+    """Return what is stored of the cuts in the folder of a precision, by name: `layers` and `bit_operations_saved_all` of a step that
+    reuses features. Empty if the graphs are not cut.
+    """
+    path = folder / CUTS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def schedule_path(folder: Path) -> Path:
     """Return the path of the schedule in the folder of its stage."""
     return folder / "schedule.json"
 
 
-__all__ = ["FULL_PRECISION", "BuildContext", "graph_path", "group_path", "network_graphs", "schedule_path"]
+__all__ = [
+    "CUTS",
+    "CUT_KINDS",
+    "FULL_PRECISION",
+    "BuildContext",
+    "cut_path",
+    "graph_path",
+    "group_path",
+    "network_graphs",
+    "schedule_path",
+    "stored_cuts",
+]

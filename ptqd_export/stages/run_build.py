@@ -46,9 +46,11 @@ from ptqd_export.stages.own_engines import target_engines
 from ptqd_export.stages.precisions.activations import make_observations
 from ptqd_export.stages.precisions.chosen_groups import load_chosen, make_group_choice
 from ptqd_export.stages.precisions.conversion import make_converted_graph
+from ptqd_export.stages.precisions.cut_graphs import make_cut_graphs, named_cuts
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
+from ptqd_export.stages.precisions.noisy_layers import load_noisy, make_layer_noise
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -85,6 +87,8 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     begin = time.monotonic()
     traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
     _check_patterns(context, traced)
+    context = _with_named_cuts(context, traced)
+    plan = context.plan
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
     drawn = {"traced": traced.name, "measured": asdict(context.measured_with), **sampled}
@@ -98,6 +102,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
         precision.name: _quantized(context, cache, precision, sources[seen[precision.name]]) for precision in context.quantized_precisions
     }
     graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
+    graphs = _cut(context, cache, graphs, {name: prepared if name in quantized else traced for name in graphs})
     walked, chosen = _fitted_schedule(context, cache, graphs)
     checked = {"graphs": graph_digests(graphs), "walked": walked.name, "machine": machine_name()}
     cache.run("check", checked, partial(check_fitted, context, graphs, walked))
@@ -123,6 +128,39 @@ def _check_patterns(context: BuildContext, traced: Path) -> None:
     parts = [part_name(name, index) for name in names for index in (0, 1)] if quantization.split_concatenations else []
     if context.quantized_precisions:
         check_patterns(quantization, [*names, *parts])
+
+
+def _with_named_cuts(context: BuildContext, traced: Path) -> BuildContext:
+    """Return the context of a plan that names its cuts, after checking that the network has them.
+
+    Raises:
+        UsageError: the network has no such cut.
+    """
+    plan_file = context.plan_file
+    if not plan_file.plan.reuse.cuts:
+        return context
+    reuse = plan_file.plan.reuse.model_copy(update={"cuts": named_cuts(traced, plan_file.plan.reuse.cuts)})
+    return context.changed(replace(plan_file, plan=plan_file.plan.model_copy(update={"reuse": reuse})))
+
+
+def _cut(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], networks: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the folders of the graphs, of which those with cuts replace those without.
+
+    Args:
+        context: context of the build.
+        cache: cache of the stages.
+        graphs: folders of the graphs, by precision.
+        networks: folders of the full-precision graphs with the same layers, by precision.
+    """
+    cuts = context.plan.reuse.cuts
+    if not cuts:
+        return dict(graphs)
+    made = dict[str, Path]()
+    for name, folder in graphs.items():
+        inputs = {"graph": folder.name, "network": networks[name].name, "cuts": list(cuts)}
+        make = partial(make_cut_graphs, name, folder, networks[name], tuple(cuts))
+        made[name] = cache.run(f"cut-{name}", inputs, make, room=sum(file.stat().st_size for file in folder.glob("*.onnx*")))
+    return made
 
 
 @contextlib.contextmanager
@@ -198,6 +236,11 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
+    if quantization.float_share > 0:
+        measure = partial(make_layer_noise, context, precision, sources)
+        inputs = {**settings, "states": sources.states.name, **_device(context)}
+        noise = cache.run(f"noise-{precision.name}", inputs, measure)
+        sources, settings["noise"] = replace(sources, noisy=load_noisy(noise)), noise.name
     if context.chooses_groups and precision.quantizes_activations:
         choose = partial(make_group_choice, context, precision, sources)
         chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)
@@ -240,7 +283,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     wanted = {
         "graphs": names,
         "measured": asdict(context.measured_with),
-        **plan.model_dump(include={"sampler", "precisions", "calibration", "correction"}),
+        **plan.model_dump(include={"sampler", "precisions", "calibration", "correction", *(("reuse",) if plan.reuse.cuts else ())}),
     }
     spends = plan.steps.policy == "budget"
     steps = "snr" if spends else plan.steps.model_dump()

@@ -11,7 +11,8 @@ from statistics import fmean
 
 from rich.console import Console
 
-from calib.quantizers.rules.placement import WITHOUT_GROUPS
+from calib.quantizers.rules.placement import NOISY, WITHOUT_BLOCKS, WITHOUT_GROUPS
+from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
@@ -30,6 +31,13 @@ COLUMNS = (
     "precision", "size", "bit ops saved (layers / all)", "time per step", "noise SNR", "R2", "corrected SNR", "fast mode", "steps",
 )  # fmt: skip
 
+DROWNED_DB = 6.0
+"""SNR below which the summary says what to do: half of the output's amplitude is noise."""
+
+
+def _steps(count: int, reusing: int) -> str:
+    return f"{count}, {reusing} of them reuse" if reusing else str(count)
+
 
 def print_summary(plan_file: PlanFile, seconds: float) -> None:
     """Print the size, bit operations, measured time and noise of every precision of a bundle that has just been built in `seconds`."""
@@ -39,9 +47,10 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     shown = min(str(output), os.path.relpath(output), key=len)
     title = f"{shown}: {context.plan.sampler.name}, {len(bundle.schedule().steps)} steps, {context.plan.correction.mode} correction"
     table = FittingTable(title, COLUMNS)
-    chosen = Counter(step.precision for step in bundle.schedule().steps)
+    schedule = bundle.schedule()
+    chosen, reusing = Counter(step.precision for step in schedule.steps), Counter(step.precision for step in schedule.steps if step.reuse)
     for name in [FULL_PRECISION, *(precision.name for precision in reversed(context.engine_precisions))]:
-        table.add_row(name, *_cells(bundle, name, graphs, times), str(chosen[name]))
+        table.add_row(name, *_cells(bundle, name, graphs, times), _steps(chosen[name], reusing[name]))
     console = result_console()
     remarks = Console(quiet=True) if is_quiet() else console
     remarks.print(table)
@@ -58,6 +67,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
         highlight=False,
@@ -98,14 +108,32 @@ def _learned(name: str, folder: Path) -> str:
 
 
 def _grouped(name: str, folder: Path) -> str:
-    """Return a line on the layers whose weights have scales of groups, or an empty string if the plan asked for none."""
+    """Return lines on the layers whose weights have scales of groups or blocks, or an empty string if neither was asked for."""
     layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
     grouped = [layer["weight"]["group"] for layer in layers if "weight" in layer and layer["weight"]["group"] is not None]
-    channels = sum(WITHOUT_GROUPS in (layer["reason"] or "") for layer in layers)
-    if not grouped and not channels:
+    blocks = [BLOCK_FORMATS[layer["form"]].size for layer in layers if layer["form"] in BLOCK_FORMATS]
+    without = {reason: sum(reason in (layer["reason"] or "") for layer in layers) for reason in (WITHOUT_GROUPS, WITHOUT_BLOCKS)}
+    return "".join(
+        f"{name}: {what} of {sizes[0] if sizes else 'no'} input channels in {len(sizes)} layers, {reason} in {without[reason]}; "
+        "`ptqd-export inspect` says why\n"
+        for what, sizes, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
+        if sizes or without[reason]
+    )
+
+
+def _noisy(name: str, folder: Path, share: float) -> str:
+    """Return a line on the layers that compute in float because of their noise, or on a precision that drowns in noise without any."""
+    if name == FULL_PRECISION:
         return ""
-    found = f"groups of {grouped[0]} input channels in {len(grouped)} layers" if grouped else "no groups"
-    return f"{name}: weight scales: {found}, output channels in {channels}; `ptqd-export inspect` says why\n"
+    record = json.loads((folder / "precision.json").read_text())
+    noise = record["verification"]["noise"]
+    chosen = sum(NOISY in (layer["reason"] or "") for layer in record["layers"])
+    if chosen:
+        return f"{name}: {chosen} layers compute in float for their noise; `ptqd-export inspect` names them\n"
+    if share == 0 and noise < DROWNED_DB:
+        more = "`quantization.float_share`, such as 0.1, computes the noisiest layers in float"
+        return f"{name}: the noise is only {noise:.1f} dB below the output; {more}\n"
+    return ""
 
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:

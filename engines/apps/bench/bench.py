@@ -17,6 +17,7 @@ from engines.apps.bench.timed_engine import Stopwatch, timed
 from engines.arrays import Int64
 from engines.backends.choice import Runtime, open_backend
 from engines.bundle.bundle import Bundle
+from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, rows_of
 from engines.chain.schedule import Schedule
@@ -136,12 +137,22 @@ class _Contestant:
 
 def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, precisions: list[str]) -> dict[str, _Contestant]:
     bank, watch = _bank(request, bundle, schedule), Stopwatch()
-    engines = {name: timed(bank[name], watch) for name in precisions}
+    at_cut = dict.fromkeys(cut_name(step.precision, schedule.cut) for step in schedule.steps) if schedule.cut else {}
+    engines = {name: timed(bank[name], watch) for name in (*precisions, *at_cut)}
     noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
     samples = np.arange(request.batch_size, dtype=np.int64)
     rows = np.zeros_like(samples) if bank.conditioning is None else rows_of(samples, noise, bank.conditioning.rows, None)
-    chains = {name: Chain(schedule, engines, name) for name in precisions} | {AUTO: Chain(schedule, engines)}
+    chains = {name: Chain(schedule, engines, name) for name in precisions}
+    chains |= {name: Chain(_reusing(schedule, name), engines, corrected=False) for name in at_cut}
+    chains[AUTO] = Chain(schedule, engines)
     return {name: _Contestant(chain, engines, watch, noise, rows) for name, chain in chains.items()}
+
+
+def _reusing(schedule: Schedule, name: str) -> Schedule:
+    """Return a chain of a network at a cut: every step but the first reuses features."""
+    precision, cut = precision_and_cut(name)
+    steps = [step.model_copy(update={"precision": precision, "reuse": cut if step.step else None}) for step in schedule.steps]
+    return schedule.model_copy(update={"steps": tuple(steps)})
 
 
 def _time(contestants: Mapping[str, _Contestant], rounds: int, baseline: str) -> dict[str, ChainTime]:
@@ -154,7 +165,7 @@ def _time(contestants: Mapping[str, _Contestant], rounds: int, baseline: str) ->
 
 def _chain_time(contestant: _Contestant, seconds: float, baseline_seconds: float) -> ChainTime:
     return ChainTime(
-        precision_steps=dict(Counter(contestant.chain.step_precisions)),
+        precision_steps=dict(Counter(contestant.chain.step_networks)),
         milliseconds_a_chain=1000 * seconds,
         milliseconds_a_step=1000 * seconds / len(contestant.chain.schedule.steps),
         images_a_second=len(contestant.rows) / seconds,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from engines.chain.features import precision_and_cut
 from engines.networks.chain_choice import AUTO
 
 
@@ -14,7 +15,7 @@ class ChainTime:
     """Medians of one contestant.
 
     Attributes:
-        precision_steps: number of steps that each precision takes.
+        precision_steps: number of steps that each precision takes, or that reuse features at a cut of it.
         milliseconds_a_chain: time of a chain of the whole batch.
         milliseconds_a_step: time of a chain divided by its number of steps.
         images_a_second: samples in the batch divided by the time of a chain.
@@ -43,9 +44,10 @@ class BenchResult:
         rounds: number of rounds that the medians are over.
         guidance: guidance scale of the schedule; any scale above 1 doubles the batch within the networks.
         baseline: contestant that `speedup` is relative to.
-        chains: times by precision, with `auto` for the schedule's choice.
+        chains: times by precision, with `auto` for the schedule's choice. `w4a8+skip_3` is a chain of w4a8 whose steps reuse features,
+            except the first.
         load_milliseconds: time by precision to verify the graph's hash and start its engine, with the file in the system's cache.
-        swap_milliseconds: time of the `auto` chain minus the time of its steps in the single-precision chains.
+        swap_milliseconds: time of the `auto` chain minus the time of its steps in the other chains.
     """
 
     processor: str
@@ -65,5 +67,14 @@ class BenchResult:
 def swap_milliseconds(chains: Mapping[str, ChainTime]) -> float:
     """Return the time that engine swaps take in the `auto` chain."""
     auto = chains[AUTO]
-    without_swaps = sum(count * chains[name].milliseconds_a_step for name, count in auto.precision_steps.items())
+    without_swaps = sum(count * _step_milliseconds(chains, name) for name, count in auto.precision_steps.items())
     return auto.milliseconds_a_chain - without_swaps
+
+
+def _step_milliseconds(chains: Mapping[str, ChainTime], name: str) -> float:
+    """Return the time of a step. The chain of a network at a cut has one step of the whole network."""
+    precision, cut = precision_and_cut(name)
+    found = chains[name]
+    if cut is None or name not in found.precision_steps:
+        return found.milliseconds_a_step
+    return (found.milliseconds_a_chain - chains[precision].milliseconds_a_step) / found.precision_steps[name]

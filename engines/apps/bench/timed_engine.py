@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32
 from engines.backends.base import Engine
+from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_denoiser import EngineDenoiser
 
 
@@ -25,7 +26,7 @@ class TimedEngine(Engine):
     """Runs another engine and times only its runtime, not the checks of the base class."""
 
     def __init__(self, engine: Engine, watch: Stopwatch) -> None:
-        super().__init__(engine.label, engine.inputs, engine.output)
+        super().__init__(engine.label, engine.inputs, engine.output, engine.kept)
         self._engine = engine
         self._watch = watch
 
@@ -35,8 +36,15 @@ class TimedEngine(Engine):
         self._watch.seconds += time.perf_counter() - begin
         return out
 
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        begin = time.perf_counter()
+        found = self._engine._run_keeping(feeds)
+        self._watch.seconds += time.perf_counter() - begin
+        return found
+
 
 def timed(denoiser: EngineDenoiser, watch: Stopwatch) -> EngineDenoiser:
     """Return the same denoiser with its engines timed by the stopwatch."""
     embeddings = {name: embedding.run_by(TimedEngine(embedding.engine, watch)) for name, embedding in denoiser.embeddings.items()}
-    return replace(denoiser, engine=TimedEngine(denoiser.engine, watch), embeddings=embeddings)
+    own = replace(denoiser, engine=TimedEngine(denoiser.engine, watch), embeddings=embeddings)
+    return replace(own, reusing=timed(own.reusing, watch)) if isinstance(own, CutEngines) else own

@@ -17,7 +17,7 @@ from engines.chain.finite import check_output
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.chain.schedule import Schedule
-from engines.chain.told_denoiser import ToldDenoiser
+from engines.chain.told_denoiser import told
 from engines.errors import PtqdError
 
 CHECKED_STEPS = 4
@@ -116,7 +116,7 @@ def check_engines(check: EngineCheck, on_evaluation: Callable[[], None] = lambda
     Raises:
         DepartureError: an SNR differs from the one that was measured before.
     """
-    check = replace(check, networks={name: ToldDenoiser(network, on_evaluation) for name, network in check.networks.items()})
+    check = replace(check, networks={name: told(network, on_evaluation) for name, network in check.networks.items()})
     observer = _Observer(check)
     for numbers, count in check.pieces:
         tell_visits(check.chain, count, check.noise, numbers, check.rows[numbers], observer)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from engines.arrays import Float32, Int64
-from engines.chain.denoiser import Denoiser
+from engines.chain.denoiser import Denoisers
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.chain.schedule import Schedule
+from engines.chain.step import Move, scaled_input
+from engines.chain.stepper import HostStepper
 from engines.errors import UsageError
 from engines.host.held_states import HeldStates
 
@@ -90,27 +93,20 @@ def tell_visits(
     """Call `tell` with each of a chain's first `count` visits for one batch, before the network runs. The last network never runs."""
     *taken, last = chain.schedule.steps[:count]
     schedule = chain.schedule.model_copy(update={"steps": tuple(taken)})
-    told = _ReportingNetworks(chain, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
-    x = replace(chain, schedule=schedule, denoisers=told).sample(noise, samples, rows, on_step)
+    stepper = partial(_ReportingStepper, lambda step, x, timestep: tell(Visit(step, timestep, x, samples, rows)))
+    x = replace(chain, schedule=schedule, stepper=stepper).sample(noise, samples, rows, on_step)
     step = chain.move(last).step
-    tell(Visit(count - 1, step.timestep, np.asarray(np.float32(step.input_scale) * x), samples, rows))
+    tell(Visit(count - 1, step.timestep, scaled_input(x, step), samples, rows))
     on_step()
 
 
-class _ReportingNetworks:
-    """A chain's networks, which report every call. The chain calls one network per step, in order."""
+class _ReportingStepper(HostStepper):
+    """A stepper that reports what each step's network is about to receive."""
 
-    def __init__(self, chain: Chain, tell: Callable[[int, Float32, float], None]) -> None:
-        self._denoisers = chain.denoisers
+    def __init__(self, tell: Callable[[int, Float32, float], None], denoisers: Denoisers) -> None:
+        super().__init__(denoisers)
         self._tell = tell
-        self._step = 0
 
-    def __getitem__(self, precision: str) -> Denoiser:
-        denoiser = self._denoisers[precision]
-
-        def call(x: Float32, timestep: float, rows: Int64) -> Float32:
-            self._tell(self._step, x, timestep)
-            self._step += 1
-            return denoiser(x, timestep, rows)
-
-        return call
+    def take(self, move: Move, z: Float32 | None) -> None:
+        self._tell(move.index, scaled_input(self.state(), move.step), move.step.timestep)
+        super().take(move, z)

@@ -282,7 +282,7 @@ def _result(
         schedule=request.chain.schedule,
         full_precision=full_precision,
         precision=request.chain.precision,
-        precision_steps=dict(Counter(chain.step_precisions)),
+        precision_steps=dict(Counter(chain.step_networks)),
         correction=request.chain.correction,
         guidance=chain.scale,
         num=request.num,

@@ -199,7 +199,7 @@ def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | 
         num=request.num,
         schedule=request.chain.schedule,
         precision=request.chain.precision,
-        precision_steps=Counter(chain.step_precisions),
+        precision_steps=Counter(chain.step_networks),
         correction=request.chain.correction,
         guidance=chain.scale,
         rows=None if rows is None else tuple(rows.tolist()),

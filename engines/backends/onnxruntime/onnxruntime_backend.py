@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
-from engines.backends.base import Engine, TensorSpec
+from engines.backends.base import Engine, TensorSpec, output_and_kept
 from engines.backends.onnxruntime.onnxruntime_session import (
     PROBE,
     Mode,
@@ -81,11 +81,7 @@ class OnnxRuntimeEngine(Engine):
             outputs = tuple(_spec(value, label) for value in self._session.get_outputs())
         except UnicodeDecodeError as error:
             raise PtqdError(f"{label} is not a network.", found=f"a name that is not text: {error}", expected="names in UTF-8") from error
-        if len(outputs) != 1 or not inputs:
-            raise PtqdError(
-                f"{label} is not a network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="inputs and one output"
-            )
-        super().__init__(label, inputs, outputs[0])
+        super().__init__(label, inputs, *output_and_kept(outputs, inputs, label))
 
     def watched(self, prefix: Path) -> OnnxRuntimeEngine:
         """Return an engine that runs the same kernels in a second session, on the CPU, watched by the runtime's profiler.
@@ -102,6 +98,15 @@ class OnnxRuntimeEngine(Engine):
         return Path(self._session.end_profiling())
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        return self._outputs(feeds)[0]
+
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        if self.kept is None:
+            return super()._run_keeping(feeds)
+        out, kept = self._outputs(feeds)
+        return out, kept
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
         try:
             return self._runs(feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -109,39 +114,41 @@ class OnnxRuntimeEngine(Engine):
                 f"{self.label} failed.", found=error, mend="lower the batch size if memory is short, or rebuild the bundle"
             ) from error
 
-    def _runs(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _runs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
         if self._bound is not None:
             return self._bound.run(feeds)
         feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
-        out = np.empty((len(next(iter(feeds.values()))), *self.output.shape), dtype=np.float32)
+        batch, specs = len(next(iter(feeds.values()))), [spec for spec in (self.output, self.kept) if spec is not None]
+        outs = {spec.name: np.empty((batch, *spec.shape), dtype=np.float32) for spec in specs}
         if self._workers == 1:
-            self._infer(feeds, out)
-            return out
-        cuts = _cuts(len(out), self._workers, out[0].size)
-        done = [_pool(self._workers).submit(self._infer, feeds, out, slice(*ends)) for ends in itertools.pairwise(cuts)]
-        for piece in done:
-            piece.result()
-        return out
+            self._infer(feeds, outs)
+        else:
+            cuts = _cuts(batch, self._workers, math.prod(self.output.shape))
+            done = [_pool(self._workers).submit(self._infer, feeds, outs, slice(*ends)) for ends in itertools.pairwise(cuts)]
+            for piece in done:
+                piece.result()
+        return [*outs.values()]
 
-    def _infer(self, feeds: Mapping[str, NDArray[Any]], out: Float32, rows: slice = slice(None)) -> None:
+    def _infer(self, feeds: Mapping[str, NDArray[Any]], outs: Mapping[str, Float32], rows: slice = slice(None)) -> None:
         """Run some rows of the batch, reading and writing the arrays in place."""
-        _run_in_place(self._session, {name: value[rows] for name, value in feeds.items()}, self.output.name, out[rows])
+        of_rows = ({name: value[rows] for name, value in arrays.items()} for arrays in (feeds, outs))
+        _run_in_place(self._session, *of_rows)
 
 
-def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], output: str, out: Float32, options: Any = None) -> None:
-    """Run a session without copying its inputs and output.
+def _run_in_place(session: Any, feeds: Mapping[str, NDArray[Any]], outs: Mapping[str, Float32], options: Any = None) -> None:
+    """Run a session without copying its inputs and outputs.
 
     Args:
         session: session on the CPU.
         feeds: contiguous arrays by input name.
-        output: name of the output.
-        out: contiguous array that receives the whole output.
+        outs: contiguous arrays that receive the whole outputs, by output name.
         options: run options, or None.
     """
     binding = session.io_binding()
     for name, value in feeds.items():
         binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
-    binding.bind_output(output, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+    for name, out in outs.items():
+        binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
     session.run_with_iobinding(binding, options)
 
 
@@ -159,10 +166,10 @@ def _cuts(batch: int, workers: int, values: int) -> list[int]:
 
 
 class BoundSession:
-    """A session with its inputs and output in device buffers, reused while the batch size stays the same.
+    """A session with its inputs and outputs in device buffers, reused while the batch size stays the same.
 
     Args:
-        session: session with one output.
+        session: session.
         device: `cuda`, or `cpu` to use only the buffers.
     """
 
@@ -171,15 +178,15 @@ class BoundSession:
         self._device = device
         self._values: dict[str, Any] = {}
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
+        """Run a batch and return the outputs in the order of the graph."""
         ort, binding = import_onnxruntime(), self._session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, self._upload(ort, name, value))
-        (output,) = self._session.get_outputs()
-        binding.bind_output(output.name, self._device)
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, self._device)
         self._session.run_with_iobinding(binding)
-        (out,) = binding.copy_outputs_to_cpu()
-        return np.asarray(out, dtype=np.float32)
+        return [np.asarray(out, dtype=np.float32) for out in binding.copy_outputs_to_cpu()]
 
     def _upload(self, ort: Any, name: str, value: NDArray[Any]) -> Any:
         held = self._values.get(name)
@@ -246,7 +253,7 @@ def release_activations() -> None:
     session = open_session(PROBE, {})
     (output,) = session.get_outputs()
     x, out = np.ones((1, 64), dtype=np.float32), np.empty((1, 4), dtype=np.float32)
-    _run_in_place(session, {"x": x}, output.name, out, options)
+    _run_in_place(session, {"x": x}, {output.name: out}, options)
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]], mode: Mode = "fast", provider: Provider = "CPU") -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
-from engines.backends.base import Engine, TensorSpec
+from engines.backends.base import Engine, TensorSpec, output_and_kept
 from engines.backends.openvino.openvino_network import Calls, compile_outputs, name_of, open_network
 from engines.errors import PtqdError
 from engines.host.machine import cores
@@ -48,11 +48,7 @@ class OpenVinoEngine(Engine):
         self._network, label = open_network(path, calls, kept), f"{path.stem} on OpenVINO"
         model = self._network.model
         inputs, outputs = (tuple(_spec(port, label) for port in ports) for ports in (model.inputs, model.outputs))
-        if len(outputs) != 1 or not inputs:
-            raise PtqdError(
-                f"{label} is not a network.", found=f"{len(inputs)} inputs, {len(outputs)} outputs", expected="inputs and one output"
-            )
-        super().__init__(label, inputs, outputs[0])
+        super().__init__(label, inputs, *output_and_kept(outputs, inputs, label))
         self._rows = model.outputs[0].shape[0]
         self._workers = calls.workers
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -60,29 +56,40 @@ class OpenVinoEngine(Engine):
             self._idle.put(model.create_infer_request())
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+        return self._outputs(feeds)[0]
+
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        if self.kept is None:
+            return super()._run_keeping(feeds)
+        out, kept = self._outputs(feeds)
+        return out, kept
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
         try:
             return self._runs([np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs])
         except Exception as error:  # openvino raises RuntimeError and whatever pybind11 translates other exceptions to
             raise PtqdError(f"{self.label} failed.", found=error, mend="lower the batch size if memory is short") from error
 
-    def _runs(self, values: Sequence[NDArray[Any]]) -> Float32:
-        out = np.empty((len(values[0]), *self.output.shape), dtype=np.float32)
-        pieces = [slice(begin, begin + self._rows) for begin in range(0, len(out), self._rows)]
+    def _runs(self, values: Sequence[NDArray[Any]]) -> Sequence[Float32]:
+        specs = [spec for spec in (self.output, self.kept) if spec is not None]
+        outs = [np.empty((len(values[0]), *spec.shape), dtype=np.float32) for spec in specs]
+        pieces = [slice(begin, begin + self._rows) for begin in range(0, len(outs[0]), self._rows)]
         left = iter(pieces)
-        helpers = [_pool(self._workers - 1).submit(self._infer, values, out, left) for _ in pieces[1 : self._workers]]
-        self._infer(values, out, left)
+        helpers = [_pool(self._workers - 1).submit(self._infer, values, outs, left) for _ in pieces[1 : self._workers]]
+        self._infer(values, outs, left)
         for helper in helpers:
             helper.result()
-        return out
+        return outs
 
-    def _infer(self, values: Sequence[NDArray[Any]], out: Float32, left: Iterator[slice]) -> None:
-        """Run pieces of the batch until none is left. The result lies in the runtime's own memory, so it is copied to `out`."""
+    def _infer(self, values: Sequence[NDArray[Any]], outs: Sequence[Float32], left: Iterator[slice]) -> None:
+        """Run pieces of the batch until none is left. The results lie in the runtime's own memory, so they are copied to `outs`."""
         request = self._idle.get()
         try:
             for piece in left:
                 given = [_filled(value[piece], self._rows) for value in values]
-                result = request.infer(given, share_inputs=True, share_outputs=True)[0]
-                out[piece] = result[: len(out[piece])]
+                results = request.infer(given, share_inputs=True, share_outputs=True)
+                for index, out in enumerate(outs):
+                    out[piece] = results[index][: len(out[piece])]
         finally:
             self._idle.put(request)
 

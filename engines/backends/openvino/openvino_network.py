@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.backends.base import KEPT
 from engines.backends.openvino.narrow_weights import has_narrow_weights
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.files import replacing, sha256
@@ -146,8 +147,10 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def name_of(port: Any) -> str:
-    """Return the name of an input or output in the graph. An input's tensor may have additional names from later nodes."""
+    """Return the name of an input or output in the graph. A tensor may have additional names from other nodes that pass it on."""
     node = port.get_node()
+    if node.get_type_name() != "Parameter" and KEPT in port.get_names():
+        return KEPT
     return str(node.friendly_name if node.get_type_name() == "Parameter" else port.any_name)
 
 

@@ -74,7 +74,7 @@ class _Dependencies:
         self._graph = graph
         self._found = {value: frozenset({str(value.name)}) for value in graph.inputs}
         for node in graph:
-            used = [] if _reads_batch_size(node) else [self._found[value] for value in node.inputs if value in self._found]
+            used = [] if reads_batch_size(node) else [self._found[value] for value in node.inputs if value in self._found]
             self._found |= dict.fromkeys(node.outputs, frozenset[str]().union(*used))
 
     def of(self, value: ir.Value) -> frozenset[str]:
@@ -85,7 +85,7 @@ class _Dependencies:
         last = [value for node in self._graph if STATE in self.of(node.outputs[0]) for value in self._hoistable(node.inputs)]
         groups: dict[frozenset[str], list[str]] = {}
         for cut in dict.fromkeys(smallest for value in last for smallest in self._smallest(value)):
-            if _row(cut) is not None and cut.dtype in FLOATS and self._is_weighted(cut):
+            if row_of(cut) is not None and cut.dtype in FLOATS and self._is_weighted(cut):
                 groups.setdefault(self.of(cut), []).append(str(cut.name))
         return {f"{EMBEDDING}_{index}": groups[inputs] for index, inputs in enumerate(sorted(groups, key=sorted))}
 
@@ -101,7 +101,7 @@ class _Dependencies:
         if node is None or node.op_type in WEIGHTED:
             return [value]
         sources = self._hoistable(node.inputs)
-        if _row(value) is not None and sum(map(_size, sources)) >= _size(value):
+        if row_of(value) is not None and sum(map(_size, sources)) >= _size(value):
             return [value]
         return [smallest for source in sources for smallest in self._smallest(source)]
 
@@ -118,11 +118,11 @@ class _Dependencies:
         return False
 
 
-def _reads_batch_size(node: ir.Node) -> bool:
+def reads_batch_size(node: ir.Node) -> bool:
     return node.op_type == "Shape" and (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
 
 
-def _row(value: ir.Value) -> tuple[int, ...] | None:
+def row_of(value: ir.Value) -> tuple[int, ...] | None:
     """Shape of a value without the batch; None if the graph does not state it, or if the first axis is not the batch."""
     if value.shape is None or not len(value.shape) or str(value.shape[0]) != BATCH:
         return None
@@ -131,13 +131,13 @@ def _row(value: ir.Value) -> tuple[int, ...] | None:
 
 
 def _known_row(value: ir.Value) -> tuple[int, ...]:
-    row = _row(value)
+    row = row_of(value)
     assert row is not None, f"a frontier value: {value}"
     return row
 
 
 def _size(value: ir.Value) -> float:
-    row = _row(value)
+    row = row_of(value)
     return math.inf if row is None else math.prod(row)
 
 
@@ -151,7 +151,7 @@ def _embedding(model: ir.Model, name: str, values: Sequence[str]) -> ir.Model:
     out.name, out.type, out.shape = name, ir.TensorType(ir.DataType.FLOAT), _side_by_side(wanted)
     graph.extend(tape.nodes)
     graph.outputs[:] = [out]
-    _prune(model, inputs)
+    prune(model, inputs)
     return model
 
 
@@ -167,7 +167,7 @@ def _body(model: ir.Model, found: Mapping[str, Sequence[str]]) -> ir.Model:
         for value, part in zip(wanted, parts, strict=True):
             value.replace_all_uses_with(_unflattened(tape, graph, part, value))
     graph.insert_before(graph[0], tape.nodes)
-    _prune(model, {STATE, *found})
+    prune(model, {STATE, *found})
     return model
 
 
@@ -197,12 +197,12 @@ def _named(graph: ir.Graph, names: Iterable[str]) -> list[ir.Value]:
     return [made[name] for name in names]
 
 
-def _prune(model: ir.Model, inputs: Collection[str]) -> None:
+def prune(model: ir.Model, inputs: Collection[str]) -> None:
     """Remove nodes that the outputs do not need, and unused inputs of the network that are not in `inputs`."""
     graph = model.graph
     first = next(value for value in graph.inputs if value.name in inputs)
     for node in graph:
-        if _reads_batch_size(node):
+        if reads_batch_size(node):
             node.replace_input_with(0, first)
     common.RemoveUnusedNodesPass()(model)
     for value in [value for value in graph.inputs if value.name not in inputs and not value.uses()]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engines.apps.pictures.images import is_drawable
-from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 
 def planned_stages(context: BuildContext) -> tuple[str, ...]:
@@ -32,12 +32,16 @@ def _precisions(context: BuildContext) -> Iterator[str]:
     if quantization.integer_layers != "all" and quantized:
         yield "integer-speed"
     for precision in quantized:
+        if quantization.float_share > 0:
+            yield f"noise-{precision.name}"
         if context.chooses_groups and precision.quantizes_activations:
             yield f"groups-{precision.name}"
         if quantization.rounding != "nearest" and precision.form == "integer":
             yield f"reconstruct-{precision.name}"
         yield f"quantize-{precision.name}"
     yield from (f"convert-{precision.name}" for precision in context.engine_precisions if precision.weight_bits is None)
+    if context.plan.reuse.cuts:
+        yield from (f"cut-{name}" for name in (FULL_PRECISION, *(precision.name for precision in context.engine_precisions)))
 
 
 def _fit(context: BuildContext) -> Iterator[str]:

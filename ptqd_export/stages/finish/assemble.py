@@ -15,6 +15,7 @@ import numpy as np
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import (
+    CutRecord,
     FileRecord,
     GroupRecord,
     Manifest,
@@ -26,10 +27,10 @@ from engines.bundle.manifest import (
     TargetRecord,
     write_manifest,
 )
+from engines.chain.features import precision_and_cut
 from engines.host.files import replacing, sha256, write_text
 from engines.host.room import check_room, naming_full_disks
 from engines.networks.conditioning import NULL_PREFIX, Conditioning
-from engines.networks.grouped_engine import GroupGraphs
 from engines.untrusted.external_data import graph_files
 from ptqd_export.models.text.prompts import TEXT
 from ptqd_export.records.bundle_lock import UNFINISHED
@@ -38,7 +39,7 @@ from ptqd_export.report.evidence import Evidence
 from ptqd_export.report.page import report_page
 from ptqd_export.report.pictures import PICTURES
 from ptqd_export.report.write_report import REPORT
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs, schedule_path
+from ptqd_export.stages.build_context import CUT_KINDS, FULL_PRECISION, BuildContext, cut_path, network_graphs, schedule_path, stored_cuts
 from ptqd_export.stages.finish.pieces import check_pieces, write_in_pieces
 from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
@@ -101,7 +102,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer = _BundleWriter(folder)
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
-    networks = {name: _write_network(context, writer, network_graphs(parts.graphs, name)) for name in parts.graphs}
+    networks = {name: _write_network(context, writer, parts.graphs, name) for name in parts.graphs}
     if parts.decoder is not None:
         for file in graph_files(parts.decoder / DECODER):
             writer.copy(file.name, file)
@@ -120,8 +121,11 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     write_manifest(folder, manifest)
 
 
-def _write_network(context: BuildContext, writer: _BundleWriter, graphs: GroupGraphs) -> list[NetworkGraphs]:
-    """Write the graphs of a precision, with their pieces if the target runs networks in pieces. Returns their names by group of steps."""
+def _write_network(context: BuildContext, writer: _BundleWriter, folders: Mapping[str, Path], precision: str) -> list[NetworkGraphs]:
+    """Write the graphs of a precision, with their pieces if the target runs networks in pieces, and with those of their cuts. Returns their
+    names by group of steps.
+    """
+    graphs, cuts = network_graphs(folders, precision), stored_cuts(folders[precision])
     folder = f"graphs/{context.placement.name}"
     pieces: Sequence[PiecesRecord | None] = [None] * len(graphs)
     paths = [path for _, path in graphs]
@@ -130,7 +134,24 @@ def _write_network(context: BuildContext, writer: _BundleWriter, graphs: GroupGr
     else:
         for file in sorted({file for path in paths for file in graph_files(path)}):
             writer.copy(f"{folder}/{file.name}", file)
-    return [NetworkGraphs(below, f"{folder}/{path.name}", own) for (below, path), own in zip(graphs, pieces, strict=True)]
+    for path in paths:
+        for file in (cut_path(path, cut, kind) for cut in cuts for kind in CUT_KINDS):
+            writer.copy(f"{folder}/{file.name}", file)
+    return [
+        NetworkGraphs(below, f"{folder}/{path.name}", own, _cut_records(folder, path, cuts))
+        for (below, path), own in zip(graphs, pieces, strict=True)
+    ]
+
+
+def _cut_records(folder: str, path: Path, cuts: Mapping[str, Any]) -> dict[str, CutRecord]:
+    return {
+        cut: CutRecord(
+            full=f"{folder}/{cut_path(path, cut, 'full').name}",
+            reuse=f"{folder}/{cut_path(path, cut, 'reuse').name}",
+            bit_operations_saved_all=found["bit_operations_saved_all"],
+        )
+        for cut, found in cuts.items()
+    }
 
 
 def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str, Any], writer: _BundleWriter) -> None:
@@ -140,6 +161,12 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
     for name, record in records.items():
         steps = json.loads((parts.walked / f"{name}.json").read_text())
         content = statistics(name, placement, context.guidance, steps, record["layers"])
+        writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
+    for name in context.networks_at_cut:
+        precision, cut = precision_and_cut(name)
+        computed = set(stored_cuts(parts.graphs[precision])[str(cut)]["layers"])
+        layers = [layer for layer in records.get(precision, {"layers": []})["layers"] if layer["name"] in computed]
+        content = statistics(name, placement, context.guidance, json.loads((parts.walked / f"{name}.json").read_text()), layers)
         writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
     if (parts.walked / WALK).exists():
         writer.copy(f"{folder}/{WALK}", parts.walked / WALK)
@@ -269,6 +296,7 @@ def _precision(
         bit_operations_saved=saved["layers_saved"],
         bit_operations_saved_all=saved["all_saved"],
         pieces=first.pieces,
-        groups=tuple(GroupRecord(below=one.below, graph=one.graph, pieces=one.pieces) for one in others),
+        groups=tuple(GroupRecord(below=one.below, graph=one.graph, pieces=one.pieces, cuts=dict(one.cuts)) for one in others),
+        cuts=dict(first.cuts),
         versions=dict(versions),
     )

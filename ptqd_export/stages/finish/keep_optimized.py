@@ -31,12 +31,15 @@ class BuiltEngine:
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
     """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece, and a precision with
-    groups of steps one network per group, which share the pieces that do not take the state.
+    groups of steps one network per group, which share the pieces that do not take the state. A network with cuts has two graphs for each.
     """
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
         files = {_engine_name(name, one): one.graph if one.pieces is None else one.pieces.body for one in record.networks}
         files |= {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
+        for one in record.networks:
+            for cut, made in one.cuts.items():
+                files |= {f"{_engine_name(name, one)} at {cut}, full": made.full, f"{_engine_name(name, one)} at {cut}, reuse": made.reuse}
         graphs |= {key: bundle.graph(graph, record.graph) for key, graph in files.items()}
     decoder = bundle.manifest.model.decoder
     return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}

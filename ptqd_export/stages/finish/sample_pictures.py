@@ -11,8 +11,10 @@ import numpy as np
 from engines.apps.pictures.images import save_png
 from engines.arrays import Float32
 from engines.bundle.manifest import DecoderRecord
+from engines.chain.features import cut_name
 from engines.chain.schedule import Schedule
 from engines.networks.decoder import Decoder
+from engines.networks.engine_denoiser import EngineDenoiser
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs, schedule_path
@@ -40,7 +42,10 @@ def make_pictures(
 def _states(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, num: int, on_step: Callable[[], None]) -> list[Float32]:
     """Return the final states for every kind of picture."""
     used = {FULL_PRECISION, *(step.precision for step in schedule.steps)}
-    denoisers = {name: context.network(network_graphs(graphs, name), num) for name in used}
+    denoisers: dict[str, EngineDenoiser] = {name: context.network(network_graphs(graphs, name), num) for name in used}
+    if schedule.cut is not None:
+        at_cut = (cut_name(name, schedule.cut) for name in used)
+        denoisers |= {name: context.network_at(graphs, name, num) for name in at_cut}
     conditioning = context.model.conditioning
     rows = None if conditioning is None else conditioning.rows
     return draw(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
+from calib.walk.reuse import ReuseSteps
 from calib.walk.step_networks import Elsewhere
+from engines.networks.engine_denoiser import EngineDenoiser
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs
 
 
@@ -27,12 +29,22 @@ def fit_settings(context: BuildContext) -> FitSettings:
         samples=context.samples,
         trajectory=plan.calibration.trajectory,
         batch_size=plan.calibration.batch_size,
+        reuse=_reuse(context),
     )
+
+
+def _reuse(context: BuildContext) -> ReuseSteps | None:
+    """Return the steps of the plan that reuse features."""
+    section = context.plan.steps.reuse
+    return None if section is None else ReuseSteps(context.cut, section.of(context.table.steps), context.walked_precisions)
 
 
 def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> FitNetworks:
     """Open the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs."""
-    return FitNetworks({name: context.network(network_graphs(graphs, name), batch) for name in graphs}, FULL_PRECISION)
+    networks: dict[str, EngineDenoiser] = {name: context.network(network_graphs(graphs, name), batch) for name in graphs}
+    for name in context.networks_at_cut:
+        networks[name] = context.network_at(graphs, name, batch)
+    return FitNetworks(networks, FULL_PRECISION)
 
 
 @contextlib.contextmanager

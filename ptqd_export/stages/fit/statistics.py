@@ -16,7 +16,8 @@ from ptqd_export.stages.reporter import Reporter, each
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
-    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps.
+    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps; likewise, for every
+    network at a cut, a file with the records of the steps that reuse features.
 
     If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
     """
@@ -28,7 +29,7 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
         taken = replace(fitted, settings=settings.undecided)
         (folder / WALK).write_text(taken.schedule.model_dump_json(indent=1) + "\n")
         fitted = choose_by_end(fit_networks(context, graphs, round_size(settings)), fitted, on_evaluation)
-    for precision in context.engine_precisions:
-        records = [step_record(result, precision.name, settings.sampler.guidance) for result in fitted.results]
-        (folder / f"{precision.name}.json").write_text(json.dumps(records, allow_nan=False))
+    for name in (*(precision.name for precision in context.engine_precisions), *context.networks_at_cut):
+        records = [step_record(result, name, settings.sampler.guidance) for result in fitted.results if name in result.moments]
+        (folder / f"{name}.json").write_text(json.dumps(records, allow_nan=False))
     schedule_path(folder).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")

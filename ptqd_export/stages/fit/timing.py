@@ -21,8 +21,9 @@ ROUNDS, WARM_UP = 15, 3
 
 
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
-    """Return the median milliseconds per step (guidance included) by precision."""
+    """Return the median milliseconds per step (guidance included) by precision, and by network at the cut of the plan's steps."""
     runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
+    runs |= {name: _reusing_step(context, graphs, name) for name in context.networks_at_cut}
     on_run = each(reporter, len(runs) * (WARM_UP + ROUNDS))
     return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, WARM_UP, on_run).items()}
 
@@ -33,6 +34,15 @@ def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
     samples = np.arange(batch, dtype=np.int64)
     x = context.samples.noise.start(samples)
     return partial(context.timed_denoiser(graph, batch), x, float(context.table.timestep[0]), np.zeros_like(samples))
+
+
+def _reusing_step(context: BuildContext, graphs: Mapping[str, Path], name: str) -> Callable[[], object]:
+    """Return a call that runs the engine of a network at a cut with features to reuse; see `one_step`."""
+    batch = context.plan.target.benchmark_batch
+    samples = np.arange(batch, dtype=np.int64)
+    network, x, timestep = context.network_at(graphs, name, batch), context.samples.noise.start(samples), float(context.table.timestep[0])
+    _, kept = network.keep(x, timestep, np.zeros_like(samples))
+    return partial(network.reuse, x, timestep, np.zeros_like(samples), kept)
 
 
 def write_times(context: BuildContext, output: Path, times: Mapping[str, float] | None) -> None:

@@ -31,5 +31,9 @@ def make_converted_graph(context: BuildContext, precision: Precision, traced: Pa
     calibration = context.plan.calibration
     checked = load_states(states).first(calibration.verify_states)
     found = verify_float(context.model, path, checked, context.backend, each(reporter, FLOAT_RUNS * batches(checked)), calibration.device)
-    record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, TracedNetwork.load(traced), ())}
+    record = {
+        "reconstruction": None,
+        "verification": asdict(found),
+        **precision_record(context, precision, TracedNetwork.load(traced), (), context.overrides()),
+    }
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

@@ -83,6 +83,7 @@ MANIFEST: dict[str, Any] = {
             "bit_operations_saved_all": 1.0,
             "pieces": None,
             "groups": [],
+            "cuts": {},
             "versions": {"torch": "2.13.0"},
         }
     },
@@ -139,6 +140,18 @@ def test_text_encoders_of_the_fourth_version_stand_beside_each_other(tmp_path: P
     (one,) = read.model.text.encoders
     assert (one.takes_mask, one.mask_input, one.joins, one.lowercase) == (False, None, "beside", False)
     assert (read.model.text.fixed, read.model.text.padded) == ({"time_ids": (8.0, 8.0)}, {})
+
+
+def test_groups_of_steps_have_the_cuts_of_their_precision(tmp_path: Path) -> None:
+    (record,) = MANIFEST["precisions"].values()
+    cut = {"full": GRAPH, "reuse": GRAPH, "bit_operations_saved_all": 2.0}
+    group = {"below": 100.0, "graph": GRAPH, "pieces": None, "cuts": {"skip_1": cut}}
+    for cuts, fits in (({"skip_1": cut}, True), ({}, False), ({"skip_2": cut}, False)):
+        folder = write(tmp_path, {**MANIFEST, "precisions": {"fp32": {**record, "groups": [group], "cuts": cuts}}})
+        if fits:
+            assert Bundle.open(folder).manifest.precisions["fp32"].networks[1].cuts["skip_1"].full == GRAPH
+        else:
+            assert "has other cuts" in refusal(folder)
 
 
 @pytest.mark.parametrize("bounds", [[100.0, 200.0], [100.0, 100.0], [0.0], [-1.0]])

@@ -42,6 +42,7 @@ def step(number: int, precision: str) -> dict[str, Any]:
         "corrections": {"fp32": correction(1.0), "w8a8": correction(0.875)},
         "shifted": None if number == 0 else SHIFT,
         "mixed": correction(0.75) if number == 0 else None,
+        "reuse": None,
     }
 
 
@@ -196,3 +197,32 @@ def test_a_step_without_its_corrections_is_no_step() -> None:
     del content["steps"][0]["corrections"]
     with pytest.raises(ValidationError, match=r"(?s)corrections.*Field required"):
         read(content)
+
+
+def reusing(number: int, cut: str) -> dict[str, Any]:
+    """A step of w8a8 that reuses features."""
+    made = step(number, "w8a8")
+    return {**made, "reuse": cut, "corrections": {**made["corrections"], f"w8a8+{cut}": correction(0.5)}}
+
+
+def test_step_that_reuses_features_has_a_correction_of_its_own() -> None:
+    schedule = read({**SCHEDULE, "steps": [step(0, "w8a8"), reusing(1, "skip_3")]})
+    assert schedule.precisions == ("fp32", "w8a8")
+    assert schedule.networks == ("fp32", "w8a8", "w8a8+skip_3")
+    assert schedule.cut == "skip_3"
+    assert schedule.steps[1].network == "w8a8+skip_3"
+    assert schedule.steps[1].chosen_correction.gain == (0.5,)
+    assert read(SCHEDULE).cut is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ([reusing(0, "skip_3"), step(1, "w8a8")], "step 0 reuses the features of skip_3, but no earlier step has computed them"),
+        ([step(0, "w8a8"), reusing(1, "skip_3"), reusing(2, "skip_1")], "different cuts, skip_1, skip_3"),
+        ([step(0, "w8a8"), {**step(1, "w8a8"), "reuse": "skip_3"}], r"step 1 uses w8a8\+skip_3, which has no correction"),
+    ],
+)
+def test_features_that_nothing_kept_are_refused(steps: list[Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        read({**SCHEDULE, "steps": steps})

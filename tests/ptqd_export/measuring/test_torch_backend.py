@@ -15,7 +15,7 @@ from engines.backends.base import Engine
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from ptqd_export.graph.checks.verify import snr_db
-from ptqd_export.measuring.measuring_backend import Bfloat16StandIn
+from ptqd_export.graph.stand_in_backend import StandInBackend
 from ptqd_export.measuring.torch_backend import TorchBackend, TorchEngine
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def test_a_stand_in_of_bfloat16_rounds_every_result(class_build: Built, tmp_path
     ToHalfPrecision("bf16")(model)
     path = tmp_path / "fp32.onnx"
     save_graph(model, path)
-    exact, torched = (
-        Bfloat16StandIn(backend).open(path, ROWS) for backend in (OnnxRuntimeBackend(threads=1, mode="exact"), TorchBackend())
-    )
+    exact, torched = (StandInBackend(backend).open(path, ROWS) for backend in (OnnxRuntimeBackend(threads=1, mode="exact"), TorchBackend()))
     found, expected = torched.run(feeds(exact)), exact.run(feeds(exact))
     full = TorchBackend().open(class_build.graph("fp32"), ROWS).run(feeds(exact))
     assert snr_db(expected, found) > snr_db(full, found)

@@ -72,6 +72,7 @@ RESOLVED = """\
     "step_groups": 1,
     "keep_float": [],
     "keep_8bit_weights": [],
+    "float_share": 0.0,
     "keep_float_encoders": false,
     "integer_layers": "all"
   },
@@ -93,10 +94,14 @@ RESOLVED = """\
     ],
     "variance": "schedule"
   },
+  "reuse": {
+    "cuts": []
+  },
   "steps": {
     "policy": "snr",
     "precisions": null,
     "cost": "bit_operations",
+    "reuse": null,
     "budget": null
   },
   "target": {
@@ -141,7 +146,7 @@ REFUSED = [
     (
         {"precisions": ["w8a8", "w4a9"]},
         'precisions[1]: found "w4a9", expected w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; '
-        'or fp8, fp16 or fp32; did you mean "w4a8"?',
+        'or fp8, mxfp8, nvfp4, nvfp4a8, fp16 or fp32; did you mean "w4a8"?',
     ),
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
@@ -157,6 +162,7 @@ REFUSED = [
         'did you mean "signed"?',
     ),
     ({"steps": {"policy": "cost"}}, "steps.policy: found \"cost\", expected 'snr', 'budget' or 'fixed'"),
+    ({"steps": {"policy": "snr", "reuse": {"every": 1}}}, "steps.reuse.every: found 1, expected 2 or more"),
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),
     ({"quantization": {"rounding": "learned"}}, "quantization.rounding: found \"learned\", expected 'nearest', 'layer' or 'block'"),
     ({"quantization": {"channel_scaling": 2.0}}, "quantization.channel_scaling: found 2.0, expected 1.0 or less"),

@@ -34,7 +34,7 @@ def test_bound_buffers_give_what_a_plain_run_gives_whatever_the_batch(tiny: Tiny
     engine = OnnxRuntimeEngine(tiny.folder / GRAPH)
     bound = BoundSession(open_session(tiny.folder / GRAPH, {}), "cpu")
     for batch in (2, 2, 5, 2):
-        out = bound.run(feeds(batch))
+        (out,) = bound.run(feeds(batch))
         assert out.dtype == np.float32
         np.testing.assert_allclose(out, engine.run(feeds(batch)), rtol=0, atol=1e-6)
 

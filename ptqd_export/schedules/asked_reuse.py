@@ -1,0 +1,62 @@
+"""Reads which steps of an added schedule reuse features."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from calib.walk.reuse import ReuseSteps
+from engines.bundle.bundle import Bundle
+from engines.chain.schedule import Schedule
+from engines.errors import UnknownNameError, UsageError
+
+NONE = "none"
+ASKED = re.compile(r"(?P<cut>[^:]+):(?:every=(?P<every>[0-9]{1,5})|steps=(?P<steps>[0-9]{1,5}(?:-[0-9]{1,5})*))")
+
+
+def asked_reuse(asked: str | None, base: Schedule, bundle: Bundle, precisions: Sequence[str], steps: int) -> ReuseSteps | None:
+    """Return the steps that reuse features, or None if no step does.
+
+    Args:
+        asked: such as `skip_3:every=2`, `skip_3:steps=3-5-7` or `none`; None keeps those of the schedule to start from.
+        base: schedule to start from.
+        bundle: bundle of the networks.
+        precisions: precisions that may take the steps.
+        steps: number of steps in the chain.
+
+    Raises:
+        UsageError: the request names no cut of these precisions, or no steps of the chain.
+    """
+    if asked == NONE or (asked is None and base.cut is None):
+        return None
+    if asked is None:
+        cut, found = str(base.cut), frozenset(step.step for step in base.steps if step.reuse is not None)
+        if len(base.steps) != steps:
+            raise UsageError(
+                "The steps that reuse features are those of a chain of another length.",
+                found=f"{steps} steps, from a schedule of {len(base.steps)}",
+                expected="--reuse CUT:every=K, or --reuse none",
+            )
+    else:
+        cut, found = _read(asked, steps)
+    for precision in dict.fromkeys(precisions):
+        known = bundle.manifest.precisions[precision].cuts
+        if cut not in known:
+            raise UnknownNameError(f"The bundle's {precision} has no such cut.", found=cut, known=known or ("none",))
+    return ReuseSteps(cut, found, tuple(dict.fromkeys(precisions)))
+
+
+def _read(asked: str, steps: int) -> tuple[str, frozenset[int]]:
+    found = ASKED.fullmatch(asked)
+    if found is None:
+        raise UsageError(
+            "--reuse is not understood.", found=asked, expected="CUT:every=K, such as skip_3:every=2, CUT:steps=I-J-K, or none"
+        )
+    if found["every"] is not None:
+        every = int(found["every"])
+        chosen = frozenset(step for step in range(steps) if every and step % every)
+    else:
+        chosen = frozenset(map(int, found["steps"].split("-")))
+    if not chosen or min(chosen) < 1 or max(chosen) >= steps:
+        raise UsageError("--reuse names no steps of the chain.", found=asked, expected=f"every=2 or more, or steps from 1 to {steps - 1}")
+    return found["cut"], chosen

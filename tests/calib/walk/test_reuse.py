@@ -1,0 +1,101 @@
+"""Walks whose steps reuse features: they come from the step that the corrected chain took, and have statistics of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calib.walk.fitted_schedule import record_of, schedule_of
+from calib.walk.policy import Policy, SnrPolicy
+from calib.walk.reuse import ReuseSteps
+from calib.walk.walk import StepResult, Walk, WalkPlan
+from engines.arrays import Float32, Int64
+from engines.chain.denoiser import Denoiser
+from engines.chain.sampling import Chain
+from engines.chain.schedule import SamplerRecord, Schedule
+from tests.calib.walk.gaussian_walk import STEPS, Exact, always, take, walk_plan
+
+CUT, ODD = "skip_1", frozenset(range(1, STEPS, 2))
+
+
+@dataclass
+class Whole:
+    """A network whose features are its output: reused, they are the output of the step that kept them."""
+
+    network: Denoiser
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        return self.network(x, timestep, rows)
+
+    def keep(self, x: Float32, timestep: float, rows: Int64) -> tuple[Float32, Float32]:
+        out = self.network(x, timestep, rows)
+        return out, np.moveaxis(out, 0, 1)
+
+    def reuse(self, x: Float32, timestep: float, rows: Int64, kept: Float32) -> Float32:  # noqa: ARG002 (the protocol's)
+        return np.moveaxis(kept, 1, 0)
+
+
+def reusing(policy: Policy, steps: frozenset[int] = ODD) -> WalkPlan:
+    plan, reuse = walk_plan(), ReuseSteps(CUT, steps, ("low", "high"))
+    at_cut = {f"{name}+{CUT}": Whole(plan.quantized[name]) for name in ("low", "high")}
+    return replace(plan, quantized={**plan.quantized, **at_cut}, reuse=reuse, policy=reuse.policy(policy))
+
+
+def schedule(plan: WalkPlan, results: list[StepResult]) -> Schedule:
+    sampler = SamplerRecord(name="ddim", steps=STEPS, eta=1.0, guidance=1.0)
+    return schedule_of(sampler, record_of("signed", "schedule", ("gain", "offset")), "snr", plan.table, results)
+
+
+def test_policy_chooses_among_the_networks_at_the_cut_where_features_are_reused(tmp_path: Path) -> None:
+    results, _ = take(reusing(SnrPolicy(("low", "high"))), tmp_path)
+    assert [result.chosen.endswith(f"+{CUT}") for result in results] == [step in ODD for step in range(STEPS)]
+    assert all(set(result.corrections) >= {"low", "high"} for result in results)
+    assert {len(results[step].corrections) for step in ODD} == {4}
+
+
+@pytest.mark.parametrize("steps", [ODD, frozenset({3, 4, 5, 11})])
+def test_noise_of_reused_features_is_that_of_the_step_that_the_walk_took(tmp_path: Path, steps: frozenset[int]) -> None:
+    plan, visited = reusing(always("high"), steps), list[Float32]()
+    results, _ = take(plan, tmp_path, lambda _, states: visited.append(np.array(states)))
+    network, exact = plan.quantized["high"], Exact()
+    for step in steps:
+        kept = max(set(range(step)) - steps)
+        old = network(visited[kept], plan.table.timestep[kept], plan.rows)[0]
+        d = old - exact(visited[step], plan.table.timestep[step], plan.rows)[0]
+        found = results[step].moments[f"high+{CUT}"].guided(1.0)
+        np.testing.assert_allclose(found.mean_of("d"), d.mean(axis=(0, 2, 3)), atol=1e-5)
+        np.testing.assert_allclose(found.variance("d"), d.var(axis=(0, 2, 3)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 48])
+def test_a_sampled_chain_ends_where_the_walk_ended(tmp_path: Path, batch: int) -> None:
+    plan = reusing(SnrPolicy(("low", "high")))
+    results, final = take(plan, tmp_path)
+    chain = Chain(schedule(plan, results), plan.quantized)
+    assert chain.cut == CUT
+    sampled = [chain.sample(plan.noise, part, part) for part in np.split(plan.rows, range(batch, len(plan.rows), batch))]
+    np.testing.assert_allclose(np.concatenate(sampled), final, atol=2e-4)
+
+
+def test_features_are_kept_in_a_file_only_where_they_are_reused(tmp_path: Path) -> None:
+    files = set[str]()
+    with Walk(reusing(always("high"), frozenset({STEPS - 1})), tmp_path) as walk:
+        for result in walk:
+            names = {path.name for path in tmp_path.rglob("*")}
+            assert ("features" in names) == (result.step == STEPS - 1)
+            files |= names
+    assert "features" in files
+    assert not list(tmp_path.iterdir())
+
+
+def test_correction_of_reused_features_takes_out_more_noise_than_none(tmp_path: Path) -> None:
+    """The old output is a scaled output of a noisier level, which a gain and an offset mend."""
+    results, _ = take(reusing(always("high")), tmp_path)
+    for step in sorted(ODD)[:-2]:
+        name = f"high+{CUT}"
+        d = results[step].moments[name].guided(1.0)
+        whole = float(np.mean(d.variance("d") + d.mean_of("d") ** 2))
+        assert results[step].corrections[name].residual_variance < whole

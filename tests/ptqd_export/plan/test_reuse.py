@@ -1,0 +1,51 @@
+"""The sections `reuse` and `steps.reuse`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ptqd_export.plan import ReusingStepsSection, load_plan
+from tests.ptqd_export.plan.plans import Write, problems
+
+AUTO, TWO = {"cuts": "auto"}, {"cuts": ["skip_1", "skip_3"]}
+
+
+def test_every_second_step_keeps_what_the_next_one_reuses() -> None:
+    assert ReusingStepsSection(every=2).of(5) == {1, 3}
+    assert ReusingStepsSection(every=3).of(7) == {1, 2, 4, 5}
+    assert ReusingStepsSection(steps=(4, 2)).of(7) == {2, 4}
+
+
+@pytest.mark.parametrize("reuse", [{"every": 2}, {"cut": "skip_3", "steps": [3, 19]}])
+@pytest.mark.parametrize("policy", [{"policy": "snr"}, {"policy": "fixed", "precisions": ["w8a8"]}])
+def test_steps_of_the_chain_may_reuse_features(write: Write, reuse: dict[str, Any], policy: dict[str, Any]) -> None:
+    assert load_plan(write(reuse=TWO, steps={**policy, "reuse": reuse})).plan.steps.reuse == ReusingStepsSection.model_validate(reuse)
+
+
+@pytest.mark.parametrize(
+    ("reuse", "steps", "problem"),
+    [
+        (None, {"every": 2}, 'steps.reuse: found {"cut": null, "every": 2, "steps": null}, expected "reuse": {"cuts": "auto"}, or'),
+        (TWO, {"cut": "skip_2", "every": 2}, 'steps.reuse.cut: found "skip_2", expected "skip_1" or "skip_3"; did you mean "skip_3"?'),
+        (AUTO, {"steps": [3, 20]}, "steps.reuse.steps[1]: found 20, expected 1 to 19, steps of the chain"),
+        (AUTO, {"steps": [0]}, "steps.reuse.steps[0]: found 0, expected 1 or more"),
+        (AUTO, {"every": 2, "steps": [1]}, 'expected either "every" or "steps"'),
+        (AUTO, {}, 'expected either "every" or "steps"'),
+    ],
+)
+def test_steps_that_no_chain_has_are_refused(write: Write, reuse: Any, steps: dict[str, Any], problem: str) -> None:
+    sections = {} if reuse is None else {"reuse": reuse}
+    (found,) = problems(write(**sections, steps={"policy": "snr", "reuse": steps}))
+    assert problem in found
+
+
+def test_budget_does_not_choose_among_steps_that_reuse(write: Write) -> None:
+    (found,) = problems(write(reuse=AUTO, steps={"policy": "budget", "budget": 0.5, "reuse": {"every": 2}}))
+    assert 'the policy "snr" or "fixed" with "reuse"' in found
+
+
+def test_target_without_features_to_keep_is_refused(write: Write) -> None:
+    (found,) = problems(write(reuse=AUTO, target={"name": "tensorrt"}))
+    assert "TensorRT engines cannot keep features" in found
