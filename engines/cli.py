@@ -93,8 +93,8 @@ def sample(
     from engines.networks.prompts import chosen_prompts
 
     texts = chosen_prompts(prompts, prompt_file)
-    choice = ChainChoice(**chain)
-    cluster = cluster_options.chosen_cluster(ray, ray_cpus)
+    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
+    choice = choice if cluster is None else choice.on_workers
     request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster, overwrite)
     click.echo(sample_bundle(request))
 
@@ -182,6 +182,7 @@ def evaluate(
         writable_folder(json_file.absolute().parent)
     texts = chosen_prompts(prompts, prompt_file)
     cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
+    choice = choice if cluster is None else choice.on_workers
     judges = (reference, features or SMALL)
     request = EvaluateRequest(bundle, *judges, num, seed, seeds, batch_size, classes, choice, cluster, shards, texts, clip, lpips)
     result = evaluate_bundle(request, tell=print_chain)
@@ -289,7 +290,7 @@ def serve(
 
     limits, cluster = Limits(max_body, max_num, max_waiting, rate), Cluster(ray or "", ray_cpus)
     serve_bundle(
-        ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain), cluster),
+        ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain).on_workers, cluster),
         click.echo,
         partial(click.echo, err=True),
     )

@@ -87,6 +87,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     wait_without_spinning()
     plan_file, cluster = replace(load_plan(path), output=output), cluster_options.chosen_cluster(ray, ray_cpus)
     gc.disable()  # imports create no garbage
+    from ptqd_export.commands.measure_runtimes import measure_runtimes, print_runtimes
     from ptqd_export.stages.run_build import run_build  # after the plan, so that an invalid plan is reported before torch is imported
     from ptqd_export.stages.summary import print_summary
 
@@ -95,7 +96,9 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     begin = time.monotonic()
     with BuildDisplay() as display:
         run_build(plan_file, fresh=fresh, cluster=cluster, on_progress=display)
+    measured = measure_runtimes(plan_file.output_path, to_choose=True)
     print_summary(plan_file, time.monotonic() - begin)
+    print_runtimes(measured)
 
 
 @main.command()
@@ -168,13 +171,17 @@ def schedule(bundle: Path, name: str | None, removed: str | None, force: bool, *
 def engines(bundle: Path, target: FlavourName | None) -> None:
     """Build a bundle's engines for this machine, and check them.
 
-    The check needs a device that runs the engines; without one, it is left out.
+    The check needs a device that runs the engines; without one, it is left out. For a CPU, every installed runtime is timed and checked,
+    and `ptqd-run --runtime auto` takes the best.
     """
     from ptqd_export.commands.engines_command import build_engines, check_built, print_engines
+    from ptqd_export.commands.measure_runtimes import measure_runtimes, print_runtimes
 
     built = build_engines(bundle, target)
     print_engines(built)
     click.echo(check_built(bundle, built, target))
+    if target is None:
+        print_runtimes(measure_runtimes(bundle))
 
 
 @main.command()

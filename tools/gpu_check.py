@@ -32,7 +32,7 @@ from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.terminal.command_line import CommandLine
 from ptqd_export.commands.engines_command import build_engines
-from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
 from ptqd_export.stages.finish.keep_optimized import BuiltEngine
 
 ROUNDS = 30

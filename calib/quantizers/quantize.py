@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from calib.quantizers.floats.mxfp8 import Mxfp8ActivationQuantizer, Mxfp8WeightQuantizer
+from calib.quantizers.floats.nvfp4 import Nvfp4ActivationQuantizer
 from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.outputs.output_error import ReadingLayer
 from calib.quantizers.quantized_layer import QuantizedLayer
@@ -15,7 +17,7 @@ from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQua
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import NO_OVERRIDES, LayerOverrides, Placement, Rule, rule
 from calib.quantizers.rules.precision import Form, Precision
-from calib.quantizers.scale_search import Criterion, activation_scale, weight_scale
+from calib.quantizers.scale_search import Criterion, activation_scale, nvfp4_weight, weight_scale
 
 ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantizer]
 """Activation quantizers by tensor, bits and form."""
@@ -71,11 +73,11 @@ class Quantizer:
 
     def input_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's input; None for float."""
-        return self._activation(f"{layer.source}.input", rule.activation_bits, rule.form)
+        return self._activation(f"{layer.source}.input", rule.activation_bits, rule.activation_form)
 
     def output_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's output; None for float."""
-        return self._activation(f"{layer.name}.output", rule.output_bits, rule.form)
+        return self._activation(f"{layer.name}.output", rule.output_bits, rule.activation_form)
 
     def _layer_or_none(
         self, layer: Layer, precision: Precision, on_layer: Callable[[], None], others: Sequence[Quantizer]
@@ -108,6 +110,10 @@ class Quantizer:
         assert rule.weight_bits is not None
         if rule.form == "e4m3":
             return Float8WeightQuantizer.of(weight)
+        if rule.form == "mxfp8":
+            return Mxfp8WeightQuantizer.of(weight)
+        if rule.form == "nvfp4":
+            return nvfp4_weight(weight, self._settings.weight_scale, self._seen[f"{layer.name}.output"].rows)
         if self._settings.weight_scale == "max":
             return weight_scale(weight, rule.weight_bits, "max", group=rule.group)
         return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows, group=rule.group)
@@ -123,6 +129,10 @@ class Quantizer:
         seen = self._seen[tensor]
         if form == "e4m3":
             return Float8ActivationQuantizer.of(max(-seen.low, seen.high))
+        if form == "nvfp4":
+            return Nvfp4ActivationQuantizer.of(max(-seen.low, seen.high))
+        if form == "mxfp8":
+            return Mxfp8ActivationQuantizer.dynamic()
         return activation_scale(
             seen.values,
             seen.low,

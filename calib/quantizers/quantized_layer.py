@@ -20,7 +20,7 @@ class QuantizedLayer:
 
     Attributes:
         layer, rule: the layer, and the rule that applies to it.
-        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn if the rule's form is `e4m3`.
+        integers: int8 weight in torch's order, [channels, ...]; float8_e4m3fn unless the rule's form is `integer`.
         weight: weight quantizer.
         input, output: activation quantizers, None if that side stays in float.
         bias: the layer's own float bias, or None.

@@ -90,7 +90,7 @@ class Float8WeightQuantizer(WeightQuantizer):
 
     def integers(self, weight: Tensor) -> Tensor:
         """Return the values to store, float8_e4m3fn [channels, ...]."""
-        return _float8(weight / self.along(weight))
+        return float8(weight / self.along(weight))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class Float8ActivationQuantizer(ActivationQuantizer):
         """See `ActivationQuantizer.fake`."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale = torch.tensor(self.scale, dtype=dtype)
-        return (_float8(x.to(dtype) / scale).to(dtype) * scale).to(x.dtype)
+        return (float8(x.to(dtype) / scale).to(dtype) * scale).to(x.dtype)
 
 
-def _float8(x: Tensor) -> Tensor:
+def float8(x: Tensor) -> Tensor:
     """Round to the nearest E4M3 value from float32, as runtimes do. Clamped first: beyond the range, torch returns NaN and QuantizeLinear
     the largest value.
     """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from calib.quantizers.floats.nvfp4 import BLOCK, LARGEST, Nvfp4WeightQuantizer, e2m1, global_scale_of, storable
 from calib.quantizers.outputs.output_error import ReadingLayer, RowsOfGroup, error_at_readers
 from calib.quantizers.quantizers import SMALLEST_SCALE, ActivationQuantizer, WeightQuantizer, weight_range
 
@@ -52,15 +54,14 @@ def weight_scale(
         group: number of neighbouring inputs of a linear layer that share a scale, a divisor of all of them; None finds one scale for each
             channel.
     """
+    grid = _integer_grid(bits, candidates)
     flat = weight.detach().float().reshape(len(weight), -1)
     size = max(1, _CHUNK_VALUES // flat.shape[1])
     if group is not None:
-        seen = None if rows is None or criterion == "max" else RowsOfGroup(rows[:, 0])
-        found = [_group_scales(chunk, bits, criterion, candidates, seen, group) for chunk in flat.split(size)]
-        return WeightQuantizer(bits, torch.cat(found))
+        return WeightQuantizer(bits, _block_scales(flat, grid, criterion, rows, group))
     errors = [_weight_error] if rows is None else [RowsOfGroup(of_group).error for of_group in rows.unbind(1)]
     groups = zip(flat.chunk(len(errors)), errors, strict=True)
-    chunks = [_channel_scales(chunk, bits, criterion, candidates, error) for group, error in groups for chunk in group.split(size)]
+    chunks = [_channel_scales(chunk, grid, criterion, error) for group, error in groups for chunk in group.split(size)]
     return WeightQuantizer(bits, torch.cat(chunks))
 
 
@@ -69,50 +70,90 @@ def _weight_error(change: Tensor) -> Tensor:
     return change.square().sum(dim=1)
 
 
-def _group_scales(flat: Tensor, bits: int, criterion: Criterion, candidates: int, rows: RowsOfGroup | None, group: int) -> Tensor:
-    """[channels, groups] scales of groups of inputs.
+@_one_thread()
+def nvfp4_weight(weight: Tensor, criterion: Criterion = "mse", rows: Tensor | None = None, candidates: int = 40) -> Nvfp4WeightQuantizer:
+    """Return the quantizer of a weight [channels, inputs] in blocks of 16 inputs. `mse` tries ratios between 0.6 and 1.6 of the scale that
+    takes a block's largest value to 6, as `weight_scale` does for groups; at 1.5 that value becomes 4, and those beside it are finer.
+    """
+    flat = weight.detach().float()
+    unit = global_scale_of(float(flat.abs().max()))
+    ratios = (1.0, *torch.linspace(0.6, 1.6, candidates).tolist())
+    grid = _Grid(LARGEST, e2m1, ratios, partial(storable, global_scale=unit))
+    return Nvfp4WeightQuantizer(4, _block_scales(flat, grid, criterion, rows, BLOCK), unit)
 
-    With rows, the groups of a channel start from the channel's own scale and are searched one after the other, each for the least error of
+
+@dataclass(frozen=True)
+class _Grid:
+    """The values that weights can have.
+
+    Attributes:
+        largest: largest value, in units of the scale.
+        nearest: rounds to the nearest values, in units of the scale.
+        ratios: scales to try, in units of the one that keeps the largest magnitude.
+        storable: rounds a scale to one that can be stored.
+    """
+
+    largest: float
+    nearest: Callable[[Tensor], Tensor]
+    ratios: tuple[float, ...]
+    storable: Callable[[Tensor], Tensor]
+
+    def change(self, flat: Tensor, scale: Tensor) -> Tensor:
+        """What rounding to these scales, [channels], adds to weights [channels, inputs]."""
+        return self.nearest(flat / scale[:, None]).mul_(scale[:, None]).sub_(flat)
+
+
+def _integer_grid(bits: int, candidates: int) -> _Grid:
+    low, high = weight_range(bits)
+    ratios = (1.0, *torch.linspace(0.25, 1.05, candidates).tolist())
+    return _Grid(high, lambda x: torch.round(x).clamp_(low, high), ratios, lambda scale: scale)
+
+
+def _block_scales(flat: Tensor, grid: _Grid, criterion: Criterion, rows: Tensor | None, size: int) -> Tensor:
+    """[channels, blocks] scales of blocks of inputs, found for a chunk of channels at a time."""
+    seen = None if rows is None or criterion == "max" else RowsOfGroup(rows[:, 0])
+    chunks = flat.split(max(1, _CHUNK_VALUES // flat.shape[1]))
+    return torch.cat([_scales_of_blocks(chunk, grid, criterion, seen, size) for chunk in chunks])
+
+
+def _scales_of_blocks(flat: Tensor, grid: _Grid, criterion: Criterion, rows: RowsOfGroup | None, size: int) -> Tensor:
+    """[channels, blocks] scales of blocks of inputs.
+
+    With rows, the blocks of a channel start from the channel's own scale and are searched one after the other, each for the least error of
     the output beside the errors of all others: correlated inputs add them up. So the error never exceeds that of one scale for the channel.
     """
-    parts = flat.split(group, dim=1)
+    parts = flat.split(size, dim=1)
     if rows is None:
-        return torch.stack([_channel_scales(part, bits, criterion, candidates, _weight_error) for part in parts], dim=1)
-    whole = _channel_scales(flat, bits, criterion, candidates, rows.error)
-    changes = [_change(part, whole[:, None], bits) for part in parts]
-    seen = [RowsOfGroup(own) for own in rows.rows.split(group, dim=1)]
+        return torch.stack([_channel_scales(part, grid, criterion, _weight_error) for part in parts], dim=1)
+    whole = _channel_scales(flat, grid, criterion, rows.error)
+    changes = [grid.change(part, whole) for part in parts]
+    seen = [RowsOfGroup(own) for own in rows.rows.split(size, dim=1)]
     outputs = torch.cat(changes, dim=1) @ rows.rows.T
     scales = []
     for part, change, own in zip(parts, changes, seen, strict=True):
         beside = outputs - change @ own.rows.T
-        found = _channel_scales(part, bits, criterion, candidates, partial(own.error, beside=beside), whole)
-        outputs = beside + _change(part, found[:, None], bits) @ own.rows.T
+        found = _channel_scales(part, grid, criterion, partial(own.error, beside=beside), whole)
+        outputs = beside + grid.change(part, found) @ own.rows.T
         scales.append(found)
     return torch.stack(scales, dim=1)
 
 
 def _channel_scales(
-    flat: Tensor, bits: int, criterion: Criterion, candidates: int, error_of: Callable[[Tensor], Tensor], start: Tensor | None = None
+    flat: Tensor, grid: _Grid, criterion: Criterion, error_of: Callable[[Tensor], Tensor], start: Tensor | None = None
 ) -> Tensor:
     """[channels] scales of rows of weights; `start` [channels] are candidates too."""
-    high = weight_range(bits)[1]
-    largest = (flat.abs().amax(dim=1) / high).clamp_min(SMALLEST_SCALE)
+    largest = (flat.abs().amax(dim=1) / grid.largest).clamp_min(SMALLEST_SCALE)
     if criterion == "max":
-        return largest
+        return grid.storable(largest)
     best = torch.full_like(largest, torch.inf)
     chosen = largest.clone()
-    tried = (ratio * largest for ratio in [1.0, *torch.linspace(0.25, 1.05, candidates).tolist()])
+    tried = (grid.storable(ratio * largest) for ratio in grid.ratios)
     for scale in tried if start is None else (start, *tried):
-        error = error_of(_change(flat, scale[:, None], bits))
+        error = error_of(grid.change(flat, scale))
         better = error < best
         best = torch.where(better, error, best)
         chosen = torch.where(better, scale, chosen)
     return chosen
-
-
-def _change(flat: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """What rounding to integers of these scales adds to the weights."""
-    return torch.round(flat / scale).clamp_(*weight_range(bits)).mul_(scale).sub_(flat)
 
 
 @_one_thread()

@@ -12,6 +12,7 @@ from torch import Tensor
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.placement import HighPrecision
+from calib.quantizers.rules.precision import BLOCK_FORMATS
 
 _DTYPES: Mapping[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -22,13 +23,14 @@ def with_scales_in(precision: HighPrecision, layers: Iterable[QuantizedLayer]) -
     float16 changes a scale by at most 2^-11 of its value, far less than half a step of the integers; bfloat16 by 2^-9, a quarter of a step
     of the largest 8-bit integers. float16 loses digits below 6e-5, but there a channel's integer weights are too small to matter. 8-bit
     floats have smaller scales; they lose at most 2^-7 of a weight if the channel's largest weight is above 0.002. No scale becomes zero.
+    Scales of blocks of floats have types of their own, whatever surrounds them.
     """
     dtype = _DTYPES[precision]
     return [
         replace(
             layer,
-            weight=replace(layer.weight, scale=_nearest(layer.weight.scale, dtype)),
-            input=_activation(layer.input, dtype),
+            weight=layer.weight if layer.rule.form in BLOCK_FORMATS else replace(layer.weight, scale=_nearest(layer.weight.scale, dtype)),
+            input=layer.input if layer.rule.activation_form in BLOCK_FORMATS else _activation(layer.input, dtype),
             output=_activation(layer.output, dtype),
         )
         for layer in layers

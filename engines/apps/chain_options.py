@@ -14,10 +14,10 @@ Command: TypeAlias = Callable[..., Any]
 
 RUNTIME = click.option(
     "--runtime",
-    type=Choice(["target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
-    default="target",
+    type=Choice(["auto", "target", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
     show_default=True,
-    help="Runtime of the networks; `target` is the bundle's own.",
+    help="Runtime of the networks; `target` is the bundle's own, `auto` on a CPU the fastest that `ptqd-export engines` found right.",
 )
 
 _OPTIONS = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from engines.backends.base import Backend
+from engines.backends.measured_runtimes import MeasuredRuntimes
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, mode_of
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
@@ -15,11 +16,12 @@ from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtB
 from engines.bundle.bundle import Bundle
 from engines.errors import UnknownNameError, UsageError
 from engines.host.machine import cores, machine_name
+from engines.terminal.installed_packages import installed_versions
 from engines.terminal.verbosity import detail
 
 RuntimeName: TypeAlias = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
-Runtime: TypeAlias = Literal["target"] | RuntimeName
-"""`target` stands for the runtime that the bundle was built for."""
+Runtime: TypeAlias = Literal["auto", "target"] | RuntimeName
+"""`target` stands for the runtime that the bundle was built for, and `auto` for the fastest that is right on this machine."""
 
 
 PACKAGES: Mapping[RuntimeName, tuple[str, ...]] = {
@@ -35,18 +37,38 @@ ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
-    """Return the name of the requested runtime, resolving `target`.
+    """Return the name of the requested runtime, resolving `target` and `auto`. Raises the errors of `chosen_runtime`."""
+    return chosen_runtime(bundle, runtime)[0]
+
+
+def chosen_runtime(bundle: Bundle, runtime: Runtime) -> tuple[RuntimeName, str]:
+    """Return the name of the requested runtime, and why it is that one.
+
+    `auto` takes the fastest of the runtimes that `ptqd-export engines` measured on this machine and found right. Where it measured none,
+    and for a target on a GPU, it takes the target.
 
     Raises:
         UsageError: there is no such runtime.
+        BundleError: the measured runtimes are damaged.
     """
     known = get_args(RuntimeName)
-    if runtime not in ("target", *known):
-        raise UnknownNameError("There is no such runtime.", found=runtime, known=("target", *known))
-    if runtime != "target":
-        return runtime
-    target = bundle.manifest.target
-    return "onnxruntime-cuda" if target.provider == "CUDA" else target.name
+    if runtime not in ("auto", "target", *known):
+        raise UnknownNameError("There is no such runtime.", found=runtime, known=("auto", "target", *known))
+    if runtime != "target" and runtime != "auto":
+        return runtime, "asked for"
+    record = bundle.manifest.target
+    target: RuntimeName = "onnxruntime-cuda" if record.provider == "CUDA" else record.name
+    if runtime == "target":
+        return target, "the bundle's target"
+    if target not in ON_CPU:
+        return target, "the bundle's target, which runs on a GPU"
+    measured = MeasuredRuntimes.read(bundle)
+    if measured is None:
+        return target, "the bundle's target; nothing was measured on this machine"
+    best = measured.best(lambda name: installed_versions(*PACKAGES.get(name, ())))  # type: ignore[call-overload]
+    if best not in ON_CPU:
+        return target, "the bundle's target; no runtime that was measured on this machine is right and still installed"
+    return best, f"the fastest that is right of {', '.join(measured.runtimes)}, as measured on this machine"
 
 
 def provider_of(name: RuntimeName) -> Provider:
@@ -65,8 +87,8 @@ def open_backend(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     Raises:
         MissingBackendError: the runtime or its device is missing.
     """
-    name = runtime_name(bundle, runtime)
-    detail(f"runtime: {name} on {provider_of(name)}, {threads or cores()} CPU threads")
+    name, reason = chosen_runtime(bundle, runtime)
+    detail(f"runtime: {name} on {provider_of(name)}, {threads or cores()} CPU threads ({reason})")
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(engine_settings(bundle, name), bundle.folder)
     if name == "openvino":

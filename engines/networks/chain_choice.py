@@ -47,6 +47,11 @@ class ChainChoice:
     update: Literal["host", "device"] = "host"
     threads: int | None = None
 
+    @property
+    def on_workers(self) -> ChainChoice:
+        """The choice for the workers of a cluster, which share no measured times: the target in place of `auto`."""
+        return replace(self, runtime="target") if self.runtime == "auto" else self
+
     def chosen(self, bundle: Bundle) -> Chain:
         """Return the chain without opening its engines, for checks that need none.
 

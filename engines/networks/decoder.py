@@ -8,7 +8,7 @@ import numpy as np
 
 from engines.arrays import Float32
 from engines.backends.base import Backend, Engine
-from engines.backends.choice import Runtime, engine_settings, open_backend
+from engines.backends.choice import Runtime, engine_settings, open_backend, runtime_name
 from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
@@ -59,7 +59,7 @@ def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
 
 
 def _backend(bundle: Bundle, runtime: Runtime, batch: int, threads: int | None) -> Backend:
-    name = bundle.manifest.target.name if runtime == "target" else runtime
+    name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
         return TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
     return open_backend(bundle, runtime, threads)

@@ -35,7 +35,8 @@ from engines.terminal.progress import progress
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.layer_outputs import SHOWN, ShowLayerOutputs
-from ptqd_export.measuring.measuring_backend import bundle_measuring_backend, runnable
+from ptqd_export.graph.stand_in_backend import runnable
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
 from ptqd_export.plan import FULL_PRECISION
 
 Against = Literal["oracle", "fp32"]

@@ -16,6 +16,7 @@ from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Manifest, TargetRecord
+from ptqd_export.measuring.measured_with import named
 
 WIDTH = 80
 """Columns of a table that is not written to a terminal."""
@@ -105,6 +106,7 @@ def _model(found: Inspection) -> Table:
         "image": "the state" if model.decoder is None else _shape(model.image_shape),
         "conditioning": _conditioning(manifest),
         "target": _target(manifest.target),
+        "measured on": named(manifest.measured_on),
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files",
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "unknown versions",
     }

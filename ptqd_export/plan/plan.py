@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from calib.quantizers.rules.precision import FLOAT8, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
+from calib.quantizers.rules.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan.calibration import CalibrationSection
@@ -37,6 +38,10 @@ PrecisionName: TypeAlias = Annotated[str, AfterValidator(_known_precision), Fiel
 def _having(precision: str) -> str:
     """Name the targets that have engines of a float precision."""
     return " or ".join(f'"{name}"' for name, target in TARGETS.items() if precision in target.placement.high_precisions)
+
+
+WORDS: Mapping[Form, str] = {"e4m3": "8-bit floats", "nvfp4": "4-bit floats in blocks", "mxfp8": "8-bit floats in blocks"}
+"""Forms of quantized values as messages name them."""
 
 
 def _storing(form: Form) -> str:
@@ -102,8 +107,11 @@ class Plan(Section):
             for name in precisions
             if name in FLOAT_WIDTHS and name not in found.placement.high_precisions
         ]
-        if FLOAT8 in precisions and Precision.parse(FLOAT8).form not in found.placement.forms:
-            problems.append((("name",), target.name, f"a target that runs 8-bit floats for the precision {FLOAT8}: {_storing('e4m3')}"))
+        problems += [
+            (("name",), target.name, f"a target that runs {WORDS[form]} for the precision {name}: {_storing(form)}")
+            for name in precisions
+            if (form := Precision.parse(name).form) not in found.placement.forms
+        ]
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
         quantization = info.data.get("quantization")

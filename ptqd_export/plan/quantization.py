@@ -69,6 +69,13 @@ class QuantizationSection(Section):
     keep_8bit_weights: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="patterns with * and ? for the names of layers whose weights have 8 bits at every precision"
     )
+    float_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the layers' multiply-accumulates that may compute in float: the build measures how much noise each layer "
+        "causes, and spends the share where it removes most",
+    )
     keep_float_encoders: bool = Field(
         default=False, description="keep the weights of text encoders with more than 500 million parameters in float; else they have 8 bits"
     )

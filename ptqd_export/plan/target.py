@@ -47,6 +47,11 @@ class TargetSection(Section):
         validate_default=True,
         description="for TensorRT: batch sizes that its engines take; null takes every default (ONNX Runtime takes any batch size)",
     )
+    measure: Literal["engines", "torch", "cpu"] | None = Field(
+        default=None,
+        description="what runs the networks while statistics are measured: the target's engines, PyTorch on calibration.device, or ONNX "
+        "Runtime's exact mode on the CPU; null takes the engines where the target's device is present, else PyTorch or the CPU",
+    )
     workspace_gib: float | None = Field(
         default=None, gt=0, description="for TensorRT: most memory that its builder may use, in GiB; null allows all of the device's"
     )

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from engines.bundle.manifest import saved_all
+from ptqd_export.measuring.measured_with import named
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
@@ -46,7 +47,8 @@ def subtitle(content: Content) -> list[str]:
     taken = ", ".join(f"{count} {name}" for name, count in content.taken.items())
     corrected = _CORRECTED.get(correction.mode, f"{correction.mode} correction")
     return [
-        f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized for {content.bundle.manifest.target.name}",
+        f"{model.family}, {model.parameters / 1e6:.3g} M parameters, quantized for {content.bundle.manifest.target.name}, "
+        f"statistics measured on {named(content.bundle.manifest.measured_on)}",
         f"{sampler.name}, {sampler.steps} steps ({taken}), eta {sampler.eta:g}, guidance {sampler.guidance:g}, "
         f"{corrected}, policy {content.schedule.policy}",
     ]

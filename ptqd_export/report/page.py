@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from engines.bundle.bundle import Bundle
+from ptqd_export.measuring.measured_with import named
 from ptqd_export.report import bundle_tables, headlines, judged_tables
 from ptqd_export.report.content import Content
 from ptqd_export.report.evidence import Evidence
@@ -69,7 +70,7 @@ def report_page(bundle: Bundle, evidence: Evidence) -> str:
         kinds=KINDS,
         row_word=content.row_word,
         seed=SEED,
-        measured_on=bundle.manifest.measured_on,
+        measured_on=named(bundle.manifest.measured_on),
         advice=bundle_tables.advice(content),
         timeline=timeline(content.chain, content.precisions[::-1]),
         plots=step_plots(content.chain, tuple(content.measured)),

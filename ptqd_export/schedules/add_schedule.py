@@ -25,7 +25,7 @@ from engines.errors import UsageError
 from engines.host.interruption import keeping
 from engines.networks.engine_bank import EngineBank
 from engines.terminal.progress import progress
-from ptqd_export.measuring.measuring_backend import bundle_measuring_backend
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.records.statistics_file import statistics, step_record

@@ -14,10 +14,11 @@ def check_build(context: BuildContext) -> None:
 
     Raises:
         UsageError: the plan does not fit the model.
-        MissingBackendError: the device for calibration or the provider of the target is missing.
+        MissingBackendError: the device for calibration, the provider of the target, or what should measure is missing.
     """
     context.calibration_device.check()
     check_provider(context.plan.target.provider)
+    _ = context.measured_with
     fit_settings(context).check_steps()
     if context.plan.steps.reuse is not None and context.elsewhere is not None:
         raise UsageError(

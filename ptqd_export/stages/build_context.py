@@ -23,7 +23,8 @@ from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.samplers import NoiseSchedule, SamplerTable
 from ptqd_export.measuring.calibration_device import CalibrationDevice
-from ptqd_export.measuring.measuring_backend import measuring_backend
+from ptqd_export.measuring.measured_with import MeasuredWith
+from ptqd_export.measuring.measuring_backend import measuring_backend, opened_backend
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.load import fingerprint, load_model
 from ptqd_export.models.tensors.mapped_weights import map_weights
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from calib.walk.step_networks import BatchEvaluator
 
+    OwnEngines: TypeAlias = Callable[["BuildContext"], Backend]
     Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, GroupGraphs]], AbstractContextManager[BatchEvaluator]]
 
 GROUPS = "groups.json"
@@ -54,11 +56,13 @@ class BuildContext:
         plan_file: the plan.
         elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs of every precision (`network_graphs`);
             None evaluates them in this process.
+        engines: opens the target's own engines, for a target that the build can measure without them.
     """
 
-    def __init__(self, plan_file: PlanFile, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(self, plan_file: PlanFile, elsewhere: Elsewhere | None = None, engines: OwnEngines | None = None) -> None:
         self.plan_file = plan_file
         self.elsewhere = elsewhere
+        self._engines = engines
         self.plan: Plan = plan_file.plan
         self.target: Target = TARGETS[self.plan.target.name]
         self.placement: Placement = self.target.placement
@@ -67,7 +71,7 @@ class BuildContext:
 
     def changed(self, plan_file: PlanFile) -> BuildContext:
         """Return the context of another plan for the same model."""
-        other = BuildContext(plan_file, self.elsewhere)
+        other = BuildContext(plan_file, self.elsewhere, self._engines)
         other.model = self.model
         return other
 
@@ -125,13 +129,42 @@ class BuildContext:
 
     @property
     def backend(self) -> Backend:
-        """The backend that runs the graphs during the build."""
+        """The backend that verifies graphs, and times those of a target that the build can run."""
         return measuring_backend(self.plan.target, self.plan.target.threads)
 
-    def overrides(self, slower: Mapping[str, float] = MappingProxyType({})) -> LayerOverrides:
-        """Return the plan's overrides, together with the layers that were measured to be slower in integers."""
+    @cached_property
+    def measured_with(self) -> MeasuredWith:
+        """What runs the networks while statistics are measured.
+
+        Raises:
+            MissingBackendError: the plan asks for the target's engines, and its runtime or device is missing.
+        """
+        return MeasuredWith.of(self.plan.target, self.plan.calibration.device, on_a_cluster=self.elsewhere is not None)
+
+    @cached_property
+    def measuring(self) -> Backend:
+        """The backend that runs the networks while statistics are measured."""
+        if self.runs_engines:
+            assert self._engines is not None
+            return self._engines(self)
+        return opened_backend(self.measured_with, self.plan.target, self.plan.target.threads)
+
+    @property
+    def runs_engines(self) -> bool:
+        """Whether the build runs engines of a target that it could measure without them."""
+        return self.target.stand_in and self.measured_with.measure == "engines"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the build can time the target's engines."""
+        return self.runs_engines or not self.target.stand_in
+
+    def overrides(
+        self, slower: Mapping[str, float] = MappingProxyType({}), noisy: Mapping[str, float] = MappingProxyType({})
+    ) -> LayerOverrides:
+        """Return the plan's overrides, together with the layers that were measured to be slower in integers, or noisy."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, settings.weight_group)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
@@ -156,10 +189,19 @@ class BuildContext:
         """Open the network of a graph for batches of `batch` samples."""
         return self.network([(math.inf, graph)], batch)
 
-    def network(self, graphs: GroupGraphs, batch: int) -> EngineDenoiser:
-        """Open a network, given one graph per group of steps (see `network_graphs`), for batches of `batch` samples."""
+    def timed_denoiser(self, graph: Path, batch: int) -> EngineDenoiser:
+        """Open the network of a graph on the target's engines, for batches of `batch` samples."""
+        return self.network([(math.inf, graph)], batch, self.measuring if self.runs_engines else self.backend)
+
+    def network(self, graphs: GroupGraphs, batch: int, backend: Backend | None = None) -> EngineDenoiser:
+        """Open a network, given one graph per group of steps (see `network_graphs`), for batches of `batch` samples; on the backend that
+        measures statistics, or on another.
+        """
         branches = 2 if self.guided else 1
-        engine, combine = open_groups(self.backend, graphs, branches * batch), NormGuidance.at(self.guidance, self.model.guidance_patch)
+        engine, combine = (
+            open_groups(backend or self.measuring, graphs, branches * batch),
+            NormGuidance.at(self.guidance, self.model.guidance_patch),
+        )
         return EngineDenoiser(engine, self.model.conditioning, self.guided, combine=combine)
 
     def network_at(self, folders: Mapping[str, Path], name: str, batch: int) -> CutEngines:

@@ -24,6 +24,7 @@ class BuildEstimate:
         row_seconds: seconds of a row at full precision.
         quicker: seconds that changes of the plan save, the most first.
         on_a_cluster: whether the walk runs on a cluster.
+        measured_on: what the row was measured on, which will run the networks of the statistics; empty if it is not told.
     """
 
     seconds: Mapping[str, float]
@@ -31,14 +32,19 @@ class BuildEstimate:
     row_seconds: float
     quicker: Mapping[str, float] = field(default_factory=dict)
     on_a_cluster: bool = False
+    measured_on: str = ""
 
     def __str__(self) -> str:
         longest = sorted(self.seconds, key=self.seconds.__getitem__, reverse=True)[:LISTED]
         listed = ", ".join(f"{stage} {duration(self.seconds[stage])}" for stage in longest)
         return (
             f"about {duration(sum(self.seconds.values()))}: {self.rows:,} network evaluations, "
-            f"{_milliseconds(self.row_seconds)} ms each at full precision; {listed}{self._ways()}"
+            f"{_milliseconds(self.row_seconds)} ms each at full precision{self._where}; {listed}{self._ways()}"
         )
+
+    @property
+    def _where(self) -> str:
+        return f" on {self.measured_on}" if self.measured_on else ""
 
     def _ways(self) -> str:
         """Return how a long build gets shorter."""

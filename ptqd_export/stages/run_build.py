@@ -42,6 +42,7 @@ from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
 from ptqd_export.stages.network.text import make_text
 from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
+from ptqd_export.stages.own_engines import target_engines
 from ptqd_export.stages.precisions.activations import make_observations
 from ptqd_export.stages.precisions.chosen_groups import load_chosen, make_group_choice
 from ptqd_export.stages.precisions.conversion import make_converted_graph
@@ -49,6 +50,7 @@ from ptqd_export.stages.precisions.cut_graphs import make_cut_graphs, named_cuts
 from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
+from ptqd_export.stages.precisions.noisy_layers import load_noisy, make_layer_noise
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -67,7 +69,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
         UsageError: the plan does not fit the model, or the output cannot be written. Nothing is written.
         PtqdError: a stage failed, or another process is writing to the output folder. Finished stages are kept.
     """
-    context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster))
+    context = BuildContext(plan_file, None if cluster is None else partial(walking_on, cluster), target_engines)
     progress = ProgressTracker(on_progress)
     with _uncached("load", progress):
         check_build(context)
@@ -89,7 +91,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     plan = context.plan
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
-    drawn = {"traced": traced.name, "provider": plan.target.provider, **sampled}
+    drawn = {"traced": traced.name, "measured": asdict(context.measured_with), **sampled}
     drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
     states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
     prepared = _prepared(context, cache, traced, states)
@@ -109,7 +111,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
     with _uncached("bundle", progress):
         assemble(context, output, parts)
-    times = None if context.target.stand_in else _times(context, graphs, chosen, progress)
+    times = _times(context, graphs, chosen, progress) if context.is_timed else None
     write_times(context, output, times)
     if chosen is not None and chosen.times is not None:
         write_time_frontier(context, output, chosen, chosen.times)
@@ -234,6 +236,11 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
     prepared, quantization = sources.prepared, context.plan.quantization
     settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
     settings |= {"slower": sources.slower} if sources.slower else {}
+    if quantization.float_share > 0:
+        measure = partial(make_layer_noise, context, precision, sources)
+        inputs = {**settings, "states": sources.states.name, **_device(context)}
+        noise = cache.run(f"noise-{precision.name}", inputs, measure)
+        sources, settings["noise"] = replace(sources, noisy=load_noisy(noise)), noise.name
     if context.chooses_groups and precision.quantizes_activations:
         choose = partial(make_group_choice, context, precision, sources)
         chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)
@@ -273,7 +280,7 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
     wanted = {
         "graphs": names,
-        "provider": plan.target.provider,
+        "measured": asdict(context.measured_with),
         **plan.model_dump(include={"sampler", "precisions", "calibration", "correction", *(("reuse",) if plan.reuse.cuts else ())}),
     }
     spends = plan.steps.policy == "budget"

@@ -11,13 +11,15 @@ from statistics import fmean
 
 from rich.console import Console
 
-from calib.quantizers.rules.placement import WITHOUT_GROUPS
+from calib.quantizers.rules.placement import NOISY, WITHOUT_BLOCKS, WITHOUT_GROUPS
+from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
 from engines.host.machine import machine_name
 from engines.terminal.fitting_table import FittingTable, result_console
 from engines.terminal.verbosity import is_quiet
+from ptqd_export.measuring.measured_with import named
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.kernel_advice import kernel_advice
 from ptqd_export.records.times_file import read_times, times_file
@@ -28,6 +30,9 @@ from ptqd_export.stages.stage_cache import finished_stage
 COLUMNS = (
     "precision", "size", "bit ops saved (layers / all)", "time per step", "noise SNR", "R2", "corrected SNR", "fast mode", "steps",
 )  # fmt: skip
+
+DROWNED_DB = 6.0
+"""SNR below which the summary says what to do: half of the output's amplitude is noise."""
 
 
 def _steps(count: int, reusing: int) -> str:
@@ -50,16 +55,19 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
     remarks = Console(quiet=True) if is_quiet() else console
     remarks.print(table)
     time = f"batch {context.plan.target.benchmark_batch}, median on this machine"
+    if times is None:
+        time = f"not measured: {named(bundle.manifest.measured_on)} ran the graphs in place of {context.target.name}"
     following = f"ptqd-run sample {shown} --num 64 --seed 1 --output out"
     if context.target.stand_in:
-        time = f"not measured: ONNX Runtime ran the graphs in place of {context.target.name}"
         following = f"ptqd-export engines {shown}"
     remarks.print(
         f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
+        f"statistics: measured on {named(bundle.manifest.measured_on)}\n"
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
         highlight=False,
@@ -100,14 +108,32 @@ def _learned(name: str, folder: Path) -> str:
 
 
 def _grouped(name: str, folder: Path) -> str:
-    """Return a line on the layers whose weights have scales of groups, or an empty string if the plan asked for none."""
+    """Return lines on the layers whose weights have scales of groups or blocks, or an empty string if neither was asked for."""
     layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
     grouped = [layer["weight"]["group"] for layer in layers if "weight" in layer and layer["weight"]["group"] is not None]
-    channels = sum(WITHOUT_GROUPS in (layer["reason"] or "") for layer in layers)
-    if not grouped and not channels:
+    blocks = [BLOCK_FORMATS[layer["form"]].size for layer in layers if layer["form"] in BLOCK_FORMATS]
+    without = {reason: sum(reason in (layer["reason"] or "") for layer in layers) for reason in (WITHOUT_GROUPS, WITHOUT_BLOCKS)}
+    return "".join(
+        f"{name}: {what} of {sizes[0] if sizes else 'no'} input channels in {len(sizes)} layers, {reason} in {without[reason]}; "
+        "`ptqd-export inspect` says why\n"
+        for what, sizes, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
+        if sizes or without[reason]
+    )
+
+
+def _noisy(name: str, folder: Path, share: float) -> str:
+    """Return a line on the layers that compute in float because of their noise, or on a precision that drowns in noise without any."""
+    if name == FULL_PRECISION:
         return ""
-    found = f"groups of {grouped[0]} input channels in {len(grouped)} layers" if grouped else "no groups"
-    return f"{name}: weight scales: {found}, output channels in {channels}; `ptqd-export inspect` says why\n"
+    record = json.loads((folder / "precision.json").read_text())
+    noise = record["verification"]["noise"]
+    chosen = sum(NOISY in (layer["reason"] or "") for layer in record["layers"])
+    if chosen:
+        return f"{name}: {chosen} layers compute in float for their noise; `ptqd-export inspect` names them\n"
+    if share == 0 and noise < DROWNED_DB:
+        more = "`quantization.float_share`, such as 0.1, computes the noisiest layers in float"
+        return f"{name}: the noise is only {noise:.1f} dB below the output; {more}\n"
+    return ""
 
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:

@@ -58,6 +58,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PlanFile, bool]]:
         module = ModuleType(f"ptqd_export.stages.{name}")
         module.__dict__["run_build" if name == "run_build" else "print_summary"] = function
         monkeypatch.setitem(sys.modules, f"ptqd_export.stages.{name}", module)
+    runtimes = ModuleType("ptqd_export.commands.measure_runtimes")
+    runtimes.__dict__.update(measure_runtimes=lambda *_given, **_options: None, print_runtimes=lambda _: None)
+    monkeypatch.setitem(sys.modules, runtimes.__name__, runtimes)
     return seen
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from calib.quantizers.rules.layers import Layer, Op, Role
-from calib.quantizers.rules.precision import Form, Precision
+from calib.quantizers.rules.precision import BLOCK_FORMATS, Form, Precision, stored_bits
 
 INT4_BITS = 4
 """Weights of at most this many bits can be packed, two in a byte."""
@@ -35,14 +35,14 @@ class OpPlacement:
         shifted: whether the integers and zero points of the weights can be shifted together when the graph is loaded. ONNX Runtime has two
             kernels for integer convolutions and uses the one for zero points of 0 if all are 0, although the other is twice as fast on
             processors with AMX.
-        weight_groups: whether packed weights of float activations can have one scale for each group of input channels.
+        blocks: whether packed weights can have one scale for each block of input channels.
     """
 
     quantize_output: bool
     bias: Literal["int32", "float"]
     int4: Literal["always", "weight_only", "never"]
     shifted: bool = False
-    weight_groups: bool = False
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=True, bias="int32", int4="always", shifted=True),
-                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always", weight_groups=True),
-                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always", weight_groups=True),
+                    "Gemm": OpPlacement(quantize_output=True, bias="int32", int4="always", blocks=True),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="always", blocks=True),
                 }
             ),
         ),
@@ -112,12 +112,12 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             attention="products",
             condition="float",
             high_precisions=("fp16", "bf16", "fp32"),
-            forms=("integer", "e4m3"),
+            forms=("integer", "e4m3", "nvfp4", "mxfp8"),
             ops=MappingProxyType(
                 {
                     "Conv": OpPlacement(quantize_output=False, bias="float", int4="never"),
-                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only", weight_groups=True),
-                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only", weight_groups=True),
+                    "Gemm": OpPlacement(quantize_output=False, bias="float", int4="weight_only", blocks=True),
+                    "MatMul": OpPlacement(quantize_output=False, bias="float", int4="weight_only", blocks=True),
                 }
             ),
         ),
@@ -133,7 +133,8 @@ class Rule:
         weight_bits, activation_bits, output_bits: bit widths; None means float.
         bias: how the bias is stored.
         reason: why the bit widths differ from the precision's.
-        form: form of the quantized weight and activations.
+        form: form of the quantized weight.
+        activation_form: form of the quantized activations.
         group: number of input channels that share a scale of the weight; None for one scale for each output channel.
     """
 
@@ -143,11 +144,19 @@ class Rule:
     bias: Literal["int32", "float"]
     reason: str | None = None
     form: Form = "integer"
+    activation_form: Form = "integer"
     group: int | None = None
 
     def stored_weight_bits(self, scale_bits: int) -> float | None:
-        """Bits that a weight takes with its share of a group's scale; None for float. Scales of whole channels do not count."""
-        return None if self.weight_bits is None else self.weight_bits + (0 if self.group is None else scale_bits / self.group)
+        """Bits that a weight takes with its share of a group's or block's scale; None for float. Scales of channels do not count."""
+        if self.weight_bits is None:
+            return None
+        return stored_bits(self.weight_bits, self.form) + (0 if self.group is None else scale_bits / self.group)
+
+    @property
+    def stored_activation_bits(self) -> float | None:
+        """Bits that an activation takes with its share of the scale of a block; None for float."""
+        return None if self.activation_bits is None else stored_bits(self.activation_bits, self.activation_form)
 
 
 _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
@@ -169,12 +178,14 @@ class LayerOverrides:
         keep_float: patterns (as in `fnmatch`) of layer names that stay in float.
         keep_8bit_weights: patterns of layer names whose weights never have fewer than 8 bits.
         slower: layers that keep integer weights but compute in float, with the measured speed-up of integers over float.
+        noisy: layers that have 8-bit weights and compute in float because of the noise they cause alone, in dB relative to the output.
         weight_group: number of input channels that share a scale in packed weights of float activations; None for scales of channels.
     """
 
     keep_float: tuple[str, ...] = ()
     keep_8bit_weights: tuple[str, ...] = ()
     slower: Mapping[str, float] = field(default_factory=dict)
+    noisy: Mapping[str, float] = field(default_factory=dict)
     weight_group: int | None = None
 
 
@@ -182,6 +193,15 @@ NO_OVERRIDES = LayerOverrides()
 
 WITHOUT_GROUPS = "one weight scale for each output channel"
 """Begins the reason why a weight has no scales of groups where the plan asks for them."""
+
+WITHOUT_BLOCKS = "8-bit floats (E4M3) without blocks"
+"""Begins the reason why a layer has no blocks at a precision of floats in blocks."""
+
+_EIGHT_BIT_FLOATS = Rule(8, 8, None, "float", form="e4m3", activation_form="e4m3")
+
+
+NOISY = "among the noisiest layers"
+"""Begins the reason why a layer computes in float for the noise that it causes."""
 
 
 def rule(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
@@ -194,20 +214,45 @@ def rule(layer: Layer, precision: Precision, placement: Placement, overrides: La
         overrides: exceptions from the precision.
     """
     bits = _bits(layer, precision, placement, overrides)
-    packed = bits.weight_bits is not None and bits.weight_bits <= INT4_BITS and bits.activation_bits is None
+    packed = bits.weight_bits is not None and bits.weight_bits <= INT4_BITS and bits.activation_bits is None and bits.form == "integer"
     return bits if overrides.weight_group is None or not packed else _grouped(bits, layer, placement, overrides.weight_group)
 
 
 def _grouped(bits: Rule, layer: Layer, placement: Placement, group: int) -> Rule:
     """Return the rule with groups of input channels, or, where the layer takes none, with the reason."""
-    if not placement.ops[layer.op].weight_groups:
-        lacking = f"a {layer.op} takes no groups of input channels"
-    elif layer.shape[1] % group:
-        lacking = f"groups of {group} do not divide {layer.shape[1]} input channels"
-    else:
+    lacking = _no_blocks(layer, placement, group)
+    if lacking is None:
         return replace(bits, group=group)
-    scales = f"{WITHOUT_GROUPS}: {lacking}"
-    return replace(bits, reason=scales if bits.reason is None else f"{bits.reason}; {scales}")
+    return replace(bits, reason=_and(bits.reason, f"{WITHOUT_GROUPS}: {lacking}"))
+
+
+def _no_blocks(layer: Layer, placement: Placement, size: int) -> str | None:
+    """Why a layer's weight does not divide into blocks of input channels; None if it does."""
+    if not placement.ops[layer.op].blocks:
+        return f"a {layer.op} takes no blocks of input channels"
+    return f"blocks of {size} do not divide {layer.shape[1]} input channels" if layer.shape[1] % size else None
+
+
+def _and(reason: str | None, other: str) -> str:
+    return other if reason is None else f"{reason}; {other}"
+
+
+def _block_floats(layer: Layer, precision: Precision, placement: Placement, wide: str | None) -> Rule:
+    """Return the rule of a layer at a precision of floats in blocks. Layers without blocks get 8 bits, without blocks.
+
+    Args:
+        layer, precision, placement: as in `rule`.
+        wide: why the plan asks for 8-bit weights; None if it does not.
+    """
+    lacking = wide or _no_blocks(layer, placement, BLOCK_FORMATS[precision.form].size)
+    if layer.role == "condition" and placement.condition == "float":
+        if lacking is None and precision.weight_bits == INT4_BITS:
+            return Rule(INT4_BITS, None, None, "float", _FLOAT_CONDITION, precision.form)
+        eight = None if lacking is None else f"8-bit weights without blocks: {lacking}"
+        return Rule(8, None, None, "float", _and(eight, _FLOAT_CONDITION))
+    if lacking is not None:
+        return replace(_EIGHT_BIT_FLOATS, reason=f"{WITHOUT_BLOCKS}: {lacking}")
+    return Rule(precision.weight_bits, precision.activation_bits, None, "float", None, precision.form, precision.activation_form)
 
 
 def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides) -> Rule:
@@ -218,9 +263,13 @@ def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: L
         return Rule(None, None, None, "float", f"precision {precision.name}")
     if layer.role in _FLOAT_ACTIVATIONS:
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
+    if layer.name in overrides.noisy:
+        return Rule(8, None, None, "float", f"{NOISY}: {overrides.noisy[layer.name]:.0f} dB alone; 8-bit weights, float activations")
     pattern = _matched(layer, overrides.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
+    if precision.form in BLOCK_FORMATS:
+        return _block_floats(layer, precision, placement, reason)
     if precision.activation_bits > CONTAINER_BITS:
         return Rule(weight_bits, None, None, "float", reason or f"precision {precision.name}: weights only")
     if layer.role == "condition" and placement.condition == "float":
@@ -229,7 +278,7 @@ def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: L
         return Rule(weight_bits, None, None, "float", f"integers are slower here: {overrides.slower[layer.name]:.2f}x")
     op = placement.ops[layer.op]
     output_bits = CONTAINER_BITS if op.quantize_output else None
-    return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, form=precision.form)
+    return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, precision.form, precision.activation_form)
 
 
 def _matched(layer: Layer, patterns: Sequence[str]) -> str | None:

@@ -1,5 +1,5 @@
 """Precisions by name: `w4a8` means 4-bit weights with 8-bit activations, `w4a16` 4-bit weights with float activations, `fp8` 8-bit floats
-(E4M3) for both, `fp32` all float.
+(E4M3) for both, `nvfp4` 4-bit floats in blocks for both, `fp32` all float.
 """
 
 from __future__ import annotations
@@ -16,36 +16,70 @@ WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 16)
 FLOAT_WIDTHS: Mapping[str, int] = MappingProxyType({"fp16": 16, "fp32": 32})
 
-FLOAT8 = "fp8"
+Form: TypeAlias = Literal["integer", "e4m3", "nvfp4", "mxfp8"]
+"""How quantized values are stored: integers, floats with 4 exponent and 3 mantissa bits (Micikevicius et al., arXiv 2209.05433), or floats
+in blocks of input channels, each with a scale (`calib.quantizers.floats`).
+"""
 
-Form: TypeAlias = Literal["integer", "e4m3"]
-"""How quantized values are stored: integers, or floats with 4 exponent and 3 mantissa bits (Micikevicius et al., arXiv 2209.05433)."""
 
-PATTERN = r"^(w[2-8]a([4-8]|16)|fp8|fp16|fp32)$"
+@dataclass(frozen=True)
+class BlockFormat:
+    """How many neighbouring input channels share a scale, the bits of a value, and those of a scale."""
+
+    size: int
+    bits: int
+    scale_bits: int = 8
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a value with its share of the block's scale."""
+        return self.bits + self.scale_bits / self.size
+
+
+BLOCK_FORMATS: Mapping[Form, BlockFormat] = MappingProxyType({"nvfp4": BlockFormat(16, 4), "mxfp8": BlockFormat(32, 8)})
+
+
+def stored_bits(bits: int, form: Form) -> float:
+    """Bits of a value in this form, with its share of a block's scale."""
+    return BLOCK_FORMATS[form].stored_bits if form in BLOCK_FORMATS else bits
+
+
+QUANTIZED_FLOATS: Mapping[str, tuple[int, int, Form, Form]] = MappingProxyType(
+    {
+        "fp8": (8, 8, "e4m3", "e4m3"),
+        "mxfp8": (8, 8, "mxfp8", "mxfp8"),
+        "nvfp4": (4, 4, "nvfp4", "nvfp4"),
+        "nvfp4a8": (4, 8, "nvfp4", "e4m3"),
+    }
+)
+"""Precisions whose quantized values are floats: bits of weights and activations, and their forms."""
+
+PATTERN = r"^(w[2-8]a([4-8]|16)|fp8|mxfp8|nvfp4|nvfp4a8|fp16|fp32)$"
 """The grammar as a regular expression, for the JSON Schema of the plan."""
 
-GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp8, fp16 or fp32"
+GRAMMAR = "w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; or fp8, mxfp8, nvfp4, nvfp4a8, fp16 or fp32"
 """The grammar in words, for error messages."""
 
 
 @dataclass(frozen=True)
 class Precision:
     """A pair of bit widths, both None for float precisions. 16 activation bits mean float activations, so only the weights are quantized.
-    `fp8` counts as quantized: its values have scales, like integers.
+    `fp8` and its like count as quantized: their values have scales, like integers. `form` is that of the weights.
     """
 
     name: str
     weight_bits: int | None
     activation_bits: int | None
     form: Form = "integer"
+    activation_form: Form = "integer"
 
     @classmethod
     def parse(cls, name: str) -> Precision:
         """Return the precision of that name. Raises UsageError if the name is not in the grammar."""
         if name in FLOAT_WIDTHS:
             return cls(name, None, None)
-        if name == FLOAT8:
-            return cls(name, 8, 8, "e4m3")
+        if name in QUANTIZED_FLOATS:
+            return cls(name, *QUANTIZED_FLOATS[name])
         if not re.fullmatch(PATTERN, name):
             raise UsageError(f'Unknown precision "{name}".', found=name, expected=GRAMMAR, mend=proposal(name))
         weight_bits, activation_bits = (int(bits) for bits in name[1:].split("a"))
@@ -57,12 +91,15 @@ class Precision:
         return self.activation_bits is not None and self.activation_bits < ACTIVATION_BITS[-1]
 
     @property
-    def bit_operations_per_mac(self) -> int:
-        """Weight bits times activation bits, the cost that the paper counts for one multiply-accumulate (PTQD, arXiv 2305.10657)."""
-        return self._weight_width * (self.activation_bits or self._weight_width)
+    def bit_operations_per_mac(self) -> float:
+        """Weight bits times activation bits, the cost that the paper counts for one multiply-accumulate (PTQD, arXiv 2305.10657). Values in
+        blocks count with their share of the scales.
+        """
+        weight = stored_bits(self._weight_width, self.form)
+        return weight * stored_bits(self.activation_bits or self._weight_width, self.activation_form)
 
     @property
-    def cost_key(self) -> tuple[int, int, str]:
+    def cost_key(self) -> tuple[float, int, str]:
         """Sort key for precisions by ascending bit operations; among equals, fewer weight bits come first."""
         return self.bit_operations_per_mac, self._weight_width, self.name
 
@@ -86,4 +123,4 @@ def proposal(name: str) -> str | None:
 def all_names() -> tuple[str, ...]:
     """Every name of the grammar."""
     pairs = (f"w{weight}a{activation}" for weight in WEIGHT_BITS for activation in ACTIVATION_BITS)
-    return (*pairs, FLOAT8, *FLOAT_WIDTHS)
+    return (*pairs, *QUANTIZED_FLOATS, *FLOAT_WIDTHS)

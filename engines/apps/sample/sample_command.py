@@ -17,7 +17,7 @@ from engines.apps.sample.output_folder import check_unused, remove_samples
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
 from engines.apps.sample.samples_record import RECORD, SamplesRecord
 from engines.arrays import Int64
-from engines.backends.choice import PACKAGES, provider_of, runtime_name
+from engines.backends.choice import PACKAGES, chosen_runtime, provider_of, runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST, ConditioningRecord, ModelRecord
 from engines.chain.sampling import Chain
@@ -190,7 +190,7 @@ def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
 
 
 def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
-    runtime = runtime_name(bundle, request.chain.runtime)
+    runtime, reason = chosen_runtime(bundle, request.chain.runtime)
     return SamplesRecord(
         bundle=sha256(bundle.folder / MANIFEST),
         bundle_schema_version=bundle.manifest.schema_version,
@@ -206,6 +206,7 @@ def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | 
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
         runtime=runtime,
+        runtime_reason=reason,
         provider=provider_of(runtime),
         versions=installed_versions(PROJECT, *PACKAGES[runtime]),
         files=files,

@@ -33,6 +33,7 @@ class SamplesRecord(Strict):
         prompts: prompts that the rows index; null if the rows are the bundle's own.
         negative_prompt: prompt that guidance steered away from; null is the model's own choice.
         runtime: runtime of the engines.
+        runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
         versions: versions of ptqd-export and of the runtime's package.
         files: one picture per sample in the same order, or the one archive that holds all samples.
@@ -53,6 +54,7 @@ class SamplesRecord(Strict):
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     runtime: RuntimeName
+    runtime_reason: str | None = None
     provider: Provider
     versions: dict[str, str]
     files: tuple[str, ...]

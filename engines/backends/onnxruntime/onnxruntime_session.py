@@ -121,7 +121,7 @@ def open_session(
         unwanted = as_written if config == _AS_WRITTEN else _CHANNELS_LAST
         session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        lacking = "NOT_IMPLEMENTED" in str(error)
+        lacking = any(sign in str(error) for sign in ("NOT_IMPLEMENTED", "is not a registered function/op"))
         mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
         raise PtqdError("ONNX Runtime refuses the graph.", found=f"{path}: {error}", mend=mend) from error
     if session.get_providers()[0] != wanted:  # the runtime silently falls back to the CPU if the GPU's libraries do not load

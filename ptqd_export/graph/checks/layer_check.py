@@ -26,6 +26,7 @@ from engines.errors import PtqdError
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.layer_outputs import SHOWN
 from ptqd_export.graph.passes.raw_layer_outputs import ShowRawLayerOutputs
+from ptqd_export.graph.stand_in_backend import runnable
 from ptqd_export.models.base import LoadedModel
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -169,7 +170,7 @@ class _GraphOutputs:
         shown = ir.load(self._graph)
         ShowRawLayerOutputs(lambda name, _value: name in group)(shown)
         save_graph(shown, path)
-        out, *others = run_outputs(path, self._feeds, mode="exact").items()
+        out, *others = run_outputs(runnable(path, self._folder), self._feeds, mode="exact").items()
         return {OUTPUT: out[1], **{name.removeprefix(SHOWN): value for name, value in others}}
 
 

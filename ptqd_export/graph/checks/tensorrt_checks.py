@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from calib.quantizers.floats import mxfp8, nvfp4
 from engines.errors import PtqdError
+from ptqd_export.graph.passes.block_floats import FLOAT4, FP4_QUANTIZE, MOST_AXES, MXFP8_DEQUANTIZE, MXFP8_QUANTIZE
 
 INT4_TYPES = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
-STORED_TYPES = frozenset({ir.DataType.INT8}) | INT4_TYPES
+STORED_TYPES = frozenset({ir.DataType.INT8, FLOAT4}) | INT4_TYPES
+BLOCK_SIZES = {FP4_QUANTIZE: nvfp4.BLOCK, MXFP8_QUANTIZE: mxfp8.BLOCK, MXFP8_DEQUANTIZE: mxfp8.BLOCK}
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
@@ -66,7 +69,8 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _run_time_scale(node: ir.Node) -> str | None:
-    scale = _input(node, 1) if _is_quantizer(node) else None
+    x = _input(node, 0)
+    scale = _input(node, 1) if _is_quantizer(node) and x is not None and x.dtype != FLOAT4 else None
     return f"{scale.name} is not stored in the graph" if scale is not None and _constant(scale) is None else None
 
 
@@ -133,7 +137,36 @@ def _four_bit_cast(node: ir.Node) -> str | None:
     return next((f"a Cast of {kind.name}" for kind in kinds if kind in INT4_TYPES), None)
 
 
+def _many_axes(node: ir.Node) -> str | None:
+    x = _input(node, 0) if node.op_type in (FP4_QUANTIZE, MXFP8_QUANTIZE) else None
+    return None if x is None or x.shape is None or len(x.shape) <= MOST_AXES else f"a tensor of {len(x.shape)} axes"
+
+
+def _block_size(node: ir.Node) -> str | None:
+    if node.op_type not in BLOCK_SIZES:
+        return None
+    size = node.attributes.get_int("block_size", 0)
+    return None if size == BLOCK_SIZES[node.op_type] else f"blocks of {size}"
+
+
+def _narrow_fp4(node: ir.Node) -> str | None:
+    x, scale = _input(node, 0), _input(node, 1)
+    if node.op_type != "DequantizeLinear" or x is None or x.dtype != FLOAT4 or scale is None or scale.dtype in (None, ir.DataType.FLOAT):
+        return None
+    return f"a scale in {scale.dtype.name}" if scale.dtype is not None else None
+
+
+def _cast_mxfp8(node: ir.Node) -> str | None:
+    if node.op_type != MXFP8_DEQUANTIZE:
+        return None
+    return next((f"a Cast of {node.outputs[0].name}" for use in node.outputs[0].uses() if use.node.op_type == "Cast"), None)
+
+
 CHECKS = (
+    Check("it quantizes only matrices, and stacks of them, in blocks", "a Reshape to 2 axes in front", _many_axes),
+    Check("it has no such blocks", "blocks of 16 (NVFP4) or 32 (MXFP8)", _block_size),
+    Check("it takes 4-bit floats only with float32 scales", "a Cast behind DequantizeLinear", _narrow_fp4),
+    Check("its builder crashes on a Cast of MXFP8 values", "the type as output_dtype of the operator", _cast_mxfp8),
     Check("its builder crashes on a scale that is only known at run time", "scales stored in the graph", _run_time_scale),
     Check("a scale is not positive", "scales above 0", _scale_not_positive),
     Check("it supports only symmetric quantizers", "zero points of 0", _zero_point),

@@ -23,6 +23,7 @@ from engines.host.heap import release_free_pages
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from ptqd_export.graph.checks.layer_check import check_layers
 from ptqd_export.graph.checks.paired_noise import PairedNoise, paired_noise
+from ptqd_export.graph.stand_in_backend import StandInBackend
 from ptqd_export.models.base import LoadedModel
 
 TOLERANCE_DB = 1.0
@@ -75,7 +76,7 @@ class Verification:
     fast_match: float
 
 
-FUSED, EXACT = OnnxRuntimeBackend(), OnnxRuntimeBackend(mode="exact")
+FUSED, EXACT = OnnxRuntimeBackend(), StandInBackend(OnnxRuntimeBackend(mode="exact"))
 
 
 def verified_states(groups: int) -> int:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from calib.quantizers.rules.placement import HighPrecision
 from engines.networks.engine_denoiser import STATE
+from ptqd_export.graph.passes.block_floats import MXFP8_DEQUANTIZE, is_fp4
 from ptqd_export.graph.reading.constants import computed, constant
 
 HALVES: Mapping[HighPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -32,7 +33,8 @@ class ToHalfPrecision(ir.passes.InPlacePass):
     2. values computed from the timestep and other conditions stay in float32 until a weighted layer reads them: the sine of a timestep near
        1000 has no correct digit left in half precision;
     3. everything else computes in half precision: weights, biases, norms (which still sum in float32, as `stash_type` says), and the scales
-       of QuantizeLinear and DequantizeLinear, whose types determine the types of their results.
+       of QuantizeLinear and DequantizeLinear, whose types determine the types of their results. The scales and results of 4-bit floats
+       stay in float32, the only type that TensorRT takes there.
 
     Requires: float32, topological order, quantizers already inserted, known types of the values that rule 2 keeps. Ensures: the same inputs
     and outputs.
@@ -45,7 +47,7 @@ class ToHalfPrecision(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self._half == ir.DataType.BFLOAT16:
             model.opset_imports[""] = max(BFLOAT16_OPSET, model.opset_imports[""])
-        kept = _kept_in_float32(model.graph)
+        kept = _kept_in_float32(model.graph) | {node for node in model.graph if is_fp4(node)}
         writer = _CastWriter(model.graph, kept, self._half)
         for node in [node for node in model.graph if node not in kept]:
             writer.convert(node)
@@ -121,6 +123,8 @@ class _CastWriter:
         """Convert the types named in a node's attributes."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", self._half)
+        if node.op_type == MXFP8_DEQUANTIZE:
+            node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", self._half)
         if node.op_type == "ConstantOfShape":
             filled = node.attributes["value"].as_tensor() if "value" in node.attributes else ir.tensor(np.zeros(1, np.float32))
             if filled.dtype == ir.DataType.FLOAT:

@@ -8,6 +8,7 @@ from functools import reduce
 import onnx_ir as ir
 
 from calib.quantizers.preparation.split_layer import whole_name
+from ptqd_export.graph.passes.block_floats import MXFP8_DEQUANTIZE
 from ptqd_export.graph.reading.graph_layers import WEIGHT
 from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 
@@ -16,7 +17,7 @@ SHOWN = "shown."
 _FORMS = (".half", ".int", TRANSPOSED)
 """Suffixes that passes append to the name of a weight, the last one first."""
 
-_WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul", "Sub"})
+_WEIGHT_OPS = frozenset({"DequantizeLinear", "Cast", "Mul", "Sub", "Transpose", MXFP8_DEQUANTIZE})
 """Operators between an integer weight and its layer."""
 
 

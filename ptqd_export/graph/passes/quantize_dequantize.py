@@ -12,10 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib.quantizers.floats.mxfp8 import Mxfp8ActivationQuantizer
+from calib.quantizers.floats.nvfp4 import Nvfp4ActivationQuantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer
 from calib.quantizers.rules.placement import CONTAINER_BITS, INT4_BITS, Placement
+from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
+from ptqd_export.graph.passes.block_floats import block_activation, block_weight, declare
 from ptqd_export.graph.reading.constants import computed, constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
@@ -35,7 +39,8 @@ class InsertQuantization(ir.passes.InPlacePass):
     2. an input with a quantizer gets QuantizeLinear and DequantizeLinear; consumers of the same value share one pair;
     3. an activation with fewer bits than its container is first clipped to its range;
     4. an output with a quantizer gets its own pair;
-    5. if the precision says so, weight and activations are 8-bit floats instead of integers;
+    5. if the precision says so, weight and activations are 8-bit floats instead of integers, or floats in blocks of input channels, see
+       `ptqd_export.graph.passes.block_floats`;
     6. the bias of an integer kernel becomes int32 followed by DequantizeLinear; its scale is the input scale times the weight scale.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
@@ -48,6 +53,8 @@ class InsertQuantization(ir.passes.InPlacePass):
         self._placement = placement
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if any(BLOCK_FORMATS.keys() & {layer.rule.form, layer.rule.activation_form} for layer in self._layers):
+            declare(model)
         nodes = weighted_nodes(model.graph)
         writer = _PairWriter(model.graph, self._placement)
         for layer in self._layers:
@@ -75,6 +82,11 @@ class _PairWriter:
 
     def _weight(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 1
         axis = 1 if node.op_type == "MatMul" else 0
+        if layer.rule.form in BLOCK_FORMATS:
+            tape = ir.tape.Tape()
+            out = block_weight(self._graph, tape, layer, transposed=axis == 1)
+            self._graph.insert_before(node, tape.nodes)
+            return out
         name, integers, form = f"{layer.layer.name}.weight", _as_array(layer.integers), self._form(layer)
         stored = constant(self._graph, f"{name}.int", _stored(integers.T if axis else integers, packed=form != "int8"))
         tape = ir.tape.Tape()
@@ -141,6 +153,8 @@ class _PairWriter:
             self._graph.insert_after(producer, tape.nodes)
 
     def _pair(self, tape: ir.tape.Tape, x: ir.Value, quantizer: ActivationQuantizer) -> ir.Value:
+        if isinstance(quantizer, (Nvfp4ActivationQuantizer, Mxfp8ActivationQuantizer)):
+            return block_activation(self._graph, tape, x, quantizer)
         kind = _container(quantizer)
         scale = constant(self._graph, f"scale.{quantizer.scale!r}", np.asarray(quantizer.scale, np.float32))
         zero = constant(self._graph, f"zero_point.{kind}.{quantizer.zero_point}", np.asarray(quantizer.zero_point, kind))

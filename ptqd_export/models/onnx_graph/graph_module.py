@@ -13,7 +13,7 @@ from torch.nn import functional
 from ptqd_export.models.onnx_graph.layer_modules import find_graph_layers
 from ptqd_export.models.onnx_graph.module_names import ModuleTree
 from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode, OperatorCall, Value, as_tensor, host_array
-from ptqd_export.models.onnx_graph.operators.operator_table import HOST_INPUTS, OPERATORS
+from ptqd_export.models.onnx_graph.operators.operator_table import HOST_INPUTS, OPERATORS, Operators
 from ptqd_export.models.onnx_graph.operators.products import begin_and_end, padded
 
 
@@ -74,10 +74,19 @@ class GraphModule(nn.Module):
         constants: constants that they read.
         inputs: names of the inputs, in the order of `forward`.
         output: name of what `forward` returns.
+        operators: functions of the operators.
     """
 
-    def __init__(self, nodes: Sequence[OnnxNode], constants: Mapping[str, Value], inputs: Sequence[str], output: str) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[OnnxNode],
+        constants: Mapping[str, Value],
+        inputs: Sequence[str],
+        output: str,
+        operators: Operators = OPERATORS,
+    ) -> None:
         super().__init__()
+        self._operators = operators
         self.input_names, self.output_name = tuple(inputs), output
         tree, self.host, self.places = ModuleTree(self), dict[str, Value](), dict[str, str]()
         steps = _steps(nodes, constants, output, tree)
@@ -135,7 +144,7 @@ class GraphModule(nn.Module):
         call = OperatorCall(node, taken, dtype, device)
         if step.layer is not None:
             return (self._layer(step, call),)
-        found = OPERATORS[node.domain, node.op](call)
+        found = self._operators[node.domain, node.op](call)
         return found if isinstance(found, tuple) else (found,)
 
     def _layer(self, step: GraphStep, call: OperatorCall) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ptqd_export.measuring.measured_with import named
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.estimate.network_rows import network_rows
@@ -34,4 +35,5 @@ def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages
         rates.graph_row,
         quicker_plans(context, stages, seconds),
         on_a_cluster=context.elsewhere is not None,
+        measured_on=named(context.measured_with.runtime),
     )

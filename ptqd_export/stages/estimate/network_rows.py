@@ -16,6 +16,7 @@ from ptqd_export.report.pictures import KINDS, MOST
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget, timing
 from ptqd_export.stages.fit.fit_inputs import fit_settings
+from ptqd_export.stages.precisions import noisy_layers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def network_rows(context: BuildContext, stage: str) -> NetworkRows:
     branches = 2 if context.guided else 1
     if kind in ("prepare", "observe"):
         return NetworkRows(torch=branches * _states(context))
+    if kind == "noise":
+        return NetworkRows(torch=branches * noisy_layers.RUNS)
     if kind == "groups":
         parts = len(context.groups(range(context.table.steps)))
         return NetworkRows(torch=(parts + sum(map(len, spans(parts)))) * (VERIFIED_STATES // parts))

@@ -32,6 +32,8 @@ def _precisions(context: BuildContext) -> Iterator[str]:
     if quantization.integer_layers != "all" and quantized:
         yield "integer-speed"
     for precision in quantized:
+        if quantization.float_share > 0:
+            yield f"noise-{precision.name}"
         if context.chooses_groups and precision.quantizes_activations:
             yield f"groups-{precision.name}"
         if quantization.rounding != "nearest" and precision.form == "integer":
@@ -45,7 +47,7 @@ def _precisions(context: BuildContext) -> Iterator[str]:
 def _fit(context: BuildContext) -> Iterator[str]:
     yield "statistics"
     if context.plan.steps.policy == "budget":
-        yield from (() if context.target.stand_in else ("times",))
+        yield from (("times",) if context.is_timed else ())
         yield from ("probes", "choice", "schedule")
     yield "check"
 
@@ -56,6 +58,6 @@ def _finish(context: BuildContext) -> Iterator[str]:
     if context.model.prompts is not None:
         yield "text"
     yield "bundle"
-    if not context.target.stand_in and context.plan.steps.policy != "budget":
+    if context.is_timed and context.plan.steps.policy != "budget":
         yield "times"
     yield "optimize"

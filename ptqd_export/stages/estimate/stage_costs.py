@@ -75,6 +75,8 @@ class StageCosts:
                 return self._traced_in * _modules(self._context.model.decoder) / _modules(self._context.model.adapter)
             case "text":
                 return self._traced_in * TEXT * self._encoders
+            case "noise":
+                return self._search(precision, 1)
             case "groups":
                 return self._search(precision, len(spans(self._groups)))
             case "quantize":

@@ -256,9 +256,9 @@ def _manifest(
             guidance_patch=model.guidance_patch,
         ),
         parameterization=context.noise_schedule.prediction_type,
-        target=_target(context),
+        target=target_record(context),
         placement=placement,
-        measured_on="onnxruntime-cuda" if context.plan.target.provider == "CUDA" else "onnxruntime",
+        measured_on=context.measured_with.runtime,
         precisions=precisions,
         guidance=context.guidance,
         files=files,
@@ -266,7 +266,8 @@ def _manifest(
     )
 
 
-def _target(context: BuildContext) -> TargetRecord:
+def target_record(context: BuildContext) -> TargetRecord:
+    """Return the manifest's record of the target."""
     section, branches = context.plan.target, 2 if context.guided else 1
     batch = section.batch
     return TargetRecord(

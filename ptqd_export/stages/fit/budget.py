@@ -72,7 +72,7 @@ def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[
         UsageError: every chain costs more than the budget.
     """
     steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
-    times = None if context.target.stand_in else _times(context, cache, graphs)
+    times = _times(context, cache, graphs) if context.is_timed else None
     costs = time_costs(context, times) if steps.cost == "time" and times is not None else bit_operation_costs(context, graphs)
     assert steps.budget is not None
     check_budget(costs, steps.budget)

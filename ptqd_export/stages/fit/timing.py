@@ -33,7 +33,7 @@ def one_step(context: BuildContext, graph: Path) -> Callable[[], object]:
     batch = context.plan.target.benchmark_batch
     samples = np.arange(batch, dtype=np.int64)
     x = context.samples.noise.start(samples)
-    return partial(context.denoiser(graph, batch), x, float(context.table.timestep[0]), np.zeros_like(samples))
+    return partial(context.timed_denoiser(graph, batch), x, float(context.table.timestep[0]), np.zeros_like(samples))
 
 
 def _reusing_step(context: BuildContext, graphs: Mapping[str, Path], name: str) -> Callable[[], object]:

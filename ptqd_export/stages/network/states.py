@@ -44,11 +44,13 @@ def input_batches(context: BuildContext, states: States) -> int:
     return math.ceil(len(states.rows) / context.plan.calibration.batch_size)
 
 
-def network_inputs(context: BuildContext, states: States, on_batch: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the network's inputs in the plan's batch size, on its calibration device. Under guidance, each state has both branches.
-    `on_batch` is called after every batch.
+def network_inputs(
+    context: BuildContext, states: States, on_batch: Callable[[], None] = lambda: None, size: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the network's inputs in batches of `size` states (None: the plan's batch size), on its calibration device. Under guidance, each
+    state has both branches. `on_batch` is called after every batch.
     """
-    conditioning, size = context.model.conditioning, context.plan.calibration.batch_size
+    conditioning, size = context.model.conditioning, size or context.plan.calibration.batch_size
     branches = 2 if context.guided else 1
     for begin in range(0, len(states.rows), size):
         part = slice(begin, begin + size)

@@ -30,5 +30,9 @@ def make_converted_graph(context: BuildContext, precision: Precision, traced: Pa
     check_graph(context.placement, path, ())
     checked = load_states(states).first(VERIFIED_STATES)
     found = verify_float(context.model, path, checked, context.backend, each(reporter, FLOAT_RUNS * batches(checked)))
-    record = {"reconstruction": None, "verification": asdict(found), **precision_record(context, precision, TracedNetwork.load(traced), ())}
+    record = {
+        "reconstruction": None,
+        "verification": asdict(found),
+        **precision_record(context, precision, TracedNetwork.load(traced), (), context.overrides()),
+    }
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from types import MappingProxyType
 from typing import Any
 
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.layers import Layer
-from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, Rule, rule
+from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, LayerOverrides, Rule, rule
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from ptqd_export.graph.sizes.bit_operations import bit_operations, layer_bit_operations
 from ptqd_export.stages.build_context import BuildContext
@@ -22,11 +21,11 @@ def precision_record(
     precision: Precision,
     network: TracedNetwork,
     layers: Sequence[QuantizedLayer],
-    slower: Mapping[str, float] = MappingProxyType({}),
+    overrides: LayerOverrides,
 ) -> dict[str, Any]:
     """Return the bit operations, and a record of every layer of the network."""
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
-    rules = [(layer, rule(layer, precision, context.placement, context.overrides(slower))) for layer in network.layers]
+    rules = [(layer, rule(layer, precision, context.placement, overrides)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
         "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),
@@ -61,6 +60,8 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
         "role": layer.role,
         "weight_bits": rule.weight_bits,
         "activation_bits": rule.activation_bits,
+        "form": rule.form,
+        "activation_form": rule.activation_form,
         "reason": rule.reason,
         "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }

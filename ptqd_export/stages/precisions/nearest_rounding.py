@@ -17,6 +17,7 @@ from calib.quantizers.group_choice import Span
 from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.placement import LayerOverrides
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.step_groups import StepGroup, together, with_activations
 from engines.errors import UsageError
@@ -35,7 +36,7 @@ class Sources:
     Attributes:
         prepared, states, seen: folders of the stages with the prepared network, the states and the observed activations.
         chosen: groups of steps that were chosen for the precision, as numbers of the observed ones; None keeps those.
-        slower: layers that keep integer weights but compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
+        slower, noisy: layers that compute in float; see `calib.quantizers.rules.placement.LayerOverrides`.
         found: activation quantizers found from these observations so far, by group of steps, shared between precisions.
         reference: full-precision outputs that graphs are verified against by the steps of their group, computed on first use and shared
             between precisions.
@@ -45,9 +46,13 @@ class Sources:
     states: Path
     seen: Path
     slower: Mapping[str, float] = field(default_factory=dict)
+    noisy: Mapping[str, float] = field(default_factory=dict)
     chosen: tuple[Span, ...] | None = None
     found: dict[Span, ActivationQuantizers] = field(default_factory=lambda: defaultdict(dict))
     reference: dict[tuple[int, ...], NDArray[np.floating]] = field(default_factory=dict)
+
+    def overrides(self, context: BuildContext) -> LayerOverrides:
+        return context.overrides(self.slower, self.noisy)
 
     def groups(self) -> list[StepGroup]:
         """Return the groups of steps, the noisiest first."""
@@ -94,7 +99,7 @@ def quantizers(context: BuildContext, sources: Sources, network: TracedNetwork, 
     """
     settings = context.plan.quantization
     check_patterns(settings, [layer.name for layer in network.layers])
-    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, context.overrides(sources.slower))
+    chosen = QuantizationSettings(settings.weight_scale, settings.activation_scale, sources.overrides(context))
 
     observed = [load_observations(sources.seen, number) for number in range(len(load_groups(sources.seen)))]
     everywhere = tuple(range(len(observed)))

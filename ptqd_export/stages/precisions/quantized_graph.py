@@ -59,7 +59,7 @@ def make_quantized_graph(
     record = {
         "reconstruction": took,
         "verification": asdict(worst),
-        **precision_record(context, precision, network, layers[0], sources.slower),
+        **precision_record(context, precision, network, layers[0], sources.overrides(context)),
     }
     add_groups(record["layers"], bounds, layers[1:])
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

@@ -119,7 +119,7 @@ def test_another_size_is_refused(cross_build: Built, text_pipeline: Any) -> None
 # Engines that stand in for networks that no tiny bundle holds
 
 
-class StandIn(Engine):
+class StandInBackend(Engine):
     """An engine around a function of its feeds."""
 
     def __init__(self, inputs: Mapping[str, tuple[str, tuple[int, ...]]], shape: tuple[int, ...], run: Callable[[Any], Float32]) -> None:
@@ -142,7 +142,7 @@ class LabelledBackend:
             labels = feeds["class_labels"]
             return engine.run({**feeds, "class_labels": np.where(labels == 1000, 3, labels)})
 
-        return StandIn({"class_labels": ("int64", ())}, (4, 8, 8), run)
+        return StandInBackend({"class_labels": ("int64", ())}, (4, 8, 8), run)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ class EmbeddingBackend:
         return PtqdDenoiser(bundle, bundle.schedule(), None, self)
 
     def open(self, _graph: Path, _rows: int) -> Engine:
-        return StandIn(self.inputs, (4, 8, 8), self._run)
+        return StandInBackend(self.inputs, (4, 8, 8), self._run)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
         self.seen.append(feeds)

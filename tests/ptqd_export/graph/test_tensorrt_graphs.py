@@ -19,7 +19,7 @@ from torch import Tensor
 from calib.quantizers.observers import observe_activations
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
-from calib.quantizers.rules.placement import PLACEMENTS, HighPrecision
+from calib.quantizers.rules.placement import PLACEMENTS, HighPrecision, LayerOverrides
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
 from engines.networks.conditioning import class_labels
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
-TRT = PLACEMENTS["tensorrt"]
+TRT, DEFAULT = PLACEMENTS["tensorrt"], QuantizationSettings()
 
 BUILDER = """
 import sys
@@ -96,8 +96,10 @@ class Parsed:
     output: Any = None
 
 
-VIEWS = {trt.LayerType.SHUFFLE, trt.LayerType.UNSQUEEZE, trt.LayerType.IDENTITY}
-"""What the parser puts between a weight and a matrix product to make their ranks equal."""
+VIEWS = {trt.LayerType.SHUFFLE, trt.LayerType.UNSQUEEZE, trt.LayerType.IDENTITY, trt.LayerType.CAST}
+"""What may lie between a weight and a matrix product: ranks are made equal, and floats in blocks turned and narrowed."""
+
+QUANTIZES = {trt.LayerType.QUANTIZE, trt.LayerType.DYNAMIC_QUANTIZE}
 
 
 def _parse(path: Path) -> Parsed:
@@ -115,7 +117,7 @@ def _parse(path: Path) -> Parsed:
     parsed = Parsed(inputs={network.get_input(i).name: network.get_input(i).dtype for i in range(network.num_inputs)})
     parsed.output = network.get_output(0).dtype
     for layer in layers:
-        if layer.type == trt.LayerType.QUANTIZE:
+        if layer.type in QUANTIZES:
             parsed.quantized_types.add(layer.get_output(0).dtype)
             parsed.quantizers.add(layer.name)
         if layer.type == trt.LayerType.DEQUANTIZE:
@@ -134,14 +136,20 @@ def _add(parsed: Parsed, layer: Any, source: Any) -> None:
     if stored is None or stored.type != trt.LayerType.CONSTANT:
         assert not pair, f"{layer.name}: an int8 input and a float weight"
         return
-    parsed.dequantizers.discard(weight.name)
+    parsed.dequantizers -= {weight.name, *_scales(weight, source)}
     name = stored.get_output(0).name.partition(".weight.int")[0]
     (parsed.pairs if pair else parsed.weights).add(name)
     if pair:
         quantize = source(x.get_input(0))
-        assert quantize.type == trt.LayerType.QUANTIZE
+        assert quantize.type in QUANTIZES
         parsed.read.add(quantize.name)
-        parsed.dequantizers.discard(x.name)
+        parsed.dequantizers -= {x.name, *_scales(x, source)}
+
+
+def _scales(dequantize: Any, source: Any) -> list[str]:
+    """The layer that dequantizes the scales of 4-bit floats; empty for others."""
+    scale = source(dequantize.get_input(1))
+    return [scale.name] if scale is not None and scale.type == trt.LayerType.DEQUANTIZE else []
 
 
 def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -> Parsed:
@@ -150,7 +158,8 @@ def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -
     assert parsed.weights == {layer.layer.name for layer in layers if layer.input is None}
     assert parsed.quantizers == parsed.read
     assert not parsed.dequantizers
-    assert parsed.quantized_types == ({trt.fp8 if path.stem.startswith("fp8") else trt.int8} if parsed.pairs else set())
+    kind = {"fp8": trt.fp8, "nvfp4": trt.fp4, "nvfp4a8": trt.fp8, "mxfp8": trt.fp8}.get(path.stem.partition("-")[0], trt.int8)
+    assert parsed.quantized_types == ({kind} if parsed.pairs else set())
     assert parsed.float_types == {float_type}
     assert set(parsed.inputs.values()) <= {trt.float32, trt.int64}
     assert parsed.output == trt.float32
@@ -229,12 +238,12 @@ def _traced(model: LoadedModel, folder: Path) -> ir.Model:
 class Quantized:
     """The layers of a network by precision, each found once, and their graphs."""
 
-    def __init__(self, model: LoadedModel, traced: ir.Model) -> None:
+    def __init__(self, model: LoadedModel, traced: ir.Model, settings: QuantizationSettings = DEFAULT) -> None:
         network, layers = model.adapter.network, find_layers(traced.graph, count_macs(model))
         inputs, outputs = sorted({layer.source for layer in layers}), [layer.name for layer in layers]
         with observe_activations(network, inputs, outputs, 1) as seen, torch.no_grad():
             model.adapter(*model.example_inputs(16))
-        self._traced, self._quantizer = traced, Quantizer(network, layers, seen, TRT, QuantizationSettings())
+        self._traced, self._quantizer = traced, Quantizer(network, layers, seen, TRT, settings)
         self._found: dict[str, list[QuantizedLayer]] = {}
 
     def write(self, precision: str, high: HighPrecision, folder: Path) -> tuple[Path, list[QuantizedLayer]]:
@@ -252,6 +261,7 @@ class Quantized:
 
 FLOAT_TYPES: dict[HighPrecision, Any] = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}
 INTEGERS: list[tuple[str, HighPrecision]] = [(name, high) for name in ("w8a8", "w4a8", "w4a16") for high in ("fp32", "fp16")]
+BLOCKS: list[tuple[str, HighPrecision]] = [("nvfp4", "fp16"), ("nvfp4a8", "fp16"), ("mxfp8", "fp16"), ("nvfp4", "bf16"), ("mxfp8", "fp32")]
 PAIRS: list[tuple[str, HighPrecision]] = [*INTEGERS, ("w8a8", "bf16"), ("fp8", "fp16")]
 """Precisions, and the types around them."""
 
@@ -261,7 +271,10 @@ BUILT: list[tuple[str, HighPrecision]] = [("w8a8", "fp16"), ("w4a16", "fp16"), (
 
 @pytest.mark.parametrize(
     ("name", "pairs"),
-    [("transformer", PAIRS), pytest.param("cross attention", [pair for pair in PAIRS if pair not in BUILT], marks=pytest.mark.slow)],
+    [
+        ("transformer", [*PAIRS, *BLOCKS]),
+        pytest.param("cross attention", [pair for pair in PAIRS if pair not in BUILT], marks=pytest.mark.slow),
+    ],
     ids=["transformer", "cross attention"],
 )
 def test_network_keeps_the_plan_in_every_type_and_builds(
@@ -279,6 +292,15 @@ def test_network_keeps_the_plan_in_every_type_and_builds(
         paths.append(path)
     assert len(_parse(paths[0]).pairs) >= 12
     assert all(_built_sizes(paths))
+
+
+def test_groups_of_weight_scales_build(transformer: LoadedModel, tmp_path: Path) -> None:
+    groups = Quantized(transformer, _traced(transformer, tmp_path), QuantizationSettings(overrides=LayerOverrides(weight_group=32)))
+    path, layers = groups.write("w4a16", "fp16", tmp_path)
+    check_tensorrt_graph(path)
+    _holds_the_plan(path, layers, trt.float16)
+    assert sum(layer.rule.group == 32 for layer in layers) >= 8
+    assert all(_built_sizes([path]))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "flux-dev" else pytest.mark.slow) for name in PIPED])

@@ -72,6 +72,7 @@ RESOLVED = """\
     "step_groups": 1,
     "keep_float": [],
     "keep_8bit_weights": [],
+    "float_share": 0.0,
     "keep_float_encoders": false,
     "integer_layers": "all"
   },
@@ -109,6 +110,7 @@ RESOLVED = """\
     "benchmark_batch": 8,
     "high_precision": "fp32",
     "batch": null,
+    "measure": null,
     "workspace_gib": null
   },
   "output": "build/digits"
@@ -143,7 +145,7 @@ REFUSED = [
     (
         {"precisions": ["w8a8", "w4a9"]},
         'precisions[1]: found "w4a9", expected w2 to w8 followed by a4 to a8 or a16 (float activations), such as w4a8; '
-        'or fp8, fp16 or fp32; did you mean "w4a8"?',
+        'or fp8, mxfp8, nvfp4, nvfp4a8, fp16 or fp32; did you mean "w4a8"?',
     ),
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),

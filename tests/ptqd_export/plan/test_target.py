@@ -50,7 +50,11 @@ def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
     assert problems(write(precisions=["fp8", "w8a8"])) == [
         'target.name: found "onnxruntime", expected a target that runs 8-bit floats for the precision fp8: "tensorrt" or "tensorrt-rtx"'
     ]
-    assert load_plan(write(precisions=["fp8"], target={"name": "tensorrt"})).plan.precisions == ("fp8",)
+    for name, words in (("nvfp4", "4-bit floats in blocks"), ("nvfp4a8", "4-bit floats in blocks"), ("mxfp8", "8-bit floats in blocks")):
+        (problem,) = problems(write(precisions=[name]))
+        assert f'expected a target that runs {words} for the precision {name}: "tensorrt" or "tensorrt-rtx"' in problem
+    names = ["fp8", "nvfp4", "nvfp4a8", "mxfp8"]
+    assert load_plan(write(precisions=names, target={"name": "tensorrt"})).plan.precisions == tuple(names)
 
 
 def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -> None:

@@ -25,7 +25,7 @@ from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import machine_name
 from engines.networks.chain_choice import ChainChoice
-from ptqd_export.measuring.measuring_backend import Bfloat16StandIn
+from ptqd_export.graph.stand_in_backend import StandInBackend
 from ptqd_export.schedules.add_schedule import AddedSchedule, add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.schedules.stored_schedule import store_schedule
@@ -200,12 +200,12 @@ def _save_bit_operations(precision: str, saved: float, manifest: dict[str, Any])
 
 
 def test_walk_and_probes_run_on_the_backend_that_measured_the_bundle(built_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    built_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(high_precision="bf16"))
+    built_tiny.edit_json("manifest.json", lambda manifest: manifest["target"].update(name="tensorrt", high_precision="bf16"))
     opened: list[tuple[str, int, bool]] = []
     standing_in: list[bool] = []
-    stand_in, plain = Bfloat16StandIn.open, OnnxRuntimeBackend.open
+    stand_in, plain = StandInBackend.open, OnnxRuntimeBackend.open
 
-    def open_stand_in(self: Bfloat16StandIn, graph: Path, rows: int) -> Engine:
+    def open_stand_in(self: StandInBackend, graph: Path, rows: int) -> Engine:
         standing_in.append(True)
         try:
             return stand_in(self, graph, rows)
@@ -216,7 +216,7 @@ def test_walk_and_probes_run_on_the_backend_that_measured_the_bundle(built_tiny:
         opened.append((graph.stem, rows, bool(standing_in)))
         return plain(self, graph, rows)
 
-    monkeypatch.setattr(Bfloat16StandIn, "open", open_stand_in)
+    monkeypatch.setattr(StandInBackend, "open", open_stand_in)
     monkeypatch.setattr(OnnxRuntimeBackend, "open", open_plain)
     _add(built_tiny, policy="budget", budget=1.0, fit="walk")
     walked, probed = 2 * 10, 2 * PROBED_SAMPLES

@@ -17,7 +17,8 @@ from engines.bundle.bundle import Bundle
 from engines.cli import main
 from ptqd_export.commands.bisect import BisectRequest, bisect_bundle
 from ptqd_export.commands.built_engines_check import check_on
-from ptqd_export.measuring.measuring_backend import bundle_measuring_backend, runnable
+from ptqd_export.graph.stand_in_backend import runnable
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
 from ptqd_export.stages.run_build import run_build
 
 if TYPE_CHECKING:

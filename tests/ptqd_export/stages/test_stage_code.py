@@ -20,6 +20,7 @@ STAGES = {
     "prepare": "network.preparation",
     "observe": "precisions.activations",
     "integer-speed": "precisions.integer_speed",
+    "noise": "precisions.noisy_layers",
     "groups": "precisions.chosen_groups",
     "reconstruct": "precisions.learned_rounding",
     "quantize": "precisions.quantized_graph",

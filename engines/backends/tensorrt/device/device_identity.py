@@ -20,8 +20,9 @@ class DeviceIdentity:
     driver: str
 
 
-LEAST_COMPUTE_CAPABILITY: Mapping[str, str] = {"fp8": "8.9"}
-"""Minimum compute capability of precisions that not every TensorRT device supports: NVIDIA's GPUs multiply 8-bit floats since Ada."""
+LEAST_COMPUTE_CAPABILITY: Mapping[str, str] = {"fp8": "8.9", "mxfp8": "8.9", "nvfp4": "10.0", "nvfp4a8": "10.0"}
+"""Minimum compute capability of precisions that not every TensorRT device supports: NVIDIA's GPUs multiply 8-bit floats since Ada,
+and 4-bit floats since Blackwell."""
 
 
 def check_precision(precision: str, cuda: Cuda) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from ptqd_export.models.onnx_graph.operators.elementwise import ELEMENTWISE
 from ptqd_export.models.onnx_graph.operators.fused_operators import ATTENTION, FUSED, FUSED_PARTS, MICROSOFT, PARTS
@@ -11,7 +12,10 @@ from ptqd_export.models.onnx_graph.operators.products import PRODUCTS
 from ptqd_export.models.onnx_graph.operators.reductions import REDUCTIONS
 from ptqd_export.models.onnx_graph.operators.shape_operators import SHAPES
 
-OPERATORS: Mapping[tuple[str, str], Callable[[OperatorCall], Result]] = {
+Operators: TypeAlias = Mapping[tuple[str, str], Callable[[OperatorCall], Result]]
+"""Functions of operators by domain and type."""
+
+OPERATORS: Operators = {
     **{("", name): function for table in (ELEMENTWISE, SHAPES, REDUCTIONS, PRODUCTS, ATTENTION) for name, function in table.items()},
     **{(MICROSOFT, name): function for name, function in FUSED.items()},
     **{(PARTS, name): function for name, function in FUSED_PARTS.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.errors import UsageError, first_line, some_of
 from ptqd_export.models.onnx_graph.operators.operator_call import OnnxNode, OperatorCall, Value
-from ptqd_export.models.onnx_graph.operators.operator_table import OPERATORS
+from ptqd_export.models.onnx_graph.operators.operator_table import OPERATORS, Operators
 from ptqd_export.models.onnx_graph.reading.onnx_file import OnnxGraph
 
 MOST_VALUES = 2**26
@@ -32,22 +32,31 @@ def as_value(array: NDArray[np.generic]) -> Value:
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def folded(graph: OnnxGraph, output: str) -> tuple[tuple[OnnxNode, ...], dict[str, Value]]:
+def folded(
+    graph: OnnxGraph, output: str, values: Mapping[str, Value] | None = None, operators: Operators = OPERATORS, kept: Collection[str] = ()
+) -> tuple[tuple[OnnxNode, ...], dict[str, Value]]:
     """Return the nodes that compute an output from the inputs, and the constants that they read.
+
+    Args:
+        graph: the graph.
+        output: name of the output.
+        values: values of the constants; None takes those of `as_values`.
+        operators: functions of the operators.
+        kept: operators that stay nodes although their inputs are constant.
 
     Raises:
         UsageError: operators are not supported; the message names all of them.
     """
-    values, nodes = as_values(graph.constants), list[OnnxNode]()
+    values, nodes = dict(values or as_values(graph.constants)), list[OnnxNode]()
     with torch.no_grad():
         for node in graph.nodes:
-            found = _folded(node, values)
+            found = None if node.op in kept else _folded(node, values, operators)
             if found is None:
                 nodes.append(node)
             else:
                 values |= found
     alive = reaching(nodes, [output])
-    _check_supported(alive)
+    _check_supported(alive, operators)
     read = {name for node in alive for name in node.inputs} | {output}
     return alive, {name: value for name, value in values.items() if name in read}
 
@@ -62,9 +71,9 @@ def reaching(nodes: Sequence[OnnxNode], names: Iterable[str]) -> tuple[OnnxNode,
     return tuple(reversed(alive))
 
 
-def _folded(node: OnnxNode, values: Mapping[str, Value]) -> dict[str, Value] | None:
+def _folded(node: OnnxNode, values: Mapping[str, Value], operators: Operators) -> dict[str, Value] | None:
     """Return the outputs of a node whose inputs are all constant; None for any other node."""
-    operator = OPERATORS.get((node.domain, node.op))
+    operator = operators.get((node.domain, node.op))
     known = all(name in values for name in node.inputs if name)
     if operator is None or not known or not node.inputs or _grows(node, values):
         return None
@@ -86,8 +95,8 @@ def _grows(node: OnnxNode, values: Mapping[str, Value]) -> bool:
     return False
 
 
-def _check_supported(nodes: Sequence[OnnxNode]) -> None:
-    others = sorted({f"{node.domain}.{node.op}" if node.domain else node.op for node in nodes if (node.domain, node.op) not in OPERATORS})
+def _check_supported(nodes: Sequence[OnnxNode], operators: Operators) -> None:
+    others = sorted({f"{node.domain}.{node.op}" if node.domain else node.op for node in nodes if (node.domain, node.op) not in operators})
     if not others:
         return
     reasons = [

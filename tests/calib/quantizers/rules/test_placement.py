@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from calib.quantizers.rules.layers import Layer, Op, Role
-from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides, Placement, Rule, rule
+from calib.quantizers.rules.placement import NO_OVERRIDES, PLACEMENTS, LayerOverrides, Placement, Rule, rule
 from calib.quantizers.rules.precision import Precision
 
 ORT, TRT = PLACEMENTS["onnxruntime"], PLACEMENTS["tensorrt"]
@@ -130,4 +130,41 @@ def test_groups_that_do_not_divide_the_input_channels_leave_the_layer_as_it_is()
     found = rule(layer, Precision.parse("w4a8"), ORT, LayerOverrides(weight_group=64))
     assert (found.group, found.weight_bits, found.activation_bits) == (None, 4, None)
     assert "prompt or other condition" in str(found.reason)
-    assert "groups of 64 do not divide 96 input channels" in str(found.reason)
+    assert "blocks of 64 do not divide 96 input channels" in str(found.reason)
+
+
+BLOCKS = [("nvfp4", 16, ("nvfp4", "nvfp4", 4, 4)), ("nvfp4a8", 16, ("nvfp4", "e4m3", 4, 8)), ("mxfp8", 32, ("mxfp8", "mxfp8", 8, 8))]
+
+
+@pytest.mark.parametrize(("precision", "size", "found"), BLOCKS)
+def test_linear_layers_have_blocks_and_others_8_bit_floats(precision: str, size: int, found: tuple[str, str, int, int]) -> None:
+    def of(op: Op, inputs: int, overrides: LayerOverrides = NO_OVERRIDES) -> Rule:
+        return rule(Layer("block.layer", op, "inner", (8, inputs), macs=1, source="x"), Precision.parse(precision), TRT, overrides)
+
+    for op in ("MatMul", "Gemm"):
+        blocks = of(op, 3 * size)
+        assert (blocks.form, blocks.activation_form, blocks.weight_bits, blocks.activation_bits) == found
+        assert blocks.reason is None
+    for lacking, reason in ((of("Conv", size), "a Conv takes no blocks"), (of("MatMul", size + 8), f"blocks of {size} do not divide")):
+        assert (lacking.form, lacking.activation_form, lacking.weight_bits, lacking.activation_bits) == ("e4m3", "e4m3", 8, 8)
+        assert str(lacking.reason).startswith("8-bit floats (E4M3) without blocks: ")
+        assert reason in str(lacking.reason)
+    wide = of("MatMul", size, LayerOverrides(keep_8bit_weights=("block.*",)))
+    assert (wide.form, "by the plan" in str(wide.reason)) == (("mxfp8", False) if precision == "mxfp8" else ("e4m3", True))
+
+
+@pytest.mark.parametrize(("precision", "form", "bits"), [("nvfp4", "nvfp4", 4), ("nvfp4a8", "nvfp4", 4), ("mxfp8", "integer", 8)])
+def test_layers_of_a_prompt_have_float_activations_beside_blocks(precision: str, form: str, bits: int) -> None:
+    def of(inputs: int) -> Rule:
+        return rule(Layer("block.key", "MatMul", "condition", (8, inputs), macs=1, source="x"), Precision.parse(precision), TRT)
+
+    assert (of(64).form, of(64).weight_bits, of(64).activation_bits) == (form, bits, None)
+    assert (of(24).form, of(24).weight_bits, of(24).activation_bits) == ("integer", 8, None)
+    assert "prompt" in str(of(24).reason)
+
+
+@pytest.mark.parametrize(("precision", "weight", "activation"), [("nvfp4", 4.5, 4.5), ("nvfp4a8", 4.5, 8), ("mxfp8", 8.25, 8.25)])
+def test_scales_of_blocks_count_as_bits(precision: str, weight: float, activation: float) -> None:
+    found = rule(Layer("block.layer", "MatMul", "inner", (8, 64), macs=1, source="x"), Precision.parse(precision), TRT)
+    assert (found.stored_weight_bits(16), found.stored_activation_bits) == (weight, activation)
+    assert Precision.parse(precision).bit_operations_per_mac == weight * activation

@@ -20,13 +20,18 @@ from engines.errors import UsageError
         ("w3a7", 3, 7, 21),
         ("w4a16", 4, 16, 64),
         ("fp8", 8, 8, 64),
+        ("nvfp4", 4, 4, 4.5 * 4.5),
+        ("nvfp4a8", 4, 8, 4.5 * 8),
+        ("mxfp8", 8, 8, 8.25 * 8.25),
         ("fp16", None, None, 256),
         ("fp32", None, None, 1024),
     ],
 )
-def test_name_gives_bits_and_cost(name: str, weight_bits: int | None, activation_bits: int | None, bit_operations: int) -> None:
+def test_name_gives_bits_and_cost(name: str, weight_bits: int | None, activation_bits: int | None, bit_operations: float) -> None:
     precision = Precision.parse(name)
-    assert precision == Precision(name, weight_bits, activation_bits, "e4m3" if name == "fp8" else "integer")
+    assert (precision.name, precision.weight_bits, precision.activation_bits) == (name, weight_bits, activation_bits)
+    forms = {"fp8": ("e4m3", "e4m3"), "nvfp4": ("nvfp4", "nvfp4"), "nvfp4a8": ("nvfp4", "e4m3"), "mxfp8": ("mxfp8", "mxfp8")}
+    assert (precision.form, precision.activation_form) == forms.get(name, ("integer", "integer"))
     assert precision.bit_operations_per_mac == bit_operations
 
 
@@ -37,7 +42,7 @@ def test_saving_against_full_precision_is_the_papers() -> None:
 
 
 def test_grammar_has_exactly_these_names() -> None:
-    expected = {f"w{w}a{a}" for w in range(2, 9) for a in (4, 5, 6, 7, 8, 16)} | {"fp8", "fp16", "fp32"}
+    expected = {f"w{w}a{a}" for w in range(2, 9) for a in (4, 5, 6, 7, 8, 16)} | {"fp8", "mxfp8", "nvfp4", "nvfp4a8", "fp16", "fp32"}
     assert set(all_names()) == expected
     assert len(all_names()) == len(expected)
     assert {Precision.parse(name).name for name in all_names()} == expected
@@ -50,6 +55,10 @@ def test_pattern_of_the_schema_agrees_with_the_names() -> None:
         "fp16",
         "fp32",
         "fp64",
+        "nvfp4",
+        "nvfp4a8",
+        "nvfp8",
+        "mxfp8",
         "w8",
         "a8",
         "",

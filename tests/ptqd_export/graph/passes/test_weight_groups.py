@@ -65,7 +65,7 @@ def test_groups_take_noise_away(case: Callable[..., Case]) -> None:
 def test_layers_without_groups_say_why(case: Callable[..., Case]) -> None:
     narrow = case(Wide, "w4a16", settings=GROUPS).layer("narrow")
     assert narrow.weight.scale.shape == (8,)
-    assert str(narrow.rule.reason).endswith("one weight scale for each output channel: groups of 32 do not divide 20 input channels")
+    assert str(narrow.rule.reason).endswith("one weight scale for each output channel: blocks of 32 do not divide 20 input channels")
     middle = case(Convolutions, "w4a16", settings=GROUPS).layer("middle")
-    assert str(middle.rule.reason).endswith("one weight scale for each output channel: a Conv takes no groups of input channels")
+    assert str(middle.rule.reason).endswith("one weight scale for each output channel: a Conv takes no blocks of input channels")
     assert torch.equal(middle.integers, case(Convolutions, "w4a16").layer("middle").integers)
