@@ -116,8 +116,10 @@ def test_added_schedule_reuses_at_other_steps_or_none(reusing: Path, tmp_path: P
     ):
         with pytest.raises(UsageError, match=problem):
             add_schedule(folder, "wrong", ScheduleRequest(reuse=asked))
-    with pytest.raises(UsageError, match="A budget does not choose among steps that reuse"):
-        add_schedule(folder, "wrong", ScheduleRequest(policy="budget", budget=0.5))
+    with pytest.raises(UsageError, match="A budget chooses the steps that reuse features itself"):
+        add_schedule(folder, "wrong", ScheduleRequest(policy="budget", budget=0.5, reuse=f"{CUT}:every=2"))
+    with pytest.raises(UsageError, match=r"--policy budget"):
+        add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:auto"))
     with pytest.raises(UsageError, match="do not suffice"):
         add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:every=2", fit="moments"))
 
