@@ -16,6 +16,7 @@ from engines.cluster.session import Cluster
 from engines.errors import UsageError
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
+from ptqd_export.commands.measure_runtimes import measure_runtimes
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.run_build import run_build
@@ -85,6 +86,13 @@ def test_schedule_and_statistics_have_the_steps_that_reuse(reusing: Path) -> Non
     page = (reusing / "report/index.html").read_text()
     assert f"w8a8+{CUT}" in page or f"w4a8+{CUT}" in page
     assert "A low cell is a step that reuses features" in page
+
+
+def test_every_runtime_is_checked_along_the_chain_that_reuses(reusing: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reusing, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages")))
+    found = measure_runtimes(folder)
+    assert found is not None
+    assert all(one.refused is None for one in found.runtimes.values())
 
 
 def test_interrupted_build_ends_with_the_same_bytes(reusing: Path, class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
