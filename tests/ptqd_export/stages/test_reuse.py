@@ -17,6 +17,8 @@ from engines.errors import UsageError
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.commands.measure_runtimes import measure_runtimes
+from ptqd_export.diffusers.denoiser import PtqdDenoiser
+from ptqd_export.diffusers.scheduler import PtqdScheduler
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.run_build import run_build
@@ -136,6 +138,13 @@ def test_cut_that_the_network_lacks_is_refused_with_those_that_it_has(class_buil
     plan = changed(class_build, tmp_path / "bundle", **(REUSE | {"reuse": {"cuts": ["skip_9"]}}))
     with pytest.raises(UsageError, match=r"(?s)no such cut.*skip_9.*skip_0, skip_1, skip_2, skip_3"):
         run_build(plan)
+
+
+@pytest.mark.parametrize("part", [PtqdScheduler, PtqdDenoiser])
+def test_pipeline_is_refused_by_name(reusing: Path, part: type[PtqdScheduler | PtqdDenoiser]) -> None:
+    with pytest.raises(UsageError, match="A pipeline cannot reuse features of earlier steps"):
+        part.from_bundle(reusing)
+    assert part.from_bundle(reusing, precision="w8a8") is not None
 
 
 def test_cluster_is_refused_by_name(class_build: Built, tmp_path: Path) -> None:
