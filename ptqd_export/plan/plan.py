@@ -118,8 +118,6 @@ class Plan(Section):
         cuts = info.data.get("reuse")
         if cuts is not None and cuts.cuts and target.name != "onnxruntime":
             problems.append((("name",), target.name, '"onnxruntime" with reuse.cuts: TensorRT engines cannot keep features'))
-        if steps is not None and steps.reuse is not None and target.measure == "torch":
-            problems.append((("measure",), target.measure, '"engines" with steps.reuse: PyTorch does not measure features that are kept'))
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))

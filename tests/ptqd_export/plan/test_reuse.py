@@ -49,6 +49,3 @@ def test_budget_does_not_choose_among_steps_that_reuse(write: Write) -> None:
 def test_target_without_features_to_keep_is_refused(write: Write) -> None:
     (found,) = problems(write(reuse=AUTO, target={"name": "tensorrt"}))
     assert "TensorRT engines cannot keep features" in found
-    steps = {"policy": "snr", "reuse": {"every": 2}}
-    (found,) = problems(write(reuse=AUTO, steps=steps, target={"name": "onnxruntime", "measure": "torch"}))
-    assert "PyTorch does not measure features that are kept" in found
