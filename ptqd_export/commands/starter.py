@@ -17,7 +17,7 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.proposed_precisions import propose_precisions
 from ptqd_export.commands.quick_plan import quick, quick_note
-from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, SamplerSection, TargetSection
 
 if TYPE_CHECKING:
     from ptqd_export.models.base import Declaration
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 STEPS = 20
 GUIDANCE = 1.5
 TEXT_GUIDANCE = 7.5
+GRAPH_SHARE = 0.1
+"""Share of the multiplications in float for a graph of unknown origin. Some networks that nobody trained with few bits in mind need it."""
+
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
     "a bowl of fruit on a wooden table, oil painting",
@@ -83,6 +86,7 @@ def starter_plan(
         model=section,
         sampler=_sampler(section, declared),
         precisions=precisions,
+        quantization=QuantizationSection() if section.onnx is None else QuantizationSection(float_share=GRAPH_SHARE),
         target=known,
         output=f"build/{name}",
     )
