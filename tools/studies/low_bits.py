@@ -2,8 +2,9 @@
 
     python -m tools.studies.low_bits tools/dit/plan.json build/low-bits/dit
 
-The graphs are those for TensorRT-RTX with a float16 float part; a stand-in of standard operators runs the floats in blocks. The statistics
-are taken on the full-precision trajectory, where all networks see the same states. Without a GPU the study takes minutes on a small model.
+The graphs are those for TensorRT-RTX with a float16 float part; a stand-in of standard operators runs the floats in blocks. The
+statistics are taken on the full-precision trajectory, so that all networks see the same states. Without a GPU the study takes minutes on a
+small model.
 """
 
 from __future__ import annotations
