@@ -53,7 +53,7 @@ def check_encodable(bundle: Bundle) -> None:
             "The bundle cannot encode images: its model is latent, and it has no encoder.",
             found="no encoder in the manifest",
             expected="encoder.onnx",
-            mend="sample from noise, without an image",
+            mend="set model.encoder to true in the plan, and build the bundle again",
         )
 
 

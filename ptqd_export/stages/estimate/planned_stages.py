@@ -18,6 +18,8 @@ def _network(context: BuildContext) -> Iterator[str]:
     yield "trace"
     if context.model.decoder is not None:
         yield "decoder"
+    if context.model.encoder is not None:
+        yield "encoder"
     yield "states"
     if quantization.split_concatenations or quantization.channel_scaling is not None:
         yield "prepare"

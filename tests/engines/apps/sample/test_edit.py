@@ -177,6 +177,7 @@ def test_a_latent_bundle_without_an_encoder_is_refused(tiny_decoded: TinyBundle,
     result = sample(tiny_decoded, tmp_path / "out", "--image", image)
     assert result.exit_code == 2
     assert "it has no encoder" in result.stderr
+    assert "set model.encoder to true" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
