@@ -234,3 +234,11 @@ def test_a_sampler_that_cannot_start_late_is_refused_by_name(own_tiny: TinyBundl
 def test_pixels_of_another_shape_are_refused(tiny: TinyBundle, pixels: Array) -> None:
     with pytest.raises(UsageError, match="wrong size"):
         engines.open_bundle(tiny.folder).sample(1, image=pixels)
+
+
+def test_openvino_starts_from_images_too(tiny_decoded: TinyBundle, tmp_path: Path, images: Path, mask: Path) -> None:
+    pytest.importorskip("openvino")
+    bundle = _with_encoder(tiny_decoded, tmp_path)
+    options = (*PLAIN, "--image", images, "--strength", 0.5, "--mask", mask, "--runtime")
+    found, expected = (states(bundle, tmp_path / name, *options, name, num=NUM) for name in ("openvino", "onnxruntime"))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
