@@ -48,6 +48,13 @@ class QuantizationSection(Section):
     split_concatenations: bool = Field(
         default=False, description="quantize the parts of a concatenated input separately (skip connections of a U-Net)"
     )
+    low_rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="rank of a branch in float beside linear layers with quantized activations, at precisions of fewer than 8 bits; "
+        "null: no branches",
+    )
     channel_scaling: float | None = Field(
         default=None,
         ge=0,

@@ -164,7 +164,7 @@ class BuildContext:
     ) -> LayerOverrides:
         """Return the plan's overrides, together with the layers that were measured to be slower in integers, or noisy."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group, settings.low_rank)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""

@@ -40,8 +40,9 @@ def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: 
 
 
 def layer_bit_operations(layer: Layer, rule: Rule, float_bits: int) -> int:
-    """Return the bit operations of a layer per sample; `float_bits` is the bit width of what is not quantized, and of scales."""
-    return round(layer.macs * (rule.stored_weight_bits(float_bits) or float_bits) * (rule.stored_activation_bits or float_bits))
+    """Return the bit operations of a layer and its branch per sample; `float_bits` is the bit width of floats and of scales."""
+    branch = 0.0 if rule.low_rank is None else layer.macs * rule.low_rank * sum(layer.shape) / layer.weights * float_bits**2
+    return round(branch + layer.macs * (rule.stored_weight_bits(float_bits) or float_bits) * (rule.stored_activation_bits or float_bits))
 
 
 def _saved(costs: Sequence[tuple[int, int]]) -> float:

@@ -62,6 +62,7 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
         "activation_bits": rule.activation_bits,
         "form": rule.form,
         "activation_form": rule.activation_form,
+        "low_rank": rule.low_rank,
         "reason": rule.reason,
         "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }
