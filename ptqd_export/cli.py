@@ -50,16 +50,18 @@ def main() -> None:
 @main.command()
 @click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, an ONNX graph, or package.module:function.")
 @click.option("--target", help="Runtime that will run the engines, such as onnxruntime.  [default: guessed from this machine]")
+@click.option("--compute-capability", help="For TensorRT: that of the GPU that will run the engines.  [default: this machine's]")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
 @click.option("--quick", is_flag=True, help="Write a plan for a first look, which builds in minutes.")
-def init(model: Path, target: str | None, output: Path, force: bool, quick: bool) -> None:
+def init(model: Path, target: str | None, compute_capability: str | None, output: Path, force: bool, quick: bool) -> None:
     """Write a starter plan that spells out every default."""
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
     guessed = guess_target() if target is None else None
-    notes = write_starter_plan(model, target if guessed is None else guessed.name, output, force=force, first_look=quick)
+    name = target if guessed is None else guessed.name
+    notes = write_starter_plan(model, name, output, force=force, first_look=quick, compute_capability=compute_capability)
     if guessed is not None and not is_quiet():
         click.echo(str(guessed))
     if not is_quiet():
@@ -136,7 +138,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     "--reuse",
     metavar="CUT:STEPS",
     help="Steps that reuse features of the step before them, at a cut of the bundle: skip_3:every=2 computes them at every second step, "
-    "skip_3:steps=3-5-7 reuses them at these steps; none: no step does.",
+    "skip_3:steps=3-5-7 reuses them at these steps; skip_3:auto leaves it to the policy budget; none: no step does.",
 )
 @click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
 from calib.quantizers.sharing_copy import sharing_copy
 
 
-def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype: torch.dtype = torch.float32) -> nn.Module:
+def fake_quantized(
+    network: nn.Module, layers: Collection[QuantizedLayer], dtype: torch.dtype = torch.float32, device: str | None = None
+) -> nn.Module:
     """Return a copy of the network that computes what the quantized graph means, in float32 or float64.
 
     The copy stores the integers of the quantized layers, and dequantizes a layer's weight while the layer runs: all weights in float64
@@ -25,12 +28,20 @@ def fake_quantized(network: nn.Module, layers: Collection[QuantizedLayer], dtype
         network: full-precision network; not modified.
         layers: quantized layers; all other layers stay in float.
         dtype: type of the arithmetic. Scales are float32 values in either case.
+        device: device of the copy; None leaves everything where it is.
     """
     rest = sharing_copy(network, without={f"{layer.layer.name}.weight" for layer in layers})
-    oracle = nn.Module.to(rest, dtype).eval()  # the `to` of diffusers networks warns about every cast
+    oracle = nn.Module.to(rest, device=device, dtype=dtype).eval()  # the `to` of diffusers networks warns about every cast
     for layer in layers:
         fake_quantize(oracle.get_submodule(layer.layer.name), layer, dtype)
     return oracle
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute convolutions in float32 on a GPU while the `with` block runs: TensorFloat-32, torch's default, adds noise of its own."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+        yield
 
 
 def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ triangle inequality, the sum of the amplitudes bounds the amplitude of the end e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,17 +24,19 @@ _ORDER = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Menu:
-    """The precisions to choose from, with their errors and costs.
+    """The precisions to choose from, with their errors and costs. A network that reuses features has a column for every age of them.
 
     Attributes:
         precisions: [P] names.
         amplitudes: [S, P] root mean square error of the end sample for each precision at each step.
         costs: [P] cost of a step relative to a full-precision step.
+        ages: [P] number of steps since the features were computed, 0 for a network that computes them; empty if all do.
     """
 
     precisions: tuple[str, ...]
     amplitudes: Float64
     costs: Float64
+    ages: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, probes: Probes, costs: Mapping[str, float]) -> Menu:
@@ -42,6 +44,22 @@ class Menu:
         exact = np.zeros(probes.steps)
         amplitudes = dict(zip(probes.precisions, probes.amplitudes.T, strict=True))
         return cls(tuple(costs), np.stack([amplitudes.get(name, exact) for name in costs], axis=1), np.array(list(costs.values())))
+
+    def reusing(self, networks: Sequence[str], amplitudes: Float64, costs: Sequence[float]) -> Menu:
+        """Return the menu with networks that reuse features besides.
+
+        Args:
+            networks: [Q] names.
+            amplitudes: [S, A, Q] error of the end sample for each step, age 1 to A of the features, and network.
+            costs: [Q] cost of a step.
+        """
+        S, A, Q = amplitudes.shape
+        return Menu(
+            (*self.precisions, *(name for _ in range(A) for name in networks)),
+            np.concatenate([self.amplitudes, amplitudes.reshape(S, A * Q)], axis=1),
+            np.concatenate([self.costs, np.tile(np.array(costs), A)]),
+            (*(0 for _ in self.precisions), *(age for age in range(1, A + 1) for _ in networks)),
+        )
 
     def cost_of(self, choice: Sequence[str]) -> float:
         """Return the cost of a chain relative to the full-precision chain."""
@@ -52,7 +70,13 @@ class Menu:
         return float(self.amplitudes[np.arange(len(choice)), self._columns(choice)].sum())
 
     def _columns(self, choice: Sequence[str]) -> list[int]:
-        return [self.precisions.index(name) for name in choice]
+        if not self.ages:
+            return [self.precisions.index(name) for name in choice]
+        columns, age = list[int](), 0
+        for name in choice:
+            age = 0 if name in self.precisions[: self.ages.index(1)] else age + 1
+            columns.append(next(p for p, of in enumerate(zip(self.precisions, self.ages, strict=True)) if of == (name, age)))
+        return columns
 
 
 def check_budget(costs: Mapping[str, float], budget: float) -> None:
@@ -75,20 +99,36 @@ def choose(menu: Menu, budget: float) -> tuple[str, ...]:
     """Return the chain with the least bound whose cost is at most `budget`.
 
     With `z[i, p]` in {0, 1} and `sum_p z[i, p] = 1`: minimise `sum amplitude[i, p] z[i, p]` subject to `sum cost[p] z[i, p] <= S budget`.
-    Among equals it takes the cheapest chain, and among those the chain that saves at the noisier steps.
+    Among equals it takes the cheapest chain, and among those the chain that saves at the noisier steps. Features of age `a` at a step are
+    those of age `a - 1` at the step before: `sum_{p of age a} z[i, p] <= sum_{p of age a - 1} z[i - 1, p]`.
 
     Raises:
         UsageError: every chain costs more than the budget.
     """
-    check_budget(dict(zip(menu.precisions, menu.costs.tolist(), strict=True)), budget)
     S = len(menu.amplitudes)
+    _check_affordable(menu, budget)
     errors = menu.amplitudes / _unit(menu.amplitudes)
     costs = np.tile(menu.costs / menu.costs.min(), (S, 1))
     affordable = costs, S * budget / menu.costs.min()
-    least = _solve(errors, [affordable])
+    least = _solve(errors, [affordable], menu.ages)
     equals = errors, float(errors[np.arange(S), least].sum())
-    best = _solve(costs * (1 - _ORDER * np.arange(S)[:, None]), [affordable, equals])
+    best = _solve(costs * (1 - _ORDER * np.arange(S)[:, None]), [affordable, equals], menu.ages)
     return tuple(menu.precisions[p] for p in best)
+
+
+def _check_affordable(menu: Menu, budget: float) -> None:
+    if not menu.ages:
+        check_budget(dict(zip(menu.precisions, menu.costs.tolist(), strict=True)), budget)
+        return
+    cheapest = _solve(np.tile(menu.costs, (len(menu.amplitudes), 1)), [], menu.ages)
+    cost = float(menu.costs[cheapest].mean())
+    if budget < cost * (1 - _ROUNDING):
+        raise UsageError(
+            "Every chain costs more than the budget.",
+            found=f"budget {budget:g}",
+            expected=f"at least {cost:.4g}, the cost of the cheapest chain",
+            mend="raise the budget, or add a precision that costs less",
+        )
 
 
 def frontier(menu: Menu, points: int) -> list[tuple[str, ...]]:
@@ -103,8 +143,10 @@ def _unit(amplitudes: Float64) -> float:
     return max(float(positive.min()), _ROUNDING * float(positive.max())) if positive.size else 1.0
 
 
-def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]]) -> list[int]:
-    """Return the column of each step, [S], that minimises the sum of `objective` [S, P] while other sums of [S, P] keep their limits."""
+def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]], ages: Sequence[int] = ()) -> list[int]:
+    """Return the column of each step, [S], that minimises the sum of `objective` [S, P] while other sums of [S, P] keep their limits, and
+    features grow older by a step at each step that reuses them.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp  # takes a third of a second to import, and few builds spend a budget
 
     S, P = objective.shape
@@ -114,10 +156,22 @@ def _solve(objective: Float64, limits: Sequence[tuple[Float64, float]]) -> list[
         objective.ravel(),
         integrality=np.ones(S * P, dtype=np.int64),
         bounds=Bounds(0, 1),
-        constraints=[one_per_step, *within],
+        constraints=[one_per_step, *within, *(LinearConstraint(row, -np.inf, 0) for row in _aging(S, ages))],
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
         raise RuntimeError(f"The solver found no solution of an integer program that has one: {result.message}")
     chosen: list[int] = result.x.reshape(S, P).argmax(axis=1).tolist()
     return chosen
+
+
+def _aging(steps: int, ages: Sequence[int]) -> Iterator[Float64]:
+    """Yield rows [S P] whose sum with the choice must not be positive."""
+    of_age = np.array(ages, dtype=np.int64)
+    for i in range(steps):
+        for age in range(1, int(of_age.max(initial=0)) + 1):
+            row = np.zeros((steps, len(of_age)))
+            row[i, of_age == age] = 1
+            if i:
+                row[i - 1, of_age == age - 1] = -1
+            yield row.ravel()

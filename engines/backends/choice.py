@@ -64,7 +64,7 @@ def chosen_runtime(bundle: Bundle, runtime: Runtime) -> tuple[RuntimeName, str]:
         return target, "the bundle's target, which runs on a GPU"
     measured = MeasuredRuntimes.read(bundle)
     if measured is None:
-        return target, "the bundle's target; nothing was measured on this machine"
+        return target, "the bundle's target"
     best = measured.best(lambda name: installed_versions(*PACKAGES.get(name, ())))  # type: ignore[call-overload]
     if best not in ON_CPU:
         return target, "the bundle's target; no runtime that was measured on this machine is right and still installed"

@@ -22,7 +22,7 @@ class Stepper(Protocol):
         """Take a step with fresh noise `z` [batch, *shape], or None if the step has none. The stepper owns `z` from then on.
 
         Raises:
-            NotFiniteError: this step returned NaN or infinity, or the step before it did if the device is a step ahead.
+            NotFiniteError: this step returned NaN or infinity, or one of the two steps before did, if a device is that far behind.
         """
 
     def state(self) -> Float32:

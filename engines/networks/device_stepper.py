@@ -1,7 +1,12 @@
-"""Take steps whose state stays on the device: only noise and a few numbers are uploaded, and only the last state is downloaded."""
+"""Take steps whose state stays on the device: only noise and a few numbers are uploaded, and only the last state is downloaded.
+
+The host prepares a step while the device still takes the one before: what goes up lies in two sets of pinned arrays, which the steps use in
+turn, and a step waits only for the last step of its own set. Conditions do not change along a chain, so they go up once a batch.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +14,7 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32, Int64
 from engines.backends.tensorrt.device.arena import Arena
+from engines.backends.tensorrt.device.cuda import Stream
 from engines.backends.tensorrt.device.update_kernel import HISTORY, UpdateArguments, UpdateKernels
 from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
 from engines.chain.denoiser import Denoiser, Denoisers
@@ -23,6 +29,29 @@ PREDICTIONS = tuple(f"step prediction {index}" for index in range(HISTORY + 1))
 """Names of blocks in the arena; no network input has such a name."""
 
 
+SETS = 2
+"""Sets of pinned arrays: the device is at most this many steps behind the host."""
+
+
+@dataclass
+class _Pinned:
+    """Pinned arrays that a step sends from and receives into.
+
+    Attributes:
+        arrays: arrays by name.
+        done: event behind everything that the last step of this set has enqueued; None if the device has done it.
+    """
+
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    done: Any = None
+
+    def wait(self, stream: Stream) -> None:
+        """Wait until the arrays may change, and what came down has arrived."""
+        if self.done is not None:
+            event, self.done = self.done, None
+            stream.wait(event)
+
+
 class DeviceStepper:
     """An `engines.chain.stepper.Stepper` on the device. All denoisers must run on TensorRT engines that share one arena.
 
@@ -34,12 +63,14 @@ class DeviceStepper:
     def __init__(self, denoisers: Denoisers, kernels: UpdateKernels) -> None:
         self._denoisers = denoisers
         self._kernels = kernels
-        self._pinned: dict[str, NDArray[Any]] = {}
+        self._sets = tuple(_Pinned() for _ in range(SETS))
         self._arena: Arena | None = None
 
     def start(self, x: Float32, rows: Int64) -> None:
         self._x, self._rows = x, rows
         self._arena = None
+        self._sent: dict[str, tuple[Any, ...]] = {}
+        self._count = 0
         self._newest = self._known = 0
         self._taken: dict[int, tuple[str, float]] = {}
 
@@ -52,31 +83,36 @@ class DeviceStepper:
         network_rows = branches * len(self._rows)
         engine.prepare(network_rows)
         arena = self._begin(engine.arena)
-        arena.stream.synchronize()  # the previous step's uploads have left the pinned arrays, and its flag has arrived
-        self._check_finite()
-        self._send_numbers(arena, move, z)
-        feeds = {} if denoiser.conditioning is None else denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
-        feeds[TIMESTEP] = np.full(network_rows, move.step.timestep, dtype=np.float32)
-        engine.upload(feeds, network_rows)
+        pinned = self._sets[self._count % SETS]
+        self._count += 1
+        pinned.wait(arena.stream)
+        self._check_finite(pinned)
+        self._send_numbers(arena, pinned, move, z)
+        self._send_timestep(arena, pinned, engine, move, network_rows)
+        self._send_conditions(arena, engine, denoiser, network_rows)
         scale = float(move.step.input_scale)
         self._kernels.place(arena.stream.handle, arena.address(X), scale, self._x.size, branches, arena.address(STATE))
         engine.enqueue(network_rows)
         self._kernels.update(arena.stream.handle, self._arguments(arena, move, branches, engine.output.name))
-        arena.stream.download(arena.address(NOT_FINITE), self._pinned[NOT_FINITE])
+        arena.stream.download(arena.address(NOT_FINITE), pinned.arrays[NOT_FINITE])
+        pinned.done = arena.stream.event()
         self._taken[move.index] = (move.precision, move.step.timestep)
 
     def state(self) -> Float32:
         if self._arena is None:
             return self._x
         arena = self._arena
-        arena.stream.download(arena.address(X), self._pinned[X])
+        last = self._sets[0].arrays[X]
+        arena.stream.download(arena.address(X), last)
         arena.stream.synchronize()
-        self._check_finite()
-        return self._pinned[X].copy()
+        for pinned in self._sets:
+            pinned.wait(arena.stream)
+            self._check_finite(pinned)
+        return last.copy()
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, pinned: _Pinned) -> None:
         """Raise an error if the kernel set its flag: one more than the index of the first step that gave NaN or infinity."""
-        flag = int(self._pinned[NOT_FINITE][0])
+        flag = int(pinned.arrays[NOT_FINITE][0])
         if flag:
             precision, timestep = self._taken[flag - 1]
             raise not_finite("The network's output is not finite, or the step's coefficients are too large.", precision, timestep, flag - 1)
@@ -84,6 +120,7 @@ class DeviceStepper:
     def _begin(self, arena: Arena) -> Arena:
         """Return the arena; at the first step, reserve its blocks and upload the state."""
         if self._arena is None:
+            arena.stream.synchronize()  # a chain that failed may have left copies in the stream
             self._arena = arena
             channels, z_bytes = self._x.shape[1], self._x.nbytes
             for name in (X, Z, *PREDICTIONS):
@@ -91,24 +128,50 @@ class DeviceStepper:
             for name in CORRECTION:
                 arena.reserve(name, 4 * channels)
             arena.reserve(NOT_FINITE, 4)
-            for name, shape in {X: self._x.shape, Z: self._x.shape, **dict.fromkeys(CORRECTION, (channels,))}.items():
-                self._pin(name, shape, np.float32)
-            self._pin(NOT_FINITE, (1,), np.int32)
-            self._pinned[X][:], self._pinned[NOT_FINITE][:] = self._x, 0
+            for pinned in self._sets:
+                pinned.wait(arena.stream)
+                for name, shape in {X: self._x.shape, Z: self._x.shape, **dict.fromkeys(CORRECTION, (channels,))}.items():
+                    self._pin(pinned, name, shape, np.float32)
+                self._pin(pinned, NOT_FINITE, (1,), np.int32)
+                pinned.arrays[NOT_FINITE][:] = 0
+            first = self._sets[0].arrays
+            first[X][:] = self._x
             for name in (X, NOT_FINITE):
-                arena.stream.upload(self._pinned[name], arena.address(name))
+                arena.stream.upload(first[name], arena.address(name))
+            arena.stream.synchronize()  # the flag that goes up now comes down into the same array
         return self._arena
 
-    def _pin(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    def _pin(self, pinned: _Pinned, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         assert self._arena is not None
-        if name not in self._pinned or self._pinned[name].shape != shape:
-            self._pinned[name] = self._arena.cuda.pinned(shape, dtype)
+        found = pinned.arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = pinned.arrays[name] = self._arena.cuda.pinned(shape, dtype)
+        return found
 
-    def _send_numbers(self, arena: Arena, move: Move, z: Float32 | None) -> None:
+    def _send_numbers(self, arena: Arena, pinned: _Pinned, move: Move, z: Float32 | None) -> None:
         sent: dict[str, Any] = {GAIN: move.gain, OFFSET: move.offset, STATE_GAIN: move.state_gain} | ({} if z is None else {Z: z})
         for name, value in sent.items():
-            self._pinned[name][:] = value
-            arena.stream.upload(self._pinned[name], arena.address(name))
+            pinned.arrays[name][:] = value
+            arena.stream.upload(pinned.arrays[name], arena.address(name))
+
+    def _send_timestep(self, arena: Arena, pinned: _Pinned, engine: TensorRtEngine, move: Move, rows: int) -> None:
+        (spec,) = (spec for spec in engine.inputs if spec.name == TIMESTEP)
+        array = self._pin(pinned, TIMESTEP, (rows, *spec.shape), spec.dtype)
+        array[:] = move.step.timestep
+        arena.stream.upload(array, arena.address(TIMESTEP))
+
+    def _send_conditions(self, arena: Arena, engine: TensorRtEngine, denoiser: EngineDenoiser, rows: int) -> None:
+        """Upload the conditions, unless they are in their buffers: a buffer that had to grow for another engine has lost them."""
+        if denoiser.conditioning is None:
+            return
+        dtypes = {spec.name: spec.dtype for spec in engine.inputs}
+        feeds = denoiser.conditioning.feeds(self._rows, guided=denoiser.guided)
+        places = {name: (arena.address(name), rows, dtypes[name]) for name in feeds}
+        missing = {name: feeds[name] for name, place in places.items() if self._sent.get(name) != place}
+        if missing:
+            arena.stream.synchronize()  # an earlier batch may still be leaving the engine's own pinned arrays
+            engine.upload(missing, rows)
+            self._sent |= places
 
     def _arguments(self, arena: Arena, move: Move, branches: int, output: str) -> UpdateArguments:
         """Return the kernel's arguments. The prediction buffers are used in rotation: this step overwrites the oldest."""

@@ -8,6 +8,7 @@ from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.contract import contract
 from engines.chain.denoiser import is_guided
+from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.errors import BundleError
 from engines.networks.engine_bank import EngineBank
@@ -45,10 +46,11 @@ def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
     engines = EngineBank(bundle, guidance, batch=batch, backend=backend)
     reference = EngineBank(bundle, guidance, batch=batch, backend=on_onnxruntime(bundle))[FULL_PRECISION]
     names = [name for name in bundle.manifest.precisions if name in schedule.precisions]
+    at_cut = () if schedule.cut is None else Chain(schedule, {}).networks
     return EngineCheck(
         schedule=schedule,
         reference=REFERENCE,
-        networks={REFERENCE: reference, **{name: engines[name] for name in names}},
+        networks={REFERENCE: reference, **{name: engines[name] for name in (*names, *at_cut)}},
         expected={name: _expected(bundle, name) for name in names},
         noise=samples.noise,
         rows=samples.rows,

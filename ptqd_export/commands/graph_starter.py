@@ -71,6 +71,7 @@ def _notes(found: GraphSignature, section: GraphSection) -> Iterator[str]:
             "assumed, because a graph does not say it: 1000 timesteps with linear betas from 0.0001 to 0.02 (model.graph.schedule), and "
             "the noise as output (model.graph.predicts). If there is a scheduler_config.json, name it as model.graph.scheduler instead"
         )
+    yield "the noisiest layers compute in float, up to a tenth of the multiplications (quantization.float_share); 0 quantizes all layers"
     yield f"the time is a {section.time_unit} (model.graph.time_unit); the state is {section.state_form} (model.graph.state_form)"
     if section.shape is not None:
         yield f"the graph leaves sizes open: model.graph.shape is {list(section.shape)}; set the shape of the model's own states"

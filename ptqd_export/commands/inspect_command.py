@@ -153,7 +153,7 @@ def _precisions(precisions: Iterable[PrecisionInfo]) -> Table:
         groups = str(1 + len(one.groups))
         table.add_row(one.name, _bits(one.weight_bits), _bits(one.activation_bits), groups, f"{one.bytes / 1e6:.2f} MB", *saved)
         for cut, at_cut in one.cuts.items():
-            table.add_row(f"  reusing at {cut}", "", "", "", "", "", f"{at_cut:.1f}x")
+            table.add_row(f"+{cut}", "", "", "", "", "", f"{at_cut:.1f}x")
     return table
 
 

@@ -29,11 +29,14 @@ from ptqd_export.schedules.settings import stored_plan
 CANDIDATES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 """Runtimes of bundles whose target is a CPU."""
 
+PLAN = "plan.json"
+
 ROUNDS, WARM_UP = 7, 2
 
 
 def measure_runtimes(folder: Path, *, to_choose: bool = False) -> MeasuredRuntimes | None:
-    """Measure the runtimes that are installed, and write `local/<machine>/runtimes.json`. None for a bundle whose target is no CPU.
+    """Measure the runtimes that are installed, and write `local/<machine>/runtimes.json`. None for a bundle whose target is no CPU,
+    and for one without its plan, which says what its statistics were measured at.
 
     Args:
         folder: folder of the bundle.
@@ -44,7 +47,8 @@ def measure_runtimes(folder: Path, *, to_choose: bool = False) -> MeasuredRuntim
     """
     bundle = Bundle.open(folder)
     installed = [name for name in CANDIDATES if installed_versions(*PACKAGES[name])]
-    if runtime_name(bundle, "target") not in CANDIDATES or (to_choose and len(installed) < 2):
+    on_cpu = runtime_name(bundle, "target") in CANDIDATES and PLAN in bundle.manifest.files
+    if not on_cpu or (to_choose and len(installed) < 2):
         return None
     batch = stored_plan(bundle).target.benchmark_batch
     with writing_to(folder):

@@ -6,7 +6,6 @@ from ptqd_export.plan import Plan
 
 STEPS = 10
 SAMPLES = 64
-PRECISIONS = ("w8a8",)
 
 
 def quick(plan: Plan) -> Plan:
@@ -14,7 +13,7 @@ def quick(plan: Plan) -> Plan:
     steps = min(STEPS, plan.sampler.steps)
     calibration = plan.calibration.model_copy(update={"samples": SAMPLES, "activation_samples": SAMPLES, "batch_size": SAMPLES // 2})
     sampler = plan.sampler.model_copy(update={"steps": steps})
-    return plan.model_copy(update={"sampler": sampler, "precisions": PRECISIONS, "calibration": calibration})
+    return plan.model_copy(update={"sampler": sampler, "precisions": plan.precisions[:1], "calibration": calibration})
 
 
 def quick_note(whole: Plan) -> str:

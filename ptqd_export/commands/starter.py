@@ -15,8 +15,9 @@ from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
 from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
+from ptqd_export.commands.proposed_precisions import propose_precisions
 from ptqd_export.commands.quick_plan import quick, quick_note
-from ptqd_export.plan import FACTORY, ModelSection, Plan, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, SamplerSection, TargetSection
 
 if TYPE_CHECKING:
     from ptqd_export.models.base import Declaration
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 STEPS = 20
 GUIDANCE = 1.5
 TEXT_GUIDANCE = 7.5
+GRAPH_SHARE = 0.1
+"""Share of the multiplications in float for a graph of unknown origin. Some networks that nobody trained with few bits in mind need it."""
+
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
     "a bowl of fruit on a wooden table, oil painting",
@@ -37,7 +41,9 @@ PROMPTS = (
 """Prompts to calibrate with until the user writes others."""
 
 
-def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False) -> tuple[str, ...]:
+def write_starter_plan(
+    model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False, compute_capability: str | None = None
+) -> tuple[str, ...]:
     """Write a starter plan to `path`, or a quick one for a first look. Return what the user should know about it.
 
     Raises:
@@ -50,32 +56,37 @@ def write_starter_plan(model: Path, target: str | None, path: Path, *, force: bo
             expected="a new file",
             mend="choose another with -o, or overwrite it with --force",
         )
-    plan = starter_plan(model, target, path.parent)
+    plan = starter_plan(model, target, path.parent, compute_capability)
     write_text(path, (quick(plan) if first_look else plan).resolved_json())
     return (*plan.comments, *([quick_note(plan)] if first_look else []))
 
 
-def starter_plan(model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".") -> Plan:
+def starter_plan(
+    model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".", compute_capability: str | None = None
+) -> Plan:
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
     Args:
         model: folder or file of a model, an ONNX graph, its id on the Hugging Face hub, or `package.module:function` of a factory.
         target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
+        compute_capability: for TensorRT, that of the GPU that will run the engines; see `propose_precisions`.
 
     Raises:
-        UsageError: the kind of model or the target is unknown.
+        UsageError: the kind of model or the target is unknown, or the compute capability does not fit the target.
     """
     known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
+    precisions, reason = propose_precisions(known.name, compute_capability)
     if re.fullmatch(FACTORY, source):
         section, declared, name = _of_factory(source, folder)
     else:
         section, declared, name = _of_graph(Path(source), folder) if source.endswith(".onnx") else _of_path(source, folder)
     return Plan(
-        comments=(*declared.notes, *_notes(section, declared)),
+        comments=(*declared.notes, *_notes(section, declared), *([] if reason is None else [reason])),
         model=section,
         sampler=_sampler(section, declared),
-        precisions=("w8a8", "w4a8"),
+        precisions=precisions,
+        quantization=QuantizationSection() if section.onnx is None else QuantizationSection(float_share=GRAPH_SHARE),
         target=known,
         output=f"build/{name}",
     )

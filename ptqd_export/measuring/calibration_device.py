@@ -23,6 +23,9 @@ class CalibrationDevice:
 
     def check(self) -> None:
         """Raises MissingBackendError if PyTorch does not have the device."""
+        if self.device == "mps":
+            self._check_mps()
+            return
         found = torch.cuda.device_count()
         if self.device != "cpu" and (torch.device(self.device).index or 0) >= found:
             raise MissingBackendError(
@@ -30,6 +33,15 @@ class CalibrationDevice:
                 found=f'calibration.device "{self.device}", and {found} CUDA devices',
                 expected=" or ".join(["cpu", *(f"cuda:{index}" for index in range(found))]),
                 mend='set calibration.device to "cpu", or install a PyTorch and a driver that find the device',
+            )
+
+    def _check_mps(self) -> None:
+        if not torch.backends.mps.is_available():
+            raise MissingBackendError(
+                "PyTorch does not have the calibration device.",
+                found='calibration.device "mps", and no Metal device',
+                expected="a Mac with Apple silicon",
+                mend='set calibration.device to "cpu"',
             )
 
     def place(self, model: LoadedModel) -> LoadedModel:

@@ -6,20 +6,21 @@ integers on the device, and a layer dequantizes its own while it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib.quantizers.oracle import exact_float32
 from engines.arrays import Float32
-from engines.backends.base import Engine, TensorSpec
+from engines.backends.base import KEPT, Engine, TensorSpec, output_and_kept
 from engines.errors import PtqdError
-from ptqd_export.models.onnx_graph.graph_module import GraphModule
+from ptqd_export.models.onnx_graph.graph_module import GraphModule, GraphStep
 from ptqd_export.models.onnx_graph.operators.operator_call import Value
 from ptqd_export.models.onnx_graph.operators.operator_table import OPERATORS
 from ptqd_export.models.onnx_graph.operators.quantizers import QUANTIZERS
@@ -56,33 +57,50 @@ class TorchEngine(Engine):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         graph = read_onnx(path)
-        (output,) = graph.outputs
-        super().__init__(f"{path.stem} in PyTorch", tuple(_spec(one) for one in graph.inputs), _spec(output))
-        operators = {**OPERATORS, **QUANTIZERS}
-        nodes, constants = folded(graph, output.name, _constants(graph), operators, kept=("DequantizeLinear",))
-        self._network = GraphModule(nodes, constants, [one.name for one in graph.inputs], output.name, operators).to(device)
+        label, inputs = f"{path.stem} in PyTorch", tuple(_spec(one) for one in graph.inputs)
+        super().__init__(label, inputs, *output_and_kept([_spec(one) for one in graph.outputs], inputs, label))
+        operators, also = {**OPERATORS, **QUANTIZERS}, [one.name for one in graph.outputs[1:]]
+        nodes, constants = folded(graph, self.output.name, _constants(graph), operators, kept=("DequantizeLinear",), also=also)
+        self._network = GraphModule(nodes, constants, [one.name for one in graph.inputs], self.output.name, operators).to(device)
         self._device = device
         self._most: int | None = None
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        rows = len(next(iter(feeds.values())))
-        out, begin = np.empty((rows, *self.output.shape), dtype=np.float32), 0
+        return self._outputs(feeds)[0]
+
+    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
+        if self.kept is None:
+            return super()._run_keeping(feeds)
+        out, kept = self._outputs(feeds)
+        return out, kept
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
+        """Return the output and, if the network has any, the features to keep."""
+        rows, begin = len(next(iter(feeds.values()))), 0
+        specs = [spec for spec in (self.output, self.kept) if spec is not None]
+        found = [np.empty((rows, *spec.shape), dtype=np.float32) for spec in specs]
         while begin < rows:
             end = rows if self._most is None else min(rows, begin + self._most)
             try:
-                out[begin:end] = self._infer({name: value[begin:end] for name, value in feeds.items()})
+                outputs = self._infer({name: value[begin:end] for name, value in feeds.items()})
             except torch.OutOfMemoryError as error:
                 self._most = self._fewer(end - begin, error)
                 continue
+            for whole, part in zip(found, outputs, strict=True):
+                whole[begin:end] = part
             begin = end
-        return out
+        return found
 
-    def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self._device) for spec in self.inputs]
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
-        with torch.inference_mode(), exact:  # convolutions in TensorFloat-32 would add noise of their own
-            found: Tensor = self._network(*inputs)
-        return found.float().cpu().numpy()
+        kept: list[Tensor] = []
+
+        def after(step: GraphStep, outputs: Sequence[Value]) -> None:
+            kept.extend(cast(Tensor, value) for name, value in zip(step.outputs, outputs, strict=False) if name == KEPT)
+
+        with torch.inference_mode(), exact_float32():
+            outputs = [self._network.run(inputs, after=after if self.kept is not None else None), *kept]
+        return [out.float().cpu().numpy() for out in outputs]
 
     def _fewer(self, rows: int, error: Exception) -> int:
         if rows == 1:

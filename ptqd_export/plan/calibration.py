@@ -11,12 +11,12 @@ from engines.untrusted.limits import BATCH, ROWS
 from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import Section
 
-DEVICE = r"^(cpu|cuda(:\d+)?)$"
+DEVICE = r"^(cpu|cuda(:\d+)?|mps)$"
 
 
 def _device(name: str) -> str:
     if not re.fullmatch(DEVICE, name):
-        raise expectation('"cpu", "cuda" or "cuda:0"')
+        raise expectation('"cpu", "cuda", "cuda:0" or "mps"')
     return name
 
 
@@ -33,8 +33,12 @@ class CalibrationSection(Section):
         default="quantized",
         description="chain whose states are visited: the corrected quantized sampler's, or full precision's (as in the reference code)",
     )
+    verify_states: int = Field(
+        default=64, ge=1, le=ROWS, description="number of these states that the graphs of a precision are held against their oracles at"
+    )
     device: Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": DEVICE})] = Field(
-        default="cpu", description="device on which PyTorch observes activations and learns rounding: cpu, cuda or cuda:0"
+        default="cpu",
+        description="device on which PyTorch observes activations, learns rounding and verifies graphs: cpu, cuda, cuda:0 or mps",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="type of PyTorch's network while it observes activations and learns rounding"

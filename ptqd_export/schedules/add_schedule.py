@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 from calib.walk.budget import Menu, check_budget, choose
 from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
+from calib.walk.reuse import ReuseSteps
+from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
+from calib.walk.sensitivity import Probes
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Schedule
@@ -81,6 +84,7 @@ def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) 
     stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
     if settings.budget is not None:
         settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
+        stored = None if settings.fit.reuse is not None else stored  # features that are reused come from a walk of the same chain
     fitted = _chosen(bundle, settings, _fit(bundle, settings, stored))
     measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
     store_schedule(bundle, name, {schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
@@ -131,11 +135,31 @@ def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Sc
         UsageError: every chain costs more than the budget.
     """
     costs = costs_of(bundle, settings.precisions, budget.cost)
-    check_budget(costs, budget.share)
+    if settings.cut is None:
+        check_budget(costs, budget.share)
     networks = measured_networks(bundle, settings, PROBED_SAMPLES)
     with progress("probing", probe_evaluations(len(networks.networks), settings.fit.table.steps)) as advance:
         probes = probe_fitted(networks, first, settings.fit.samples, advance)
-    return settings.spent(choose(Menu.of(probes, costs), budget.share))
+    menu = Menu.of(probes, costs)
+    return settings.spent(choose(menu if settings.cut is None else _reusing(bundle, settings, budget, menu, probes), budget.share))
+
+
+def _reusing(bundle: Bundle, settings: ScheduleSettings, budget: Budget, menu: Menu, probes: Probes) -> Menu:
+    """Return the menu with networks that reuse features, whose errors are measured by age."""
+    reuse = ReuseSteps(str(settings.cut), frozenset(), settings.precisions)
+    networks = measured_networks(bundle, replace(settings, fit=replace(settings.fit, reuse=reuse)), PROBED_SAMPLES)
+    plan = ReusePlan(
+        table=settings.fit.table,
+        reference=networks.networks[FULL_PRECISION],
+        at_cut={name: networks.networks[name] for name in reuse.networks},
+        correction=settings.fit.correction,
+        guidance=settings.fit.sampler.guidance,
+        samples=settings.fit.samples.first(PROBED_SAMPLES),
+    )
+    with progress("aging features", reuse_evaluations(plan)) as advance:
+        errors = step_errors(plan, advance)
+    costs = costs_of(bundle, reuse.networks, budget.cost)
+    return menu.reusing(reuse.networks, end_amplitudes(errors, probes), list(costs.values()))
 
 
 def measured_networks(bundle: Bundle, settings: ScheduleSettings, batch: int) -> FitNetworks:

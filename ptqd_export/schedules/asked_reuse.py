@@ -10,7 +10,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import UnknownNameError, UsageError
 
-NONE = "none"
+NONE, AUTO = "none", "auto"
 ASKED = re.compile(r"(?P<cut>[^:]+):(?:every=(?P<every>[0-9]{1,5})|steps=(?P<steps>[0-9]{1,5}(?:-[0-9]{1,5})*))")
 
 
@@ -39,15 +39,42 @@ def asked_reuse(asked: str | None, base: Schedule, bundle: Bundle, precisions: S
             )
     else:
         cut, found = _read(asked, steps)
+    _check_cut(cut, bundle, precisions)
+    return ReuseSteps(cut, found, tuple(dict.fromkeys(precisions)))
+
+
+def cut_of_budget(asked: str | None, base: Schedule, bundle: Bundle, precisions: Sequence[str]) -> str | None:
+    """Return the cut at which the steps that a budget buys may reuse features, or None if none may.
+
+    Args:
+        asked: such as `skip_3:auto`, or `none`; None takes the cut of the schedule to start from.
+        base: schedule to start from.
+        bundle: bundle of the networks.
+        precisions: candidates of the budget.
+
+    Raises:
+        UsageError: the request lists steps, or names no cut of these precisions.
+    """
+    if asked == NONE or (asked is None and base.cut is None):
+        return None
+    cut, _, steps = (f"{base.cut}:{AUTO}" if asked is None else asked).partition(":")
+    if steps != AUTO:
+        raise UsageError("A budget chooses the steps that reuse features itself.", found=asked, expected="--reuse CUT:auto, or none")
+    _check_cut(cut, bundle, precisions)
+    return cut
+
+
+def _check_cut(cut: str, bundle: Bundle, precisions: Sequence[str]) -> None:
     for precision in dict.fromkeys(precisions):
         known = bundle.manifest.precisions[precision].cuts
         if cut not in known:
             raise UnknownNameError(f"The bundle's {precision} has no such cut.", found=cut, known=known or ("none",))
-    return ReuseSteps(cut, found, tuple(dict.fromkeys(precisions)))
 
 
 def _read(asked: str, steps: int) -> tuple[str, frozenset[int]]:
     found = ASKED.fullmatch(asked)
+    if asked.endswith(f":{AUTO}"):
+        raise UsageError("Only a budget chooses the steps that reuse features.", found=asked, expected="--policy budget with it")
     if found is None:
         raise UsageError(
             "--reuse is not understood.", found=asked, expected="CUT:every=K, such as skip_3:every=2, CUT:steps=I-J-K, or none"

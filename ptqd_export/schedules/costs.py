@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import saved_all
 from engines.errors import UsageError
 from ptqd_export.plan import FULL_PRECISION, Cost
 from ptqd_export.records.times_file import read_times, times_file
 
 
 def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str, float]:
-    """Return the cost of a step at each candidate precision relative to full precision.
+    """Return the cost of a step of each candidate, a precision or a network at a cut, relative to full precision.
 
     Raises:
         UsageError: the cost is time, and the bundle's engines have not been timed on this machine.
     """
     if cost == "bit_operations":
-        return {name: 1 / bundle.manifest.precisions[name].bit_operations_saved_all for name in candidates}
+        return {name: 1 / saved_all(bundle.manifest.precisions, name) for name in candidates}
     times = _times(bundle)
     for name in (FULL_PRECISION, *candidates):
         if name not in times:

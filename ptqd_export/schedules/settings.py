@@ -15,13 +15,15 @@ from calib.quantizers.rules.precision import Precision
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fit import FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
+from calib.walk.reuse import ReuseSteps
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.contract import first_problem
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import SamplerRecord, Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan import CalibrationSection, Cost, Plan
-from ptqd_export.schedules.asked_reuse import asked_reuse
+from ptqd_export.schedules.asked_reuse import asked_reuse, cut_of_budget
 
 Fit = Literal["moments", "walk"]
 
@@ -36,7 +38,7 @@ class ScheduleRequest:
         precisions: for `fixed`, one precision for all steps or one per step; for `snr` and `budget`, the candidates.
         budget, cost: settings of the policy `budget`.
         samples: number of samples of a walk; None takes the plan's value, as for `seed` and `trajectory`.
-        reuse: which steps reuse features, such as `skip_3:every=2`, `skip_3:steps=3-5-7` or `none`.
+        reuse: which steps reuse features, such as `skip_3:every=2`, `skip_3:steps=3-5-7` or `none`; `skip_3:auto` leaves it to a budget.
         fit: refit from stored moments, or fit on a new walk; None uses the moments if they suffice.
     """
 
@@ -82,16 +84,21 @@ class ScheduleSettings:
         precisions: candidates by ascending bit operations for `snr` and for a budget that is not spent yet; otherwise one per step.
         threads: threads per engine, or None for all cores.
         budget: budget that is still to be spent, after a first fit with the policy `snr`.
+        cut: cut at which the steps that the budget buys may reuse features; None if none may.
     """
 
     fit: FitSettings
     precisions: tuple[str, ...]
     threads: int | None
     budget: Budget | None = None
+    cut: str | None = None
 
-    def spent(self, precisions: tuple[str, ...]) -> ScheduleSettings:
-        """Return the settings with the chain that the budget bought."""
-        return replace(self, fit=self.fit.spent(precisions), precisions=precisions, budget=None)
+    def spent(self, networks: tuple[str, ...]) -> ScheduleSettings:
+        """Return the settings with the chain that the budget bought: one network per step, a precision or one at the cut."""
+        precisions = tuple(precision_and_cut(name)[0] for name in networks)
+        steps = frozenset(step for step, name in enumerate(networks) if name != precisions[step])
+        reuse = ReuseSteps(self.cut, steps, tuple(dict.fromkeys(precisions))) if self.cut is not None and steps else None
+        return replace(self, fit=replace(self.fit.spent(precisions), reuse=reuse), precisions=precisions, budget=None, cut=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
@@ -118,16 +125,11 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         samples=calibration_samples(bundle, calibration),
         trajectory=calibration.trajectory,
         batch_size=calibration.batch_size,
-        reuse=asked_reuse(request.reuse, base, bundle, precisions, table.steps),
+        reuse=asked_reuse(request.reuse, base, bundle, precisions, table.steps) if budget is None else None,
     )
-    if budget is not None and fit.reuse is not None:
-        raise UsageError(
-            "A budget does not choose among steps that reuse features.",
-            found=f"--policy budget with steps that reuse features at {fit.reuse.cut}",
-            expected="--policy snr or fixed, or --reuse none",
-        )
     fit.check_steps()
-    return ScheduleSettings(fit, precisions, plan.target.threads, budget)
+    cut = None if budget is None else cut_of_budget(request.reuse, base, bundle, precisions)
+    return ScheduleSettings(fit, precisions, plan.target.threads, budget, cut)
 
 
 def calibration_samples(bundle: Bundle, calibration: CalibrationSection) -> CalibrationSamples:

@@ -253,12 +253,14 @@ def _quantized(context: BuildContext, cache: StageCache, precision: Precision, s
         settings["learned"] = learned.name
     make = partial(make_quantized_graph, context, precision, sources, learned)
     settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
+    settings |= context.plan.calibration.model_dump(include={"device", "verify_states"})
     return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
 
 
 def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
     """Return the folders of the precisions that convert full precision to another float type."""
     inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
+    inputs |= context.plan.calibration.model_dump(include={"device", "verify_states"})
     converted = {}
     for precision in context.engine_precisions:
         if precision.weight_bits is None:

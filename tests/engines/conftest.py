@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -23,6 +23,10 @@ from engines.backends.tensorrt.tensorrt_engine import OpenOptions, TensorRtEngin
 from tests.engines.backends.tensorrt.host_cuda import HostCuda
 from tests.engines.backends.tensorrt.host_driver import HostDriver, HostNvrtc, compile_for_host
 from tests.engines.backends.tensorrt.host_tensorrt import Array, HostTensorRt
+from tests.engines.cut_bundle import cut_bundle
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyBundle
 
 CHANNELS = 4
 
@@ -141,3 +145,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("engines.backends.onnxruntime.onnxruntime_backend.OnnxRuntimeEngine", start)
     return seen
+
+
+@pytest.fixture
+def cut(own_tiny: TinyBundle) -> TinyBundle:
+    """A tiny bundle whose networks are cut, and whose odd steps reuse features; see `tests.engines.cut_bundle`."""
+    return cut_bundle(own_tiny)

@@ -72,7 +72,7 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
         "prompts": None,
         "negative_prompt": None,
         "runtime": "onnxruntime",
-        "runtime_reason": "the bundle's target; nothing was measured on this machine",
+        "runtime_reason": "the bundle's target",
         "provider": "CPU",
         "versions": {name: version(name) for name in ("ptqd-export", "onnxruntime")},
         "files": pictures,

@@ -1,7 +1,8 @@
 """Compile graphs with OpenVINO, with float32 arithmetic and exact integer products, and cache the result.
 
 Processors without VNNI sum pairs of 8-bit products in 16 bits, and OpenVINO lets these sums saturate. A probe tests the processor once per
-process. If its sums saturate, integer kernels are turned off, and graphs run in float32 as written.
+process. If its sums saturate, integer kernels are turned off, and graphs run in float32 as written, except those whose weights are so
+narrow that nothing can saturate.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import KEPT
+from engines.backends.openvino.narrow_weights import has_narrow_weights
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.files import replacing, sha256
 from engines.host.room import NoRoomError
@@ -69,7 +71,7 @@ class Calls:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**_SETTINGS, **_exact_products(), "NUM_STREAMS": self.workers, "INFERENCE_NUM_THREADS": self.threads}
+        return {**_SETTINGS, "NUM_STREAMS": self.workers, "INFERENCE_NUM_THREADS": self.threads}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,8 @@ def compile_outputs(path: Path, threads: int) -> Any:
     """Compile a graph with several outputs for any batch size."""
     settings = Calls(1, threads).settings
     with _refusing(path):
-        return _core().compile_model(_core().read_model(path), DEVICE, settings)
+        model = _core().read_model(path)
+        return _core().compile_model(model, DEVICE, {**settings, **_exact_products(model)})
 
 
 def _compiled(path: Path, calls: Calls, settings: Mapping[str, Any]) -> Any:
@@ -125,7 +128,7 @@ def _compiled(path: Path, calls: Calls, settings: Mapping[str, Any]) -> Any:
         (shape, *_) = (_row(port) for port in model.outputs)
         rows = calls.piece_rows(math.prod(shape))
         model.reshape({name_of(port): [rows, *_row(port)] for port in model.inputs})
-        network = _core().compile_model(model, DEVICE, dict(settings))
+        network = _core().compile_model(model, DEVICE, {**settings, **_exact_products(model)})
         if any(port.partial_shape.is_dynamic or port.shape[0] != rows for port in network.outputs):
             raise ValueError(f"outputs {', '.join(str(port.partial_shape) for port in network.outputs)} of {rows} rows")
         return network
@@ -155,10 +158,15 @@ def _row(port: Any) -> list[int]:
     return [size.get_length() for size in list(port.partial_shape)[1:]]
 
 
+def _exact_products(model: Any) -> Mapping[str, Any]:
+    """Return the settings that keep a graph's integer products exact on this processor."""
+    return _WITHOUT_INTEGERS if sums_saturate() and not has_narrow_weights(model) else {}
+
+
 @functools.cache
-def _exact_products() -> Mapping[str, Any]:
-    """Return the settings that keep integer products exact on this processor, determined by a probe rather than by the processor's name."""
-    return _WITHOUT_INTEGERS if saturates({}) else {}
+def sums_saturate() -> bool:
+    """Whether this processor's sums saturate, determined by a probe rather than by the processor's name."""
+    return saturates({})
 
 
 def saturates(settings: Mapping[str, Any]) -> bool:
@@ -176,7 +184,7 @@ def _key(path: Path, calls: Calls, settings: Mapping[str, Any]) -> bytes:
         "processor": _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
         "batch": calls.batch,
         "piece": PIECE_VALUES,
-        "settings": dict(settings),
+        "settings": {**settings, "saturates": sums_saturate()},
     }
     return json.dumps(parts, sort_keys=True).encode()
 

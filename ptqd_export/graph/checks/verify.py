@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calib.quantizers.oracle import fake_quantized
+from calib.quantizers.oracle import exact_float32, fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.walk.activation_states import States
 from engines.arrays import Float32, Float64
@@ -53,6 +53,9 @@ VERIFIED_STATES = 64
 LEAST_STATES = 16
 """Fewest states for the graph of one group of steps."""
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices on which PyTorch has no float64."""
+
 RUNS, FLOAT_RUNS = 4, 3
 """How often `verify` and `verify_float` run a network on all states. `verify` runs it once more for a reference, and for bfloat16."""
 
@@ -79,9 +82,19 @@ class Verification:
 FUSED, EXACT = OnnxRuntimeBackend(), StandInBackend(OnnxRuntimeBackend(mode="exact"))
 
 
-def verified_states(groups: int) -> int:
-    """Return the number of states that a graph is verified at if a precision has this many, one per group of steps."""
-    return max(LEAST_STATES, VERIFIED_STATES // groups)
+def verified_states(groups: int, wanted: int = VERIFIED_STATES) -> int:
+    """Return the number of states that a graph is verified at if a precision has this many, one per group of steps.
+
+    Args:
+        groups: number of graphs.
+        wanted: states of all graphs together; each gets `LEAST_STATES`, or all that are wanted if they are fewer.
+    """
+    return max(min(LEAST_STATES, wanted), wanted // groups)
+
+
+def oracle_device(device: str, dtype: torch.dtype) -> str:
+    """Return the device that computes in a type: the given one, or the CPU for float64 on a device that has none."""
+    return "cpu" if dtype == torch.float64 and torch.device(device).type in WITHOUT_FLOAT64 else device
 
 
 def verify(
@@ -94,6 +107,7 @@ def verify(
     backend: Backend = FUSED,
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     on_batch: Callable[[], None] = lambda: None,
 ) -> Verification:
     """Compare the conditional outputs of a quantized graph with those of its oracle at the given states.
@@ -107,15 +121,16 @@ def verify(
         backend: backend that runs the graph.
         float32: the graph before its float part was converted to another type; if given, the exact mode runs this graph.
         dtype: type of the oracle that the noise statistics are compared with: bfloat16 adds noise of its own, float16 does not.
+        device: device of the oracles, see `oracle_device`.
         on_batch: called after every batch of every run.
 
     Raises:
         PtqdError: the graph in exact mode is further from the oracle than rounding explains, or the noise statistics of the graph as it
             runs differ from the oracle's by more than the sampling error.
     """
-    reference = full_precision_outputs(model, states, on_batch) if reference is None else reference
+    reference = full_precision_outputs(model, states, on_batch, device) if reference is None else reference
     check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)))
-    single, double = (oracle_outputs(model, states, layers, on_batch, kind) for kind in (torch.float32, torch.float64))
+    single, double = (oracle_outputs(model, states, layers, on_batch, kind, device) for kind in (torch.float32, torch.float64))
     exact = _graph_outputs(model, float32 or graph, states, EXACT, on_batch)
     fast = _graph_outputs(model, graph, states, backend, on_batch)
     found = Verification(
@@ -126,25 +141,32 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _check_rounding(graph, found, reference, double, single, exact)
-    oracle = single if dtype == torch.float32 else oracle_outputs(model, states, layers, on_batch, dtype)
+    oracle = single if dtype == torch.float32 else oracle_outputs(model, states, layers, on_batch, dtype, device)
     _check_noise(graph, paired_noise(reference, oracle, fast))
     return found
 
 
-def full_precision_outputs(model: LoadedModel, states: States, on_batch: Callable[[], None] = lambda: None) -> NDArray[np.floating]:
+def full_precision_outputs(
+    model: LoadedModel, states: States, on_batch: Callable[[], None] = lambda: None, device: str = "cpu"
+) -> NDArray[np.floating]:
     """Return the network's conditional outputs from torch. Every precision that is verified at these states can share them."""
-    return oracle_outputs(model, states, (), on_batch)
+    return oracle_outputs(model, states, (), on_batch, device=device)
 
 
 def verify_float(
-    model: LoadedModel, graph: Path, states: States, backend: Backend = EXACT, on_batch: Callable[[], None] = lambda: None
+    model: LoadedModel,
+    graph: Path,
+    states: States,
+    backend: Backend = EXACT,
+    on_batch: Callable[[], None] = lambda: None,
+    device: str = "cpu",
 ) -> Verification:
     """Compare a full-precision graph in a smaller float type with torch. Its noise is the cost of that type.
 
     Raises:
         PtqdError: the type costs more than rounding can explain.
     """
-    single, double = full_precision_outputs(model, states, on_batch), oracle_outputs(model, states, (), on_batch, torch.float64)
+    single, double = (oracle_outputs(model, states, (), on_batch, kind, device) for kind in (torch.float32, torch.float64))
     out = _graph_outputs(model, graph, states, backend, on_batch)
     noise, match = snr_db(single, out), snr_db(double, out)
     found = Verification(noise=noise, exact_noise=noise, rounding=snr_db(double, single), exact_match=match, fast_match=match)
@@ -205,23 +227,25 @@ def oracle_outputs(
     layers: Sequence[QuantizedLayer],
     on_batch: Callable[[], None] = lambda: None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> NDArray[np.floating]:
-    """Return the conditional outputs [N, ...] of the network with these layers quantized, from torch in float32 or float64.
-    `on_batch` is called after every batch.
+    """Return the conditional outputs [N, ...] of the network with these layers quantized, from torch in float32 or float64 on a device,
+    see `oracle_device`. `on_batch` is called after every batch.
     """
-    adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype)).adapter
+    device = oracle_device(device, dtype)
+    adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype, device)).adapter
     wide = torch.promote_types(dtype, torch.float32)
     types = {TIMESTEP: wide}  # half precision cannot represent a timestep of 999
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
-        inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        inputs = {name: torch.from_numpy(value).to(device) for name, value in feeds.items()}
         out: torch.Tensor = adapter(
             *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
         )
         on_batch()
-        return out.to(wide).numpy()
+        return out.to(wide).cpu().numpy()
 
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         outputs = [run(feeds) for feeds in _batches(model, states)]
     _trim()
     return np.concatenate(outputs)

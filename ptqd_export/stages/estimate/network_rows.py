@@ -79,4 +79,4 @@ def _states(context: BuildContext) -> int:
 
 def _verified(context: BuildContext, groups: int = 1) -> int:
     """Return how many states the graph of a group of steps is verified at."""
-    return min(verified_states(groups), _states(context) // groups)
+    return min(verified_states(groups, context.plan.calibration.verify_states), _states(context) // groups)

@@ -37,7 +37,7 @@ def make_group_choice(context: BuildContext, precision: Precision, sources: Sour
     on_piece = each(reporter, len(network.layers) + runs)
     found = quantizers(context, replace(sources, chosen=tuple(every)), network, model)
     layers = found.rounded_to_nearest(precision, on_piece)
-    measured = _Measured(model, parts, on_piece)
+    measured = _Measured(model, parts, on_piece, context.plan.calibration.device)
     noise = {span: measured.snr_db(span, own) for span, own in zip(every, found.by_group(precision, layers), strict=True)}
     shares = np.array([len(group.steps) for group in observed]) / sum(len(group.steps) for group in observed)
     groups = least_noise(len(observed), lambda span: -float(np.dot(noise[span], shares[list(span)])))
@@ -57,13 +57,14 @@ class _Measured:
         model: model with the prepared network.
         parts: states of each part of the chain.
         on_batch: called after every batch.
+        device: PyTorch's name of the device.
     """
 
-    def __init__(self, model: LoadedModel, parts: Sequence[States], on_batch: Callable[[], None]) -> None:
-        self._model, self._parts, self._on_batch = model, parts, on_batch
-        self._exact: list[NDArray[np.floating]] = [full_precision_outputs(model, part, on_batch) for part in parts]
+    def __init__(self, model: LoadedModel, parts: Sequence[States], on_batch: Callable[[], None], device: str) -> None:
+        self._model, self._parts, self._on_batch, self._device = model, parts, on_batch, device
+        self._exact: list[NDArray[np.floating]] = [full_precision_outputs(model, part, on_batch, device) for part in parts]
 
     def snr_db(self, span: Span, layers: Sequence[QuantizedLayer]) -> list[float]:
         """Return the SNR of each part of the span, in dB."""
-        outputs = (oracle_outputs(self._model, self._parts[number], layers, self._on_batch) for number in span)
+        outputs = (oracle_outputs(self._model, self._parts[number], layers, self._on_batch, device=self._device) for number in span)
         return [snr_db(self._exact[number], out) for number, out in zip(span, outputs, strict=True)]

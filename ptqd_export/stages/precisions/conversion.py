@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from calib.quantizers.rules.precision import Precision
 from ptqd_export.graph.checks.graph_checks import check_graph
-from ptqd_export.graph.checks.verify import FLOAT_RUNS, VERIFIED_STATES, batches, verify_float
+from ptqd_export.graph.checks.verify import FLOAT_RUNS, batches, verify_float
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.passes.half_precision import ToHalfPrecision
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
@@ -28,8 +28,9 @@ def make_converted_graph(context: BuildContext, precision: Precision, traced: Pa
     path = folder / f"{precision.name}.onnx"
     save_graph(graph, path)
     check_graph(context.placement, path, ())
-    checked = load_states(states).first(VERIFIED_STATES)
-    found = verify_float(context.model, path, checked, context.backend, each(reporter, FLOAT_RUNS * batches(checked)))
+    calibration = context.plan.calibration
+    checked = load_states(states).first(calibration.verify_states)
+    found = verify_float(context.model, path, checked, context.backend, each(reporter, FLOAT_RUNS * batches(checked)), calibration.device)
     record = {
         "reconstruction": None,
         "verification": asdict(found),

@@ -118,8 +118,9 @@ class _Check:
         self, context: BuildContext, model: LoadedModel, sources: Sources, reporter: Reporter, groups: Sequence[StepGroup], pieces: int
     ) -> None:
         self._context, self._model, self._reference = context, model, sources.reference
+        self._device = context.plan.calibration.device
         self._dtype = torch.bfloat16 if context.high_precision == "bf16" else torch.float32
-        states, count = load_states(sources.states), verified_states(len(groups))
+        states, count = load_states(sources.states), verified_states(len(groups), context.plan.calibration.verify_states)
         self._states = {group: states.at(context.table.timestep[list(group.steps)]).first(count) for group in groups}
         runs = {group: RUNS + (self._dtype != torch.float32) + (group.steps not in sources.reference) for group in groups}
         self.on_piece = each(reporter, pieces + sum(runs[group] * batches(checked) for group, checked in self._states.items()))
@@ -129,7 +130,7 @@ class _Check:
         checked = self._states[group]
         check_graph(self._context.placement, path, layers)
         if group.steps not in self._reference:
-            self._reference[group.steps] = full_precision_outputs(self._model, checked, self.on_piece)
+            self._reference[group.steps] = full_precision_outputs(self._model, checked, self.on_piece, self._device)
         return verify(
             self._model,
             path,
@@ -139,5 +140,6 @@ class _Check:
             backend=self._context.backend,
             float32=float32,
             dtype=self._dtype,
+            device=self._device,
             on_batch=self.on_piece,
         )

@@ -121,3 +121,51 @@ def test_precisions_that_were_not_probed_are_exact() -> None:
     np.testing.assert_allclose(found.costs, [0.2, 0.1, 1.0])
     own = np.exp(np.log(np.square(errors).mean(axis=-1)).mean(axis=0) / 2)
     np.testing.assert_allclose(found.amplitudes, np.stack([own[:, 1], own[:, 0], np.zeros(STEPS)], axis=1))
+
+
+AGES = 2
+AT_CUT = ("low+cut", "middle+cut")
+
+
+def aged(seed: int) -> Menu:
+    """Two precisions, and their networks at a cut, whose errors grow with the age of the features."""
+    rng = np.random.default_rng(seed)
+    plain = Menu(NAMES[:2], np.exp(rng.standard_normal((STEPS, 2))), np.array([0.5, 1.0]))
+    errors = np.exp(rng.standard_normal((STEPS, AGES, 2))) * np.array([1.0, 3.0])[:, None]
+    return plain.reusing(AT_CUT, errors, [0.1, 0.2])
+
+
+def aged_chains(found: Menu) -> list[tuple[tuple[str, ...], float, float]]:
+    """Every chain whose features are at most `AGES` steps old, with its cost and bound, summed by hand."""
+    chains = []
+    for chain in itertools.product((*NAMES[:2], *AT_CUT), repeat=STEPS):
+        age, cost, bound = AGES, 0.0, 0.0
+        for i, name in enumerate(chain):
+            age = 0 if name in NAMES else age + 1
+            if age > AGES:
+                break
+            column = NAMES.index(name) if age == 0 else 2 + (age - 1) * len(AT_CUT) + AT_CUT.index(name)
+            cost, bound = cost + found.costs[column] / STEPS, bound + found.amplitudes[i, column]
+        else:
+            chains.append((chain, cost, bound))
+    return chains
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_affordable_chain_that_reuses_features_has_a_smaller_bound(seed: int) -> None:
+    found = aged(seed)
+    chains = aged_chains(found)
+    for budget in (0.25, 0.4, 0.7):
+        chosen, best = choose(found, budget), min(bound for _, cost, bound in chains if cost <= budget)
+        ((cost, bound),) = ((cost, bound) for chain, cost, bound in chains if chain == chosen)
+        assert cost <= budget * (1 + 1e-9)
+        assert bound == pytest.approx(best, rel=1e-6)
+        assert (found.cost_of(chosen), found.bound_of(chosen)) == pytest.approx((cost, bound))
+
+
+def test_budget_below_every_chain_that_keeps_features_is_refused() -> None:
+    found = aged(0)
+    cheapest = min(cost for _, cost, _ in aged_chains(found))
+    assert cheapest > 0.1  # a network at the cut alone would cost less
+    with pytest.raises(UsageError, match=rf"at least {cheapest:.4g}, the cost of the cheapest chain"):
+        choose(found, 0.9 * cheapest)

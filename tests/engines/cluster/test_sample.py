@@ -58,7 +58,7 @@ def test_a_run_goes_on_with_the_shards_that_are_there(tiny: TinyBundle, tmp_path
     assert sample(tiny.folder, tmp_path / "there", "--ray").exit_code == 0
     assert len(wrote) == 1
     assert sample(tiny.folder, tmp_path / "here").exit_code == 0
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert contents(tmp_path / "there")["samples.npz"] == contents(tmp_path / "here")["samples.npz"]
 
 
 @pytest.mark.slow
@@ -104,3 +104,12 @@ def test_other_machines_are_asked_for_the_files(ray: Any, own_tiny: TinyBundle, 
     assert not copy.pieces
     (own_tiny.folder / "manifest.json").write_text("changed")
     assert not copy._is_everywhere(ray)
+
+
+@pytest.mark.usefixtures("ray")
+def test_chain_that_reuses_features_is_that_of_one_machine(cut: TinyBundle, tmp_path: Path) -> None:
+    for name, options in (("here", ()), ("there", ("--ray", "--ray-cpus", "1"))):
+        done = sample(cut.folder, tmp_path / name, "--format", "npz", *options)
+        assert (done.exit_code, done.stderr) == (0, "")
+    assert any("+skip_0" in name for name in json.loads((tmp_path / "here" / "samples.json").read_text())["precision_steps"])
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")

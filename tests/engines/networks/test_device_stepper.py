@@ -20,7 +20,7 @@ from engines.chain.sampling import Chain
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.errors import MissingBackendError
 from engines.networks.conditioning import class_labels
-from engines.networks.device_stepper import DeviceStepper
+from engines.networks.device_stepper import DeviceStepper, _Pinned
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupedEngine
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
@@ -141,8 +141,33 @@ def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_and_fl
     before = cuda.calls.count("cudaMemcpyAsync")
     chain.sample(NOISE, SAMPLES, ROWS)
     noisy = sum(step.corrections["fp32"].sigma_corrected > 0 for step in schedule.steps)
-    numbers = 5 * len(schedule.steps)  # gain, offset, state gain, timestep, labels
+    numbers = 4 * len(schedule.steps) + 1  # gain, offset, state gain and timestep at every step, and the labels once
     assert cuda.calls.count("cudaMemcpyAsync") - before == 2 + numbers + noisy + len(schedule.steps) + 1
+
+
+def test_the_host_is_a_step_ahead_of_the_device(
+    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+) -> None:
+    """The stream is waited for when a batch begins and when it ends; a step waits for the one before last alone."""
+    cuda = host_tensorrt.cuda
+    chain = Chain(schedule, denoisers, "fp32", stepper=partial(DeviceStepper, kernels=kernels))
+    expected = chain.sample(NOISE, SAMPLES, ROWS)
+    calls, begin, longer = cuda.calls, len(cuda.calls), len(schedule.steps)
+    np.testing.assert_array_equal(chain.sample(NOISE, SAMPLES, ROWS), expected)
+    waits = [name for name in calls[begin:] if name in ("cudaStreamSynchronize", "cudaEventSynchronize")]
+    assert waits.count("cudaStreamSynchronize") == 4  # twice before the state goes up, once for the labels, and for the last state
+    assert waits.count("cudaEventSynchronize") == longer
+
+
+def test_an_array_that_is_reused_too_early_is_seen(
+    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its wait, a step would overwrite noise that the device has not read yet."""
+    chain = Chain(schedule, denoisers, "fp32")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Pinned, "wait", lambda *_: None)
+        wrong = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
+    assert np.abs(wrong - chain.sample(NOISE, SAMPLES, ROWS)).max() > 1e-3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -158,14 +183,14 @@ def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
         chain.sample(NOISE, SAMPLES, ROWS)
 
 
-def test_chain_stops_a_step_after_the_one_that_it_names(
+def test_chain_stops_two_steps_after_the_one_that_it_names(
     host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
 ) -> None:
-    host_tensorrt.engines[1].network.__closure__[0].cell_contents = np.float32(math.nan)  # full precision takes step 2 alone
+    host_tensorrt.engines[0].network.__closure__[0].cell_contents = np.float32(math.nan)  # w4a8 takes the first steps
     taken = []
-    with pytest.raises(NotFiniteError, match=rf"from fp32 at step 2, timestep {schedule.steps[2].timestep:g}\n"):
+    with pytest.raises(NotFiniteError, match=rf"from w4a8 at step 0, timestep {schedule.steps[0].timestep:g}\n"):
         Chain(schedule, denoisers, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS, lambda: taken.append(1))
-    assert len(taken) == 3
+    assert len(taken) == 2
 
 
 def test_compiler_that_is_missing_is_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:

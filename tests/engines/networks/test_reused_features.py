@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from onnx.utils import Extractor
 
 from engines.backends.openvino.openvino_backend import OpenVinoBackend
 from engines.bundle.bundle import Bundle
@@ -19,51 +16,15 @@ from engines.networks.chain_choice import ChainChoice
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
 from engines.networks.kept_engines import KeptEngines
+from tests.engines.cut_bundle import CUT
 
 if TYPE_CHECKING:
     from engines.arrays import Float32
     from engines.backends.base import Backend
     from tests.conftest import TinyBundle
 
-CUT, X, ROWS = "skip_0", np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32), np.array([2, 0, 1])
+X, ROWS = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32), np.array([2, 0, 1])
 SAMPLES = 64
-
-
-@pytest.fixture
-def cut(own_tiny: TinyBundle) -> TinyBundle:
-    """Every precision of the tiny bundle is cut behind its first convolution and `tanh`; the default schedule reuses at odd steps."""
-    for name in own_tiny.networks:
-        write_cut(own_tiny, name)
-    own_tiny.edit_json("schedules/default.json", reuse_at_odd_steps)
-    own_tiny.rehash("schedules/default.json")
-    return own_tiny
-
-
-def write_cut(bundle: TinyBundle, name: str, output: str = "h3") -> None:
-    folder = "graphs/onnxruntime"
-    whole = onnx.shape_inference.infer_shapes(onnx.load(bundle.folder / folder / f"{name}.onnx"))
-    (inner,) = (value.type.tensor_type for value in whole.graph.value_info if value.name == output)
-    shape = [dim.dim_param or dim.dim_value for dim in inner.shape.dim]
-    full, kept = onnx.ModelProto(), helper.make_tensor_value_info("kept", TensorProto.FLOAT, shape)
-    full.CopyFrom(whole)
-    full.graph.node.append(helper.make_node("Identity", [output], ["kept"]))
-    full.graph.output.append(kept)
-    reuse = Extractor(whole).extract_model(["sample", output], ["out"])
-    reuse.graph.node.insert(0, helper.make_node("Identity", ["kept"], [output]))
-    del reuse.graph.input[:]
-    reuse.graph.input.extend([*whole.graph.input, kept])
-    files = {"full": f"{folder}/{name}.{CUT}.full.onnx", "reuse": f"{folder}/{name}.{CUT}.reuse.onnx"}
-    for kind, model in (("full", full), ("reuse", reuse)):
-        onnx.save(model, bundle.folder / files[kind])
-        bundle.rehash(files[kind])
-    record = {CUT: {**files, "bit_operations_saved_all": 2.0}}
-    bundle.edit_json("manifest.json", lambda manifest: manifest["precisions"][name].update(cuts=record))
-
-
-def reuse_at_odd_steps(schedule: dict[str, Any]) -> None:
-    for step in schedule["steps"][1::2]:
-        step["corrections"][f"{step['precision']}+{CUT}"] = step["corrections"][step["precision"]]
-        step["reuse"] = CUT
 
 
 def network(bundle: TinyBundle, name: str, backend: Backend | None = None) -> CutEngines:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engines.errors import UsageError
+from ptqd_export.commands import proposed_precisions
 from ptqd_export.commands.starter import starter_plan, write_starter_plan
 from ptqd_export.plan import load_plan
 
@@ -215,3 +216,36 @@ def test_plan_for_tensorrt_shows_what_its_engines_are_built_with(tmp_path: Path,
     assert (section["name"], section["high_precision"], section["workspace_gib"]) == (target, "fp16", None)
     assert section["batch"] == {"min": 1, "opt": 8, "max": 64}
     assert load_plan(tmp_path / "plan.json").plan.target.name == target
+
+
+@pytest.mark.parametrize(
+    ("capability", "precisions"),
+    [("12.0", ("fp8", "nvfp4")), ("10.0", ("fp8", "nvfp4")), ("9.0", ("fp8",)), ("8.9", ("fp8",)), ("8.6", ("w8a8",)), ("7.5", ("w8a8",))],
+)
+def test_precisions_are_those_that_the_gpu_multiplies(tmp_path: Path, capability: str, precisions: tuple[str, ...]) -> None:
+    plan = starter_plan(_pipeline(tmp_path / "flowers"), "tensorrt-rtx", tmp_path, capability)
+    assert plan.precisions == precisions
+    assert plan.comments[-1].startswith(f"precisions for a GPU of compute capability {capability}: it multiplies")
+
+
+def test_precisions_of_every_target_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _pipeline(tmp_path / "flowers")
+    monkeypatch.setattr(proposed_precisions, "_of_this_machine", lambda: None)
+    assert starter_plan(model, "tensorrt", tmp_path).precisions == ("w8a8", "w4a8")
+    monkeypatch.setattr(proposed_precisions, "_of_this_machine", lambda: "8.9")
+    assert starter_plan(model, "tensorrt", tmp_path).precisions == ("fp8",)
+    assert starter_plan(model, "onnxruntime", tmp_path).precisions == ("w8a8", "w4a8")
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "message"),
+    [
+        ("onnxruntime", "8.9", "8.9 with the target onnxruntime"),
+        ("tensorrt", "7.0", "compute capability 7.0"),
+        ("tensorrt", "ada", "a number such as 8.9"),
+    ],
+)
+def test_compute_capability_that_does_not_fit_is_refused(tmp_path: Path, target: str, capability: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        starter_plan(_pipeline(tmp_path / "flowers"), target, tmp_path, capability)
+    assert message in str(caught.value)

@@ -36,6 +36,16 @@ def test_device_that_is_there_passes(device: str, found: int, monkeypatch: pytes
     CalibrationDevice(device).check()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_metal_is_there_or_told(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
+    if there:
+        CalibrationDevice("mps").check()
+    else:
+        with pytest.raises(MissingBackendError, match="no Metal device"):
+            CalibrationDevice("mps").check()
+
+
 def test_build_writes_nothing_where_the_device_is_missing(class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     plan = class_build.plan_file.plan

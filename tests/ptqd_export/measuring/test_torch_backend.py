@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
-from engines.backends.base import Engine
+from engines.backends.base import KEPT, Engine
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.errors import PtqdError
 from ptqd_export.graph.checks.verify import snr_db
@@ -92,7 +94,7 @@ def engine(class_build: Built) -> TorchEngine:
 def test_a_call_that_does_not_fit_runs_in_halves(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, rows, infer = engine.run(feeds(engine)), list[int](), engine._infer
 
-    def with_room_for_two(given: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    def with_room_for_two(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         rows.append(len(given["timestep"]))
         if rows[-1] > 2:
             raise torch.OutOfMemoryError("out of memory")
@@ -106,9 +108,28 @@ def test_a_call_that_does_not_fit_runs_in_halves(engine: TorchEngine, monkeypatc
 
 
 def test_a_sample_that_does_not_fit_is_an_error(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_room(_given: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    def without_room(_given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(engine, "_infer", without_room)
     with pytest.raises(PtqdError, match="does not fit the memory of cpu"):
         engine.run(feeds(engine, 1))
+
+
+def test_features_to_keep_come_out_beside_the_output(tmp_path: Path) -> None:
+    x, kept, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("sample", KEPT, "out"))
+    nodes = [
+        helper.make_node("Mul", ["sample", "sample"], ["squared"]),
+        helper.make_node("Identity", ["squared"], [KEPT]),
+        helper.make_node("Neg", ["squared"], ["out"]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "kept", [x], [out, kept]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "kept.onnx")
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    engine = TorchBackend().open(tmp_path / "kept.onnx", 2)
+    found, features = engine.run_keeping({"sample": given})
+    np.testing.assert_array_equal(found, -(given**2))
+    np.testing.assert_array_equal(features, given**2)
+    np.testing.assert_array_equal(engine.run({"sample": given}), -(given**2))

@@ -83,6 +83,7 @@ RESOLVED = """\
     "activation_samples": 256,
     "seed": 0,
     "trajectory": "quantized",
+    "verify_states": 64,
     "device": "cpu",
     "dtype": "float32"
   },
@@ -167,7 +168,7 @@ REFUSED = [
     ({"steps": {"policy": "budget", "budget": 0}}, "steps.budget: found 0, expected more than 0.0"),
     ({"quantization": {"rounding": "learned"}}, "quantization.rounding: found \"learned\", expected 'nearest', 'layer' or 'block'"),
     ({"quantization": {"channel_scaling": 2.0}}, "quantization.channel_scaling: found 2.0, expected 1.0 or less"),
-    ({"calibration": {"device": "gpu"}}, 'calibration.device: found "gpu", expected "cpu", "cuda" or "cuda:0"'),
+    ({"calibration": {"device": "gpu"}}, 'calibration.device: found "gpu", expected "cpu", "cuda", "cuda:0" or "mps"'),
     ({"correction": {"parts": ["gain", "gain"]}}, 'correction.parts: found ["gain", "gain"], expected names that are all different'),
     ({"target": {}}, "target.name: missing; expected the runtime"),
     (

@@ -16,6 +16,9 @@ from engines.cluster.session import Cluster
 from engines.errors import UsageError
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
+from ptqd_export.commands.measure_runtimes import measure_runtimes
+from ptqd_export.diffusers.denoiser import PtqdDenoiser
+from ptqd_export.diffusers.scheduler import PtqdScheduler
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.run_build import run_build
@@ -87,6 +90,13 @@ def test_schedule_and_statistics_have_the_steps_that_reuse(reusing: Path) -> Non
     assert "A low cell is a step that reuses features" in page
 
 
+def test_every_runtime_is_checked_along_the_chain_that_reuses(reusing: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reusing, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages")))
+    found = measure_runtimes(folder)
+    assert found is not None
+    assert all(one.refused is None for one in found.runtimes.values())
+
+
 def test_interrupted_build_ends_with_the_same_bytes(reusing: Path, class_build: Built, tmp_path: Path, finished: FinishedStages) -> None:
     folder = tmp_path / "bundle"
     plan = changed(class_build, folder, **REUSE)
@@ -116,8 +126,10 @@ def test_added_schedule_reuses_at_other_steps_or_none(reusing: Path, tmp_path: P
     ):
         with pytest.raises(UsageError, match=problem):
             add_schedule(folder, "wrong", ScheduleRequest(reuse=asked))
-    with pytest.raises(UsageError, match="A budget does not choose among steps that reuse"):
-        add_schedule(folder, "wrong", ScheduleRequest(policy="budget", budget=0.5))
+    with pytest.raises(UsageError, match="A budget chooses the steps that reuse features itself"):
+        add_schedule(folder, "wrong", ScheduleRequest(policy="budget", budget=0.5, reuse=f"{CUT}:every=2"))
+    with pytest.raises(UsageError, match=r"--policy budget"):
+        add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:auto"))
     with pytest.raises(UsageError, match="do not suffice"):
         add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:every=2", fit="moments"))
 
@@ -126,6 +138,13 @@ def test_cut_that_the_network_lacks_is_refused_with_those_that_it_has(class_buil
     plan = changed(class_build, tmp_path / "bundle", **(REUSE | {"reuse": {"cuts": ["skip_9"]}}))
     with pytest.raises(UsageError, match=r"(?s)no such cut.*skip_9.*skip_0, skip_1, skip_2, skip_3"):
         run_build(plan)
+
+
+@pytest.mark.parametrize("part", [PtqdScheduler, PtqdDenoiser])
+def test_pipeline_is_refused_by_name(reusing: Path, part: type[PtqdScheduler | PtqdDenoiser]) -> None:
+    with pytest.raises(UsageError, match="A pipeline cannot reuse features of earlier steps"):
+        part.from_bundle(reusing)
+    assert part.from_bundle(reusing, precision="w8a8") is not None
 
 
 def test_cluster_is_refused_by_name(class_build: Built, tmp_path: Path) -> None:

@@ -64,14 +64,14 @@ def _keys(root: Path) -> dict[str, dict[str, object]]:
         ("ptqd_export/report/pictures.py", {"pictures"}),
         ("calib/correction/joint_gain.py", FIT),
         ("calib/walk/budget.py", {"probes"}),
-        ("calib/quantizers/scale_search.py", {*QUANTIZED, "groups", "reconstruct", "text"}),
+        ("calib/quantizers/scale_search.py", {*QUANTIZED, "groups", "noise", "reconstruct", "text"}),
         ("calib/rounding/soft_block.py", {"reconstruct", "quantize"}),
         ("ptqd_export/graph/passes/quantize_dequantize.py", QUANTIZED),
         ("ptqd_export/graph/passes/half_precision.py", {"quantize", "convert"}),
         ("ptqd_export/models/text/tokenizer.py", STAGES.keys()),
         (
             "engines/chain/step.py",
-            {*FIT, "pictures", "states", "prepare", "observe", "integer-speed", "groups", "reconstruct", "quantize", "convert"},
+            {*FIT, "pictures", "states", "prepare", "observe", "integer-speed", "groups", "noise", "reconstruct", "quantize", "convert"},
         ),
     ],
 )

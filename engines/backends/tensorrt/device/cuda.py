@@ -119,7 +119,7 @@ class Stream:
         weakref.finalize(self, cuda.call, "cudaStreamDestroy", self._stream)
 
     def upload(self, source: NDArray[Any], address: int) -> None:
-        """Enqueue a copy of a contiguous array to the device; the array must not change until `synchronize`."""
+        """Enqueue a copy of a contiguous array to the device; the array must not change until `synchronize`, or until a later event."""
         self._cuda.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, self._to_device, self._stream)
 
     def download(self, address: int, target: NDArray[Any]) -> None:
@@ -144,10 +144,15 @@ class Stream:
         self._cuda.call("cudaGraphLaunch", graph.executable, self._stream)
 
     def event(self) -> Any:
-        """Record an event at this point of the stream; see `milliseconds`."""
+        """Record an event at this point of the stream; see `milliseconds` and `wait`."""
         event = self._cuda.call("cudaEventCreate")
         self._cuda.call("cudaEventRecord", event, self._stream)
         return event
+
+    def wait(self, event: Any) -> None:
+        """Wait until everything before an event has been done, and destroy the event. What was enqueued later goes on."""
+        self._cuda.call("cudaEventSynchronize", event)
+        self._cuda.call("cudaEventDestroy", event)
 
     def milliseconds(self, begin: Any, end: Any) -> float:
         """Return the device time between two events in milliseconds, and destroy the events."""

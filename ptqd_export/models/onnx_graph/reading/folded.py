@@ -33,7 +33,12 @@ def as_value(array: NDArray[np.generic]) -> Value:
 
 
 def folded(
-    graph: OnnxGraph, output: str, values: Mapping[str, Value] | None = None, operators: Operators = OPERATORS, kept: Collection[str] = ()
+    graph: OnnxGraph,
+    output: str,
+    values: Mapping[str, Value] | None = None,
+    operators: Operators = OPERATORS,
+    kept: Collection[str] = (),
+    also: Sequence[str] = (),
 ) -> tuple[tuple[OnnxNode, ...], dict[str, Value]]:
     """Return the nodes that compute an output from the inputs, and the constants that they read.
 
@@ -43,6 +48,7 @@ def folded(
         values: values of the constants; None takes those of `as_values`.
         operators: functions of the operators.
         kept: operators that stay nodes although their inputs are constant.
+        also: names of further values to compute.
 
     Raises:
         UsageError: operators are not supported; the message names all of them.
@@ -55,9 +61,9 @@ def folded(
                 nodes.append(node)
             else:
                 values |= found
-    alive = reaching(nodes, [output])
+    alive = reaching(nodes, [output, *also])
     _check_supported(alive, operators)
-    read = {name for node in alive for name in node.inputs} | {output}
+    read = {name for node in alive for name in node.inputs} | {output, *also}
     return alive, {name: value for name, value in values.items() if name in read}
 
 

@@ -126,3 +126,23 @@ def test_table_is_whole_in_a_narrow_terminal(width: int, monkeypatch: pytest.Mon
     print_report(RESULT)
     words = ("precision", "chain", "step", "images/s", "against", "outside", "engines", "load", "steps", "300.0 ms", "16 w8a8, 4 fp32")
     check_whole(capsys.readouterr().out, width, words)
+
+
+def test_networks_that_reuse_features_are_timed_apart(cut: TinyBundle) -> None:
+    found = bench_bundle(BenchRequest(cut.folder, batch_size=2, rounds=1))
+    steps = Bundle.open(cut.folder).schedule().steps
+    reusing = [f"{step.precision}+skip_0" for step in steps if step.reuse]
+    assert reusing
+    for name in reusing:
+        assert found.chains[name].precision_steps == {name.partition("+")[0]: 1, name: len(steps) - 1}
+    assert sum(found.chains["auto"].precision_steps[name] for name in set(reusing)) == len(reusing)
+
+
+def test_swaps_of_a_chain_that_reuses_features() -> None:
+    """A step that reuses takes (130 - 50) / 4 = 20; four of them and one whole step of 50 take 130, so swaps take 7."""
+    chains = {
+        "w8a8": chain({"w8a8": 5}, 250.0),
+        "w8a8+c": chain({"w8a8": 1, "w8a8+c": 4}, 130.0),
+        "auto": chain({"w8a8": 1, "w8a8+c": 4}, 137.0),
+    }
+    assert swap_milliseconds(chains) == pytest.approx(7)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.backends.openvino import openvino_network
+from engines.backends.openvino.narrow_weights import has_narrow_weights
 from engines.backends.openvino.openvino_backend import OpenVinoBackend, OpenVinoEngine, run_outputs
 from engines.backends.openvino.openvino_network import PIECE_VALUES, Calls, saturates
 from engines.bundle.bundle import Bundle
@@ -30,7 +31,7 @@ from engines.networks.decoder import open_decoder
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 
 ROOT = Path(__file__).parents[4]
 GRAPH = "graphs/onnxruntime/fp32.onnx"
@@ -202,9 +203,9 @@ def test_inputs_that_the_graph_leaves_in_float_stay_so(tmp_path: Path) -> None:
 def saturating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A processor whose integer products saturate, as far as the probe says."""
     monkeypatch.setattr(openvino_network, "saturates", lambda _: True)
-    openvino_network._exact_products.cache_clear()
+    openvino_network.sums_saturate.cache_clear()
     yield
-    openvino_network._exact_products.cache_clear()
+    openvino_network.sums_saturate.cache_clear()
 
 
 @pytest.mark.usefixtures("saturating")
@@ -213,6 +214,28 @@ def test_where_products_saturate_graphs_run_as_written(tmp_path: Path) -> None:
     engine = OpenVinoEngine(product_graph(w, tmp_path / "product.onnx"), batch=8)
     assert kernels(engine) in (["f32"], ["i8"])  # floats, with weights that are unpacked in the kernel or before
     np.testing.assert_array_equal(engine.run({"x": x.astype(np.float32)}), x @ w)
+
+
+@pytest.mark.usefixtures("saturating")
+@pytest.mark.parametrize(
+    ("lowest", "highest", "bits", "narrow"), [(-64, 63, 8, True), (-8, 7, 4, True), (-65, 63, 8, False), (-64, 64, 8, False)]
+)
+def test_weights_that_cannot_saturate_run_in_integers_anyway(tmp_path: Path, lowest: int, highest: int, bits: int, narrow: bool) -> None:
+    """The bounds of 7-bit weights, and one beyond each; 4-bit weights are packed."""
+    x, _ = extreme_integers()
+    w = np.random.default_rng(2).integers(lowest, highest + 1, (LENGTH, COLUMNS))
+    w[0, :2] = lowest, highest
+    engine = OpenVinoEngine(product_graph(w, tmp_path / "product.onnx", bits=bits), batch=8)
+    assert (kernels(engine) == ["u8"]) is narrow
+    np.testing.assert_array_equal(engine.run({"x": x.astype(np.float32)}), x @ w)
+
+
+@pytest.mark.usefixtures("saturating")
+def test_products_of_float_inputs_may_have_wide_weights(tmp_path: Path) -> None:
+    _, w = extreme_integers()
+    path = product_graph(w, tmp_path / "product.onnx", quantized_input=False)
+    assert has_narrow_weights(openvino.Core().read_model(path))
+    assert not has_narrow_weights(openvino.Core().read_model(product_graph(w, tmp_path / "quantized.onnx")))
 
 
 EMULATOR = "qemu-x86_64"
@@ -237,8 +260,10 @@ np.savez(folder / "found.npz", saturates=saturates({}), out=out)
 @pytest.mark.skipif(
     shutil.which(EMULATOR) is None or platform.machine() != "x86_64", reason=f"needs {EMULATOR} (Debian package qemu-user) on x86-64"
 )
-def test_products_are_those_of_integers_where_they_would_saturate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_products_are_those_of_integers_where_they_would_saturate(tmp_path: Path, narrow: bool) -> None:
     x, w = extreme_integers()
+    w = np.clip(w, -64, 63) if narrow else w
     product_graph(w, tmp_path / "product.onnx")
     np.save(tmp_path / "x.npy", x.astype(np.float32))
     command = [EMULATOR, "-cpu", "Haswell", sys.executable, "-c", PROGRAM, str(tmp_path)]
@@ -336,7 +361,7 @@ def test_graph_whose_output_has_no_batch_is_refused(tmp_path: Path) -> None:
 
 def test_runtime_that_is_not_installed_is_a_missing_backend(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino_network._core.cache_clear()
-    openvino_network._exact_products.cache_clear()
+    openvino_network.sums_saturate.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingBackendError, match=r"pip install 'ptqd-export\[openvino\]'") as caught:
         OpenVinoEngine(tiny.folder / GRAPH)

@@ -37,6 +37,8 @@ class HostCuda:
         self.failing: set[str] = set()
         self.queued: list[Callable[[], object]] = []
         self.capturing: list[Callable[[], object]] | None = None
+        self.events = 10
+        self.reached: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.real, name)  # fails for a name that does not exist
@@ -158,18 +160,23 @@ class HostCuda:
         return ()
 
     def on_cudaEventCreate(self) -> tuple[int]:
-        return (11,)
+        self.events += 1
+        return (self.events,)
 
     def on_cudaEventRecord(self, event: int, stream: int) -> tuple[()]:
-        del event, stream
+        del stream
+        self.enqueue(lambda: self.reached.add(event))
         return ()
 
     def on_cudaEventSynchronize(self, event: int) -> tuple[()]:
-        del event
-        self.run_queue()
+        """Run what was queued before the event, and nothing else: a device may be that late."""
+        while event not in self.reached:
+            self.queued.pop(0)()
         return ()
 
-    on_cudaEventDestroy = on_cudaGraphDestroy
+    def on_cudaEventDestroy(self, event: int) -> tuple[()]:
+        self.reached.discard(event)
+        return ()
 
     def on_cudaEventElapsedTime(self, begin: int, end: int) -> tuple[float]:
         del begin, end

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from calib.quantizers.oracle import fake_quantized
 from calib.walk.activation_states import States
 from engines.arrays import Float32
 from engines.errors import PtqdError
@@ -97,3 +100,36 @@ def test_runtime_whose_fast_kernels_shrink_the_output_is_refused(class_build: Bu
     monkeypatch.setattr(module, "_graph_outputs", lambda *given: run(*given) * np.float32(0.99 if given[3] == FUSED else 1))
     with pytest.raises(PtqdError, match="as it runs is not the oracle's"):
         _verify(class_build, "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("mps", torch.float64, "cpu"),
+        ("mps", torch.float32, "mps"),
+        ("cuda:1", torch.float64, "cuda:1"),
+        ("cpu", torch.float64, "cpu"),
+    ],
+)
+def test_float64_is_computed_where_there_is_any(device: str, dtype: torch.dtype, expected: str) -> None:
+    assert module.oracle_device(device, dtype) == expected
+
+
+def test_oracles_are_placed_on_the_device_that_is_asked_for(class_build: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without float64, the float64 oracle alone stays on the CPU."""
+    placed, quantize = list[tuple[str | None, torch.dtype]](), fake_quantized
+
+    def told(network: nn.Module, layers: Any, dtype: torch.dtype, device: str | None) -> nn.Module:
+        placed.append((device, dtype))
+        return quantize(network, layers, dtype, "cpu")
+
+    monkeypatch.setattr(module, "fake_quantized", told)
+    monkeypatch.setattr(module, "oracle_device", lambda device, dtype: "cpu:0" if dtype == torch.float64 else device)
+    states = States.load(class_build.stage("states") / "states.npz").first(8)
+    verify(class_build.context.model, class_build.graph("w8a8"), class_build.quantize("w8a8"), states, device="cpu")
+    assert placed == [("cpu", torch.float32), ("cpu", torch.float32), ("cpu:0", torch.float64)]
+
+
+@pytest.mark.parametrize(("groups", "wanted", "expected"), [(1, 64, 64), (8, 64, 16), (1, 8, 8), (4, 8, 8), (2, 256, 128)])
+def test_states_are_shared_among_the_graphs_of_a_precision(groups: int, wanted: int, expected: int) -> None:
+    assert module.verified_states(groups, wanted) == expected

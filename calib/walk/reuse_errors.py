@@ -1,0 +1,107 @@
+"""Measures the error of features by their age, on the full-precision chain, so that a budget can choose which steps reuse them.
+
+The error of a step itself is measured at every step and age. What it does to the end sample follows from the sensitivity that the probes of
+the precisions found: end error per error of the step; see `calib.walk.probed_steps`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.correction.correction_fit import fit_correction, residual_mean, residual_variance
+from calib.correction.moments import FOLDS, observe
+from calib.correction.step_fit import CorrectionChoice
+from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.sensitivity import REFERENCE, Probes
+from engines.arrays import Float32, Float64, Int64
+from engines.chain.denoiser import Denoiser
+from engines.chain.finite import check_output
+from engines.chain.step import ChainState, Move, advance, evaluate, evaluate_cut
+from engines.errors import UsageError
+from engines.samplers import SamplerTable
+
+MOST_AGE = 5
+"""Largest number of steps for which features are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReusePlan:
+    """What to measure.
+
+    Attributes:
+        table: coefficients of the chain.
+        reference: full-precision network.
+        at_cut: networks at the cut, by name.
+        correction: what is corrected at a step.
+        guidance: guidance scale w.
+        samples: the samples, which are one batch.
+    """
+
+    table: SamplerTable
+    reference: Denoiser
+    at_cut: Mapping[str, Denoiser]
+    correction: CorrectionChoice
+    guidance: float
+    samples: CalibrationSamples
+
+
+def reuse_evaluations(plan: ReusePlan) -> int:
+    """Return how often `step_errors` runs a network on a batch."""
+    S = plan.table.steps
+    return S + len(plan.at_cut) * (S + sum(min(i, MOST_AGE) for i in range(S)))
+
+
+def step_errors(plan: ReusePlan, on_evaluation: Callable[[], None] = lambda: None) -> Float64:
+    """Return the root mean square error that each network adds to the state at each step itself, [S, A, Q], for ages 1 to A. Ages that a
+    step cannot have are 0.
+    """
+    numbers, rows = plan.samples.numbers, plan.samples.rows
+    found = np.zeros((plan.table.steps, MOST_AGE, len(plan.at_cut)))
+    kept = {name: deque[Float32](maxlen=MOST_AGE) for name in plan.at_cut}
+    state = ChainState(np.float32(plan.table.init_sigma) * plan.samples.noise.start(numbers))
+    for i in range(plan.table.steps):
+        step = plan.table.step(i)
+        e = evaluate(plan.reference, state.x, step, rows)
+        check_output(e, REFERENCE, step.timestep, i)
+        on_evaluation()
+        for column, (name, network) in enumerate(plan.at_cut.items()):
+            for age, features in enumerate(kept[name]):
+                q, _ = evaluate_cut(network, state.x, step, rows, features)
+                check_output(q, name, step.timestep, i)
+                found[i, age, column] = _own_error(plan, i, state.x, e, q, numbers)
+                on_evaluation()
+            _, features = evaluate_cut(network, state.x, step, rows, None)
+            kept[name].appendleft(features)
+            on_evaluation()
+        z = plan.samples.noise.step(i, numbers) if step.sigma > 0 else None
+        state = advance(state, e, Move(i, step, REFERENCE, plan.guidance, sigma=step.sigma), z)
+    return found
+
+
+def end_amplitudes(errors: Float64, probes: Probes) -> Float64:
+    """Return the root mean square error of the end sample for errors [S, A, Q] of the steps themselves.
+
+    Raises:
+        UsageError: the probes do not know the sensitivity of the end sample.
+    """
+    known = [p for p in range(len(probes.precisions)) if not (probes.own[:, p] == 1).all() and (probes.amplitudes[:, p] > 0).all()]
+    if not known:
+        raise UsageError(
+            "A budget over steps that reuse features needs a quantized precision among its candidates.",
+            found=", ".join(probes.precisions) or "none",
+            expected="a precision whose output differs from full precision's at every step",
+        )
+    sensitivity = np.exp(np.log(probes.amplitudes[:, known] / probes.own[:, known]).mean(axis=1))
+    return np.asarray(errors * sensitivity[:, None, None])
+
+
+def _own_error(plan: ReusePlan, i: int, x: Float32, e: Float32, q: Float32, numbers: Int64) -> float:
+    step = plan.table.step(i)
+    moments = observe(x, e, q, numbers % FOLDS).guided(plan.guidance)
+    affine = fit_correction(moments, plan.correction.mode, plan.correction.parts, step.steps_left)
+    square = residual_variance(moments, affine) + float(np.mean(residual_mean(moments, affine) ** 2))
+    return abs(step.out_coeff + step.prediction_coeffs[1] * sum(step.history_coeffs[:1])) * float(np.sqrt(square))
