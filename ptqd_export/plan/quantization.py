@@ -61,6 +61,10 @@ class QuantizationSection(Section):
         le=1,
         description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null turns this off",
     )
+    rotation: Literal["none", "hadamard"] = Field(
+        default="none",
+        description="rotate blocks of the inputs of linear layers by a Hadamard matrix, so that outliers are spread over their block",
+    )
     activation_steps: Literal["all", "used"] = Field(
         default="all",
         description="fit a precision's activation ranges on the states of all steps, or only of the steps that a fixed policy gives to it",

@@ -172,6 +172,12 @@ class BuildContext:
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
     @property
+    def prepares(self) -> bool:
+        """Whether the plan changes the network before it is quantized."""
+        settings = self.plan.quantization
+        return settings.split_concatenations or settings.channel_scaling is not None or settings.rotation != "none"
+
+    @property
     def chooses_groups(self) -> bool:
         """Whether the build chooses each precision's groups of steps."""
         return self.plan.quantization.step_groups == "auto"

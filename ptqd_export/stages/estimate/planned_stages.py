@@ -14,12 +14,11 @@ def planned_stages(context: BuildContext) -> tuple[str, ...]:
 
 
 def _network(context: BuildContext) -> Iterator[str]:
-    quantization = context.plan.quantization
     yield "trace"
     if context.model.decoder is not None:
         yield "decoder"
     yield "states"
-    if quantization.split_concatenations or quantization.channel_scaling is not None:
+    if context.prepares:
         yield "prepare"
 
 

@@ -69,6 +69,7 @@ RESOLVED = """\
     "split_concatenations": false,
     "low_rank": null,
     "channel_scaling": null,
+    "rotation": "none",
     "activation_steps": "all",
     "step_groups": 1,
     "keep_float": [],

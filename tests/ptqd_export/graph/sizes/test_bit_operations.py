@@ -55,6 +55,12 @@ def test_weights_in_groups_count_their_share_of_the_scales() -> None:
     assert found.all_saved == pytest.approx(32 * 32 / ((4 + 16 / 32) * 16))
 
 
+def test_added_products_count_in_the_cost_alone() -> None:
+    found = bit_operations([(_layer(100), INTEGER_48)], macs=120, float_bits=16, added=30)
+    assert found.all_saved == pytest.approx(120 * 1024 / (100 * 4 * 8 + (20 + 30) * 256))
+    assert found.layers_saved == pytest.approx(32)
+
+
 def test_branch_counts_with_the_bits_of_floats() -> None:
     layer = Layer("layer", "MatMul", "inner", (64, 32), 10 * 64 * 32, "layer")
     rule = Rule(4, 4, None, "float", low_rank=8)
