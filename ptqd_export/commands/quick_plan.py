@@ -19,9 +19,10 @@ def quick(plan: Plan) -> Plan:
 def quick_note(whole: Plan) -> str:
     """Return what a quick plan gives up, compared with the plan that it was made from."""
     made = quick(whole)
+    names = [" and ".join(plan.precisions) for plan in (made, whole)]
+    fewer = "" if names[0] == names[1] else f"{names[0]} instead of {names[1]}, "
     return (
-        f"quick: {' and '.join(made.precisions)} instead of {' and '.join(whole.precisions)}, "
-        f"{made.sampler.steps} sampling steps instead of {whole.sampler.steps}, "
+        f"quick: {fewer}{made.sampler.steps} sampling steps instead of {whole.sampler.steps}, "
         f"{made.calibration.samples} calibration samples instead of {whole.calibration.samples}. "
         "Pictures are coarser and figures less certain; leave out --quick for a bundle to keep."
     )

@@ -111,14 +111,14 @@ def _learned(name: str, folder: Path) -> str:
 def _grouped(name: str, folder: Path) -> str:
     """Return lines on the layers whose weights have scales of groups or blocks, or an empty string if neither was asked for."""
     layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
-    grouped = [layer["weight"]["group"] for layer in layers if "weight" in layer and layer["weight"]["group"] is not None]
-    blocks = [BLOCK_FORMATS[layer["form"]].size for layer in layers if layer["form"] in BLOCK_FORMATS]
+    sizes = [(layer["form"] in BLOCK_FORMATS, layer["weight"]["group"]) for layer in layers if "weight" in layer]
+    grouped, blocks = ([size for is_block, size in sizes if size is not None and is_block == wanted] for wanted in (False, True))
     without = {reason: sum(reason in (layer["reason"] or "") for layer in layers) for reason in (WITHOUT_GROUPS, WITHOUT_BLOCKS)}
     return "".join(
-        f"{name}: {what} of {sizes[0] if sizes else 'no'} input channels in {len(sizes)} layers, {reason} in {without[reason]}; "
+        f"{name}: {what} of {found[0] if found else 'no'} input channels in {len(found)} layers, {reason} in {without[reason]}; "
         "`ptqd-export inspect` says why\n"
-        for what, sizes, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
-        if sizes or without[reason]
+        for what, found, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
+        if found or without[reason]
     )
 
 

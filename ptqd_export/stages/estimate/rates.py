@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph
 SECONDS = 1.0
 """Time to measure a network for, unless a single sample takes longer."""
 
+ELSEWHERE = ("torch", "tensorrt", "tensorrt-rtx")
+"""What measures statistics but does not verify graphs."""
+
 SEARCHED = 2**15
 """Values of the weight whose scales are searched."""
 
@@ -30,7 +34,8 @@ class Rates:
     """Seconds for parts of a build, on this machine with its present load.
 
     Attributes:
-        graph_row: one row through the full-precision graph.
+        graph_row: one row through the full-precision graph, on what measures the statistics.
+        verified_row: the same on the runtime that verifies graphs.
         torch_row: one row through the network in PyTorch, in the plan's batches.
         checked_row: the same in the small batches that graphs are verified in.
         open: open an engine.
@@ -40,6 +45,7 @@ class Rates:
     """
 
     graph_row: float
+    verified_row: float
     torch_row: float
     checked_row: float
     open: float
@@ -67,8 +73,10 @@ def measure_rates(context: BuildContext, traced: Path) -> Rates:
             return placed.adapter(*context.calibration_device.place_inputs(context.model.example_inputs(samples)))
 
     branches, most = 2 if context.guided else 1, context.plan.calibration.batch_size
+    graph_row = _per_sample(run, most) / branches
     return Rates(
-        graph_row=_per_sample(run, most) / branches,
+        graph_row=graph_row,
+        verified_row=_verified_row(context, graph) if context.measured_with.runtime in ELSEWHERE else graph_row,
         torch_row=_per_sample(run_torch, most),
         checked_row=_per_sample(run_torch, BATCH),
         open=opened,
@@ -76,6 +84,13 @@ def measure_rates(context: BuildContext, traced: Path) -> Rates:
         activation=_seconds(_search_activation),
         weight=_seconds(_search_weight) / SEARCHED,
     )
+
+
+def _verified_row(context: BuildContext, graph: Path) -> float:
+    network = context.network([(math.inf, graph)], BATCH, context.backend)
+    x, timestep = context.samples.noise.start(np.arange(BATCH, dtype=np.int64)), float(context.table.timestep[0])
+    branches = 2 if context.guided else 1
+    return _per_sample(lambda samples: network(x[:samples], timestep, np.zeros(samples, dtype=np.int64)), BATCH) / branches
 
 
 def _per_sample(run: Callable[[int], object], most: int) -> float:

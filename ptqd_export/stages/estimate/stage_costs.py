@@ -58,8 +58,10 @@ class StageCosts:
         return STAGE + self._graph_seconds(stage, rows.graph) + self._torch_seconds(stage, rows.torch) + self._more(stage)
 
     def _graph_seconds(self, stage: str, rows: int) -> float:
-        factor = EXACT if stage.startswith(("quantize-", "convert-")) else 1.0
-        return factor * rows * self._rates.graph_row
+        if stage.startswith(("quantize-", "convert-")):
+            return EXACT * rows * self._rates.verified_row
+        on_measuring = stage != "times" or self._context.runs_engines
+        return rows * (self._rates.graph_row if on_measuring else self._rates.verified_row)
 
     def _torch_seconds(self, stage: str, rows: int) -> float:
         if stage.startswith(("quantize-", "convert-", "groups-")):

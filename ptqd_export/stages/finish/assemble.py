@@ -28,6 +28,7 @@ from engines.bundle.manifest import (
     write_manifest,
 )
 from engines.chain.features import precision_and_cut
+from engines.errors import PtqdError
 from engines.host.files import replacing, sha256, write_text
 from engines.host.room import check_room, naming_full_disks
 from engines.networks.conditioning import NULL_PREFIX, Conditioning
@@ -134,6 +135,8 @@ def _write_network(context: BuildContext, writer: _BundleWriter, folders: Mappin
     else:
         for file in sorted({file for path in paths for file in graph_files(path)}):
             writer.copy(f"{folder}/{file.name}", file)
+    if cuts:
+        _check_same_weights(paths[0].with_name(f"{paths[0].name}.data"), writer.files[f"{folder}/{paths[0].name}.data"])
     for path in paths:
         for file in (cut_path(path, cut, kind) for cut in cuts for kind in CUT_KINDS):
             writer.copy(f"{folder}/{file.name}", file)
@@ -141,6 +144,21 @@ def _write_network(context: BuildContext, writer: _BundleWriter, folders: Mappin
         NetworkGraphs(below, f"{folder}/{path.name}", own, _cut_records(folder, path, cuts))
         for (below, path), own in zip(graphs, pieces, strict=True)
     ]
+
+
+def _check_same_weights(source: Path, written: FileRecord) -> None:
+    """Check that the file of weights is the one whose places the graphs of cuts refer to.
+
+    Raises:
+        PtqdError: it is another.
+    """
+    if sha256(source) != written.sha256:
+        raise PtqdError(
+            "The graphs of a cut refer to another file of weights.",
+            found=f"{source.name} was written in another order",
+            expected="the file of the stage that cut the graphs, byte for byte",
+            mend="this is a bug in ptqd-export: please report the model",
+        )
 
 
 def _cut_records(folder: str, path: Path, cuts: Mapping[str, Any]) -> dict[str, CutRecord]:

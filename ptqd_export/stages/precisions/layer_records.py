@@ -10,7 +10,7 @@ from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import HIGH_PRECISION_BITS, LayerOverrides, Rule, rule
-from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
+from calib.quantizers.rules.precision import BLOCK_FORMATS, FLOAT_WIDTHS, Precision
 from ptqd_export.graph.sizes.bit_operations import bit_operations, layer_bit_operations
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.tracing import TracedNetwork
@@ -72,8 +72,9 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
 
 
 def _scales(layer: QuantizedLayer) -> dict[str, float | None]:
-    scale = layer.weight.scale
-    return {"channels": len(scale), "group": layer.rule.group, "smallest": float(scale.min()), "largest": float(scale.max())}
+    scale, form = layer.weight.scale, layer.rule.form
+    group = BLOCK_FORMATS[form].size if form in BLOCK_FORMATS else layer.rule.group
+    return {"channels": len(scale), "group": group, "smallest": float(scale.min()), "largest": float(scale.max())}
 
 
 def _scale(quantizer: ActivationQuantizer | None) -> dict[str, float] | None:

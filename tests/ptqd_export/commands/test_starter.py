@@ -249,3 +249,10 @@ def test_compute_capability_that_does_not_fit_is_refused(tmp_path: Path, target:
     with pytest.raises(UsageError) as caught:
         starter_plan(_pipeline(tmp_path / "flowers"), target, tmp_path, capability)
     assert message in str(caught.value)
+
+
+def test_quick_plan_for_a_gpu_keeps_what_it_multiplies(tmp_path: Path) -> None:
+    model, written = _pipeline(tmp_path / "model"), tmp_path / "plan.json"
+    notes = write_starter_plan(model, "tensorrt", written, force=False, first_look=True, compute_capability="8.9")
+    assert load_plan(written).plan.precisions == ("fp8",)
+    assert notes[-1].startswith("quick: 10 sampling steps instead of 20, ")

@@ -44,6 +44,7 @@ def test_attention_has_blocks_and_convolutions_8_bit_floats(folder: Path, precis
     inner = [layer for layer in _layers(folder, precision) if layer["role"] == "inner"]
     form = "mxfp8" if precision == "mxfp8" else "nvfp4"
     assert {(layer["op"] == "Conv", layer["form"]) for layer in inner} == {(True, "e4m3"), (False, form)}
+    assert {layer["weight"]["group"] for layer in inner} == {None, 32 if form == "mxfp8" else 16}
     assert all("8-bit floats (E4M3) without blocks: a Conv takes" in layer["reason"] for layer in inner if layer["op"] == "Conv")
 
 

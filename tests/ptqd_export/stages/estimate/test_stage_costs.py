@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ptqd_export.stages.estimate.network_rows import network_rows
 from ptqd_export.stages.estimate.rates import Rates
-from ptqd_export.stages.estimate.stage_costs import STAGE, StageCosts
+from ptqd_export.stages.estimate.stage_costs import EXACT, STAGE, StageCosts
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
 
-RATES = Rates(graph_row=0.01, torch_row=0.02, checked_row=0.04, open=0.5, rewrite=0.25, activation=0.125, weight=1e-3)
+RATES = Rates(graph_row=0.01, verified_row=0.03, torch_row=0.02, checked_row=0.04, open=0.5, rewrite=0.25, activation=0.125, weight=1e-3)
 
 
 @pytest.fixture
@@ -32,6 +34,15 @@ def test_only_the_first_of_the_precisions_with_equal_activations_searches_their_
     seconds = {name: costs.seconds(f"quantize-{name}") for name in names}
     assert seconds["w4a8"] == seconds["w8a8"]
     assert seconds["w4a4"] == seconds["w3a8"] == pytest.approx(seconds["w4a8"] + sources * 0.125)
+
+
+def test_graphs_are_verified_and_timed_where_they_run_whatever_measures(class_build: Built, costs: StageCosts) -> None:
+    rows = network_rows(class_build.context, "quantize-w8a8").graph
+    dearer = StageCosts(class_build.context, class_build.stage("trace"), 8.0, replace(RATES, verified_row=0.04))
+    assert dearer.seconds("quantize-w8a8") - costs.seconds("quantize-w8a8") == pytest.approx(EXACT * rows * 0.01)
+    timed = network_rows(class_build.context, "times").graph
+    assert dearer.seconds("times") - costs.seconds("times") == pytest.approx(timed * 0.01)
+    assert dearer.seconds("statistics") == costs.seconds("statistics")
 
 
 def test_a_stage_that_only_writes_files_costs_little(costs: StageCosts) -> None:
