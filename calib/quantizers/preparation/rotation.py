@@ -11,15 +11,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-BLOCKS = (64, 16)
-"""Sizes of the blocks of inputs that are rotated together, the best first. An outlier becomes smaller by the root of the size, and the cost
-grows with the size. The entries of these matrices, 1/8 and 1/4, are exact in every float type.
+BLOCKS = (256, 64, 16)
+"""Sizes of the blocks of inputs that are rotated together, the best first: an outlier becomes smaller by the root of the size. The entries
+of these matrices, 1/16, 1/8 and 1/4, are exact in every float type.
 """
+
+LEAST_BLOCKS = 8
+"""Fewest blocks of a layer's inputs, unless the blocks are the smallest: the cost of a rotation grows with the size of its blocks."""
 
 
 def rotation_block(inputs: int) -> int | None:
     """Return the size of the blocks that a number of input channels divides into; None if there is no such size."""
-    return next((size for size in BLOCKS if inputs % size == 0), None)
+    fitting = [size for size in BLOCKS if inputs % size == 0]
+    return next((size for size in fitting if size * LEAST_BLOCKS <= inputs or size == BLOCKS[-1]), None)
 
 
 def hadamard(size: int) -> Tensor:
