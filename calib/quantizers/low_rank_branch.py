@@ -63,7 +63,7 @@ def low_rank_branch(weight: Tensor, rank: int, rows: Tensor) -> LowRankBranch:
     loudness = (((1 - SHRINKAGE) * d + SHRINKAGE * mean) / mean).sqrt() if mean > 0 else torch.ones_like(d)
     u, s, v = _leading(weight.detach().float().cpu() * loudness, rank)
     root = s.sqrt()  # halves of every singular value keep both factors, and what lies between them, within the range of float16
-    return LowRankBranch(v * root / loudness[:, None], (u * root).T.contiguous())
+    return LowRankBranch((v * root / loudness[:, None]).contiguous(), (u * root).T.contiguous())
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

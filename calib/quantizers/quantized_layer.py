@@ -37,6 +37,11 @@ class QuantizedLayer:
     bias: Tensor | None
     branch: LowRankBranch | None = None
 
+    @property
+    def large_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that grow with the layer."""
+        return (self.integers,) if self.branch is None else (self.integers, self.branch.down, self.branch.up)
+
     def quantized_part(self, weight: Tensor) -> Tensor:
         """Return the part of the layer's full-precision weight that is quantized, float32."""
         return weight.float() if self.branch is None else self.branch.rest_of(weight)

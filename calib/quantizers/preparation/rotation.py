@@ -16,7 +16,7 @@ BLOCKS = (256, 64, 16)
 of these matrices, 1/16, 1/8 and 1/4, are exact in every float type.
 """
 
-LEAST_BLOCKS = 8
+LEAST_BLOCKS = 32
 """Fewest blocks of a layer's inputs, unless the blocks are the smallest: the cost of a rotation grows with the size of its blocks."""
 
 

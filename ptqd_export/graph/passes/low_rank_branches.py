@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from calib.quantizers.low_rank_branch import LowRankBranch
@@ -44,10 +43,7 @@ class AddLowRankBranches(ir.passes.InPlacePass):
 def _add(graph: ir.Graph, node: ir.Node, name: str, branch: LowRankBranch) -> None:
     x, product = node.inputs[0], node.outputs[0]
     assert x is not None
-    down, up = (
-        constant(graph, f"{name}{suffix}", np.ascontiguousarray(factor.numpy()))
-        for suffix, factor in ((DOWN, branch.down), (UP, branch.up))
-    )
+    down, up = (constant(graph, f"{name}{suffix}", factor.numpy()) for suffix, factor in ((DOWN, branch.down), (UP, branch.up)))
     readers, tape = list(product.uses()), ir.tape.Tape()
     narrow = tape.op("MatMul", [x, down])
     wide = tape.op("MatMul", [narrow, up])

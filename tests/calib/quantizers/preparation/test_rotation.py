@@ -31,7 +31,7 @@ def test_entries_of_the_blocks_are_exact_in_half_precision(dtype: torch.dtype) -
         assert torch.equal(hadamard(size).to(dtype).float(), hadamard(size))
 
 
-@pytest.mark.parametrize(("inputs", "size"), [(3072, 256), (512, 64), (1152, 64), (128, 16), (48, 16), (16, 16), (20, None)])
+@pytest.mark.parametrize(("inputs", "size"), [(12288, 256), (3072, 64), (1152, 16), (128, 16), (48, 16), (16, 16), (20, None)])
 def test_blocks_divide_the_inputs_and_are_large_in_wide_layers(inputs: int, size: int | None) -> None:
     assert rotation_block(inputs) == size
 
