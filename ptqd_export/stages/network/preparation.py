@@ -78,7 +78,7 @@ class Preparation:
             factors = [torch.from_numpy(archive[str(i)]) for i in range(len(stored["scaled"]))]
         channels = [ScalableChannels(one["producer"], one["first"], tuple(one["consumers"])) for one in stored["scaled"]]
         split = {name: tuple(sizes) for name, sizes in stored["split"].items()}
-        return cls(split, tuple(zip(channels, factors, strict=True)), stored["rotated"])
+        return cls(split, tuple(zip(channels, factors, strict=True)), stored.get("rotated", {}))
 
 
 def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:

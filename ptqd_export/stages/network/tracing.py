@@ -34,7 +34,9 @@ class TracedNetwork:
     @classmethod
     def load(cls, traced: Path) -> TracedNetwork:
         stored = json.loads((traced / "network.json").read_text())
-        return cls(tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]), stored["macs"], stored["added"])
+        return cls(
+            tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]), stored["macs"], stored.get("added", 0)
+        )
 
 
 def make_trace(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
