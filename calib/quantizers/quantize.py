@@ -79,6 +79,12 @@ class Quantizer:
         """Return the quantizer of a layer's output; None for float."""
         return self._activation(f"{layer.name}.output", rule.output_bits, rule.activation_form)
 
+    def activation_quantizer(self, tensor: str, form: Form) -> ActivationQuantizer:
+        """Return the 8-bit quantizer of an observed tensor that no layer reads."""
+        found = self._activation(tensor, 8, form)
+        assert found is not None
+        return found
+
     def _layer_or_none(
         self, layer: Layer, precision: Precision, on_layer: Callable[[], None], others: Sequence[Quantizer]
     ) -> QuantizedLayer | None:

@@ -66,6 +66,7 @@ RESOLVED = """\
       "activation_scales": true,
       "memory_gib": 4.0
     },
+    "attention": "float",
     "split_concatenations": false,
     "channel_scaling": null,
     "activation_steps": "all",
@@ -151,6 +152,7 @@ REFUSED = [
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
     ({"quantization": {"weight_group": 48}}, "quantization.weight_group: found 48, expected 32, 64 or 128"),
+    ({"quantization": {"attention": "fp16"}}, "quantization.attention: found \"fp16\", expected 'float', 'fp8' or 'int8'"),
     ({"quantization": {"keep_float": "mid"}}, 'quantization.keep_float: found "mid", expected a list'),
     ({"calibration": {"samples": 0}}, "calibration.samples: found 0, expected 1 or more"),
     ({"calibration": {"batch_size": 2.5}}, "calibration.batch_size: found 2.5, expected a whole number"),
