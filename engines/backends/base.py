@@ -28,8 +28,8 @@ class TensorSpec:
 
 
 class Engine(abc.ABC):
-    """A network ready to run. Backends implement `_run`, whose feeds are already checked; those that run graphs with features to keep
-    implement `_run_keeping` too.
+    """A network ready to run. Backends implement `_run`, whose feeds are already checked. It returns the output and, if the network returns
+    features to keep, these.
 
     Attributes:
         kept: features that the network returns besides its output; None if it returns none.
@@ -51,21 +51,20 @@ class Engine(abc.ABC):
             PtqdError: an input is missing, unknown, or has the wrong dtype or shape, or the output does not have `batch` rows.
         """
         self._check(feeds)
-        return self._checked(feeds, self._run(feeds))
+        return self._checked(feeds, self._run(feeds)[0])
 
     def run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
         """Run a batch and return the output and the features `kept`, as new arrays; see `run`."""
+        if self.kept is None:
+            raise PtqdError(
+                f"{self.label} returns no features to keep.", found="a network with one output", expected=f"a second output, {KEPT}"
+            )
         self._check(feeds)
-        out, kept = self._run_keeping(feeds)
+        out, kept = self._run(feeds)
         return self._checked(feeds, out), self._checked(feeds, kept)
 
     @abc.abstractmethod
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32: ...
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:  # noqa: ARG002 (the interface's)
-        raise PtqdError(
-            f"{self.label} returns no features to keep.", found="a network with one output", expected=f"a second output, {KEPT}"
-        )
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]: ...
 
     def _checked(self, feeds: Mapping[str, NDArray[Any]], out: Float32) -> Float32:
         batch = len(next(iter(feeds.values())))

@@ -36,13 +36,9 @@ class GroupedEngine(Engine):
         """Return the engine of a timestep's group."""
         return next(engine for below, engine in reversed(self._groups) if timestep < below)
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         engine = self._of(feeds)
         return engine._run({spec.name: feeds[spec.name] for spec in engine.inputs})
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
-        engine = self._of(feeds)
-        return engine._run_keeping({spec.name: feeds[spec.name] for spec in engine.inputs})
 
     def _of(self, feeds: Mapping[str, NDArray[Any]]) -> Engine:
         lowest, highest = float(feeds[TIMESTEP].min()), float(feeds[TIMESTEP].max())

@@ -52,7 +52,7 @@ class InBatches(Engine):
         self._engine = engine
         self._most = most
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         rows = len(next(iter(feeds.values())))
         parts = [slice(begin, begin + self._most) for begin in range(0, rows, self._most)]
-        return np.concatenate([self._engine.run({name: value[part] for name, value in feeds.items()}) for part in parts])
+        return [np.concatenate([self._engine.run({name: value[part] for name, value in feeds.items()}) for part in parts])]

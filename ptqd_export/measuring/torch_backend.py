@@ -65,16 +65,7 @@ class TorchEngine(Engine):
         self._device = device
         self._most: int | None = None
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        return self._outputs(feeds)[0]
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
-        if self.kept is None:
-            return super()._run_keeping(feeds)
-        out, kept = self._outputs(feeds)
-        return out, kept
-
-    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         """Return the output and, if the network has any, the features to keep."""
         rows, begin = len(next(iter(feeds.values()))), 0
         specs = [spec for spec in (self.output, self.kept) if spec is not None]

@@ -30,15 +30,9 @@ class TimedEngine(Engine):
         self._engine = engine
         self._watch = watch
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         begin = time.perf_counter()
-        out = self._engine._run(feeds)
-        self._watch.seconds += time.perf_counter() - begin
-        return out
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
-        begin = time.perf_counter()
-        found = self._engine._run_keeping(feeds)
+        found = self._engine._run(feeds)
         self._watch.seconds += time.perf_counter() - begin
         return found
 

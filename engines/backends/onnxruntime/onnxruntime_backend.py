@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,16 +97,7 @@ class OnnxRuntimeEngine(Engine):
         """Write the profile of an engine from `watched`, a JSON list of events, and return its path."""
         return Path(self._session.end_profiling())
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        return self._outputs(feeds)[0]
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
-        if self.kept is None:
-            return super()._run_keeping(feeds)
-        out, kept = self._outputs(feeds)
-        return out, kept
-
-    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         try:
             return self._runs(feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -114,7 +105,7 @@ class OnnxRuntimeEngine(Engine):
                 f"{self.label} failed.", found=error, mend="lower the batch size if memory is short, or rebuild the bundle"
             ) from error
 
-    def _runs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
+    def _runs(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         if self._bound is not None:
             return self._bound.run(feeds)
         feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}

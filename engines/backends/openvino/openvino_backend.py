@@ -55,22 +55,13 @@ class OpenVinoEngine(Engine):
         for _ in range(calls.workers):
             self._idle.put(model.create_infer_request())
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        return self._outputs(feeds)[0]
-
-    def _run_keeping(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, Float32]:
-        if self.kept is None:
-            return super()._run_keeping(feeds)
-        out, kept = self._outputs(feeds)
-        return out, kept
-
-    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[Float32]:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         try:
             return self._runs([np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs])
         except Exception as error:  # openvino raises RuntimeError and whatever pybind11 translates other exceptions to
             raise PtqdError(f"{self.label} failed.", found=error, mend="lower the batch size if memory is short") from error
 
-    def _runs(self, values: Sequence[NDArray[Any]]) -> Sequence[Float32]:
+    def _runs(self, values: Sequence[NDArray[Any]]) -> list[Float32]:
         specs = [spec for spec in (self.output, self.kept) if spec is not None]
         outs = [np.empty((len(values[0]), *spec.shape), dtype=np.float32) for spec in specs]
         pieces = [slice(begin, begin + self._rows) for begin in range(0, len(outs[0]), self._rows)]

@@ -185,8 +185,8 @@ class TensorRtEngine(Engine):
             self.arena.residency.require(self)
         self._bound[rows].enqueue()
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        return self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
+        return [self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)]
 
     def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return every output by name, as new arrays with the network's own shapes and types; see `run` for the feeds."""

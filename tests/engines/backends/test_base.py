@@ -24,9 +24,9 @@ class Sum(Engine):
         super().__init__("the sum", INPUTS, TensorSpec("out", FLOAT32, (2, 3)))
         self.runs = 0
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         self.runs += 1
-        return np.asarray(feeds["sample"] + feeds["label"][:, None, None].astype(np.float32))
+        return [np.asarray(feeds["sample"] + feeds["label"][:, None, None].astype(np.float32))]
 
 
 def feeds(**changes: Any) -> dict[str, Any]:

@@ -36,9 +36,9 @@ class Negative(Engine):
         super().__init__("negative", (spec,), spec)
         self.rows: list[int] = []
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         self.rows.append(len(feeds["sample"]))
-        return np.asarray(-feeds["sample"])
+        return [np.asarray(-feeds["sample"])]
 
 
 @pytest.mark.parametrize(("count", "calls"), [(7, [3, 3, 1]), (3, [3]), (1, [1])])

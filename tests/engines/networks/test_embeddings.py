@@ -27,11 +27,11 @@ class Recorder(Engine):
         super().__init__("recorder", inputs, TensorSpec("embedding_0", FLOAT32, (2,)))
         self.calls: list[list[tuple[float, ...]]] = []
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         rows = np.column_stack([feeds[spec.name].reshape(len(feeds[spec.name]), -1) for spec in self.inputs])
         self.calls.append([tuple(row) for row in rows.tolist()])
         sums = rows.sum(axis=1)
-        return np.stack([sums, -sums], axis=1).astype(np.float32)
+        return [np.stack([sums, -sums], axis=1).astype(np.float32)]
 
 
 def rows(*numbers: int) -> NDArray[np.int64]:

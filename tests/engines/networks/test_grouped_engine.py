@@ -34,9 +34,9 @@ class Adding(Engine):
         super().__init__("adding", inputs, STATE)
         self.number = np.float32(number)
 
-    def _run(self, feeds: Mapping[str, Any]) -> Float32:
+    def _run(self, feeds: Mapping[str, Any]) -> list[Float32]:
         assert feeds.keys() == {spec.name for spec in self.inputs}
-        return np.asarray(feeds["sample"] + self.number)
+        return [np.asarray(feeds["sample"] + self.number)]
 
 
 def feeds(*timesteps: float) -> dict[str, Any]:

@@ -37,9 +37,9 @@ class Changed(Engine):
         super().__init__(engine.label, engine.inputs, engine.output)
         self._engine, self._seconds, self._factor = engine, seconds, factor
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         time.sleep(self._seconds)
-        return self._factor * self._engine.run(feeds)
+        return [self._factor * self._engine.run(feeds)]
 
 
 @dataclass(frozen=True)

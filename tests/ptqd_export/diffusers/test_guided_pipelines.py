@@ -128,8 +128,8 @@ class StandInBackend(Engine):
         super().__init__("stand-in", inner, TensorSpec("out", np.dtype("float32"), shape))
         self._function = run
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
-        return self._function(feeds)
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
+        return [self._function(feeds)]
 
 
 class LabelledBackend:

@@ -140,7 +140,7 @@ class Doubling(Engine):
 
     def _run(self, feeds: Any) -> Any:
         assert len(feeds["x"]) <= 2
-        return 2 * feeds["x"]
+        return [2 * feeds["x"]]
 
 
 def test_an_engine_with_a_largest_batch_takes_a_larger_one_in_parts() -> None:

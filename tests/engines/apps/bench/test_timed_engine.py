@@ -35,9 +35,9 @@ class Slow(Engine):
         Clock.now += 10
         super()._check(feeds)
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Float32:
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         Clock.now += 2
-        return np.asarray(2 * feeds["sample"])
+        return [np.asarray(2 * feeds["sample"])]
 
 
 def test_runs_add_up_without_checks_and_results_are_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
