@@ -174,7 +174,7 @@ def test_the_fields_of_a_statistics_file_are_documented() -> None:
     correction = fit_step(moments, compile_sampler("ddim", 2, 1.0, NoiseSchedule(clip_sample=False)).step(0), CorrectionChoice())
     result = StepResult(0, 500.0, "w8a8", {"w8a8": moments}, {"w8a8": fit_noise(moments)}, {"w8a8": correction}, {})
     record = step_record(result, "w8a8", 1.0)
-    assert _names(TABLES["a statistics file"]) == list(statistics("w8a8", "onnxruntime", 1.0, [record], []))
+    assert _names(TABLES["a statistics file"]) == list(statistics("w8a8", "onnxruntime", 1.0, [record], [], attention=[]))
     assert _names(TABLES["a step's record"]) == list(record)
     assert _names(TABLES["its moments"]) == list(record["moments"])
 

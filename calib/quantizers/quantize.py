@@ -77,11 +77,17 @@ class Quantizer:
 
     def input_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's input; None for float."""
-        return self._activation(f"{layer.source}.input", rule.activation_bits, rule)
+        return self._activation(f"{layer.source}.input", rule.activation_bits, rule.activation_form, rule.branches)
 
     def output_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's output; None for float."""
-        return self._activation(f"{layer.name}.output", rule.output_bits, rule)
+        return self._activation(f"{layer.name}.output", rule.output_bits, rule.activation_form, rule.branches)
+
+    def activation_quantizer(self, tensor: str, form: Form) -> ActivationQuantizer:
+        """Return the 8-bit quantizer of an observed tensor that no layer reads."""
+        found = self._activation(tensor, 8, form, branches=None)
+        assert found is not None
+        return found
 
     def _layer_or_none(
         self, layer: Layer, precision: Precision, on_layer: Callable[[], None], others: Sequence[Quantizer]
@@ -125,10 +131,10 @@ class Quantizer:
             return weight_scale(weight, rule.weight_bits, "max", group=rule.group)
         return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows, group=rule.group)
 
-    def _activation(self, tensor: str, bits: int | None, rule: Rule) -> ActivationQuantizer | None:
+    def _activation(self, tensor: str, bits: int | None, form: Form, branches: int | None) -> ActivationQuantizer | None:
         if bits is None:
             return None
-        key = (tensor, bits, rule.activation_form, rule.branches)
+        key = (tensor, bits, form, branches)
         if key not in self._activations:
             self._activations[key] = self._search(*key)
         return self._activations[key]

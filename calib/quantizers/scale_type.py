@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calib.quantizers.attention.quantized_attention import QuantizedAttention
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.placement import HighPrecision
@@ -37,9 +38,26 @@ def with_scales_in(precision: HighPrecision, layers: Iterable[QuantizedLayer]) -
     ]
 
 
+def with_attention_scales_in(precision: HighPrecision, attention: Iterable[QuantizedAttention]) -> list[QuantizedAttention]:
+    """Return the same attention with scales rounded to the type."""
+    dtype = _DTYPES[precision]
+    return [
+        replace(
+            one,
+            query=_rounded(one.query, dtype),
+            key=_rounded(one.key, dtype),
+            value=_rounded(one.value, dtype),
+            weights=_rounded(one.weights, dtype),
+        )
+        for one in attention
+    ]
+
+
 def _activation(quantizer: ActivationQuantizer | None, dtype: torch.dtype) -> ActivationQuantizer | None:
-    if quantizer is None:
-        return None
+    return None if quantizer is None else _rounded(quantizer, dtype)
+
+
+def _rounded(quantizer: ActivationQuantizer, dtype: torch.dtype) -> ActivationQuantizer:
     return replace(quantizer, scale=float(_nearest(torch.tensor(quantizer.scale), dtype)))
 
 

@@ -17,6 +17,8 @@ from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Manifest, TargetRecord
 from ptqd_export.measuring.measured_with import named
+from ptqd_export.records.attention_record import AttentionRecord
+from ptqd_export.records.stored_attention import attention_of
 
 WIDTH = 80
 """Columns of a table that is not written to a terminal."""
@@ -34,6 +36,7 @@ class Inspection:
     schedules: Mapping[str, ScheduleInfo]
     precisions: Mapping[str, PrecisionInfo]
     layers: tuple[LayerInfo, ...]
+    attention: Mapping[str, Sequence[AttentionRecord]]
 
     def json(self) -> str:
         """Return everything as one JSON document."""
@@ -42,6 +45,7 @@ class Inspection:
             "schedules": {name: asdict(schedule) for name, schedule in self.schedules.items()},
             "precisions": {name: asdict(precision) for name, precision in self.precisions.items()},
             "layers": [asdict(layer) for layer in self.layers],
+            "attention": {name: [one.model_dump() for one in records] for name, records in self.attention.items()},
             "files": {name: record.bytes for name, record in self.manifest.files.items()},
         }
         return json.dumps({"bundle": str(self.folder), **manifest, **contents}, indent=1)
@@ -56,7 +60,7 @@ def inspect_bundle(folder: Path) -> Inspection:
     """
     bundle = Bundle.open(folder)
     bundle.check_files()
-    return Inspection(folder, bundle.manifest, schedules_of(bundle), precisions_of(bundle), layers_of(bundle))
+    return Inspection(folder, bundle.manifest, schedules_of(bundle), precisions_of(bundle), layers_of(bundle), attention_of(bundle))
 
 
 def print_inspection(found: Inspection) -> None:
@@ -68,6 +72,8 @@ def print_inspection(found: Inspection) -> None:
         layers = [(layer, layer.precisions[precision]) for layer in found.layers if precision in layer.precisions]
         if layers:
             _print_layers(console, precision, layers)
+        if found.attention.get(precision):
+            _print_attention(console, precision, found.attention[precision])
 
 
 def print_schedules(folder: Path) -> None:
@@ -88,6 +94,15 @@ def _print_layers(console: Console, precision: str, layers: Sequence[tuple[Layer
         notes += [] if bits.reason is None else [f"[{reasons.index(bits.reason) + 1}]"]
         lines += [layer.name, f"    {_figures(layer, bits)}{' '.join(notes)}"]
     lines += [f"[{number}] {reason}" for number, reason in enumerate(reasons, start=1)]
+    console.print("\n".join(lines), "", sep="\n", highlight=False, markup=False)
+
+
+def _print_attention(console: Console, precision: str, attention: Sequence[AttentionRecord]) -> None:
+    """Print what the products of attention compute with, and why some stay in float."""
+    lines = [f"Attention at {precision}: products; scales of query, key, value and softmax in the noisiest steps; Mbit ops"]
+    for one in attention:
+        scales = " ".join(f"{scale:.2g}" for scale in one.scales[0].model_dump().values()) if one.scales else ""
+        lines += [one.name, f"    {one.form:<7}{scales:<40}{one.bit_operations / 1e6:,.1f}{f'  {one.reason}' if one.reason else ''}"]
     console.print("\n".join(lines), "", sep="\n", highlight=False, markup=False)
 
 

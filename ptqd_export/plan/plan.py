@@ -8,7 +8,7 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from calib.quantizers.rules.precision import FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
+from calib.quantizers.rules.precision import ATTENTION_FORMS, FLOAT_WIDTHS, GRAMMAR, PATTERN, Form, Precision, proposal
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS
 from ptqd_export.plan.calibration import CalibrationSection
@@ -121,6 +121,12 @@ class Plan(Section):
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))
+        if quantization is not None and quantization.attention != "float":
+            form = ATTENTION_FORMS[quantization.attention]
+            if form not in found.placement.attention_forms:
+                taking = " or ".join(f'"{name}"' for name, one in TARGETS.items() if form in one.placement.attention_forms)
+                asked = f'a target with attention in {quantization.attention}: {taking}; or quantization.attention "float"'
+                problems.append((("name",), target.name, asked))
         if problems:
             raise expectations(problems)
         return target

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from calib.quantizers.rules.precision import AttentionForm
 from engines.untrusted.limits import BATCH, CHAIN_STEPS, ROWS
 from ptqd_export.plan.section import Section
 
@@ -45,6 +46,11 @@ class QuantizationSection(Section):
         description="nearest; or learned, so that the output of each layer (AdaRound) or of each block (BRECQ) changes least",
     )
     reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="settings of learned rounding")
+    attention: AttentionForm = Field(
+        default="float",
+        description="what the products of attention compute with, at precisions with quantized activations: float, 8-bit floats (fp8) or "
+        "8-bit integers (int8)",
+    )
     split_concatenations: bool = Field(
         default=False, description="quantize the parts of a concatenated input separately (skip connections of a U-Net)"
     )

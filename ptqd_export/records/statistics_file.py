@@ -84,10 +84,15 @@ def corrected_snr_db(moments: Moments, affine: Affine) -> float:
 
 
 def statistics(
-    precision: str, placement: str, guidance: float, steps: list[dict[str, Any]], layers: list[dict[str, Any]]
+    precision: str,
+    placement: str,
+    guidance: float,
+    steps: list[dict[str, Any]],
+    layers: list[dict[str, Any]],
+    attention: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of the whole file."""
-    return {
+    """Return the content of the whole file; `attention` is None where the plan leaves all attention in float."""
+    content = {
         "schema_version": SCHEMA_VERSION,
         "precision": precision,
         "placement": placement,
@@ -95,6 +100,7 @@ def statistics(
         "steps": steps,
         "layers": layers,
     }
+    return content if attention is None else content | {"attention": attention}
 
 
 def _finite(value: float) -> float | None:

@@ -52,6 +52,7 @@ from ptqd_export.stages.precisions.integer_speed import load_slower, make_intege
 from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
 from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
 from ptqd_export.stages.precisions.noisy_layers import load_noisy, make_layer_noise
+from ptqd_export.stages.precisions.quantized_attention_sites import check_attention
 from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
 from ptqd_export.stages.stage_cache import StageCache
@@ -88,6 +89,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     begin = time.monotonic()
     traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
     _check_patterns(context, traced)
+    check_attention(context, traced)
     context = _with_named_cuts(context, traced)
     plan = context.plan
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
@@ -217,7 +219,8 @@ def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Pa
 
 def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
     """Return the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
-    inputs = {"prepared": prepared.name, "states": states.name, **_device(context)}
+    inputs: dict[str, Any] = {"prepared": prepared.name, "states": states.name, **_device(context)}
+    inputs |= {"attention": True} if context.plan.quantization.attention != "float" else {}
 
     def observed(name: str, steps: Sequence[int]) -> Path:
         groups = context.groups(steps)

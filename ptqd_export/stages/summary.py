@@ -68,6 +68,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
         f"{''.join(_branched(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_attention(name, graphs[name]) for name in graphs)}"
         f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
@@ -131,6 +132,16 @@ def _branched(name: str, folder: Path) -> str:
         return ""
     what = f"branches of rank {ranks[0]}" if ranks else "low-rank branches"
     return f"{name}: {what} in {len(ranks)} layers, {WITHOUT_BRANCH} in {without}; `ptqd-export inspect` says why\n"
+
+
+def _attention(name: str, folder: Path) -> str:
+    """Return a line on the attention with 8-bit products, or an empty string if the plan leaves all of it in float."""
+    record = {} if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())
+    if not (attention := record.get("attention")):
+        return ""
+    quantized = [one["form"] for one in attention if one["form"] != "float"]
+    kept = "" if len(quantized) == len(attention) else "; `ptqd-export inspect` says why not in all"
+    return f"{name}: {quantized[0] if quantized else '8-bit'} products in {len(quantized)} of {len(attention)} attention layers{kept}\n"
 
 
 def _noisy(name: str, folder: Path, share: float) -> str:

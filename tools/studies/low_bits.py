@@ -1,4 +1,5 @@
-"""Measure the noise of low-bit precisions on one trained model: integers, 8-bit floats, floats in blocks, and scales of groups.
+"""Measure the noise of low-bit precisions on one trained model: integers, 8-bit floats, floats in blocks, scales of groups, and attention
+in 8 bits.
 
     python -m tools.studies.low_bits tools/dit/plan.json build/low-bits/dit
 
@@ -25,16 +26,21 @@ PRECISIONS = ("w8a8", "fp8", "mxfp8", "w4a16", "nvfp4a8", "w4a8", "nvfp4", "w4a4
 GROUPED, GROUPS = "w4a16", (128, 64, 32)
 """Precision whose weights get scales of groups, and the groups."""
 
+ATTENDED, ATTENTION = ("w8a8", "fp8"), ("fp8", "int8")
+"""Precisions whose attention gets 8-bit products, and what they compute with."""
+
 HEADER = ("precision", "SNR, dB", "corrected", "bit ops saved", "MB", "layers without blocks")
 
 
-def build(plan_file: PlanFile, precisions: tuple[str, ...], group: int | None, samples: int, output: Path) -> Bundle:
-    """Build the plan for TensorRT-RTX with these precisions and groups. Stages of an earlier build in the folder are reused."""
+def build(
+    plan_file: PlanFile, precisions: tuple[str, ...], group: int | None, samples: int, output: Path, attention: str = "float"
+) -> Bundle:
+    """Build the plan for TensorRT-RTX with these precisions, groups and attention. Stages of an earlier build in the folder are reused."""
     plan = plan_file.plan
     wanted = {
         "precisions": precisions,
         "target": TargetSection(name="tensorrt-rtx", measure="cpu"),
-        "quantization": plan.quantization.model_copy(update={"weight_group": group}),
+        "quantization": plan.quantization.model_copy(update={"weight_group": group, "attention": attention}),
         "calibration": plan.calibration.model_copy(update={"trajectory": "fp", "samples": samples}),
         "correction": plan.correction.model_copy(update={"mode": "signed", "variance": "none"}),
         "steps": plan.steps.model_copy(update={"policy": "fixed", "precisions": (precisions[0],)}),
@@ -63,6 +69,9 @@ def main(plan: Path, output: Path, samples: int) -> None:
     for group in GROUPS:
         bundle = build(plan_file, (GROUPED,), group, samples, folder)
         found |= {row[0]: row for row in rows(bundle, (GROUPED,), f", groups of {group}")}
+    for form in ATTENTION:
+        bundle = build(plan_file, ATTENDED, None, samples, folder, form)
+        found |= {row[0]: row for row in rows(bundle, ATTENDED, f", attention in {form}")}
     order = sorted(found, key=lambda name: [*PRECISIONS].index(name.partition(",")[0]))
     table = [HEADER, ("---", *(["---:"] * (len(HEADER) - 1))), *(found[name] for name in order)]
     lines = "\n".join(f"| {' | '.join(line)} |" for line in table)

@@ -62,6 +62,7 @@ class Placement:
         group_norm: `instance` writes group norms as instance norm and batch norm, because ONNX Runtime's CPU provider has kernels for
             these but none for the operator. TensorRT has the operator.
         attention: `operator` writes attention as ONNX's operator of opset 23; `products` leaves it as traced.
+        attention_forms: forms available for the inputs of the products of attention.
         condition: activations of layers of the role `condition`. The first token of a prompt can be a hundred times as large as the others,
             which a range that holds it rounds to almost nothing (MixDQ, arXiv 2405.17873).
         high_precisions: types available for the float part of a graph; the first is the default.
@@ -76,6 +77,7 @@ class Placement:
     weight_only: Literal["dequantize", "multiply"]
     group_norm: Literal["instance", "operator"]
     attention: Literal["operator", "products"]
+    attention_forms: tuple[Form, ...]
     condition: Literal["float", "quantized"]
     high_precisions: tuple[HighPrecision, ...]
     forms: tuple[Form, ...]
@@ -91,6 +93,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             weight_only="multiply",
             group_norm="instance",
             attention="operator",
+            attention_forms=(),
             condition="float",
             high_precisions=("fp32",),
             forms=("integer",),
@@ -110,6 +113,7 @@ PLACEMENTS: Mapping[str, Placement] = MappingProxyType(
             weight_only="dequantize",
             group_norm="operator",
             attention="products",
+            attention_forms=("e4m3", "integer"),
             condition="float",
             high_precisions=("fp16", "bf16", "fp32"),
             forms=("integer", "e4m3", "nvfp4", "mxfp8"),
@@ -172,6 +176,9 @@ _FLOAT_ACTIVATIONS: Mapping[Role, str] = MappingProxyType(
 )
 
 _FLOAT_CONDITION = "prompt or other condition, independent of the state: float activations (one token can be far larger than the others)"
+
+
+_FLOAT_KEYS = "keys of a prompt or other condition, independent of the state: float products (one token can be far larger than the others)"
 
 
 @dataclass(frozen=True)
@@ -254,6 +261,24 @@ def lacking_branch(layer: Layer, rank: int) -> str | None:
     return None
 
 
+def attention_in_float(
+    name: str, precision: Precision, placement: Placement, overrides: LayerOverrides = NO_OVERRIDES, *, beside_the_state: bool
+) -> str | None:
+    """Return why the products of an attention stay in float where the plan asks for 8 bits; None if they do not.
+
+    Args:
+        name: name of the module that computes it.
+        precision, placement, overrides: as in `rule`.
+        beside_the_state: whether its keys do not depend on the state.
+    """
+    pattern = _matched(name, overrides.keep_float)
+    if pattern is not None:
+        return f"kept in float by the plan ({pattern})"
+    if not precision.quantizes_activations:
+        return f"precision {precision.name}: weights only"
+    return _FLOAT_KEYS if beside_the_state and placement.condition == "float" else None
+
+
 def _grouped(bits: Rule, layer: Layer, placement: Placement, group: int) -> Rule:
     """Return the rule with groups of input channels, or, where the layer takes none, with the reason."""
     lacking = _no_blocks(layer, placement, group)
@@ -292,7 +317,7 @@ def _block_floats(layer: Layer, precision: Precision, placement: Placement, wide
 
 
 def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: LayerOverrides) -> Rule:
-    pattern = _matched(layer, overrides.keep_float)
+    pattern = _matched(layer.name, overrides.keep_float)
     if pattern is not None:
         return Rule(None, None, None, "float", f"kept in float by the plan ({pattern})")
     if precision.weight_bits is None or precision.activation_bits is None:
@@ -301,7 +326,7 @@ def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: L
         return Rule(8, None, None, "float", _FLOAT_ACTIVATIONS[layer.role])
     if layer.name in overrides.noisy:
         return Rule(8, None, None, "float", f"{NOISY}: {overrides.noisy[layer.name]:.0f} dB alone; 8-bit weights, float activations")
-    pattern = _matched(layer, overrides.keep_8bit_weights)
+    pattern = _matched(layer.name, overrides.keep_8bit_weights)
     widened = pattern is not None and precision.weight_bits < CONTAINER_BITS
     weight_bits, reason = (CONTAINER_BITS, f"8-bit weights by the plan ({pattern})") if widened else (precision.weight_bits, None)
     if precision.form in BLOCK_FORMATS:
@@ -317,6 +342,6 @@ def _bits(layer: Layer, precision: Precision, placement: Placement, overrides: L
     return Rule(weight_bits, precision.activation_bits, output_bits, op.bias, reason, precision.form, precision.activation_form)
 
 
-def _matched(layer: Layer, patterns: Sequence[str]) -> str | None:
-    """The first pattern that matches the layer's name."""
-    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(layer.name, pattern)), None)
+def _matched(name: str, patterns: Sequence[str]) -> str | None:
+    """The first pattern that matches a name."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)

@@ -22,6 +22,13 @@ in blocks of input channels, each with a scale (`calib.quantizers.floats`).
 """
 
 
+AttentionForm: TypeAlias = Literal["float", "fp8", "int8"]
+"""What the products of attention compute with, as a plan names it."""
+
+ATTENTION_FORMS: Mapping[AttentionForm, Form] = MappingProxyType({"fp8": "e4m3", "int8": "integer"})
+"""Form of the inputs of quantized products."""
+
+
 @dataclass(frozen=True)
 class BlockFormat:
     """How many neighbouring input channels share a scale, the bits of a value, and those of a scale."""

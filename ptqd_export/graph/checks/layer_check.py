@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from calib.quantizers.attention.quantized_attention import QuantizedAttention, fake_attention
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from engines.backends.onnxruntime.onnxruntime_backend import run_outputs
@@ -46,7 +47,9 @@ HELD_BYTES = 2**30
 OUTPUT = "the network's output"
 
 
-def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], feeds: Feeds) -> float:
+def check_layers(
+    model: LoadedModel, graph: Path, layers: Sequence[QuantizedLayer], feeds: Feeds, attention: Sequence[QuantizedAttention] = ()
+) -> float:
     """Compare a graph as written with its oracle, layer by layer, and return the least agreement of a layer in dB.
 
     A layer agrees if it agrees at one of the samples: there, no rounding tie fell the other way, while a fault shows at every sample.
@@ -56,6 +59,7 @@ def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLaye
         graph: quantized graph in float32.
         layers: quantized layers of the graph.
         feeds: inputs of the network; four samples are plenty.
+        attention: quantized attention of the graph. A fault in it shows in the next layer.
 
     Raises:
         PtqdError: a layer of the graph does not compute what the oracle's does.
@@ -65,7 +69,8 @@ def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLaye
         lead = _Lead(graph.name, _GraphOutputs(graph, feeds, Path(folder)), branched)
         oracle = fake_quantized(model.adapter.network, layers)
         lead.guide(oracle)
-        out: Tensor = model.with_network(oracle).adapter(*(torch.from_numpy(value) for value in feeds.values()))
+        with fake_attention(attention):
+            out: Tensor = model.with_network(oracle).adapter(*(torch.from_numpy(value) for value in feeds.values()))
         lead.compare(OUTPUT, out)
     unseen = {layer.layer.name for layer in layers} - lead.compared
     if unseen:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calib.quantizers.attention.quantized_attention import QuantizedAttention, fake_attention
 from calib.quantizers.oracle import exact_float32, fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.walk.activation_states import States
@@ -108,6 +109,7 @@ def verify(
     float32: Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    attention: Sequence[QuantizedAttention] = (),
     on_batch: Callable[[], None] = lambda: None,
 ) -> Verification:
     """Compare the conditional outputs of a quantized graph with those of its oracle at the given states.
@@ -122,6 +124,7 @@ def verify(
         float32: the graph before its float part was converted to another type; if given, the exact mode runs this graph.
         dtype: type of the oracle that the noise statistics are compared with: bfloat16 adds noise of its own, float16 does not.
         device: device of the oracles, see `oracle_device`.
+        attention: quantized attention of the graph.
         on_batch: called after every batch of every run.
 
     Raises:
@@ -129,8 +132,8 @@ def verify(
             runs differ from the oracle's by more than the sampling error.
     """
     reference = full_precision_outputs(model, states, on_batch, device) if reference is None else reference
-    check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)))
-    single, double = (oracle_outputs(model, states, layers, on_batch, kind, device) for kind in (torch.float32, torch.float64))
+    check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)), attention)
+    single, double = (oracle_outputs(model, states, layers, on_batch, kind, device, attention) for kind in (torch.float32, torch.float64))
     exact = _graph_outputs(model, float32 or graph, states, EXACT, on_batch)
     fast = _graph_outputs(model, graph, states, backend, on_batch)
     found = Verification(
@@ -141,7 +144,7 @@ def verify(
         fast_match=snr_db(double, fast),
     )
     _check_rounding(graph, found, reference, double, single, exact)
-    oracle = single if dtype == torch.float32 else oracle_outputs(model, states, layers, on_batch, dtype, device)
+    oracle = single if dtype == torch.float32 else oracle_outputs(model, states, layers, on_batch, dtype, device, attention)
     _check_noise(graph, paired_noise(reference, oracle, fast))
     return found
 
@@ -228,9 +231,10 @@ def oracle_outputs(
     on_batch: Callable[[], None] = lambda: None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    attention: Sequence[QuantizedAttention] = (),
 ) -> NDArray[np.floating]:
-    """Return the conditional outputs [N, ...] of the network with these layers quantized, from torch in float32 or float64 on a device,
-    see `oracle_device`. `on_batch` is called after every batch.
+    """Return the conditional outputs [N, ...] of the network with these layers and attention quantized, from torch in float32 or float64
+    on a device, see `oracle_device`. `on_batch` is called after every batch.
     """
     device = oracle_device(device, dtype)
     adapter = model.with_network(fake_quantized(model.adapter.network, layers, dtype, device)).adapter
@@ -239,9 +243,10 @@ def oracle_outputs(
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
         inputs = {name: torch.from_numpy(value).to(device) for name, value in feeds.items()}
-        out: torch.Tensor = adapter(
-            *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
-        )
+        with fake_attention(attention):
+            out: torch.Tensor = adapter(
+                *(value.to(types.get(name, dtype)) if value.is_floating_point() else value for name, value in inputs.items())
+            )
         on_batch()
         return out.to(wide).cpu().numpy()
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib.quantizers.attention.quantized_attention import QuantizedAttention
 from calib.quantizers.floats.mxfp8 import Mxfp8ActivationQuantizer
 from calib.quantizers.floats.nvfp4 import Nvfp4ActivationQuantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
@@ -21,6 +22,7 @@ from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
 from ptqd_export.graph.passes.block_floats import block_activation, block_weight, declare
 from ptqd_export.graph.passes.low_rank_branches import AddLowRankBranches
+from ptqd_export.graph.reading.attention_products import AttentionProducts, find_attention
 from ptqd_export.graph.reading.constants import computed, constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
@@ -43,14 +45,17 @@ class InsertQuantization(ir.passes.InPlacePass):
     5. if the precision says so, weight and activations are 8-bit floats instead of integers, or floats in blocks of input channels, see
        `ptqd_export.graph.passes.block_floats`;
     6. the bias of an integer kernel becomes int32 followed by DequantizeLinear; its scale is the input scale times the weight scale;
-    7. a branch beside a layer reads the input in float, see `ptqd_export.graph.passes.low_rank_branches`.
+    7. a branch beside a layer reads the input in float, see `ptqd_export.graph.passes.low_rank_branches`;
+    8. the inputs of both products of a quantized attention get pairs: behind the factors of query and key and the transpose of the key, so
+       that nothing lies between a pair and its product.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
-    `calib.quantizers.oracle.fake_quantized` computes, up to the order of float32 sums.
+    `calib.quantizers.oracle.fake_quantized` computes, with attention as in `fake_attention` beside it, up to the order of float32 sums.
     """
 
-    def __init__(self, layers: Sequence[QuantizedLayer], placement: Placement) -> None:
+    def __init__(self, layers: Sequence[QuantizedLayer], placement: Placement, attention: Sequence[QuantizedAttention] = ()) -> None:
         super().__init__()
+        self._attention = attention
         self._layers = layers
         self._placement = placement
 
@@ -58,12 +63,14 @@ class InsertQuantization(ir.passes.InPlacePass):
         if any(BLOCK_FORMATS.keys() & {layer.rule.form, layer.rule.activation_form} for layer in self._layers):
             declare(model)
         AddLowRankBranches({layer.layer.name: layer.branch for layer in self._layers if layer.branch is not None})(model)  # rule 7
-        nodes = weighted_nodes(model.graph)
+        nodes, products = weighted_nodes(model.graph), find_attention(model.graph) if self._attention else []
         writer = _PairWriter(model.graph, self._placement)
         for layer in self._layers:
             for node in nodes[layer.layer.name]:
                 writer.quantize(node, layer)
-        return ir.passes.PassResult(model, bool(self._layers))
+        for one in self._attention:
+            writer.quantize_attention(products[one.call], one)
+        return ir.passes.PassResult(model, bool(self._layers or self._attention))
 
 
 class _PairWriter:
@@ -82,6 +89,13 @@ class _PairWriter:
             node.replace_input_with(2, self._bias(node, layer))
         if layer.output is not None:
             self._output(node, layer.output)
+
+    def quantize_attention(self, products: AttentionProducts, quantized: QuantizedAttention) -> None:  # rule 8
+        for node, pair in (products.scores, (quantized.query, quantized.key)), (products.weighted, (quantized.weights, quantized.value)):
+            for index, quantizer in enumerate(pair):
+                x = node.inputs[index]
+                assert x is not None
+                node.replace_input_with(index, self._input(x, quantizer))
 
     def _weight(self, node: ir.Node, layer: QuantizedLayer) -> ir.Value:  # rule 1
         axis = 1 if node.op_type == "MatMul" else 0

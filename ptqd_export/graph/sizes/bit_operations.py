@@ -17,15 +17,21 @@ class BitOperations:
 
     Attributes:
         layers_saved: factor over the layers whose weights and activations are both integers, the figure that papers quote.
-        all_saved: factor over every multiply-accumulate of the network; attention products and float layers count with the bits of their
-            type.
+        all_saved: factor over every multiply-accumulate of the network; float layers and float attention products count with the bits of
+            their type.
     """
 
     layers_saved: float
     all_saved: float
 
 
-def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS, added: int = 0) -> BitOperations:
+def bit_operations(
+    layers: Sequence[tuple[Layer, Rule]],
+    macs: int,
+    float_bits: int = _FULL_BITS,
+    added: int = 0,
+    attention: Sequence[tuple[int, int]] = (),
+) -> BitOperations:
     """Return the savings of one precision.
 
     Args:
@@ -33,11 +39,12 @@ def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: 
         macs: multiply-accumulates of the whole network per sample.
         float_bits: bit width of everything that is not quantized.
         added: multiply-accumulates in float that the network in full precision does not have.
+        attention: multiply-accumulates and bit operations of every attention whose products are quantized.
     """
     costs = [(layer.macs, layer_bit_operations(layer, rule, float_bits)) for layer, rule in layers]
     integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]
-    elsewhere = macs - sum(layer for layer, _ in costs)
-    return BitOperations(_saved(integer), _saved([*costs, (elsewhere, (elsewhere + added) * float_bits**2)]))
+    elsewhere = macs - sum(count for count, _ in (*costs, *attention))
+    return BitOperations(_saved(integer), _saved([*costs, *attention, (elsewhere, (elsewhere + added) * float_bits**2)]))
 
 
 def layer_bit_operations(layer: Layer, rule: Rule, float_bits: int) -> int:

@@ -185,7 +185,7 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
     folder = f"statistics/{placement}"
     for name, record in records.items():
         steps = json.loads((parts.walked / f"{name}.json").read_text())
-        content = statistics(name, placement, context.guidance, steps, record["layers"])
+        content = statistics(name, placement, context.guidance, steps, record["layers"], record.get("attention"))
         writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
     for name in context.networks_at_cut:
         precision, cut = precision_and_cut(name)

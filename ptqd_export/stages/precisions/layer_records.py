@@ -22,13 +22,16 @@ def precision_record(
     network: TracedNetwork,
     layers: Sequence[QuantizedLayer],
     overrides: LayerOverrides,
+    attention_macs: int = 0,
 ) -> dict[str, Any]:
-    """Return the bit operations, and a record of every layer of the network."""
+    """Return the bit operations, and a record of every layer of the network. `attention_macs` are those of quantized products."""
     float_bits = FLOAT_WIDTHS.get(precision.name, HIGH_PRECISION_BITS[context.high_precision])
     rules = [(layer, rule(layer, precision, context.placement, overrides)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
-        "bit_operations": asdict(bit_operations(rules, network.macs, float_bits, network.added)),
+        "bit_operations": asdict(
+            bit_operations(rules, network.macs, float_bits, network.added, [(attention_macs, attention_macs * 8 * 8)])
+        ),
         "layers": [_layer_record(layer, rule, float_bits, by_name.get(layer.name)) for layer, rule in rules],
     }
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
+from calib.quantizers.attention.quantized_attention import QuantizedAttention
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
@@ -29,6 +30,7 @@ from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.layer_records import add_groups, precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
+from ptqd_export.stages.precisions.quantized_attention_sites import attention_sites
 from ptqd_export.stages.reporter import Reporter, each
 
 
@@ -49,18 +51,22 @@ def make_quantized_graph(
     learned_or_nearest = nearest if learned is None else load_reconstruction(learned, nearest)
     map_tensors(value for layer in learned_or_nearest for value in layer.large_tensors)
     layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(precision, learned_or_nearest)]
+    sites = attention_sites(context, precision, sources)
+    attention = [sites.quantized(quantizer) for quantizer in found.groups[: len(groups)]]
     verifications = []
-    for number, of_group in enumerate(layers):
-        graph, float32 = _write_graphs(context, sources.prepared, of_group, path, number, shared=len(groups) > 1)
-        verifications.append(check(graph, float32, groups[number], of_group))
+    for number, of_group in enumerate(zip(layers, attention, strict=True)):
+        graph, float32 = _write_graphs(context, sources.prepared, *of_group, path, number, shared=len(groups) > 1)
+        verifications.append(check(graph, float32, groups[number], *of_group))
     took = None if learned is None else json.loads((learned / SUMMARY).read_text())
     worst = min(verifications, key=lambda one: one.exact_match - one.rounding)
     bounds = [group.below for group in groups[1:]]
     record = {
         "reconstruction": took,
         "verification": asdict(worst),
-        **precision_record(context, precision, network, layers[0], sources.overrides(context)),
+        **precision_record(context, precision, network, layers[0], sources.overrides(context), sites.quantized_macs),
     }
+    if sites.sites:
+        record["attention"] = [one.model_dump() for one in sites.records(attention)]
     add_groups(record["layers"], bounds, layers[1:])
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
     if bounds:
@@ -68,20 +74,27 @@ def make_quantized_graph(
 
 
 def _write_graphs(
-    context: BuildContext, prepared: Path, layers: Sequence[QuantizedLayer], path: Path, number: int, *, shared: bool
+    context: BuildContext,
+    prepared: Path,
+    layers: Sequence[QuantizedLayer],
+    attention: Sequence[QuantizedAttention],
+    path: Path,
+    number: int,
+    *,
+    shared: bool,
 ) -> tuple[Path, Path]:
     """Write the quantized graph of a group of steps in the plan's high precision. Returns its path, and that of the same graph in float32.
 
     Args:
         context: context of the build.
         prepared: folder of the full-precision graph.
-        layers: quantized layers of the group.
+        layers, attention: quantized layers and attention of the group.
         path: path of the first group's graph.
         number: number of the group.
         shared: whether there are several groups, which share the first one's file of weights.
     """
     graph = ir.load(prepared / f"{FULL_PRECISION}.onnx")
-    ir.passes.Sequential(InsertQuantization(layers, context.placement), common.RemoveUnusedNodesPass())(graph)
+    ir.passes.Sequential(InsertQuantization(layers, context.placement, attention), common.RemoveUnusedNodesPass())(graph)
     if context.high_precision == FULL_PRECISION:
         written = float32 = _save(graph, path, number, shared=shared)
     else:
@@ -125,7 +138,9 @@ class _Check:
         runs = {group: RUNS + (self._dtype != torch.float32) + (group.steps not in sources.reference) for group in groups}
         self.on_piece = each(reporter, pieces + sum(runs[group] * batches(checked) for group, checked in self._states.items()))
 
-    def __call__(self, path: Path, float32: Path, group: StepGroup, layers: Sequence[QuantizedLayer]) -> Verification:
+    def __call__(
+        self, path: Path, float32: Path, group: StepGroup, layers: Sequence[QuantizedLayer], attention: Sequence[QuantizedAttention]
+    ) -> Verification:
         """Verify the graph of a group; see `ptqd_export.graph.checks.verify.verify`."""
         checked = self._states[group]
         check_graph(self._context.placement, path, layers)
@@ -141,5 +156,6 @@ class _Check:
             float32=float32,
             dtype=self._dtype,
             device=self._device,
+            attention=attention,
             on_batch=self.on_piece,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor
 
+from calib.quantizers.attention.observed_attention import AttentionObserver
 from calib.quantizers.observers import observe_activations
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.placement import PLACEMENTS, HighPrecision, LayerOverrides
-from calib.quantizers.rules.precision import Precision
+from calib.quantizers.rules.precision import AttentionForm, Precision
 from calib.quantizers.scale_type import with_scales_in
 from engines.networks.conditioning import class_labels
 from engines.samplers import NoiseSchedule
@@ -34,6 +35,7 @@ from ptqd_export.graph.trace import check_parity, lower, trace
 from ptqd_export.models.base import Adapter, LoadedModel
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import Plan, PlanFile
+from ptqd_export.stages.precisions.quantized_attention_sites import AttentionSites
 from tests.ptqd_export.models.tiny_transformers import PIPED, USUAL, model_section
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class Parsed:
     read: set[str] = field(default_factory=set)
     quantizers: set[str] = field(default_factory=set)
     dequantizers: set[str] = field(default_factory=set)
+    products: list[tuple[Any, Any]] = field(default_factory=list)
     float_types: set[Any] = field(default_factory=set)
     quantized_types: set[Any] = field(default_factory=set)
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +136,12 @@ def _add(parsed: Parsed, layer: Any, source: Any) -> None:
     x, weight = sources
     pair = x is not None and x.type == trt.LayerType.DEQUANTIZE
     stored = source(weight.get_input(0)) if weight is not None and weight.type == trt.LayerType.DEQUANTIZE else None
+    if pair and stored is not None and stored.type in QUANTIZES:
+        quantizers = [source(one.get_input(0)) for one in sources]
+        parsed.products.append((quantizers[0].get_output(0).dtype, quantizers[1].get_output(0).dtype))
+        parsed.read |= {one.name for one in quantizers}
+        parsed.dequantizers -= {x.name, weight.name}
+        return
     if stored is None or stored.type != trt.LayerType.CONSTANT:
         assert not pair, f"{layer.name}: an int8 input and a float weight"
         return
@@ -152,14 +161,14 @@ def _scales(dequantize: Any, source: Any) -> list[str]:
     return [scale.name] if scale is not None and scale.type == trt.LayerType.DEQUANTIZE else []
 
 
-def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any) -> Parsed:
+def _holds_the_plan(path: Path, layers: list[QuantizedLayer], float_type: Any, products: Collection[Any] = ()) -> Parsed:
     parsed = _parse(path)
     assert parsed.pairs == {layer.layer.name for layer in layers if layer.input is not None}
     assert parsed.weights == {layer.layer.name for layer in layers if layer.input is None}
     assert parsed.quantizers == parsed.read
     assert not parsed.dequantizers
     kind = {"fp8": trt.fp8, "nvfp4": trt.fp4, "nvfp4a8": trt.fp8, "mxfp8": trt.fp8}.get(path.stem.partition("-")[0], trt.int8)
-    assert parsed.quantized_types == ({kind} if parsed.pairs else set())
+    assert parsed.quantized_types == ({kind, *products} if parsed.pairs else set())
     assert parsed.float_types == {float_type}
     assert set(parsed.inputs.values()) <= {trt.float32, trt.int64}
     assert parsed.output == trt.float32
@@ -241,20 +250,28 @@ class Quantized:
     def __init__(self, model: LoadedModel, traced: ir.Model, settings: QuantizationSettings = DEFAULT) -> None:
         network, layers = model.adapter.network, find_layers(traced.graph, count_macs(model))
         inputs, outputs = sorted({layer.source for layer in layers}), [layer.name for layer in layers]
-        with observe_activations(network, inputs, outputs, 1) as seen, torch.no_grad():
+        attention = AttentionObserver(network, 1)
+        with observe_activations(network, inputs, outputs, 1) as seen, attention.run(), torch.no_grad():
             model.adapter(*model.example_inputs(16))
-        self._traced, self._quantizer = traced, Quantizer(network, layers, seen, TRT, settings)
+        self.sites = attention.sites
+        self._traced, self._quantizer = traced, Quantizer(network, layers, seen | attention.seen, TRT, settings)
         self._found: dict[str, list[QuantizedLayer]] = {}
 
-    def write(self, precision: str, high: HighPrecision, folder: Path) -> tuple[Path, list[QuantizedLayer]]:
+    def write(
+        self, precision: str, high: HighPrecision, folder: Path, attention: AttentionForm = "float"
+    ) -> tuple[Path, list[QuantizedLayer]]:
         if precision not in self._found:
             self._found[precision] = self._quantizer.quantize(Precision.parse(precision))
         found = with_scales_in(high, self._found[precision])
+        reason = "kept in float" if attention == "float" else None
+        sites = AttentionSites(attention, high, self.sites, [reason] * len(self.sites))
         graph = self._traced.clone()
         ir.passes.Sequential(
-            InsertQuantization(found, TRT), *([] if high == "fp32" else [ToHalfPrecision(high)]), common.RemoveUnusedNodesPass()
+            InsertQuantization(found, TRT, sites.quantized(self._quantizer)),
+            *([] if high == "fp32" else [ToHalfPrecision(high)]),
+            common.RemoveUnusedNodesPass(),
         )(graph)
-        path = folder / f"{precision}-{high}.onnx"
+        path = folder / f"{precision}-{high}-{attention}.onnx"
         save_graph(graph, path)
         return path, found
 
@@ -317,21 +334,39 @@ def test_branches_of_low_rank_stay_in_float_and_build(transformer: LoadedModel, 
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "flux-dev" else pytest.mark.slow) for name in PIPED])
-def test_transformers_of_the_table_keep_the_plan_in_float16_and_build(
-    name: str, transformer_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    sampler, steps, guidance = USUAL[name]
-    plan = Plan.model_validate(
-        {"model": model_section(name), "sampler": {"name": sampler, "steps": steps, "guidance": guidance}, "precisions": ["w8a8"],
-         "target": {"name": "tensorrt-rtx"}, "output": "unused"}
-    )  # fmt: skip
-    model = load_model(PlanFile(plan, transformer_folder(name).parent, tmp_path))
+def test_transformers_of_the_table_keep_the_plan_in_float16_and_build(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    model = _of_the_table(request, name, tmp_path)
     quantized, paths = Quantized(model, _traced(model, tmp_path)), []
     for precision in ("w8a8", "w4a8", "fp8"):
         path, layers = quantized.write(precision, "fp16", tmp_path)
         check_tensorrt_graph(path)
         assert len(_holds_the_plan(path, layers, trt.float16).pairs) == sum(layer.layer.role == "inner" for layer in layers) >= 8
         paths.append(path)
+    assert all(_built_sizes(paths))
+
+
+def _of_the_table(request: pytest.FixtureRequest, name: str, folder: Path) -> LoadedModel:
+    transformer_folder: Callable[[str], Path] = request.getfixturevalue("transformer_folder")
+    sampler, steps, guidance = USUAL[name]
+    plan = Plan.model_validate(
+        {"model": model_section(name), "sampler": {"name": sampler, "steps": steps, "guidance": guidance}, "precisions": ["w8a8"],
+         "target": {"name": "tensorrt-rtx"}, "output": "unused"}
+    )  # fmt: skip
+    return load_model(PlanFile(plan, transformer_folder(name).parent, folder))
+
+
+@pytest.mark.parametrize("name", ["transformer", "sd3"])
+def test_attention_in_8_bits_is_read_as_such_and_builds(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    model = request.getfixturevalue("transformer") if name == "transformer" else _of_the_table(request, name, tmp_path)
+    quantized, paths = Quantized(model, _traced(model, tmp_path)), []
+    kinds: dict[AttentionForm, Any] = {"fp8": trt.fp8, "int8": trt.int8}
+    for form, kind in kinds.items():
+        path, layers = quantized.write("w8a8", "fp16", tmp_path, form)
+        check_tensorrt_graph(path)
+        parsed = _holds_the_plan(path, layers, trt.float16, {kind})
+        assert parsed.products == [(kind, kind)] * 2 * len(quantized.sites)
+        paths.append(path)
+    assert len(quantized.sites) >= 2
     assert all(_built_sizes(paths))
 
 

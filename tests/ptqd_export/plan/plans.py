@@ -67,6 +67,7 @@ RESOLVED = """\
       "activation_scales": true,
       "memory_gib": 4.0
     },
+    "attention": "float",
     "split_concatenations": false,
     "low_rank": null,
     "channel_scaling": null,
@@ -155,6 +156,7 @@ REFUSED = [
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
     ({"quantization": {"weight_group": 48}}, "quantization.weight_group: found 48, expected 32, 64 or 128"),
     ({"quantization": {"low_rank": 0}}, "quantization.low_rank: found 0, expected 1 or more"),
+    ({"quantization": {"attention": "fp16"}}, "quantization.attention: found \"fp16\", expected 'float', 'fp8' or 'int8'"),
     ({"quantization": {"keep_float": "mid"}}, 'quantization.keep_float: found "mid", expected a list'),
     ({"calibration": {"samples": 0}}, "calibration.samples: found 0, expected 1 or more"),
     ({"calibration": {"batch_size": 2.5}}, "calibration.batch_size: found 2.5, expected a whole number"),

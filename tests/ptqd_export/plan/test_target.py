@@ -57,6 +57,16 @@ def test_8_bit_floats_are_for_targets_that_run_them(write: Write) -> None:
     assert load_plan(write(precisions=names, target={"name": "tensorrt"})).plan.precisions == tuple(names)
 
 
+def test_attention_in_8_bits_is_for_targets_that_multiply_it_so(write: Write) -> None:
+    for form in ("fp8", "int8"):
+        assert problems(write(quantization={"attention": form})) == [
+            f'target.name: found "onnxruntime", expected a target with attention in {form}: "tensorrt" or "tensorrt-rtx"; '
+            'or quantization.attention "float"'
+        ]
+        for name in ("tensorrt", "tensorrt-rtx"):
+            assert load_plan(write(quantization={"attention": form}, target={"name": name})).plan.quantization.attention == form
+
+
 def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -> None:
     assert load_plan(write(precisions=["fp16", "w8a8"], target={"name": "tensorrt-rtx"})).plan.precisions == ("fp16", "w8a8")
     assert problems(write(precisions=["fp16", "w8a8"])) == [

@@ -1,0 +1,1 @@
+"""Attention whose products have 8-bit inputs."""
