@@ -75,17 +75,27 @@ def _recorded(network: nn.Module, quantized: nn.Module, names: Iterable[str]) ->
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
 
+    entered: dict[str, tuple[Tensor, ...]] = {}
+
+    def entering(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            entered[name] = args
+
+        return hook
+
     def recording(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        def hook(_module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             with torch.no_grad():
-                change = quantized.get_submodule(name)(*args) - out
+                change = quantized.get_submodule(name)(*entered.pop(name)) - out
             leaf_or_inner = out if out.requires_grad else out.requires_grad_()
             calls.append((name, leaf_or_inner, change))
             return leaf_or_inner.clone()  # what follows may work in place
 
         return hook
 
-    handles = [network.get_submodule(name).register_forward_hook(recording(name)) for name in names]
+    modules = [(name, network.get_submodule(name)) for name in names]
+    handles = [module.register_forward_hook(recording(name)) for name, module in modules]
+    handles += [module.register_forward_pre_hook(entering(name), prepend=True) for name, module in modules]
     try:
         yield calls
     finally:

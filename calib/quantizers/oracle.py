@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
+from calib.quantizers.low_rank_branch import LowRankBranch
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
 from calib.quantizers.sharing_copy import sharing_copy
@@ -43,17 +45,38 @@ def exact_float32() -> Iterator[None]:
 
 
 def fake_quantize(module: nn.Module, layer: QuantizedLayer, dtype: torch.dtype) -> None:
-    """Give a module its integer weight and dequantized bias, and attaches fake quantizers to its input and output."""
+    """Give a module its integer weight and dequantized bias, and attaches its branch and fake quantizers to its input and output."""
     device = module.get_parameter("weight").device
     module.register_parameter("weight", nn.Parameter(layer.integers.to(device), requires_grad=False))
     parametrize.register_parametrization(module, "weight", _Dequantized(layer.weight, dtype), unsafe=True)  # unsafe: the dtype changes
     bias = layer.dequantized_bias(dtype)
     if bias is not None:
         module.register_parameter("bias", nn.Parameter(bias.to(device), requires_grad=False))
+    if layer.branch is not None:
+        attach_branch(module, layer.branch)
     if layer.input is not None:
         module.register_forward_pre_hook(_before(layer.input))
     if layer.output is not None:
         module.register_forward_hook(_after(layer.output))
+
+
+def attach_branch(module: nn.Module, branch: LowRankBranch) -> list[RemovableHandle]:
+    """Let a module add its branch to its output. What quantizes its input must be attached later: the branch reads the input itself."""
+    beside = _Beside(branch)
+    return [module.register_forward_pre_hook(beside.before), module.register_forward_hook(beside.after)]
+
+
+class _Beside:
+    """Carries what the branch computes from the input of a module to its output."""
+
+    def __init__(self, branch: LowRankBranch) -> None:
+        self._branch, self._value = branch, torch.zeros(())
+
+    def before(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._value = self._branch(args[0])
+
+    def after(self, _module: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out + self._value
 
 
 class _Dequantized(nn.Module):

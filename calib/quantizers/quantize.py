@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from calib.quantizers.floats.mxfp8 import Mxfp8ActivationQuantizer, Mxfp8WeightQuantizer
 from calib.quantizers.floats.nvfp4 import Nvfp4ActivationQuantizer
+from calib.quantizers.low_rank_branch import LowRankBranches
 from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.outputs.output_error import ReadingLayer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer, Float8ActivationQuantizer, Float8WeightQuantizer, WeightQuantizer
 from calib.quantizers.rules.layers import Layer
-from calib.quantizers.rules.placement import NO_OVERRIDES, LayerOverrides, Placement, Rule, rule
+from calib.quantizers.rules.placement import NO_OVERRIDES, LayerOverrides, Placement, Rule, lacking_branch, rule
 from calib.quantizers.rules.precision import Form, Precision
 from calib.quantizers.scale_search import Criterion, activation_scale, nvfp4_weight, weight_scale
 
-ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form], ActivationQuantizer]
-"""Activation quantizers by tensor, bits and form."""
+ActivationQuantizers: TypeAlias = dict[tuple[str, int, Form, int | None], ActivationQuantizer]
+"""Activation quantizers by tensor, bits, form, and rank of the branches beside the layers that read the tensor."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Quantizer:
         layers: weighted layers of the network.
         seen: observations of `calib.quantizers.observers.observe_activations`, by `<layer>.input` (of sources) and `<layer>.output`.
         activations: quantizers found earlier for the same observations; new ones are added.
+        branches: low-rank branches of the network; None finds them from these observations.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Quantizer:
         placement: Placement,
         settings: QuantizationSettings,
         activations: ActivationQuantizers | None = None,
+        branches: LowRankBranches | None = None,
     ) -> None:
         self._network = network
         self._layers = layers
@@ -57,6 +60,7 @@ class Quantizer:
         self._placement = placement
         self._settings = settings
         self._activations: ActivationQuantizers = {} if activations is None else activations
+        self._branches = LowRankBranches(network, seen) if branches is None else branches
 
     def quantize(
         self, precision: Precision, on_layer: Callable[[], None] = lambda: None, others: Sequence[Quantizer] = ()
@@ -73,11 +77,11 @@ class Quantizer:
 
     def input_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's input; None for float."""
-        return self._activation(f"{layer.source}.input", rule.activation_bits, rule.activation_form)
+        return self._activation(f"{layer.source}.input", rule.activation_bits, rule)
 
     def output_quantizer(self, layer: Layer, rule: Rule) -> ActivationQuantizer | None:
         """Return the quantizer of a layer's output; None for float."""
-        return self._activation(f"{layer.name}.output", rule.output_bits, rule.activation_form)
+        return self._activation(f"{layer.name}.output", rule.output_bits, rule)
 
     def _layer_or_none(
         self, layer: Layer, precision: Precision, on_layer: Callable[[], None], others: Sequence[Quantizer]
@@ -92,6 +96,8 @@ class Quantizer:
         weight = module.get_parameter("weight").detach()
         bias = module._parameters.get("bias")
         sources = [found for one in (self, *others) if (found := one.input_quantizer(layer, rule)) is not None]
+        branch = None if rule.low_rank is None else self._branches.of(layer.name, rule.low_rank)
+        weight = weight.float() if branch is None else branch.rest_of(weight)
         quantizer = self._weight(layer, weight, rule)
         if sources and bias is not None and rule.bias == "int32":
             smallest = min(source.scale for source in sources)
@@ -99,11 +105,12 @@ class Quantizer:
         return QuantizedLayer(
             layer=layer,
             rule=rule,
-            integers=quantizer.integers(weight.float()),
+            integers=quantizer.integers(weight),
             weight=quantizer,
             input=self.input_quantizer(layer, rule),
             output=self.output_quantizer(layer, rule),
             bias=None if bias is None else bias.detach().float(),
+            branch=branch,
         )
 
     def _weight(self, layer: Layer, weight: Tensor, rule: Rule) -> WeightQuantizer:
@@ -118,14 +125,15 @@ class Quantizer:
             return weight_scale(weight, rule.weight_bits, "max", group=rule.group)
         return weight_scale(weight, rule.weight_bits, "mse", self._seen[f"{layer.name}.output"].rows, group=rule.group)
 
-    def _activation(self, tensor: str, bits: int | None, form: Form) -> ActivationQuantizer | None:
+    def _activation(self, tensor: str, bits: int | None, rule: Rule) -> ActivationQuantizer | None:
         if bits is None:
             return None
-        if (tensor, bits, form) not in self._activations:
-            self._activations[tensor, bits, form] = self._search(tensor, bits, form)
-        return self._activations[tensor, bits, form]
+        key = (tensor, bits, rule.activation_form, rule.branches)
+        if key not in self._activations:
+            self._activations[key] = self._search(*key)
+        return self._activations[key]
 
-    def _search(self, tensor: str, bits: int, form: Form) -> ActivationQuantizer:
+    def _search(self, tensor: str, bits: int, form: Form, branches: int | None) -> ActivationQuantizer:
         seen = self._seen[tensor]
         if form == "e4m3":
             return Float8ActivationQuantizer.of(max(-seen.low, seen.high))
@@ -141,8 +149,11 @@ class Quantizer:
             signed=self._placement.signed,
             symmetric=self._placement.symmetric,
             criterion=self._settings.activation_scale,
-            readers=[self._reader(layer) for layer in self._layers if tensor == f"{layer.source}.input"],
+            readers=[self._reader(layer, branches) for layer in self._layers if tensor == f"{layer.source}.input"],
         )
 
-    def _reader(self, layer: Layer) -> ReadingLayer:
-        return ReadingLayer(self._seen[f"{layer.name}.output"].rows, self._network.get_submodule(layer.name).get_parameter("weight"))
+    def _reader(self, layer: Layer, branches: int | None) -> ReadingLayer:
+        weight = self._network.get_submodule(layer.name).get_parameter("weight")
+        branch = None if branches is None or lacking_branch(layer, branches) else self._branches.of(layer.name, branches)
+        part = None if branch is None else branch.rest_of(weight)
+        return ReadingLayer(self._seen[f"{layer.name}.output"].rows, weight, part)

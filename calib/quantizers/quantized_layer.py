@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calib.quantizers.low_rank_branch import LowRankBranch
 from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
@@ -24,6 +25,7 @@ class QuantizedLayer:
         weight: weight quantizer.
         input, output: activation quantizers, None if that side stays in float.
         bias: the layer's own float bias, or None.
+        branch: branch in float beside the product; the integers are then those of the rest of the weight.
     """
 
     layer: Layer
@@ -33,6 +35,16 @@ class QuantizedLayer:
     input: ActivationQuantizer | None
     output: ActivationQuantizer | None
     bias: Tensor | None
+    branch: LowRankBranch | None = None
+
+    @property
+    def large_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that grow with the layer."""
+        return (self.integers,) if self.branch is None else (self.integers, self.branch.down, self.branch.up)
+
+    def quantized_part(self, weight: Tensor) -> Tensor:
+        """Return the part of the layer's full-precision weight that is quantized, float32."""
+        return weight.float() if self.branch is None else self.branch.rest_of(weight)
 
     @property
     def bias_scale(self) -> Tensor:

@@ -136,14 +136,15 @@ def collect(
 
 
 def arguments_at(block: Block, network: nn.Module, forward: Forward, batch: Inputs) -> Arguments:
-    """Run a network until it enters the block; return the block's arguments."""
+    """Run a network until it enters the block; return the block's arguments, before hooks of the block change them."""
     met: list[Arguments] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         met.append((args, kwargs))
         raise _Reached
 
-    _run(network.get_submodule(block.name).register_forward_pre_hook(enter, with_kwargs=True), network, forward, batch)
+    entered = network.get_submodule(block.name).register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    _run(entered, network, forward, batch)
     return met[0]
 
 

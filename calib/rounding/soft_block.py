@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
+from calib.quantizers.oracle import attach_branch
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.rounding.adaround import SoftRounding
@@ -35,7 +37,8 @@ class SoftBlock:
         self._module = module
         self._layers = layers
         self.roundings = {
-            name: SoftRounding(module.get_submodule(name).get_parameter("weight"), layer.weight) for name, layer in layers.items()
+            name: SoftRounding(layer.quantized_part(module.get_submodule(name).get_parameter("weight")), layer.weight)
+            for name, layer in layers.items()
         }
         quantizers = {tensor: quantizer for layer in layers.values() for tensor, quantizer in activations(layer).items()}
         self.scales = {tensor: LearnedScale(quantizer, device) for tensor, quantizer in quantizers.items()}
@@ -60,10 +63,12 @@ class SoftBlock:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Attach the learned fake quantizers to the layers within a `with` block."""
-        handles = []
+        """Attach the branches and the learned fake quantizers to the layers within a `with` block."""
+        handles = list[RemovableHandle]()
         for name, layer in self._layers.items():
             part = self._module.get_submodule(name)
+            if layer.branch is not None:
+                handles += attach_branch(part, layer.branch)
             if layer.input is not None:
                 handles.append(part.register_forward_pre_hook(_before(self.scales[input_tensor(layer)])))
             if layer.output is not None:

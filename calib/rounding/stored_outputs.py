@@ -149,13 +149,19 @@ def has_nan(arguments: object) -> bool:
 
 @contextlib.contextmanager
 def _returning(module: nn.Module, result: Callable[[], Tensor]) -> Iterator[None]:
-    """Make a module return a result without computing anything; its hooks still run."""
+    """Make a module return a result without computing anything. Its hooks still run, but what they return does not count: the result was
+    stored behind them.
+    """
+    held: list[Tensor] = []
 
     def forward(*_args: object, **_kwargs: object) -> Tensor:
-        return result()
+        held.append(result())
+        return held[-1]
 
+    handle = module.register_forward_hook(lambda *_call: held.pop())
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        handle.remove()

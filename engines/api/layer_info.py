@@ -46,6 +46,7 @@ class LayerBits:
         input: quantizer of the input; None for float.
         output: quantizer of the output; None for float.
         bit_operations: multiply-accumulates per sample times both bit widths; None in a bundle that does not record them.
+        low_rank: rank of the branch in float beside the quantized product; None for no branch.
     """
 
     weight_bits: int | None
@@ -55,6 +56,7 @@ class LayerBits:
     input: ActivationScale | None
     output: ActivationScale | None
     bit_operations: int | None
+    low_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ class StoredLayer(BaseModel):
     input: ActivationScale | None = None
     output: ActivationScale | None = None
     bit_operations: PositiveInt | None = None
+    low_rank: PositiveInt | None = None
 
     def bits(self) -> LayerBits:
-        return LayerBits(self.weight_bits, self.activation_bits, self.reason, self.weight, self.input, self.output, self.bit_operations)
+        scales = (self.weight, self.input, self.output)
+        return LayerBits(self.weight_bits, self.activation_bits, self.reason, *scales, self.bit_operations, self.low_rank)
 
 
 class _StoredLayers(BaseModel):

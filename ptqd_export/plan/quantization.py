@@ -48,11 +48,22 @@ class QuantizationSection(Section):
     split_concatenations: bool = Field(
         default=False, description="quantize the parts of a concatenated input separately (skip connections of a U-Net)"
     )
+    low_rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="rank of a branch in float beside linear layers with quantized activations, at precisions of fewer than 8 bits; "
+        "null: no branches",
+    )
     channel_scaling: float | None = Field(
         default=None,
         ge=0,
         le=1,
         description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null turns this off",
+    )
+    rotation: Literal["none", "hadamard"] = Field(
+        default="none",
+        description="rotate blocks of the inputs of linear layers by a Hadamard matrix, so that outliers are spread over their block",
     )
     activation_steps: Literal["all", "used"] = Field(
         default="all",

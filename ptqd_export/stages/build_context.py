@@ -164,12 +164,18 @@ class BuildContext:
     ) -> LayerOverrides:
         """Return the plan's overrides, together with the layers that were measured to be slower in integers, or noisy."""
         settings = self.plan.quantization
-        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group)
+        return LayerOverrides(settings.keep_float, settings.keep_8bit_weights, slower, noisy, settings.weight_group, settings.low_rank)
 
     def steps_of(self, precision: Precision) -> list[int]:
         """Return the steps that the plan's fixed policy assigns to a precision, or all steps if it assigns none."""
         everywhere = self.everywhere(self.plan.steps.precisions or ())
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the plan changes the network before it is quantized."""
+        settings = self.plan.quantization
+        return settings.split_concatenations or settings.channel_scaling is not None or settings.rotation != "none"
 
     @property
     def chooses_groups(self) -> bool:

@@ -208,8 +208,8 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
 
 def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
     """Return the folder with the network to quantize: that of the traced network if the plan asks for no preparation."""
-    wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "keep_float"})
-    if not wanted["split_concatenations"] and wanted["channel_scaling"] is None:
+    wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "rotation", "keep_float"})
+    if not context.prepares:
         return traced
     inputs = {"states": states.name, **wanted, **_device(context)}
     return cache.run("prepare", inputs, partial(make_preparation, context, traced, states), room=room.traced(context))

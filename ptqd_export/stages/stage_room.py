@@ -60,13 +60,19 @@ def learned(prepared: Path) -> int:
 
 
 def quantized(context: BuildContext, prepared: Path) -> int:
-    """Bytes of a quantized graph: at most 8 bits per layer weight, 32 bits for everything else.
+    """Bytes of a quantized graph: at most 8 bits per layer weight, 32 bits for everything else, branches of low rank included.
 
     Half precision doubles the size, because a float32 graph is written first.
     """
     weights = learned(prepared)
-    graph = weights + FLOAT32 * max(context.model.parameters - weights, 0)
+    graph = weights + FLOAT32 * (max(context.model.parameters - weights, 0) + _branches(context, prepared))
     return graph if context.high_precision == FULL_PRECISION else 2 * graph
+
+
+def _branches(context: BuildContext, prepared: Path) -> int:
+    """Return the most weights that low-rank branches have."""
+    rank = context.plan.quantization.low_rank or 0
+    return sum(min(rank * sum(layer.shape), layer.weights) for layer in TracedNetwork.load(prepared).layers)
 
 
 def converted(context: BuildContext, precision: Precision) -> int:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from rich.console import Console
 
-from calib.quantizers.rules.placement import NOISY, WITHOUT_BLOCKS, WITHOUT_GROUPS
+from calib.quantizers.rules.placement import NOISY, WITHOUT_BLOCKS, WITHOUT_BRANCH, WITHOUT_GROUPS
 from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
@@ -67,6 +67,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
+        f"{''.join(_branched(name, graphs[name]) for name in graphs)}"
         f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
@@ -119,6 +120,17 @@ def _grouped(name: str, folder: Path) -> str:
         for what, found, reason in (("groups", grouped, WITHOUT_GROUPS), ("blocks", blocks, WITHOUT_BLOCKS))
         if found or without[reason]
     )
+
+
+def _branched(name: str, folder: Path) -> str:
+    """Return a line on the layers with low-rank branches, or an empty string if the plan asked for none."""
+    layers = [] if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())["layers"]
+    ranks = [layer["low_rank"] for layer in layers if layer.get("low_rank") is not None]
+    without = sum(WITHOUT_BRANCH in (layer["reason"] or "") for layer in layers)
+    if not ranks and not without:
+        return ""
+    what = f"branches of rank {ranks[0]}" if ranks else "low-rank branches"
+    return f"{name}: {what} in {len(ranks)} layers, {WITHOUT_BRANCH} in {without}; `ptqd-export inspect` says why\n"
 
 
 def _noisy(name: str, folder: Path, share: float) -> str:

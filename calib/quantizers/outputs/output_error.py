@@ -48,15 +48,17 @@ class ReadingLayer:
     Attributes:
         rows: rows of the tensor, float32 [count, groups, inputs]; see `calib.quantizers.outputs.input_rows`.
         weight: full-precision weight, [channels, ...].
+        part: part of the weight that reads the quantized tensor, if the rest reads the tensor itself.
     """
 
     rows: Tensor
     weight: Tensor
+    part: Tensor | None = None
 
     @cached_property
     def variance(self) -> float:
         """Sum of the variances of all outputs."""
-        return float(self._outputs(self.rows).var(dim=1, correction=0).sum())
+        return float(self._outputs(self.rows, self.weight).var(dim=1, correction=0).sum())
 
     def error(self, quantizer: ActivationQuantizer, clipping_weight: float) -> float:
         """Return the squared error of the outputs relative to their variance. Errors by clipping count `clipping_weight` times."""
@@ -68,11 +70,12 @@ class ReadingLayer:
         return error / max(self.variance, torch.finfo(torch.float32).tiny)
 
     def _power(self, change: Tensor) -> float:
-        return float(self._outputs(change).square().sum()) / len(change)
+        return float(self._outputs(change, self.weight if self.part is None else self.part).square().sum()) / len(change)
 
-    def _outputs(self, rows: Tensor) -> Tensor:
+    @staticmethod
+    def _outputs(rows: Tensor, weight: Tensor) -> Tensor:
         """[groups, count, channels of a group]"""
-        weight = self.weight.detach().float().reshape(rows.shape[1], -1, rows.shape[2])
+        weight = weight.detach().float().reshape(rows.shape[1], -1, rows.shape[2])
         return rows.transpose(0, 1) @ weight.transpose(1, 2)
 
 

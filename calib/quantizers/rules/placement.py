@@ -136,6 +136,8 @@ class Rule:
         form: form of the quantized weight.
         activation_form: form of the quantized activations.
         group: number of input channels that share a scale of the weight; None for one scale for each output channel.
+        low_rank: rank of the branch in float beside the quantized product; None for no branch.
+        branches: rank of the branches of layers that read the same input, which the input's range is chosen for; None for no branches.
     """
 
     weight_bits: int | None
@@ -146,6 +148,8 @@ class Rule:
     form: Form = "integer"
     activation_form: Form = "integer"
     group: int | None = None
+    low_rank: int | None = None
+    branches: int | None = None
 
     def stored_weight_bits(self, scale_bits: int) -> float | None:
         """Bits that a weight takes with its share of a group's or block's scale; None for float. Scales of channels do not count."""
@@ -180,6 +184,7 @@ class LayerOverrides:
         slower: layers that keep integer weights but compute in float, with the measured speed-up of integers over float.
         noisy: layers that have 8-bit weights and compute in float because of the noise they cause alone, in dB relative to the output.
         weight_group: number of input channels that share a scale in packed weights of float activations; None for scales of channels.
+        low_rank: rank of the branch in float beside quantized products of fewer than 8 bits; None for no branches.
     """
 
     keep_float: tuple[str, ...] = ()
@@ -187,6 +192,7 @@ class LayerOverrides:
     slower: Mapping[str, float] = field(default_factory=dict)
     noisy: Mapping[str, float] = field(default_factory=dict)
     weight_group: int | None = None
+    low_rank: int | None = None
 
 
 NO_OVERRIDES = LayerOverrides()
@@ -196,6 +202,9 @@ WITHOUT_GROUPS = "one weight scale for each output channel"
 
 WITHOUT_BLOCKS = "8-bit floats (E4M3) without blocks"
 """Begins the reason why a layer has no blocks at a precision of floats in blocks."""
+
+WITHOUT_BRANCH = "no low-rank branch"
+"""Begins the reason why a layer has no low-rank branch where the plan asks for one."""
 
 _EIGHT_BIT_FLOATS = Rule(8, 8, None, "float", form="e4m3", activation_form="e4m3")
 
@@ -215,7 +224,34 @@ def rule(layer: Layer, precision: Precision, placement: Placement, overrides: La
     """
     bits = _bits(layer, precision, placement, overrides)
     packed = bits.weight_bits is not None and bits.weight_bits <= INT4_BITS and bits.activation_bits is None and bits.form == "integer"
-    return bits if overrides.weight_group is None or not packed else _grouped(bits, layer, placement, overrides.weight_group)
+    if packed and overrides.weight_group is not None:
+        return _grouped(bits, layer, placement, overrides.weight_group)
+    return bits if overrides.low_rank is None or not _is_narrow(precision) else _branched(bits, layer, overrides.low_rank)
+
+
+def _is_narrow(precision: Precision) -> bool:
+    """Whether a precision has fewer than 8 bits somewhere. The noise of 8 bits is too low to pay for branches."""
+    return min(precision.weight_bits or CONTAINER_BITS, precision.activation_bits or CONTAINER_BITS) < CONTAINER_BITS
+
+
+def _branched(bits: Rule, layer: Layer, rank: int) -> Rule:
+    """Return the rule with a low-rank branch, or, where a layer with quantized activations takes none, with the reason."""
+    if bits.activation_bits is None:
+        return bits
+    lacking = lacking_branch(layer, rank)
+    if lacking is not None:
+        return replace(bits, reason=_and(bits.reason, f"{WITHOUT_BRANCH}: {lacking}"), branches=rank)
+    return replace(bits, low_rank=rank, branches=rank, output_bits=None)  # the sum with the branch has another range than the product
+
+
+def lacking_branch(layer: Layer, rank: int) -> str | None:
+    """Why a layer takes no branch of a rank; None if it does."""
+    if len(layer.shape) != 2:
+        return f"a {layer.op} takes none"
+    outputs, inputs = layer.shape
+    if rank * (inputs + outputs) >= inputs * outputs:
+        return f"one of rank {rank} would cost as much as the {outputs} x {inputs} weight"
+    return None
 
 
 def _grouped(bits: Rule, layer: Layer, placement: Placement, group: int) -> Rule:

@@ -61,7 +61,8 @@ def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLaye
         PtqdError: a layer of the graph does not compute what the oracle's does.
     """
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        lead = _Lead(graph.name, _GraphOutputs(graph, feeds, Path(folder)))
+        branched = {layer.layer.name for layer in layers if layer.branch is not None}
+        lead = _Lead(graph.name, _GraphOutputs(graph, feeds, Path(folder)), branched)
         oracle = fake_quantized(model.adapter.network, layers)
         lead.guide(oracle)
         out: Tensor = model.with_network(oracle).adapter(*(torch.from_numpy(value) for value in feeds.values()))
@@ -77,21 +78,27 @@ def check_layers(model: LoadedModel, graph: Path, layers: Sequence[QuantizedLaye
 class _Lead:
     """Compares an oracle's layers with a graph's, and gives the oracle the graph's outputs to go on with.
 
+    Args:
+        graph: name of the graph.
+        outputs: outputs of the graph.
+        branched: names of the layers that add a branch to their outputs. They have no output quantizers.
+
     Attributes:
         least: least agreement of a layer so far, in dB.
         compared: names of the layers that were compared so far.
     """
 
-    def __init__(self, graph: str, outputs: _GraphOutputs) -> None:
-        self._graph, self._outputs = graph, outputs
+    def __init__(self, graph: str, outputs: _GraphOutputs, branched: Collection[str]) -> None:
+        self._graph, self._outputs, self._branched = graph, outputs, branched
         self.least = float("inf")
         self.compared: set[str] = set()
 
     def guide(self, oracle: nn.Module) -> None:
-        """Take part in the oracle's next run, before the output quantizers of its layers."""
+        """Take part in the oracle's next run, behind the branches of its layers and before their output quantizers."""
         for name in self._outputs.names:
             module = oracle.get_submodule(name)
-            module.register_forward_hook(self._behind(name, -1 if isinstance(module, nn.Linear) else 1), prepend=True)
+            behind = self._behind(name, -1 if isinstance(module, nn.Linear) else 1)
+            module.register_forward_hook(behind, prepend=name not in self._branched)
 
     def _behind(self, name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         calls = count()

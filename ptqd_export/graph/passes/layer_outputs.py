@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from calib.quantizers.preparation.split_layer import whole_name
 from ptqd_export.graph.passes.block_floats import MXFP8_DEQUANTIZE
+from ptqd_export.graph.passes.low_rank_branches import with_branch
 from ptqd_export.graph.reading.graph_layers import WEIGHT
 from ptqd_export.graph.reading.transposed_weights import TRANSPOSED
 
@@ -66,10 +67,11 @@ def stored_name(value: ir.Value | None) -> str | None:
 
 
 def _whole(node: ir.Node, name: str) -> ir.Value:  # rule 2
-    value = node.outputs[0]
-    while whole_name(name) != name and node.op_type != "Add":
-        ((node, _),) = value.uses()
-        value = node.outputs[0]
+    value = with_branch(node.outputs[0], name)
+    summed = whole_name(name) == name
+    while not summed:
+        ((reader, _),) = value.uses()
+        value, summed = reader.outputs[0], reader.op_type == "Add"
     return value
 
 

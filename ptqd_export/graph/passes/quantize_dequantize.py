@@ -20,6 +20,7 @@ from calib.quantizers.rules.placement import CONTAINER_BITS, INT4_BITS, Placemen
 from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, WEIGHT_SHIFT
 from ptqd_export.graph.passes.block_floats import block_activation, block_weight, declare
+from ptqd_export.graph.passes.low_rank_branches import AddLowRankBranches
 from ptqd_export.graph.reading.constants import computed, constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
@@ -41,7 +42,8 @@ class InsertQuantization(ir.passes.InPlacePass):
     4. an output with a quantizer gets its own pair;
     5. if the precision says so, weight and activations are 8-bit floats instead of integers, or floats in blocks of input channels, see
        `ptqd_export.graph.passes.block_floats`;
-    6. the bias of an integer kernel becomes int32 followed by DequantizeLinear; its scale is the input scale times the weight scale.
+    6. the bias of an integer kernel becomes int32 followed by DequantizeLinear; its scale is the input scale times the weight scale;
+    7. a branch beside a layer reads the input in float, see `ptqd_export.graph.passes.low_rank_branches`.
 
     Requires: initializers named by `ParameterNames` and `TransposedWeights`. Ensures: the graph computes what
     `calib.quantizers.oracle.fake_quantized` computes, up to the order of float32 sums.
@@ -55,6 +57,7 @@ class InsertQuantization(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if any(BLOCK_FORMATS.keys() & {layer.rule.form, layer.rule.activation_form} for layer in self._layers):
             declare(model)
+        AddLowRankBranches({layer.layer.name: layer.branch for layer in self._layers if layer.branch is not None})(model)  # rule 7
         nodes = weighted_nodes(model.graph)
         writer = _PairWriter(model.graph, self._placement)
         for layer in self._layers:

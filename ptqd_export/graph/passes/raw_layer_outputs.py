@@ -7,12 +7,13 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ptqd_export.graph.passes.layer_outputs import SHOWN, quantized_layer_name, stored_name
+from ptqd_export.graph.passes.low_rank_branches import with_branch
 
 
 class ShowRawLayerOutputs(ir.passes.InPlacePass):
     """Makes the output of every chosen layer an output of the graph, called `shown.<layer>`, by these rules:
 
-    1. the output is that of the module: with its bias, and before any quantizer;
+    1. the output is that of the module: with its branch and its bias, and before any quantizer;
     2. the parts of a split layer are layers of their own;
     3. a layer that is called twice shows the first call.
 
@@ -34,7 +35,7 @@ class ShowRawLayerOutputs(ir.passes.InPlacePass):
         for node in model.graph:
             name = quantized_layer_name(node)
             if name is not None:
-                found.setdefault(name, _with_bias(node.outputs[0], name))
+                found.setdefault(name, _with_bias(with_branch(node.outputs[0], name), name))
         shown = {name: value for name, value in found.items() if self._chosen(name, value)}
         for name, value in shown.items():
             _show(model.graph, name, value)

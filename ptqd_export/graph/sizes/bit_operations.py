@@ -25,23 +25,25 @@ class BitOperations:
     all_saved: float
 
 
-def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS) -> BitOperations:
+def bit_operations(layers: Sequence[tuple[Layer, Rule]], macs: int, float_bits: int = _FULL_BITS, added: int = 0) -> BitOperations:
     """Return the savings of one precision.
 
     Args:
         layers: every weighted layer with its rule.
         macs: multiply-accumulates of the whole network per sample.
         float_bits: bit width of everything that is not quantized.
+        added: multiply-accumulates in float that the network in full precision does not have.
     """
     costs = [(layer.macs, layer_bit_operations(layer, rule, float_bits)) for layer, rule in layers]
     integer = [cost for cost, (_, rule) in zip(costs, layers, strict=True) if rule.weight_bits and rule.activation_bits]
     elsewhere = macs - sum(layer for layer, _ in costs)
-    return BitOperations(_saved(integer), _saved([*costs, (elsewhere, elsewhere * float_bits**2)]))
+    return BitOperations(_saved(integer), _saved([*costs, (elsewhere, (elsewhere + added) * float_bits**2)]))
 
 
 def layer_bit_operations(layer: Layer, rule: Rule, float_bits: int) -> int:
-    """Return the bit operations of a layer per sample; `float_bits` is the bit width of what is not quantized, and of scales."""
-    return round(layer.macs * (rule.stored_weight_bits(float_bits) or float_bits) * (rule.stored_activation_bits or float_bits))
+    """Return the bit operations of a layer and its branch per sample; `float_bits` is the bit width of floats and of scales."""
+    branch = 0.0 if rule.low_rank is None else layer.macs * rule.low_rank * sum(layer.shape) / layer.weights * float_bits**2
+    return round(branch + layer.macs * (rule.stored_weight_bits(float_bits) or float_bits) * (rule.stored_activation_bits or float_bits))
 
 
 def _saved(costs: Sequence[tuple[int, int]]) -> float:

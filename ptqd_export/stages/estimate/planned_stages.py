@@ -14,14 +14,13 @@ def planned_stages(context: BuildContext) -> tuple[str, ...]:
 
 
 def _network(context: BuildContext) -> Iterator[str]:
-    quantization = context.plan.quantization
     yield "trace"
     if context.model.decoder is not None:
         yield "decoder"
     if context.model.encoder is not None:
         yield "encoder"
     yield "states"
-    if quantization.split_concatenations or quantization.channel_scaling is not None:
+    if context.prepares:
         yield "prepare"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ from calib.quantizers.preparation.channel_scaling import (
     scaled_parameters,
     scaling_factors,
 )
+from calib.quantizers.preparation.rotation import rotate_inputs, rotation_block
 from calib.quantizers.preparation.split_layer import part_name, split_layers
 from calib.quantizers.sharing_copy import sharing_copy
 from calib.walk.activation_states import States
 from ptqd_export.graph.graph_files import save_graph
+from ptqd_export.graph.passes.rotated_inputs import RotateInputs
 from ptqd_export.graph.passes.split_concatenations import SplitConcatenations, concatenated_inputs
 from ptqd_export.graph.reading.graph_layers import find_layers
 from ptqd_export.graph.reading.parameter_values import ParameterValues
@@ -42,15 +44,17 @@ FACTORS = "factors.npz"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Changes to a network: first splitting, then scaling.
+    """Changes to a network: first splitting, then scaling, then rotating.
 
     Attributes:
         split: sizes of the parts of each split layer's input, by the layer's name.
         scaled: channels and their factors, float32 [channels]; layers have their names after splitting.
+        rotated: size of the blocks of each rotated input, by the layer's name.
     """
 
     split: Mapping[str, tuple[int, ...]]
     scaled: tuple[tuple[ScalableChannels, Tensor], ...]
+    rotated: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Return a prepared copy of the network."""
@@ -58,12 +62,13 @@ class Preparation:
         split_layers(prepared, self.split)
         for channels, factors in self.scaled:
             scale_channels(prepared, channels, factors)
+        rotate_inputs(prepared, self.rotated)
         return prepared
 
     def save(self, folder: Path) -> None:
         """Write `preparation.json`, which people read too, and the factors in `factors.npz`."""
         scaled = [asdict(channels) | {"largest_factor": float(factors.max())} for channels, factors in self.scaled]
-        (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled}, indent=1))
+        (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled, "rotated": self.rotated}, indent=1))
         np.savez(folder / FACTORS, allow_pickle=False, **{str(i): factors.numpy() for i, (_, factors) in enumerate(self.scaled)})
 
     @classmethod
@@ -72,7 +77,8 @@ class Preparation:
         with np.load(folder / FACTORS) as archive:
             factors = [torch.from_numpy(archive[str(i)]) for i in range(len(stored["scaled"]))]
         channels = [ScalableChannels(one["producer"], one["first"], tuple(one["consumers"])) for one in stored["scaled"]]
-        return cls({name: tuple(sizes) for name, sizes in stored["split"].items()}, tuple(zip(channels, factors, strict=True)))
+        split = {name: tuple(sizes) for name, sizes in stored["split"].items()}
+        return cls(split, tuple(zip(channels, factors, strict=True)), stored.get("rotated", {}))
 
 
 def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
@@ -99,10 +105,14 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
     SplitConcatenations(split)(graph)
     network = _network(graph.graph, network, split)
     found = [] if settings.channel_scaling is None else scalable_channels(graph.graph, _quantized(context, network))
-    preparation = Preparation(split, tuple(_scaled(context, Preparation(split, ()), found, load_states(states), reporter)))
+    rotated = _blocks(context, network) if settings.rotation == "hadamard" else {}
+    preparation = Preparation(split, tuple(_scaled(context, Preparation(split, ()), found, load_states(states), reporter)), rotated)
     model = context.model.with_network(preparation.apply(context.model.adapter.network))
     changed = scaled_parameters(model.adapter.network, found)
+    changed |= {f"{name}.weight": model.adapter.network.get_parameter(f"{name}.weight").detach() for name in rotated}
     ParameterValues({name: value.numpy() for name, value in changed.items()})(graph)
+    RotateInputs(rotated)(graph)
+    network = _with_rotations(graph.graph, network, rotated)
     common.RemoveUnusedNodesPass()(graph)
     path = folder / f"{FULL_PRECISION}.onnx"
     save_graph(graph, path)
@@ -125,6 +135,22 @@ def _network(graph: ir.Graph, network: TracedNetwork, split: Mapping[str, tuple[
     for name, sizes in split.items():
         macs |= {part_name(name, i): macs[name] * size // sum(sizes) for i, size in enumerate(sizes)}
     return TracedNetwork(tuple(find_layers(graph, macs)), network.macs)
+
+
+def _blocks(context: BuildContext, network: TracedNetwork) -> dict[str, int]:
+    """Return the size of the blocks of every input to rotate: those of linear layers whose activations may be quantized."""
+    shapes = {layer.name: layer.shape for layer in network.layers}
+    names = [name for name in _quantized(context, network) if len(shapes[name]) == 2]
+    found = {name: rotation_block(shapes[name][1]) for name in names}
+    return {name: size for name, size in found.items() if size is not None}
+
+
+def _with_rotations(graph: ir.Graph, network: TracedNetwork, rotated: Mapping[str, int]) -> TracedNetwork:
+    """Return the layers with the sources that they share after rotation, and what the rotations cost: layers of one source share one."""
+    macs = {layer.name: layer.macs for layer in network.layers}
+    layers = tuple(find_layers(graph, macs))
+    rotations = {layer.source: macs[layer.name] // layer.shape[0] * rotated[layer.name] for layer in layers if layer.name in rotated}
+    return replace(network, layers=layers, added=sum(rotations.values()))
 
 
 def _scaled(

@@ -19,15 +19,24 @@ from ptqd_export.stages.reporter import Reporter
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """The network's weighted layers, and the multiply-accumulates of the whole network per sample, as found in the graph."""
+    """The network's weighted layers and its multiply-accumulates per sample, as found in the graph.
+
+    Attributes:
+        layers: the layers.
+        macs: multiply-accumulates of the whole network in full precision.
+        added: multiply-accumulates in float that preparation has added.
+    """
 
     layers: tuple[Layer, ...]
     macs: int
+    added: int = 0
 
     @classmethod
     def load(cls, traced: Path) -> TracedNetwork:
         stored = json.loads((traced / "network.json").read_text())
-        return cls(tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]), stored["macs"])
+        return cls(
+            tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]), stored["macs"], stored.get("added", 0)
+        )
 
 
 def make_trace(context: BuildContext, folder: Path, _reporter: Reporter) -> None:

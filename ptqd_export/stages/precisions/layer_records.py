@@ -28,7 +28,7 @@ def precision_record(
     rules = [(layer, rule(layer, precision, context.placement, overrides)) for layer in network.layers]
     by_name = {layer.layer.name: layer for layer in layers}
     return {
-        "bit_operations": asdict(bit_operations(rules, network.macs, float_bits)),
+        "bit_operations": asdict(bit_operations(rules, network.macs, float_bits, network.added)),
         "layers": [_layer_record(layer, rule, float_bits, by_name.get(layer.name)) for layer, rule in rules],
     }
 
@@ -62,6 +62,7 @@ def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: Quantize
         "activation_bits": rule.activation_bits,
         "form": rule.form,
         "activation_form": rule.activation_form,
+        "low_rank": rule.low_rank,
         "reason": rule.reason,
         "bit_operations": layer_bit_operations(layer, rule, float_bits),
     }

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.quantizers.group_choice import Span
+from calib.quantizers.low_rank_branch import LowRankBranches
 from calib.quantizers.observers import ObservedActivations
 from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
@@ -108,9 +109,10 @@ def quantizers(context: BuildContext, sources: Sources, network: TracedNetwork, 
         return {name: ObservedActivations.together(observed[number][name] for number in span) for name in observed[0]}
 
     def quantizer(seen: Mapping[str, ObservedActivations], span: Span) -> Quantizer:
-        return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found[span])
+        return Quantizer(model.adapter.network, network.layers, seen, context.placement, chosen, sources.found[span], branches)
 
     in_all = seen(everywhere)
+    branches = LowRankBranches(model.adapter.network, in_all)
     whole = quantizer(in_all, everywhere)
     if sources.spans() == [everywhere]:
         return Quantizers(whole, (whole,))

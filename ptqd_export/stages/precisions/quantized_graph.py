@@ -47,7 +47,7 @@ def make_quantized_graph(
     found = quantizers(context, sources, network, model)
     nearest = found.rounded_to_nearest(precision, check.on_piece)
     learned_or_nearest = nearest if learned is None else load_reconstruction(learned, nearest)
-    map_tensors(layer.integers for layer in learned_or_nearest)
+    map_tensors(value for layer in learned_or_nearest for value in layer.large_tensors)
     layers = [with_scales_in(context.high_precision, of_group) for of_group in found.by_group(precision, learned_or_nearest)]
     verifications = []
     for number, of_group in enumerate(layers):

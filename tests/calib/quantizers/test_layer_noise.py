@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from calib.quantizers.layer_noise import layer_noise, within_share
+from calib.quantizers.low_rank_branch import low_rank_branch
 from calib.quantizers.oracle import fake_quantized
+from calib.quantizers.preparation.rotation import rotate_inputs
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.layers import Layer
@@ -48,9 +52,21 @@ def _layer(network: Network, name: str) -> QuantizedLayer:
     return QuantizedLayer(layer, Rule(4, 4, None, "float"), quantizer.integers(weight), quantizer, COARSE, None, None)
 
 
-def test_noise_is_that_of_the_network_with_the_layer_alone_quantized(network: Network) -> None:
+def _branched(network: Network, layer: QuantizedLayer) -> QuantizedLayer:
+    branch = low_rank_branch(network.get_parameter(f"{layer.layer.name}.weight"), 2, torch.eye(16)[:, None])
+    rest = branch.rest_of(network.get_parameter(f"{layer.layer.name}.weight"))
+    quantizer = weight_scale(rest, 4)
+    return replace(layer, branch=branch, weight=quantizer, integers=quantizer.integers(rest))
+
+
+@pytest.mark.parametrize("prepared", ["as it is", "rotated", "branched"])
+def test_noise_is_that_of_the_network_with_the_layer_alone_quantized(network: Network, prepared: str) -> None:
+    if prepared == "rotated":
+        rotate_inputs(network, {"first": 16, "second": 16})
     inputs = torch.randn(400, 16, generator=torch.Generator().manual_seed(1))
     layers = [_layer(network, name) for name in NAMES]
+    if prepared == "branched":
+        layers = [_branched(network, layer) for layer in layers]
     found = layer_noise(network, network, layers, ((row,) for row in inputs.split(4)))
     exact = network(inputs)
     for layer in layers:
@@ -64,7 +80,7 @@ def test_noise_is_that_of_the_network_with_the_layer_alone_quantized(network: Ne
 
 
 def test_the_share_goes_to_the_layers_that_are_noisiest_for_their_cost() -> None:
-    noise = {"small": 0.2, "large": 0.3, "cheap": 0.0001, "quiet": 0.002}
+    noise = {"small": 0.2, "large": 0.3, "cheap": 0.000001, "quiet": 0.002}
     cost = {"small": 10.0, "large": 60.0, "cheap": 0.0, "quiet": 30.0}
     assert within_share(noise, cost, 0.0) == []
     assert within_share(noise, cost, 0.1) == ["small"]

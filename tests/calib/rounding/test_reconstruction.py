@@ -16,7 +16,7 @@ from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.layers import Layer
-from calib.quantizers.rules.placement import PLACEMENTS
+from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides
 from calib.quantizers.rules.precision import Precision
 from calib.rounding import reconstruction
 from calib.rounding.block_fit import BlockFitSettings, BlockTask
@@ -93,7 +93,7 @@ class Case:
             return float((fake_quantized(self.network, layers)(x) - self.network(x)).square().mean())
 
 
-def _case(precision: str) -> Case:
+def _case(precision: str, low_rank: int | None = None) -> Case:
     torch.manual_seed(0)
     network = Network().eval()
     generator = torch.Generator().manual_seed(1)
@@ -101,7 +101,9 @@ def _case(precision: str) -> Case:
     layers = _layers()
     with observe_activations(network, [layer.source for layer in layers], [layer.name for layer in layers], 1) as seen, torch.no_grad():
         network(x[:STATES])
-    settings = QuantizationSettings("max", "max")  # the search for scales would leave little to learn in so small a network
+    settings = QuantizationSettings(
+        "max", "max", LayerOverrides(low_rank=low_rank)
+    )  # the search for scales would leave little to learn in so small a network
     quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], settings)
     return Case(network, x, quantizer.quantize(Precision.parse(precision)))
 
@@ -130,6 +132,16 @@ def test_layers_alone_learn_too(case: Case, tmp_path: Path) -> None:
     layers = case.learn(tmp_path, unit="layer")
     assert case.error(layers) < 0.8 * case.error(case.nearest)
     assert len(block_files(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("unit", ["layer", "block"])
+def test_the_rest_is_learned_beside_branches(tmp_path: Path, unit: Unit) -> None:
+    """A finished layer adds its branch once, whether it is computed or its stored output is taken."""
+    branched = _case("w3a8", low_rank=3)
+    layers = branched.learn(tmp_path, unit)
+    assert all(after.branch is before.branch for before, after in zip(branched.nearest, layers, strict=True))
+    assert sum(layer.branch is not None for layer in layers) == 6
+    assert branched.error(layers) < 0.8 * branched.error(branched.nearest)
 
 
 def test_weights_are_within_one_step_of_the_nearest_and_boundaries_untouched(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from calib.quantizers.low_rank_branch import low_rank_branch
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
@@ -87,6 +90,26 @@ def test_decided_block_computes_what_the_oracle_computes(gate: Gate, soft: SoftB
         network = nn.ModuleDict({"gate": gate})
         expected = fake_quantized(network, soft.hardened().values()).get_submodule("gate")(X)
     torch.testing.assert_close(found, expected)
+
+
+def test_rounding_of_the_rest_is_learned_beside_a_branch(gate: Gate, layers: dict[str, QuantizedLayer]) -> None:
+    branch = low_rank_branch(gate.a.weight, 2, torch.randn(32, 1, 6, generator=torch.Generator().manual_seed(3)))
+    rest = branch.rest_of(gate.a.weight)
+    quantizer = weight_scale(rest, 3)
+    layers["a"] = replace(layers["a"], branch=branch, weight=quantizer, integers=quantizer.integers(rest), output=None)
+    soft = SoftBlock(gate, layers, torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(soft.roundings["a"](), rest.clamp(-4 * quantizer.scale[:, None], 3 * quantizer.scale[:, None]))
+        for rounding in soft.roundings.values():
+            rounding.V.copy_(40 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).sign())
+        with soft.attached():
+            found = soft(((X,), {}))
+        network = nn.ModuleDict({"gate": gate})
+        hardened = soft.hardened()
+        expected = fake_quantized(network, hardened.values()).get_submodule("gate")(X)
+    assert hardened["a"].branch is branch
+    torch.testing.assert_close(found, expected)
+    assert not gate.a._forward_hooks
 
 
 def test_module_is_lent(gate: Gate, soft: SoftBlock) -> None:

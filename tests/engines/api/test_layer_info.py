@@ -38,7 +38,7 @@ def write(bundle: TinyBundle, precision: str, *layers: dict[str, Any]) -> None:
 
 def test_a_layer_is_told_at_every_precision_that_was_measured(own_tiny: TinyBundle) -> None:
     write(own_tiny, "w4a8", FLOAT)
-    write(own_tiny, "w8a8", INTEGER)
+    write(own_tiny, "w8a8", INTEGER | {"low_rank": 16})
     assert layers_of(Bundle.open(own_tiny.folder)) == (
         LayerInfo(
             "first",
@@ -46,7 +46,7 @@ def test_a_layer_is_told_at_every_precision_that_was_measured(own_tiny: TinyBund
             "boundary",
             {
                 "w4a8": LayerBits(None, None, "first or last layer", None, None, None, None),
-                "w8a8": LayerBits(8, 8, None, WeightScales(4, 0.125, 0.5), ActivationScale(0.25, -3), None, 640),
+                "w8a8": LayerBits(8, 8, None, WeightScales(4, 0.125, 0.5), ActivationScale(0.25, -3), None, 640, 16),
             },
         ),
     )

@@ -303,6 +303,19 @@ def test_groups_of_weight_scales_build(transformer: LoadedModel, tmp_path: Path)
     assert all(_built_sizes([path]))
 
 
+def test_branches_of_low_rank_stay_in_float_and_build(transformer: LoadedModel, tmp_path: Path) -> None:
+    """Beside int8 products, E4M3 ones, and those of floats in blocks."""
+    quantized = Quantized(transformer, _traced(transformer, tmp_path), QuantizationSettings(overrides=LayerOverrides(low_rank=4)))
+    paths = []
+    for precision in ("w4a4", "nvfp4a8", "nvfp4"):
+        path, layers = quantized.write(precision, "fp16", tmp_path)
+        check_tensorrt_graph(path)
+        _holds_the_plan(path, layers, trt.float16)
+        assert sum(layer.branch is not None for layer in layers) >= 8, precision
+        paths.append(path)
+    assert all(_built_sizes(paths))
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "flux-dev" else pytest.mark.slow) for name in PIPED])
 def test_transformers_of_the_table_keep_the_plan_in_float16_and_build(
     name: str, transformer_folder: Callable[[str], Path], tmp_path: Path

@@ -68,7 +68,9 @@ RESOLVED = """\
       "memory_gib": 4.0
     },
     "split_concatenations": false,
+    "low_rank": null,
     "channel_scaling": null,
+    "rotation": "none",
     "activation_steps": "all",
     "step_groups": 1,
     "keep_float": [],
@@ -152,6 +154,7 @@ REFUSED = [
     ({"precisions": "w8a8"}, 'precisions: found "w8a8", expected a list'),
     ({"quantization": {"weight_scale": "mean"}}, "quantization.weight_scale: found \"mean\", expected 'mse' or 'max'"),
     ({"quantization": {"weight_group": 48}}, "quantization.weight_group: found 48, expected 32, 64 or 128"),
+    ({"quantization": {"low_rank": 0}}, "quantization.low_rank: found 0, expected 1 or more"),
     ({"quantization": {"keep_float": "mid"}}, 'quantization.keep_float: found "mid", expected a list'),
     ({"calibration": {"samples": 0}}, "calibration.samples: found 0, expected 1 or more"),
     ({"calibration": {"batch_size": 2.5}}, "calibration.batch_size: found 2.5, expected a whole number"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engines.terminal.fitting_table import FittingTable, result_console
+from ptqd_export.commands.inspect_command import inspect_bundle, print_inspection
 from ptqd_export.stages import summary
 from ptqd_export.stages.run_build import run_build
 from ptqd_export.stages.summary import COLUMNS
@@ -69,3 +70,25 @@ def test_groups_of_weight_scales_are_told_with_the_layers_that_have_none(
     out = " ".join(capsys.readouterr().out.split())
     without = f"one weight scale for each output channel in {len(channels)}; `ptqd-export inspect` says why"
     assert f"w4a16: groups of 32 input channels in {len(grouped)} layers, {without}" in out
+
+
+def test_branches_of_low_rank_are_told_with_the_layers_that_have_none(
+    class_build: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a build with two groups of steps, whose graphs share the branches and the rest of the weights."""
+    plan = class_build.plan_file.plan
+    changed = {"quantization": plan.quantization.model_dump() | {"low_rank": 4, "step_groups": 2}, "precisions": ["w4a4"]}
+    plan_file = class_build.resumed_in(tmp_path / "bundle", **changed)
+    run_build(plan_file)
+    layers = json.loads((tmp_path / "bundle" / "statistics" / "onnxruntime" / "w4a4.json").read_text())["layers"]
+    branched = [layer for layer in layers if layer["low_rank"] == 4]
+    without = [layer for layer in layers if "no low-rank branch" in str(layer["reason"])]
+    assert len(branched) >= 4
+    assert {layer["op"] for layer in without} == {"Conv"}
+    summary.print_summary(plan_file, 1.0)
+    out = " ".join(capsys.readouterr().out.split())
+    told = f"w4a4: branches of rank 4 in {len(branched)} layers, no low-rank branch in {len(without)}; `ptqd-export inspect` says why"
+    assert told in out
+    print_inspection(inspect_bundle(tmp_path / "bundle"))
+    assert capsys.readouterr().out.count("rank 4") == len(branched)
+    assert "4 / 4 + rank 4" in (tmp_path / "bundle" / "report" / "index.html").read_text()

@@ -133,6 +133,35 @@ def test_groups_that_do_not_divide_the_input_channels_leave_the_layer_as_it_is()
     assert "blocks of 64 do not divide 96 input channels" in str(found.reason)
 
 
+@pytest.mark.parametrize("placement", [ORT, TRT])
+@pytest.mark.parametrize("precision", ["w4a4", "w4a8", "w8a4"])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_linear_layers_of_fewer_than_8_bits_have_branches(placement: Placement, precision: str, op: Op) -> None:
+    def of(shape: tuple[int, ...], role: Role = "inner") -> Rule:
+        layer = Layer("block.linear", op, role, shape, macs=1, source="block.linear")
+        return rule(layer, Precision.parse(precision), placement, LayerOverrides(low_rank=16))
+
+    assert of((64, 128)) == replace(rule(_layer(op), Precision.parse(precision), placement), output_bits=None, low_rank=16, branches=16)
+    small = of((16, 128))
+    assert (small.low_rank, small.branches) == (None, 16)  # its input is shared with layers that have branches
+    assert small.reason == "no low-rank branch: one of rank 16 would cost as much as the 16 x 128 weight"
+    for role in ("boundary", "embedding", "condition"):
+        assert of((64, 128), role).low_rank is None
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w4a16", "fp16"])
+def test_precisions_without_products_of_few_bits_have_no_branches(precision: str) -> None:
+    layer = Layer("block.linear", "MatMul", "inner", (64, 128), macs=1, source="block.linear")
+    found = rule(layer, Precision.parse(precision), ORT, LayerOverrides(low_rank=16))
+    assert found == rule(layer, Precision.parse(precision), ORT)
+
+
+def test_widened_weights_have_branches_like_all_layers_of_their_precision() -> None:
+    layer = Layer("block.linear", "MatMul", "inner", (64, 128), macs=1, source="block.linear")
+    found = rule(layer, Precision.parse("w4a8"), ORT, LayerOverrides(keep_8bit_weights=("block.*",), low_rank=16))
+    assert (found.weight_bits, found.activation_bits, found.low_rank) == (8, 8, 16)
+
+
 BLOCKS = [("nvfp4", 16, ("nvfp4", "nvfp4", 4, 4)), ("nvfp4a8", 16, ("nvfp4", "e4m3", 4, 8)), ("mxfp8", 32, ("mxfp8", "mxfp8", 8, 8))]
 
 

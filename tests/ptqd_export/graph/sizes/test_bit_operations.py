@@ -6,7 +6,7 @@ import pytest
 
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
-from ptqd_export.graph.sizes.bit_operations import BitOperations, bit_operations
+from ptqd_export.graph.sizes.bit_operations import BitOperations, bit_operations, layer_bit_operations
 
 
 def _layer(macs: int) -> Layer:
@@ -53,3 +53,19 @@ def test_network_without_integer_layers_saves_nothing_in_them() -> None:
 def test_weights_in_groups_count_their_share_of_the_scales() -> None:
     found = bit_operations([(_layer(3200), Rule(4, None, None, "float", group=32))], macs=3200, float_bits=16)
     assert found.all_saved == pytest.approx(32 * 32 / ((4 + 16 / 32) * 16))
+
+
+def test_added_products_count_in_the_cost_alone() -> None:
+    found = bit_operations([(_layer(100), INTEGER_48)], macs=120, float_bits=16, added=30)
+    assert found.all_saved == pytest.approx(120 * 1024 / (100 * 4 * 8 + (20 + 30) * 256))
+    assert found.layers_saved == pytest.approx(32)
+
+
+def test_branch_counts_with_the_bits_of_floats() -> None:
+    layer = Layer("layer", "MatMul", "inner", (64, 32), 10 * 64 * 32, "layer")
+    rule = Rule(4, 4, None, "float", low_rank=8)
+    products, branch = 10 * 64 * 32, 10 * 8 * (64 + 32)
+    assert layer_bit_operations(layer, rule, 16) == products * 16 + branch * 256
+    found = bit_operations([(layer, rule)], macs=2 * products, float_bits=16)
+    assert found.layers_saved == pytest.approx(products * 1024 / (products * 16 + branch * 256))
+    assert found.all_saved == pytest.approx(2 * products * 1024 / (products * 16 + branch * 256 + products * 256))

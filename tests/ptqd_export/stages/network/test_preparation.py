@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 SPLIT = {"split_concatenations": True}
 SCALED = {"channel_scaling": 0.5}
+ROTATED = {"rotation": "hadamard"}
 
 
 class Prepared:
@@ -66,7 +67,10 @@ class Prepared:
         return {layer.name for layer in TracedNetwork.load(self.folder).layers}
 
 
-@pytest.fixture(params=[("class_build", SPLIT), ("class_build", SCALED), ("cross_build", SPLIT | SCALED)], ids=["split", "scaled", "both"])
+@pytest.fixture(
+    params=[("class_build", SPLIT), ("class_build", SCALED), ("class_build", ROTATED), ("cross_build", SPLIT | SCALED | ROTATED)],
+    ids=["split", "scaled", "rotated", "all"],
+)
 def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
     name, options = request.param
     return Prepared(request.getfixturevalue(name), tmp_path, **options)
@@ -99,6 +103,20 @@ def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Pr
     record = json.loads((quantized / "precision.json").read_text())
     assert {layer["name"] for layer in record["layers"]} == prepared.layers
     assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10
+
+
+def test_layers_of_one_tensor_share_a_rotation_that_counts_once(class_build: Built, tmp_path: Path) -> None:
+    prepared = Prepared(class_build, tmp_path, **ROTATED)
+    rotated, network = prepared.record["rotated"], TracedNetwork.load(prepared.folder)
+    (query,) = {layer.source for layer in network.layers if layer.name.endswith(("to_q", "to_k", "to_v")) and "mid_block" in layer.name}
+    graph = ir.load(prepared.folder / "fp32.onnx").graph
+    matrices = [name for name in graph.initializers if name.startswith("rotation.") and "shape" not in name]
+    assert len([use for name in matrices for use in graph.initializers[name].uses()]) == len(
+        {layer.source for layer in network.layers if layer.name in rotated}
+    )
+    first = next(layer for layer in network.layers if layer.name == query)
+    assert network.added >= first.macs // first.shape[0] * rotated[query] > 0
+    assert network.macs == class_build.network.macs
 
 
 def test_every_skip_connection_is_split(class_build: Built, tmp_path: Path) -> None:
@@ -172,7 +190,7 @@ def test_scaling_evens_out_the_channels(cross_build: Built, tmp_path: Path) -> N
 
 def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tmp_path: Path) -> None:
     prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["up_blocks.*"])
-    assert prepared.record == {"split": {}, "scaled": []}
+    assert prepared.record == {"split": {}, "scaled": [], "rotated": {}}
     assert prepared.layers == {layer.name for layer in class_build.network.layers}
 
 
