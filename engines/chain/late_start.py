@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from engines.chain.schedule import Schedule, Step
 from engines.errors import BundleError, UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable
@@ -49,8 +51,7 @@ class LateStart:
         first = first_step(sampler.steps, strength)
         row = _row(sampler.name, first, sampler.steps)
         whole, late = sampler.table(noise_schedule), sampler.table(noise_schedule, first)
-        if whole.steps != len(schedule.steps):
-            raise BundleError("A schedule has other steps than its sampler.", found=len(schedule.steps), expected=whole.steps)
+        _check_same(schedule, whole)
         steps = tuple(_steps(schedule.steps, whole, late, row))
         return cls(schedule.model_copy(update={"steps": steps}), (*late.levels[row:], CLEAN))
 
@@ -72,6 +73,18 @@ def first_step(steps: int, strength: float) -> int:
             mend="raise the strength, or use a schedule with more steps",
         )
     return steps - taken
+
+
+def _check_same(schedule: Schedule, whole: SamplerTable) -> None:
+    """Check that a schedule visits the timesteps of its sampler on the model's noise schedule, whose levels then hold for its states."""
+    stored = [step.timestep for step in schedule.steps]
+    if len(stored) != whole.steps or not np.allclose(stored, whole.timestep, rtol=1e-5, atol=1e-3):
+        raise BundleError(
+            "A schedule has other steps than its sampler.",
+            found=f"{len(stored)} steps, at timesteps {stored[0]:g} to {stored[-1]:g}",
+            expected=f"{whole.steps} steps, at timesteps {whole.timestep[0]:g} to {whole.timestep[-1]:g}",
+            mend="add a schedule of this sampler with `ptqd-export schedule`",
+        )
 
 
 def _row(name: str, first: int, steps: int) -> int:

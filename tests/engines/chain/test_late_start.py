@@ -8,7 +8,7 @@ import pytest
 from engines.chain.late_start import LateStart, first_step
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.chain.step import ChainState, Move, advance
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule
 from engines.samplers.levels.alphas import alpha_bar
 
@@ -118,6 +118,11 @@ def test_plms_starts_at_its_first_step_alone() -> None:
     assert len(LateStart.of(schedule, BETAS, 1.0).schedule.steps) == 9
     with pytest.raises(UsageError, match=r"(?s)plms cannot start in the middle.*dpm\+\+2m"):
         LateStart.of(schedule, BETAS, 0.5)
+
+
+def test_a_schedule_of_another_noise_schedule_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"(?s)other steps than its sampler.*timesteps 900 to 0.*timesteps 999 to 99"):
+        LateStart.of(_schedule("ddim", 10), NoiseSchedule(clip_sample=False, timestep_spacing="trailing"), 0.5)
 
 
 def test_the_first_step_reuses_nothing_and_is_not_shifted() -> None:

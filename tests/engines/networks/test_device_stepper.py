@@ -15,7 +15,9 @@ from engines.backends.tensorrt.device.update_kernel import UpdateKernels, _compi
 from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
 from engines.bundle.bundle import Bundle
 from engines.chain.finite import NotFiniteError
+from engines.chain.late_start import LateStart
 from engines.chain.noise import NoiseSource
+from engines.chain.origin import Origin
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.errors import MissingBackendError
@@ -25,6 +27,7 @@ from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupedEngine
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.samplers.table import TableStep
+from tests.conftest import NOISE_SCHEDULE
 from tests.engines.backends.tensorrt.host_tensorrt import HostTensorRt
 
 if TYPE_CHECKING:
@@ -67,6 +70,14 @@ def test_steps_on_the_device_are_those_of_the_host_bit_by_bit(
     on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
     np.testing.assert_array_equal(on_device, on_host)
     assert abs(on_host).max() > 0.1
+
+
+def test_a_chain_starts_from_an_image_on_the_device_too(denoisers: Any, schedule: Schedule, kernels: UpdateKernels) -> None:
+    late, clean = LateStart.of(schedule, NOISE_SCHEDULE, 0.5), np.ones((1, 1, 8, 8), dtype=np.float32)
+    chain = Chain(late.schedule, denoisers, levels=late.levels, origin=Origin(late.levels, lambda _: clean))
+    on_device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS)
+    np.testing.assert_array_equal(on_device, chain.sample(NOISE, SAMPLES, ROWS))
+    assert np.abs(on_device - replace(chain, origin=None).sample(NOISE, SAMPLES, ROWS)).max() > 0.01
 
 
 def test_groups_of_steps_run_on_their_own_engines_bit_by_bit(
