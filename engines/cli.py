@@ -54,6 +54,9 @@ def main() -> None:
 )
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="File with one prompt per line, instead of --prompt.")
 @click.option("--negative-prompt", help="Prompt that guidance steers away from; needs --prompt or --prompt-file.")
+@click.option("--image", type=PATH, help="PNG file that all samples start from, or a folder with one for each sample, in order of names.")
+@click.option("--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8.")
+@click.option("--mask", type=PATH, help="PNG file, white where --image is repainted; the rest is kept.")
 @chain_options
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
@@ -82,20 +85,26 @@ def sample(
     prompts: tuple[str, ...],
     prompt_file: Path | None,
     negative_prompt: str | None,
+    image: Path | None,
+    strength: float | None,
+    mask: Path | None,
     kind: Literal["png", "npz"],
     ray: str | None,
     ray_cpus: int | None,
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
+    from engines.apps.sample.edit import Edit, chosen_strength
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
     from engines.networks.prompts import chosen_prompts
 
     texts = chosen_prompts(prompts, prompt_file)
-    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain)
+    edit = Edit.of(image, mask)
+    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=chosen_strength(edit, strength))
     choice = choice if cluster is None else choice.on_workers
-    request = SampleRequest(bundle, output, num, seed, first, batch_size, classes, kind, choice, texts, negative_prompt, cluster, overwrite)
+    numbers = (num, seed, first, batch_size)
+    request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit)
     click.echo(sample_bundle(request))
 
 

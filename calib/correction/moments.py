@@ -19,6 +19,9 @@ from engines.chain.denoiser import effective_guidance
 from engines.errors import BundleError
 
 FOLDS = 4
+ROUNDING = 1e-9
+"""Relative error of sums that is no damage."""
+
 PLAIN = ("x", "e", "d")
 GUIDED = ("x", "e_cond", "e_uncond", "d_cond", "d_uncond")
 
@@ -172,6 +175,8 @@ class Moments:
                 raise ValueError(f"{key} contains NaN or infinity")
         if not ((self.count >= self.samples) & (self.samples >= 0)).all():
             raise ValueError("count and samples do not agree")
+        if not _are_scatters(self.scatter):
+            raise ValueError("scatter has entries that no sums of products have")
 
     def _pooled_mean(self) -> Float64:
         mean: Float64 = np.einsum("f,fcv->cv", self.count / np.maximum(self.count.sum(), 1), self.mean)
@@ -204,3 +209,10 @@ def _integers(values: ArrayLike) -> Int64:
     if array.dtype != np.int64:
         raise TypeError(f"{array.dtype} where integers were expected")
     return array
+
+
+def _are_scatters(matrices: Float64) -> bool:
+    """Whether matrices [..., V, V] are symmetric without negative eigenvalues, apart from rounding."""
+    size = np.abs(matrices).max(axis=(-2, -1), keepdims=True)
+    scaled = matrices / np.where(size > 0, size, 1.0)
+    return bool(np.allclose(scaled, scaled.swapaxes(-1, -2), rtol=0, atol=ROUNDING) and (np.linalg.eigvalsh(scaled) > -ROUNDING).all())

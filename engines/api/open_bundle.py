@@ -20,6 +20,7 @@ from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.apps.pictures.images import check_drawable
 from engines.apps.pictures.rendering import PIXELS, SAMPLES
 from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
+from engines.apps.sample.edit import Edit, GivenImages, chosen_strength
 from engines.backends.choice import Runtime, runtime_name
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.chain.sampling import Chain
@@ -100,6 +101,9 @@ class OpenBundle:
         classes: Classes = None,
         prompts: Prompts = None,
         negative_prompt: str | None = None,
+        image: GivenImages | None = None,
+        strength: float | None = None,
+        mask: GivenImages | None = None,
         precision: str | None = None,
         schedule: str = DEFAULT,
         correction: bool = True,
@@ -117,6 +121,10 @@ class OpenBundle:
             classes: classes that the samples take in turn, `all` for every class, or None to draw each sample's class from the seed.
             prompts: for a text model, prompts that the samples take in turn.
             negative_prompt: prompt that guidance steers away from.
+            image: image to start from: a PNG file or uint8 pixels [H, W] or [H, W, C]; or one for each sample: a folder of PNG files, in
+                the order of their names, or pixels [N, H, W, C].
+            strength: share of the steps to take from `image`, above 0 and at most 1; None takes 0.8.
+            mask: PNG file, or pixels [H, W], white where `image` is repainted. The rest is kept.
             precision: precision of every step; None takes the schedule's choice.
             schedule: name of the schedule.
             correction: False runs the plain quantized sampler.
@@ -134,8 +142,11 @@ class OpenBundle:
             raise UsageError("The batch size is out of range.", found=batch_size, expected="1 or more")
         if not latents:
             check_drawable(self._bundle.manifest.model.image_shape, mend="use latents=True, which returns the samples as they are")
-        choice = self._choice(precision, schedule, guidance, correction=correction, accept_guidance=accept_guidance)
-        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice)
+        edit = Edit.of(image, mask)
+        choice = self._choice(
+            precision, schedule, guidance, chosen_strength(edit, strength), correction=correction, accept_guidance=accept_guidance
+        )
+        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
         work = drawn.work(batch_size, "states" if latents else "pixels")
         sampler = work.open(self._bundle, self._threads, self._engines)
         kept = SAMPLES if latents else PIXELS
@@ -150,6 +161,9 @@ class OpenBundle:
         classes: Classes = None,
         prompts: Prompts = None,
         negative_prompt: str | None = None,
+        image: GivenImages | None = None,
+        strength: float | None = None,
+        mask: GivenImages | None = None,
         precision: str | None = None,
         schedule: str = DEFAULT,
         correction: bool = True,
@@ -165,10 +179,13 @@ class OpenBundle:
             MissingBackendError: see `sample`.
             PtqdError: see `sample`.
         """
-        choice = self._choice(precision, schedule, guidance, correction=correction, accept_guidance=accept_guidance)
-        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice)
+        edit = Edit.of(image, mask)
+        choice = self._choice(
+            precision, schedule, guidance, chosen_strength(edit, strength), correction=correction, accept_guidance=accept_guidance
+        )
+        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
         engines = self._engines
-        return self._steps(choice.open(self._bundle, num, drawn.conditioning, engines), drawn, engines)
+        return self._steps(drawn.work(num, "states").chain(self._bundle, engines), drawn, engines)
 
     def close(self) -> None:
         """Close the engines and free their memory. The bundle can no longer sample."""
@@ -188,16 +205,32 @@ class OpenBundle:
         return self._kept
 
     def _choice(
-        self, precision: str | None, schedule: str, guidance: float | None, *, correction: bool, accept_guidance: bool
+        self,
+        precision: str | None,
+        schedule: str,
+        guidance: float | None,
+        strength: float | None,
+        *,
+        correction: bool,
+        accept_guidance: bool,
     ) -> ChainChoice:
-        return ChainChoice(schedule, precision or AUTO, "on" if correction else "off", guidance, accept_guidance, self._runtime)
+        corrected: Literal["on", "off"] = "on" if correction else "off"
+        return ChainChoice(schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength)
 
     def _drawn(
-        self, num: int, seed: int, first: int, classes: Classes, prompts: Prompts, negative_prompt: str | None, choice: ChainChoice
+        self,
+        num: int,
+        seed: int,
+        first: int,
+        classes: Classes,
+        prompts: Prompts,
+        negative_prompt: str | None,
+        choice: ChainChoice,
+        edit: Edit | None,
     ) -> DrawnSamples:
         rows = classes if classes is None or isinstance(classes, str) else tuple(classes)
         texts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
-        drawn = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice).of(self._bundle, self._encoders)
+        drawn = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice, edit).of(self._bundle, self._encoders)
         if drawn.cut:
             cut = ", ".join(map(str, drawn.cut))
             warnings.warn(f"cut off because they were too long for the text encoder: prompts {cut}", stacklevel=3)

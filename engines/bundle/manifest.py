@@ -60,6 +60,12 @@ class DecoderRecord(Strict):
     batch: Batch
 
 
+class EncoderRecord(Strict):
+    """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states."""
+
+    file: Name
+
+
 class PromptForm(Strict):
     """What stands around a prompt, and the tokens `[from, to)` of the encoder that the network is not given."""
 
@@ -134,6 +140,7 @@ class ModelRecord(Strict):
     conditioning: ConditioningRecord | None
     noise_schedule: NoiseSchedule
     decoder: DecoderRecord | None = None
+    encoder: EncoderRecord | None = None
     text: TextRecord | None = None
     guidance_patch: PositiveInt | None = None
 

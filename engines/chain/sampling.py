@@ -10,7 +10,9 @@ import numpy as np
 
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoisers
+from engines.chain.late_start import Level
 from engines.chain.noise import Noise, NoiseSource
+from engines.chain.origin import Origin
 from engines.chain.schedule import Schedule, Step
 from engines.chain.step import Move
 from engines.chain.stepper import HostStepper, Stepper
@@ -30,7 +32,9 @@ class Chain:
             whether the corrections hold.
         corrected: apply the correction, the calibrated sigma and the shift; False is the plain quantized sampler.
         guidance: guidance scale w, or None for the scale that the corrections were fitted at.
-        stepper: creates the stepper, which computes the steps and owns the state.
+        stepper: creates the stepper, which computes the steps and owns the state; a `HostStepper` if the origin has a mask.
+        levels: levels of the states of a schedule that starts late, see `LateStart`; empty for a whole schedule.
+        origin: clean samples that the chain starts from; None starts from noise.
     """
 
     schedule: Schedule
@@ -39,6 +43,8 @@ class Chain:
     corrected: bool = True
     guidance: float | None = None
     stepper: Callable[[Denoisers], Stepper] = HostStepper
+    levels: tuple[Level, ...] = ()
+    origin: Origin | None = None
 
     @property
     def step_precisions(self) -> tuple[str, ...]:
@@ -92,9 +98,15 @@ class Chain:
     def walk(self, stepper: Stepper, noise: Noise, samples: Int64, rows: Int64) -> Iterator[Move]:
         """Take the steps one by one with a stepper for `denoisers`; yield each move after it was taken. See `sample`."""
         moves = [self.move(step) for step in self.schedule.steps]
-        stepper.start(np.float32(self.schedule.init_sigma) * noise.start(samples), rows)
+        eps = noise.start(samples)
+        known = None if self.origin is None else self.origin.of(samples, eps)
+        init_sigma = self.schedule.init_sigma
+        stepper.start(np.float32(init_sigma) * eps if known is None else known.first(init_sigma), rows)
         for move, z in zip(moves, _fresh_noise(noise, moves, samples), strict=True):
             stepper.take(move, z)
+            if known is not None and known.origin.mask is not None:
+                assert isinstance(stepper, HostStepper), "only the host replaces states"
+                stepper.replace(known.kept(move.index, stepper.state()))
             yield move
 
     def move(self, scheduled: Step) -> Move:

@@ -110,9 +110,13 @@ class SamplerRecord(Strict):
     timesteps: tuple[Timestep, ...] | None = None
     sigmas: tuple[Annotated[Coefficient, Field(gt=0)], ...] | None = None
 
-    def table(self, noise_schedule: NoiseSchedule) -> SamplerTable:
-        """Compile the sampler's coefficients on a model's noise schedule. Raises UsageError; see `compile_sampler`."""
-        return compile_sampler(self.name, self.steps, self.eta, noise_schedule, timesteps=self.timesteps, sigmas=self.sigmas)
+    def table(self, noise_schedule: NoiseSchedule, first: int = 0) -> SamplerTable:
+        """Compile the sampler's coefficients on a model's noise schedule, for a chain that starts at step `first`.
+
+        Raises:
+            UsageError: see `compile_sampler`.
+        """
+        return compile_sampler(self.name, self.steps, self.eta, noise_schedule, timesteps=self.timesteps, sigmas=self.sigmas, first=first)
 
 
 class CorrectionRecord(Strict):

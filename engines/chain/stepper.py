@@ -60,6 +60,10 @@ class HostStepper:
     def state(self) -> Float32:
         return self._state.x
 
+    def replace(self, x: Float32) -> None:
+        """Go on from the states `x` [batch, *shape] with the predictions of the steps so far."""
+        self._state = ChainState(x, self._state.history)
+
     def predicted(self) -> Float32:
         """Return the clean samples [batch, *shape] that the last step predicted; see `predicted_clean`."""
         return predicted_clean(*self._taken)

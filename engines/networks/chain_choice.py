@@ -12,6 +12,7 @@ from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import Denoisers, effective_guidance, is_guided
+from engines.chain.late_start import LateStart
 from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
@@ -36,6 +37,7 @@ class ChainChoice:
         runtime: runtime of the networks.
         update: where the steps are computed: on the host, or on the engines' device.
         threads: threads of a CPU runtime; None uses every core that the process may use.
+        strength: share of the steps to take, for chains that start from images; None takes all of them, from noise.
     """
 
     schedule: str = "default"
@@ -46,6 +48,7 @@ class ChainChoice:
     runtime: Runtime = "target"
     update: Literal["host", "device"] = "host"
     threads: int | None = None
+    strength: float | None = None
 
     @property
     def on_workers(self) -> ChainChoice:
@@ -56,13 +59,17 @@ class ChainChoice:
         """Return the chain without opening its engines, for checks that need none.
 
         Raises:
-            UsageError: the schedule or precision is unknown, a shifted schedule does not correct this precision, or the guidance is not the
-                fitted one.
+            UsageError: the schedule or precision is unknown, a shifted schedule does not correct this precision, the guidance is not the
+                fitted one, or the schedule cannot start late.
         """
         schedule = bundle.schedule(self.schedule)
         check_precision(schedule, self.precision, corrected=self.correction == "on")
         precision = None if self.precision == AUTO else self.precision
-        return Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
+        chain = Chain(schedule, {}, precision, corrected=self.correction == "on", guidance=self._guidance(schedule))
+        if self.strength is None:
+            return chain
+        late = LateStart.of(schedule, bundle.manifest.model.noise_schedule, self.strength)
+        return replace(chain, schedule=late.schedule, levels=late.levels)
 
     def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None, kept: KeptEngines | None = None) -> Chain:
         """Return the chain with its engines opened for batches of `batch` samples.

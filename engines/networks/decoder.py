@@ -54,15 +54,17 @@ def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     record = bundle.manifest.model.decoder
     if record is None:
         return Decoder()
-    backend = _backend(bundle, runtime, record.batch, threads)
-    return Decoder(backend.open(bundle.graph(record.file), record.batch), record.batch, record.image_shape)
+    return Decoder(open_beside(bundle, record.file, record.batch, runtime, threads), record.batch, record.image_shape)
 
 
-def _backend(bundle: Bundle, runtime: Runtime, batch: int, threads: int | None) -> Backend:
+def open_beside(bundle: Bundle, file: str, batch: int, runtime: Runtime, threads: int | None = None) -> Engine:
+    """Open a graph of a bundle beside the networks, on their runtime, for at most `batch` rows. Raises what `open_decoder` raises."""
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
-        return TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
-    return open_backend(bundle, runtime, threads)
+        backend: Backend = TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
+    else:
+        backend = open_backend(bundle, runtime, threads)
+    return backend.open(bundle.graph(file), batch)
 
 
 def decoder_settings(settings: EngineSettings, batch: int) -> EngineSettings:

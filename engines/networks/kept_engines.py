@@ -11,6 +11,7 @@ from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
 from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
 
 
@@ -42,6 +43,11 @@ class KeptEngines:
     def decoder(self) -> Decoder:
         """The decoder of a latent model, or the identity; see `open_decoder`."""
         return open_decoder(self._bundle, self._runtime, self._threads)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder of a latent model, or the identity; see `open_encoder`."""
+        return open_encoder(self._bundle, self._runtime, self._threads)
 
     def bank(self, chain: Chain, batch: int, conditioning: Conditioning | None = None) -> EngineBank:
         """Return the opened engines of a chain.

@@ -20,7 +20,7 @@ from engines.samplers.methods.deis import compile_deis_2, compile_deis_3
 from engines.samplers.methods.dpm_solver import compile_dpm_1, compile_dpm_2m
 from engines.samplers.methods.euler import compile_euler, compile_euler_ancestral
 from engines.samplers.methods.flow_euler import compile_flow_euler
-from engines.samplers.methods.heun import compile_heun, rows_of_heun
+from engines.samplers.methods.heun import compile_heun, row_of_heun, rows_of_heun
 from engines.samplers.methods.lcm import compile_lcm
 from engines.samplers.methods.plms import compile_plms, rows_of_plms
 from engines.samplers.methods.scm import compile_scm
@@ -48,6 +48,7 @@ class Sampler:
         predicts_clean: whether the history consists of predicted clean samples; see `engines.samplers.table`.
         predictions: prediction types that the sampler supports.
         rows: maps the number of steps to the number of rows in the table.
+        row_of: maps a step that a chain may start at to its row in the table; None if a chain can only start at its first step.
     """
 
     compile: Compiler
@@ -60,6 +61,7 @@ class Sampler:
     predicts_clean: bool = True
     predictions: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
     rows: Callable[[int], int] = int
+    row_of: Callable[[int], int] | None = int
 
 
 _ON_BETAS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
@@ -68,7 +70,7 @@ _ON_BOTH: tuple[PredictionType, ...] = (*_ON_BETAS, "flow")
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler(compile_ddim, eta=0.0, any_eta=True, clips=True),
     "ddpm": Sampler(compile_ddpm, eta=1.0, clips=True, timesteps="whole"),
-    "plms": Sampler(compile_plms, eta=0.0, predictions=("epsilon", "v_prediction"), rows=rows_of_plms, predicts_clean=False),
+    "plms": Sampler(compile_plms, eta=0.0, predictions=("epsilon", "v_prediction"), rows=rows_of_plms, row_of=None, predicts_clean=False),
     "dpm++1": Sampler(compile_dpm_1, eta=0.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
     "dpm++1-sde": Sampler(compile_dpm_1, eta=1.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
     "dpm++2m": Sampler(compile_dpm_2m, eta=0.0, spaces=True, timesteps="whole", predictions=_ON_BOTH),
@@ -79,7 +81,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "deis3": Sampler(compile_deis_3, eta=0.0, predicts_clean=False),
     "euler": Sampler(compile_euler, eta=0.0, spaces=True, timesteps="any", sigmas=True),
     "euler-ancestral": Sampler(compile_euler_ancestral, eta=1.0),
-    "heun": Sampler(compile_heun, eta=0.0, clips=True, spaces=True, timesteps="any", rows=rows_of_heun),
+    "heun": Sampler(compile_heun, eta=0.0, clips=True, spaces=True, timesteps="any", rows=rows_of_heun, row_of=row_of_heun),
     "lcm": Sampler(compile_lcm, eta=1.0, clips=True, timesteps="whole"),
     "tcd": Sampler(compile_tcd, eta=0.3, any_eta=True, timesteps="whole"),
     "consistency": Sampler(compile_consistency, eta=1.0, clips=True, sigmas=True),
@@ -97,6 +99,7 @@ def compile_sampler(
     *,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
+    first: int = 0,
 ) -> SamplerTable:
     """Compile the table of a chain of `steps` steps.
 
@@ -108,6 +111,7 @@ def compile_sampler(
         alphas: cumulative alphas [T] to use instead of `alpha_bar(schedule)`, for example another library's float32 values.
         timesteps: decreasing timesteps [steps] to visit instead of those of the schedule.
         sigmas: decreasing noise levels [steps] to visit instead of those of the schedule, without the end of the chain.
+        first: step that the chain starts at, 0..steps - 1. Rows before it are not for use, and those behind look back on no earlier one.
 
     Raises:
         UsageError: the sampler is unknown, or does not support the steps, eta, alphas, levels or model.
@@ -129,7 +133,7 @@ def compile_sampler(
             expected=f"at most {schedule.num_train_timesteps - 1}",
         )
     _check_range(schedule, sigmas)
-    return sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels))
+    return sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels, first))
 
 
 def _check_range(schedule: NoiseSchedule, sigmas: Sequence[float] | None) -> None:

@@ -65,4 +65,5 @@ def build_table(
         input_scale=scale if input_scale is None else input_scale,
         init_sigma=init_sigma,
         clip=clip,
+        state_scale=scale,
     )

@@ -20,6 +20,7 @@ class ChainSpec:
         alphas: [T] cumulative alphas; unused for flow models.
         timesteps: [S] training timesteps to visit, decreasing; None visits those of the schedule.
         sigmas: [S] noise levels to visit, decreasing; None visits those of the schedule.
+        first: step that the chain starts at: there are no predictions of earlier ones to look back on.
     """
 
     name: str
@@ -29,3 +30,4 @@ class ChainSpec:
     alphas: Float64
     timesteps: Float64 | None = None
     sigmas: Float64 | None = None
+    first: int = 0

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from engines.arrays import Float64
 
 
@@ -56,6 +58,7 @@ class SamplerTable:
         input_scale: [S] factor applied to `x` before the network.
         init_sigma: standard deviation of the first state.
         clip: bound of `m_i`, or None.
+        state_scale: [S] factor that turns each step's state into `sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps`.
     """
 
     name: str
@@ -70,10 +73,17 @@ class SamplerTable:
     input_scale: Float64
     init_sigma: float
     clip: float | None
+    state_scale: Float64
 
     @property
     def steps(self) -> int:
         return len(self.timestep)
+
+    @property
+    def levels(self) -> tuple[tuple[float, float], ...]:
+        """`(alpha, sigma)` of the state `alpha x0 + sigma eps` before each step, [S]."""
+        alpha, sigma = np.sqrt(self.alpha_bar) / self.state_scale, np.sqrt(1 - self.alpha_bar) / self.state_scale
+        return tuple(zip(alpha.tolist(), sigma.tolist(), strict=True))
 
     @property
     def history(self) -> int:

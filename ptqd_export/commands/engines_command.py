@@ -17,18 +17,19 @@ from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, UsageError
 from engines.host.interruption import keeping
 from engines.networks.decoder import decoder_settings
+from engines.networks.encoder import IMAGES_AT_ONCE
 from engines.terminal.fitting_table import FittingTable, result_console
 from engines.terminal.progress import fraction_bar
 from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.records.bundle_lock import writing_to
-from ptqd_export.stages.finish.keep_optimized import DECODER, BuiltEngine, engine_graphs, optimize_graphs
+from ptqd_export.stages.finish.keep_optimized import DECODER, ENCODER, BuiltEngine, engine_graphs, optimize_graphs
 
 AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the same as the graphs that the statistics were measured with"
 
 
 def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
-    """Build the engine of every precision and of the decoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
+    """Build the engine of every precision, decoder and encoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
     graph as the runtime optimizes it for this machine.
 
     Args:
@@ -59,7 +60,8 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
         for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):
             check_precision(name, Cuda())
     graphs, decoder = engine_graphs(bundle), bundle.manifest.model.decoder
-    own = {} if decoder is None else {DECODER: decoder_settings(settings, decoder.batch)}
+    own = {ENCODER: decoder_settings(settings, IMAGES_AT_ONCE)}
+    own |= {} if decoder is None else {DECODER: decoder_settings(settings, decoder.batch)}
     built = []
     for place, (name, graph) in enumerate(graphs.items(), start=1):
         label = f"{name} for {settings.flavour} ({place} of {len(graphs)})"

@@ -52,6 +52,20 @@ class DecoderModule(nn.Module):
         return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
 
+class EncoderModule(nn.Module):
+    """Wraps a first stage's encoder in a common interface.
+
+    `forward` takes images [B, 1 or 3, H, W] in [-1, 1], and returns the clean states [B, *sample_shape] of chains that end at them.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError  # each kind of first stage implements its own
+
+    def example_images(self, batch: int, shape: tuple[int, ...]) -> Tensor:
+        """Return images [batch, *shape] for tracing and comparing; the same on every call."""
+        return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a model's configuration says, before any weights are read.
@@ -135,6 +149,7 @@ class LoadedModel:
         null_class: class label that means "no class"; None unless the model is conditioned on a class.
         noise_schedule: noise schedule in the model's scheduler configuration.
         decoder: turns states into images; None if the states are images.
+        encoder: turns images into states; None if the plan asks for none.
         prompts: turns prompts into conditions; None if the plan has no prompts.
         embeds_guidance: whether a condition is the guidance scale, in place of classifier-free guidance.
         guidance_patch: see `Declaration`.
@@ -148,6 +163,7 @@ class LoadedModel:
     null_class: int | None
     noise_schedule: NoiseSchedule
     decoder: DecoderModule | None = None
+    encoder: EncoderModule | None = None
     prompts: PromptEncoder | None = None
     embeds_guidance: bool = False
     guidance_patch: int | None = None

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 from engines.errors import UsageError
 from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
-from ptqd_export.models.base import Declaration, Family, LoadedModel
+from ptqd_export.models.base import Declaration, EncoderModule, Family, LoadedModel, ModelModules
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import conditioning_of, fitted, with_guidance
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
+from ptqd_export.models.diffusers_models.diffusers_encoder import load_encoder
 from ptqd_export.models.diffusers_models.transformers import diffusers_transformer
 from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
-from ptqd_export.models.module_checks import check_finite, check_images
+from ptqd_export.models.module_checks import check_finite, check_images, check_states
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
 from ptqd_export.models.places.model_place import find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
@@ -77,6 +78,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     if networks.decoder is not None:
         check_finite(networks.decoder, "the decoder")
         check_images(networks.decoder, declared.sample_shape, None if path.suffix in CHECKPOINTS else ALONE)
+    encoder = _encoder(path, declared, networks) if section.encoder else None
     texts = plan_file.prompts if isinstance(plan_file.prompts, Path) else None
     return LoadedModel(
         family=declared.family,
@@ -86,11 +88,28 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         null_class=null_class,
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
+        encoder=encoder,
         prompts=prompts,
         embeds_guidance=declared.embeds_guidance,
         guidance_patch=declared.guidance_patch,
         files=(*model_files(path), *(() if lora is None else lora.files), *(() if texts is None else (texts,))),
     )
+
+
+def _encoder(path: Path, declared: Declaration, networks: ModelModules) -> EncoderModule:
+    """Load the encoder of the model's first stage."""
+    if path.suffix in CHECKPOINTS:
+        raise UsageError(
+            "The encoder of a checkpoint is not supported.",
+            found=f"model.encoder for {path}",
+            expected="a diffusers pipeline folder",
+            mend="convert the checkpoint to a pipeline folder with diffusers, or leave model.encoder out of the plan",
+        )
+    encoder = load_encoder(DiffusersFolder(path))
+    assert networks.decoder is not None, "a first stage has both halves"
+    check_finite(encoder, "the encoder")
+    check_states(encoder, networks.decoder, declared.sample_shape)
+    return encoder
 
 
 def _lora(plan_file: PlanFile, path: Path, family: Family, declared: Declaration) -> Lora | None:

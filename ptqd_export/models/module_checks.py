@@ -66,6 +66,26 @@ def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | 
         )
 
 
+def check_states(encoder: nn.Module, decoder: nn.Module, sample_shape: tuple[int, ...]) -> None:
+    """Check, without computing anything, that an encoder turns the decoder's images back into states.
+
+    Raises:
+        UsageError: it does not take the images, or returns something else.
+    """
+    images = _output_shape(decoder, (1, *sample_shape))
+    try:
+        found = str(_output_shape(encoder, tuple(images))[1:])
+    except Exception as error:  # whatever the layers raise
+        found = first_line(error)
+    if found != str(list(sample_shape)):
+        raise UsageError(
+            "The encoder does not turn the decoder's images back into states.",
+            found=f"images of shape {images[1:]}: {found}",
+            expected=f"states of shape {list(sample_shape)}",
+            mend="leave model.encoder out of the plan: the bundle then samples from noise alone",
+        )
+
+
 def _output_shape(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
     """Return the shape of a module's output, without the time and memory of computing it."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -81,6 +81,9 @@ class ModelSection(Section):
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = Field(
         default=None, description="height and width of the images in pixels, for transformers that take any; null takes the model's own"
     )
+    encoder: bool = Field(
+        default=False, description="for latent models: export the first stage's encoder too, for samples that start from images"
+    )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
 
     @model_validator(mode="after")
@@ -93,6 +96,8 @@ class ModelSection(Section):
             raise expectation('a "path" together with "prompts" or "lora"')
         if self.path is None and self.size is not None:
             raise expectation('a "path" together with "size"')
+        if self.path is None and self.encoder:
+            raise expectation('a "path" together with "encoder"')
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
 from ptqd_export.stages.network.decoding import decoder_record, make_decoder
+from ptqd_export.stages.network.encoding import make_encoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
 from ptqd_export.stages.network.text import make_text
@@ -91,6 +92,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     plan = context.plan
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
+    encoder = _encoder(context, cache, decoder)
     drawn = {"traced": traced.name, "measured": asdict(context.measured_with), **sampled}
     drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
     states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
@@ -108,7 +110,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     cache.run("check", checked, partial(check_fitted, context, graphs, walked))
     pictures = _pictures(context, cache, graphs, decoder, walked)
     versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
-    parts = Parts(graphs, prepared, decoder, _text(context, cache), walked, chosen, pictures, versions)
+    parts = Parts(graphs, prepared, decoder, encoder, _text(context, cache), walked, chosen, pictures, versions)
     with _uncached("bundle", progress):
         assemble(context, output, parts)
     times = _times(context, graphs, chosen, progress) if context.is_timed else None
@@ -182,6 +184,15 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
     if context.model.decoder is None:
         return None
     return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
+
+
+def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> Path | None:
+    """Return the folder with the encoder's graph, or None if the plan asks for none."""
+    record = decoder_record(decoder)
+    if context.model.encoder is None or record is None or decoder is None:
+        return None
+    make = partial(make_encoder, context, record.image_shape)
+    return cache.run("encoder", {**_source(context), "decoder": decoder.name}, make, room=room.encoder(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:

@@ -28,6 +28,12 @@ def decoder(context: BuildContext) -> int:
     return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
 
 
+def encoder(context: BuildContext) -> int:
+    """Bytes of the encoder's graph."""
+    module = context.model.encoder
+    return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
+
+
 def text(context: BuildContext) -> int:
     """Bytes of the text encoders' graphs: at least the size of each encoder's largest weight file."""
     folders = () if context.model.prompts is None else context.model.prompts.folders

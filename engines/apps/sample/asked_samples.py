@@ -11,6 +11,7 @@ import numpy as np
 from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.rendering import Format
 from engines.apps.sample.batch_sampler import Batch, SampleWork
+from engines.apps.sample.edit import Edit
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import is_guided
@@ -34,6 +35,7 @@ class AskedSamples:
         prompts: prompts for a text model, which the samples take in turn instead of the bundle's own rows; or None.
         negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
         chain: how to sample.
+        edit: images that the samples start from; None starts from noise.
     """
 
     num: int
@@ -43,6 +45,7 @@ class AskedSamples:
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     chain: ChainChoice = field(default_factory=ChainChoice)
+    edit: Edit | None = None
 
     def of(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel] = open_text) -> DrawnSamples:
         """Return the samples of a bundle.
@@ -58,6 +61,7 @@ class AskedSamples:
         """
         model = bundle.manifest.model
         noise, samples = NoiseSource(self.seed, model.sample_shape), self._numbers()
+        self._check_edit(bundle)
         text = self._text(bundle, open_encoders)
         prompts = self.prompts or ()
         rows = samples % len(prompts) if prompts else chosen_rows(self.classes, samples, noise, model.conditioning)
@@ -70,7 +74,18 @@ class AskedSamples:
             )
         conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
         cut = () if text is None else text.cut(prompts)
-        return DrawnSamples(self.chain, chain, noise, samples, rows, conditioning, cut)
+        return DrawnSamples(self.chain, chain, noise, samples, rows, conditioning, cut, self.edit)
+
+    def _check_edit(self, bundle: Bundle) -> None:
+        if (self.edit is None) != (self.chain.strength is None):
+            raise UsageError("A strength needs an image to start from.", found="a strength without an image", expected="an image as well")
+        if self.edit is None:
+            return
+        if self.edit.mask is not None and self.chain.update == "device":
+            raise UsageError(
+                "The device cannot keep a part of an image.", found="--update device with --mask", expected="--update host, or no mask"
+            )
+        self.edit.check(bundle, self.num)
 
     def _numbers(self) -> Int64:
         """Return the sample numbers [N], after checking the fields that the command line checks itself."""
@@ -107,6 +122,7 @@ class DrawnSamples:
         rows: [N] conditioning rows; None for an unconditional model.
         conditioning: conditioning rows that replace the bundle's own, or None.
         cut: numbers of the prompts that are too long for the text encoder.
+        edit: images that the samples start from; None starts from noise.
     """
 
     choice: ChainChoice
@@ -116,6 +132,7 @@ class DrawnSamples:
     rows: Int64 | None
     conditioning: Conditioning | None
     cut: tuple[int, ...]
+    edit: Edit | None = None
 
     @property
     def network_rows(self) -> Int64:
@@ -133,4 +150,6 @@ class DrawnSamples:
             batch: number of samples that the networks process at once.
             kept: what to keep of the samples.
         """
-        return SampleWork(self.choice, min(batch, len(self.samples)), self.noise.seed, kept, self.conditioning)
+        return SampleWork(
+            self.choice, min(batch, len(self.samples)), self.noise.seed, kept, self.conditioning, self.edit, int(self.samples[0])
+        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from engines.apps.pictures.rendering import Format, PixelRenderer, PngRenderer, RawRenderer, Rendered, Renderer
+from engines.apps.sample.edit import Edit
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
@@ -44,6 +45,8 @@ class SampleWork:
         seed: seed of the noise.
         format: what is kept of the samples.
         conditioning: conditioning rows that replace the bundle's own, or None.
+        edit: images that the samples start from; None starts from noise.
+        first: number of the sample that takes the first image.
     """
 
     choice: ChainChoice
@@ -51,6 +54,8 @@ class SampleWork:
     seed: int
     format: Format
     conditioning: Conditioning | None = None
+    edit: Edit | None = None
+    first: int = 0
 
     def open(self, bundle: Bundle, threads: int | None = None, kept: KeptEngines | None = None) -> BatchSampler:
         """Open the engines.
@@ -65,8 +70,16 @@ class SampleWork:
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         kept = kept or KeptEngines(bundle, self.choice.runtime, threads)
+        return BatchSampler(
+            self.chain(bundle, kept), NoiseSource(self.seed, bundle.manifest.model.sample_shape), self._renderer(bundle, kept)
+        )
+
+    def chain(self, bundle: Bundle, kept: KeptEngines) -> Chain:
+        """Return the chain on engines of the bundle. Raises what `open` raises."""
         chain = self.choice.open(bundle, self.batch, self.conditioning, kept)
-        return BatchSampler(chain, NoiseSource(self.seed, bundle.manifest.model.sample_shape), self._renderer(bundle, kept))
+        if self.edit is None or self.choice.strength is None:
+            return chain
+        return replace(chain, origin=self.edit.origin(bundle, chain, kept, first=self.first, strength=self.choice.strength))
 
     def _renderer(self, bundle: Bundle, kept: KeptEngines) -> Renderer:
         match self.format:

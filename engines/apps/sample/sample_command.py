@@ -13,6 +13,7 @@ from typing import Any, Literal
 from engines.apps.pictures.images import check_drawable
 from engines.apps.sample.asked_samples import AskedSamples
 from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.apps.sample.edit import Edit
 from engines.apps.sample.output_folder import check_unused, remove_samples
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
 from engines.apps.sample.samples_record import RECORD, SamplesRecord
@@ -25,6 +26,7 @@ from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
 from engines.cluster.shards import Shards, remove_shards, shards_folder, unit_name
+from engines.errors import UsageError
 from engines.host.files import sha256, writable_folder, write_text
 from engines.host.interruption import keeping
 from engines.networks.chain_choice import ChainChoice
@@ -53,6 +55,7 @@ class SampleRequest:
         negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
         cluster: cluster to sample on; None samples in this process.
         overwrite: remove the samples of other runs from the output folder, which are an error otherwise.
+        edit: images that the samples start from; None starts from noise. `chain` has the strength.
     """
 
     bundle: Path
@@ -68,11 +71,12 @@ class SampleRequest:
     negative_prompt: str | None = None
     cluster: Cluster | None = None
     overwrite: bool = False
+    edit: Edit | None = None
 
     @property
     def asked(self) -> AskedSamples:
         """The samples to draw."""
-        return AskedSamples(self.num, self.seed, self.first, self.classes, self.prompts, self.negative_prompt, self.chain)
+        return AskedSamples(self.num, self.seed, self.first, self.classes, self.prompts, self.negative_prompt, self.chain, self.edit)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     model = bundle.manifest.model
     if request.format == "png":
         check_drawable(model.image_shape)
+    if request.cluster is not None and request.edit is not None:
+        raise UsageError("A cluster cannot sample from images.", found="--ray with --image", expected="one of them", mend="leave --ray out")
     found = request.asked.of(bundle)
     own = shards_folder(request.output, _asked(request, bundle))
     if not (request.overwrite or (request.cluster is not None and own.is_dir())):  # all samples beside own shards are of this request
@@ -205,6 +211,9 @@ def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | 
         rows=None if rows is None else tuple(rows.tolist()),
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
+        strength=request.chain.strength,
+        images=None if request.edit is None else request.edit.digests,
+        mask=None if request.edit is None else request.edit.mask_digest,
         runtime=runtime,
         runtime_reason=reason,
         provider=provider_of(runtime),

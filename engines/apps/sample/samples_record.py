@@ -32,6 +32,9 @@ class SamplesRecord(Strict):
         rows: class or conditioning row of each sample, in order of sample number; null for an unconditional model.
         prompts: prompts that the rows index; null if the rows are the bundle's own.
         negative_prompt: prompt that guidance steered away from; null is the model's own choice.
+        strength: share of the steps that was taken from the images; null if the chains started from noise.
+        images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
+        mask: SHA-256 of the file of the mask; null if everything was repainted.
         runtime: runtime of the engines.
         runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
@@ -53,6 +56,9 @@ class SamplesRecord(Strict):
     rows: tuple[NonNegativeInt, ...] | None
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
+    strength: float | None = None
+    images: tuple[str, ...] | None = None
+    mask: str | None = None
     runtime: RuntimeName
     runtime_reason: str | None = None
     provider: Provider

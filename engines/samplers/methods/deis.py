@@ -59,13 +59,14 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
         input_scale=np.ones(S),
         init_sigma=1.0,
         clip=None,
+        state_scale=np.ones(S),
     )
 
 
 def _order(spec: ChainSpec, order: int, i: int) -> int:
     """Return the order of step `i`: what there is to look back on, and less at the end of a chain of few steps."""
     ends_low = spec.schedule.lower_order_final and spec.steps < _FEW_STEPS
-    return min(order, i + 1, spec.steps - i if ends_low else order)
+    return min(order, max(i - spec.first, 0) + 1, spec.steps - i if ends_low else order)
 
 
 def _integrals(rho_next: float, rho: Float64) -> Float64:

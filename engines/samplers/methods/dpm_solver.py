@@ -35,7 +35,7 @@ def compile_dpm_2m(spec: ChainSpec) -> SamplerTable:
 
 
 def _compile(spec: ChainSpec, order: int) -> SamplerTable:
-    schedule, visited = spec.schedule, dpm_levels(spec)
+    visited = dpm_levels(spec)
     level, level_next = visited.level[:-1], visited.level[1:]
     alpha, alpha_next = visited.alpha[:-1], visited.alpha[1:]
     k = 1 + spec.eta
@@ -44,7 +44,7 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
     C = np.zeros((spec.steps, order))
     C[:, 0] = alpha_next * (1 - decay)
     if order == 2:
-        slope = _slope(schedule, visited, k)
+        slope = _slope(spec, visited, k)
         C += np.stack([slope, -slope], axis=1)
     sigma = spec.eta * level_next * alpha_next * np.sqrt(1 - decay)
     return build_table(
@@ -53,14 +53,16 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
     )  # fmt: skip
 
 
-def _slope(schedule: NoiseSchedule, visited: MultistepLevels, k: float) -> Float64:
+def _slope(spec: ChainSpec, visited: MultistepLevels, k: float) -> Float64:
     """Return `G h / h_before` [S]; 0 at the first step, and at the last if the schedule makes it first order."""
+    schedule = spec.schedule
     level, level_next, S = visited.level[:-1], visited.level[1:], len(visited.timestep)
     slope = np.zeros(S)
     second = slice(1, S - _ends_with_first_order(schedule, S))
     h = np.log(level[second] / level_next[second])
     h_before = np.log(level[:-1] / level[1:])[: len(h)]
     slope[second] = visited.alpha[1:][second] * _share(schedule.solver_type, k * h) * h / h_before
+    slope[spec.first] = 0
     return slope
 
 

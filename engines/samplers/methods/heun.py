@@ -28,6 +28,11 @@ def rows_of_heun(steps: int) -> int:
     return 2 * steps - 1
 
 
+def row_of_heun(step: int) -> int:
+    """Return the first row of a step."""
+    return 2 * step
+
+
 def compile_heun(spec: ChainSpec) -> SamplerTable:
     """Compile both halves of every step."""
     t, level = visited_levels(spec)

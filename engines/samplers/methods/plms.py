@@ -69,6 +69,7 @@ def compile_plms(spec: ChainSpec) -> SamplerTable:
         input_scale=np.ones(len(visited)),
         init_sigma=1.0,
         clip=None,
+        state_scale=np.ones(len(visited)),
     )
 
 

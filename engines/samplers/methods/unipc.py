@@ -44,7 +44,7 @@ def _compile(spec: ChainSpec, order: int) -> SamplerTable:
     D = alpha[1:] * level[1:] / (alpha[:-1] * level[:-1])
     C = np.zeros((S, order + 1))
     for i in range(S):
-        if i > 0:
+        if i > spec.first:
             C[i] = D[i] * alpha[i] * _correction(lambda_, i, orders[i - 1], order, spec)
         C[i, : orders[i]] += alpha[i + 1] * _prediction(lambda_, i, orders[i], spec)
     return build_table(
@@ -60,7 +60,7 @@ def _order(spec: ChainSpec, order: int, i: int, level_next: float) -> int:
     """
     if level_next == 0:
         return 1
-    return min(order, i + 1, spec.steps - i if spec.schedule.lower_order_final else order)
+    return min(order, max(i - spec.first, 0) + 1, spec.steps - i if spec.schedule.lower_order_final else order)
 
 
 def _prediction(lambda_: Float64, i: int, order: int, spec: ChainSpec) -> Float64:

@@ -45,8 +45,8 @@ class KlDecoder(DecoderModule):
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
         self.first_stage = _without_encoder(first_stage)
-        self.register_buffer("scale", _column(scale), persistent=False)
-        self.register_buffer("shift", _column(shift), persistent=False)
+        self.register_buffer("scale", scale_column(scale), persistent=False)
+        self.register_buffer("shift", scale_column(shift), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         images: Tensor = self.first_stage.decode(states / self.scale + self.shift, return_dict=False)[0]  # type: ignore[operator]  # diffusers' own
@@ -136,8 +136,8 @@ class VqDecoder(DecoderModule):
         self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]  # of VQModel
         del first_stage.quantize
         self.first_stage = _without_encoder(first_stage)
-        self.register_buffer("scale", _column(scale), persistent=False)
-        self.register_buffer("shift", _column(shift), persistent=False)
+        self.register_buffer("scale", scale_column(scale), persistent=False)
+        self.register_buffer("shift", scale_column(shift), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         latents = (states / self.scale + self.shift).movedim(1, -1)
@@ -182,7 +182,7 @@ def find_first_stage(folder: DiffusersFolder) -> str | None:
             mend=f"to export the denoiser alone, take {name} out of model_index.json: the samples are then latents",
         )
     check_keys(folder.path / name, kind, folder.config(name))
-    _ = _scaling(folder, name)
+    _ = latent_scaling(folder, name)
     return name
 
 
@@ -204,10 +204,10 @@ def patch_of(config: Mapping[str, Any]) -> int:
 def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
     """Load the decoder of a pipeline; None if there is no first stage and the states are images. Raises what `find_first_stage` raises."""
     name = find_first_stage(folder)
-    return None if name is None else FIRST_STAGES[folder.parts[name]](folder.load(name), *_scaling(folder, name))
+    return None if name is None else FIRST_STAGES[folder.parts[name]](folder.load(name), *latent_scaling(folder, name))
 
 
-def _scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel]:
+def latent_scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel]:
     """Return scale and shift of the latents. With statistics, latents are `states * std / scaling_factor + mean`."""
     if folder.pipeline in UNSCALED_PIPELINES or FIRST_STAGES[folder.parts[name]] is PatchDecoder:
         return 1.0, 0.0
@@ -227,7 +227,7 @@ def _scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel
     return [factor / one for one in std], mean
 
 
-def _column(values: PerChannel) -> Tensor:
+def scale_column(values: PerChannel) -> Tensor:
     """Return a value, or a value for each channel [channels, 1, 1], in float32."""
     column = torch.tensor(values, dtype=torch.float32)
     return column.reshape(-1, 1, 1) if column.ndim else column

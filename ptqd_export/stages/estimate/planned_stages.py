@@ -17,6 +17,8 @@ def _network(context: BuildContext) -> Iterator[str]:
     yield "trace"
     if context.model.decoder is not None:
         yield "decoder"
+    if context.model.encoder is not None:
+        yield "encoder"
     yield "states"
     if context.prepares:
         yield "prepare"

@@ -75,6 +75,8 @@ class StageCosts:
         match kind:
             case "decoder":
                 return self._traced_in * _modules(self._context.model.decoder) / _modules(self._context.model.adapter)
+            case "encoder":
+                return self._traced_in * _modules(self._context.model.encoder) / _modules(self._context.model.adapter)
             case "text":
                 return self._traced_in * TEXT * self._encoders
             case "noise":

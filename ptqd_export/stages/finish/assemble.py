@@ -46,10 +46,11 @@ from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
 from ptqd_export.stages.network.decoding import DECODER, decoder_record
+from ptqd_export.stages.network.encoding import ENCODER, encoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
 from ptqd_export.stages.network.text import text_record
 
-PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{TEXT}/*")
+PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{ENCODER}*", f"{TEXT}/*")
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -61,6 +62,7 @@ class Parts:
         graphs: folders of the graphs, by precision.
         prepared: folder of the stage that prepared the network, or of the stage that traced it.
         decoder: folder of the decoder's graph, or None.
+        encoder: folder of the encoder's graph, or None.
         text: folder of the text encoders' graphs, or None.
         walked: folder of the walk of the default schedule.
         chosen: the chain that a budget bought, or None.
@@ -71,6 +73,7 @@ class Parts:
     graphs: Mapping[str, Path]
     prepared: Path
     decoder: Path | None
+    encoder: Path | None
     text: Path | None
     walked: Path
     chosen: Chosen | None
@@ -95,7 +98,11 @@ def assemble(context: BuildContext, output: Path, parts: Parts) -> None:
 
 def _bytes_needed(parts: Parts) -> int:
     """Return the bytes of the graphs and statistics, which make up most of a bundle."""
-    folders = [*parts.graphs.values(), parts.walked, *(folder for folder in (parts.decoder, parts.text) if folder is not None)]
+    folders = [
+        *parts.graphs.values(),
+        parts.walked,
+        *(folder for folder in (parts.decoder, parts.encoder, parts.text) if folder is not None),
+    ]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
@@ -104,8 +111,8 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
     networks = {name: _write_network(context, writer, parts.graphs, name) for name in parts.graphs}
-    if parts.decoder is not None:
-        for file in graph_files(parts.decoder / DECODER):
+    for folder_of, graph in ((parts.decoder, DECODER), (parts.encoder, ENCODER)):
+        for file in () if folder_of is None else graph_files(folder_of / graph):
             writer.copy(file.name, file)
     if parts.text is not None:
         for file in sorted((parts.text / TEXT).iterdir()):
@@ -270,6 +277,7 @@ def _manifest(
             conditioning=conditioning,
             noise_schedule=context.noise_schedule,
             decoder=decoder_record(parts.decoder),
+            encoder=encoder_record(parts.encoder),
             text=text_record(parts.text),
             guidance_patch=model.guidance_patch,
         ),

@@ -13,19 +13,19 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
-DECODER = "decoder"
+DECODER, ENCODER = "decoder", "encoder"
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine of a bundle: for a precision, a group of its steps, a piece of its network, or the decoder."""
+    """An engine of a bundle: for a precision, a group of its steps, a piece of its network, the decoder, or the encoder."""
 
     name: str
     engine: CachedEngine
 
     @property
     def precision(self) -> str:
-        """The precision that the engine belongs to, or the decoder's name."""
+        """The precision that the engine belongs to, or the name of the decoder or encoder."""
         return self.name.partition(" ")[0]
 
 
@@ -41,8 +41,9 @@ def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
             for cut, made in one.cuts.items():
                 files |= {f"{_engine_name(name, one)} at {cut}, full": made.full, f"{_engine_name(name, one)} at {cut}, reuse": made.reuse}
         graphs |= {key: bundle.graph(graph, record.graph) for key, graph in files.items()}
-    decoder = bundle.manifest.model.decoder
-    return graphs if decoder is None else {**graphs, DECODER: bundle.graph(decoder.file)}
+    model = bundle.manifest.model
+    beside = {name: record.file for name, record in ((DECODER, model.decoder), (ENCODER, model.encoder)) if record is not None}
+    return graphs | {name: bundle.graph(file) for name, file in beside.items()}
 
 
 def _engine_name(precision: str, network: NetworkGraphs) -> str:

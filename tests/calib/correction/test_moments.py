@@ -159,6 +159,8 @@ def test_json_gives_back_every_bit() -> None:
         ("mean", [[[float("nan")] * 3] * CHANNELS] * 4),
         ("scatter", [[[[1.0] * 3] * 2] * CHANNELS] * 4),
         ("scatter", [[1.0], [1.0, 2.0]]),
+        ("scatter", [[[[1.0, 0.0, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 1.0]]] * CHANNELS] * 4),
+        ("scatter", [[[[1.0, 1.1, 0.0], [1.1, 1.0, 0.0], [0.0, 0.0, 1.0]]] * CHANNELS] * 4),
         ("scatter", None),
     ],
 )

@@ -80,7 +80,7 @@ def test_noise_is_that_of_the_network_with_the_layer_alone_quantized(network: Ne
 
 
 def test_the_share_goes_to_the_layers_that_are_noisiest_for_their_cost() -> None:
-    noise = {"small": 0.2, "large": 0.3, "cheap": 0.0001, "quiet": 0.002}
+    noise = {"small": 0.2, "large": 0.3, "cheap": 0.000001, "quiet": 0.002}
     cost = {"small": 10.0, "large": 60.0, "cheap": 0.0, "quiet": 30.0}
     assert within_share(noise, cost, 0.0) == []
     assert within_share(noise, cost, 0.1) == ["small"]

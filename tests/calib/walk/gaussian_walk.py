@@ -41,7 +41,7 @@ def ddim(eta: float = 1.0, steps: int = STEPS) -> SamplerTable:
         name="ddim", timestep=timestep.astype(np.float64), alpha_bar=a, x_coeff=A, out_coeff=B,
         prediction_coeffs=np.stack([1 / np.sqrt(a), -np.sqrt(1 - a) / np.sqrt(a)], axis=1),
         epsilon_coeffs=np.tile([0.0, 1.0], (steps, 1)), history_coeffs=np.empty((steps, 0)),
-        sigma=sigma, input_scale=np.ones(steps), init_sigma=1.0, clip=None,
+        sigma=sigma, input_scale=np.ones(steps), init_sigma=1.0, clip=None, state_scale=np.ones(steps),
     )  # fmt: skip
 
 

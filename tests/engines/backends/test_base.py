@@ -64,6 +64,6 @@ def test_wrong_feeds_are_refused_before_the_runtime_sees_them(wrong: dict[str, A
 
 
 def test_output_without_a_row_for_each_of_the_inputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sum, "_run", lambda *_: np.zeros((3, 2, 3), dtype=np.float32))
+    monkeypatch.setattr(Sum, "_run", lambda *_: [np.zeros((3, 2, 3), dtype=np.float32)])
     with pytest.raises(PtqdError, match=r"(?s)output of the sum has the wrong shape.*found:    \[3, 2, 3\].*expected: 4 rows"):
         Sum().run(feeds())

@@ -67,6 +67,7 @@ MANIFEST: dict[str, Any] = {
             "rho": 7.0,
         },
         "decoder": None,
+        "encoder": None,
         "text": None,
         "guidance_patch": None,
     },

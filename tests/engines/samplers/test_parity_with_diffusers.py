@@ -18,6 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from engines.chain.late_start import first_step
 from engines.chain.update import update
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
 from engines.samplers.levels.alphas import alpha_bar
@@ -100,11 +101,14 @@ def walk_table(table: SamplerTable, noise: Array) -> Iterator[Array]:
         yield x
 
 
-def walk_diffusers(scheduler: Any, noise: Array, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Array]:
+def walk_diffusers(
+    scheduler: Any, noise: Array, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, late: int | None = None
+) -> Iterator[Array]:
+    """The states after each step from noise, or from a state before the timestep with the index `late`."""
     fresh = iter(torch.from_numpy(noise[1:]))
     monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", lambda *_, **__: next(fresh), raising=False)
-    x = noise[0] * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    for t in scheduler.timesteps.tolist():
+    x = noise[0] * (float(getattr(scheduler, "init_noise_sigma", 1.0)) if late is None else 1.0)
+    for t in scheduler.timesteps.tolist()[late:]:
         scaled = scheduler.scale_model_input(torch.from_numpy(x), t).numpy() if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(torch.from_numpy(network(scaled, t)), t, torch.from_numpy(x), **options).prev_sample.numpy()
         yield x
@@ -129,7 +133,7 @@ def differences(
     scheduler.set_timesteps(**asked or {"num_inference_steps": steps})
     schedule = NoiseSchedule.from_scheduler_config({"_class_name": kind, **scheduler.config})
     alphas = scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None
-    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas, **chosen or {})
+    table = compile_sampler(name, steps, SAMPLERS[name].eta if eta is None else eta, schedule, alphas, **chosen or {})  # type: ignore[arg-type]  # the levels that it has
     assert table.steps == SAMPLERS[name].rows(steps) == len(scheduler.timesteps)
     np.testing.assert_allclose(table.timestep, scheduler.timesteps, rtol=1e-12 if dtype == np.float64 else 1e-6, atol=1e-12)
     noise = noise_of(table.steps, dtype)
@@ -140,6 +144,40 @@ def differences(
     assert np.abs(theirs[-1] - noise[0]).max() > 0.1
     assert len(np.unique(theirs[-1])) > 10, "nearly every pixel ended on the bound, so there is nothing to compare"
     return [float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b)))) for a, b in zip(ours, theirs, strict=True)]
+
+
+def late_differences(name: str, steps: int, strength: float, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> float:
+    """Largest difference between the ends of two chains that start late, as diffusers' image-to-image pipelines do."""
+    kind, always = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind)(**always | config)
+    scheduler.set_timesteps(num_inference_steps=steps)
+    first = first_step(steps, strength)
+    row_of = SAMPLERS[name].row_of
+    assert row_of is not None
+    row = row_of(first)
+    schedule = NoiseSchedule.from_scheduler_config({"_class_name": kind, **scheduler.config})
+    alphas = scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None
+    table = compile_sampler(name, steps, SAMPLERS[name].eta, schedule, alphas, first=first)
+    noise = noise_of(table.steps, np.float64)
+    clean = np.random.default_rng(4).standard_normal(SHAPE)
+
+    assert row == first * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(row)
+    at, of_clean, of_noise = scheduler.timesteps[row : row + 1], torch.from_numpy(clean)[None], torch.from_numpy(noise[0])[None]
+    is_flow = hasattr(scheduler, "scale_noise")
+    begin = scheduler.scale_noise(of_clean, at, of_noise) if is_flow else scheduler.add_noise(of_clean, of_noise, at)
+    alpha, sigma = table.levels[row]
+    x: Array = alpha * clean + sigma * noise[0]
+    np.testing.assert_allclose(x, begin.numpy()[0], rtol=1e-9, atol=1e-9)
+    theirs = list(walk_diffusers(scheduler, np.concatenate([begin.numpy(), noise[1:]]), {}, monkeypatch, row))
+    history: list[Array] = []
+    for i in range(row, table.steps):
+        step = table.step(i)
+        x, history = update(x, network(step.input_scale * x, step.timestep), step, history)
+        x = x + step.sigma * noise[1 + i - row]
+    assert len(theirs) == table.steps - row
+    return float(np.max(np.abs(x - theirs[-1]) / np.maximum(1, np.abs(x))))
 
 
 def configs(**choices: list[Any]) -> list[dict[str, Any]]:
@@ -319,6 +357,17 @@ class TestInFloat64:
     @pytest.mark.parametrize("name", ["deis2", "deis3"])
     def test_the_end_of_deis(self, name: str, lower_order_final: bool, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(differences(name, steps, {"lower_order_final": lower_order_final}, monkeypatch)) <= TOLERANCE
+
+    @pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+    @pytest.mark.parametrize("name", [name for name in SCHEDULERS if SAMPLERS[name].row_of is not None])
+    def test_a_late_start(self, name: str, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"shift": 3.0} if name == "flow-euler" else STABLE_DIFFUSION
+        config = config | ({"clip_sample": False} if name in ("ddim", "ddpm") else {})
+        assert late_differences(name, 20, strength, config, monkeypatch) <= TOLERANCE
+
+    @pytest.mark.parametrize("name", ["dpm++2m", "unipc2", "unipc3"])
+    def test_a_late_start_on_a_flow(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert late_differences(name, 20, 0.6, FLOW, monkeypatch) <= TOLERANCE
 
     @pytest.mark.parametrize("steps", [1, 9])
     @pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])

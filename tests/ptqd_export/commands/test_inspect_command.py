@@ -71,7 +71,7 @@ def test_layers_have_the_bits_scales_and_costs_of_their_quantizers(class_build: 
             assert told["reason"]
             continue
         scale = found.weight.scale
-        assert told["weight"] == {"channels": len(scale), "smallest": scale.min().item(), "largest": scale.max().item()}
+        assert told["weight"] == {"channels": len(scale), "group": None, "smallest": scale.min().item(), "largest": scale.max().item()}
         assert told["input"] == (None if found.input is None else {"scale": found.input.scale, "zero_point": found.input.zero_point})
 
 

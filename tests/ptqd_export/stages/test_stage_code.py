@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 STAGES = {
     "trace": "network.tracing",
     "decoder": "network.decoding",
+    "encoder": "network.encoding",
     "text": "network.text",
     "states": "network.states",
     "prepare": "network.preparation",

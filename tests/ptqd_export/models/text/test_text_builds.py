@@ -96,7 +96,7 @@ def check_calibrated_rows(plan: PlanFile) -> None:
 
 @pytest.fixture(scope="module")
 def sdxl_plan(sdxl: Path) -> PlanFile:
-    return built(plan_of(sdxl))
+    return built(plan_of(sdxl, encoder=True))
 
 
 def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
@@ -121,6 +121,39 @@ def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
         "text_encoder.onnx", "text_encoder_2.onnx", "tokenizer.json", "tokenizer_2.json",
     }  # fmt: skip
     check_calibrated_rows(sdxl_plan)
+
+
+def test_sdxl_starts_from_images_as_its_own_pipelines_do(sdxl_plan: PlanFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
+
+    bundle = Bundle.open(sdxl_plan.output_path)
+    shape, (_, height, width) = bundle.manifest.model.sample_shape, bundle.manifest.model.image_shape
+    pixels = np.random.default_rng(1).integers(0, 256, (len(PROMPTS), height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[: height // 2] = 255
+    kinds: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+        (StableDiffusionXLImg2ImgPipeline, {}, {}),
+        (StableDiffusionXLInpaintPipeline, {"mask_image": [Image.fromarray(mask)] * len(PROMPTS)}, {"mask": mask}),
+    ]
+    for kind, given, drawn in kinds:
+        module = sys.modules[kind.__module__]
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(start(shape, len(PROMPTS))))
+        monkeypatch.setattr(module, "retrieve_latents", lambda output, **_: output.latent_dist.mode())
+        parts = {name: part for name, part in pipeline(sdxl_plan.model_path).components.items() if part is not None}
+        of_images = kind(**parts, add_watermarker=False, force_zeros_for_empty_prompt=True)
+        of_images.set_progress_bar_config(disable=True)
+        expected = of_images(
+            prompt=list(PROMPTS), image=[Image.fromarray(one) for one in pixels], strength=0.7, num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE, eta=0.0, output_type="latent", **given, **({"height": height, "width": width} if given else {}),
+        ).images.numpy()  # fmt: skip
+        with engines.open_bundle(sdxl_plan.output_path) as opened:
+            found = opened.sample(
+                len(PROMPTS), seed=SEED, prompts=PROMPTS, image=pixels, strength=0.7, precision="fp32", latents=True, **drawn
+            )
+            again = [opened.sample(1, seed=SEED, first=n, prompts=PROMPTS[n], image=pixels[n], strength=0.7, **drawn) for n in range(2)]
+            together = opened.sample(2, seed=SEED, prompts=PROMPTS, image=pixels, strength=0.7, **drawn)
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+        assert np.abs(np.concatenate(again).astype(int) - together).max() <= 1
 
 
 @pytest.mark.parametrize("negative", [None, NEGATIVE])

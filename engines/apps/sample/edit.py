@@ -1,0 +1,115 @@
+"""Images that samples start from, and the part of them to repaint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.apps.pictures.images import check_drawable
+from engines.apps.pictures.picture_files import GivenPicture, check_picture, mask_state, picture_digest, picture_state, pictures_in
+from engines.arrays import Float32, Int64
+from engines.bundle.bundle import Bundle
+from engines.chain.origin import Origin
+from engines.chain.sampling import Chain
+from engines.errors import UsageError
+from engines.networks.encoder import check_encodable
+from engines.networks.kept_engines import KeptEngines
+
+STRENGTH = 0.8
+"""Strength that a user does not choose, as in diffusers' image-to-image pipelines."""
+
+GivenImages: TypeAlias = str | Path | NDArray[Any]
+
+
+def chosen_strength(edit: Edit | None, strength: float | None) -> float | None:
+    """Return the strength of a run: the given one, or the usual one for a run that starts from images."""
+    return STRENGTH if edit is not None and strength is None else strength
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Images to start from.
+
+    Attributes:
+        images: one image for all samples, or one for each.
+        mask: white where the samples are repainted; None repaints all.
+    """
+
+    images: tuple[GivenPicture, ...]
+    mask: GivenPicture | None = None
+
+    @classmethod
+    def of(cls, image: GivenImages | None, mask: GivenImages | None = None) -> Edit | None:
+        """Return the edit that a user asks for; None without images.
+
+        Args:
+            image: a PNG file, a folder of them, uint8 pixels [H, W] or [H, W, C] of one image, or those of several, [N, H, W, C].
+            mask: a PNG file, or uint8 or bool pixels [H, W] or [H, W, 1].
+
+        Raises:
+            UsageError: there are no such pictures, or a mask without an image.
+        """
+        if image is None:
+            if mask is not None:
+                raise UsageError("A mask needs an image.", found="a mask without an image", expected="the image to keep a part of")
+            return None
+        if isinstance(image, np.ndarray):
+            images: tuple[GivenPicture, ...] = tuple(image) if image.ndim == 4 else (image,)
+        else:
+            images = pictures_in(Path(image))
+        return cls(images, mask if mask is None or isinstance(mask, np.ndarray) else Path(mask))
+
+    def check(self, bundle: Bundle, num: int) -> None:
+        """Check, before any engine opens, that `num` samples of a bundle can start from the images.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        model = bundle.manifest.model
+        check_drawable(model.image_shape, mend="sample without an image")
+        check_encodable(bundle)
+        if len(self.images) not in (1, num):
+            raise UsageError(
+                "The number of images does not fit the number of samples.",
+                found=f"{len(self.images)} images for {num} samples",
+                expected=f"1 image for all samples, or {num}",
+            )
+        for image in self.images:
+            check_picture(image, model.image_shape)
+        if self.mask is None:
+            return
+        check_picture(self.mask, model.image_shape, mask=True)
+        if len(model.sample_shape) != 3:
+            raise UsageError("A mask needs states with a height and a width.", found=f"states of {list(model.sample_shape)}")
+
+    def origin(self, bundle: Bundle, chain: Chain, kept: KeptEngines, *, first: int, strength: float) -> Origin:
+        """Return what the chains start from; `first` is the number of the sample that takes the first image."""
+        model = bundle.manifest.model
+        mask = None if self.mask is None else mask_state(self.mask, model.image_shape, model.sample_shape[1:])
+        return Origin(chain.levels, self._clean(model.image_shape, kept, first), mask, from_noise=mask is not None and strength == 1)
+
+    def _clean(self, shape: tuple[int, ...], kept: KeptEngines, first: int) -> Callable[[Int64], Float32]:
+        encode = kept.encoder
+        if len(self.images) == 1:
+            alone = encode(picture_state(self.images[0], shape)[None])
+            return lambda _: alone
+
+        def clean(samples: Int64) -> Float32:
+            return encode(np.stack([picture_state(self.images[n - first], shape) for n in samples.tolist()]))
+
+        return clean
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of the files of the images, in their order."""
+        return tuple(picture_digest(image) for image in self.images if isinstance(image, Path))
+
+    @property
+    def mask_digest(self) -> str | None:
+        """SHA-256 of the file of the mask; None if there is none."""
+        return picture_digest(self.mask) if isinstance(self.mask, Path) else None

@@ -1,0 +1,103 @@
+"""A chain that starts in its middle, from a clean sample with noise (SDEdit: Meng et al. 2021, arXiv 2108.01073)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from engines.chain.schedule import Schedule, Step
+from engines.errors import BundleError, UsageError
+from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable
+
+Level: TypeAlias = tuple[float, float]
+"""`(alpha, sigma)` of a state `alpha x0 + sigma eps`."""
+
+CLEAN: Level = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LateStart:
+    """The rest of a chain.
+
+    Attributes:
+        schedule: the steps that are left, numbered from 0.
+        levels: level of the state before each step, and that of the sample at the end, [S + 1].
+    """
+
+    schedule: Schedule
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def of(cls, schedule: Schedule, noise_schedule: NoiseSchedule, strength: float) -> LateStart:
+        """Return what a strength leaves of a schedule.
+
+        A sampler with history takes the first step in first order, and those behind in as high an order as the new predictions allow. The
+        correction of such a step stays that of its usual order. The first step is not shifted, because its state has no noise of earlier
+        steps, and computes everything.
+
+        Args:
+            schedule: the whole schedule.
+            noise_schedule: noise schedule of the model.
+            strength: share of the steps to take, as in diffusers.
+
+        Raises:
+            UsageError: the strength leaves no step, or the sampler cannot start at that step.
+            BundleError: the schedule has other steps than its sampler.
+        """
+        sampler = schedule.sampler
+        first = first_step(sampler.steps, strength)
+        row = _row(sampler.name, first, sampler.steps)
+        whole, late = sampler.table(noise_schedule), sampler.table(noise_schedule, first)
+        if whole.steps != len(schedule.steps):
+            raise BundleError("A schedule has other steps than its sampler.", found=len(schedule.steps), expected=whole.steps)
+        steps = tuple(_steps(schedule.steps, whole, late, row))
+        return cls(schedule.model_copy(update={"steps": steps}), (*late.levels[row:], CLEAN))
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Return the step that a chain of `steps` steps starts at, by the rule of diffusers' `StableDiffusionImg2ImgPipeline`.
+
+    Raises:
+        UsageError: the strength is not above 0 and at most 1, or leaves no step.
+    """
+    if not 0 < strength <= 1:
+        raise UsageError("The strength is out of range.", found=f"strength {strength:g}", expected="above 0, and at most 1")
+    taken = min(int(steps * strength), steps)
+    if taken == 0:
+        raise UsageError(
+            "The strength leaves no step of the chain.",
+            found=f"strength {strength:g} of {steps} steps",
+            expected=f"{1 / steps:.3g} or more",
+            mend="raise the strength, or use a schedule with more steps",
+        )
+    return steps - taken
+
+
+def _row(name: str, first: int, steps: int) -> int:
+    """Return the row of the sampler's table that its step `first` begins with."""
+    row_of = SAMPLERS[name].row_of
+    if row_of is not None:
+        return row_of(first)
+    if first == 0:
+        return 0
+    raise UsageError(
+        f"The sampler {name} cannot start in the middle of its chain: it takes its first step twice.",
+        found=f"a start at step {first} of {steps}",
+        expected="strength 1, or another sampler",
+        mend="add a schedule with `ptqd-export schedule --sampler ddim` or `--sampler dpm++2m`, and name it with --schedule",
+    )
+
+
+def _steps(steps: tuple[Step, ...], whole: SamplerTable, late: SamplerTable, row: int) -> Iterator[Step]:
+    """Yield the steps from `row` on, with the coefficients of the late start where they differ from those of the whole chain."""
+    for i in range(row, len(steps)):
+        changes: dict[str, object] = {"step": i - row}
+        found = late.step(i)
+        if found != whole.step(i):
+            changes |= {"x_coeff": found.x_coeff, "out_coeff": found.out_coeff, "history_coeffs": found.history_coeffs}
+        if i == row or found != whole.step(i):
+            changes["shifted"] = None
+        if i == row and steps[i].reuse is not None:
+            changes |= {"reuse": None, "mixed": None}
+        yield steps[i].model_copy(update=changes)
