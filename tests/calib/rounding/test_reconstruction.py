@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calib.quantizers.observers import observe_activations
 from calib.quantizers.oracle import fake_quantized
+from calib.quantizers.preparation.rotation import rotate_inputs
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.layers import Layer
@@ -93,9 +94,11 @@ class Case:
             return float((fake_quantized(self.network, layers)(x) - self.network(x)).square().mean())
 
 
-def _case(precision: str, low_rank: int | None = None) -> Case:
+def _case(precision: str, low_rank: int | None = None, *, rotated: bool = False) -> Case:
     torch.manual_seed(0)
     network = Network().eval()
+    if rotated:
+        rotate_inputs(network, {layer.name: 16 for layer in _layers() if layer.role == "inner"})
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(STATES + 200, 3, generator=generator) @ torch.randn(3, 8, generator=generator)
     layers = _layers()
@@ -142,6 +145,13 @@ def test_the_rest_is_learned_beside_branches(tmp_path: Path, unit: Unit) -> None
     assert all(after.branch is before.branch for before, after in zip(branched.nearest, layers, strict=True))
     assert sum(layer.branch is not None for layer in layers) == 6
     assert branched.error(layers) < 0.8 * branched.error(branched.nearest)
+
+
+@pytest.mark.parametrize("unit", ["layer", "block"])
+def test_layers_of_rotated_inputs_are_learned(tmp_path: Path, unit: Unit) -> None:
+    """Where a block is a layer, its stored inputs are those before the rotation, which the layer then does itself."""
+    case = _case("w3a8", rotated=True)
+    assert case.error(case.learn(tmp_path, unit)) < 0.8 * case.error(case.nearest)
 
 
 def test_weights_are_within_one_step_of_the_nearest_and_boundaries_untouched(
