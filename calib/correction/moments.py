@@ -166,6 +166,8 @@ class Moments:
     def _check(self) -> None:
         F, V = len(self.count), len(self.variables)
         C = self.mean.shape[1] if self.mean.ndim == 3 else 0
+        if not all(isinstance(name, str) for name in self.variables):
+            raise ValueError("variables are not names")
         shapes = {"count": (F,), "samples": (F,), "mean": (F, C, V), "scatter": (F, C, V, V)}
         for key, shape in shapes.items():
             array = getattr(self, key)

@@ -150,6 +150,7 @@ def test_json_gives_back_every_bit() -> None:
     ("field", "damaged"),
     [
         ("variables", ["x", "e"]),
+        ("variables", ["x", "e", ["d"]]),
         ("count", [120, 120, 100]),
         ("count", [120.0, 120.0, 100.0, 100.0]),
         ("samples", [6, 6, 5, 500]),
