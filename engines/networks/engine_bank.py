@@ -155,8 +155,8 @@ class EngineBank:
         return self._batch * (2 if self.guided else 1)
 
     def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
-        engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)
-        self._bundle.graph(graph, record.graph)  # hashes the file again if it was replaced while the runtime opened it
+        engine = self._backend.open(self._bundle.graph(graph, record.weights_of), rows)
+        self._bundle.graph(graph, record.weights_of)  # hashes the file again if it was replaced while the runtime opened it
         return engine
 
     def _check_fits(self, engine: Engine, given: Mapping[str, TensorSpec], made: Mapping[str, Engine] = MappingProxyType({})) -> None:

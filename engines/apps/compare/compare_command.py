@@ -16,6 +16,7 @@ from engines.apps.compare.visits import Visit, spread_steps, visits
 from engines.arrays import Float32, Int64
 from engines.backends.choice import Runtime, on_onnxruntime, open_backend
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.correction import correct
 from engines.chain.denoiser import guide
 from engines.chain.finite import check_output
@@ -51,6 +52,7 @@ class CompareRequest:
         batch_size: number of samples that the networks process at once.
         save: folder for inputs and outputs in Polygraphy's format, or None.
         runtime: runtime of the engines; the reference is always full precision on ONNX Runtime and the CPU.
+        size: height and width of the images in pixels; None takes the bundle's first.
     """
 
     bundle: Path
@@ -62,6 +64,7 @@ class CompareRequest:
     batch_size: int = 16
     save: Path | None = None
     runtime: Runtime = "target"
+    size: ImageSize | None = None
 
 
 def compare_bundle(request: CompareRequest) -> CompareResult:
@@ -73,7 +76,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
         PtqdError: the bundle is damaged, or a network failed.
     """
     run_engines = _polygraphy()
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.size)
     schedule = bundle.schedule(request.schedule)
     guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
     backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle, provider="CPU")
