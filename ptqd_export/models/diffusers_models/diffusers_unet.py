@@ -80,7 +80,7 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         steps=folder.few_steps.steps,
         guidance=folder.few_steps.guidance,
     )
-    return checked(folder, declared, DiffusersAdapter)
+    return checked(folder, declared, DiffusersAdapter, size)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:

@@ -39,7 +39,7 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         guidance_patch=family.side(config) if family.keeps_norm else None,
         texts=texts,
     )
-    return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))
+    return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame), size)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:
