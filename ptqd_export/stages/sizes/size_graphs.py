@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calib.quantizers.group_choice import Span
 from calib.quantizers.quantize import ActivationQuantizers
@@ -27,6 +30,8 @@ from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.sizes.size_network import SizeNetwork, device_of
 from ptqd_export.stages.stage_cache import StageCache
 
+Reference: TypeAlias = dict[tuple[int, ...], NDArray[np.floating]]
+
 
 @dataclass(frozen=True)
 class _Decided:
@@ -42,9 +47,15 @@ class _Decided:
     settings: Mapping[str, Any]
     learned: Path | None
 
-    def at(self, network: SizeNetwork, seen: Path) -> _Decided:
-        """Return the same at a further size, given the folder with the observations. All sizes share the scales that are found."""
-        sources = replace(self.sources, prepared=network.prepared, states=network.states, seen=seen, reference={})
+    def at(self, network: SizeNetwork, seen: Path, reference: Reference) -> _Decided:
+        """Return the same at a further size. All sizes share the scales that are found.
+
+        Args:
+            network: the networks at the size.
+            seen: folder with the observations.
+            reference: outputs that the size's precisions are verified against; see `Sources`.
+        """
+        sources = replace(self.sources, prepared=network.prepared, states=network.states, seen=seen, reference=reference)
         settings = {**self.settings, "prepared": network.prepared.name, "seen": seen.name, "states": network.states.name}
         return _Decided(sources, settings, self.learned)
 
@@ -60,10 +71,11 @@ def make_graphs(networks: Sequence[SizeNetwork]) -> list[dict[str, Path]]:
     found: Mapping[Path, dict[Span, ActivationQuantizers]] = {folder: defaultdict(dict) for folder in seen[0].values()}
     shared = {folder: Sources(first.prepared, first.states, folder, slower, found=own) for folder, own in found.items()}
     decided = {one.name: _decided(first, one, shared[seen[0][one.name]]) for one in first.context.quantized_precisions}
-    return [
-        _graphs(network, decided if network is first else {name: one.at(network, own[name]) for name, one in decided.items()})
-        for network, own in zip(networks, seen, strict=True)
-    ]
+    made = [_graphs(first, decided)]
+    for network, own in zip(networks[1:], seen[1:], strict=True):
+        reference: Reference = {}
+        made.append(_graphs(network, {name: one.at(network, own[name], reference) for name, one in decided.items()}))
+    return made
 
 
 def _graphs(network: SizeNetwork, decided: Mapping[str, _Decided]) -> dict[str, Path]:
