@@ -77,7 +77,7 @@ class Step(Strict):
 
     @property
     def network(self) -> str:
-        """Name of the network whose correction the step takes: the precision, or a cut of it, see `engines.chain.features`."""
+        """Name of the network whose correction the step takes: a precision, or a precision at a cut, see `engines.chain.features`."""
         return self.precision if self.reuse is None else cut_name(self.precision, self.reuse)
 
     @property
