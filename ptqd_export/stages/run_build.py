@@ -118,7 +118,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     times = _times(context, graphs, chosen, progress) if context.is_timed else None
     write_times(context, output, times)
     if chosen is not None and chosen.times is not None:
-        write_time_frontier(context, output, chosen, chosen.times)
+        write_time_frontier(context, output, chosen, graphs, chosen.times)
     with _uncached("optimize", progress):
         optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
@@ -308,8 +308,8 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     if not spends:
         return first, None
     chosen = choose_precisions(context, cache, graphs, first)
-    make = partial(make_statistics, context, graphs, settings.spent(chosen.precisions))
-    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make, room=needed), chosen
+    make = partial(make_statistics, context, graphs, settings.spent(chosen.networks))
+    return cache.run("schedule", {**wanted, "chosen": chosen.networks}, make, room=needed), chosen
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
