@@ -47,8 +47,3 @@ def test_budget_chooses_the_steps_that_reuse_itself_and_takes_only_their_cut(wri
     assert 'no "every" or "steps" of "reuse" with the policy "budget"' in found
     found_reuse = load_plan(write(reuse=TWO, steps={**budget, "reuse": {"cut": "skip_3"}})).plan.steps.reuse
     assert found_reuse == ReusingStepsSection(cut="skip_3")
-
-
-def test_target_without_features_to_keep_is_refused(write: Write) -> None:
-    (found,) = problems(write(reuse=AUTO, target={"name": "tensorrt"}))
-    assert "TensorRT engines cannot keep features" in found
