@@ -16,6 +16,7 @@ from engines.apps.pictures.images import is_drawable
 from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.bundle.bundle import Bundle
 from engines.cluster.session import Cluster
+from engines.errors import UsageError
 from engines.host.interruption import keeping
 from engines.host.machine import machine_name
 from ptqd_export.models.text.prompts import calibration_prompts
@@ -143,7 +144,14 @@ def _with_named_cuts(context: BuildContext, traced: Path) -> BuildContext:
     plan_file = context.plan_file
     if not plan_file.plan.reuse.cuts:
         return context
-    reuse = plan_file.plan.reuse.model_copy(update={"cuts": named_cuts(traced, plan_file.plan.reuse.cuts)})
+    found = named_cuts(traced, plan_file.plan.reuse.cuts)
+    if not found and plan_file.plan.steps.reuse is not None:
+        raise UsageError(
+            "The network has no cut where reused features would save half of a step.",
+            found='reuse.cuts "auto" with steps.reuse',
+            expected="the name of a cut, or a plan without steps.reuse",
+        )
+    reuse = plan_file.plan.reuse.model_copy(update={"cuts": found})
     return context.changed(replace(plan_file, plan=plan_file.plan.model_copy(update={"reuse": reuse})))
 
 

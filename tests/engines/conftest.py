@@ -94,7 +94,10 @@ def host_tensorrt(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> HostT
     def reusing(sample: Array, timestep: Array, labels: Array, kept: Array) -> Array:
         return network(0.5)(sample + kept, timestep, labels)
 
-    cut = {b"full": lambda sample, timestep, labels: reusing(sample, timestep, labels, sample), b"reuse": reusing}
+    cut: dict[bytes, Callable[..., Array]] = {
+        b"full": lambda sample, timestep, labels: reusing(sample, timestep, labels, sample),
+        b"reuse": reusing,
+    }
     real = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0), b"shown": network(2.0), **cut})
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)

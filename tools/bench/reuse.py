@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from tools.bench.models import REUSE_PRECISION
 
 EVERY = (2, 3, 5)
 """A chain computes everything at every such step."""
+
+
+_Key: TypeAlias = tuple[str | None, int | None]
+"""Where a chain reuses features, and at every which step it does not; None for the chain that computes everything."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def time_reuse(folder: Path, asked: Asked, tell: Callable[[str], None]) -> Itera
     own = bundle.schedule()
     for steps in asked.steps:
         schedule = of_length(own, steps)
-        chains = {(None, None): schedule, **{(cut, every): reusing(schedule, cut, every) for cut in cuts for every in EVERY}}
+        chains: dict[_Key, Schedule] = {(None, None): schedule}
+        chains |= {(cut, every): reusing(schedule, cut, every) for cut in cuts for every in EVERY}
         tell(f"{steps} steps: {len(chains)} chains, {asked.rounds} rounds")
         contestants = _contestants(bundle, asked, chains)
         seconds = interleaved_medians({str(key): one.run for key, one in contestants.items()}, asked.rounds)
@@ -106,9 +112,7 @@ def reusing(schedule: Schedule, cut: str, every: int) -> Schedule:
     return schedule.model_copy(update={"steps": tuple(steps)})
 
 
-def _contestants(
-    bundle: Bundle, asked: Asked, chains: Mapping[tuple[str | None, int | None], Schedule]
-) -> dict[tuple[str | None, int | None], _Contestant]:
+def _contestants(bundle: Bundle, asked: Asked, chains: Mapping[_Key, Schedule]) -> dict[_Key, _Contestant]:
     schedule = chains[None, None]
     timesteps = {REUSE_PRECISION: Chain(schedule, {}, REUSE_PRECISION).timesteps[REUSE_PRECISION]}
     backend = open_backend(bundle, asked.runtime)
