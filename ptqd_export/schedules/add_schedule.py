@@ -7,13 +7,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from calib.walk.budget import Menu, check_budget, choose
-from calib.walk.cheapest_chain import cheapest_reaching
+from calib.walk.cheapest_chain import cheapest_reaching, decibels, predicted_error
 from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
 from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
@@ -41,17 +41,28 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 @dataclass(frozen=True)
 class AddedSchedule:
-    """The added schedule, and how long adding it took."""
+    """The added schedule.
+
+    Attributes:
+        bundle: folder of the bundle.
+        name: name of the schedule.
+        schedule: the schedule.
+        fit: what it was fitted on.
+        seconds: how long adding it took.
+        predicted: PSNR in dB that the probes predict of a chain that a budget chose; None for other chains, and for latent models.
+    """
 
     bundle: Path
     name: str
     schedule: Schedule
     fit: Fit
     seconds: float
+    predicted: float | None = None
 
     def __str__(self) -> str:
         taken = Counter(step.network for step in self.schedule.steps)
         steps = ", ".join(f"{count} {precision}" for precision, count in taken.items())
+        steps += "" if self.predicted is None else f", predicted PSNR {self.predicted:.1f} dB"
         how = "refitted from the stored moments" if self.fit == "moments" else "fitted on a new walk"
         return (
             f"schedule {self.name}: {how} in {self.seconds:.1f} s, steps: {steps}; "
@@ -75,21 +86,22 @@ def add_schedule(bundle: str | PathLike[str], name: str, request: ScheduleReques
     begin, folder = time.perf_counter(), Path(bundle)
     _check_name(Bundle.open(folder), name, force=force)
     with writing_to(folder), keeping("the bundle has no new schedule"):
-        schedule, fit = _added(Bundle.open(folder), name, request, force=force)
-    return AddedSchedule(folder, name, schedule, fit, time.perf_counter() - begin)
+        added = _added(Bundle.open(folder), name, request, force=force)
+    return replace(added, seconds=time.perf_counter() - begin)
 
 
-def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> tuple[Schedule, Fit]:
+def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> AddedSchedule:
     _check_name(bundle, name, force=force)
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
     stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
+    predicted = None
     if settings.budget is not None:
-        settings = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
+        settings, predicted = _spend(bundle, settings, settings.budget, _fit(bundle, settings, stored).schedule)
         stored = None if settings.fit.reuse is not None else stored  # features that are reused come from a walk of the same chain
     fitted = _chosen(bundle, settings, _fit(bundle, settings, stored))
     measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
     store_schedule(bundle, name, {schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
-    return fitted.schedule, "walk" if stored is None else "moments"
+    return AddedSchedule(bundle.folder, name, fitted.schedule, "walk" if stored is None else "moments", 0.0, predicted)
 
 
 def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
@@ -129,9 +141,9 @@ def _chosen(bundle: Bundle, settings: ScheduleSettings, fitted: FittedChain) -> 
         return choose_by_end(networks, fitted, advance)
 
 
-def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> ScheduleSettings:
-    """Return the settings with the chain that the budget buys: the one with the least error that the probes predict, or the cheapest one
-    that they predict to be good enough.
+def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Schedule) -> tuple[ScheduleSettings, float | None]:
+    """Return the settings with the chain that the budget buys, and the PSNR that the probes predict of its pictures. It is the chain with
+    the least error that they predict, or the cheapest one that they predict to be good enough.
 
     Raises:
         UsageError: every chain costs more than the budget, or none is predicted to be good enough.
@@ -143,10 +155,13 @@ def _spend(bundle: Bundle, settings: ScheduleSettings, budget: Budget, first: Sc
     with progress("probing", probe_evaluations(len(networks.networks), settings.fit.table.steps)) as advance:
         probes = probe_fitted(networks, first, settings.fit.samples, advance)
     menu = Menu.of(probes, costs) if settings.cut is None else _reusing(bundle, settings, budget, Menu.of(probes, costs), probes)
-    if budget.share is not None:
-        return settings.spent(choose(menu, budget.share))
-    assert budget.psnr is not None
-    return settings.spent(cheapest_reaching(menu, probes, budget.psnr))
+    if budget.psnr is not None:
+        chosen = cheapest_reaching(menu, probes, budget.psnr)
+    else:
+        assert budget.share is not None
+        chosen = choose(menu, budget.share)
+    of_pictures = bundle.manifest.model.decoder is None
+    return settings.spent(chosen), decibels(predicted_error(menu, probes, chosen)) if of_pictures else None
 
 
 def _reusing(bundle: Bundle, settings: ScheduleSettings, budget: Budget, menu: Menu, probes: Probes) -> Menu:

@@ -171,6 +171,9 @@ def test_schedule_for_a_psnr_is_as_cheap_as_the_psnr_allows(bought: Path, tmp_pa
     folder = Path(shutil.copytree(bought, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages")))
     added = add_schedule(folder, "rough", ScheduleRequest(psnr=5, mode="joint"))
     assert [step.reuse for step in added.schedule.steps] == [None, CUT, CUT, CUT]
+    assert added.predicted is not None
+    assert 5 <= added.predicted < 20
+    assert f"predicted PSNR {added.predicted:.1f} dB" in str(added)
     with pytest.raises(UsageError, match=r"(?s)No chain is predicted to reach this PSNR.*200 dB.*expected: +at most"):
         add_schedule(folder, "wrong", ScheduleRequest(psnr=200))
     with pytest.raises(UsageError, match="for a cost or for a PSNR"):
