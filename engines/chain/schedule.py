@@ -210,6 +210,11 @@ class Schedule(Strict):
         """Every network that some step has a correction for: the precisions, and those at a cut."""
         return tuple(dict.fromkeys(name for step in self.steps for name in step.corrections))
 
+    @property
+    def networks_at_cut(self) -> tuple[str, ...]:
+        """Every network at a cut that some step has a correction for."""
+        return tuple(name for name in self.networks if name not in self.precisions)
+
 
 def _precisions(step: Step) -> tuple[str, ...]:
     return tuple(name for name in step.corrections if precision_and_cut(name)[1] is None)

@@ -88,13 +88,6 @@ class ChainChoice:
         chain = self.chosen(bundle)
         kept = kept or KeptEngines(bundle, self.runtime, self.threads)
         stepper = self._stepper(bundle, chain, kept.backend)
-        if chain.cut is not None and isinstance(kept.backend, TensorRtBackend):
-            raise UsageError(
-                "TensorRT engines cannot reuse features of earlier steps.",
-                found=f"schedule {self.schedule}, whose steps reuse features at {chain.cut}",
-                expected="ONNX Runtime or OpenVINO, or a precision for all steps",
-                mend="use --runtime onnxruntime, or another schedule",
-            )
         return replace(chain, denoisers=kept.bank(chain, batch, conditioning), stepper=stepper)
 
     def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:

@@ -10,6 +10,7 @@ import pytest
 
 from engines.terminal.fitting_table import FittingTable, result_console
 from ptqd_export.commands.inspect_command import inspect_bundle, print_inspection
+from ptqd_export.records.times_file import without_gain
 from ptqd_export.stages import summary
 from ptqd_export.stages.run_build import run_build
 from ptqd_export.stages.summary import COLUMNS
@@ -89,3 +90,10 @@ def test_branches_and_groups_of_weight_scales_are_told_with_the_layers_that_have
     print_inspection(inspect_bundle(tmp_path / "bundle"))
     assert capsys.readouterr().out.count("rank 4") == len(branched)
     assert "4 / 4 + rank 4" in (tmp_path / "bundle" / "report" / "index.html").read_text()
+
+
+def test_cut_that_saves_less_than_a_twentieth_of_a_step_is_named() -> None:
+    times = {"fp32": 20.0, "w8a8": 10.0, "fp32+skip_3": 19.1, "w8a8+skip_3": 9.4, "w8a8+skip_1": 3.0}
+    assert without_gain(times) == ("fp32+skip_3",)
+    assert summary._without_gain(times).startswith("fp32+skip_3: reuse does not pay here, 19.1 ms a step instead of 20.0 ms")
+    assert summary._without_gain({"fp32": 20.0}) == ""
