@@ -66,9 +66,11 @@ class FloatWeights:
         """
         graph = bundle.verified_graph(FULL_PRECISION)
         try:
-            return cls(StoredTensors(graph))
+            tensors = StoredTensors(graph)
+            len(tensors)  # reads the graph
         except ValueError as error:
             raise BundleError("A graph of the bundle cannot be read.", found=f"{graph}: {error}", mend="rebuild the bundle") from error
+        return cls(tensors)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -124,8 +126,22 @@ class LoraChanges:
         return cls(tuple(uses), layers, tuple(records))
 
     def change(self, layer: str, shape: tuple[int, ...]) -> Float32:
-        """Return what is added to the weight of a layer."""
-        return sum((np.float32(scale) * factors.change(shape) for factors, scale in self.layers[layer]), np.zeros(shape, np.float32))
+        """Return what is added to the weight of a layer.
+
+        Raises:
+            UsageError: it is not finite.
+        """
+        total = np.zeros(shape, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for factors, scale in self.layers[layer]:
+                total += np.float32(scale) * factors.change(shape)
+        if not np.isfinite(total).all():
+            raise UsageError(
+                "The LoRA makes weights that are not finite.",
+                found=f"{layer} with {', '.join(f'{use.path}:{use.scale:g}' for use in self.uses)}",
+                expected="smaller scales, and factors that were not damaged",
+            )
+        return total
 
     @property
     def ignored(self) -> tuple[str, ...]:
