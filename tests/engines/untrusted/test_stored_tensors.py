@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.untrusted import stored_tensors
 from engines.untrusted.stored_tensors import StoredTensors, graph_taking, outside
 
-VALUES = {
+VALUES: dict[str, NDArray[Any]] = {
     "weight": np.arange(300, dtype=np.float32).reshape(2, 150),
     "half": np.ones((3, 1, 2), np.float16),
     "integers": np.full(200, -5, np.int8),
@@ -30,8 +32,7 @@ def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [2, 150])
     made = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["out"])], "graph", [x], [out], constants)
     model, path = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "graph.onnx"
-    beside = request.param == "beside"
-    onnx.save(model, path, save_as_external_data=beside, **({"location": "graph.onnx.data", "size_threshold": 100} if beside else {}))
+    onnx.save(model, path, save_as_external_data=request.param == "beside", location="graph.onnx.data", size_threshold=100)
     return path
 
 

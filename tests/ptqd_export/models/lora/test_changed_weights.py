@@ -25,7 +25,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.errors import UsageError
 from engines.host.files import sha256
-from engines.networks.engine_bank import EngineBank
+from engines.networks.engine_bank import EngineBank, load_conditioning
 from engines.networks.lora.changed_weights import ChangedWeights
 from engines.networks.lora.lora_use import LoraUse
 from engines.networks.lora.requantized import least_scales, requantized
@@ -108,7 +108,7 @@ def test_a_scale_of_0_gives_every_constant_as_the_build_wrote_it(
 @pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a16"])
 def test_integers_are_those_of_a_build_with_the_lora_in_it(cross_build: Built, precision: str) -> None:
     """By the largest magnitude, which needs no activations, scales and integers are those of the build's own quantizer."""
-    settings, network = QuantizationSettings(weight_scale="max"), cross_build.context.model.adapter.network
+    settings, network = QuantizationSettings(weight_scale="max", activation_scale="max"), cross_build.context.model.adapter.network
     merged, seen = merge(sharing_copy(network), changes(network, 1), SCALE), load_observations(cross_build.stage("observe"))
     quantizer = Quantizer(merged, cross_build.network.layers, seen, cross_build.context.placement, settings)
     before, after = cross_build.quantize_with(settings, precision), quantizer.quantize(Precision.parse(precision))
@@ -199,6 +199,19 @@ def test_networks_compute_with_the_changed_weights(cross_build: Built, lora: Pat
                 for q, e in ((_out(bundle, precision, changed, backend), expected), (_out(bundle, precision, None, backend), plain))
             )
             assert noise < 4 * before, (runtime, precision)
+
+
+def test_a_bundle_in_a_pipeline_takes_loras(cross_build: Built, lora: Path) -> None:
+    from ptqd_export.diffusers.denoiser import PtqdDenoiser
+
+    bundle, rows = Bundle.open(cross_build.folder), np.array([0, 1])
+    conditioning, timestep = load_conditioning(bundle), bundle.schedule().steps[0].timestep
+    assert conditioning is not None
+    x = np.random.default_rng(0).standard_normal((2, *bundle.manifest.model.sample_shape), dtype=np.float32)
+    expected = EngineBank(bundle, 1.0, batch=2, changed=ChangedWeights.of(bundle, [LoraUse(lora, 0.3)]))["w8a8"](x, timestep, rows)[0]
+    denoiser = PtqdDenoiser.from_bundle(cross_build.folder, precision="w8a8", loras={lora: 0.3})
+    table = torch.from_numpy(conditioning.tables["encoder_hidden_states"][rows])
+    np.testing.assert_allclose(denoiser(torch.from_numpy(x), timestep, table).sample.numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["flux-dev", pytest.param("sd3", marks=pytest.mark.slow)])

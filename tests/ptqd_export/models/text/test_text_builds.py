@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -165,9 +166,12 @@ def test_sdxl_prompts_are_embedded_and_sampled_as_by_the_pipeline(sdxl_plan: Pla
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
-def test_sdxl_takes_a_lora_of_kohyas_trainers_without_a_new_build(sdxl_plan: PlanFile, tmp_path: Path, scale: float) -> None:
+def test_sdxl_takes_a_lora_of_kohyas_trainers_without_a_new_build(
+    sdxl_plan: PlanFile, tmp_path: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With SDXL's original names, and the layers of a text encoder that stay as they are."""
     pipe, pairs = pipeline(sdxl_plan.model_path), dict[str, torch.Tensor]()
+    monkeypatch.setattr(pipe, "unet", copy.deepcopy(pipe.unet))  # other tests share the pipeline
     names = {f"down_blocks.0.attentions.0.{end}": f"input_blocks_1_1_{end.replace('.', '_')}" for end in ("proj_in", ATTENTION)}
     torch.manual_seed(2)
     for name, original in {**names, "mid_block.resnets.0.conv1": "middle_block_0_in_layers_2"}.items():
