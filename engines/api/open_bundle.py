@@ -29,6 +29,7 @@ from engines.errors import UsageError
 from engines.host.heap import release_free_pages
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.kept_engines import KeptEngines
+from engines.networks.lora.lora_use import GivenLoras, LoraUse, lora_uses
 from engines.networks.prompts import TextModel, open_text
 from engines.samplers import SAMPLERS
 
@@ -109,6 +110,7 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
         batch_size: int = 64,
         latents: bool = False,
     ) -> NDArray[Any]:
@@ -130,6 +132,7 @@ class OpenBundle:
             correction: False runs the plain quantized sampler.
             guidance: guidance scale; None takes the schedule's.
             accept_guidance: allow a guidance scale that the corrections were not fitted at.
+            loras: LoRAs to put into the weights: files with their scales, or one file. Engines of the LoRAs last used stay open.
             batch_size: number of samples that the networks process at once.
             latents: return the states instead of pictures.
 
@@ -144,7 +147,7 @@ class OpenBundle:
             check_drawable(self._bundle.manifest.model.image_shape, mend="use latents=True, which returns the samples as they are")
         edit = Edit.of(image, mask)
         choice = self._choice(
-            precision, schedule, guidance, chosen_strength(edit, strength), correction=correction, accept_guidance=accept_guidance
+            precision, schedule, guidance, chosen_strength(edit, strength), loras, correction=correction, accept_guidance=accept_guidance
         )
         drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
         work = drawn.work(batch_size, "states" if latents else "pixels")
@@ -169,6 +172,7 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
     ) -> Iterator[ChainStep]:
         """Return an iterator over the steps of a chain of N samples, which takes a step each time. Stop it whenever you like.
 
@@ -181,7 +185,7 @@ class OpenBundle:
         """
         edit = Edit.of(image, mask)
         choice = self._choice(
-            precision, schedule, guidance, chosen_strength(edit, strength), correction=correction, accept_guidance=accept_guidance
+            precision, schedule, guidance, chosen_strength(edit, strength), loras, correction=correction, accept_guidance=accept_guidance
         )
         drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
         engines = self._engines
@@ -210,12 +214,20 @@ class OpenBundle:
         schedule: str,
         guidance: float | None,
         strength: float | None,
+        loras: GivenLoras,
         *,
         correction: bool,
         accept_guidance: bool,
     ) -> ChainChoice:
         corrected: Literal["on", "off"] = "on" if correction else "off"
-        return ChainChoice(schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength)
+        used = lora_uses(loras)
+        self._tell_ignored(used)
+        return ChainChoice(schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength, loras=used)
+
+    def _tell_ignored(self, loras: tuple[LoraUse, ...]) -> None:
+        changed = self._engines.changed(loras)
+        for ignored in () if changed is None else changed.changes.ignored:
+            warnings.warn(ignored, stacklevel=4)
 
     def _drawn(
         self,

@@ -20,6 +20,7 @@ from engines.errors import UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.kept_engines import KeptEngines
+from engines.networks.lora.lora_use import LoraUse
 
 AUTO = "auto"
 
@@ -38,6 +39,7 @@ class ChainChoice:
         update: where the steps are computed: on the host, or on the engines' device.
         threads: threads of a CPU runtime; None uses every core that the process may use.
         strength: share of the steps to take, for chains that start from images; None takes all of them, from noise.
+        loras: LoRAs in the weights of the networks.
     """
 
     schedule: str = "default"
@@ -49,6 +51,7 @@ class ChainChoice:
     update: Literal["host", "device"] = "host"
     threads: int | None = None
     strength: float | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def on_workers(self) -> ChainChoice:
@@ -81,14 +84,14 @@ class ChainChoice:
             kept: engines of the bundle to use, with their own runtime and threads; None opens engines for this chain alone.
 
         Raises:
-            UsageError: see `chosen`; or the steps cannot be computed on the device.
+            UsageError: see `chosen`; or the steps cannot be computed on the device, or a LoRA does not fit.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         chain = self.chosen(bundle)
         kept = kept or KeptEngines(bundle, self.runtime, self.threads)
         stepper = self._stepper(bundle, chain, kept.backend)
-        return replace(chain, denoisers=kept.bank(chain, batch, conditioning), stepper=stepper)
+        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, self.loras), stepper=stepper)
 
     def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":
