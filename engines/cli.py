@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from engines.apps import cluster_options
-from engines.apps.chain_options import RUNTIME, chain_options
+from engines.apps.chain_options import RUNTIME, SIZE, chain_options
 from engines.terminal.command_line import Choice, CommandLine
-
-if TYPE_CHECKING:
-    from engines.backends.choice import Runtime
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -120,9 +117,10 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Number of samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="How many times each chain is timed; the report gives the median.")
 @click.option("--steps", type=COUNT, help="Time only this many steps, spread evenly over the chain.")
+@SIZE
 @RUNTIME
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
+def bench(bundle: Path, json_file: Path | None, **request: Any) -> None:
     """Time whole chains and compare the precisions."""
     from engines.apps.bench.bench import BenchRequest, bench_bundle
     from engines.apps.bench.bench_report import print_report, write_report
@@ -130,7 +128,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps, runtime))
+    result = bench_bundle(BenchRequest(bundle, **request))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
@@ -216,6 +214,7 @@ def evaluate(
 @click.option("--precisions", callback=_names, help="Precisions to compare, such as w8a8,w4a8. Default: all except full precision.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of samples that the networks process at once.")
 @LORA
+@SIZE
 @RUNTIME
 @click.option("--min-snr-db", type=float, help="Exit with code 1 if any precision has a lower SNR at any step.")
 @click.option(

@@ -11,6 +11,7 @@ from engines.backends.base import Backend
 from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.denoiser import Denoisers, effective_guidance, is_guided
 from engines.chain.late_start import LateStart
 from engines.chain.sampling import Chain
@@ -40,6 +41,7 @@ class ChainChoice:
         threads: threads of a CPU runtime; None uses every core that the process may use.
         strength: share of the steps to take, for chains that start from images; None takes all of them, from noise.
         loras: LoRAs in the weights of the networks.
+        size: height and width of the images in pixels; None takes the bundle's first. Whoever opens the bundle opens it at this size.
     """
 
     schedule: str = "default"
@@ -52,6 +54,7 @@ class ChainChoice:
     threads: int | None = None
     strength: float | None = None
     loras: tuple[LoraUse, ...] = ()
+    size: ImageSize | None = None
 
     @property
     def on_workers(self) -> ChainChoice:

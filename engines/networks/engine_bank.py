@@ -162,8 +162,8 @@ class EngineBank:
     def _engine(self, graph: str, precision: str, rows: int) -> Engine:
         record = self._bundle.precision(precision)
         backend = with_loras(self._backend, self._changed, precision)
-        engine = backend.open(self._bundle.graph(graph, record.graph), rows)
-        self._bundle.graph(graph, record.graph)  # hashes the file again if it was replaced while the runtime opened it
+        engine = backend.open(self._bundle.graph(graph, record.weights_of), rows)
+        self._bundle.graph(graph, record.weights_of)  # hashes the file again if it was replaced while the runtime opened it
         return engine
 
     def _check_fits(self, engine: Engine, given: Mapping[str, TensorSpec], made: Mapping[str, Engine] = MappingProxyType({})) -> None:

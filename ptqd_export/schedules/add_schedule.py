@@ -19,6 +19,7 @@ from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk
 from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
 from calib.walk.sensitivity import Probes
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.image_size import ImageSize, size_name
 from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
@@ -33,7 +34,7 @@ from ptqd_export.records.stored_statistics import StoredStatistics, load_statist
 from ptqd_export.records.times_file import without_gain
 from ptqd_export.schedules.costs import costs_of, measured_times
 from ptqd_export.schedules.settings import Budget, Fit, ScheduleRequest, ScheduleSettings, resolve
-from ptqd_export.schedules.stored_schedule import schedule_file, store_schedule
+from ptqd_export.schedules.stored_schedule import store_schedule
 from ptqd_export.schedules.sufficient import why_not_refit
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -58,19 +59,23 @@ class AddedSchedule:
     fit: Fit
     seconds: float
     predicted: float | None = None
+    size: ImageSize | None = None
 
     def __str__(self) -> str:
         taken = Counter(step.network for step in self.schedule.steps)
         steps = ", ".join(f"{count} {precision}" for precision, count in taken.items())
         steps += "" if self.predicted is None else f", predicted PSNR {self.predicted:.1f} dB"
         how = "refitted from the stored moments" if self.fit == "moments" else "fitted on a new walk"
+        size = "" if self.size is None else f" --size {size_name(self.size)}"
         return (
             f"schedule {self.name}: {how} in {self.seconds:.1f} s, steps: {steps}; "
-            f"next: ptqd-run sample {self.bundle} --schedule {self.name} --num 64 --seed 1 --output out"
+            f"next: ptqd-run sample {self.bundle} --schedule {self.name}{size} --num 64 --seed 1 --output out"
         )
 
 
-def add_schedule(bundle: str | PathLike[str], name: str, request: ScheduleRequest, *, force: bool = False) -> AddedSchedule:
+def add_schedule(
+    bundle: str | PathLike[str], name: str, request: ScheduleRequest, *, force: bool = False, size: ImageSize | None = None
+) -> AddedSchedule:
     """Add `schedules/<name>.json` and, after a new walk, its statistics.
 
     Args:
@@ -78,16 +83,17 @@ def add_schedule(bundle: str | PathLike[str], name: str, request: ScheduleReques
         name: name of the schedule.
         request: the schedule to add.
         force: replace an existing schedule of this name.
+        size: height and width of the images in pixels that the schedule is for; None takes the bundle's first.
 
     Raises:
         UsageError: the request does not fit the bundle. Nothing is written.
         PtqdError: the bundle is damaged, a network failed, or another process is writing to the bundle. Nothing is written.
     """
     begin, folder = time.perf_counter(), Path(bundle)
-    _check_name(Bundle.open(folder), name, force=force)
+    _check_name(Bundle.open(folder, size), name, force=force)
     with writing_to(folder), keeping("the bundle has no new schedule"):
-        added = _added(Bundle.open(folder), name, request, force=force)
-    return replace(added, seconds=time.perf_counter() - begin)
+        added = _added(Bundle.open(folder, size), name, request, force=force)
+    return replace(added, seconds=time.perf_counter() - begin, size=size)
 
 
 def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> AddedSchedule:
@@ -100,7 +106,7 @@ def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) 
         stored = None if settings.fit.reuse is not None else stored  # features that are reused come from a walk of the same chain
     fitted = _chosen(bundle, settings, _fit(bundle, settings, stored))
     measured = _statistics(bundle, name, fitted, layers) if stored is None else {}
-    store_schedule(bundle, name, {schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
+    store_schedule(bundle, name, {bundle.schedule_file(name): fitted.schedule.model_dump_json(indent=1) + "\n", **measured})
     return AddedSchedule(bundle.folder, name, fitted.schedule, "walk" if stored is None else "moments", 0.0, predicted)
 
 
@@ -111,7 +117,7 @@ def _check_name(bundle: Bundle, name: str, *, force: bool) -> None:
         )
     if name == DEFAULT:
         raise UsageError("Only a build can write the default schedule.", found=f"--name {name}", expected="another name")
-    if schedule_file(name) in bundle.manifest.files and not force:
+    if name in bundle.schedules and not force:
         raise UsageError("The bundle already has this schedule.", found=name, expected="a new name", mend="use --force to replace it")
 
 

@@ -187,7 +187,7 @@ def _size(bundle: Bundle, precision: str) -> int:
 def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:
     if name == FULL_PRECISION:
         return ["-"] * 4
-    steps = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"]
+    steps = json.loads(bundle.path(f"{bundle.statistics_folder}/{name}.json").read_text())["steps"]
     verified = json.loads((graphs[name] / "precision.json").read_text())["verification"]
     return [
         f"{fmean(step['snr_db'] for step in steps):.1f} dB",

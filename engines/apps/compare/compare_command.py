@@ -16,6 +16,7 @@ from engines.apps.compare.visits import Visit, spread_steps, visits
 from engines.arrays import Float32, Int64
 from engines.backends.choice import Runtime, on_onnxruntime, open_backend
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.correction import correct
 from engines.chain.denoiser import guide
 from engines.chain.finite import check_output
@@ -54,6 +55,7 @@ class CompareRequest:
         save: folder for inputs and outputs in Polygraphy's format, or None.
         runtime: runtime of the engines; the reference is always full precision on ONNX Runtime and the CPU.
         loras: LoRAs in the weights of all networks, also of the reference.
+        size: height and width of the images in pixels; None takes the bundle's first.
     """
 
     bundle: Path
@@ -66,6 +68,7 @@ class CompareRequest:
     save: Path | None = None
     runtime: Runtime = "target"
     loras: tuple[LoraUse, ...] = ()
+    size: ImageSize | None = None
 
 
 def compare_bundle(request: CompareRequest) -> CompareResult:
@@ -76,7 +79,7 @@ def compare_bundle(request: CompareRequest) -> CompareResult:
         MissingBackendError: Polygraphy is not installed.
         PtqdError: the bundle is damaged, or a network failed.
     """
-    run_engines, bundle = _polygraphy(), Bundle.open(request.bundle)
+    run_engines, bundle = _polygraphy(), Bundle.open(request.bundle, request.size)
     changed = ChangedWeights.of(bundle, request.loras) if request.loras else None
     found = _compare(request, bundle, run_engines, changed)
     if changed is None:

@@ -118,7 +118,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         MissingBackendError: the runtime or the cluster is missing.
         PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.chain.size)
     model = bundle.manifest.model
     if request.format == "png":
         check_drawable(model.image_shape)
@@ -222,6 +222,7 @@ def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | 
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
         strength=request.chain.strength,
+        size=request.chain.size,
         images=None if request.edit is None else request.edit.digests,
         mask=None if request.edit is None else request.edit.mask_digest,
         runtime=runtime,

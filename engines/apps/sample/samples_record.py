@@ -34,6 +34,7 @@ class SamplesRecord(Strict):
         prompts: prompts that the rows index; null if the rows are the bundle's own.
         negative_prompt: prompt that guidance steered away from; null is the model's own choice.
         strength: share of the steps that was taken from the images; null if the chains started from noise.
+        size: requested height and width of the images; null is the bundle's first size.
         images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
         mask: SHA-256 of the file of the mask; null if everything was repainted.
         loras: LoRAs in the weights of the networks.
@@ -59,6 +60,7 @@ class SamplesRecord(Strict):
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     strength: float | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
     images: tuple[str, ...] | None = None
     mask: str | None = None
     loras: tuple[LoraRecord, ...] = ()

@@ -26,6 +26,9 @@ STATISTICS = ("latents_mean", "latents_std")
 CHANNELS = ("vq_embed_dim", "latent_channels", "z_dim")
 """Names of the number of channels of the latents; the first that a configuration states."""
 
+BLOCKS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+"""Keys of a first stage whose length is one more than how often it halves the sides."""
+
 PerChannel: TypeAlias = float | Sequence[float]
 """One value for all channels of the latents, or one for each."""
 
@@ -189,6 +192,16 @@ def latent_channels(folder: DiffusersFolder, name: str) -> int:
     config = folder.complete_config(name)
     stated = next(config[key] for key in CHANNELS if config.get(key))
     return int(stated) * patch_of(config) ** 2
+
+
+def pixels_of(folder: DiffusersFolder, otherwise: int) -> int:
+    """Return the pixels of the image for each element of a state, along each side; `otherwise` if no first stage says so."""
+    name = find_first_stage(folder)
+    if name is None:
+        return otherwise
+    stage = folder.complete_config(name)
+    blocks = next((stage[key] for key in BLOCKS if key in stage), None)
+    return otherwise if blocks is None else int(2 ** (len(blocks) - 1)) * patch_of(stage)
 
 
 def patch_of(config: Mapping[str, Any]) -> int:

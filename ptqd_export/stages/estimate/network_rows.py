@@ -54,7 +54,7 @@ def _samples(context: BuildContext, kind: str) -> int:
     steps, calibration, networks = context.table.steps, context.plan.calibration, 1 + len(context.engine_precisions)
     match kind:
         case "states":
-            return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
+            return steps * max(math.ceil(context.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
             settings = fit_settings(context)
             walked = steps * (calibration.samples * networks + settings.paired)
@@ -77,7 +77,7 @@ def _samples(context: BuildContext, kind: str) -> int:
 
 def _states(context: BuildContext) -> int:
     """Return how many states there are for the activation ranges."""
-    steps, wanted = context.table.steps, context.plan.calibration.activation_samples
+    steps, wanted = context.table.steps, context.activation_samples
     return steps * math.ceil(wanted / steps)
 
 

@@ -91,8 +91,12 @@ def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
     return context.model.with_network(Preparation.load(prepared).apply(context.model.adapter.network))
 
 
-def make_preparation(context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter) -> None:
+def make_preparation(
+    context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter, *, first: Path | None = None
+) -> None:
     """Write the prepared `fp32.onnx` and `network.json`, and `preparation.json`.
+
+    `first` is the folder of this stage at the first size, whose factors a further size takes.
 
     Raises:
         PtqdError: the prepared graph or network does not compute what the model computes.
@@ -104,7 +108,8 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
     network = _network(graph.graph, network, split)
     found = [] if settings.channel_scaling is None else scalable_channels(graph.graph, _quantized(context, network))
     rotated = _blocks(context, network) if settings.rotation == "hadamard" else {}
-    preparation = Preparation(split, tuple(_scaled(context, Preparation(split, ()), found, load_states(states), reporter)), rotated)
+    measured = _scaled(context, Preparation(split, ()), found, load_states(states), reporter)
+    preparation = Preparation(split, tuple(measured) if first is None else Preparation.load(first).scaled, rotated)
     model = context.model.with_network(preparation.apply(context.model.adapter.network))
     changed = scaled_parameters(model.adapter.network, found)
     changed |= {f"{name}.weight": model.adapter.network.get_parameter(f"{name}.weight").detach() for name in rotated}
