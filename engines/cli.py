@@ -16,6 +16,10 @@ PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 UPDATES = Choice(["host", "device"])
 
+LORA = click.option(
+    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="LoRA to put into the weights. Repeat the option to use several."
+)
+
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
     """Parse `all` or comma-separated class numbers."""
@@ -54,6 +58,7 @@ def main() -> None:
 @click.option("--image", type=PATH, help="PNG file that all samples start from, or a folder with one for each sample, in order of names.")
 @click.option("--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8.")
 @click.option("--mask", type=PATH, help="PNG file, white where --image is repainted; the rest is kept.")
+@LORA
 @chain_options
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
@@ -85,6 +90,7 @@ def sample(
     image: Path | None,
     strength: float | None,
     mask: Path | None,
+    loras: tuple[str, ...],
     kind: Literal["png", "npz"],
     ray: str | None,
     ray_cpus: int | None,
@@ -94,11 +100,12 @@ def sample(
     from engines.apps.sample.edit import Edit, chosen_strength
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
+    from engines.networks.lora.lora_use import LoraUse
     from engines.networks.prompts import chosen_prompts
 
-    texts = chosen_prompts(prompts, prompt_file)
-    edit = Edit.of(image, mask)
-    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=chosen_strength(edit, strength))
+    texts, used = chosen_prompts(prompts, prompt_file), tuple(map(LoraUse.parse, loras))
+    edit, cluster = Edit.of(image, mask), cluster_options.chosen_cluster(ray, ray_cpus)
+    choice = ChainChoice(**chain, strength=chosen_strength(edit, strength), loras=used)
     choice = choice if cluster is None else choice.on_workers
     numbers = (num, seed, first, batch_size)
     request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit)
@@ -206,6 +213,7 @@ def evaluate(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--precisions", callback=_names, help="Precisions to compare, such as w8a8,w4a8. Default: all except full precision.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of samples that the networks process at once.")
+@LORA
 @SIZE
 @RUNTIME
 @click.option("--min-snr-db", type=float, help="Exit with code 1 if any precision has a lower SNR at any step.")
@@ -213,15 +221,16 @@ def evaluate(
     "--save", type=click.Path(file_okay=False, path_type=Path), help="Folder to save inputs and outputs to, for `polygraphy run`."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
+def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, loras: tuple[str, ...], **request: Any) -> None:
     """Compare every engine with full precision, step by step."""
     from engines.apps.compare.compare_command import CompareRequest, compare_bundle
     from engines.apps.compare.compare_report import print_report, write_report
     from engines.host.files import writable_folder
+    from engines.networks.lora.lora_use import LoraUse
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = compare_bundle(CompareRequest(bundle, **request))
+    result = compare_bundle(CompareRequest(bundle, loras=tuple(map(LoraUse.parse, loras)), **request))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)

@@ -139,6 +139,11 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option(
     "--budget", type=click.FloatRange(min=0, min_open=True), help="For policy budget: cost of the chain as a fraction of full precision's."
 )
+@click.option(
+    "--psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Instead of a budget: take the cheapest chain predicted to reach this PSNR, in dB.",
+)
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"]), help="Correction of the output.")
 @click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, chain, or several, such as gain,offset.")

@@ -31,6 +31,7 @@ from engines.errors import UsageError
 from engines.host.heap import release_free_pages
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.kept_engines import KeptEngines
+from engines.networks.lora.lora_use import GivenLoras, LoraUse, lora_uses
 from engines.networks.prompts import TextModel, open_text
 from engines.samplers import SAMPLERS
 
@@ -116,6 +117,7 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
         batch_size: int = 64,
         latents: bool = False,
         size: ImageSize | None = None,
@@ -138,6 +140,7 @@ class OpenBundle:
             correction: False runs the plain quantized sampler.
             guidance: guidance scale; None takes the schedule's.
             accept_guidance: allow a guidance scale that the corrections were not fitted at.
+            loras: LoRAs to put into the weights: files with their scales, or one file. Engines of the LoRAs last used stay open.
             batch_size: number of samples that the networks process at once.
             latents: return the states instead of pictures.
             size: height and width of the pictures in pixels, one of `sizes`; None takes the first.
@@ -157,6 +160,7 @@ class OpenBundle:
             schedule,
             guidance,
             chosen_strength(edit, strength),
+            loras,
             size,
             correction=correction,
             accept_guidance=accept_guidance,
@@ -184,6 +188,7 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
         size: ImageSize | None = None,
     ) -> Iterator[ChainStep]:
         """Return an iterator over the steps of a chain of N samples, which takes a step each time. Stop it whenever you like.
@@ -201,6 +206,7 @@ class OpenBundle:
             schedule,
             guidance,
             chosen_strength(edit, strength),
+            loras,
             size,
             correction=correction,
             accept_guidance=accept_guidance,
@@ -235,13 +241,23 @@ class OpenBundle:
         schedule: str,
         guidance: float | None,
         strength: float | None,
+        loras: GivenLoras,
         size: ImageSize | None,
         *,
         correction: bool,
         accept_guidance: bool,
     ) -> ChainChoice:
         corrected: Literal["on", "off"] = "on" if correction else "off"
-        return ChainChoice(schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength, size=size)
+        used = lora_uses(loras)
+        self._tell_ignored(used, size)
+        return ChainChoice(
+            schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength, loras=used, size=size
+        )
+
+    def _tell_ignored(self, loras: tuple[LoraUse, ...], size: ImageSize | None) -> None:
+        changed = self._engines(size).changed(loras)
+        for ignored in () if changed is None else changed.changes.ignored:
+            warnings.warn(ignored, stacklevel=4)
 
     def _drawn(
         self,

@@ -268,7 +268,7 @@ class PrecisionRecord(Strict):
 
 
 def saved_all(precisions: Mapping[str, PrecisionRecord], network: str) -> float:
-    """Return by how much a step saves bit operations, for a precision or a network at a cut of it, such as `w4a8+skip_3`."""
+    """Return by how much a step saves bit operations, for a precision or a precision at a cut, such as `w4a8+skip_3`."""
     precision, cut = precision_and_cut(network)
     record = precisions[precision]
     return record.bit_operations_saved_all if cut is None else record.cuts[cut].bit_operations_saved_all

@@ -18,12 +18,15 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.proposed_precisions import propose_precisions
 from ptqd_export.commands.quick_plan import quick, quick_note
-from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, ReuseSection, SamplerSection, TargetSection
+from ptqd_export.plan.targets import TARGETS
 
 if TYPE_CHECKING:
     from ptqd_export.models.base import Declaration
 
 STEPS = 20
+FEW_STEPS = 8
+"""Steps of a chain whose neighbouring steps differ too much to share features."""
 GUIDANCE = 1.5
 TEXT_GUIDANCE = 7.5
 GRAPH_SHARE = 0.1
@@ -108,6 +111,7 @@ def starter_plan(
         model=section,
         sampler=_sampler(section, declared),
         precisions=precisions,
+        reuse=_reuse(section, declared, known),
         quantization=QuantizationSection() if section.onnx is None else QuantizationSection(float_share=GRAPH_SHARE),
         target=known,
         output=f"build/{name}",
@@ -160,6 +164,14 @@ def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
         eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
         guidance=_guidance(section, declared),
     )
+
+
+def _reuse(section: ModelSection, declared: Declaration, target: TargetSection) -> ReuseSection:
+    """Return a cut where steps may reuse features: for U-Nets and transformers of known families whose chains are long enough, on a target
+    that the build can time.
+    """
+    cuts = section.path is not None and _sampler(section, declared).steps > FEW_STEPS and not TARGETS[target.name].stand_in
+    return ReuseSection(cuts="auto" if cuts else ())
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:

@@ -260,16 +260,19 @@ class BuildContext:
         return tuple(dict.fromkeys(listed)) if listed is not None else tuple(precision.name for precision in self.precisions)
 
     @property
-    def cut(self) -> str:
-        """Where the networks of the plan's chain are cut, if its steps reuse features; `auto` as long as nothing has named that cut."""
+    def cut(self) -> str | None:
+        """Where steps of the plan's chain reuse features, or where a budget may have them do so; None if none may. It is `auto` as long as
+        nothing has named that cut.
+        """
         cuts, section = self.plan.reuse.cuts, self.plan.steps.reuse
-        assert section is not None
-        return section.cut or (cuts if isinstance(cuts, str) else cuts[0])
+        if not cuts or (section is None and self.plan.steps.policy != "budget"):
+            return None
+        return (None if section is None else section.cut) or (cuts if isinstance(cuts, str) else cuts[0])
 
     @property
-    def networks_at_cut(self) -> tuple[str, ...]:
-        """Names of the networks of the plan's chain at its cut; none if no step reuses features."""
-        return () if self.plan.steps.reuse is None else tuple(cut_name(name, self.cut) for name in self.walked_precisions)
+    def cut_networks(self) -> tuple[str, ...]:
+        """Names of the networks at every cut of the plan, after the cuts have been named."""
+        return tuple(cut_name(precision.name, cut) for cut in self.plan.reuse.cuts for precision in self.precisions)
 
     @property
     def samples(self) -> CalibrationSamples:

@@ -15,6 +15,7 @@ from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.bundle.bundle import Bundle
 from engines.bundle.image_size import size_name
 from engines.cluster.session import Cluster
+from engines.errors import UsageError
 from engines.host.interruption import keeping
 from engines.host.machine import machine_name
 from ptqd_export.models.text.prompts import calibration_prompts
@@ -108,7 +109,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     times = _times(context, graphs[0], parts.chosen, progress) if context.is_timed else None
     write_times(context, output, times)
     if parts.chosen is not None and parts.chosen.times is not None:
-        write_time_frontier(context, output, parts.chosen, parts.chosen.times)
+        write_time_frontier(context, output, parts.chosen, graphs[0], parts.chosen.times)
     with _uncached("optimize", progress):
         optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
@@ -146,7 +147,14 @@ def _with_named_cuts(context: BuildContext, traced: Path) -> BuildContext:
     plan_file = context.plan_file
     if not plan_file.plan.reuse.cuts:
         return context
-    reuse = plan_file.plan.reuse.model_copy(update={"cuts": named_cuts(traced, plan_file.plan.reuse.cuts)})
+    found = named_cuts(traced, plan_file.plan.reuse.cuts)
+    if not found and plan_file.plan.steps.reuse is not None:
+        raise UsageError(
+            "The network has no cut where reused features would save half of a step.",
+            found='reuse.cuts "auto" with steps.reuse',
+            expected="the name of a cut, or a plan without steps.reuse",
+        )
+    reuse = plan_file.plan.reuse.model_copy(update={"cuts": found})
     return context.changed(replace(plan_file, plan=plan_file.plan.model_copy(update={"reuse": reuse})))
 
 
@@ -195,8 +203,8 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     if not spends:
         return first, None
     chosen = choose_precisions(context, cache, graphs, first)
-    make = partial(make_statistics, context, graphs, settings.spent(chosen.precisions))
-    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make, room=needed), chosen
+    make = partial(make_statistics, context, graphs, settings.spent(chosen.networks))
+    return cache.run("schedule", {**wanted, "chosen": chosen.networks}, make, room=needed), chosen
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:

@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from engines.backends.choice import RuntimeName
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.schedule import Strict
+from engines.networks.lora.lora_changes import LoraRecord
 
 RECORD = "samples.json"
 
@@ -36,6 +37,7 @@ class SamplesRecord(Strict):
         size: requested height and width of the images; null is the bundle's first size.
         images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
         mask: SHA-256 of the file of the mask; null if everything was repainted.
+        loras: LoRAs in the weights of the networks.
         runtime: runtime of the engines.
         runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
@@ -61,6 +63,7 @@ class SamplesRecord(Strict):
     size: tuple[PositiveInt, PositiveInt] | None = None
     images: tuple[str, ...] | None = None
     mask: str | None = None
+    loras: tuple[LoraRecord, ...] = ()
     runtime: RuntimeName
     runtime_reason: str | None = None
     provider: Provider

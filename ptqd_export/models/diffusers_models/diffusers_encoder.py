@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from engines.errors import UsageError
 from ptqd_export.models.base import EncoderModule
 from ptqd_export.models.diffusers_folder import DiffusersFolder
-from ptqd_export.models.diffusers_models.diffusers_decoder import PerChannel, find_first_stage, latent_scaling, patch_of, scale_column
+from ptqd_export.models.diffusers_models.diffusers_decoder import (
+    PerChannel,
+    find_first_stage,
+    latent_scaling,
+    patch_of,
+    patch_scaling,
+    scale_column,
+    without_parts,
+)
 
 
 class KlEncoder(EncoderModule):
@@ -30,7 +38,7 @@ class KlEncoder(EncoderModule):
 
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
-        self.first_stage = _without_decoder(first_stage)
+        self.first_stage = without_parts(first_stage, "decoder", "post_quant_conv", "quantize")
         self.register_buffer("scale", scale_column(scale), persistent=False)
         self.register_buffer("shift", scale_column(shift), persistent=False)
 
@@ -51,9 +59,7 @@ class PatchEncoder(KlEncoder):
     """
 
     def __init__(self, first_stage: nn.Module, *_: PerChannel) -> None:
-        statistics = first_stage.bn
-        deviation = (statistics.running_var + statistics.eps).sqrt()  # type: ignore[union-attr, operator]  # of a batch normalization
-        super().__init__(first_stage, (1 / deviation).tolist(), statistics.running_mean.tolist())  # type: ignore[union-attr, operator]
+        super().__init__(first_stage, *patch_scaling(first_stage))
         self._patch = patch_of(first_stage.config)  # type: ignore[arg-type]  # diffusers' own
 
     def _latents(self, images: Tensor) -> Tensor:
@@ -93,10 +99,3 @@ def load_encoder(folder: DiffusersFolder) -> EncoderModule:
             mend="leave model.encoder out of the plan: the bundle then samples from noise alone",
         )
     return ENCODERS[kind](folder.load(name), *latent_scaling(folder, name))
-
-
-def _without_decoder(first_stage: nn.Module) -> nn.Module:
-    for name in ("decoder", "post_quant_conv", "quantize"):
-        if hasattr(first_stage, name):
-            delattr(first_stage, name)
-    return first_stage.eval().requires_grad_(False)

@@ -75,7 +75,7 @@ def _fit(context: BuildContext) -> Iterator[str]:
     yield "statistics"
     if context.plan.steps.policy == "budget":
         yield from (("times",) if context.is_timed else ())
-        yield from ("probes", "choice", "schedule")
+        yield from ("probes", *(() if context.cut is None else ("aging",)), "choice", "schedule")
     yield "check"
 
 

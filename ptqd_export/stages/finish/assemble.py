@@ -26,6 +26,7 @@ from engines.bundle.manifest import (
     write_manifest,
 )
 from engines.chain.features import precision_and_cut
+from engines.chain.schedule import Schedule
 from engines.host.room import check_room
 from engines.networks.conditioning import NULL_PREFIX, Conditioning
 from ptqd_export.models.text.prompts import TEXT
@@ -169,7 +170,7 @@ def _write_statistics(context: BuildContext, parts: Parts, records: Mapping[str,
         steps = json.loads((parts.walked / f"{name}.json").read_text())
         content = statistics(name, placement, context.guidance, steps, record["layers"], record.get("attention"))
         writer.text(f"{folder}/{name}.json", json.dumps(content, allow_nan=False) + "\n")
-    for name in context.networks_at_cut:
+    for name in Schedule.model_validate_json(schedule_path(parts.walked).read_text()).networks_at_cut:
         precision, cut = precision_and_cut(name)
         computed = set(stored_cuts(parts.graphs[precision])[str(cut)]["layers"])
         layers = [layer for layer in records.get(precision, {"layers": []})["layers"] if layer["name"] in computed]

@@ -32,8 +32,8 @@ class BuiltEngine:
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
     """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece, and a precision with
-    groups of steps one network per group, which share the pieces that do not take the state. A network with cuts has two graphs for each.
-    The names of further sizes end with them.
+    groups of steps one network per group, which share the pieces that do not take the state. A network has two graphs for each cut where
+    a schedule reuses features. The names of further sizes end with them.
     """
     return {f"{name}{ending}": graph for ending, one in with_endings(bundle).items() for name, graph in _graphs(one).items()}
 
@@ -46,13 +46,16 @@ def with_endings(bundle: Bundle) -> dict[str, Bundle]:
 
 def _graphs(bundle: Bundle) -> dict[str, Path]:
     """Return the graphs of one size."""
+    used = {bundle.schedule(name).cut for name in bundle.schedules}
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
         files = {_engine_name(name, one): one.graph if one.pieces is None else one.pieces.body for one in record.networks}
         files |= {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
         for one in record.networks:
             for cut, made in one.cuts.items():
-                files |= {f"{_engine_name(name, one)} at {cut}, full": made.full, f"{_engine_name(name, one)} at {cut}, reuse": made.reuse}
+                if cut in used:
+                    whole, rest = (f"{_engine_name(name, one)} at {cut}, {kind}" for kind in ("full", "reuse"))
+                    files |= {whole: made.full, rest: made.reuse}
         graphs |= {key: bundle.graph(graph, record.weights_of) for key, graph in files.items()}
     model = bundle.manifest.model
     beside = {name: record for name, record in ((DECODER, model.decoder), (ENCODER, model.encoder)) if record is not None}
