@@ -39,7 +39,7 @@ class LayerForms:
         Raises:
             BundleError: the statistics are damaged.
         """
-        name = f"statistics/{bundle.manifest.placement}/{precision}.json"
+        name = f"{bundle.statistics_folder}/{precision}.json"
         if name not in bundle.manifest.files:
             return cls(None)
         try:

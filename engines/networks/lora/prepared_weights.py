@@ -57,7 +57,7 @@ class PreparedWeights:
         Raises:
             BundleError: the file is damaged.
         """
-        name = f"statistics/{bundle.manifest.placement}/{FILE}"
+        name = f"{bundle.statistics_folder}/{FILE}"
         if name not in bundle.manifest.files:
             return cls(_Stored())
         try:
