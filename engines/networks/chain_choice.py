@@ -18,6 +18,7 @@ from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
 from engines.errors import UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning
+from engines.networks.control import GivenControl
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.kept_engines import KeptEngines
 
@@ -71,7 +72,14 @@ class ChainChoice:
         late = LateStart.of(schedule, bundle.manifest.model.noise_schedule, self.strength)
         return replace(chain, schedule=late.schedule, levels=late.levels)
 
-    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None, kept: KeptEngines | None = None) -> Chain:
+    def open(
+        self,
+        bundle: Bundle,
+        batch: int,
+        conditioning: Conditioning | None = None,
+        kept: KeptEngines | None = None,
+        control: GivenControl | None = None,
+    ) -> Chain:
         """Return the chain with its engines opened for batches of `batch` samples.
 
         Args:
@@ -79,6 +87,7 @@ class ChainChoice:
             batch: samples per network call.
             conditioning: conditioning table to use instead of the bundle's own, or None.
             kept: engines of the bundle to use, with their own runtime and threads; None opens engines for this chain alone.
+            control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
             UsageError: see `chosen`; or the steps cannot be computed on the device.
@@ -95,7 +104,7 @@ class ChainChoice:
                 expected="ONNX Runtime or OpenVINO, or a precision for all steps",
                 mend="use --runtime onnxruntime, or another schedule",
             )
-        return replace(chain, denoisers=kept.bank(chain, batch, conditioning), stepper=stepper)
+        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, control), stepper=stepper)
 
     def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":
@@ -106,6 +115,8 @@ class ChainChoice:
                 found=f"--update device with guidance {chain.scale:g}",
                 expected="--update host, or guidance 1",
             )
+        if bundle.manifest.model.control is not None:
+            raise UsageError("The device takes no residuals of a control network.", found="--update device", expected="--update host")
         if not isinstance(backend, TensorRtBackend):
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)

@@ -10,6 +10,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
+from engines.networks.control import GivenControl
 from engines.networks.decoder import Decoder, open_decoder
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
@@ -49,13 +50,14 @@ class KeptEngines:
         """The encoder of a latent model, or the identity; see `open_encoder`."""
         return open_encoder(self._bundle, self._runtime, self._threads)
 
-    def bank(self, chain: Chain, batch: int, conditioning: Conditioning | None = None) -> EngineBank:
+    def bank(self, chain: Chain, batch: int, conditioning: Conditioning | None = None, control: GivenControl | None = None) -> EngineBank:
         """Return the opened engines of a chain.
 
         Args:
             chain: chain whose precisions and timesteps count; its own denoisers are ignored.
             batch: samples per network call. Engines for other batch sizes are separate.
             conditioning: conditioning table to use instead of the bundle's own, or None.
+            control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
             UsageError: the chain is guided, but the model has no null condition.
@@ -64,6 +66,6 @@ class KeptEngines:
         key = (is_guided(chain.scale), batch)
         if key not in self._banks:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend)
-        bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning)
+        bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning, control)
         bank.open(chain.networks)
         return bank

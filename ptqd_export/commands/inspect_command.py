@@ -120,7 +120,9 @@ def _model(found: Inspection) -> Table:
         "model": f"{model.family}, {model.parameters:,} parameters, predicts {manifest.parameterization}",
         "state": _shape(model.sample_shape),
         "image": "the state" if model.decoder is None else _shape(model.image_shape),
+        "encoder": "none" if model.encoder is None else model.encoder.file,
         "conditioning": _conditioning(manifest),
+        "control": _control(manifest),
         "target": _target(manifest.target),
         "measured on": named(manifest.measured_on),
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files",
@@ -144,6 +146,14 @@ def _conditioning(manifest: Manifest) -> str:
     if record is None:
         return "none"
     return f"{record.rows} {'classes' if record.file is None else 'rows of embeddings'}"
+
+
+def _control(manifest: Manifest) -> str:
+    record = manifest.model.control
+    if record is None:
+        return "none"
+    network = "calibrated with zeros" if record.network is None else record.network.file
+    return f"{len(record.inputs)} residuals, {network}"
 
 
 def _shape(shape: Iterable[int]) -> str:

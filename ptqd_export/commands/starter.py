@@ -118,7 +118,7 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
 
     place = find_place(source, Path())
     declared = declare_model(str(place.path.absolute()), folder)
-    takes = declared.takes_prompts and all(one.name != IMAGE for one in declared.inputs)
+    takes = declared.takes_prompts and (declared.repaints or all(one.name != IMAGE for one in declared.inputs))
     prompted = takes and bool(find_text_folders(place.path))
     return ModelSection(path=place.written(folder), prompts=PROMPTS if prompted else None), declared, place.name
 
@@ -155,6 +155,8 @@ def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
             f'guidance is 1: the model does not say which of its {labels} labels means "no class"; '
             "if one does, name it as model.null_class and set sampler.guidance"
         )
+    if declared.repaints and section.prompts is not None:
+        yield "name pictures and masks as model.inpaint: without them the calibration repaints everything"
     if declared.inputs and labels is None and section.prompts is None:
         null = f", and null.{declared.asked[0].name} and so on for guidance" if _needs_null(section, declared) else ""
         yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.asked))}{null}"

@@ -37,6 +37,7 @@ from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
+from ptqd_export.stages.network.controlling import make_control
 from ptqd_export.stages.network.decoding import decoder_record, make_decoder
 from ptqd_export.stages.network.encoding import make_encoder
 from ptqd_export.stages.network.preparation import make_preparation
@@ -95,6 +96,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
     decoder = _decoder(context, cache)
     encoder = _encoder(context, cache, decoder)
+    control = _control(context, cache)
     drawn = {"traced": traced.name, "measured": asdict(context.measured_with), **sampled}
     drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
     states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
@@ -112,7 +114,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     cache.run("check", checked, partial(check_fitted, context, graphs, walked))
     pictures = _pictures(context, cache, graphs, decoder, walked)
     versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
-    parts = Parts(graphs, prepared, decoder, encoder, _text(context, cache), walked, chosen, pictures, versions)
+    parts = Parts(graphs, prepared, decoder, encoder, control, _text(context, cache), walked, chosen, pictures, versions)
     with _uncached("bundle", progress):
         assemble(context, output, parts)
     times = _times(context, graphs, chosen, progress) if context.is_timed else None
@@ -195,6 +197,14 @@ def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> 
         return None
     make = partial(make_encoder, context, record.image_shape)
     return cache.run("encoder", {**_source(context), "decoder": decoder.name}, make, room=room.encoder(context))
+
+
+def _control(context: BuildContext, cache: StageCache) -> Path | None:
+    """Return the folder with the control network's graph, or None if the plan names none."""
+    if context.model.control_part is None:
+        return None
+    inputs = {**_source(context), **context.model_settings}
+    return cache.run("control", inputs, partial(make_control, context), room=room.control(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:

@@ -35,6 +35,7 @@ class SamplesRecord(Strict):
         strength: share of the steps that was taken from the images; null if the chains started from noise.
         images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
         mask: SHA-256 of the file of the mask; null if everything was repainted.
+        control_images: SHA-256 of the files of the control images, one for all samples or one for each; null if the run named none.
         runtime: runtime of the engines.
         runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
@@ -59,6 +60,7 @@ class SamplesRecord(Strict):
     strength: float | None = None
     images: tuple[str, ...] | None = None
     mask: str | None = None
+    control_images: tuple[str, ...] | None = None
     runtime: RuntimeName
     runtime_reason: str | None = None
     provider: Provider

@@ -19,6 +19,8 @@ def _network(context: BuildContext) -> Iterator[str]:
         yield "decoder"
     if context.model.encoder is not None:
         yield "encoder"
+    if context.model.control_part is not None:
+        yield "control"
     yield "states"
     if context.prepares:
         yield "prepare"

@@ -45,12 +45,23 @@ from ptqd_export.stages.finish.pieces import check_pieces, write_in_pieces
 from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
+from ptqd_export.stages.network.controlling import CONTROL, CONTROL_IMAGES, control_arrays, control_record
 from ptqd_export.stages.network.decoding import DECODER, decoder_record
 from ptqd_export.stages.network.encoding import ENCODER, encoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
 from ptqd_export.stages.network.text import text_record
 
-PORTABLE = ("graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "report/*", f"{DECODER}*", f"{ENCODER}*", f"{TEXT}/*")
+PORTABLE = (
+    "graphs/**/*",
+    "schedules/**/*",
+    "statistics/**/*",
+    "conditioning/**/*",
+    "report/*",
+    f"{DECODER}*",
+    f"{ENCODER}*",
+    f"{CONTROL}*",
+    f"{TEXT}/*",
+)
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -63,6 +74,7 @@ class Parts:
         prepared: folder of the stage that prepared the network, or of the stage that traced it.
         decoder: folder of the decoder's graph, or None.
         encoder: folder of the encoder's graph, or None.
+        control: folder of the control network's graph, or None.
         text: folder of the text encoders' graphs, or None.
         walked: folder of the walk of the default schedule.
         chosen: the chain that a budget bought, or None.
@@ -74,6 +86,7 @@ class Parts:
     prepared: Path
     decoder: Path | None
     encoder: Path | None
+    control: Path | None
     text: Path | None
     walked: Path
     chosen: Chosen | None
@@ -101,7 +114,7 @@ def _bytes_needed(parts: Parts) -> int:
     folders = [
         *parts.graphs.values(),
         parts.walked,
-        *(folder for folder in (parts.decoder, parts.encoder, parts.text) if folder is not None),
+        *(folder for folder in (parts.decoder, parts.encoder, parts.control, parts.text) if folder is not None),
     ]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -111,7 +124,7 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     writer.text("plan.json", context.plan.resolved_json())
     writer.text("schedules/default.json", schedule_path(parts.walked).read_text())
     networks = {name: _write_network(context, writer, parts.graphs, name) for name in parts.graphs}
-    for folder_of, graph in ((parts.decoder, DECODER), (parts.encoder, ENCODER)):
+    for folder_of, graph in ((parts.decoder, DECODER), (parts.encoder, ENCODER), (parts.control, CONTROL)):
         for file in () if folder_of is None else graph_files(folder_of / graph):
             writer.copy(file.name, file)
     if parts.text is not None:
@@ -120,6 +133,8 @@ def _put_together(context: BuildContext, folder: Path, parts: Parts) -> None:
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
     _write_statistics(context, parts, records, writer)
     conditions = _conditions_file(context, writer)
+    if (images := control_arrays(context.model)) is not None:
+        writer.arrays(CONTROL_IMAGES, images)
     if parts.pictures is not None:
         writer.copy(PICTURES, parts.pictures / SHEET)
     manifest = _manifest(context, parts, records, networks, conditions, writer.files)
@@ -280,6 +295,7 @@ def _manifest(
             encoder=encoder_record(parts.encoder),
             text=text_record(parts.text),
             guidance_patch=model.guidance_patch,
+            control=control_record(model),
         ),
         parameterization=context.noise_schedule.prediction_type,
         target=target_record(context),

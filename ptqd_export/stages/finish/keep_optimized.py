@@ -13,7 +13,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
-DECODER, ENCODER = "decoder", "encoder"
+DECODER, ENCODER, CONTROL = "decoder", "encoder", "control network"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
                 files |= {f"{_engine_name(name, one)} at {cut}, full": made.full, f"{_engine_name(name, one)} at {cut}, reuse": made.reuse}
         graphs |= {key: bundle.graph(graph, record.graph) for key, graph in files.items()}
     model = bundle.manifest.model
-    beside = {name: record.file for name, record in ((DECODER, model.decoder), (ENCODER, model.encoder)) if record is not None}
+    network = None if model.control is None else model.control.network
+    beside = {name: one.file for name, one in ((DECODER, model.decoder), (ENCODER, model.encoder), (CONTROL, network)) if one is not None}
     return graphs | {name: bundle.graph(file) for name, file in beside.items()}
 
 

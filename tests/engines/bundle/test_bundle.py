@@ -70,6 +70,7 @@ MANIFEST: dict[str, Any] = {
         "encoder": None,
         "text": None,
         "guidance_patch": None,
+        "control": None,
     },
     "parameterization": "v_prediction",
     "target": {"name": "onnxruntime", "provider": "CPU", "high_precision": "fp32", "profile": None, "workspace_gib": None},

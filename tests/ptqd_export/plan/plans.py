@@ -35,7 +35,9 @@ RESOLVED = """\
     "negative_prompt": null,
     "size": null,
     "encoder": false,
-    "lora": null
+    "lora": null,
+    "control": null,
+    "inpaint": null
   },
   "sampler": {
     "name": "ddim",
