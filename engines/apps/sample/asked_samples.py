@@ -12,7 +12,7 @@ from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.rendering import Format
 from engines.apps.sample.batch_sampler import Batch, SampleWork
 from engines.apps.sample.control_images import AskedControl
-from engines.apps.sample.edit import Edit, check_unpainted, chosen_strength
+from engines.apps.sample.edit import Edit, chosen_strength
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import ModelRecord
@@ -22,6 +22,7 @@ from engines.chain.sampling import Chain, batches
 from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
+from engines.networks.encoder import check_unpainted
 from engines.networks.engine_bank import load_conditioning
 from engines.networks.prompts import TextModel, open_text
 
@@ -82,7 +83,7 @@ class AskedSamples:
             )
         conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
         if conditioning is not None and self.edit is None:
-            check_unpainted(model)
+            check_unpainted(bundle)
         cut = () if text is None else text.cut(prompts)
         drawn = DrawnSamples(choice, chain, noise, samples, rows, conditioning, cut, self.edit, self.control)
         return drawn.by_sample(bundle) if self._differs_by_sample(model) else drawn

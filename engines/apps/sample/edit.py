@@ -26,7 +26,7 @@ from engines.bundle.manifest import ModelRecord
 from engines.chain.origin import Origin
 from engines.chain.sampling import Chain
 from engines.errors import UsageError
-from engines.networks.encoder import check_encodable
+from engines.networks.encoder import check_encodable, lacks_mask
 from engines.networks.kept_engines import KeptEngines
 
 STRENGTH = 0.8
@@ -60,16 +60,6 @@ def check_number(images: Sequence[GivenPicture], num: int) -> None:
             found=f"{len(images)} images for {num} samples",
             expected=f"1 image for all samples, or {num}",
         )
-
-
-def _lacks_mask(found: str) -> UsageError:
-    return UsageError("The model repaints a part of a picture.", found=found, expected="an image and a mask: --image and --mask")
-
-
-def check_unpainted(model: ModelRecord) -> None:
-    """Raises UsageError if prompts alone are not enough for a model."""
-    if model.repaints:
-        raise _lacks_mask("prompts alone")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +105,7 @@ class Edit:
             check_picture(image, model.image_shape)
         if self.mask is None:
             if model.repaints:
-                raise _lacks_mask("an image without a mask")
+                raise lacks_mask("an image without a mask")
             return
         check_picture(self.mask, model.image_shape, mask=True)
         if len(model.sample_shape) != 3:

@@ -20,7 +20,7 @@ from engines.errors import UsageError, first_line
 from engines.networks.control import CONTROL_IMAGE, STATE, Control, ControlNetwork, images_of
 from engines.networks.embeddings import TIMESTEP
 from ptqd_export.models.base import Adapter, ControlPart, Declaration
-from ptqd_export.models.conditions import IMAGE, POOLED, TIME_IDS, ConditionInput
+from ptqd_export.models.conditions import EMBEDDINGS, POOLED, TIME_IDS, ConditionInput
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.probed_network import meta_values
 from ptqd_export.models.known_keys import check_keys
@@ -28,6 +28,9 @@ from ptqd_export.models.module_checks import check_finite
 from ptqd_export.plan import ControlKind, ControlSection
 
 CLASSES: Mapping[ControlKind, str] = {"controlnet": "ControlNetModel", "t2i_adapter": "T2IAdapter"}
+
+GIVEN = (EMBEDDINGS, POOLED, TIME_IDS)
+"""Conditions that pipelines give to a ControlNet too."""
 
 FACTORS = (16, 8, 4, 2, 1)
 """Sides of a control image in sides of a state, from which the one is taken at which the residuals fit the network."""
@@ -113,7 +116,7 @@ def load_control(section: ControlSection, folder: Path, declared: Declaration, t
         return None
     place = DiffusersFolder(folder / section.path)
     _check_kind(place, section.kind)
-    conditions = tuple(ConditionInput(one.name, one.dtype, texts[one.name]) for one in declared.inputs if one.name != IMAGE)
+    conditions = tuple(ConditionInput(one.name, one.dtype, texts[one.name]) for one in declared.inputs if one.name in GIVEN)
     shape, taken = _fitting(place, section, declared, conditions)
     network = place.load("")
     check_finite(network, "the control network")

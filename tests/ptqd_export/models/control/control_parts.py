@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 SIDE, TOKENS, WIDTH, NUM, STEPS, GUIDANCE, SEED = 8, 3, 12, 2, 2, 3.0, 5
 
 
-def parts(in_channels: int = 4) -> dict[str, Any]:
+def parts(**settings: Any) -> dict[str, Any]:
     """The parts of a pipeline: two blocks on the way down, one with attention and one without, as in Stable Diffusion."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=SIDE, in_channels=in_channels, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=4, cross_attention_dim=WIDTH,
+        **{
+            "sample_size": SIDE, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": WIDTH, **settings,
+        }
     )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=False

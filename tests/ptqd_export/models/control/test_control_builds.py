@@ -19,6 +19,7 @@ from engines.cli import main
 from engines.errors import UsageError
 from ptqd_export.diffusers import PtqdDenoiser, use_bundle
 from ptqd_export.models.load import load_model
+from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.models.control.control_parts import (
     GUIDANCE,
     NUM,
@@ -31,7 +32,8 @@ from tests.ptqd_export.models.control.control_parts import (
     settings,
     table,
 )
-from tests.ptqd_export.models.pipelines import plan_of
+from tests.ptqd_export.models.pipelines import PROMPTS, pipeline, plan_of
+from tests.ptqd_export.models.text import tiny_text
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -245,3 +247,38 @@ def test_networks_without_residuals_are_refused(tmp_path: Path) -> None:
     DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(tmp_path / "model")
     with pytest.raises(UsageError, match=r"not supported for this network[^|]*diffusers UNet2DModel"):
         load_model(plan_of(tmp_path / "model", 1.0, prompts=None, control={}))
+
+
+@pytest.mark.slow
+def test_sdxl_with_a_controlnet_keeps_its_latents(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+
+    folder = tiny_text.write_sdxl(tmp_path / "model")
+    found = pipeline(folder)
+    torch.manual_seed(3)
+    network = ControlNetModel.from_unet(found.unet, conditioning_embedding_out_channels=(8, 8))
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.5)
+    network.save_pretrained(tmp_path / "controlnet")
+    image = pixels(4, 16)
+    Image.fromarray(image).save(tmp_path / "edges.png")
+    plan = plan_of(folder, control={"path": "controlnet", "images": "edges.png"})
+    run_build(plan)
+    parts_of_pipeline = {name: part for name, part in found.components.items() if name not in ("image_encoder", "feature_extractor")}
+    pipe = StableDiffusionXLControlNetPipeline(**parts_of_pipeline, controlnet=network.eval(), add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    start = torch.from_numpy(NoiseSource(SEED, (4, SIDE, SIDE)).start(np.arange(NUM)))
+    asked = {
+        "prompt": list(PROMPTS), "negative_prompt": ["the word"] * NUM, "image": [Image.fromarray(image)] * NUM, "latents": start,
+        "num_inference_steps": plan.plan.sampler.steps, "guidance_scale": GUIDANCE, "output_type": "latent",
+    }  # fmt: skip
+    expected, plain = (np.asarray(pipe(**asked, controlnet_conditioning_scale=scale).images) for scale in (1.0, 0.0))
+    assert np.abs(expected - plain).max() > 0.1
+    np.testing.assert_allclose(use_bundle(pipe, plan.output_path, precision="fp32")(**asked).images, expected, atol=1e-3)
+    assert np.isfinite(np.asarray(use_bundle(pipe, plan.output_path)(**asked).images)).all()
+    with engines.open_bundle(plan.output_path) as bundle:
+        drawn = bundle.sample(
+            NUM, seed=SEED, prompts=PROMPTS, negative_prompt="the word", control_image=image, precision="fp32", latents=True
+        )
+    np.testing.assert_allclose(drawn, expected, atol=1e-3)

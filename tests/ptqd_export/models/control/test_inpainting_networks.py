@@ -38,7 +38,11 @@ MASK[4:13, 3:9] = 255
 def own() -> dict[str, Any]:
     from diffusers import AutoencoderKL
 
-    return {**parts(in_channels=9), "vae": AutoencoderKL(**FIRST_STAGE, latent_channels=4, scaling_factor=0.5).eval()}
+    alone = {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    return {
+        **parts(in_channels=9, mid_block_type=None, **alone),
+        "vae": AutoencoderKL(**FIRST_STAGE, latent_channels=4, scaling_factor=0.5).eval(),
+    }
 
 
 @pytest.fixture(scope="module")
