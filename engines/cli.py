@@ -56,9 +56,12 @@ def main() -> None:
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="File with one prompt per line, instead of --prompt.")
 @click.option("--negative-prompt", help="Prompt that guidance steers away from; needs --prompt or --prompt-file.")
 @click.option("--image", type=PATH, help="PNG file that all samples start from, or a folder with one for each sample, in order of names.")
-@click.option("--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8.")
+@click.option(
+    "--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8; 1 for networks that repaint."
+)
 @click.option("--mask", type=PATH, help="PNG file, white where --image is repainted; the rest is kept.")
 @LORA
+@click.option("--control-image", type=PATH, help="PNG file for the bundle's control network, or a folder with one for each sample.")
 @chain_options
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
@@ -91,24 +94,26 @@ def sample(
     strength: float | None,
     mask: Path | None,
     loras: tuple[str, ...],
+    control_image: Path | None,
     kind: Literal["png", "npz"],
     ray: str | None,
     ray_cpus: int | None,
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
-    from engines.apps.sample.edit import Edit, chosen_strength
+    from engines.apps.sample.control_images import AskedControl
+    from engines.apps.sample.edit import Edit
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
     from engines.networks.lora.lora_use import LoraUse
     from engines.networks.prompts import chosen_prompts
 
     texts, used = chosen_prompts(prompts, prompt_file), tuple(map(LoraUse.parse, loras))
-    edit, cluster = Edit.of(image, mask), cluster_options.chosen_cluster(ray, ray_cpus)
-    choice = ChainChoice(**chain, strength=chosen_strength(edit, strength), loras=used)
+    edit, control = Edit.of(image, mask), AskedControl.of(control_image)
+    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=strength, loras=used)
     choice = choice if cluster is None else choice.on_workers
     numbers = (num, seed, first, batch_size)
-    request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit)
+    request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit, control)
     click.echo(sample_bundle(request))
 
 

@@ -21,7 +21,8 @@ from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.apps.pictures.images import check_drawable
 from engines.apps.pictures.rendering import PIXELS, SAMPLES
 from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
-from engines.apps.sample.edit import Edit, GivenImages, chosen_strength
+from engines.apps.sample.control_images import AskedControl
+from engines.apps.sample.edit import Edit, GivenImages
 from engines.backends.choice import Runtime, runtime_name
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.image_size import ImageSize, size_name
@@ -30,6 +31,7 @@ from engines.chain.stepper import HostStepper
 from engines.errors import UsageError
 from engines.host.heap import release_free_pages
 from engines.networks.chain_choice import AUTO, ChainChoice
+from engines.networks.control import OwnNetwork
 from engines.networks.kept_engines import KeptEngines
 from engines.networks.lora.lora_use import GivenLoras, LoraUse, lora_uses
 from engines.networks.prompts import TextModel, open_text
@@ -112,6 +114,8 @@ class OpenBundle:
         image: GivenImages | None = None,
         strength: float | None = None,
         mask: GivenImages | None = None,
+        control_image: GivenImages | None = None,
+        control: OwnNetwork | None = None,
         precision: str | None = None,
         schedule: str = DEFAULT,
         correction: bool = True,
@@ -133,8 +137,12 @@ class OpenBundle:
             negative_prompt: prompt that guidance steers away from.
             image: image to start from: a PNG file or uint8 pixels [H, W] or [H, W, C]; or one for each sample: a folder of PNG files, in
                 the order of their names, or pixels [N, H, W, C].
-            strength: share of the steps to take from `image`, above 0 and at most 1; None takes 0.8.
+            strength: share of the steps to take from `image`, above 0 and at most 1; None takes 0.8, and 1 for networks that repaint.
             mask: PNG file, or pixels [H, W], white where `image` is repainted. The rest is kept.
+            control_image: image for the bundle's control network, or one for each sample; in the forms of `image`.
+            control: your own control network: takes what the network is given at a step, states float32 [B, C, ...], timesteps [B] and
+                conditions by name [B, ...], and returns the residuals by input name, [B, ...]. B is twice the batch under guidance, the
+                conditional half first.
             precision: precision of every step; None takes the schedule's choice.
             schedule: name of the schedule.
             correction: False runs the plain quantized sampler.
@@ -155,17 +163,9 @@ class OpenBundle:
         if not latents:
             check_drawable(self._bundle.at(size).manifest.model.image_shape, mend="use latents=True, which returns the samples as they are")
         edit = Edit.of(image, mask)
-        choice = self._choice(
-            precision,
-            schedule,
-            guidance,
-            chosen_strength(edit, strength),
-            loras,
-            size,
-            correction=correction,
-            accept_guidance=accept_guidance,
-        )
-        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
+        asked = AskedControl.of(control_image, control)
+        choice = self._choice(precision, schedule, guidance, strength, loras, size, correction=correction, accept_guidance=accept_guidance)
+        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit, asked)
         work = drawn.work(batch_size, "states" if latents else "pixels")
         sampler = work.open(self._bundle.at(size), self._threads, self._engines(size))
         kept = SAMPLES if latents else PIXELS
@@ -183,6 +183,8 @@ class OpenBundle:
         image: GivenImages | None = None,
         strength: float | None = None,
         mask: GivenImages | None = None,
+        control_image: GivenImages | None = None,
+        control: OwnNetwork | None = None,
         precision: str | None = None,
         schedule: str = DEFAULT,
         correction: bool = True,
@@ -201,17 +203,9 @@ class OpenBundle:
             PtqdError: see `sample`.
         """
         edit = Edit.of(image, mask)
-        choice = self._choice(
-            precision,
-            schedule,
-            guidance,
-            chosen_strength(edit, strength),
-            loras,
-            size,
-            correction=correction,
-            accept_guidance=accept_guidance,
-        )
-        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit)
+        asked = AskedControl.of(control_image, control)
+        choice = self._choice(precision, schedule, guidance, strength, loras, size, correction=correction, accept_guidance=accept_guidance)
+        drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit, asked)
         engines = self._engines(size)
         return self._steps(drawn.work(num, "states").chain(self._bundle.at(size), engines), drawn, engines)
 
@@ -269,10 +263,12 @@ class OpenBundle:
         negative_prompt: str | None,
         choice: ChainChoice,
         edit: Edit | None,
+        control: AskedControl | None,
     ) -> DrawnSamples:
         rows = classes if classes is None or isinstance(classes, str) else tuple(classes)
         texts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
-        drawn = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice, edit).of(self._bundle.at(choice.size), self._encoders)
+        asked = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice, edit, control)
+        drawn = asked.of(self._bundle.at(choice.size), self._encoders)
         if drawn.cut:
             cut = ", ".join(map(str, drawn.cut))
             warnings.warn(f"cut off because they were too long for the text encoder: prompts {cut}", stacklevel=3)

@@ -22,6 +22,9 @@ from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale
 
 MANIFEST = "manifest.json"
 
+IMAGE = "image"
+"""Conditioning input whose channels the network appends to those of the state."""
+
 FORM_LETTERS = 2**16
 """Most letters in front of a prompt, or behind it; the longest known instruction has 1,500."""
 
@@ -73,6 +76,28 @@ class EncoderRecord(Strict):
 
     file: Name
     weights: Name | None = None
+
+
+class ControlNetworkRecord(Strict):
+    """The control network: its graph, the shape of its images, and the images of the bundle's own rows, which take them in turn.
+
+    The graph takes `control_image` with values in [0, 1] and any of the network's own inputs, and returns all residuals of a sample, one
+    behind the other. `images` has them as uint8 [K, H, W, C].
+    """
+
+    file: Name
+    image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
+    images: Name
+
+
+class ControlRecord(Strict):
+    """Residuals that the network takes besides its conditions, as inputs under diffusers' names. They are zeros where nothing gives them.
+
+    `network` computes them; null if the bundle has no control network.
+    """
+
+    inputs: Annotated[tuple[InputRecord, ...], Field(min_length=1)]
+    network: ControlNetworkRecord | None = None
 
 
 class PromptForm(Strict):
@@ -153,12 +178,20 @@ class ModelRecord(Strict):
     text: TextRecord | None = None
     guidance_patch: PositiveInt | None = None
     size: Annotated[Shape, Field(min_length=2, max_length=2)] | None = None
+    control: ControlRecord | None = None
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:
         if self.guidance_patch is not None and any(side % self.guidance_patch for side in self.sample_shape[1:]):
             raise ValueError(f"a state of {list(self.sample_shape)} has no whole patches of {self.guidance_patch}")
         return self
+
+    @property
+    def repaints(self) -> bool:
+        """Whether the network takes a mask and the latents of the masked picture beside the state: inpainting with further channels."""
+        wanted = (self.sample_shape[0] + 1, *self.sample_shape[1:])
+        given = () if self.conditioning is None else self.conditioning.inputs
+        return self.decoder is not None and any((one.name, one.shape) == (IMAGE, wanted) for one in given)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from engines.chain.schedule import Schedule
 from engines.chain.stepper import HostStepper, Stepper
 from engines.errors import UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning
+from engines.networks.control import GivenControl
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.kept_engines import KeptEngines
 from engines.networks.lora.lora_use import LoraUse
@@ -77,7 +78,14 @@ class ChainChoice:
         late = LateStart.of(schedule, bundle.manifest.model.noise_schedule, self.strength)
         return replace(chain, schedule=late.schedule, levels=late.levels)
 
-    def open(self, bundle: Bundle, batch: int, conditioning: Conditioning | None = None, kept: KeptEngines | None = None) -> Chain:
+    def open(
+        self,
+        bundle: Bundle,
+        batch: int,
+        conditioning: Conditioning | None = None,
+        kept: KeptEngines | None = None,
+        control: GivenControl | None = None,
+    ) -> Chain:
         """Return the chain with its engines opened for batches of `batch` samples.
 
         Args:
@@ -85,6 +93,7 @@ class ChainChoice:
             batch: samples per network call.
             conditioning: conditioning table to use instead of the bundle's own, or None.
             kept: engines of the bundle to use, with their own runtime and threads; None opens engines for this chain alone.
+            control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
             UsageError: see `chosen`; or the steps cannot be computed on the device, or a LoRA does not fit.
@@ -94,7 +103,7 @@ class ChainChoice:
         chain = self.chosen(bundle)
         kept = kept or KeptEngines(bundle, self.runtime, self.threads)
         stepper = self._stepper(bundle, chain, kept.backend)
-        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, self.loras), stepper=stepper)
+        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, self.loras, control), stepper=stepper)
 
     def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":
@@ -105,6 +114,8 @@ class ChainChoice:
                 found=f"--update device with guidance {chain.scale:g}",
                 expected="--update host, or guidance 1",
             )
+        if bundle.manifest.model.control is not None:
+            raise UsageError("The device takes no residuals of a control network.", found="--update device", expected="--update host")
         if not isinstance(backend, TensorRtBackend):
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)

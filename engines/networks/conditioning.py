@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.arrays import Int64
-from engines.bundle.manifest import ConditioningRecord, InputRecord
+from engines.arrays import Float32, Int64
+from engines.bundle.manifest import IMAGE, ConditioningRecord, InputRecord
 from engines.chain.finite import is_finite
 from engines.errors import UsageError
 from engines.untrusted.npz import read_arrays
@@ -28,7 +28,8 @@ class Conditioning:
 
     Attributes:
         tables: values [rows, ...] of each conditioning input of the network.
-        null: value [...] of each input that means "unconditional"; None if the model has none.
+        null: value [...] of each input that means "unconditional"; None if the model has none. An image may lack one: then both branches of
+            guidance take the sample's own.
     """
 
     tables: Mapping[str, NDArray[Any]]
@@ -40,7 +41,19 @@ class Conditioning:
 
     def feeds(self, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
         """Return the network's conditioning inputs for a batch; under guidance the conditional half, then the unconditional half."""
-        return self.values(branch_rows(rows, guided=guided))
+        found = self.values(branch_rows(rows, guided=guided))
+        if guided and self.null is not None:
+            found |= {name: np.concatenate([table[rows]] * 2) for name, table in self.tables.items() if name not in self.null}
+        return found
+
+    def at(self, rows: Int64) -> Conditioning:
+        """Return a table whose row n is row `rows[n]` of this one."""
+        return Conditioning({name: table[rows] for name, table in self.tables.items()}, self.null)
+
+    def with_image(self, images: Float32) -> Conditioning:
+        """Return the table with images [rows or 1, C, H, W], shared by both branches of guidance, in place of its own."""
+        null = None if self.null is None else {name: value for name, value in self.null.items() if name != IMAGE}
+        return Conditioning({**self.tables, IMAGE: np.broadcast_to(images, (self.rows, *images.shape[1:]))}, null)
 
     def values(self, rows: Int64) -> dict[str, NDArray[Any]]:
         """Return the values [N, ...] of each input at `rows` [N]. `NULL_ROW` requires a model with "unconditional" values."""
@@ -93,7 +106,8 @@ def load_table(path: Path, content: bytes | None = None) -> Conditioning:
             found=f"{path}: " + ", ".join(f"{k} {v.shape}" for k, v in tables.items()),
             expected="one array [rows, ...] per conditioning input, all with the same number of rows",
         )
-    if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items()}:
+    shared = {IMAGE} - null.keys()
+    if null and {k: v.shape for k, v in null.items()} != {k: v.shape[1:] for k, v in tables.items() if k not in shared}:
         raise UsageError(
             "The unconditional values do not fit the conditioning table.",
             found=", ".join(f"null.{k} {v.shape}" for k, v in null.items()),

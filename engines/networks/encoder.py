@@ -57,6 +57,21 @@ def check_encodable(bundle: Bundle) -> None:
         )
 
 
+def lacks_mask(found: str) -> UsageError:
+    """Return the error for a network that repaints, and is not given what to repaint."""
+    return UsageError(
+        "The model repaints a part of a picture.",
+        found=found,
+        expected="an image and a mask: `ptqd-run sample --image --mask`, or image and mask in Python",
+    )
+
+
+def check_unpainted(bundle: Bundle) -> None:
+    """Raises UsageError if prompts alone are not enough for a bundle."""
+    if bundle.manifest.model.repaints:
+        raise lacks_mask("prompts alone")
+
+
 def open_encoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Encoder:
     """Open the encoder of a bundle on the runtime that its networks use.
 

@@ -20,6 +20,7 @@ from engines.chain.features import precision_and_cut
 from engines.chain.norm_guidance import NormGuidance
 from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
+from engines.networks.control import Control, ControlNetwork, GivenControl, OwnControl, stored_images
 from engines.networks.cut_engines import CutEngines
 from engines.networks.embeddings import Embedding
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
@@ -74,10 +75,13 @@ class EngineBank:
         self._changed = changed
         # On OpenVINO, networks in pieces give other outputs (digits model at W8A8: up to 0.5 %), but the whole graph was measured.
         self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
+        self._control_engines: list[Engine] = []
         self._networks: dict[str, _Network] = {}
         self._cuts: dict[str, tuple[Engine, Engine]] = {}
         self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
+        self._given_control: GivenControl | None = None
+        self._own_rows = conditioning is None
         self.guided, self._guidance = is_guided(guidance), guidance
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(
@@ -91,13 +95,24 @@ class EngineBank:
         for precision in precisions:
             self[precision]
 
-    def on_chain(self, timesteps: Mapping[str, Sequence[float]], guidance: float, conditioning: Conditioning | None = None) -> EngineBank:
+    def on_chain(
+        self,
+        timesteps: Mapping[str, Sequence[float]],
+        guidance: float,
+        conditioning: Conditioning | None = None,
+        control: GivenControl | None = None,
+    ) -> EngineBank:
         """Return a bank for chains with other timesteps, another scale (above 1 if and only if the bank's is) and, unless None, another
-        conditioning table. Both banks share their engines."""
+        conditioning table. Both banks share their engines.
+
+        `control` gives the residuals of the chains: a control network, or images [K, C, H, W] in [0, 1] for that of the bundle. Without it,
+        the bundle's own rows come with its own images, and those of another table without any.
+        """
         assert is_guided(guidance) == self.guided
         other = copy(self)
         other._guidance = guidance
         other.conditioning = conditioning or self.conditioning
+        other._own_rows, other._given_control = self._own_rows and conditioning is None, control
         other._timesteps, other._denoisers = timesteps, {}
         return other
 
@@ -110,15 +125,34 @@ class EngineBank:
     def _uncut(self, precision: str) -> EngineDenoiser:
         network, timesteps = self._network(precision), self._timesteps.get(precision, ())
         embeddings = {name: Embedding(one, self.conditioning, timesteps) for name, one in network.embeddings.items()}
-        return EngineDenoiser(network.engine, self.conditioning, self.guided, embeddings, self._combine)
+        return EngineDenoiser(network.engine, self.conditioning, self.guided, embeddings, self._combine, self._control)
 
     def _at_cut(self, precision: str, cut: str) -> CutEngines:
         name = f"{precision} {cut}"
         if name not in self._cuts:
             self._cuts[name] = self._open_cut(precision, cut)
         full, reusing_engine = self._cuts[name]
-        reusing = EngineDenoiser(reusing_engine, self.conditioning, self.guided, combine=self._combine)
-        return CutEngines(full, self.conditioning, self.guided, combine=self._combine, reusing=reusing)
+        reusing = EngineDenoiser(reusing_engine, self.conditioning, self.guided, combine=self._combine, control=self._control)
+        return CutEngines(full, self.conditioning, self.guided, combine=self._combine, control=self._control, reusing=reusing)
+
+    @property
+    def _control(self) -> Control | None:
+        """The residuals of the chains; None if the network takes none."""
+        record, given = self._bundle.manifest.model.control, self._given_control
+        if record is None:
+            return None
+        if callable(given):
+            return Control(record.inputs, OwnControl(given))
+        if record.network is None or (given is None and not self._own_rows):
+            return Control(record.inputs)
+        images = stored_images(self._bundle, record.network) if given is None else given
+        return Control(record.inputs, ControlNetwork(self._control_engine(record.network.file), record.inputs, images))
+
+    def _control_engine(self, graph: str) -> Engine:
+        """Return the engine of the control network, which all chains share."""
+        if not self._control_engines:
+            self._control_engines.append(self._backend.open(self._bundle.graph(graph), self._rows))
+        return self._control_engines[0]
 
     @property
     def _combine(self) -> NormGuidance | None:
@@ -177,7 +211,8 @@ class EngineBank:
         model = self._bundle.manifest.model
         tables = {} if self.conditioning is None else self.conditioning.tables
         conditions = {TIMESTEP: (), **{name: table.shape[1:] for name, table in tables.items()}}
-        wanted = {STATE: model.sample_shape, **conditions, **{name: one.shape for name, one in given.items()}}
+        residuals = {} if model.control is None else {one.name: one.shape for one in model.control.inputs}
+        wanted = {STATE: model.sample_shape, **conditions, **residuals, **{name: one.shape for name, one in given.items()}}
         specs = [*engine.inputs, *(spec for one in made.values() for spec in one.inputs)]
         found = {spec.name: spec.shape for spec in specs}
         fits = found.keys() == wanted.keys() and all(_agree(spec.shape, wanted[spec.name]) for spec in specs)

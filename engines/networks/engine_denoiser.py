@@ -15,9 +15,8 @@ from engines.backends.base import Engine
 from engines.chain.norm_guidance import NormGuidance
 from engines.errors import PtqdError
 from engines.networks.conditioning import Conditioning, branch_rows
+from engines.networks.control import STATE, Control
 from engines.networks.embeddings import TIMESTEP, Embedding
-
-STATE = "sample"
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class EngineDenoiser:
         guided: whether to evaluate the unconditional branch too, in one doubled batch.
         embeddings: what computes the body's extra inputs, by input name; empty for whole networks.
         combine: makes one branch of both; None returns both.
+        control: residuals of a control network; None if the network takes none.
     """
 
     engine: Engine
@@ -38,6 +38,7 @@ class EngineDenoiser:
     guided: bool
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
     combine: NormGuidance | None = None
+    control: Control | None = None
 
     def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
         return self.of_branches(self.engine.run(self.feeds(x, timestep, rows)), x)
@@ -61,25 +62,36 @@ class EngineDenoiser:
         state = np.concatenate([x] * self.branches) if self.guided else x
         asked = branch_rows(rows, guided=self.guided)
         embedded = {name: embedding(timestep, asked) for name, embedding in self.embeddings.items()}
-        return {STATE: state, **self._plain(timestep, asked), **embedded}
+        return {STATE: state, **self._plain(timestep, rows), **embedded, **self._residuals(state, timestep, rows)}
 
     def conditioned(self, conditioning: Conditioning) -> EngineDenoiser:
-        """Return this denoiser with another conditioning table."""
+        """Return this denoiser with another conditioning table, to whose rows no control images belong."""
         embeddings = {name: embedding.conditioned(conditioning) for name, embedding in self.embeddings.items()}
-        return replace(self, conditioning=conditioning, embeddings=embeddings)
+        control = None if self.control is None else self.control.silent()
+        return replace(self, conditioning=conditioning, embeddings=embeddings, control=control)
 
     def forget(self) -> None:
         """Clear the cached embeddings, as if the network had not run yet."""
         for embedding in self.embeddings.values():
             embedding.forget()
 
-    def _plain(self, timestep: float, asked: Int64) -> dict[str, NDArray[Any]]:
+    def _residuals(self, state: Float32, timestep: float, rows: Int64) -> dict[str, NDArray[Any]]:
+        """Return the residuals that the engine takes."""
+        if self.control is None:
+            return {}
+        silent = self.control.source is None or self.conditioning is None
+        conditions = {} if silent or self.conditioning is None else self.conditioning.feeds(rows, guided=self.guided)
+        found = self.control.feeds(state, np.full(len(state), timestep, dtype=np.float32), conditions, rows)
+        return {name: value for name, value in found.items() if name in self._taken}
+
+    def _plain(self, timestep: float, rows: Int64) -> dict[str, NDArray[Any]]:
         """Return the timestep and conditioning inputs that the engine takes; a body may take none of them."""
         found: dict[str, NDArray[Any]] = {}
         if TIMESTEP in self._taken:
-            found[TIMESTEP] = np.full(len(asked), timestep, dtype=np.float32)
+            found[TIMESTEP] = np.full(self.branches * len(rows), timestep, dtype=np.float32)
         if self.conditioning is not None and not self._taken.isdisjoint(self.conditioning.tables):
-            found |= {name: value for name, value in self.conditioning.values(asked).items() if name in self._taken}
+            conditions = self.conditioning.feeds(rows, guided=self.guided)
+            found |= {name: value for name, value in conditions.items() if name in self._taken}
         return found
 
     @cached_property

@@ -11,6 +11,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
+from engines.networks.control import GivenControl
 from engines.networks.decoder import Decoder, open_decoder
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
@@ -64,7 +65,14 @@ class KeptEngines:
             self._banks = {key: bank for key, bank in self._banks.items() if key[0] in ((), loras)}
         return self._changed
 
-    def bank(self, chain: Chain, batch: int, conditioning: Conditioning | None = None, loras: Loras = ()) -> EngineBank:
+    def bank(
+        self,
+        chain: Chain,
+        batch: int,
+        conditioning: Conditioning | None = None,
+        loras: Loras = (),
+        control: GivenControl | None = None,
+    ) -> EngineBank:
         """Return the opened engines of a chain.
 
         Args:
@@ -72,6 +80,7 @@ class KeptEngines:
             batch: samples per network call. Engines for other batch sizes are separate.
             conditioning: conditioning table to use instead of the bundle's own, or None.
             loras: LoRAs in the weights.
+            control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
             UsageError: the chain is guided, but the model has no null condition; or the LoRAs do not fit the bundle or the runtime.
@@ -80,6 +89,6 @@ class KeptEngines:
         key, changed = (loras, is_guided(chain.scale), batch), self.changed(loras)
         if key not in self._banks:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend, changed=changed)
-        bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning)
+        bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning, control)
         bank.open(chain.networks)
         return bank

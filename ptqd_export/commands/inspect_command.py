@@ -123,7 +123,9 @@ def _model(found: Inspection) -> Table:
         "state": _shape(model.sample_shape),
         "image": "the state" if model.decoder is None else _shape(model.image_shape),
         **({"sizes": ", ".join(size_name(one.image_size) for one in manifest.models)} if manifest.sizes else {}),
+        "encoder": "none" if model.encoder is None else model.encoder.file,
         "conditioning": _conditioning(manifest),
+        "control": _control(manifest),
         "target": _target(manifest.target),
         "measured on": named(manifest.measured_on),
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files",
@@ -147,6 +149,14 @@ def _conditioning(manifest: Manifest) -> str:
     if record is None:
         return "none"
     return f"{record.rows} {'classes' if record.file is None else 'rows of embeddings'}"
+
+
+def _control(manifest: Manifest) -> str:
+    record = manifest.model.control
+    if record is None:
+        return "none"
+    network = "calibrated with zeros" if record.network is None else record.network.file
+    return f"{len(record.inputs)} residuals, {network}"
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -144,7 +144,7 @@ def _of_path(source: str, folder: Path, sizes: Sequence[ImageSize]) -> tuple[Mod
 
     place = find_place(source, Path())
     declared, *_ = [declare_model(str(place.path.absolute()), folder, size) for size in sizes or (None,)]
-    takes = declared.takes_prompts and all(one.name != IMAGE for one in declared.inputs)
+    takes = declared.takes_prompts and (declared.repaints or all(one.name != IMAGE for one in declared.inputs))
     prompted = takes and bool(find_text_folders(place.path))
     section = ModelSection(
         path=place.written(folder),
@@ -195,6 +195,8 @@ def _notes(section: ModelSection, declared: Declaration) -> Iterator[str]:
             f'guidance is 1: the model does not say which of its {labels} labels means "no class"; '
             "if one does, name it as model.null_class and set sampler.guidance"
         )
+    if declared.repaints and section.prompts is not None:
+        yield "name pictures and masks as model.inpaint: without them the calibration repaints everything"
     if declared.inputs and labels is None and section.prompts is None:
         null = f", and null.{declared.asked[0].name} and so on for guidance" if _needs_null(section, declared) else ""
         yield f"name a file as model.conditions before you build: an .npz with {', '.join(map(str, declared.asked))}{null}"

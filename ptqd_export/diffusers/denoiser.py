@@ -25,6 +25,7 @@ from engines.chain.finite import check_output
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
+from engines.networks.control import Control
 from engines.networks.engine_bank import load_conditioning
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from engines.networks.grouped_engine import open_groups
@@ -34,8 +35,9 @@ from engines.networks.lora.lora_use import GivenLoras, lora_uses
 from ptqd_export.diffusers.filled_prompts import filled
 from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.pipeline_call import GRIDS, OF_THE_SIZE, POSITIONS, PipelineCall
+from ptqd_export.diffusers.residuals import ARGUMENTS, WITH_CONTROL, check_residuals, given_residuals
 from ptqd_export.diffusers.timesteps import nearest_timestep, precisions_by_timestep, timestep_value, unknown_timestep
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, LABELS, TIMESTEP_COND, guidance_of
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, IMAGE, LABELS, TIMESTEP_COND, guidance_of
 
 BRANCHES = 2
 """Calls of a step at most: pipelines that guide take both branches in one call, or one after the other."""
@@ -77,6 +79,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._inputs: Mapping[str, InputRecord] = (
             {} if self._model.conditioning is None else {spec.name: spec for spec in self._model.conditioning.inputs}
         )
+        self._control = None if self._model.control is None else Control(self._model.control.inputs)
         self.in_channels = int(self.config["in_channels"])
         self.outputs: deque[Tensor] = deque(maxlen=BRANCHES)
         self.guidance: float | None = None
@@ -162,14 +165,16 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         states = hidden_states if sample is None else sample
         if states is None or timestep is None:
             raise TypeError("a network is called with `sample` or `hidden_states`, and with `timestep`")
+        residuals, others = given_residuals(others, self._model.control)
         _refuse({name: value for name, value in others.items() if name not in self._inputs and name not in OF_THE_SIZE})
-        given = self._call.states(states)
+        given, image = self._without_image(self._call.states(states))
         self._call.check(given, others.get(POSITIONS), others.get(GRIDS))
-        conditions = {EMBEDDINGS: encoder_hidden_states, LABELS: class_labels, **(added_cond_kwargs or {}), **others}
+        conditions = {EMBEDDINGS: encoder_hidden_states, LABELS: class_labels, IMAGE: image, **(added_cond_kwargs or {}), **others}
         conditions = filled(conditions, self._inputs)
         value = self._scheduled(timestep)
         feeds = {STATE: _array(self._call.latents(given), "float32"), TIMESTEP: np.full(len(given), value, dtype=np.float32)}
         feeds |= self._conditions({name: one for name, one in conditions.items() if torch.is_tensor(one) and name not in OF_THE_SIZE})
+        feeds |= self._residuals(residuals, len(given))
         found = self._engine(self._precisions[value], len(given)).run(feeds)
         check_output(found, self._precisions[value], value)
         out = self._call.given(torch.from_numpy(found)).to(given)
@@ -192,6 +197,21 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             scale = self._call.timestep
             raise unknown_timestep((timestep_value(timestep) - scale.offset) / scale.scale, self._schedule)
         return found
+
+    def _without_image(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the states, and the image that pipelines append to their channels for a network that takes one."""
+        channels = self._model.sample_shape[0]
+        if IMAGE not in self._inputs or given.shape[1] != channels + self._inputs[IMAGE].shape[0]:
+            return given, None
+        return given[:, :channels], given[:, channels:]
+
+    def _residuals(self, given: Mapping[str, Tensor], rows: int) -> dict[str, NDArray[Any]]:
+        """Return the residuals that the engines take; those that a pipeline does not give are zeros."""
+        if self._control is None:
+            return {}
+        arrays = {name: _array(value, "float32") for name, value in given.items()}
+        missing = {name: value for name, value in self._control.zeros(rows).items() if name not in arrays}
+        return {**check_residuals(arrays, self._control.inputs, rows), **missing}
 
     def _engine(self, precision: str, rows: int) -> Engine:
         if precision not in self._engines:
@@ -263,8 +283,8 @@ def _refuse(others: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"Engines cannot honour {name}.",
                 found=f"{name} of type {type(value).__name__}",
-                expected="None: attention arguments, ControlNet or adapter residuals and time conditions are not in the traced network",
-                mend="use the original network for this",
+                expected="None: attention arguments and time conditions are not in the traced network, and residuals only if asked for",
+                mend=WITH_CONTROL if name in ARGUMENTS else "use the original network for this",
             )
 
 

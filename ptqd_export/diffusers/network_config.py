@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.bundle.manifest import ConditioningRecord, InputRecord, ModelRecord
-from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, TIMESTEP_COND
+from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, IMAGE, TIMESTEP_COND
 from ptqd_export.models.diffusers_models.transformers.family_table import POOLED, TRANSFORMERS
 from ptqd_export.models.diffusers_models.transformers.transformer_family import TransformerFamily
 
@@ -23,7 +23,7 @@ def network_config(model: ModelRecord) -> dict[str, Any]:
     inputs = {} if model.conditioning is None else {record.name: record for record in model.conditioning.inputs}
     return {
         "sample_size": size[0] if len(set(size)) == 1 else tuple(size),
-        "in_channels": channels,
+        "in_channels": channels + (inputs[IMAGE].shape[0] if IMAGE in inputs else 0),
         "out_channels": channels,
         "time_cond_proj_dim": _last(inputs.get(TIMESTEP_COND)),
         "cross_attention_dim": _last(inputs.get(EMBEDDINGS)),

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engines.arrays import Float32, Int64
 from engines.networks.conditioning import Conditioning
+from engines.networks.control import STATE, Control
+from engines.networks.embeddings import TIMESTEP
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from ptqd_export.models.conditions import GUIDANCE, TIMESTEP_COND, ConditionInput
+from ptqd_export.models.conditions import GUIDANCE, IMAGE, TIMESTEP_COND, ConditionInput
 
 if TYPE_CHECKING:
     from ptqd_export.models.text.prompts import PromptEncoder
@@ -82,6 +87,7 @@ class Declaration:
         takes_prompts: whether text encoders beside the network can be used; else the conditions are prepared embeddings.
         guidance_patch: side of the patches in which guidance keeps the norm of the conditional output; None if guidance is linear.
         texts: how the pipeline uses its text encoders; empty if that follows from the inputs, as for U-Nets.
+        control: residuals of a control network, behind the inputs in the adapter's conditions.
     """
 
     family: str
@@ -95,6 +101,13 @@ class Declaration:
     takes_prompts: bool = True
     guidance_patch: int | None = None
     texts: tuple[TextUse, ...] = ()
+    control: tuple[ConditionInput, ...] = ()
+
+    @property
+    def repaints(self) -> bool:
+        """Whether the network takes a mask and the latents of the masked picture beside the state: inpainting with further channels."""
+        wanted = (self.sample_shape[0] + 1, *self.sample_shape[1:])
+        return any((one.name, one.shape) == (IMAGE, wanted) for one in self.inputs)
 
     @property
     def asked(self) -> tuple[ConditionInput, ...]:
@@ -146,6 +159,34 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True)
+class ControlPart:
+    """A control network with its weights.
+
+    Attributes:
+        module: returns the residuals of each row behind each other, float32 [batch, values].
+        inputs: inputs of the module, in its order.
+        pixels: uint8 [K, H, W, C], the control images of the calibration.
+        files: all files that it was read from.
+    """
+
+    module: nn.Module
+    inputs: tuple[ConditionInput, ...]
+    pixels: NDArray[np.uint8]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of a control image, [channels, height, width]."""
+        _, height, width, channels = self.pixels.shape
+        return channels, height, width
+
+    def example_inputs(self, batch: int) -> dict[str, Tensor]:
+        """Return inputs for tracing and comparing, by name; the same on every call."""
+        generator = torch.Generator().manual_seed(0)
+        return {one.name: torch.rand(batch, *map(int, one.shape), generator=generator) for one in self.inputs}
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be traced and calibrated.
 
@@ -162,6 +203,8 @@ class LoadedModel:
         embeds_guidance: whether a condition is the guidance scale, in place of classifier-free guidance.
         guidance_patch: see `Declaration`.
         files: all files that the model was read from.
+        control: residuals of a control network while the model is calibrated; None if the network takes none.
+        control_part: the control network that computes them; None if they are zeros.
     """
 
     family: str
@@ -176,6 +219,8 @@ class LoadedModel:
     embeds_guidance: bool = False
     guidance_patch: int | None = None
     files: tuple[Path, ...] = ()
+    control: Control | None = None
+    control_part: ControlPart | None = None
 
     @property
     def parameters(self) -> int:
@@ -195,4 +240,21 @@ class LoadedModel:
         if self.conditioning is None:
             return sample, timestep
         rows = torch.arange(batch) % self.conditioning.rows
-        return sample, timestep, *(torch.from_numpy(table)[rows] for table in self.conditioning.tables.values())
+        conditions = (torch.from_numpy(np.ascontiguousarray(table))[rows] for table in self.conditioning.tables.values())
+        residuals = () if self.control is None else self.control.inputs
+        return sample, timestep, *conditions, *(torch.randn(batch, *one.shape, generator=generator) for one in residuals)
+
+    def feeds(self, samples: Float32, timesteps: Float32, rows: Int64, *, guided: bool) -> dict[str, NDArray[Any]]:
+        """Return the network's inputs by name, in the order in which the adapter takes them.
+
+        Args:
+            samples: states [batch, channels, ...].
+            timesteps: their timesteps [batch].
+            rows: their rows of the conditioning table [batch].
+            guided: return both branches of guidance, the conditional half first.
+        """
+        branches = 2 if guided else 1
+        state, timestep = (np.concatenate([value] * branches) for value in (samples, timesteps))
+        conditions = {} if self.conditioning is None else self.conditioning.feeds(rows, guided=guided)
+        residuals = {} if self.control is None else self.control.feeds(state, timestep, conditions, rows)
+        return {STATE: state, TIMESTEP: timestep, **conditions, **residuals}

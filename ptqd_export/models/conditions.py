@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
+from engines.bundle import manifest
 from engines.bundle.manifest import FixedValue
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
@@ -31,8 +32,14 @@ GUIDANCE = "guidance"
 TIMESTEP_COND = "timestep_cond"
 """Guidance scale that a consistency model takes as an embedding beside that of the timestep, in place of classifier-free guidance."""
 
-IMAGE = "image"
+IMAGE = manifest.IMAGE
 """Image whose channels an adapter appends to those of the state: inpainting, super-resolution, image editing."""
+
+DOWN, MID = "down_block_additional_residuals", "mid_block_additional_residual"
+"""Residuals of a ControlNet, under the names of diffusers' arguments; of the first there are several, numbered from 0."""
+
+INTRABLOCK = "down_intrablock_additional_residuals"
+"""Features of a T2I adapter, numbered from 0."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,9 @@ def fitted(inputs: tuple[ConditionInput, ...], conditioning: Conditioning, sourc
         shapes = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in conditioning.tables.items())
         raise UsageError("The conditioning does not fit the model.", found=f"{source}: {shapes}", expected=_expected(inputs))
     _check_named_sizes(inputs, conditioning, source)
-    return Conditioning(_in_order(inputs, conditioning.tables), None if conditioning.null is None else _in_order(inputs, conditioning.null))
+    nulls = conditioning.null
+    taken = [one for one in inputs if nulls is not None and one.name in nulls]
+    return Conditioning(_in_order(inputs, conditioning.tables), None if nulls is None else _in_order(taken, nulls))
 
 
 def guidance_values(inputs: Sequence[ConditionInput], guidance: float) -> dict[str, float | tuple[float, ...]]:
@@ -209,5 +218,5 @@ def _check_named_sizes(inputs: tuple[ConditionInput, ...], conditioning: Conditi
             )
 
 
-def _in_order(inputs: tuple[ConditionInput, ...], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _in_order(inputs: Sequence[ConditionInput], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {one.name: arrays[one.name] for one in inputs}

@@ -9,12 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from engines.bundle.manifest import InputRecord
 from engines.errors import UsageError
 from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
-from ptqd_export.models.base import Declaration, EncoderModule, Family, LoadedModel, ModelModules
+from engines.networks.control import Control
+from ptqd_export.models.base import ControlPart, Declaration, EncoderModule, Family, LoadedModel, ModelModules
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import TIME_IDS, conditioning_of, fitted, with_fixed, with_guidance
+from ptqd_export.models.control.control_network import load_control, residuals_of
+from ptqd_export.models.control.painted_images import of_prompts, painted_images
+from ptqd_export.models.control.residual_inputs import with_residuals
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.diffusers_models.diffusers_encoder import load_encoder
@@ -29,7 +36,7 @@ from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.tensors.mapped_weights import share_values
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.models.text.text_encoders import ENCODERS, find_text_folders
-from ptqd_export.plan import FACTORY, PlanFile
+from ptqd_export.plan import FACTORY, ControlSection, ModelSection, PlanFile
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,12 +70,15 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
     declared = _declared_at_all(plan_file, family, path)
+    if section.control is not None:
+        declared = with_residuals(path, declared, section.control.kind)
+    _check_inpaint(section, path, declared)
     _check_prompts(plan_file, path, declared)
     lora = _lora(plan_file, path, family, declared)
     guidance = plan_file.plan.sampler.guidance if declared.embeds_guidance else None
-    prompts = (
-        None if plan_file.prompts is None else find_prompts(path, declared.inputs, declared.texts, lora, guidance, _first_size(plan_file))
-    )
+    prompts = None
+    if plan_file.prompts is not None:
+        prompts = find_prompts(path, of_prompts(declared), declared.texts, lora, guidance, _first_size(plan_file))
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
         if guidance is not None and conditioning is not None:
@@ -82,7 +92,12 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     if networks.decoder is not None:
         check_finite(networks.decoder, "the decoder")
         check_images(networks.decoder, declared.sample_shape, None if path.suffix in CHECKPOINTS else ALONE)
-    encoder = _encoder(path, declared, networks) if section.encoder else None
+    encoder = _encoder(path, declared, networks) if section.encoder or (declared.repaints and networks.decoder is not None) else None
+    pictures: tuple[Path, ...] = ()
+    if declared.repaints and prompts is not None and conditioning is not None:
+        images, pictures = painted_images(section.inpaint, plan_file.folder, declared, networks, encoder)
+        conditioning = conditioning.with_image(images[np.arange(conditioning.rows) % len(images)])
+    control = None if section.control is None else _control(section.control, plan_file.folder, declared, conditioning)
     texts = plan_file.prompts if isinstance(plan_file.prompts, Path) else None
     return LoadedModel(
         family=declared.family,
@@ -96,8 +111,40 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         prompts=prompts,
         embeds_guidance=declared.embeds_guidance,
         guidance_patch=declared.guidance_patch,
-        files=(*model_files(path), *(() if lora is None else lora.files), *(() if texts is None else (texts,))),
+        files=(
+            *model_files(path),
+            *(() if lora is None else lora.files),
+            *(() if texts is None else (texts,)),
+            *pictures,
+            *(() if control is None else control.files),
+        ),
+        control=_residuals(declared, control),
+        control_part=control,
     )
+
+
+def _check_inpaint(section: ModelSection, path: Path, declared: Declaration) -> None:
+    if section.inpaint is not None and not declared.repaints:
+        raise UsageError(
+            "The network takes no mask.",
+            found=f"model.inpaint for {path}: {declared.family}",
+            expected="a U-Net with further channels for a mask and a masked picture",
+            mend="leave model.inpaint out of the plan: other networks repaint with `ptqd-run sample --mask` without calibration",
+        )
+
+
+def _control(section: ControlSection, folder: Path, declared: Declaration, conditioning: Conditioning | None) -> ControlPart | None:
+    """Load the plan's control network; None if it names none."""
+    tables = {} if conditioning is None else conditioning.tables
+    return load_control(section, folder, declared, {name: table.shape[1:] for name, table in tables.items()})
+
+
+def _residuals(declared: Declaration, part: ControlPart | None) -> Control | None:
+    """Return the residuals of the network while it is calibrated; None if it takes none."""
+    if not declared.control:
+        return None
+    records = tuple(InputRecord(name=one.name, dtype=one.dtype, shape=tuple(map(int, one.shape))) for one in declared.control)
+    return Control(records) if part is None else residuals_of(part, records)
 
 
 def _encoder(path: Path, declared: Declaration, networks: ModelModules) -> EncoderModule:
@@ -158,7 +205,7 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
         raise UsageError("The model has no classes.", found="model.null_class", mend="give model.negative_prompt instead")
     texts = calibration_prompts(plan_file.prompts)
     conditioning = prompts.load().condition(texts, plan_file.plan.model.negative_prompt)
-    return fitted(declared.inputs, conditioning, "model.prompts")
+    return fitted(of_prompts(declared), conditioning, "model.prompts")
 
 
 def load_at_size(plan_file: PlanFile, first: LoadedModel, size: tuple[int, int]) -> LoadedModel:

@@ -66,6 +66,11 @@ def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | 
         )
 
 
+def image_shape(decoder: nn.Module, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a decoder's images, [1 or 3, H, W], without computing one."""
+    return tuple(_output_shape(decoder, (1, *sample_shape))[1:])
+
+
 def check_states(encoder: nn.Module, decoder: nn.Module, sample_shape: tuple[int, ...]) -> None:
     """Check, without computing anything, that an encoder turns the decoder's images back into states.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.graph_section import GraphInputSection, GraphSection, NoiseSection
-from ptqd_export.plan.model import FACTORY, LoraSection, ModelSection
+from ptqd_export.plan.model import FACTORY, ControlKind, ControlSection, InpaintSection, LoraSection, ModelSection
 from ptqd_export.plan.plan import Plan
 from ptqd_export.plan.plan_file import PlanFile, load_plan, plan_of
 from ptqd_export.plan.quantization import QuantizationSection, ReconstructionSection
@@ -20,10 +20,13 @@ __all__ = [
     "FULL_PRECISION",
     "BatchSection",
     "CalibrationSection",
+    "ControlKind",
+    "ControlSection",
     "CorrectionSection",
     "Cost",
     "GraphInputSection",
     "GraphSection",
+    "InpaintSection",
     "LoraSection",
     "ModelSection",
     "NoiseSection",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
 from pydantic.config import JsonDict, JsonValue
@@ -34,6 +34,44 @@ class LoraSection(Section):
 
     path: WrittenPath = Field(description="a safetensors file, or a folder that PEFT or diffusers saved, relative to the plan")
     scale: float = Field(default=1.0, description="weight of the change; 1 is the trained change")
+
+
+ControlKind: TypeAlias = Literal["controlnet", "t2i_adapter"]
+
+
+class ControlSection(Section):
+    """Residuals that the U-Net takes from a control network."""
+
+    kind: ControlKind = Field(
+        default="controlnet",
+        description="ControlNet, whose residuals go to the skip connections, or T2I adapter, whose features go to blocks",
+    )
+    path: WrittenPath | None = Field(
+        default=None,
+        description="folder that the control network was saved in, relative to the plan; it becomes a graph of the bundle. null calibrates "
+        "with residuals of zeros, and leaves them to the run time",
+    )
+    images: WrittenPath | None = Field(
+        default=None,
+        description="PNG file of a control image, or folder of PNG files, relative to the plan, which the rows of the conditions take in "
+        "turn; required with path",
+    )
+    scale: float = Field(default=1.0, description="factor of the residuals, the pipelines' conditioning scale")
+
+    @model_validator(mode="after")
+    def _images_for_a_network(self) -> Self:
+        if (self.path is None) != (self.images is None):
+            raise expectation('"path" and "images" together, or neither')
+        return self
+
+
+class InpaintSection(Section):
+    """Pictures that a network for inpainting is calibrated with."""
+
+    images: WrittenPath = Field(
+        description="PNG file, or folder of PNG files, relative to the plan, which the rows of the conditions take in turn"
+    )
+    masks: WrittenPath = Field(description="the same for masks, white where a picture is repainted")
 
 
 SOURCES = ("path", "factory", "onnx")
@@ -92,6 +130,14 @@ class ModelSection(Section):
         default=False, description="for latent models: export the first stage's encoder too, for samples that start from images"
     )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
+    control: ControlSection | None = Field(
+        default=None, description="for U-Nets of Stable Diffusion: take the residuals of a ControlNet or a T2I adapter as further inputs"
+    )
+    inpaint: InpaintSection | None = Field(
+        default=None,
+        description="for U-Nets with further channels for a mask and a masked picture, with prompts: pictures to calibrate with; null "
+        "repaints everything",
+    )
 
     @property
     def all_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -106,12 +152,18 @@ class ModelSection(Section):
             raise expectation('"prompts" together with "negative_prompt"')
         if self.path is None and (self.prompts is not None or self.lora is not None):
             raise expectation('a "path" together with "prompts" or "lora"')
+        if self.path is None and self.control is not None:
+            raise expectation('a "path" together with "control"')
+        if self.prompts is None and self.inpaint is not None:
+            raise expectation('"prompts" together with "inpaint"')
         if self.path is None and self.all_sizes:
             raise expectation('a "path" together with "size" or "sizes"')
         if self.size is not None and self.sizes:
             raise expectation('"size" or "sizes", not both')
         if len(set(self.sizes)) < len(self.sizes):
             raise expectation('"sizes" that are all different')
+        if len(self.sizes) > 1 and self.control is not None:
+            raise expectation('one size together with "control", whose residuals belong to a size')
         if self.path is None and self.encoder:
             raise expectation('a "path" together with "encoder"')
         return self

@@ -79,6 +79,12 @@ class Plan(Section):
             raise expectation('the policy "fixed" with quantization.activation_steps "used": the steps must be known first')
         return self
 
+    @model_validator(mode="after")
+    def _control_without_cuts(self) -> Self:
+        if self.model.control is not None and self.reuse.cuts:
+            raise expectation("no reuse.cuts together with model.control")
+        return self
+
     @field_validator("steps")
     @classmethod
     def _reusing_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:

@@ -27,6 +27,13 @@ def check_build(context: BuildContext) -> None:
             expected="a build on this machine",
             mend="leave --ray out; `ptqd-run sample --ray` takes such chains",
         )
+    if context.model.control is not None and context.elsewhere is not None:
+        raise UsageError(
+            "A cluster cannot measure a network that takes residuals.",
+            found="--ray with model.control",
+            expected="a build on this machine",
+            mend="leave --ray out",
+        )
     conditioning = context.model.conditioning
     if context.guided and (conditioning is None or conditioning.null is None):
         raise UsageError(

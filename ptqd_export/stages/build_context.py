@@ -116,7 +116,7 @@ class BuildContext:
     @property
     def model_settings(self) -> dict[str, Any]:
         """Fields of the plan that change the model loaded from its files."""
-        settings = self.plan.model.model_dump(include={"graph", "prompts", "negative_prompt", "lora"})
+        settings = self.plan.model.model_dump(include={"graph", "prompts", "negative_prompt", "lora", "control", "inpaint"})
         return {**settings, "size": self.size}
 
     @property
@@ -242,7 +242,7 @@ class BuildContext:
             open_groups(backend or self.measuring, graphs, branches * batch),
             NormGuidance.at(self.guidance, self.model.guidance_patch),
         )
-        return EngineDenoiser(engine, self.model.conditioning, self.guided, combine=combine)
+        return EngineDenoiser(engine, self.model.conditioning, self.guided, combine=combine, control=self.model.control)
 
     def network_at(self, folders: Mapping[str, Path], name: str, batch: int) -> CutEngines:
         """Open a network at a cut, by its name, for batches of `batch` samples, from the folders of the stages that cut the graphs."""
@@ -251,7 +251,7 @@ class BuildContext:
         graphs = network_graphs(folders, precision)
         full, reusing = ([(below, cut_path(path, cut, kind)) for below, path in graphs] for kind in CUT_KINDS)
         whole, rest = self.network(full, batch), self.network(reusing, batch)
-        return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, reusing=rest)
+        return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, control=whole.control, reusing=rest)
 
     @property
     def walked_precisions(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
+from ptqd_export.stages.network.controlling import make_control
 from ptqd_export.stages.network.decoding import decoder_record
 from ptqd_export.stages.network.text import make_text
 from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
@@ -82,6 +83,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
     check_attention(context, traced)
     context = _with_named_cuts(context, traced)
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
+    control = _control(context, cache)
     first = make_network(context, cache, traced)
     sizes = [first]
     for size, at_size in context.at_further_sizes.items():
@@ -89,13 +91,14 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
         sizes.append(make_network(at_size, own, _traced(at_size, own), first))
     graphs = make_graphs(sizes)
     fitted = [_fitted(network, made) for network, made in zip(sizes, graphs, strict=True)]
-    text, pictures = _text(context, cache), _pictures(context, cache, graphs[0], first.decoder, fitted[0][0])
+    pictures, text = _pictures(context, cache, graphs[0], first.decoder, fitted[0][0]), _text(context, cache)
     parts, *further = (
         Parts(
             graphs=made,
             prepared=network.prepared,
             decoder=network.decoder,
             encoder=network.encoder,
+            control=control,
             text=text,
             walked=walked,
             chosen=chosen,
@@ -165,6 +168,14 @@ def _uncached(stage: str, progress: Reporter) -> Iterator[None]:
     progress.start(stage)
     yield
     progress.finish(stage, time.monotonic() - begin, reused=False)
+
+
+def _control(context: BuildContext, cache: StageCache) -> Path | None:
+    """Return the folder with the control network's graph, or None if the plan names none."""
+    if context.model.control_part is None:
+        return None
+    inputs = {**source_of(context), **context.model_settings}
+    return cache.run("control", inputs, partial(make_control, context), room=room.control(context))
 
 
 def _text(context: BuildContext, cache: StageCache) -> Path | None:

@@ -34,6 +34,12 @@ def encoder(context: BuildContext) -> int:
     return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
 
 
+def control(context: BuildContext) -> int:
+    """Bytes of the control network's graph."""
+    part = context.model.control_part
+    return 0 if part is None else FLOAT32 * sum(parameter.numel() for parameter in part.module.parameters())
+
+
 def text(context: BuildContext) -> int:
     """Bytes of the text encoders' graphs: at least the size of each encoder's largest weight file."""
     folders = () if context.model.prompts is None else context.model.prompts.folders

@@ -65,6 +65,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"time per step: {time}; noise SNR, R2, corrected SNR: mean over steps; "
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
         f"statistics: measured on {named(bundle.manifest.measured_on)}\n"
+        f"{_control(bundle)}"
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
@@ -103,6 +104,18 @@ def _saturation(context: BuildContext) -> str:
     target, names = context.plan.target, {precision.name for precision in context.engine_precisions}
     advice = kernel_advice(target.name, target.provider, names, sums_in_16_bits=saturates({}))
     return "" if advice is None else f"{advice}\n"
+
+
+def _control(bundle: Bundle) -> str:
+    """Return a line on the residuals that the ranges were measured with, or an empty string if the network takes none."""
+    record = bundle.manifest.model.control
+    if record is None:
+        return ""
+    if record.network is None:
+        return (
+            "control: calibrated with residuals of zeros; those of a control network may exceed the ranges: name it as model.control.path\n"
+        )
+    return f"control: calibrated with the residuals of {record.network.file}\n"
 
 
 def _chosen(bundle: Bundle) -> str:

@@ -38,6 +38,7 @@ from engines.host.files import sha256, writable_folder
 from engines.host.interruption import keeping
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
+from engines.networks.encoder import check_unpainted
 from engines.networks.prompts import open_text
 
 Estimates = Mapping[str, Estimate]
@@ -95,6 +96,8 @@ def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> E
     """
     _check(request)
     bundle = Bundle.open(request.bundle, request.chain.size)
+    if request.prompts is not None:
+        check_unpainted(bundle)
     samples = [_seeded_samples(request, bundle, request.seed + number) for number in range(request.seeds)]
     extractor = Extractor(request.features)
     one = extractor.check(bundle.manifest.model.image_shape, "the samples")

@@ -83,6 +83,12 @@ def mask_state(mask: GivenPicture, shape: tuple[int, ...], size: tuple[int, ...]
     return white[rows][:, columns].astype(np.float32)[None]
 
 
+def masked_state(picture: GivenPicture, mask: GivenPicture, shape: tuple[int, ...]) -> Float32:
+    """Return a picture as `picture_state` does, with zeros where a mask is white. Raises what `check_picture` raises."""
+    kept = 1 - mask_state(mask, shape, shape[1:])
+    return np.asarray(picture_state(picture, shape) * kept)
+
+
 def picture_digest(path: Path) -> str:
     """Return the SHA-256 of a picture's file."""
     return hashlib.sha256(_bytes(path)).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,15 +11,19 @@ import numpy as np
 from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.rendering import Format
 from engines.apps.sample.batch_sampler import Batch, SampleWork
-from engines.apps.sample.edit import Edit
+from engines.apps.sample.control_images import AskedControl
+from engines.apps.sample.edit import Edit, chosen_strength
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import ModelRecord
 from engines.chain.denoiser import is_guided
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
+from engines.networks.encoder import check_unpainted
+from engines.networks.engine_bank import load_conditioning
 from engines.networks.prompts import TextModel, open_text
 
 
@@ -36,6 +40,7 @@ class AskedSamples:
         negative_prompt: prompt that guidance steers away from, used with `prompts`; None is the model's own choice.
         chain: how to sample.
         edit: images that the samples start from; None starts from noise.
+        control: what gives the residuals of a control network; None takes those of the bundle's own rows, and zeros for prompts.
     """
 
     num: int
@@ -46,6 +51,7 @@ class AskedSamples:
     negative_prompt: str | None = None
     chain: ChainChoice = field(default_factory=ChainChoice)
     edit: Edit | None = None
+    control: AskedControl | None = None
 
     def of(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel] = open_text) -> DrawnSamples:
         """Return the samples of a bundle.
@@ -61,11 +67,14 @@ class AskedSamples:
         """
         model = bundle.manifest.model
         noise, samples = NoiseSource(self.seed, model.sample_shape), self._numbers()
+        choice = replace(self.chain, strength=chosen_strength(self.edit, self.chain.strength, model))
         self._check_edit(bundle)
+        if self.control is not None:
+            self.control.check(model, self.num)
         text = self._text(bundle, open_encoders)
         prompts = self.prompts or ()
         rows = samples % len(prompts) if prompts else chosen_rows(self.classes, samples, noise, model.conditioning)
-        chain = self.chain.chosen(bundle)
+        chain = choice.chosen(bundle)
         if self.negative_prompt is not None and not is_guided(chain.scale):
             raise UsageError(
                 "A negative prompt needs guidance.",
@@ -73,11 +82,19 @@ class AskedSamples:
                 expected="a guidance scale above 1, or no negative prompt",
             )
         conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
+        if conditioning is not None and self.edit is None:
+            check_unpainted(bundle)
         cut = () if text is None else text.cut(prompts)
-        return DrawnSamples(self.chain, chain, noise, samples, rows, conditioning, cut, self.edit)
+        drawn = DrawnSamples(choice, chain, noise, samples, rows, conditioning, cut, self.edit, self.control)
+        return drawn.by_sample(bundle) if self._differs_by_sample(model) else drawn
+
+    def _differs_by_sample(self, model: ModelRecord) -> bool:
+        """Whether samples of one row differ in what the network is given."""
+        painted = self.edit is not None and model.repaints and len(self.edit.images) > 1
+        return painted or (self.control is not None and len(self.control.images) > 1)
 
     def _check_edit(self, bundle: Bundle) -> None:
-        if (self.edit is None) != (self.chain.strength is None):
+        if self.edit is None and self.chain.strength is not None:
             raise UsageError("A strength needs an image to start from.", found="a strength without an image", expected="an image as well")
         if self.edit is None:
             return
@@ -123,6 +140,8 @@ class DrawnSamples:
         conditioning: conditioning rows that replace the bundle's own, or None.
         cut: numbers of the prompts that are too long for the text encoder.
         edit: images that the samples start from; None starts from noise.
+        control: what gives the residuals of a control network, or None.
+        is_by_sample: whether row n of `conditioning` is that of the n-th sample.
     """
 
     choice: ChainChoice
@@ -133,10 +152,20 @@ class DrawnSamples:
     conditioning: Conditioning | None
     cut: tuple[int, ...]
     edit: Edit | None = None
+    control: AskedControl | None = None
+    is_by_sample: bool = False
+
+    def by_sample(self, bundle: Bundle) -> DrawnSamples:
+        """Return the samples with a row of conditioning for each, because they differ in what belongs to a row."""
+        table = self.conditioning or load_conditioning(bundle)
+        assert table is not None, "a network that takes residuals or pictures takes conditions"
+        return replace(self, conditioning=table.at(self.network_rows), is_by_sample=True)
 
     @property
     def network_rows(self) -> Int64:
         """The conditioning rows [N] that the networks get; unconditional models ignore them."""
+        if self.is_by_sample:
+            return np.arange(len(self.samples), dtype=np.int64)
         return np.zeros_like(self.samples) if self.rows is None else self.rows
 
     def batches(self, size: int) -> list[Batch]:
@@ -151,5 +180,12 @@ class DrawnSamples:
             kept: what to keep of the samples.
         """
         return SampleWork(
-            self.choice, min(batch, len(self.samples)), self.noise.seed, kept, self.conditioning, self.edit, int(self.samples[0])
+            self.choice,
+            min(batch, len(self.samples)),
+            self.noise.seed,
+            kept,
+            self.conditioning,
+            self.edit,
+            int(self.samples[0]),
+            self.control,
         )

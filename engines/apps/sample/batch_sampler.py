@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from engines.apps.pictures.rendering import Format, PixelRenderer, PngRenderer, RawRenderer, Rendered, Renderer
+from engines.apps.sample.control_images import AskedControl
 from engines.apps.sample.edit import Edit
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
@@ -15,6 +16,7 @@ from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
+from engines.networks.engine_bank import load_conditioning
 from engines.networks.kept_engines import KeptEngines
 
 Batch: TypeAlias = tuple[Int64, Int64]
@@ -47,6 +49,7 @@ class SampleWork:
         conditioning: conditioning rows that replace the bundle's own, or None.
         edit: images that the samples start from; None starts from noise.
         first: number of the sample that takes the first image.
+        control: what gives the residuals of a control network, or None.
     """
 
     choice: ChainChoice
@@ -56,6 +59,7 @@ class SampleWork:
     conditioning: Conditioning | None = None
     edit: Edit | None = None
     first: int = 0
+    control: AskedControl | None = None
 
     def open(self, bundle: Bundle, threads: int | None = None, kept: KeptEngines | None = None) -> BatchSampler:
         """Open the engines.
@@ -76,10 +80,19 @@ class SampleWork:
 
     def chain(self, bundle: Bundle, kept: KeptEngines) -> Chain:
         """Return the chain on engines of the bundle. Raises what `open` raises."""
-        chain = self.choice.open(bundle, self.batch, self.conditioning, kept)
+        control = None if self.control is None else self.control.given(bundle.manifest.model)
+        chain = self.choice.open(bundle, self.batch, self._conditioning(bundle, kept), kept, control)
         if self.edit is None or self.choice.strength is None:
             return chain
         return replace(chain, origin=self.edit.origin(bundle, chain, kept, first=self.first, strength=self.choice.strength))
+
+    def _conditioning(self, bundle: Bundle, kept: KeptEngines) -> Conditioning | None:
+        """Return the conditioning rows that replace the bundle's own, with the masked images where the network takes them."""
+        if self.edit is None or not bundle.manifest.model.repaints:
+            return self.conditioning
+        table = self.conditioning or load_conditioning(bundle)
+        assert table is not None, "a network that repaints takes conditions"
+        return table.with_image(self.edit.painted(bundle, kept))
 
     def _renderer(self, bundle: Bundle, kept: KeptEngines) -> Renderer:
         match self.format:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.apps.pictures.images import check_drawable
-from engines.apps.sample.asked_samples import AskedSamples
+from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
 from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.apps.sample.control_images import AskedControl
 from engines.apps.sample.edit import Edit
 from engines.apps.sample.output_folder import check_unused, remove_samples
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
@@ -21,7 +22,6 @@ from engines.arrays import Int64
 from engines.backends.choice import PACKAGES, chosen_runtime, provider_of, runtime_name
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST, ConditioningRecord, ModelRecord
-from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize
 from engines.cluster.sharded import complete
@@ -57,6 +57,7 @@ class SampleRequest:
         cluster: cluster to sample on; None samples in this process.
         overwrite: remove the samples of other runs from the output folder, which are an error otherwise.
         edit: images that the samples start from; None starts from noise. `chain` has the strength.
+        control: control images, for a bundle with a control network; or None.
     """
 
     bundle: Path
@@ -73,11 +74,13 @@ class SampleRequest:
     cluster: Cluster | None = None
     overwrite: bool = False
     edit: Edit | None = None
+    control: AskedControl | None = None
 
     @property
     def asked(self) -> AskedSamples:
         """The samples to draw."""
-        return AskedSamples(self.num, self.seed, self.first, self.classes, self.prompts, self.negative_prompt, self.chain, self.edit)
+        texts = self.prompts, self.negative_prompt
+        return AskedSamples(self.num, self.seed, self.first, self.classes, *texts, self.chain, self.edit, self.control)
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,11 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         check_drawable(model.image_shape)
     if request.cluster is not None and request.chain.loras:
         raise UsageError("A cluster takes no LoRA.", found="--ray with --lora", expected="one of them", mend="leave --ray out")
-    if request.cluster is not None and request.edit is not None:
-        raise UsageError("A cluster cannot sample from images.", found="--ray with --image", expected="one of them", mend="leave --ray out")
+    images = "--image" if request.edit is not None else None if request.control is None else "--control-image"
+    if request.cluster is not None and images is not None:
+        raise UsageError(
+            "A cluster cannot sample from images.", found=f"--ray with {images}", expected="one of them", mend="leave --ray out"
+        )
     found = request.asked.of(bundle)
     own = shards_folder(request.output, _asked(request, bundle))
     if not (request.overwrite or (request.cluster is not None and own.is_dir())):  # all samples beside own shards are of this request
@@ -141,7 +147,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     drawn = found.batches(request.batch_size)
     with keeping(_kept(request)), closing(_output(request, folder, found.rows, model)) as output:
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
-        record = _record(request, bundle, found.chain, found.rows, output.finish()).model_copy(update={"loras": loras})
+        record = _record(request, bundle, found, output.finish()).model_copy(update={"loras": loras})
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
         remove_shards(folder)
     return SampleResult(record, folder, time.perf_counter() - begin, found.cut, lost, ignored)
@@ -205,7 +211,7 @@ def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | None, files: tuple[str, ...]) -> SamplesRecord:
+def _record(request: SampleRequest, bundle: Bundle, found: DrawnSamples, files: tuple[str, ...]) -> SamplesRecord:
     runtime, reason = chosen_runtime(bundle, request.chain.runtime)
     return SamplesRecord(
         bundle=sha256(bundle.folder / MANIFEST),
@@ -215,16 +221,17 @@ def _record(request: SampleRequest, bundle: Bundle, chain: Chain, rows: Int64 | 
         num=request.num,
         schedule=request.chain.schedule,
         precision=request.chain.precision,
-        precision_steps=Counter(chain.step_networks),
+        precision_steps=Counter(found.chain.step_networks),
         correction=request.chain.correction,
-        guidance=chain.scale,
-        rows=None if rows is None else tuple(rows.tolist()),
+        guidance=found.chain.scale,
+        rows=None if found.rows is None else tuple(found.rows.tolist()),
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
-        strength=request.chain.strength,
+        strength=found.choice.strength,
         size=request.chain.size,
         images=None if request.edit is None else request.edit.digests,
         mask=None if request.edit is None else request.edit.mask_digest,
+        control_images=None if request.control is None else request.control.digests,
         runtime=runtime,
         runtime_reason=reason,
         provider=provider_of(runtime),

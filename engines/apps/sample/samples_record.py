@@ -38,6 +38,7 @@ class SamplesRecord(Strict):
         images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
         mask: SHA-256 of the file of the mask; null if everything was repainted.
         loras: LoRAs in the weights of the networks.
+        control_images: SHA-256 of the files of the control images, one for all samples or one for each; null if the run named none.
         runtime: runtime of the engines.
         runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
@@ -64,6 +65,7 @@ class SamplesRecord(Strict):
     images: tuple[str, ...] | None = None
     mask: str | None = None
     loras: tuple[LoraRecord, ...] = ()
+    control_images: tuple[str, ...] | None = None
     runtime: RuntimeName
     runtime_reason: str | None = None
     provider: Provider

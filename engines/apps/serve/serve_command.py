@@ -21,6 +21,7 @@ from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.errors import MissingBackendError, PtqdError
 from engines.networks.chain_choice import AUTO, ChainChoice
+from engines.networks.encoder import check_unpainted
 
 Tell = Callable[[str], object]
 
@@ -75,6 +76,8 @@ def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterat
     """Serve while the block runs; yield the address. `waiting` is called with what the start waits for."""
     bundle = Bundle.open(request.bundle, request.chain.size)
     check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
+    if bundle.manifest.model.text is not None:
+        check_unpainted(bundle)
     for precision in set(request.chain.chosen(bundle).step_precisions):
         bundle.verified_graphs(precision)
     size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))

@@ -21,7 +21,7 @@ from engines.backends.base import Backend
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, release_activations
 from engines.errors import PtqdError
 from engines.host.heap import release_free_pages
-from engines.networks.engine_denoiser import STATE, TIMESTEP
+from engines.networks.embeddings import TIMESTEP
 from ptqd_export.graph.checks.layer_check import check_layers
 from ptqd_export.graph.checks.paired_noise import PairedNoise, paired_noise
 from ptqd_export.graph.stand_in_backend import StandInBackend
@@ -132,7 +132,7 @@ def verify(
             runs differ from the oracle's by more than the sampling error.
     """
     reference = full_precision_outputs(model, states, on_batch, device) if reference is None else reference
-    check_layers(model, float32 or graph, layers, _feeds(model, states.first(LED_STATES)), attention)
+    check_layers(model, float32 or graph, layers, next(_batches(model, states.first(LED_STATES))), attention)
     single, double = (oracle_outputs(model, states, layers, on_batch, kind, device, attention) for kind in (torch.float32, torch.float64))
     exact = _graph_outputs(model, float32 or graph, states, EXACT, on_batch)
     fast = _graph_outputs(model, graph, states, backend, on_batch)
@@ -278,14 +278,9 @@ def batches(states: States) -> int:
 
 
 def _batches(model: LoadedModel, states: States) -> Iterator[dict[str, NDArray[Any]]]:
-    feeds = _feeds(model, states)
     for begin in range(0, len(states.rows), BATCH):
-        yield {name: value[begin : begin + BATCH] for name, value in feeds.items()}
-
-
-def _feeds(model: LoadedModel, states: States) -> dict[str, NDArray[Any]]:
-    conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=False)
-    return {STATE: states.samples, TIMESTEP: states.timesteps, **conditions}
+        part = slice(begin, begin + BATCH)
+        yield model.feeds(states.samples[part], states.timesteps[part], states.rows[part], guided=False)
 
 
 def _check_noise(graph: Path, noise: PairedNoise) -> None:

@@ -86,7 +86,7 @@ class FrameDecoder(KlDecoder):
 
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__(first_stage, scale, shift)
-        self._make_images(self.first_stage)
+        make_images(self.first_stage)
 
     def forward(self, states: Tensor) -> Tensor:
         stage: Any = self.first_stage
@@ -94,14 +94,16 @@ class FrameDecoder(KlDecoder):
         images: Tensor = stage.decoder(stage.post_quant_conv(frame)).squeeze(2)
         return images.clamp(-1, 1)
 
-    def _make_images(self, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv3d):
-                setattr(module, name, _OneFrame(child))
-            elif isinstance(child, nn.Upsample):
-                child.mode = "nearest"  # as "nearest-exact" does at a whole factor, but with an operator of its own in ONNX
-            else:
-                self._make_images(child)
+
+def make_images(module: nn.Module) -> None:
+    """Replace the layers of a module for videos by those that compute the same for a single frame."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv3d):
+            setattr(module, name, _OneFrame(child))
+        elif isinstance(child, nn.Upsample):
+            child.mode = "nearest"  # as "nearest-exact" does at a whole factor, but with an operator of its own in ONNX
+        else:
+            make_images(child)
 
 
 class _OneFrame(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ptqd_export.models.diffusers_models.diffusers_decoder import (
     PerChannel,
     find_first_stage,
     latent_scaling,
+    make_images,
     patch_of,
     patch_scaling,
     scale_column,
@@ -66,12 +68,31 @@ class PatchEncoder(KlEncoder):
         return F.pixel_unshuffle(super()._latents(images), self._patch)
 
 
+class FrameEncoder(KlEncoder):
+    """Encodes images as the only frame of videos.
+
+    Args:
+        first_stage: the autoencoder of Qwen-Image; its decoder is dropped.
+        scale, shift: see `KlEncoder`.
+    """
+
+    def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
+        super().__init__(first_stage, scale, shift)
+        make_images(self.first_stage)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        stage: Any = self.first_stage
+        moments: Tensor = stage.quant_conv(stage.encoder(images.unsqueeze(2))).squeeze(2)
+        return moments.chunk(2, dim=1)[0]
+
+
 ENCODERS: Mapping[str, type[KlEncoder]] = {
     "AutoencoderKL": KlEncoder,
     "AsymmetricAutoencoderKL": KlEncoder,
     "AutoencoderTiny": KlEncoder,
     "AutoencoderDC": KlEncoder,
     "AutoencoderKLFlux2": PatchEncoder,
+    "AutoencoderKLQwenImage": FrameEncoder,
     "VQModel": KlEncoder,
 }
 

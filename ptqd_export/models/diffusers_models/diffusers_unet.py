@@ -12,8 +12,10 @@ from engines.errors import UsageError
 from ptqd_export.models.asked_size import state_sides
 from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import (
+    DOWN,
     EMBEDDINGS,
     IMAGE,
+    INTRABLOCK,
     POOLED,
     REFINER_SIZES,
     SIZES,
@@ -56,7 +58,10 @@ class DiffusersAdapter(Adapter):
         image = named.pop(IMAGE, None)
         added = {name: named.pop(name) for name in ADDED if name in named}
         state = sample if image is None else torch.cat([sample, image], dim=1)
-        nested = {"added_cond_kwargs": added} if added else {}  # UNet2DModel has no such argument
+        nested: dict[str, object] = {"added_cond_kwargs": added} if added else {}  # UNet2DModel has no such argument
+        for argument in (DOWN, INTRABLOCK):
+            residuals = [named.pop(name) for name in self.conditions if name.startswith(f"{argument}_")]
+            nested |= {argument: residuals} if residuals else {}
         out: Tensor = self.network(state, timestep, return_dict=False, **named, **nested)[0]
         return out[:, : sample.shape[1]]
 
@@ -86,7 +91,7 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
 def load(path: Path, declared: Declaration) -> ModelModules:
     """See `ptqd_export.models.base.Family`."""
     folder = DiffusersFolder(path)
-    adapter = DiffusersAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs))
+    adapter = DiffusersAdapter(folder.load(folder.denoiser), tuple(one.name for one in (*declared.inputs, *declared.control)))
     return ModelModules(adapter, load_decoder(folder))
 
 

@@ -35,7 +35,7 @@ def check_network(
     Raises:
         UsageError: diffusers cannot build the network of this configuration, or the network does not take what is declared.
     """
-    network = adapter(_built(folder), tuple(one.name for one in declared.inputs))
+    network = adapter(built_on_meta(folder), tuple(one.name for one in declared.inputs))
     problem = _problem(network, declared)
     if problem is None:
         return
@@ -68,7 +68,7 @@ def _problem(network: Adapter, declared: Declaration) -> str | None:
     sample = torch.empty(BATCH, *declared.sample_shape, device="meta")
     try:
         with torch.no_grad():
-            out: Tensor = network(sample, torch.empty(BATCH, device="meta"), *map(_values, declared.inputs))
+            out: Tensor = network(sample, torch.empty(BATCH, device="meta"), *map(meta_values, declared.inputs))
     except Exception as error:  # an operator may refuse shapes in any way
         return f"{type(error).__name__}: {first_line(error)}"
     return None if out.shape == sample.shape else f"the output is {list(out.shape[1:])}"
@@ -83,7 +83,8 @@ def _fitting(declared: Declaration, levels: int) -> Declaration:
     return replace(declared, sample_shape=(channels, *larger), inputs=images)
 
 
-def _built(folder: DiffusersFolder) -> nn.Module:
+def built_on_meta(folder: DiffusersFolder) -> nn.Module:
+    """Return the denoiser without weights, on torch's `meta` device. Raises a UsageError if diffusers cannot build it."""
     try:
         with torch.device("meta"):
             return folder.build(folder.denoiser)
@@ -96,6 +97,7 @@ def _built(folder: DiffusersFolder) -> nn.Module:
         ) from error
 
 
-def _values(one: ConditionInput) -> Tensor:
+def meta_values(one: ConditionInput) -> Tensor:
+    """Return values of an input for a batch, without content."""
     shape = [FREE_SIZE if isinstance(size, str) else size for size in one.shape]
     return torch.empty(BATCH, *shape, dtype=torch.int64 if one.dtype == "int64" else torch.float32, device="meta")

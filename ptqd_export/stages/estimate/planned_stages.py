@@ -28,6 +28,8 @@ def without_size(stage: str) -> str:
 
 def _network(context: BuildContext) -> Iterator[str]:
     yield "trace"
+    if context.model.control_part is not None:
+        yield "control"
     if context.model.decoder is not None:
         yield "decoder"
     if context.model.encoder is not None:

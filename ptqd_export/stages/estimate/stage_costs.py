@@ -77,6 +77,9 @@ class StageCosts:
                 return self._traced_in * _modules(self._context.model.decoder) / _modules(self._context.model.adapter)
             case "encoder":
                 return self._traced_in * _modules(self._context.model.encoder) / _modules(self._context.model.adapter)
+            case "control":
+                part = self._context.model.control_part
+                return 0.0 if part is None else self._traced_in * _modules(part.module) / _modules(self._context.model.adapter)
             case "text":
                 return self._traced_in * TEXT * self._encoders
             case "noise":

@@ -43,6 +43,7 @@ from ptqd_export.stages.finish.pieces import check_pieces
 from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
+from ptqd_export.stages.network.controlling import CONTROL, CONTROL_IMAGES, control_arrays, control_record
 from ptqd_export.stages.network.decoding import DECODER, decoder_record
 from ptqd_export.stages.network.encoding import ENCODER, encoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
@@ -50,7 +51,7 @@ from ptqd_export.stages.network.text import text_record
 
 PORTABLE = (
     "graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "sizes/**/*", "report/*", "decoder.*", "encoder.*",
-    f"{TEXT}/*",
+    f"{CONTROL}*", f"{TEXT}/*",
 )  # fmt: skip
 CONDITIONS = "conditioning/default.npz"
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
@@ -65,6 +66,7 @@ class Parts:
         prepared: folder of the stage that prepared the network, or of the stage that traced it.
         decoder: folder of the decoder's graph, or None.
         encoder: folder of the encoder's graph, or None.
+        control: folder of the control network's graph, or None.
         text: folder of the text encoders' graphs, or None.
         walked: folder of the walk of the default schedule.
         chosen: the chain that a budget bought, or None.
@@ -76,6 +78,7 @@ class Parts:
     prepared: Path
     decoder: Path | None
     encoder: Path | None
+    control: Path | None
     text: Path | None
     walked: Path
     chosen: Chosen | None
@@ -109,7 +112,7 @@ def _bytes_needed(parts: Parts) -> int:
     folders = [
         *parts.graphs.values(),
         parts.walked,
-        *(folder for folder in (parts.decoder, parts.encoder, parts.text) if folder is not None),
+        *(folder for folder in (parts.decoder, parts.encoder, parts.control, parts.text) if folder is not None),
     ]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -117,6 +120,10 @@ def _bytes_needed(parts: Parts) -> int:
 def _put_together(context: BuildContext, folder: Path, parts: Parts, further: Sequence[tuple[BuildContext, Parts]]) -> None:
     writer = BundleWriter(folder)
     writer.text("plan.json", context.plan.resolved_json())
+    if parts.control is not None:
+        writer.graphs([CONTROL], [parts.control / CONTROL], None)
+    if (images := control_arrays(context.model)) is not None:
+        writer.arrays(CONTROL_IMAGES, images)
     if parts.text is not None:
         for file in sorted((parts.text / TEXT).iterdir()):
             writer.copy(f"{TEXT}/{file.name}", file)
@@ -232,6 +239,7 @@ def _model_record(context: BuildContext, parts: Parts, place: GraphPlace, condit
         text=text,
         guidance_patch=model.guidance_patch,
         size=context.size,
+        control=control_record(model),
     )
 
 

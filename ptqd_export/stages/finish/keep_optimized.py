@@ -14,7 +14,7 @@ from engines.bundle.image_size import size_name
 from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
-DECODER, ENCODER = "decoder", "encoder"
+DECODER, ENCODER, CONTROL = "decoder", "encoder", "control network"
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ def _graphs(bundle: Bundle) -> dict[str, Path]:
                     files |= {whole: made.full, rest: made.reuse}
         graphs |= {key: bundle.graph(graph, record.weights_of) for key, graph in files.items()}
     model = bundle.manifest.model
-    beside = {name: record for name, record in ((DECODER, model.decoder), (ENCODER, model.encoder)) if record is not None}
-    return graphs | {name: bundle.graph(record.file, record.weights) for name, record in beside.items()}
+    network = None if model.control is None else model.control.network
+    beside = {name: one for name, one in ((DECODER, model.decoder), (ENCODER, model.encoder)) if one is not None}
+    found = {name: bundle.graph(one.file, one.weights) for name, one in beside.items()}
+    return graphs | found | ({} if network is None else {CONTROL: bundle.graph(network.file)})
 
 
 def _engine_name(precision: str, network: NetworkGraphs) -> str:

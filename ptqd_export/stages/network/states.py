@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +49,9 @@ def network_inputs(
     """Yield the network's inputs in batches of `size` states (None: the plan's batch size), on its calibration device. Under guidance, each
     state has both branches. `on_batch` is called after every batch.
     """
-    conditioning, size = context.model.conditioning, size or context.plan.calibration.batch_size
-    branches = 2 if context.guided else 1
+    size = size or context.plan.calibration.batch_size
     for begin in range(0, len(states.rows), size):
         part = slice(begin, begin + size)
-        sample, timestep = (np.concatenate([value[part]] * branches) for value in (states.samples, states.timesteps))
-        conditions = {} if conditioning is None else conditioning.feeds(states.rows[part], guided=context.guided)
-        yield context.calibration_device.place_inputs([torch.from_numpy(value) for value in (sample, timestep, *conditions.values())])
+        feeds = context.model.feeds(states.samples[part], states.timesteps[part], states.rows[part], guided=context.guided)
+        yield context.calibration_device.place_inputs([torch.from_numpy(value) for value in feeds.values()])
         on_batch()

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -99,14 +98,12 @@ def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
 
 def _calibration_rows(context: BuildContext, model: LoadedModel, states: States) -> CalibrationRows:
     """Return the network's inputs for every state; under guidance, for both branches."""
-    branches = 2 if context.guided else 1
-    sample, timestep = (np.concatenate([value] * branches) for value in (states.samples, states.timesteps))
-    conditions = {} if model.conditioning is None else model.conditioning.feeds(states.rows, guided=context.guided)
+    feeds = model.feeds(states.samples, states.timesteps, states.rows, guided=context.guided)
 
     def forward(network: nn.Module, batch: Inputs) -> object:
         return model.with_network(network).adapter(*batch)
 
-    inputs = tuple(torch.from_numpy(value) for value in (sample, timestep, *conditions.values()))
+    inputs = tuple(torch.from_numpy(value) for value in feeds.values())
     return CalibrationRows(forward, inputs, len(states.rows))
 
 

@@ -71,6 +71,7 @@ MANIFEST: dict[str, Any] = {
         "text": None,
         "guidance_patch": None,
         "size": None,
+        "control": None,
     },
     "parameterization": "v_prediction",
     "target": {"name": "onnxruntime", "provider": "CPU", "high_precision": "fp32", "profile": None, "workspace_gib": None},

@@ -120,7 +120,7 @@ def recorded(bundle: Bundle) -> MeasuredRuntimes:
     """Write what a measurement would have found: OpenVINO is the faster."""
     times = {"onnxruntime": 3.0, "openvino": 2.0}
     runtimes = {
-        name: MeasuredRuntime(
+        str(name): MeasuredRuntime(
             versions=installed_versions(*PACKAGES[name]),
             milliseconds_a_step={"w8a8": times[name]},
             milliseconds=times[name],

@@ -36,7 +36,9 @@ RESOLVED = """\
     "size": null,
     "sizes": [],
     "encoder": false,
-    "lora": null
+    "lora": null,
+    "control": null,
+    "inpaint": null
   },
   "sampler": {
     "name": "ddim",

@@ -16,6 +16,7 @@ STAGES = {
     "trace": "network.tracing",
     "decoder": "network.decoding",
     "encoder": "network.encoding",
+    "control": "network.controlling",
     "text": "network.text",
     "states": "network.states",
     "prepare": "network.preparation",

@@ -12,7 +12,7 @@ from torch import Tensor
 from engines.errors import UsageError
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
-from ptqd_export.models.diffusers_models.diffusers_encoder import load_encoder
+from ptqd_export.models.diffusers_models.diffusers_encoder import ENCODERS, load_encoder
 from ptqd_export.models.module_checks import check_states
 from tests.ptqd_export.models.tiny_transformers import OTHER_STAGES
 
@@ -97,9 +97,18 @@ def test_patches_of_flux_2_have_the_statistics_of_its_normalization(tmp_path: Pa
     torch.testing.assert_close(_encoded(tmp_path, images), expected)
 
 
-def test_an_encoder_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
-    _save(tmp_path, "AutoencoderKLQwenImage", **OTHER_STAGES["AutoencoderKLQwenImage"])
-    with pytest.raises(UsageError, match=r"(?s)encoder of this first stage is not supported.*AutoencoderKLQwenImage.*AutoencoderKL"):
+@torch.no_grad()
+def test_images_are_the_only_frame_of_videos(tmp_path: Path, images: Tensor) -> None:
+    vae = _save(tmp_path, "AutoencoderKLQwenImage", **OTHER_STAGES["AutoencoderKLQwenImage"])
+    mean = vae.encode(images.unsqueeze(2)).latent_dist.mode().squeeze(2)
+    expected = (mean - _column(vae.config.latents_mean)) / _column(vae.config.latents_std)
+    torch.testing.assert_close(_encoded(tmp_path, images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_is_not_supported_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(tmp_path, "AutoencoderKL", **LEVELS)
+    monkeypatch.delitem(ENCODERS, "AutoencoderKL")
+    with pytest.raises(UsageError, match=r"(?s)encoder of this first stage is not supported.*AutoencoderKL\n.*AutoencoderTiny"):
         load_encoder(DiffusersFolder(tmp_path))
 
 

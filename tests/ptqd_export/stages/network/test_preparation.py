@@ -214,7 +214,16 @@ def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
     versions = {name: {"onnx": "1.23.2"} for name in graphs}
     walked = prepared.built.stage("statistics")
     parts = Parts(
-        graphs, prepared.folder, decoder=None, encoder=None, text=None, walked=walked, chosen=None, pictures=None, versions=versions
+        graphs,
+        prepared.folder,
+        decoder=None,
+        encoder=None,
+        control=None,
+        text=None,
+        walked=walked,
+        chosen=None,
+        pictures=None,
+        versions=versions,
     )
     assemble(prepared.context, prepared.context.plan_file.output_path, parts)
     bundle = Bundle.open(prepared.context.plan_file.output_path)
