@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import engines
+from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.cli import main
 from engines.errors import UsageError
+from ptqd_export.cli import main as export
 from ptqd_export.diffusers import PtqdDenoiser, use_bundle
 from ptqd_export.models.load import load_model
 from ptqd_export.stages.run_build import run_build
+from ptqd_export.stages.summary import _control
 from tests.ptqd_export.models.control.control_parts import (
     GUIDANCE,
     NUM,
@@ -156,6 +161,19 @@ def test_residuals_come_from_images_or_a_function(built: Built, pipe: Any, contr
     assert done.exit_code == 0, done.output
     with np.load(out / "samples.npz") as archive:
         np.testing.assert_allclose(archive["samples"], expected, atol=1e-3)
+    assert '"control_images": [' in (out / "samples.json").read_text().replace("\n", "")
+
+
+def test_a_bundle_names_its_control_network(built: Built, tmp_path: Path) -> None:
+    printed = CliRunner().invoke(export, ["inspect", str(built.folder)]).output
+    assert re.search(r"encoder +none", printed)
+    assert re.search(r"control +5 residuals, control\.onnx", printed)
+    message = "calibrated with the residuals of control.onnx"
+    assert message in _control(Bundle.open(built.folder))
+    damaged = shutil.copytree(built.folder, tmp_path / "bundle")
+    (damaged / "conditioning" / "control.npz").write_bytes(b"no archive")
+    with engines.open_bundle(damaged) as bundle, pytest.raises(engines.BundleError, match=r"conditioning/control\.npz"):
+        bundle.sample(num=1, latents=True)
 
 
 MID = "mid_block_additional_residual"
