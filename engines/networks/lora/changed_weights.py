@@ -78,7 +78,7 @@ class _PrecisionWeights:
         self._precision = precision
         self._prepares = record.weight_bits < FLOAT_BITS
         self._forms = LayerForms.of(changed.bundle, precision)
-        graphs = [changed.bundle.graph(network.graph, record.graph) for network in record.networks]
+        graphs = [changed.bundle.graph(network.graph, record.weights_of) for network in record.networks]
         self._tensors, *self._groups = [StoredTensors(graph) for graph in graphs]
 
     def constants(self) -> Constants:
