@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from engines.apps import cluster_options
-from engines.apps.chain_options import RUNTIME, chain_options
+from engines.apps.chain_options import RUNTIME, SIZE, chain_options
 from engines.terminal.command_line import Choice, CommandLine
-
-if TYPE_CHECKING:
-    from engines.backends.choice import Runtime
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 UPDATES = Choice(["host", "device"])
+
+LORA = click.option(
+    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="LoRA to put into the weights. Repeat the option to use several."
+)
 
 
 def _classes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
@@ -60,6 +61,7 @@ def main() -> None:
 )
 @click.option("--mask", type=PATH, help="PNG file, white where --image is repainted; the rest is kept.")
 @click.option("--control-image", type=PATH, help="PNG file for the bundle's control network, or a folder with one for each sample.")
+@LORA
 @chain_options
 @click.option(
     "--update", type=UPDATES, default="host", show_default=True, help="Where the sampler's steps are computed; `device` needs TensorRT."
@@ -92,6 +94,7 @@ def sample(
     strength: float | None,
     mask: Path | None,
     control_image: Path | None,
+    loras: tuple[str, ...],
     kind: Literal["png", "npz"],
     ray: str | None,
     ray_cpus: int | None,
@@ -102,11 +105,13 @@ def sample(
     from engines.apps.sample.edit import Edit
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
+    from engines.networks.lora.lora_use import LoraUse
     from engines.networks.prompts import chosen_prompts
 
-    texts = chosen_prompts(prompts, prompt_file)
+    texts, used = chosen_prompts(prompts, prompt_file), tuple(map(LoraUse.parse, loras))
     edit, control = Edit.of(image, mask), AskedControl.of(control_image)
-    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=strength)
+    cluster = cluster_options.chosen_cluster(ray, ray_cpus)
+    choice = ChainChoice(**chain, strength=strength, loras=used)
     choice = choice if cluster is None else choice.on_workers
     numbers = (num, seed, first, batch_size)
     request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit, control)
@@ -118,9 +123,10 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Number of samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="How many times each chain is timed; the report gives the median.")
 @click.option("--steps", type=COUNT, help="Time only this many steps, spread evenly over the chain.")
+@SIZE
 @RUNTIME
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime: Runtime, json_file: Path | None) -> None:
+def bench(bundle: Path, json_file: Path | None, **request: Any) -> None:
     """Time whole chains and compare the precisions."""
     from engines.apps.bench.bench import BenchRequest, bench_bundle
     from engines.apps.bench.bench_report import print_report, write_report
@@ -128,7 +134,7 @@ def bench(bundle: Path, batch_size: int, rounds: int, steps: int | None, runtime
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = bench_bundle(BenchRequest(bundle, batch_size, rounds, steps, runtime))
+    result = bench_bundle(BenchRequest(bundle, **request))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)
@@ -213,21 +219,24 @@ def evaluate(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--precisions", callback=_names, help="Precisions to compare, such as w8a8,w4a8. Default: all except full precision.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of samples that the networks process at once.")
+@LORA
+@SIZE
 @RUNTIME
 @click.option("--min-snr-db", type=float, help="Exit with code 1 if any precision has a lower SNR at any step.")
 @click.option(
     "--save", type=click.Path(file_okay=False, path_type=Path), help="Folder to save inputs and outputs to, for `polygraphy run`."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
+def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, loras: tuple[str, ...], **request: Any) -> None:
     """Compare every engine with full precision, step by step."""
     from engines.apps.compare.compare_command import CompareRequest, compare_bundle
     from engines.apps.compare.compare_report import print_report, write_report
     from engines.host.files import writable_folder
+    from engines.networks.lora.lora_use import LoraUse
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = compare_bundle(CompareRequest(bundle, **request))
+    result = compare_bundle(CompareRequest(bundle, loras=tuple(map(LoraUse.parse, loras)), **request))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)

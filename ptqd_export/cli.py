@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from engines.apps import cluster_options
+from engines.apps.chain_options import SIZE, all_sizes
 from engines.terminal.command_line import Choice, CommandLine
 from engines.terminal.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.flavour import FlavourName
+    from engines.bundle.image_size import ImageSize
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -51,17 +53,33 @@ def main() -> None:
 @click.option("--model", type=PATH, required=True, help="Folder or file of the trained model, an ONNX graph, or package.module:function.")
 @click.option("--target", help="Runtime that will run the engines, such as onnxruntime.  [default: guessed from this machine]")
 @click.option("--compute-capability", help="For TensorRT: that of the GPU that will run the engines.  [default: this machine's]")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    callback=all_sizes,
+    metavar="HEIGHTxWIDTH",
+    help="Size of the images in pixels, such as 832x1216. Repeat the option for a bundle of several.  [default: the model's own]",
+)
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
 @click.option("--quick", is_flag=True, help="Write a plan for a first look, which builds in minutes.")
-def init(model: Path, target: str | None, compute_capability: str | None, output: Path, force: bool, quick: bool) -> None:
+def init(
+    model: Path,
+    target: str | None,
+    compute_capability: str | None,
+    sizes: tuple[ImageSize, ...],
+    output: Path,
+    force: bool,
+    quick: bool,
+) -> None:
     """Write a starter plan that spells out every default."""
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
     guessed = guess_target() if target is None else None
     name = target if guessed is None else guessed.name
-    notes = write_starter_plan(model, name, output, force=force, first_look=quick, compute_capability=compute_capability)
+    notes = write_starter_plan(model, name, output, force=force, first_look=quick, compute_capability=compute_capability, sizes=sizes)
     if guessed is not None and not is_quiet():
         click.echo(str(guessed))
     if not is_quiet():
@@ -121,6 +139,11 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option(
     "--budget", type=click.FloatRange(min=0, min_open=True), help="For policy budget: cost of the chain as a fraction of full precision's."
 )
+@click.option(
+    "--psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Instead of a budget: take the cheapest chain predicted to reach this PSNR, in dB.",
+)
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"]), help="Correction of the output.")
 @click.option("--parts", callback=_parts, help="Parts of the correction: gain, offset, chain, or several, such as gain,offset.")
@@ -142,29 +165,30 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 )
 @click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")
-def schedule(bundle: Path, name: str | None, removed: str | None, force: bool, **request: Any) -> None:
+@SIZE
+def schedule(bundle: Path, name: str | None, removed: str | None, force: bool, size: ImageSize | None, **request: Any) -> None:
     """Add, remove or list the schedules of a bundle. Nothing is quantized again.
 
     With --name, the command adds a schedule. Options that you leave out are taken from the schedule to start from; the networks run only if
     the stored moments do not suffice. With --remove, it removes one. With the bundle alone, it lists the schedules and their settings.
     """
     if removed is not None:
-        _check_no_more_than("bundle", "removed")
+        _check_no_more_than("bundle", "removed", "size")
         from ptqd_export.schedules.remove_schedule import remove_schedule
 
-        remove_schedule(bundle, removed)
+        remove_schedule(bundle, removed, size)
         click.echo(f"removed schedule {removed}")
         return
     if name is None:
-        _check_no_more_than("bundle")
+        _check_no_more_than("bundle", "size")
         from ptqd_export.commands.inspect_command import print_schedules
 
-        print_schedules(bundle)
+        print_schedules(bundle, size)
         return
     from ptqd_export.schedules.add_schedule import add_schedule
     from ptqd_export.schedules.settings import ScheduleRequest
 
-    click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force))
+    click.echo(add_schedule(bundle, name, ScheduleRequest(**request), force=force, size=size))
 
 
 @main.command()

@@ -102,6 +102,7 @@ def test_the_run_time_imports_nothing_but_what_it_is_installed_with() -> None:
         "engines/cluster/session.py": {"ray"},
         "engines/apps/compare/polygraphy_run.py": {"polygraphy"},
         "engines/networks/prompts.py": {"tokenizers"},
+        "engines/networks/lora/lora_file.py": {"safetensors"},
         "engines/apps/serve/application.py": {"ray", "starlette"},
         "engines/apps/serve/serve_command.py": {"ray"},
         "engines/apps/serve/server_metrics.py": {"prometheus_client"},

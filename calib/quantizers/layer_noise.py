@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -21,32 +22,45 @@ DIRECTIONS = 2
 
 
 def layer_noise(
-    network: nn.Module, run: Callable[..., Tensor], layers: Sequence[QuantizedLayer], inputs: Iterable[tuple[Tensor, ...]], seed: int = 0
+    network: nn.Module,
+    run: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
+    layers: Sequence[QuantizedLayer],
+    inputs: Iterable[tuple[Tensor, ...]],
+    seed: int = 0,
 ) -> dict[str, float]:
     """Return the noise power that each layer causes alone at the output, relative to the output's power, by name of the layer.
 
-    Memory is that of a training step at the size of one batch of inputs.
+    A layer's part of the noise of all layers is averaged over the batches, which have the same weight, and the mean noise of all layers is
+    divided by it. So a state with much noise does not decide alone. Memory is that of a training step at the size of one batch.
 
     Args:
         network: full-precision network; not modified.
-        run: runs the network on a batch of inputs and returns its output [batch, ...].
+        run: runs a network in place of `network` on a batch of inputs and returns its output [batch, ...].
         layers: quantized layers.
-        inputs: batches of inputs. Each of them has the same weight, whatever the power of its output.
+        inputs: batches of inputs.
         seed: seed of the random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
     quantized = fake_quantized(network, layers, next(network.parameters()).dtype)
-    found, batches = dict.fromkeys((layer.layer.name for layer in layers), 0.0), 0
+    totals: list[float] = []
+    parts = dict.fromkeys((layer.layer.name for layer in layers), 0.0)
     for batch in inputs:
-        with _recorded(network, quantized, found) as recorded, torch.enable_grad():
-            out = run(*batch)
-        for name, share in _shares(out, recorded, generator).items():
-            found[name] += share
-        batches += 1
-    return {name: share / batches for name, share in found.items()}
+        with _recorded(network, quantized, parts) as recorded, torch.enable_grad():
+            out = run(network, batch)
+        noise = _noise(out, recorded, generator)
+        with torch.no_grad():
+            totals.append(_relative_error(run(quantized, batch), out.detach()))
+        for name, power in noise.items():
+            parts[name] += power / totals[-1]
+    return {name: part / len(totals) * fmean(totals) for name, part in parts.items()}
 
 
-def _shares(out: Tensor, recorded: Sequence[tuple[str, Tensor, Tensor]], generator: torch.Generator) -> dict[str, float]:
+def _relative_error(out: Tensor, exact: Tensor) -> float:
+    """Return the squared error relative to the exact output's power; at least 1e-300, for it divides."""
+    return max(float((out - exact).square().sum() / exact.square().sum()), 1e-300)
+
+
+def _noise(out: Tensor, recorded: Sequence[tuple[str, Tensor, Tensor]], generator: torch.Generator) -> dict[str, float]:
     """Return the mean square of every layer's part of the output error, relative to the output's power.
 
     Args:
@@ -55,7 +69,7 @@ def _shares(out: Tensor, recorded: Sequence[tuple[str, Tensor, Tensor]], generat
         generator: source of the random vectors.
     """
     power = float(out.detach().square().sum()) * DIRECTIONS
-    shares: dict[str, float] = {}
+    noise: dict[str, float] = {}
     for _ in range(DIRECTIONS):
         signs = torch.randint(0, 2, out.shape, generator=generator).mul_(2).sub_(1).to(out)
         gradients = torch.autograd.grad(out, [value for _, value, _ in recorded], signs, retain_graph=True, allow_unused=True)
@@ -64,8 +78,8 @@ def _shares(out: Tensor, recorded: Sequence[tuple[str, Tensor, Tensor]], generat
             if gradient is not None:  # the network does not use this output
                 products[name] = products.get(name, torch.zeros(())) + (gradient * change).sum().cpu()
         for name, product in products.items():
-            shares[name] = shares.get(name, 0.0) + float(product.square()) / power
-    return shares
+            noise[name] = noise.get(name, 0.0) + float(product.square()) / power
+    return noise
 
 
 @contextmanager

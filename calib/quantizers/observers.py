@@ -54,6 +54,11 @@ class ObservedActivations:
         rows = [torch.from_numpy(arrays["rows"])] if "rows" in arrays else []
         return cls(low, high, [torch.from_numpy(arrays["values"])], rows)
 
+    def thinned(self, share: int) -> ObservedActivations:
+        """Return the observations with every `share`-th of the values and rows; the range stays that of all."""
+        rows = [self.rows[::share]] if self.drawn_rows else []
+        return ObservedActivations(self.low, self.high, [self.values[::share]], rows)
+
     @classmethod
     def together(cls, parts: Iterable[ObservedActivations]) -> ObservedActivations:
         """Return the observations of one tensor at all the states of the parts."""

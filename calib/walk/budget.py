@@ -1,4 +1,4 @@
-"""Chooses the precision of each step for the least error within a budget, by an integer program.
+"""Chooses the network of each step for the least error within a budget, or at the least cost within an error, by an integer program.
 
 The errors of neighbouring steps point in similar directions, so along a chain their amplitudes add up rather than their squares. By the
 triangle inequality, the sum of the amplitudes bounds the amplitude of the end error. This bound is linear in the choice.
@@ -6,7 +6,7 @@ triangle inequality, the sum of the amplitudes bounds the amplitude of the end e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,11 @@ class Menu:
     costs: Float64
     ages: tuple[int, ...] = ()
 
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Names of the networks that compute everything."""
+        return self.precisions[: self.ages.index(1)] if self.ages else self.precisions
+
     @classmethod
     def of(cls, probes: Probes, costs: Mapping[str, float]) -> Menu:
         """Build the menu of the precisions in `costs`. A precision that was not probed counts as exact."""
@@ -61,6 +66,14 @@ class Menu:
             (*(0 for _ in self.precisions), *(age for age in range(1, A + 1) for _ in networks)),
         )
 
+    def only(self, networks: Iterable[str]) -> Menu:
+        """Return the menu of some of the networks, among them one that computes everything."""
+        wanted = {*networks}
+        kept = [p for p, name in enumerate(self.precisions) if name in wanted]
+        ages = tuple(self.ages[p] for p in kept) if self.ages else ()
+        names = tuple(self.precisions[p] for p in kept)
+        return Menu(names, self.amplitudes[:, kept], self.costs[kept], ages if any(ages) else ())
+
     def cost_of(self, choice: Sequence[str]) -> float:
         """Return the cost of a chain relative to the full-precision chain."""
         return float(np.mean(self.costs[self._columns(choice)]))
@@ -69,12 +82,17 @@ class Menu:
         """Return the sum of the steps' amplitudes, which the program minimises."""
         return float(self.amplitudes[np.arange(len(choice)), self._columns(choice)].sum())
 
+    def reused_bound_of(self, choice: Sequence[str]) -> float:
+        """Return the part of the bound that the steps add that reuse features."""
+        columns = [column if self.ages and self.ages[column] else None for column in self._columns(choice)]
+        return float(sum(self.amplitudes[i, column] for i, column in enumerate(columns) if column is not None))
+
     def _columns(self, choice: Sequence[str]) -> list[int]:
         if not self.ages:
             return [self.precisions.index(name) for name in choice]
         columns, age = list[int](), 0
         for name in choice:
-            age = 0 if name in self.precisions[: self.ages.index(1)] else age + 1
+            age = 0 if name in self.whole else age + 1
             columns.append(next(p for p, of in enumerate(zip(self.precisions, self.ages, strict=True)) if of == (name, age)))
         return columns
 
@@ -113,15 +131,25 @@ def choose(menu: Menu, budget: float) -> tuple[str, ...]:
     least = _solve(errors, [affordable], menu.ages)
     equals = errors, float(errors[np.arange(S), least].sum())
     best = _solve(costs * (1 - _ORDER * np.arange(S)[:, None]), [affordable, equals], menu.ages)
-    return tuple(menu.precisions[p] for p in best)
+    return _names(menu, best)
+
+
+def cheapest(menu: Menu, bound: float) -> tuple[str, ...]:
+    """Return the cheapest chain whose bound is at most `bound`, which some chain keeps: the one with the least bound among equals."""
+    S = len(menu.amplitudes)
+    unit = _unit(menu.amplitudes)
+    errors, costs = menu.amplitudes / unit, np.tile(menu.costs / menu.costs.min(), (S, 1))
+    within = errors, bound / unit
+    least = _solve(costs, [within], menu.ages)
+    best = _solve(errors, [within, (costs, float(costs[np.arange(S), least].sum()))], menu.ages)
+    return _names(menu, best)
 
 
 def _check_affordable(menu: Menu, budget: float) -> None:
     if not menu.ages:
         check_budget(dict(zip(menu.precisions, menu.costs.tolist(), strict=True)), budget)
         return
-    cheapest = _solve(np.tile(menu.costs, (len(menu.amplitudes), 1)), [], menu.ages)
-    cost = float(menu.costs[cheapest].mean())
+    cost = _least_cost(menu)
     if budget < cost * (1 - _ROUNDING):
         raise UsageError(
             "Every chain costs more than the budget.",
@@ -131,10 +159,20 @@ def _check_affordable(menu: Menu, budget: float) -> None:
         )
 
 
+def _least_cost(menu: Menu) -> float:
+    """Return the cost of the cheapest chain."""
+    chain = _solve(np.tile(menu.costs, (len(menu.amplitudes), 1)), [], menu.ages)
+    return float(menu.costs[chain].mean())
+
+
 def frontier(menu: Menu, points: int) -> list[tuple[str, ...]]:
     """Return the distinct chains chosen at `points` budgets, logarithmically spaced from the cheapest to the most expensive chain."""
-    budgets = np.geomspace(menu.costs.min(), menu.costs.max(), points)
+    budgets = np.geomspace(_least_cost(menu), menu.costs.max(), points)
     return list(dict.fromkeys(choose(menu, float(budget)) for budget in budgets))
+
+
+def _names(menu: Menu, columns: Sequence[int]) -> tuple[str, ...]:
+    return tuple(menu.precisions[p] for p in columns)
 
 
 def _unit(amplitudes: Float64) -> float:

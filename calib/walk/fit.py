@@ -34,6 +34,7 @@ from calib.walk.step_networks import BatchEvaluator, StepBatch, StepOutputs, com
 from calib.walk.step_result import StepResult, fit_result
 from calib.walk.walk import Walk, WalkPlan
 from engines.chain.denoiser import Denoiser
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import JudgedCorrection, SamplerRecord, Schedule
 from engines.chain.told_denoiser import told
 from engines.errors import UsageError
@@ -130,9 +131,10 @@ class FitSettings:
         count = self.samples.count if self.correction.accumulates else 0
         return math.ceil(count / PAIRED_SHARE) if self.mode == AUTO else count
 
-    def spent(self, precisions: Sequence[str]) -> FitSettings:
-        """Return the settings with the chain that a budget bought, one precision per step."""
-        return replace(self, choose=FixedPolicy(tuple(precisions)))
+    def spent(self, networks: Sequence[str]) -> FitSettings:
+        """Return the settings with the chain that a budget bought: one network per step, a precision or one at a cut."""
+        precisions = tuple(precision_and_cut(name)[0] for name in networks)
+        return replace(self, choose=FixedPolicy(precisions), reuse=ReuseSteps.of(networks))
 
 
 @dataclass(frozen=True)

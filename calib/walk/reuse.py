@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -25,6 +25,16 @@ class ReuseSteps:
     cut: str
     steps: frozenset[int]
     precisions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, networks: Sequence[str]) -> ReuseSteps | None:
+        """Return the steps of a chain that reuse features, given the network of each step; None if no step does."""
+        split = [precision_and_cut(name) for name in networks]
+        cuts = {step: cut for step, (_, cut) in enumerate(split) if cut is not None}
+        if not cuts:
+            return None
+        (cut,) = set(cuts.values())
+        return cls(cut, frozenset(cuts), tuple(dict.fromkeys(precision for precision, _ in split)))
 
     @property
     def networks(self) -> tuple[str, ...]:

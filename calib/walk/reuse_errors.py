@@ -7,7 +7,7 @@ the precisions found: end error per error of the step; see `calib.walk.probed_st
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from calib.correction.correction_fit import fit_correction, residual_mean, resid
 from calib.correction.moments import FOLDS, observe
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FitSettings
 from calib.walk.sensitivity import REFERENCE, Probes
 from engines.arrays import Float32, Float64, Int64
 from engines.chain.denoiser import Denoiser
@@ -48,11 +49,22 @@ class ReusePlan:
     guidance: float
     samples: CalibrationSamples
 
+    @classmethod
+    def of(cls, networks: FitNetworks, settings: FitSettings, at_cut: Iterable[str]) -> ReusePlan:
+        """Return the plan for some of the networks, whose batches are `PROBED_SAMPLES`, and the settings of the fit that was probed."""
+        return cls(
+            table=settings.table,
+            reference=networks.networks[networks.reference],
+            at_cut={name: networks.networks[name] for name in at_cut},
+            correction=settings.correction,
+            guidance=settings.sampler.guidance,
+            samples=settings.samples.first(PROBED_SAMPLES),
+        )
 
-def reuse_evaluations(plan: ReusePlan) -> int:
-    """Return how often `step_errors` runs a network on a batch."""
-    S = plan.table.steps
-    return S + len(plan.at_cut) * (S + sum(min(i, MOST_AGE) for i in range(S)))
+
+def reuse_evaluations(networks: int, steps: int) -> int:
+    """Return how often `step_errors` runs a network on a batch, for this many networks at the cut."""
+    return steps + networks * (steps + sum(min(i, MOST_AGE) for i in range(steps)))
 
 
 def step_errors(plan: ReusePlan, on_evaluation: Callable[[], None] = lambda: None) -> Float64:

@@ -110,7 +110,7 @@ def layers_of(bundle: Bundle) -> tuple[LayerInfo, ...]:
     Raises:
         BundleError: a statistics file is damaged.
     """
-    files = {name: f"statistics/{bundle.manifest.placement}/{name}.json" for name in bundle.manifest.precisions}
+    files = {name: f"{bundle.statistics_folder}/{name}.json" for name in bundle.manifest.precisions}
     stored = {name: _stored(bundle, file) for name, file in files.items() if file in bundle.manifest.files}
     if len({tuple(layers) for layers in stored.values()}) > 1:
         raise BundleError("Statistics of different precisions list different layers.", mend="rebuild the bundle")

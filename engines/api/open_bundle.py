@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -24,6 +25,7 @@ from engines.apps.sample.control_images import AskedControl
 from engines.apps.sample.edit import Edit, GivenImages
 from engines.backends.choice import Runtime, runtime_name
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.image_size import ImageSize, size_name
 from engines.chain.sampling import Chain
 from engines.chain.stepper import HostStepper
 from engines.errors import UsageError
@@ -31,6 +33,7 @@ from engines.host.heap import release_free_pages
 from engines.networks.chain_choice import AUTO, ChainChoice
 from engines.networks.control import OwnNetwork
 from engines.networks.kept_engines import KeptEngines
+from engines.networks.lora.lora_use import GivenLoras, LoraUse, lora_uses
 from engines.networks.prompts import TextModel, open_text
 from engines.samplers import SAMPLERS
 
@@ -69,7 +72,7 @@ class OpenBundle:
         self._bundle = bundle
         self._runtime = runtime
         self._threads = threads
-        self._kept: KeptEngines | None = KeptEngines(bundle, runtime, threads)
+        self._kept: dict[str, KeptEngines] | None = {}
         self._text: TextModel | None = None
 
     def __repr__(self) -> str:
@@ -78,6 +81,11 @@ class OpenBundle:
     @property
     def folder(self) -> Path:
         return self._bundle.folder
+
+    @property
+    def sizes(self) -> tuple[ImageSize, ...]:
+        """Height and width of the pictures in pixels, for every size of the bundle."""
+        return tuple((height, width) for height, width in (model.image_size for model in self._bundle.manifest.models))
 
     @cached_property
     def schedules(self) -> Mapping[str, ScheduleInfo]:
@@ -113,8 +121,10 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
         batch_size: int = 64,
         latents: bool = False,
+        size: ImageSize | None = None,
     ) -> NDArray[Any]:
         """Return samples: pictures uint8 [N, H, W, 1 or 3], or with `latents` the final states float32 [N, C, ...].
 
@@ -138,8 +148,10 @@ class OpenBundle:
             correction: False runs the plain quantized sampler.
             guidance: guidance scale; None takes the schedule's.
             accept_guidance: allow a guidance scale that the corrections were not fitted at.
+            loras: LoRAs to put into the weights: files with their scales, or one file. Engines of the LoRAs last used stay open.
             batch_size: number of samples that the networks process at once.
             latents: return the states instead of pictures.
+            size: height and width of the pictures in pixels, one of `sizes`; None takes the first.
 
         Raises:
             UsageError: the request does not fit the bundle, or the bundle was closed.
@@ -149,13 +161,13 @@ class OpenBundle:
         if batch_size < 1:
             raise UsageError("The batch size is out of range.", found=batch_size, expected="1 or more")
         if not latents:
-            check_drawable(self._bundle.manifest.model.image_shape, mend="use latents=True, which returns the samples as they are")
+            check_drawable(self._bundle.at(size).manifest.model.image_shape, mend="use latents=True, which returns the samples as they are")
         edit = Edit.of(image, mask)
         asked = AskedControl.of(control_image, control)
-        choice = self._choice(precision, schedule, guidance, strength, correction=correction, accept_guidance=accept_guidance)
+        choice = self._choice(precision, schedule, guidance, strength, loras, size, correction=correction, accept_guidance=accept_guidance)
         drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit, asked)
         work = drawn.work(batch_size, "states" if latents else "pixels")
-        sampler = work.open(self._bundle, self._threads, self._engines)
+        sampler = work.open(self._bundle.at(size), self._threads, self._engines(size))
         kept = SAMPLES if latents else PIXELS
         return np.ascontiguousarray(np.concatenate([sampler(batch)[kept] for batch in drawn.batches(batch_size)]))
 
@@ -178,6 +190,8 @@ class OpenBundle:
         correction: bool = True,
         guidance: float | None = None,
         accept_guidance: bool = False,
+        loras: GivenLoras = None,
+        size: ImageSize | None = None,
     ) -> Iterator[ChainStep]:
         """Return an iterator over the steps of a chain of N samples, which takes a step each time. Stop it whenever you like.
 
@@ -190,10 +204,10 @@ class OpenBundle:
         """
         edit = Edit.of(image, mask)
         asked = AskedControl.of(control_image, control)
-        choice = self._choice(precision, schedule, guidance, strength, correction=correction, accept_guidance=accept_guidance)
+        choice = self._choice(precision, schedule, guidance, strength, loras, size, correction=correction, accept_guidance=accept_guidance)
         drawn = self._drawn(num, seed, first, classes, prompts, negative_prompt, choice, edit, asked)
-        engines = self._engines
-        return self._steps(drawn.work(num, "states").chain(self._bundle, engines), drawn, engines)
+        engines = self._engines(size)
+        return self._steps(drawn.work(num, "states").chain(self._bundle.at(size), engines), drawn, engines)
 
     def close(self) -> None:
         """Close the engines and free their memory. The bundle can no longer sample."""
@@ -206,11 +220,14 @@ class OpenBundle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def _engines(self) -> KeptEngines:
+    def _engines(self, size: ImageSize | None) -> KeptEngines:
         if self._kept is None:
             raise UsageError("The bundle was closed.", found=self.folder, expected="an open bundle", mend="open it again")
-        return self._kept
+        bundle = self._bundle.at(size)
+        name = size_name(bundle.manifest.model.image_size)
+        if name not in self._kept:
+            self._kept[name] = KeptEngines(bundle, self._runtime, self._threads)
+        return self._kept[name]
 
     def _choice(
         self,
@@ -218,12 +235,23 @@ class OpenBundle:
         schedule: str,
         guidance: float | None,
         strength: float | None,
+        loras: GivenLoras,
+        size: ImageSize | None,
         *,
         correction: bool,
         accept_guidance: bool,
     ) -> ChainChoice:
         corrected: Literal["on", "off"] = "on" if correction else "off"
-        return ChainChoice(schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength)
+        used = lora_uses(loras)
+        self._tell_ignored(used, size)
+        return ChainChoice(
+            schedule, precision or AUTO, corrected, guidance, accept_guidance, self._runtime, strength=strength, loras=used, size=size
+        )
+
+    def _tell_ignored(self, loras: tuple[LoraUse, ...], size: ImageSize | None) -> None:
+        changed = self._engines(size).changed(loras)
+        for ignored in () if changed is None else changed.changes.ignored:
+            warnings.warn(ignored, stacklevel=4)
 
     def _drawn(
         self,
@@ -239,7 +267,8 @@ class OpenBundle:
     ) -> DrawnSamples:
         rows = classes if classes is None or isinstance(classes, str) else tuple(classes)
         texts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
-        drawn = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice, edit, control).of(self._bundle, self._encoders)
+        asked = AskedSamples(num, seed, first, rows, texts, negative_prompt, choice, edit, control)
+        drawn = asked.of(self._bundle.at(choice.size), self._encoders)
         if drawn.cut:
             cut = ", ".join(map(str, drawn.cut))
             warnings.warn(f"cut off because they were too long for the text encoder: prompts {cut}", stacklevel=3)
@@ -248,7 +277,8 @@ class OpenBundle:
     def _encoders(self, bundle: Bundle) -> TextModel:
         if self._text is None:
             self._text = open_text(bundle)
-        return self._text
+        assert bundle.manifest.model.text is not None
+        return replace(self._text, record=bundle.manifest.model.text)  # all sizes share the encoders
 
     @staticmethod
     def _steps(chain: Chain, drawn: DrawnSamples, engines: KeptEngines) -> Iterator[ChainStep]:

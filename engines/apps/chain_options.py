@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from engines.bundle.image_size import ImageSize, parse_size
 from engines.terminal.command_line import Choice
 
 Command: TypeAlias = Callable[..., Any]
@@ -20,7 +21,22 @@ RUNTIME = click.option(
     help="Runtime of the networks; `target` is the bundle's own, `auto` on a CPU the fastest that `ptqd-export engines` found right.",
 )
 
+
+def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> ImageSize | None:
+    return None if value is None else parse_size(value)
+
+
+def all_sizes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[ImageSize, ...]:
+    """Return the sizes of an option that can be repeated."""
+    return tuple(parse_size(value) for value in values)
+
+
+SIZE = click.option(
+    "--size", callback=_size, metavar="HEIGHTxWIDTH", help="Size of the images in pixels, such as 832x1216. Default: the bundle's first."
+)
+
 _OPTIONS = (
+    SIZE,
     click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the schedule's."),
     click.option("--accept-guidance", is_flag=True, help="Allow a guidance scale that the corrections were not fitted at."),
     click.option("--schedule", default="default", show_default=True, help="Schedule of the bundle to use."),

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,24 @@ class Backend(Protocol):
 
     def open(self, graph: Path, rows: int) -> Engine:
         """Open the engine of a graph, ready for calls with `rows` rows.
+
+        Raises:
+            MissingBackendError: the runtime or its device is missing.
+            PtqdError: the runtime refuses the graph.
+        """
+
+
+@runtime_checkable
+class ReweightingBackend(Backend, Protocol):
+    """A backend that can give the constants of a graph other values."""
+
+    def open_with(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> Engine:
+        """Open the engine of a graph with other constants. Nothing that was made for the graph before is used, and nothing is kept.
+
+        Args:
+            graph: path of the graph.
+            rows: rows of a call.
+            constants: values by name, of the type and shape of the graph's own; packed integers as bytes.
 
         Raises:
             MissingBackendError: the runtime or its device is missing.

@@ -34,6 +34,7 @@ PACKAGES: Mapping[RuntimeName, tuple[str, ...]] = {
 """Packages that provide a runtime, the most likely first."""
 
 ON_CPU: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+"""Runtimes that compute on a CPU."""
 
 
 def runtime_name(bundle: Bundle, runtime: Runtime) -> RuntimeName:
@@ -65,8 +66,8 @@ def chosen_runtime(bundle: Bundle, runtime: Runtime) -> tuple[RuntimeName, str]:
     measured = MeasuredRuntimes.read(bundle)
     if measured is None:
         return target, "the bundle's target"
-    best = measured.best(lambda name: installed_versions(*PACKAGES.get(name, ())))  # type: ignore[call-overload]
-    if best not in ON_CPU:
+    best = measured.best({name: installed_versions(*PACKAGES[name]) for name in ON_CPU})
+    if best is None:
         return target, "the bundle's target; no runtime that was measured on this machine is right and still installed"
     return best, f"the fastest that is right of {', '.join(measured.runtimes)}, as measured on this machine"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
@@ -19,6 +19,8 @@ from engines.host.machine import machine_name
 from engines.untrusted.untrusted_json import read_json_object
 
 RUNTIMES = "runtimes.json"
+
+Name = TypeVar("Name", bound=str)
 
 
 class MeasuredRuntime(Strict):
@@ -53,13 +55,13 @@ class MeasuredRuntimes(Strict):
     batch: PositiveInt
     runtimes: dict[str, MeasuredRuntime]
 
-    def best(self, versions: Callable[[str], Mapping[str, str]]) -> str | None:
-        """Return the fastest runtime that is right and whose packages still have these versions; None if there is none."""
-        times = {
-            name: found.milliseconds
-            for name, found in self.runtimes.items()
-            if found.refused is None and found.milliseconds is not None and dict(versions(name)) == found.versions
-        }
+    def best(self, versions: Mapping[Name, Mapping[str, str]]) -> Name | None:
+        """Return the fastest runtime that is right and was measured with these versions of its packages; None if there is none."""
+        times: dict[Name, float] = {}
+        for name, installed in versions.items():
+            found = self.runtimes.get(name)
+            if found and found.refused is None and found.milliseconds is not None and found.versions == installed:
+                times[name] = found.milliseconds
         return min(times, key=times.__getitem__) if times else None
 
     def write(self, bundle: Bundle) -> None:

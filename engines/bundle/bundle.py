@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from engines.bundle.bundle_files import COPY_AGAIN, BundleFiles
 from engines.bundle.contract import contract, unsealed
+from engines.bundle.image_size import ImageSize, size_name
 from engines.bundle.manifest import MANIFEST, Manifest, PrecisionRecord
 from engines.chain.schedule import Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
@@ -19,20 +21,58 @@ UNFINISHED_BUILD = "local/stages"
 """Where a build keeps its finished stages. If this folder exists but the manifest does not, the build is unfinished."""
 
 
-class Bundle:
-    """An opened bundle. Each file is verified when it is requested, so opening the bundle costs nothing for unused files."""
+def size_folder(size: Sequence[int]) -> str:
+    """Return the prefix of the files of a further size."""
+    return f"sizes/{size_name(size)}/"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+
+class Bundle:
+    """An opened bundle, at one of its sizes. Each file is verified when it is requested, so opening costs nothing for unused files.
+
+    Args:
+        folder: folder of the bundle.
+        manifest: its whole manifest, which the attribute `whole` keeps; `manifest` says what holds at the size.
+        number: number of the size.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, number: int = 0) -> None:
         self.folder = folder
-        self.manifest = manifest
+        self.whole = self.manifest = manifest
+        self._home = ""
+        if number > 0:
+            found = manifest.sizes[number - 1]
+            self.manifest = manifest.model_copy(update={"model": found.model, "precisions": found.precisions, "sizes": ()})
+            self._home = size_folder(found.model.image_size)
         self._files = BundleFiles(folder, manifest.files)
 
-    @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Read and check the manifest.
+    @property
+    def at_sizes(self) -> tuple[Bundle, ...]:
+        """The bundle at each of its sizes."""
+        return tuple(Bundle(self.folder, self.whole, number) for number in range(len(self.whole.models)))
+
+    def at(self, size: ImageSize | None) -> Bundle:
+        """Return the bundle at a size [height, width] in pixels; None takes the first.
 
         Raises:
-            UsageError: the folder contains no bundle.
+            UsageError: the bundle has no such size.
+        """
+        known = [size_name(model.image_size) for model in self.whole.models]
+        name = known[0] if size is None else size_name(size)
+        if name not in known:
+            raise UsageError(
+                "The bundle has no graphs for images of this size.",
+                found=name,
+                expected=" or ".join(known),
+                mend="sample at a size of the bundle, or build it again with this size in model.sizes",
+            )
+        return Bundle(self.folder, self.whole, known.index(name))
+
+    @classmethod
+    def open(cls, folder: Path, size: ImageSize | None = None) -> Bundle:
+        """Read and check the manifest; return the bundle at a size, see `at`.
+
+        Raises:
+            UsageError: the folder contains no bundle, or the bundle has no such size.
             BundleError: the manifest is damaged or has another schema version.
         """
         path = folder / MANIFEST
@@ -50,7 +90,7 @@ class Bundle:
                 expected="a folder that `ptqd-export build` finished",
                 mend="run `ptqd-export build --plan plan.json`, and pass the plan's output folder",
             )
-        return cls(folder, contract(Manifest, unsealed(Manifest, read_json_object(path, BundleError), path), path))
+        return cls(folder, contract(Manifest, unsealed(Manifest, read_json_object(path, BundleError), path), path)).at(size)
 
     def path(self, name: str) -> Path:
         """Return the path of a file after verifying its size and hash; for runtimes, which open files themselves."""
@@ -80,7 +120,7 @@ class Bundle:
             UsageError: the bundle has no such precision.
         """
         record = self.precision(precision)
-        return [(network.below, self.graph(network.graph, record.graph)) for network in record.networks]
+        return [(network.below, self.graph(network.graph, record.weights_of)) for network in record.networks]
 
     def verified_graph(self, precision: str, timestep: float | None = None) -> Path:
         """Return the path of the graph that a precision runs at a timestep, after verifying it; None takes the noisiest group of steps.
@@ -107,7 +147,7 @@ class Bundle:
 
         Args:
             name: name of the graph in the bundle.
-            whole: for a piece of a network or a group of steps, the graph beside it whose weights it reads.
+            whole: for a piece of a network, a group of steps or a further size, the graph beside it whose weights it reads; None: its own.
 
         Raises:
             BundleError: the graph is damaged, or reads another file.
@@ -132,7 +172,16 @@ class Bundle:
     @property
     def schedules(self) -> tuple[str, ...]:
         """The names of the schedules, in alphabetical order."""
-        return tuple(sorted(PurePosixPath(file).stem for file in self.manifest.files if file.startswith("schedules/")))
+        return tuple(sorted(PurePosixPath(file).stem for file in self.manifest.files if file.startswith(f"{self._home}schedules/")))
+
+    def schedule_file(self, name: str) -> str:
+        """Return the name of a schedule's file."""
+        return f"{self._home}schedules/{name}.json"
+
+    @property
+    def statistics_folder(self) -> str:
+        """Name of the folder with the statistics."""
+        return f"{self._home}statistics/{self.manifest.placement}"
 
     def schedule(self, name: str = DEFAULT) -> Schedule:
         """Return a schedule of the bundle by name.
@@ -141,7 +190,7 @@ class Bundle:
             UsageError: the bundle has no schedule with this name.
             BundleError: the schedule is damaged, or does not fit the bundle.
         """
-        file = f"schedules/{name}.json"
+        file = self.schedule_file(name)
         if file not in self.manifest.files:
             raise UnknownNameError("The bundle has no such schedule.", found=name, known=self.schedules)
         schedule = contract(Schedule, self.json(file), self.folder / file)

@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
+from engines.bundle.image_size import size_name
 from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
@@ -56,17 +57,25 @@ class ConditioningRecord(Strict):
 
 
 class DecoderRecord(Strict):
-    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`."""
+    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
+
+    `weights` is the graph whose file of weights it reads, if that is another one.
+    """
 
     file: Name
+    weights: Name | None = None
     image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
     batch: Batch
 
 
 class EncoderRecord(Strict):
-    """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states."""
+    """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states.
+
+    `weights` is the graph whose file of weights it reads, if that is another one.
+    """
 
     file: Name
+    weights: Name | None = None
 
 
 class ControlNetworkRecord(Strict):
@@ -156,7 +165,7 @@ class ModelRecord(Strict):
     """The network behind every graph.
 
     `guidance_patch` is the side of the patches in which guidance keeps the norm of the conditional output (see
-    `engines.chain.norm_guidance`); null if guidance is linear.
+    `engines.chain.norm_guidance`); null if guidance is linear. `size` is [height, width] of the images in pixels, where the plan says it.
     """
 
     family: Name
@@ -168,6 +177,7 @@ class ModelRecord(Strict):
     encoder: EncoderRecord | None = None
     text: TextRecord | None = None
     guidance_patch: PositiveInt | None = None
+    size: Annotated[Shape, Field(min_length=2, max_length=2)] | None = None
     control: ControlRecord | None = None
 
     @model_validator(mode="after")
@@ -187,6 +197,11 @@ class ModelRecord(Strict):
     def image_shape(self) -> tuple[int, ...]:
         """Shape of the final image: the decoder's output, or the state itself if there is no decoder."""
         return self.sample_shape if self.decoder is None else self.decoder.image_shape
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Height and width of the images in pixels."""
+        return self.image_shape[1:] if self.size is None else self.size
 
 
 class PiecesRecord(Strict):
@@ -238,7 +253,8 @@ class PrecisionRecord(Strict):
     """One precision: its graph, its cost relative to the float32 graph, and the versions of the libraries that made the graph
     (empty in bundles of schema version 1).
 
-    `graph`, `pieces` and `cuts` serve every timestep that no group takes. All groups have the same cuts.
+    `graph`, `pieces` and `cuts` serve every timestep that no group takes. All groups have the same cuts. `weights` is the graph whose file
+    of weights all of them read, if that is not `graph`.
     """
 
     graph: Name
@@ -250,6 +266,7 @@ class PrecisionRecord(Strict):
     groups: tuple[GroupRecord, ...] = ()
     cuts: dict[Name, CutRecord] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    weights: Name | None = None
 
     @field_validator("groups")
     @classmethod
@@ -273,13 +290,18 @@ class PrecisionRecord(Strict):
         return (NetworkGraphs(math.inf, self.graph, self.pieces, self.cuts), *further)
 
     @property
+    def weights_of(self) -> str:
+        """The graph beside whose file the weights lie."""
+        return self.weights or self.graph
+
+    @property
     def whole_files(self) -> tuple[str, ...]:
         """The names of the whole graphs and, whether it exists or not, of the file with their weights."""
-        return (*(network.graph for network in self.networks), f"{self.graph}.data")
+        return (*(network.graph for network in self.networks), f"{self.weights_of}.data")
 
 
 def saved_all(precisions: Mapping[str, PrecisionRecord], network: str) -> float:
-    """Return by how much a step saves bit operations, for a precision or a network at a cut of it, such as `w4a8+skip_3`."""
+    """Return by how much a step saves bit operations, for a precision or a precision at a cut, such as `w4a8+skip_3`."""
     precision, cut = precision_and_cut(network)
     record = precisions[precision]
     return record.bit_operations_saved_all if cut is None else record.cuts[cut].bit_operations_saved_all
@@ -303,8 +325,15 @@ class TargetRecord(Strict):
     workspace_gib: Annotated[float, Field(gt=0)] | None
 
 
+class SizeRecord(Strict):
+    """A further size of images: the network and its graphs at that size. Its schedules and statistics lie in `sizes/HEIGHTxWIDTH`."""
+
+    model: ModelRecord
+    precisions: Annotated[dict[Name, PrecisionRecord], Field(min_length=1)]
+
+
 class Manifest(Strict):
-    """Everything that must be known at run time before another file is opened."""
+    """Everything that must be known at run time before another file is opened. `model` and `precisions` are those of the first size."""
 
     schema_version: Literal[1, 2, 3, 4, 5, 6] = 6
     model: ModelRecord
@@ -316,6 +345,22 @@ class Manifest(Strict):
     guidance: Scale
     files: dict[Name, FileRecord]
     versions: dict[str, str]
+    sizes: tuple[SizeRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _sizes_of_one_network(self) -> Self:
+        found = [size_name(model.image_size) for model in self.models]
+        if len(set(found)) < len(found):
+            raise ValueError(f"every size may be there once, not {', '.join(found)}")
+        for one in self.sizes:
+            if one.precisions.keys() != self.precisions.keys() or one.model.sample_shape[0] != self.model.sample_shape[0]:
+                raise ValueError(f"the network of {size_name(one.model.image_size)} is another: {', '.join(one.precisions)}")
+        return self
+
+    @property
+    def models(self) -> tuple[ModelRecord, ...]:
+        """The network at every size, the first size first."""
+        return (self.model, *(one.model for one in self.sizes))
 
     @field_validator("files")
     @classmethod

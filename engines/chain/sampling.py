@@ -58,7 +58,7 @@ class Chain:
 
     @property
     def step_networks(self) -> tuple[str, ...]:
-        """What each step computes: a precision, or what lies around a cut of it, see `engines.chain.features`."""
+        """What each step computes: a precision, or a precision at a cut, see `engines.chain.features`."""
         return tuple(self.precision or step.network for step in self.schedule.steps)
 
     @property

@@ -77,7 +77,7 @@ class Step(Strict):
 
     @property
     def network(self) -> str:
-        """Name of the network whose correction the step takes: the precision, or a cut of it, see `engines.chain.features`."""
+        """Name of the network whose correction the step takes: a precision, or a precision at a cut, see `engines.chain.features`."""
         return self.precision if self.reuse is None else cut_name(self.precision, self.reuse)
 
     @property
@@ -209,6 +209,11 @@ class Schedule(Strict):
     def networks(self) -> tuple[str, ...]:
         """Every network that some step has a correction for: the precisions, and those at a cut."""
         return tuple(dict.fromkeys(name for step in self.steps for name in step.corrections))
+
+    @property
+    def networks_at_cut(self) -> tuple[str, ...]:
+        """Every network at a cut that some step has a correction for."""
+        return tuple(name for name in self.networks if name not in self.precisions)
 
 
 def _precisions(step: Step) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from engines.backends.base import Backend
 from engines.backends.choice import Runtime
 from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.denoiser import Denoisers, effective_guidance, is_guided
 from engines.chain.late_start import LateStart
 from engines.chain.sampling import Chain
@@ -21,6 +22,7 @@ from engines.networks.conditioning import Conditioning
 from engines.networks.control import GivenControl
 from engines.networks.device_stepper import DeviceStepper
 from engines.networks.kept_engines import KeptEngines
+from engines.networks.lora.lora_use import LoraUse
 
 AUTO = "auto"
 
@@ -39,6 +41,8 @@ class ChainChoice:
         update: where the steps are computed: on the host, or on the engines' device.
         threads: threads of a CPU runtime; None uses every core that the process may use.
         strength: share of the steps to take, for chains that start from images; None takes all of them, from noise.
+        loras: LoRAs in the weights of the networks.
+        size: height and width of the images in pixels; None takes the bundle's first. Whoever opens the bundle opens it at this size.
     """
 
     schedule: str = "default"
@@ -50,6 +54,8 @@ class ChainChoice:
     update: Literal["host", "device"] = "host"
     threads: int | None = None
     strength: float | None = None
+    loras: tuple[LoraUse, ...] = ()
+    size: ImageSize | None = None
 
     @property
     def on_workers(self) -> ChainChoice:
@@ -90,21 +96,14 @@ class ChainChoice:
             control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
-            UsageError: see `chosen`; or the steps cannot be computed on the device.
+            UsageError: see `chosen`; or the steps cannot be computed on the device, or a LoRA does not fit.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
         chain = self.chosen(bundle)
         kept = kept or KeptEngines(bundle, self.runtime, self.threads)
         stepper = self._stepper(bundle, chain, kept.backend)
-        if chain.cut is not None and isinstance(kept.backend, TensorRtBackend):
-            raise UsageError(
-                "TensorRT engines cannot reuse features of earlier steps.",
-                found=f"schedule {self.schedule}, whose steps reuse features at {chain.cut}",
-                expected="ONNX Runtime or OpenVINO, or a precision for all steps",
-                mend="use --runtime onnxruntime, or another schedule",
-            )
-        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, control), stepper=stepper)
+        return replace(chain, denoisers=kept.bank(chain, batch, conditioning, self.loras, control), stepper=stepper)
 
     def _stepper(self, bundle: Bundle, chain: Chain, backend: Backend) -> Callable[[Denoisers], Stepper]:
         if self.update == "host":

@@ -12,6 +12,7 @@ from engines.backends.choice import Runtime, engine_settings, open_backend, runt
 from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import DecoderRecord, EncoderRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError
 from engines.networks.engine_denoiser import STATE
@@ -54,17 +55,17 @@ def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     record = bundle.manifest.model.decoder
     if record is None:
         return Decoder()
-    return Decoder(open_beside(bundle, record.file, record.batch, runtime, threads), record.batch, record.image_shape)
+    return Decoder(open_beside(bundle, record, record.batch, runtime, threads), record.batch, record.image_shape)
 
 
-def open_beside(bundle: Bundle, file: str, batch: int, runtime: Runtime, threads: int | None = None) -> Engine:
+def open_beside(bundle: Bundle, record: DecoderRecord | EncoderRecord, batch: int, runtime: Runtime, threads: int | None = None) -> Engine:
     """Open a graph of a bundle beside the networks, on their runtime, for at most `batch` rows. Raises what `open_decoder` raises."""
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
         backend: Backend = TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
     else:
         backend = open_backend(bundle, runtime, threads)
-    return backend.open(bundle.graph(file), batch)
+    return backend.open(bundle.graph(record.file, record.weights), batch)
 
 
 def decoder_settings(settings: EngineSettings, batch: int) -> EngineSettings:

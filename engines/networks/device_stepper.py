@@ -1,7 +1,8 @@
 """Take steps whose state stays on the device: only noise and a few numbers are uploaded, and only the last state is downloaded.
 
 The host prepares a step while the device still takes the one before: what goes up lies in two sets of pinned arrays, which the steps use in
-turn, and a step waits only for the last step of its own set. Conditions do not change along a chain, so they go up once a batch.
+turn, and a step waits only for the last step of its own set. Conditions do not change along a chain, so they go up once a batch. Features
+that later steps reuse never leave the device.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
 from engines.chain.denoiser import Denoiser, Denoisers
 from engines.chain.finite import not_finite
 from engines.chain.step import Move
+from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
 from engines.networks.grouped_engine import engine_at
 
@@ -75,7 +77,7 @@ class DeviceStepper:
         self._taken: dict[int, tuple[str, float]] = {}
 
     def take(self, move: Move, z: Float32 | None) -> None:
-        denoiser = _on_tensorrt(self._denoisers[move.precision])
+        denoiser = _on_tensorrt(self._denoisers[move.network], move)
         engine = engine_at(denoiser.engine, move.step.timestep)
         assert isinstance(engine, TensorRtEngine)
         assert denoiser.combine is None, "the kernel's guidance is linear"
@@ -96,7 +98,7 @@ class DeviceStepper:
         self._kernels.update(arena.stream.handle, self._arguments(arena, move, branches, engine.output.name))
         arena.stream.download(arena.address(NOT_FINITE), pinned.arrays[NOT_FINITE])
         pinned.done = arena.stream.event()
-        self._taken[move.index] = (move.precision, move.step.timestep)
+        self._taken[move.index] = (move.network, move.step.timestep)
 
     def state(self) -> Float32:
         if self._arena is None:
@@ -221,6 +223,10 @@ class DeviceStepper:
         )
 
 
-def _on_tensorrt(denoiser: Denoiser) -> EngineDenoiser:
+def _on_tensorrt(denoiser: Denoiser, move: Move) -> EngineDenoiser:
+    """Return the network of a step. Features stay in the arena's buffer `kept`, which the engines of a cut share by name."""
     assert isinstance(denoiser, EngineDenoiser), "a bank of TensorRT engines"
-    return denoiser
+    if not move.reuses:
+        return denoiser
+    assert isinstance(denoiser, CutEngines), "a network that is cut"
+    return denoiser.reusing

@@ -84,4 +84,4 @@ def open_encoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     record = bundle.manifest.model.encoder
     if record is None:
         return Encoder()
-    return Encoder(open_beside(bundle, record.file, IMAGES_AT_ONCE, runtime, threads), bundle.manifest.model.sample_shape)
+    return Encoder(open_beside(bundle, record, IMAGES_AT_ONCE, runtime, threads), bundle.manifest.model.sample_shape)

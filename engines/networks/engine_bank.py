@@ -14,7 +14,7 @@ from engines.backends.choice import on_onnxruntime
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
-from engines.bundle.manifest import ConditioningRecord, PrecisionRecord
+from engines.bundle.manifest import ConditioningRecord
 from engines.chain.denoiser import is_guided
 from engines.chain.features import precision_and_cut
 from engines.chain.norm_guidance import NormGuidance
@@ -25,6 +25,8 @@ from engines.networks.cut_engines import CutEngines
 from engines.networks.embeddings import Embedding
 from engines.networks.engine_denoiser import STATE, TIMESTEP, EngineDenoiser
 from engines.networks.grouped_engine import grouped
+from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_backend import with_loras
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class EngineBank:
         conditioning: conditioning table to use instead of the bundle's own, or None.
         timesteps: timesteps of the coming chains by precision, as far as they are known.
         whole: open whole graphs even if the bundle also has the network in pieces; the outputs are the same.
+        changed: weights with LoRAs in them; None takes the bundle's own.
 
     Raises:
         UsageError: the guidance scale is above 1, but the model has no null condition.
@@ -63,11 +66,13 @@ class EngineBank:
         conditioning: Conditioning | None = None,
         timesteps: Mapping[str, Sequence[float]] = MappingProxyType({}),
         whole: bool = False,
+        changed: ChangedWeights | None = None,
     ) -> None:
         self._bundle = bundle
         self._batch = batch
         self._backend = backend or on_onnxruntime(bundle, threads)
         self._timesteps = timesteps
+        self._changed = changed
         # On OpenVINO, networks in pieces give other outputs (digits model at W8A8: up to 0.5 %), but the whole graph was measured.
         self._whole = whole or not isinstance(self._backend, OnnxRuntimeBackend)
         self._control_engines: list[Engine] = []
@@ -161,11 +166,11 @@ class EngineBank:
     def _open(self, precision: str) -> _Network:
         record, rows = self._bundle.precision(precision), self._rows
         pieces = None if self._whole else record.pieces
-        made = {} if pieces is None else {name: self._engine(graph, record, 1) for name, graph in pieces.embeddings.items()}
+        made = {} if pieces is None else {name: self._engine(graph, precision, 1) for name, graph in pieces.embeddings.items()}
         engines = list[tuple[float, Engine]]()
         for network in record.networks:
             body = network.graph if self._whole or network.pieces is None else network.pieces.body
-            engines.append((network.below, self._engine(body, record, rows)))
+            engines.append((network.below, self._engine(body, precision, rows)))
             self._check_fits(engines[-1][1], {name: one.output for name, one in made.items()}, made)
         return _Network(grouped(engines), made)
 
@@ -177,8 +182,8 @@ class EngineBank:
         full, reusing = list[tuple[float, Engine]](), list[tuple[float, Engine]]()
         for network in record.networks:
             graphs = network.cuts[cut]
-            full.append((network.below, self._engine(graphs.full, record, self._rows)))
-            reusing.append((network.below, self._engine(graphs.reuse, record, self._rows)))
+            full.append((network.below, self._engine(graphs.full, precision, self._rows)))
+            reusing.append((network.below, self._engine(graphs.reuse, precision, self._rows)))
             kept = full[-1][1].kept
             self._check_fits(full[-1][1], {})
             self._check_fits(reusing[-1][1], {KEPT: TensorSpec("none", np.dtype(np.float32), ()) if kept is None else kept})
@@ -188,9 +193,11 @@ class EngineBank:
     def _rows(self) -> int:
         return self._batch * (2 if self.guided else 1)
 
-    def _engine(self, graph: str, record: PrecisionRecord, rows: int) -> Engine:
-        engine = self._backend.open(self._bundle.graph(graph, record.graph), rows)
-        self._bundle.graph(graph, record.graph)  # hashes the file again if it was replaced while the runtime opened it
+    def _engine(self, graph: str, precision: str, rows: int) -> Engine:
+        record = self._bundle.precision(precision)
+        backend = with_loras(self._backend, self._changed, precision)
+        engine = backend.open(self._bundle.graph(graph, record.weights_of), rows)
+        self._bundle.graph(graph, record.weights_of)  # hashes the file again if it was replaced while the runtime opened it
         return engine
 
     def _check_fits(self, engine: Engine, given: Mapping[str, TensorSpec], made: Mapping[str, Engine] = MappingProxyType({})) -> None:

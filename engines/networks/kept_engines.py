@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TypeAlias
 
 from engines.backends.base import Backend
 from engines.backends.choice import Runtime, open_backend
@@ -14,10 +15,14 @@ from engines.networks.control import GivenControl
 from engines.networks.decoder import Decoder, open_decoder
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
+from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_use import LoraUse
+
+Loras: TypeAlias = tuple[LoraUse, ...]
 
 
 class KeptEngines:
-    """The engines and the decoder of a bundle.
+    """The engines and the decoder of a bundle. Of engines with LoRAs in their weights, those of the LoRAs last used are kept.
 
     Args:
         bundle: bundle that the graphs come from.
@@ -29,7 +34,8 @@ class KeptEngines:
         self._bundle = bundle
         self._runtime = runtime
         self._threads = threads
-        self._banks: dict[tuple[bool, int], EngineBank] = {}
+        self._banks: dict[tuple[Loras, bool, int], EngineBank] = {}
+        self._changed: ChangedWeights | None = None
 
     @cached_property
     def backend(self) -> Backend:
@@ -50,22 +56,39 @@ class KeptEngines:
         """The encoder of a latent model, or the identity; see `open_encoder`."""
         return open_encoder(self._bundle, self._runtime, self._threads)
 
-    def bank(self, chain: Chain, batch: int, conditioning: Conditioning | None = None, control: GivenControl | None = None) -> EngineBank:
+    def changed(self, loras: Loras) -> ChangedWeights | None:
+        """Return the bundle's weights with LoRAs; None if there are none. Raises the errors of `ChangedWeights.of`."""
+        if not loras:
+            return None
+        if self._changed is None or self._changed.changes.uses != loras:
+            self._changed = ChangedWeights.of(self._bundle, loras)
+            self._banks = {key: bank for key, bank in self._banks.items() if key[0] in ((), loras)}
+        return self._changed
+
+    def bank(
+        self,
+        chain: Chain,
+        batch: int,
+        conditioning: Conditioning | None = None,
+        loras: Loras = (),
+        control: GivenControl | None = None,
+    ) -> EngineBank:
         """Return the opened engines of a chain.
 
         Args:
             chain: chain whose precisions and timesteps count; its own denoisers are ignored.
             batch: samples per network call. Engines for other batch sizes are separate.
             conditioning: conditioning table to use instead of the bundle's own, or None.
+            loras: LoRAs in the weights.
             control: what gives the residuals of a control network; see `EngineBank.on_chain`.
 
         Raises:
-            UsageError: the chain is guided, but the model has no null condition.
+            UsageError: the chain is guided, but the model has no null condition; or the LoRAs do not fit the bundle or the runtime.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        key = (is_guided(chain.scale), batch)
+        key, changed = (loras, is_guided(chain.scale), batch), self.changed(loras)
         if key not in self._banks:
-            self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend)
+            self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend, changed=changed)
         bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning, control)
         bank.open(chain.networks)
         return bank

@@ -1,7 +1,7 @@
 """Find the files that an ONNX graph reads its weights from, without the `onnx` package.
 
-A graph names these files itself, and runtimes open them; only some runtimes refuse files outside the graph's folder. This module parses the
-protocol buffer wire format (a field is a tag, `number << 3 | kind`, and its value) down to every place where ONNX can store a tensor.
+A graph names these files itself, and runtimes open them; only some runtimes refuse files outside the graph's folder. This module parses
+the protocol buffer down to every place where ONNX can store a tensor.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
-FIXED: Mapping[int, int] = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-"""Lengths of the kinds of fields that have a fixed one, in bytes."""
+from engines.untrusted.wire_format import fields
 
 DEPTH = 64
 """Maximum nesting of messages; the deepest real graphs nest three graphs."""
@@ -59,16 +57,16 @@ def external_files(graph: Path) -> set[str]:
         OSError: the file cannot be read.
     """
     with graph.open("rb") as file:
-        return {location for _, location in _locations(_mapped(file), "ModelProto", DEPTH)}
+        return {location for _, location in _locations(mapped(file), "ModelProto", DEPTH)}
 
 
 def external_tensors(graph: Path) -> set[str]:
     """Return the names of the tensors whose values are stored in other files. Raises the same errors as `external_files`."""
     with graph.open("rb") as file:
-        return {name for name, _ in _locations(_mapped(file), "ModelProto", DEPTH)}
+        return {name for name, _ in _locations(mapped(file), "ModelProto", DEPTH)}
 
 
-def _mapped(file: BinaryIO) -> memoryview:
+def mapped(file: BinaryIO) -> memoryview:
     empty = os.fstat(file.fileno()).st_size == 0
     return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -80,7 +78,7 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str
     if message == TENSOR:
         yield from _locations_of_tensor(data)
         return
-    for number, value in _fields(data):
+    for number, value, *_ in fields(data):
         inner = MESSAGES[message].get(number)
         if inner is not None and value is not None and (inner != NODE or LOCATION.encode() in bytes(value)):
             yield from _locations(value, inner, depth - 1)
@@ -88,49 +86,15 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str
 
 def _locations_of_tensor(data: memoryview) -> Iterator[tuple[str, str]]:
     name, entries = "", []
-    for number, value in _fields(data):
+    for number, value, *_ in fields(data):
         if value is not None and number == NAME:
-            name = _text(value)
+            name = text_of(value)
         elif value is not None and number in MESSAGES[TENSOR]:
-            entries.append({key: _text(text or memoryview(b"")) for key, text in _fields(value)})
+            entries.append({key: text_of(text or memoryview(b"")) for key, text, *_ in fields(value)})
     for entry in entries:
         if entry.get(KEY) == LOCATION:
             yield name, entry.get(VALUE, "")
 
 
-def _text(data: memoryview) -> str:
+def text_of(data: memoryview) -> str:
     return bytes(data).decode(errors="replace")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Yield the number and content of every field; the content of a numeric field is None."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind in (VARINT, BYTES):
-            value, at = _varint(data, at)
-            length = value if kind == BYTES else 0
-        elif kind in FIXED:
-            length = FIXED[kind]
-        else:
-            raise ValueError(f"a field of kind {kind} at byte {at}")
-        if at + length > len(data):
-            raise ValueError(f"a field of {length} bytes extends past the end of the file")
-        yield tag >> 3, data[at : at + length] if kind == BYTES else None
-        at += length
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Decode a varint (seven bits a byte, least significant first); return its value and the offset after it."""
-    if at < len(data) and data[at] < 0x80:  # most are one byte
-        return data[at], at + 1
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        value |= (data[at] & 0x7F) << shift
-        at += 1
-        if data[at - 1] < 0x80:
-            return value, at
-    raise ValueError(f"an unterminated varint at byte {at}")

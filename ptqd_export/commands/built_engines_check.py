@@ -63,7 +63,7 @@ def _check(bundle: Bundle, backend: Backend) -> EngineCheck:
 
 def _walked_schedule(bundle: Bundle) -> Schedule:
     """Return the schedule that the walk of the statistics took: the default schedule, unless its corrections were chosen afterwards."""
-    file = f"statistics/{bundle.manifest.placement}/{WALK}"
+    file = f"{bundle.statistics_folder}/{WALK}"
     return contract(Schedule, bundle.json(file), bundle.folder / file) if file in bundle.manifest.files else bundle.schedule()
 
 

@@ -23,7 +23,7 @@ from engines.terminal.progress import fraction_bar
 from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.records.bundle_lock import writing_to
-from ptqd_export.stages.finish.keep_optimized import DECODER, ENCODER, BuiltEngine, engine_graphs, optimize_graphs
+from ptqd_export.stages.finish.keep_optimized import DECODER, ENCODER, BuiltEngine, engine_graphs, optimize_graphs, with_endings
 
 AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the same as the graphs that the statistics were measured with"
 
@@ -59,10 +59,11 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
     if not settings.traits.portable:
         for name in sorted(LEAST_COMPUTE_CAPABILITY.keys() & bundle.manifest.precisions.keys()):
             check_precision(name, Cuda())
-    graphs, decoder = engine_graphs(bundle), bundle.manifest.model.decoder
-    own = {ENCODER: decoder_settings(settings, IMAGES_AT_ONCE)}
-    own |= {} if decoder is None else {DECODER: decoder_settings(settings, decoder.batch)}
-    built = []
+    graphs, own, built = engine_graphs(bundle), dict[str, EngineSettings](), []
+    for ending, one in with_endings(bundle).items():
+        decoder = one.manifest.model.decoder
+        own |= {f"{ENCODER}{ending}": decoder_settings(settings, IMAGES_AT_ONCE)}
+        own |= {} if decoder is None else {f"{DECODER}{ending}": decoder_settings(settings, decoder.batch)}
     for place, (name, graph) in enumerate(graphs.items(), start=1):
         label = f"{name} for {settings.flavour} ({place} of {len(graphs)})"
         built.append(BuiltEngine(name, _build(graph, label, own.get(name, settings), cache)))
@@ -85,7 +86,7 @@ def check_built(folder: Path, built: Sequence[BuiltEngine], target: FlavourName 
         reason = str(error).splitlines()[0]
         return f"not checked against the statistics: {reason} Run this again, or `ptqd-run compare`, on the machine that samples."
     try:
-        departure = check_on(bundle, backend)
+        departure = max(check_on(one, backend) for one in bundle.at_sizes)
     except DepartureError as error:
         for engine in built:
             if engine.precision == error.precision:

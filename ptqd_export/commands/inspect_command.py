@@ -15,6 +15,7 @@ from engines.api.layer_info import ActivationScale, LayerBits, LayerInfo, layers
 from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import ImageSize, size_name
 from engines.bundle.manifest import Manifest, TargetRecord
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.records.attention_record import AttentionRecord
@@ -40,8 +41,9 @@ class Inspection:
 
     def json(self) -> str:
         """Return everything as one JSON document."""
-        manifest = self.manifest.model_dump(mode="json", exclude={"files", "precisions"})
+        manifest = self.manifest.model_dump(mode="json", exclude={"files", "precisions", "sizes"})
         contents = {
+            "sizes": [one.image_size for one in self.manifest.models],
             "schedules": {name: asdict(schedule) for name, schedule in self.schedules.items()},
             "precisions": {name: asdict(precision) for name, precision in self.precisions.items()},
             "layers": [asdict(layer) for layer in self.layers],
@@ -76,9 +78,9 @@ def print_inspection(found: Inspection) -> None:
             _print_attention(console, precision, found.attention[precision])
 
 
-def print_schedules(folder: Path) -> None:
-    """Print a bundle's schedules and their settings."""
-    _console().print(schedules_table(schedules_of(Bundle.open(folder)).values()), highlight=False)
+def print_schedules(folder: Path, size: ImageSize | None = None) -> None:
+    """Print a bundle's schedules and their settings; those of a size, of the first by default."""
+    _console().print(schedules_table(schedules_of(Bundle.open(folder, size)).values()), highlight=False)
 
 
 def _console() -> Console:
@@ -121,6 +123,7 @@ def _model(found: Inspection) -> Table:
         "state": _shape(model.sample_shape),
         "image": "the state" if model.decoder is None else _shape(model.image_shape),
         "encoder": "none" if model.encoder is None else model.encoder.file,
+        **({"sizes": ", ".join(size_name(one.image_size) for one in manifest.models)} if manifest.sizes else {}),
         "conditioning": _conditioning(manifest),
         "control": _control(manifest),
         "target": _target(manifest.target),

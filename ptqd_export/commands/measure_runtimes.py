@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from engines.backends.base import Backend
-from engines.backends.choice import PACKAGES, RuntimeName, open_backend, runtime_name
+from engines.backends.choice import ON_CPU, PACKAGES, open_backend, runtime_name
 from engines.backends.measured_runtimes import MeasuredRuntime, MeasuredRuntimes
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
@@ -25,9 +25,6 @@ from engines.terminal.installed_packages import installed_versions
 from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.schedules.settings import stored_plan
-
-CANDIDATES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
-"""Runtimes of bundles whose target is a CPU."""
 
 PLAN = "plan.json"
 
@@ -46,8 +43,8 @@ def measure_runtimes(folder: Path, *, to_choose: bool = False) -> MeasuredRuntim
         PtqdError: the bundle is damaged, or another process is writing to it.
     """
     bundle = Bundle.open(folder)
-    installed = [name for name in CANDIDATES if installed_versions(*PACKAGES[name])]
-    on_cpu = runtime_name(bundle, "target") in CANDIDATES and PLAN in bundle.manifest.files
+    installed = [name for name in ON_CPU if installed_versions(*PACKAGES[name])]
+    on_cpu = runtime_name(bundle, "target") in ON_CPU and PLAN in bundle.manifest.files
     if not on_cpu or (to_choose and len(installed) < 2):
         return None
     batch = stored_plan(bundle).target.benchmark_batch
@@ -62,7 +59,7 @@ def print_runtimes(found: MeasuredRuntimes | None) -> None:
     if found is None:
         return
     table = FittingTable("runtimes", ("runtime", "time per step", "departure", "for --runtime auto"), left=("for --runtime auto",))
-    best = found.best(lambda name: found.runtimes[name].versions)
+    best = found.best({name: one.versions for name, one in found.runtimes.items()})
     for name, one in found.runtimes.items():
         time = "-" if one.milliseconds is None else f"{one.milliseconds:.1f} ms"
         departure = "-" if one.departure_db is None else f"{one.departure_db:.2f} dB"
@@ -71,7 +68,7 @@ def print_runtimes(found: MeasuredRuntimes | None) -> None:
 
 
 def _measured(bundle: Bundle, batch: int) -> Iterator[tuple[str, MeasuredRuntime]]:
-    for name in CANDIDATES:
+    for name in ON_CPU:
         versions = installed_versions(*PACKAGES[name])
         try:
             yield name, _measure(bundle, open_backend(bundle, name), batch, versions)

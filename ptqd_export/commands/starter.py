@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from engines.bundle.image_size import ImageSize, size_name
 from engines.chain.denoiser import is_guided
 from engines.errors import UnknownNameError, UsageError
 from engines.host.files import write_text
@@ -17,12 +18,15 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.proposed_precisions import propose_precisions
 from ptqd_export.commands.quick_plan import quick, quick_note
-from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, ReuseSection, SamplerSection, TargetSection
+from ptqd_export.plan.targets import TARGETS
 
 if TYPE_CHECKING:
     from ptqd_export.models.base import Declaration
 
 STEPS = 20
+FEW_STEPS = 8
+"""Steps of a chain whose neighbouring steps differ too much to share features."""
 GUIDANCE = 1.5
 TEXT_GUIDANCE = 7.5
 GRAPH_SHARE = 0.1
@@ -42,7 +46,14 @@ PROMPTS = (
 
 
 def write_starter_plan(
-    model: Path, target: str | None, path: Path, *, force: bool, first_look: bool = False, compute_capability: str | None = None
+    model: Path,
+    target: str | None,
+    path: Path,
+    *,
+    force: bool,
+    first_look: bool = False,
+    compute_capability: str | None = None,
+    sizes: Sequence[ImageSize] = (),
 ) -> tuple[str, ...]:
     """Write a starter plan to `path`, or a quick one for a first look. Return what the user should know about it.
 
@@ -56,13 +67,17 @@ def write_starter_plan(
             expected="a new file",
             mend="choose another with -o, or overwrite it with --force",
         )
-    plan = starter_plan(model, target, path.parent, compute_capability)
+    plan = starter_plan(model, target, path.parent, compute_capability, sizes)
     write_text(path, (quick(plan) if first_look else plan).resolved_json())
     return (*plan.comments, *([quick_note(plan)] if first_look else []))
 
 
 def starter_plan(
-    model: str | PathLike[str], target: str | None = None, folder: str | PathLike[str] = ".", compute_capability: str | None = None
+    model: str | PathLike[str],
+    target: str | None = None,
+    folder: str | PathLike[str] = ".",
+    compute_capability: str | None = None,
+    sizes: Sequence[ImageSize] = (),
 ) -> Plan:
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
@@ -71,21 +86,32 @@ def starter_plan(
         target: runtime of the engines; None takes the one that fits this machine, see `guess_target`.
         folder: folder of the plan.
         compute_capability: for TensorRT, that of the GPU that will run the engines; see `propose_precisions`.
+        sizes: height and width of the images in pixels, one or several; empty takes the model's own.
 
     Raises:
-        UsageError: the kind of model or the target is unknown, or the compute capability does not fit the target.
+        UsageError: the kind of model or the target is unknown, the compute capability does not fit the target, or the model cannot have one
+            of the sizes.
     """
     known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
     precisions, reason = propose_precisions(known.name, compute_capability)
-    if re.fullmatch(FACTORY, source):
-        section, declared, name = _of_factory(source, folder)
+    own = re.fullmatch(FACTORY, source) is not None or source.endswith(".onnx")
+    if own and sizes:
+        raise UsageError(
+            "This model fixes its size.",
+            found=f"--size {size_name(sizes[0])} for {source}",
+            expected="the folder of a model",
+            mend="leave --size out; the function or the graph says the shape of the state",
+        )
+    if own:
+        section, declared, name = (_of_graph(Path(source), folder)) if source.endswith(".onnx") else _of_factory(source, folder)
     else:
-        section, declared, name = _of_graph(Path(source), folder) if source.endswith(".onnx") else _of_path(source, folder)
+        section, declared, name = _of_path(source, folder, sizes)
     return Plan(
         comments=(*declared.notes, *_notes(section, declared), *([] if reason is None else [reason])),
         model=section,
         sampler=_sampler(section, declared),
         precisions=precisions,
+        reuse=_reuse(section, declared, known),
         quantization=QuantizationSection() if section.onnx is None else QuantizationSection(float_share=GRAPH_SHARE),
         target=known,
         output=f"build/{name}",
@@ -109,7 +135,7 @@ def _of_graph(path: Path, folder: Path) -> tuple[ModelSection, Declaration, str]
     return section, replace(declare_onnx(path, graph, folder), notes=notes), path.stem
 
 
-def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]:
+def _of_path(source: str, folder: Path, sizes: Sequence[ImageSize]) -> tuple[ModelSection, Declaration, str]:
     """Return a model's section of the plan, its declaration and its name."""
     from ptqd_export.models.conditions import IMAGE  # imports torch, see above
     from ptqd_export.models.load import declare_model
@@ -117,10 +143,16 @@ def _of_path(source: str, folder: Path) -> tuple[ModelSection, Declaration, str]
     from ptqd_export.models.text.text_encoders import find_text_folders
 
     place = find_place(source, Path())
-    declared = declare_model(str(place.path.absolute()), folder)
+    declared, *_ = [declare_model(str(place.path.absolute()), folder, size) for size in sizes or (None,)]
     takes = declared.takes_prompts and (declared.repaints or all(one.name != IMAGE for one in declared.inputs))
     prompted = takes and bool(find_text_folders(place.path))
-    return ModelSection(path=place.written(folder), prompts=PROMPTS if prompted else None), declared, place.name
+    section = ModelSection(
+        path=place.written(folder),
+        prompts=PROMPTS if prompted else None,
+        size=sizes[0] if len(sizes) == 1 else None,
+        sizes=tuple(sizes) if len(sizes) > 1 else (),
+    )
+    return section, declared, place.name
 
 
 def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
@@ -132,6 +164,14 @@ def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
         eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
         guidance=_guidance(section, declared),
     )
+
+
+def _reuse(section: ModelSection, declared: Declaration, target: TargetSection) -> ReuseSection:
+    """Return a cut where steps may reuse features: for U-Nets and transformers of known families whose chains are long enough, on a target
+    that the build can time.
+    """
+    cuts = section.path is not None and _sampler(section, declared).steps > FEW_STEPS and not TARGETS[target.name].stand_in
+    return ReuseSection(cuts="auto" if cuts else ())
 
 
 def _guidance(section: ModelSection, declared: Declaration) -> float:

@@ -29,6 +29,9 @@ from engines.networks.control import Control
 from engines.networks.engine_bank import load_conditioning
 from engines.networks.engine_denoiser import STATE, TIMESTEP
 from engines.networks.grouped_engine import open_groups
+from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_backend import with_loras
+from engines.networks.lora.lora_use import GivenLoras, lora_uses
 from ptqd_export.diffusers.filled_prompts import filled
 from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.pipeline_call import GRIDS, OF_THE_SIZE, POSITIONS, PipelineCall
@@ -59,7 +62,9 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     config_name = "config.json"
 
-    def __init__(self, bundle: Bundle, schedule: Schedule, precision: str | None, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, schedule: Schedule, precision: str | None, backend: Backend, changed: ChangedWeights | None = None
+    ) -> None:
         super().__init__()
         self.register_to_config(**network_config(bundle.manifest.model))
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -68,7 +73,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.precision = precision or AUTO
         self._precisions = precisions_by_timestep(schedule, precision)
         self._graphs = {taken: bundle.verified_graphs(taken) for taken in set(self._precisions.values())}
-        self._backend = backend
+        self._backends = {taken: with_loras(backend, changed, taken) for taken in self._graphs}
         self._engines: dict[str, Engine] = {}
         self._call = PipelineCall.of(self._model)
         self._inputs: Mapping[str, InputRecord] = (
@@ -82,7 +87,13 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     @classmethod
     def from_bundle(
-        cls, path: str | PathLike[str], *, schedule: str = DEFAULT, precision: str = AUTO, runtime: Runtime = "target"
+        cls,
+        path: str | PathLike[str],
+        *,
+        schedule: str = DEFAULT,
+        precision: str = AUTO,
+        runtime: Runtime = "target",
+        loras: GivenLoras = None,
     ) -> PtqdDenoiser:
         """Return a denoiser with the engines of a bundle. Graphs are verified now, and opened when they are first used.
 
@@ -91,15 +102,17 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             schedule: name of the schedule that says which precision runs at a timestep.
             precision: one precision for every step, or `auto` for the schedule's choice.
             runtime: runtime of the engines; `target` is the one that the bundle was built for.
+            loras: LoRAs to put into the weights: files with their scales, or one file.
 
         Raises:
-            UsageError: there is no such bundle, schedule or precision.
+            UsageError: there is no such bundle, schedule or precision, or a LoRA does not fit.
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
-        chosen = None if precision == AUTO else precision
-        return cls(bundle, bundle.schedule(schedule), chosen, open_backend(bundle, runtime))
+        chosen, uses = None if precision == AUTO else precision, lora_uses(loras)
+        changed = ChangedWeights.of(bundle, uses) if uses else None
+        return cls(bundle, bundle.schedule(schedule), chosen, open_backend(bundle, runtime), changed)
 
     @property
     def is_transformer(self) -> bool:
@@ -202,7 +215,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     def _engine(self, precision: str, rows: int) -> Engine:
         if precision not in self._engines:
-            self._engines[precision] = open_groups(self._backend, self._graphs[precision], rows)
+            self._engines[precision] = open_groups(self._backends[precision], self._graphs[precision], rows)
         return self._engines[precision]
 
     def _conditions(self, given: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

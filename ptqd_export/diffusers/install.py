@@ -14,6 +14,7 @@ from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.manifest import ModelRecord
 from engines.errors import UsageError
 from engines.networks.chain_choice import AUTO
+from engines.networks.lora.lora_use import GivenLoras
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.scheduler import PtqdScheduler
@@ -36,6 +37,7 @@ def use_bundle(
     correction: Literal["on", "off"] = "on",
     accept_guidance: bool = False,
     runtime: Runtime = "target",
+    loras: GivenLoras = None,
 ) -> Pipeline:
     """Put the engines and the corrected schedule of a bundle into a pipeline, and return the pipeline.
 
@@ -47,16 +49,17 @@ def use_bundle(
         correction: `off` gives the plain quantized sampler.
         accept_guidance: allow a guidance scale at which the corrections were not fitted.
         runtime: runtime of the engines; `target` is the one that the bundle was built for.
+        loras: LoRAs to put into the weights of the bundle: files with their scales, or one file. Text encoders stay the pipeline's own.
 
     Raises:
-        UsageError: there is no such bundle, schedule or precision, or the pipeline's denoising network is missing or another than the
-            bundle's. The pipeline stays unchanged.
+        UsageError: there is no such bundle, schedule or precision, a LoRA does not fit, or the pipeline's denoising network is missing or
+            another than the bundle's. The pipeline stays unchanged.
         MissingBackendError: the runtime or its device is missing.
         PtqdError: a file of the bundle is damaged.
     """
     name = _network_name(pipe)
     _check_same_network(getattr(pipe, name), Bundle.open(Path(path)))
-    denoiser = PtqdDenoiser.from_bundle(path, schedule=schedule, precision=precision, runtime=runtime)
+    denoiser = PtqdDenoiser.from_bundle(path, schedule=schedule, precision=precision, runtime=runtime, loras=loras)
     watched = None if accept_guidance else denoiser
     scheduler = PtqdScheduler.from_bundle(path, schedule=schedule, precision=precision, correction=correction, watched=watched)
     replaced: Any = getattr(pipe, name)

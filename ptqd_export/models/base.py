@@ -141,8 +141,16 @@ class ModelModules:
 class Family(Protocol):
     """Reads models of one kind. Each family is a module of this package and an entry in `ptqd_export.models.load`."""
 
-    def declare(self, path: Path) -> Declaration:
-        """Describe the model at `path` from its configuration files alone."""
+    def declare(self, path: Path, size: tuple[int, int] | None = None) -> Declaration:
+        """Describe the model at `path` from its configuration files alone.
+
+        Args:
+            path: folder or file of the model.
+            size: height and width of the images in pixels; None takes the model's own.
+
+        Raises:
+            UsageError: the model cannot have this size.
+        """
         ...
 
     def load(self, path: Path, declared: Declaration) -> ModelModules:

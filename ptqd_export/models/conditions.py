@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.arrays import Float32
 from engines.bundle import manifest
+from engines.bundle.manifest import FixedValue
 from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 
@@ -153,6 +154,22 @@ def guidance_values(inputs: Sequence[ConditionInput], guidance: float) -> dict[s
         (width,) = widths[TIMESTEP_COND]
         found[TIMESTEP_COND] = tuple(embedded_guidance(guidance, int(width)).tolist())
     return found
+
+
+def with_fixed(conditioning: Conditioning, fixed: Mapping[str, FixedValue], null_fixed: Mapping[str, FixedValue]) -> Conditioning:
+    """Return conditions with other values of the inputs that no prompt changes.
+
+    Args:
+        conditioning: conditions of prompts.
+        fixed: values by input.
+        null_fixed: those that differ for the negative prompt.
+    """
+    rows = {name: np.tile(np.asarray(value, dtype=np.float32), (conditioning.rows, 1)) for name, value in fixed.items()}
+    tables = {name: rows[name].reshape(table.shape) if name in rows else table for name, table in conditioning.tables.items()}
+    if conditioning.null is None:
+        return Conditioning(tables, None)
+    changed = {name: np.asarray(value, dtype=np.float32) for name, value in {**fixed, **null_fixed}.items()}
+    return Conditioning(tables, {name: changed.get(name, value) for name, value in conditioning.null.items()})
 
 
 def embedded_guidance(guidance: float, width: int) -> Float32:

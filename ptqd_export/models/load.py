@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from engines.networks.conditioning import Conditioning
 from engines.networks.control import Control
 from ptqd_export.models.base import ControlPart, Declaration, EncoderModule, Family, LoadedModel, ModelModules
 from ptqd_export.models.compvis import latent_diffusion
-from ptqd_export.models.conditions import conditioning_of, fitted, with_guidance
+from ptqd_export.models.conditions import TIME_IDS, conditioning_of, fitted, with_fixed, with_guidance
 from ptqd_export.models.control.control_network import load_control, residuals_of
 from ptqd_export.models.control.painted_images import of_prompts, painted_images
 from ptqd_export.models.control.residual_inputs import with_residuals
@@ -32,6 +33,7 @@ from ptqd_export.models.module_checks import check_finite, check_images, check_s
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
 from ptqd_export.models.places.model_place import find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
+from ptqd_export.models.tensors.mapped_weights import share_values
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
 from ptqd_export.models.text.text_encoders import ENCODERS, find_text_folders
 from ptqd_export.plan import FACTORY, ControlSection, ModelSection, PlanFile
@@ -67,14 +69,18 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         return load_onnx(plan_file.folder / section.onnx, section.graph, plan_file.folder, section.null_class, conditions)
     path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
-    declared = _declared(family, path, section.size)
+    declared = _declared_at_all(plan_file, family, path)
     if section.control is not None:
         declared = with_residuals(path, declared, section.control.kind)
     _check_inpaint(section, path, declared)
     _check_prompts(plan_file, path, declared)
     lora = _lora(plan_file, path, family, declared)
     guidance = plan_file.plan.sampler.guidance if declared.embeds_guidance else None
-    prompts = None if plan_file.prompts is None else find_prompts(path, of_prompts(declared), declared.texts, lora, guidance)
+    prompts = (
+        None
+        if plan_file.prompts is None
+        else find_prompts(path, of_prompts(declared), declared.texts, lora, guidance, _first_size(plan_file))
+    )
     if prompts is None:
         conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
         if guidance is not None and conditioning is not None:
@@ -204,12 +210,75 @@ def _of_prompts(plan_file: PlanFile, declared: Declaration, prompts: PromptEncod
     return fitted(of_prompts(declared), conditioning, "model.prompts")
 
 
-def declare_model(source: str, folder: Path) -> Declaration:
+def load_at_size(plan_file: PlanFile, first: LoadedModel, size: tuple[int, int]) -> LoadedModel:
+    """Return a model that was loaded at its first size at a further one. Both share the values of their weights.
+
+    Raises:
+        UsageError: see `load_model`.
+    """
+    path = find_place(str(plan_file.plan.model.path), plan_file.folder).path
+    family = find_family(path)
+    declared = _declared(family, path, size)
+    adapter, lora = family.load(path, declared).adapter, _lora(plan_file, path, family, declared)
+    if lora is not None:
+        lora.fuse(DENOISER, adapter.network)
+    share_values(adapter.network, first.adapter.network)
+    prompts, conditioning = first.prompts, first.conditioning
+    if prompts is not None and conditioning is not None:
+        found = find_prompts(path, declared.inputs, declared.texts, None, None, size)
+        prompts = replace(prompts, fixed={**prompts.fixed, **found.fixed}, null_fixed=found.null_fixed)
+        conditioning = with_fixed(conditioning, found.fixed, found.null_fixed)
+    return replace(
+        first,
+        adapter=adapter,
+        sample_shape=declared.sample_shape,
+        noise_schedule=declared.noise_schedule,
+        prompts=prompts,
+        conditioning=conditioning,
+    )
+
+
+def _first_size(plan_file: PlanFile) -> tuple[int, int] | None:
+    return next(iter(plan_file.plan.model.all_sizes), None)
+
+
+def _declared_at_all(plan_file: PlanFile, family: Family, path: Path) -> Declaration:
+    """Describe a model at its first size, after checking that it can have every size of the plan.
+
+    Raises:
+        UsageError: it cannot have one of the sizes, or its conditions depend on the size.
+    """
+    declared = _declared(family, path, _first_size(plan_file))
+    for size in plan_file.plan.model.all_sizes[1:]:
+        _check_same_inputs(declared, _declared(family, path, size))
+    of_the_size = [one.name for one in declared.inputs if one.name == TIME_IDS]
+    if plan_file.plan.model.sizes[1:] and of_the_size and plan_file.prompts is None:
+        raise UsageError(
+            "Prepared conditions of this network belong to one size.",
+            found=f"{len(plan_file.plan.model.sizes)} model.sizes, and {of_the_size[0]} in model.conditions",
+            expected="model.prompts, whose sizes follow those of the images; or one size",
+            mend="give model.prompts, or build one bundle for each size",
+        )
+    return declared
+
+
+def _check_same_inputs(declared: Declaration, other: Declaration) -> None:
+    if other.inputs != declared.inputs:
+        raise UsageError(
+            "This network takes an image beside the state, so its conditions belong to one size.",
+            found=f"{', '.join(map(str, declared.inputs))} at the first of model.sizes",
+            expected="one size",
+            mend="build one bundle for each size",
+        )
+
+
+def declare_model(source: str, folder: Path, size: tuple[int, int] | None = None) -> Declaration:
     """Describe a model, from its configuration alone if it has one.
 
     Args:
         source: what `find_place` takes, or `package.module:function` of a factory.
         folder: folder to which a path is relative, and in which the module may lie.
+        size: height and width of the images in pixels, for a model at a path; None takes the model's own.
 
     Raises:
         UsageError: there is no such model, or its kind is not supported.
@@ -217,20 +286,13 @@ def declare_model(source: str, folder: Path) -> Declaration:
     if re.fullmatch(FACTORY, source):
         return declare_factory(source, folder.absolute())
     path = find_place(source, folder).path
-    return _declared(find_family(path), path)
+    return _declared(find_family(path), path, size)
 
 
 def _declared(family: Family, path: Path, size: tuple[int, int] | None = None) -> Declaration:
     """Describe a model from its configuration. The format is not ours: any value in it may be of any type."""
-    if size is not None and family is not diffusers_transformer:
-        raise UsageError(
-            "The configuration of this model fixes its size.",
-            found=f"model.size = {list(size)}",
-            expected=f"no size, or a model of {', '.join(TRANSFORMERS)}",
-            mend="leave model.size out of the plan",
-        )
     try:
-        return family.declare(path) if size is None else diffusers_transformer.declare(path, size)
+        return family.declare(path, size)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             "The model's configuration contains an invalid value.",

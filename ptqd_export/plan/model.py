@@ -11,7 +11,7 @@ from pydantic.config import JsonDict, JsonValue
 from engines.untrusted.limits import ROWS
 from ptqd_export.plan.graph_section import GraphSection
 from ptqd_export.plan.plan_errors import expectation
-from ptqd_export.plan.section import Section, WrittenPath
+from ptqd_export.plan.section import UNIQUE, Section, WrittenPath
 
 FACTORY = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
@@ -23,6 +23,10 @@ def _function(name: str) -> str:
 
 
 FunctionName: TypeAlias = Annotated[str, AfterValidator(_function), Field(json_schema_extra={"pattern": f"^{FACTORY}$"})]
+
+
+PixelSize: TypeAlias = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
+"""Height and width in pixels."""
 
 
 class LoraSection(Section):
@@ -116,8 +120,11 @@ class ModelSection(Section):
         default=None,
         description="for text models: prompt that guidance steers away from; null takes the pipeline's own, the empty prompt or zeros",
     )
-    size: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = Field(
-        default=None, description="height and width of the images in pixels, for transformers that take any; null takes the model's own"
+    size: PixelSize | None = Field(
+        default=None, description="height and width of the images in pixels, for models that take any; null takes the model's own"
+    )
+    sizes: Annotated[tuple[PixelSize, ...], Field(strict=False), UNIQUE] = Field(
+        default=(), description="instead of a size: several, each [height, width]; samples have the first unless they ask for another"
     )
     encoder: bool = Field(
         default=False, description="for latent models: export the first stage's encoder too, for samples that start from images"
@@ -132,6 +139,11 @@ class ModelSection(Section):
         "repaints everything",
     )
 
+    @property
+    def all_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes of the images, the first one first; empty for the model's own."""
+        return self.sizes if self.size is None else (self.size,)
+
     @model_validator(mode="after")
     def _conditions_or_prompts(self) -> Self:
         if self.prompts is not None and self.conditions is not None:
@@ -144,8 +156,14 @@ class ModelSection(Section):
             raise expectation('a "path" together with "control"')
         if self.prompts is None and self.inpaint is not None:
             raise expectation('"prompts" together with "inpaint"')
-        if self.path is None and self.size is not None:
-            raise expectation('a "path" together with "size"')
+        if self.path is None and self.all_sizes:
+            raise expectation('a "path" together with "size" or "sizes"')
+        if self.size is not None and self.sizes:
+            raise expectation('"size" or "sizes", not both')
+        if len(set(self.sizes)) < len(self.sizes):
+            raise expectation('"sizes" that are all different')
+        if len(self.sizes) > 1 and (self.control is not None or self.inpaint is not None):
+            raise expectation('one size together with "control" or "inpaint"')
         if self.path is None and self.encoder:
             raise expectation('a "path" together with "encoder"')
         return self

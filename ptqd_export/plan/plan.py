@@ -121,9 +121,6 @@ class Plan(Section):
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
             problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
         quantization = info.data.get("quantization")
-        cuts = info.data.get("reuse")
-        if cuts is not None and cuts.cuts and target.name != "onnxruntime":
-            problems.append((("name",), target.name, '"onnxruntime" with reuse.cuts: TensorRT engines cannot keep features'))
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'
             problems.append((("name",), target.name, asked))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
-from ptqd_export.plan.plan_errors import expectation
 from ptqd_export.plan.section import UNIQUE, Section, all_different
 
 CutName: TypeAlias = Annotated[str, Field(min_length=1, max_length=100)]
@@ -26,7 +25,7 @@ class ReuseSection(Section):
 
 
 class ReusingStepsSection(Section):
-    """Which steps reuse features of the last step that did not."""
+    """Which steps reuse features of the last step that did not. For the policy `budget`, which chooses the steps, only where."""
 
     cut: CutName | None = Field(default=None, description="one of reuse.cuts; null takes the first")
     every: Annotated[int, Field(ge=2)] | None = Field(
@@ -34,15 +33,8 @@ class ReusingStepsSection(Section):
     )
     steps: ReusingSteps | None = Field(default=None, description="numbers of the steps that reuse features, instead of every")
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.every is None) == (self.steps is None):
-            raise expectation('either "every" or "steps"')
-        return self
-
     def of(self, count: int) -> frozenset[int]:
         """Return the numbers of the steps that reuse features in a chain of `count` steps."""
         if self.every is not None:
             return frozenset(step for step in range(count) if step % self.every)
-        assert self.steps is not None
-        return frozenset(self.steps)
+        return frozenset(self.steps or ())

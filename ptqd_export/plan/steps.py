@@ -29,15 +29,28 @@ class StepsSection(Section):
         description='for policy fixed: one name for all steps, or one for each step; names from the plan\'s precisions, or "fp32"',
     )
     cost: Cost = Field(default="bit_operations", description="for policy budget: its unit, bit operations or measured milliseconds")
-    reuse: ReusingStepsSection | None = Field(default=None, description="which steps reuse features at a cut of reuse.cuts; null: none")
+    reuse: ReusingStepsSection | None = Field(
+        default=None,
+        description="which steps reuse features at a cut of reuse.cuts; null: none or, for policy budget, those that it chooses, at "
+        "the first cut",
+    )
     budget: float | None = Field(default=None, gt=0, description="for policy budget: cost of the chain as a fraction of full precision's")
 
     @model_validator(mode="after")
     def _budget_where_asked(self) -> Self:
         if (self.policy == "budget") != (self.budget is not None):
             raise expectation('"budget" with the policy "budget", and only with it')
-        if self.policy == "budget" and self.reuse is not None:
-            raise expectation('the policy "snr" or "fixed" with "reuse": a budget does not choose among steps that reuse features')
+        return self
+
+    @model_validator(mode="after")
+    def _reusing_steps_once(self) -> Self:
+        if self.reuse is None:
+            return self
+        given = (self.reuse.every is not None) + (self.reuse.steps is not None)
+        if self.policy == "budget" and given:
+            raise expectation('no "every" or "steps" of "reuse" with the policy "budget", which chooses them')
+        if self.policy != "budget" and given != 1:
+            raise expectation('either "every" or "steps" of "reuse"')
         return self
 
     @model_validator(mode="after")

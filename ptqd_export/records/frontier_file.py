@@ -1,4 +1,4 @@
-"""The contract of `frontier.json`: error against cost of chains, each a choice of one precision per step."""
+"""The contract of `frontier.json`: error against cost of chains, each a choice of one network per step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from calib.walk.budget import Menu
+from calib.walk.cheapest_chain import predicted_error
 from calib.walk.sensitivity import Probes, pooled
 from engines.arrays import Float64
 
 SCHEMA_VERSION = 1
 
-Kind: TypeAlias = Literal["uniform", "snr", "budget", "frontier", "mixture"]
+Kind: TypeAlias = Literal["uniform", "snr", "budget", "frontier", "precisions", "reuse", "mixture"]
+FRONTIERS: tuple[Kind, ...] = ("frontier", "precisions", "reuse")
+"""Kinds of chains with the least predicted error at their cost: among all, without reuse of features, and of one precision with it."""
+
 Choice: TypeAlias = tuple[str, ...]
 
 
@@ -63,11 +67,13 @@ class Frontier:
 
     def record(self) -> dict[str, Any]:
         """Return the content of the whole file."""
+        whole = self.menu.whole
         return {
             "schema_version": SCHEMA_VERSION,
             "cost": self.cost,
             "cost_a_step": dict(zip(self.menu.precisions, self.menu.costs.tolist(), strict=True)),
-            "amplitudes": dict(zip(self.menu.precisions, self.menu.amplitudes.T.tolist(), strict=True)),
+            "amplitudes": dict(zip(whole, self.menu.amplitudes.T.tolist(), strict=False)),
+            "reused_amplitudes": self._reused(),
             "chains": [self._chain(kind, choice) for kind, choice in self.chains],
             "probes": self._probes(),
             "prediction": self._prediction(),
@@ -83,9 +89,18 @@ class Frontier:
             "precisions": list(choice),
             "cost": self.menu.cost_of(choice),
             "bound": self.menu.bound_of(choice),
-            "predicted_error": self.probes.predict(choice),
+            "predicted_error": predicted_error(self.menu, self.probes, choice),
             "measured": None if found is None else asdict(found),
         }
+
+    def _reused(self) -> dict[str, list[list[float]]]:
+        """Return the amplitudes by network at the cut, age of the features from 1 on, and step."""
+        found: dict[str, list[list[float]]] = {}
+        for name, amplitudes in zip(
+            self.menu.precisions[len(self.menu.whole) :], self.menu.amplitudes.T[len(self.menu.whole) :], strict=True
+        ):
+            found.setdefault(name, []).append(amplitudes.tolist())
+        return found
 
     def _probes(self) -> dict[str, Any]:
         """Which steps were probed, and how far an interpolated amplitude is from the measured one at the step that was held out."""
@@ -96,7 +111,7 @@ class Frontier:
         """How well predictions agree with real chains, as correlations of the logarithms. Exact chains are left out."""
         from scipy.stats import pearsonr, spearmanr  # see `calib.walk.budget._solve`
 
-        pairs = [(self.probes.predict(choice), found.error) for choice, found in self.measured.items()]
+        pairs = [(predicted_error(self.menu, self.probes, choice), found.error) for choice, found in self.measured.items()]
         logs = np.log([pair for pair in pairs if all(pair)])
         return {
             "samples": self.samples,

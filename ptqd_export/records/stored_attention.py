@@ -19,6 +19,6 @@ def attention_of(bundle: Bundle) -> dict[str, tuple[AttentionRecord, ...]]:
     Raises:
         BundleError: a statistics file is damaged.
     """
-    files = {name: f"statistics/{bundle.manifest.placement}/{name}.json" for name in bundle.manifest.precisions}
+    files = {name: f"{bundle.statistics_folder}/{name}.json" for name in bundle.manifest.precisions}
     found = {name: read_statistics(bundle, file, _StoredAttention) for name, file in files.items() if file in bundle.manifest.files}
     return {name: stored.attention for name, stored in found.items() if stored.attention}

@@ -42,5 +42,5 @@ def load_statistics(bundle: Bundle, schedule: str) -> StoredStatistics:
 
 def statistics_file(bundle: Bundle, schedule: str, precision: str) -> str:
     """Name of the file with the statistics of a precision on a schedule's walk."""
-    folder = f"statistics/{bundle.manifest.placement}"
+    folder = bundle.statistics_folder
     return f"{folder}/{precision}.json" if schedule == DEFAULT else f"{folder}/{schedule}/{precision}.json"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, ValidationError
 
 from engines.bundle.contract import first_problem
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.errors import BundleError
 from engines.host.machine import machine_name
@@ -56,3 +58,17 @@ def read_times(path: Path) -> MachineTimes:
             found=f"{path}: {first_problem(error)}",
             mend="delete the file, or build the bundle again",
         ) from error
+
+
+LEAST_GAIN = 0.05
+"""Share of a step's time that reused features must save, so that a chain may reuse them."""
+
+
+def without_gain(times: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the networks at a cut whose steps save no time worth the error: less than `LEAST_GAIN` of a step of the whole network.
+
+    Args:
+        times: milliseconds per step, by network.
+    """
+    split = {name: precision_and_cut(name) for name in times}
+    return tuple(name for name, (precision, cut) in split.items() if cut is not None and times[name] > (1 - LEAST_GAIN) * times[precision])

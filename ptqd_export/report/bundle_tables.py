@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 
 from engines.api.layer_info import StoredLayer
 from engines.chain.schedule import Schedule
@@ -137,7 +136,7 @@ def reason_table(content: Content) -> Table:
 
 def schedule_table(content: Content) -> Table:
     """Make a table of all schedules of the bundle."""
-    names = [PurePosixPath(file).stem for file in content.bundle.manifest.files if file.startswith("schedules/")]
+    names = content.bundle.schedules
     columns = ("schedule", "sampler", "steps", "eta", "guidance", "correction", "variance", "policy", "steps by precision")
     return Table.of("Schedules of the bundle", columns, [_schedule_row(name, content.bundle.schedule(name)) for name in names])
 

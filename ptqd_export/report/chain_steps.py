@@ -149,7 +149,7 @@ def steps_at_cut(bundle: Bundle, schedule: Schedule, table: SamplerTable) -> lis
     Raises:
         BundleError: the statistics are damaged.
     """
-    files = {name: statistics_file(bundle, DEFAULT, name) for name in schedule.networks if name not in schedule.precisions}
+    files = {name: statistics_file(bundle, DEFAULT, name) for name in schedule.networks_at_cut}
     return [_precision_steps(bundle, file, name, schedule, table) for name, file in files.items() if file in bundle.manifest.files]
 
 

@@ -84,7 +84,7 @@ def _precisions(result: CompareResult | EvaluationResult) -> Collection[str]:
 def _check_is_of(bundle: Bundle, path: Path, schedule: str, precisions: Collection[str]) -> None:
     """Refuse a file that names a precision or schedule that the bundle does not have. Files do not name their bundle itself."""
     unknown = [name for name in precisions if name not in bundle.manifest.precisions]
-    if f"schedules/{schedule}.json" not in bundle.manifest.files:
+    if schedule not in bundle.schedules:
         unknown.append(f"schedule {schedule}")
     if unknown:
         raise UsageError(

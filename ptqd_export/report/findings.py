@@ -62,7 +62,7 @@ def comparison(result: CompareResult) -> Finding:
         [_engine_row(*item) for item in result.precisions.items()],
     )
     return Finding(
-        title=f"Schedule {result.schedule}, against {result.reference}",
+        title=f"Schedule {result.schedule}, against {result.reference}" + (f", with {', '.join(result.loras)}" if result.loras else ""),
         tables=(summary, _step_table(result)),
         notes=(
             "Measured at states of the full-precision chain, with outputs before correction unless a column says otherwise. "
@@ -70,6 +70,7 @@ def comparison(result: CompareResult) -> Finding:
         ),
         command=shlex.join(
             ["ptqd-run", "compare", "BUNDLE", "--schedule", result.schedule, "--num", str(result.num), "--seed", str(result.seed)]
+            + [word for lora in result.loras for word in ("--lora", lora)]
         ),
     )
 

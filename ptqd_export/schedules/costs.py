@@ -28,13 +28,19 @@ def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str,
     return {name: times[name] / times[FULL_PRECISION] for name in candidates}
 
 
-def _times(bundle: Bundle) -> Mapping[str, float]:
+def measured_times(bundle: Bundle) -> Mapping[str, float]:
+    """Return the milliseconds per step that were measured on this machine, by network; empty if none were."""
     path = times_file(bundle.folder)
-    if not path.is_file():
+    return read_times(path).milliseconds_a_step if path.is_file() else {}
+
+
+def _times(bundle: Bundle) -> Mapping[str, float]:
+    times = measured_times(bundle)
+    if not times:
         raise UsageError(
             "The bundle's engines were not timed on this machine.",
-            found=f"no {path}",
+            found=f"no {times_file(bundle.folder)}",
             expected="the file that `ptqd-export build` writes",
             mend="build the bundle here, or use --cost bit_operations",
         )
-    return read_times(path).milliseconds_a_step
+    return times

@@ -15,7 +15,6 @@ from calib.quantizers.rules.precision import Precision
 from calib.walk.calibration_samples import CalibrationSamples
 from calib.walk.fit import FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
-from calib.walk.reuse import ReuseSteps
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.contract import first_problem
 from engines.chain.features import precision_and_cut
@@ -37,6 +36,7 @@ class ScheduleRequest:
         policy: rule that chooses the precisions.
         precisions: for `fixed`, one precision for all steps or one per step; for `snr` and `budget`, the candidates.
         budget, cost: settings of the policy `budget`.
+        psnr: instead of `budget`, the PSNR in dB that the cheapest chain is predicted to reach; takes the policy `budget`.
         samples: number of samples of a walk; None takes the plan's value, as for `seed` and `trajectory`.
         reuse: which steps reuse features, such as `skip_3:every=2`, `skip_3:steps=3-5-7` or `none`; `skip_3:auto` leaves it to a budget.
         fit: refit from stored moments, or fit on a new walk; None uses the moments if they suffice.
@@ -51,6 +51,7 @@ class ScheduleRequest:
     precisions: tuple[str, ...] | None = None
     budget: float | None = None
     cost: Cost | None = None
+    psnr: float | None = None
     mode: AnyMode | None = None
     parts: tuple[Part, ...] | None = None
     variance: Variance | None = None
@@ -69,10 +70,17 @@ class ScheduleRequest:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a chain may cost relative to full precision, and how cost is measured."""
+    """What to choose a chain for, and how cost is measured.
 
-    share: float
+    Attributes:
+        cost: unit of the cost.
+        share: the most that the chain may cost relative to full precision; None for the cheapest chain that reaches `psnr`.
+        psnr: PSNR in dB that the chain is predicted to reach.
+    """
+
     cost: Cost
+    share: float | None = None
+    psnr: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +104,7 @@ class ScheduleSettings:
     def spent(self, networks: tuple[str, ...]) -> ScheduleSettings:
         """Return the settings with the chain that the budget bought: one network per step, a precision or one at the cut."""
         precisions = tuple(precision_and_cut(name)[0] for name in networks)
-        steps = frozenset(step for step, name in enumerate(networks) if name != precisions[step])
-        reuse = ReuseSteps(self.cut, steps, tuple(dict.fromkeys(precisions))) if self.cut is not None and steps else None
-        return replace(self, fit=replace(self.fit.spent(precisions), reuse=reuse), precisions=precisions, budget=None, cut=None)
+        return replace(self, fit=self.fit.spent(networks), precisions=precisions, budget=None, cut=None)
 
 
 def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
@@ -107,9 +113,10 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
     Raises:
         UsageError: the request does not fit the bundle.
     """
+    request = replace(request, policy="budget") if request.psnr is not None and request.policy is None else request
     base, plan, sampler = bundle.schedule(request.base), stored_plan(bundle), _sampler(request, bundle.schedule(request.base))
     table = sampler.table(bundle.manifest.model.noise_schedule)
-    policy, budget = request.policy or base.policy, _budget(request)
+    policy, budget = request.policy or base.policy, _budget(request, bundle)
     precisions = _precisions(request, policy, bundle, base, plan, table.steps)
     if request.policy is None and policy == "budget" and request.precisions is not None:
         policy = "fixed"
@@ -173,16 +180,28 @@ def _sampler(request: ScheduleRequest, base: Schedule) -> SamplerRecord:
     )
 
 
-def _budget(request: ScheduleRequest) -> Budget | None:
-    if (request.policy == "budget") != (request.budget is not None):
+def _budget(request: ScheduleRequest, bundle: Bundle) -> Budget | None:
+    given = {"--budget": request.budget, "--psnr": request.psnr}
+    named = [f"{option} {value:g}" for option, value in given.items() if value is not None]
+    if (request.policy == "budget") != bool(named):
         raise UsageError(
             "The options --budget and --policy budget must be given together.",
-            found=f"--policy {request.policy}" if request.budget is None else f"--budget {request.budget:g}",
-            expected="--policy budget with --budget SHARE",
+            found=named[0] if named else f"--policy {request.policy}",
+            expected="--policy budget with --budget SHARE or --psnr DB",
         )
-    if request.cost is not None and request.budget is None:
-        raise UsageError("A cost needs a budget.", found=f"--cost {request.cost}", expected="--policy budget with --budget SHARE")
-    return None if request.budget is None else Budget(request.budget, request.cost or "bit_operations")
+    if len(named) > 1:
+        raise UsageError("A chain is chosen for a cost or for a PSNR.", found=" and ".join(named), expected="one of them")
+    if request.cost is not None and not named:
+        raise UsageError(
+            "A cost needs a budget.", found=f"--cost {request.cost}", expected="--policy budget with --budget SHARE or --psnr DB"
+        )
+    if request.psnr is not None and bundle.manifest.model.decoder is not None:
+        raise UsageError(
+            "The PSNR of pictures cannot be predicted for a latent model: the error is known of its latents.",
+            found=named[0],
+            expected="--budget SHARE, and then `ptqd-run evaluate` for the PSNR",
+        )
+    return Budget(request.cost or "bit_operations", request.budget, request.psnr) if named else None
 
 
 def _precisions(request: ScheduleRequest, policy: str, bundle: Bundle, base: Schedule, plan: Plan, steps: int) -> tuple[str, ...]:

@@ -11,11 +11,6 @@ from engines.host.files import sha256, write_text
 from ptqd_export.records.stored_statistics import statistics_file
 
 
-def schedule_file(name: str) -> str:
-    """Name of a schedule's file in the bundle."""
-    return f"schedules/{name}.json"
-
-
 def store_schedule(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
     """Replace the files of a schedule by `texts`, by file name; without texts, the schedule is removed.
 
@@ -23,7 +18,7 @@ def store_schedule(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
     """
     files = bundle.manifest.files
     statistics_folder = f"{PurePosixPath(statistics_file(bundle, name, 'any')).parent}/"
-    replaced = {file for file in files if file == schedule_file(name) or file.startswith(statistics_folder)}
+    replaced = {file for file in files if file == bundle.schedule_file(name) or file.startswith(statistics_folder)}
     kept = {file: record for file, record in files.items() if file not in replaced}
     if replaced:
         _write_manifest(bundle, kept)
@@ -37,4 +32,4 @@ def store_schedule(bundle: Bundle, name: str, texts: Mapping[str, str]) -> None:
 
 
 def _write_manifest(bundle: Bundle, files: Mapping[str, FileRecord]) -> None:
-    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"files": dict(files)}))
+    write_manifest(bundle.folder, bundle.whole.model_copy(update={"files": dict(files)}))

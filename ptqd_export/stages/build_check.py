@@ -20,10 +20,10 @@ def check_build(context: BuildContext) -> None:
     check_provider(context.plan.target.provider)
     _ = context.measured_with
     fit_settings(context).check_steps()
-    if context.plan.steps.reuse is not None and context.elsewhere is not None:
+    if context.cut is not None and context.elsewhere is not None:
         raise UsageError(
             "A cluster cannot measure a chain whose steps reuse features.",
-            found="--ray with steps.reuse",
+            found="--ray with steps.reuse" if context.plan.steps.reuse is not None else "--ray with reuse.cuts and the policy budget",
             expected="a build on this machine",
             mend="leave --ray out; `ptqd-run sample --ray` takes such chains",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from ptqd_export.measuring.calibration_device import CalibrationDevice
 from ptqd_export.measuring.measured_with import MeasuredWith
 from ptqd_export.measuring.measuring_backend import measuring_backend, opened_backend
 from ptqd_export.models.base import LoadedModel
-from ptqd_export.models.load import fingerprint, load_model
+from ptqd_export.models.load import fingerprint, load_at_size, load_model
 from ptqd_export.models.tensors.mapped_weights import map_weights
 from ptqd_export.plan import FULL_PRECISION, Plan, PlanFile
 from ptqd_export.plan.targets import TARGETS, Target
@@ -69,11 +70,38 @@ class BuildContext:
         self.high_precision: HighPrecision = self.plan.target.high_precision
         self.precisions = sorted((Precision.parse(name) for name in self.plan.precisions), key=lambda precision: precision.cost_key)
 
+        self.number_of_sizes = max(1, len(self.plan.model.sizes))
+        self._at_size: dict[tuple[int, int], LoadedModel] = {}
+
     def changed(self, plan_file: PlanFile) -> BuildContext:
         """Return the context of another plan for the same model."""
         other = BuildContext(plan_file, self.elsewhere, self._engines)
-        other.model = self.model
+        other.model, other._at_size = self.model, self._at_size
         return other
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images in pixels; None if the plan leaves them to the model."""
+        return next(iter(self.plan.model.all_sizes), None)
+
+    @property
+    def at_further_sizes(self) -> dict[tuple[int, int], BuildContext]:
+        """The contexts of the same build at the plan's further sizes. All sizes share the values of the model's weights."""
+        return {size: self._at(size) for size in self.plan.model.sizes[1:]}
+
+    def _at(self, size: tuple[int, int]) -> BuildContext:
+        if size not in self._at_size:
+            self._at_size[size] = load_at_size(self.plan_file, self.model, size)
+        section = self.plan.model.model_copy(update={"size": size, "sizes": ()})
+        plan = self.plan.model_copy(update={"model": section})
+        other = BuildContext(replace(self.plan_file, plan=plan), self.elsewhere, self._engines)
+        other.model, other.fingerprint, other.number_of_sizes = self._at_size[size], self.fingerprint, self.number_of_sizes
+        return other
+
+    @property
+    def activation_samples(self) -> int:
+        """Number of states for the activation ranges at this size: the plan's are shared out among its sizes."""
+        return -(-self.plan.calibration.activation_samples // self.number_of_sizes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,7 +116,8 @@ class BuildContext:
     @property
     def model_settings(self) -> dict[str, Any]:
         """Fields of the plan that change the model loaded from its files."""
-        return self.plan.model.model_dump(include={"graph", "prompts", "negative_prompt", "size", "lora", "control", "inpaint"})
+        settings = self.plan.model.model_dump(include={"graph", "prompts", "negative_prompt", "lora", "control", "inpaint"})
+        return {**settings, "size": self.size}
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -172,6 +201,11 @@ class BuildContext:
         return [step for step, name in enumerate(everywhere) if name == precision.name] or list(range(self.table.steps))
 
     @property
+    def observes_all(self) -> bool:
+        """Whether all precisions share the observations of all steps."""
+        return self.plan.quantization.activation_steps == "all"
+
+    @property
     def prepares(self) -> bool:
         """Whether the plan changes the network before it is quantized."""
         settings = self.plan.quantization
@@ -226,16 +260,19 @@ class BuildContext:
         return tuple(dict.fromkeys(listed)) if listed is not None else tuple(precision.name for precision in self.precisions)
 
     @property
-    def cut(self) -> str:
-        """Where the networks of the plan's chain are cut, if its steps reuse features; `auto` as long as nothing has named that cut."""
+    def cut(self) -> str | None:
+        """Where steps of the plan's chain reuse features, or where a budget may have them do so; None if none may. It is `auto` as long as
+        nothing has named that cut.
+        """
         cuts, section = self.plan.reuse.cuts, self.plan.steps.reuse
-        assert section is not None
-        return section.cut or (cuts if isinstance(cuts, str) else cuts[0])
+        if not cuts or (section is None and self.plan.steps.policy != "budget"):
+            return None
+        return (None if section is None else section.cut) or (cuts if isinstance(cuts, str) else cuts[0])
 
     @property
-    def networks_at_cut(self) -> tuple[str, ...]:
-        """Names of the networks of the plan's chain at its cut; none if no step reuses features."""
-        return () if self.plan.steps.reuse is None else tuple(cut_name(name, self.cut) for name in self.walked_precisions)
+    def cut_networks(self) -> tuple[str, ...]:
+        """Names of the networks at every cut of the plan, after the cuts have been named."""
+        return tuple(cut_name(precision.name, cut) for cut in self.plan.reuse.cuts for precision in self.precisions)
 
     @property
     def samples(self) -> CalibrationSamples:

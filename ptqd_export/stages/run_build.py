@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from calib.quantizers.preparation.split_layer import part_name
-from calib.quantizers.rules.precision import Precision
 from engines.apps.pictures.images import is_drawable
 from engines.bundle.bundle import UNFINISHED_BUILD as STAGES
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import size_name
 from engines.cluster.session import Cluster
+from engines.errors import UsageError
 from engines.host.interruption import keeping
 from engines.host.machine import machine_name
 from ptqd_export.models.text.prompts import calibration_prompts
@@ -24,7 +24,7 @@ from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.report.write_report import write_local_report
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_check import check_build
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.cluster_walk import walking_on
 from ptqd_export.stages.estimate.measured_estimate import estimate_build
@@ -38,24 +38,16 @@ from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
 from ptqd_export.stages.network.controlling import make_control
-from ptqd_export.stages.network.decoding import decoder_record, make_decoder
-from ptqd_export.stages.network.encoding import make_encoder
-from ptqd_export.stages.network.preparation import make_preparation
-from ptqd_export.stages.network.states import make_states
+from ptqd_export.stages.network.decoding import decoder_record
 from ptqd_export.stages.network.text import make_text
 from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
 from ptqd_export.stages.own_engines import target_engines
-from ptqd_export.stages.precisions.activations import make_observations
-from ptqd_export.stages.precisions.chosen_groups import load_chosen, make_group_choice
-from ptqd_export.stages.precisions.conversion import make_converted_graph
-from ptqd_export.stages.precisions.cut_graphs import make_cut_graphs, named_cuts
-from ptqd_export.stages.precisions.integer_speed import load_slower, make_integer_speed
-from ptqd_export.stages.precisions.learned_rounding import make_learned_rounding
-from ptqd_export.stages.precisions.nearest_rounding import Sources, check_patterns
-from ptqd_export.stages.precisions.noisy_layers import load_noisy, make_layer_noise
+from ptqd_export.stages.precisions.cut_graphs import named_cuts
+from ptqd_export.stages.precisions.nearest_rounding import check_patterns
 from ptqd_export.stages.precisions.quantized_attention_sites import check_attention
-from ptqd_export.stages.precisions.quantized_graph import make_quantized_graph
 from ptqd_export.stages.reporter import OnProgress, Reporter
+from ptqd_export.stages.sizes.size_graphs import make_graphs
+from ptqd_export.stages.sizes.size_network import SizeNetwork, make_network, source_of
 from ptqd_export.stages.stage_cache import StageCache
 
 
@@ -84,47 +76,63 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
 
 
 def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fresh: bool) -> None:
-    plan = context.plan
-    sampled = {"sampler": plan.sampler.model_dump(), "null_class": plan.model.null_class}
     cache = StageCache(output / STAGES, progress, fresh=fresh)
     begin = time.monotonic()
-    traced = cache.run("trace", {**_source(context), **context.model_settings}, partial(make_trace, context), room=room.traced(context))
+    traced = _traced(context, cache)
     _check_patterns(context, traced)
     check_attention(context, traced)
     context = _with_named_cuts(context, traced)
-    plan = context.plan
     progress.estimate_with(partial(estimate_build, context, traced, time.monotonic() - begin))
-    decoder = _decoder(context, cache)
-    encoder = _encoder(context, cache, decoder)
-    control = _control(context, cache)
-    drawn = {"traced": traced.name, "measured": asdict(context.measured_with), **sampled}
-    drawn |= plan.calibration.model_dump(include={"activation_samples", "batch_size", "seed"})
-    states = cache.run("states", drawn, partial(make_states, context, traced), room=room.states(context))
-    prepared = _prepared(context, cache, traced, states)
-    seen = _observed(context, cache, prepared, states)
-    slower = _slower_in_integers(context, cache, prepared, seen)
-    sources = {folder: Sources(prepared, states, folder, slower) for folder in seen.values()}
-    quantized = {
-        precision.name: _quantized(context, cache, precision, sources[seen[precision.name]]) for precision in context.quantized_precisions
-    }
-    graphs = {FULL_PRECISION: traced, **quantized, **_converted(context, cache, traced, states)}
-    graphs = _cut(context, cache, graphs, {name: prepared if name in quantized else traced for name in graphs})
-    walked, chosen = _fitted_schedule(context, cache, graphs)
-    checked = {"graphs": graph_digests(graphs), "walked": walked.name, "machine": machine_name()}
-    cache.run("check", checked, partial(check_fitted, context, graphs, walked))
-    pictures = _pictures(context, cache, graphs, decoder, walked)
-    versions = {name: cache.libraries(folder) for name, folder in graphs.items()}
-    parts = Parts(graphs, prepared, decoder, encoder, control, _text(context, cache), walked, chosen, pictures, versions)
+    first = make_network(context, cache, traced)
+    sizes = [first]
+    for size, at_size in context.at_further_sizes.items():
+        own = cache.at(size_name(size))
+        sizes.append(make_network(at_size, own, _traced(at_size, own), first))
+    graphs = make_graphs(sizes)
+    fitted = [_fitted(network, made) for network, made in zip(sizes, graphs, strict=True)]
+    control, text, pictures = (
+        _control(context, cache),
+        _text(context, cache),
+        _pictures(context, cache, graphs[0], first.decoder, fitted[0][0]),
+    )
+    parts, *further = (
+        Parts(
+            graphs=made,
+            prepared=network.prepared,
+            decoder=network.decoder,
+            encoder=network.encoder,
+            control=control,
+            text=text,
+            walked=walked,
+            chosen=chosen,
+            pictures=pictures if network is first else None,
+            versions={name: cache.libraries(folder) for name, folder in made.items()},
+        )
+        for network, made, (walked, chosen) in zip(sizes, graphs, fitted, strict=True)
+    )
     with _uncached("bundle", progress):
-        assemble(context, output, parts)
-    times = _times(context, graphs, chosen, progress) if context.is_timed else None
+        assemble(context, output, parts, [(network.context, own) for network, own in zip(sizes[1:], further, strict=True)])
+    times = _times(context, graphs[0], parts.chosen, progress) if context.is_timed else None
     write_times(context, output, times)
-    if chosen is not None and chosen.times is not None:
-        write_time_frontier(context, output, chosen, chosen.times)
+    if parts.chosen is not None and parts.chosen.times is not None:
+        write_time_frontier(context, output, parts.chosen, graphs[0], parts.chosen.times)
     with _uncached("optimize", progress):
         optimize_graphs(Bundle.open(output), progress.advance)
     write_local_report(output)
     cache.prune()
+
+
+def _traced(context: BuildContext, cache: StageCache) -> Path:
+    inputs = {**source_of(context), **context.model_settings}
+    return cache.run("trace", inputs, partial(make_trace, context), room=room.traced(context))
+
+
+def _fitted(network: SizeNetwork, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
+    """Return the folder of the default schedule's walk at a size, after checking it, and the chain that a budget bought, if any."""
+    walked, chosen = _fitted_schedule(network.context, network.cache, graphs)
+    checked = {"graphs": graph_digests(graphs), "walked": walked.name, "machine": machine_name()}
+    network.cache.run("check", checked, partial(check_fitted, network.context, graphs, walked))
+    return walked, chosen
 
 
 def _check_patterns(context: BuildContext, traced: Path) -> None:
@@ -145,28 +153,15 @@ def _with_named_cuts(context: BuildContext, traced: Path) -> BuildContext:
     plan_file = context.plan_file
     if not plan_file.plan.reuse.cuts:
         return context
-    reuse = plan_file.plan.reuse.model_copy(update={"cuts": named_cuts(traced, plan_file.plan.reuse.cuts)})
+    found = named_cuts(traced, plan_file.plan.reuse.cuts)
+    if not found and plan_file.plan.steps.reuse is not None:
+        raise UsageError(
+            "The network has no cut where reused features would save half of a step.",
+            found='reuse.cuts "auto" with steps.reuse',
+            expected="the name of a cut, or a plan without steps.reuse",
+        )
+    reuse = plan_file.plan.reuse.model_copy(update={"cuts": found})
     return context.changed(replace(plan_file, plan=plan_file.plan.model_copy(update={"reuse": reuse})))
-
-
-def _cut(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], networks: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the folders of the graphs, of which those with cuts replace those without.
-
-    Args:
-        context: context of the build.
-        cache: cache of the stages.
-        graphs: folders of the graphs, by precision.
-        networks: folders of the full-precision graphs with the same layers, by precision.
-    """
-    cuts = context.plan.reuse.cuts
-    if not cuts:
-        return dict(graphs)
-    made = dict[str, Path]()
-    for name, folder in graphs.items():
-        inputs = {"graph": folder.name, "network": networks[name].name, "cuts": list(cuts)}
-        make = partial(make_cut_graphs, name, folder, networks[name], tuple(cuts))
-        made[name] = cache.run(f"cut-{name}", inputs, make, room=sum(file.stat().st_size for file in folder.glob("*.onnx*")))
-    return made
 
 
 @contextlib.contextmanager
@@ -178,32 +173,11 @@ def _uncached(stage: str, progress: Reporter) -> Iterator[None]:
     progress.finish(stage, time.monotonic() - begin, reused=False)
 
 
-def _source(context: BuildContext) -> dict[str, str]:
-    """Inputs of the stages that make full-precision graphs."""
-    return {"model": context.fingerprint, "placement": context.placement.name}
-
-
-def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
-    """Return the folder with the decoder's graph, or None if the states are images."""
-    if context.model.decoder is None:
-        return None
-    return cache.run("decoder", _source(context), partial(make_decoder, context), room=room.decoder(context))
-
-
-def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> Path | None:
-    """Return the folder with the encoder's graph, or None if the plan asks for none."""
-    record = decoder_record(decoder)
-    if context.model.encoder is None or record is None or decoder is None:
-        return None
-    make = partial(make_encoder, context, record.image_shape)
-    return cache.run("encoder", {**_source(context), "decoder": decoder.name}, make, room=room.encoder(context))
-
-
 def _control(context: BuildContext, cache: StageCache) -> Path | None:
     """Return the folder with the control network's graph, or None if the plan names none."""
     if context.model.control_part is None:
         return None
-    inputs = {**_source(context), **context.model_settings}
+    inputs = {"model": context.fingerprint, "placement": context.placement.name, **context.model_settings}
     return cache.run("control", inputs, partial(make_control, context), room=room.control(context))
 
 
@@ -216,81 +190,6 @@ def _text(context: BuildContext, cache: StageCache) -> Path | None:
     in_float = context.plan.quantization.keep_float_encoders
     inputs = {"model": context.fingerprint, **context.model_settings, "fixed": dict(prompts.fixed), "in_float": in_float}
     return cache.run("text", inputs, partial(make_text, prompts, texts, in_float=in_float), room=room.text(context))
-
-
-def _prepared(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> Path:
-    """Return the folder with the network to quantize: that of the traced network if the plan asks for no preparation."""
-    wanted = context.plan.quantization.model_dump(include={"split_concatenations", "channel_scaling", "rotation", "keep_float"})
-    if not context.prepares:
-        return traced
-    inputs = {"states": states.name, **wanted, **_device(context)}
-    return cache.run("prepare", inputs, partial(make_preparation, context, traced, states), room=room.traced(context))
-
-
-def _observed(context: BuildContext, cache: StageCache, prepared: Path, states: Path) -> dict[str, Path]:
-    """Return the folders with observed activations, by precision: one stage for all precisions, or one each at the steps that use it."""
-    inputs: dict[str, Any] = {"prepared": prepared.name, "states": states.name, **_device(context)}
-    inputs |= {"attention": True} if context.plan.quantization.attention != "float" else {}
-
-    def observed(name: str, steps: Sequence[int]) -> Path:
-        groups = context.groups(steps)
-        make = partial(make_observations, context, prepared, states, groups)
-        return cache.run(name, {**inputs, "groups": [asdict(group) for group in groups]}, make, room=len(groups) * room.observed(prepared))
-
-    precisions = context.quantized_precisions
-    if context.plan.quantization.activation_steps == "all":
-        return dict.fromkeys((precision.name for precision in precisions), observed("observe", range(context.table.steps)))
-    return {precision.name: observed(f"observe-{precision.name}", context.steps_of(precision)) for precision in precisions}
-
-
-def _slower_in_integers(context: BuildContext, cache: StageCache, prepared: Path, seen: Mapping[str, Path]) -> Mapping[str, float]:
-    """Return the layers that are slower in integers; empty if the plan does not ask for them, or has no quantized precisions."""
-    if context.plan.quantization.integer_layers == "all" or not seen:
-        return {}
-    any_seen = next(iter(seen.values()))
-    timed = context.plan.target.model_dump(include={"threads", "benchmark_batch", "provider"})
-    inputs = {"prepared": prepared.name, "guided": context.guided, "keep_float": context.plan.quantization.keep_float, **timed}
-    inputs["machine"] = machine_name()
-    make = partial(make_integer_speed, context, prepared, any_seen)
-    return load_slower(cache.run("integer-speed", inputs, make, room=room.quantized(context, prepared)))
-
-
-def _quantized(context: BuildContext, cache: StageCache, precision: Precision, sources: Sources) -> Path:
-    """Return the folder with the graph of a quantized precision."""
-    prepared, quantization = sources.prepared, context.plan.quantization
-    settings: dict[str, Any] = {"prepared": prepared.name, "seen": sources.seen.name, "quantization": quantization.model_dump()}
-    settings |= {"slower": sources.slower} if sources.slower else {}
-    if quantization.float_share > 0:
-        measure = partial(make_layer_noise, context, precision, sources)
-        inputs = {**settings, "states": sources.states.name, **_device(context)}
-        noise = cache.run(f"noise-{precision.name}", inputs, measure)
-        sources, settings["noise"] = replace(sources, noisy=load_noisy(noise)), noise.name
-    if context.chooses_groups and precision.quantizes_activations:
-        choose = partial(make_group_choice, context, precision, sources)
-        chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)
-        sources, settings["chosen"] = replace(sources, chosen=load_chosen(chosen)), chosen.name
-    learned = None
-    if quantization.rounding != "nearest" and precision.form == "integer":
-        learn = partial(make_learned_rounding, context, precision, sources)
-        inputs = {**settings, "states": sources.states.name, **_device(context)}
-        learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)
-        settings["learned"] = learned.name
-    make = partial(make_quantized_graph, context, precision, sources, learned)
-    settings |= context.plan.target.model_dump(include={"provider", "high_precision"})
-    settings |= context.plan.calibration.model_dump(include={"device", "verify_states"})
-    return cache.run(f"quantize-{precision.name}", settings, make, room=room.quantized(context, prepared))
-
-
-def _converted(context: BuildContext, cache: StageCache, traced: Path, states: Path) -> dict[str, Path]:
-    """Return the folders of the precisions that convert full precision to another float type."""
-    inputs = {"traced": traced.name, "states": states.name, "provider": context.plan.target.provider}
-    inputs |= context.plan.calibration.model_dump(include={"device", "verify_states"})
-    converted = {}
-    for precision in context.engine_precisions:
-        if precision.weight_bits is None:
-            make = partial(make_converted_graph, context, precision, traced, states)
-            converted[precision.name] = cache.run(f"convert-{precision.name}", inputs, make, room=room.converted(context, precision))
-    return converted
 
 
 def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | None, progress: Reporter) -> Mapping[str, float]:
@@ -318,8 +217,8 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
     if not spends:
         return first, None
     chosen = choose_precisions(context, cache, graphs, first)
-    make = partial(make_statistics, context, graphs, settings.spent(chosen.precisions))
-    return cache.run("schedule", {**wanted, "chosen": chosen.precisions}, make, room=needed), chosen
+    make = partial(make_statistics, context, graphs, settings.spent(chosen.networks))
+    return cache.run("schedule", {**wanted, "chosen": chosen.networks}, make, room=needed), chosen
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:
@@ -330,7 +229,3 @@ def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Pat
     inputs = {"graphs": {name: folder.name for name, folder in graphs.items()}, "walked": walked.name}
     decoded = {} if decoder is None else {"decoder": decoder.name}
     return cache.run("pictures", {**inputs, **decoded}, partial(make_pictures, context, graphs, decoder, walked))
-
-
-def _device(context: BuildContext) -> dict[str, str]:
-    return context.plan.calibration.model_dump(include={"device", "dtype"})

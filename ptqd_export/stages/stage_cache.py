@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
@@ -43,8 +44,15 @@ class StageCache:
         self._reporter = reporter
         self._code = StageCode(Path(__file__).parents[2])
         self._libraries: dict[Path, Mapping[str, str]] = {}
+        self._ending = ""
         if fresh:
             self.prune()
+
+    def at(self, size: str) -> StageCache:
+        """Return the cache of the same build's stages at a size, whose names end with it."""
+        other = copy.copy(self)
+        other._ending = f"-{size}"
+        return other
 
     def run(self, name: str, inputs: Mapping[str, Any], make: StageMaker, *, room: int = 0, resumable: bool = False) -> Path:
         """Return the folder of a stage, which `make` writes unless an earlier run wrote it from the same inputs.
@@ -61,7 +69,7 @@ class StageCache:
         Raises:
             NoRoomError: there is too little room on the disk.
         """
-        module = _module_of(make)
+        module, name = _module_of(make), f"{name}{self._ending}"
         folder = self._folder / f"{name}-{self._key(name, inputs, module)}"
         begin = time.monotonic()
         reused = folder.is_dir()

@@ -49,8 +49,8 @@ def text(context: BuildContext) -> int:
 def states(context: BuildContext) -> int:
     """Bytes of the states that are drawn, and of the chains that they are drawn from."""
     calibration = context.plan.calibration
-    chains = max(-(-calibration.activation_samples // context.table.steps), calibration.batch_size)
-    return _walk(context, chains, 1) + calibration.activation_samples * store_bytes(context.model.sample_shape)
+    chains = max(-(-context.activation_samples // context.table.steps), calibration.batch_size)
+    return _walk(context, chains, 1) + context.activation_samples * store_bytes(context.model.sample_shape)
 
 
 def observed(prepared: Path) -> int:

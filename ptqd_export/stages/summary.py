@@ -16,13 +16,14 @@ from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
+from engines.chain.features import precision_and_cut
 from engines.host.machine import machine_name
 from engines.terminal.fitting_table import FittingTable, result_console
 from engines.terminal.verbosity import is_quiet
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.plan import PlanFile
 from ptqd_export.records.kernel_advice import kernel_advice
-from ptqd_export.records.times_file import read_times, times_file
+from ptqd_export.records.times_file import read_times, times_file, without_gain
 from ptqd_export.report.write_report import LOCAL_REPORT
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.stage_cache import finished_stage
@@ -71,6 +72,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         f"{''.join(_branched(name, graphs[name]) for name in graphs)}"
         f"{''.join(_attention(name, graphs[name]) for name in graphs)}"
         f"{''.join(_noisy(name, graphs[name], context.plan.quantization.float_share) for name in graphs)}"
+        f"{_without_gain(times or {})}"
         f"{_saturation(context)}"
         f"report: {shown}/local/{machine_name()}/{LOCAL_REPORT}",
         highlight=False,
@@ -86,6 +88,15 @@ def _stages(context: BuildContext, output: Path) -> dict[str, Path]:
     kinds = {precision.name: "convert" if precision.weight_bits is None else "quantize" for precision in context.engine_precisions}
     made = {name: finished_stage(output / UNFINISHED_BUILD, f"{kind}-{name}") for name, kind in kinds.items()}
     return {FULL_PRECISION: finished_stage(output / UNFINISHED_BUILD, "trace"), **made}
+
+
+def _without_gain(times: Mapping[str, float]) -> str:
+    """Return lines on the cuts where reused features save no time on this machine, or an empty string."""
+    return "".join(
+        f"{name}: reuse does not pay here, {times[name]:.1f} ms a step instead of {times[precision_and_cut(name)[0]]:.1f} ms; "
+        "a budget leaves it out\n"
+        for name in without_gain(times)
+    )
 
 
 def _saturation(context: BuildContext) -> str:
@@ -189,7 +200,7 @@ def _size(bundle: Bundle, precision: str) -> int:
 def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:
     if name == FULL_PRECISION:
         return ["-"] * 4
-    steps = json.loads(bundle.path(f"statistics/{bundle.manifest.placement}/{name}.json").read_text())["steps"]
+    steps = json.loads(bundle.path(f"{bundle.statistics_folder}/{name}.json").read_text())["steps"]
     verified = json.loads((graphs[name] / "precision.json").read_text())["verification"]
     return [
         f"{fmean(step['snr_db'] for step in steps):.1f} dB",

@@ -86,13 +86,20 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
 
 @pytest.fixture
 def host_tensorrt(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
-    """A fake that replaces `tensorrt_rtx`, with the engines `double`, `negate` and `shown`."""
+    """A fake that replaces `tensorrt_rtx`, with the engines `double`, `negate` and `shown`, and `full` and `reuse` of a cut."""
 
     def network(factor: float) -> Callable[..., Array]:
         return lambda sample, timestep, labels: np.float32(factor) * sample + (timestep / 1000 + labels)[:, None, None, None]
 
+    def reusing(sample: Array, timestep: Array, labels: Array, kept: Array) -> Array:
+        return network(0.5)(sample + kept, timestep, labels)
+
+    cut: dict[bytes, Callable[..., Array]] = {
+        b"full": lambda sample, timestep, labels: reusing(sample, timestep, labels, sample),
+        b"reuse": reusing,
+    }
     real = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0), b"shown": network(2.0)})
+    fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0), b"shown": network(2.0), **cut})
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     return fake
 
@@ -105,7 +112,7 @@ def arena(host_cuda: HostCuda) -> Arena:
 
 @pytest.fixture
 def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Callable[..., TensorRtEngine]:
-    """Open the engine `double`, `negate` or `shown`."""
+    """Open an engine of `host_tensorrt`."""
     del host_tensorrt
 
     def open_(name: str, **options: Any) -> TensorRtEngine:

@@ -72,6 +72,7 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
         "prompts": None,
         "negative_prompt": None,
         "strength": None,
+        "size": None,
         "images": None,
         "mask": None,
         "runtime": "onnxruntime",

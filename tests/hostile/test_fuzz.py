@@ -57,7 +57,7 @@ def test_whatever_else_is_read_is_refused_or_read(tmp_path: Path) -> None:
     by_kind, found = readers(tmp_path), Counter[tuple[str, str]]()
     assert tuple(by_kind) == KINDS
 
-    @settings(QUICK, max_examples=len(KINDS) * 80)
+    @settings(QUICK, max_examples=len(KINDS) * 50)
     @given(st.sampled_from(KINDS), st.data())
     def check(kind: str, data: Any) -> None:
         found[kind, by_kind[kind].check(data)] += 1
@@ -70,7 +70,7 @@ def test_damaged_statistics_and_plans_are_refused_by_the_report(tiny: TinyBundle
     reported, found = _reported(tiny.folder, tmp_path / "bundle"), Counter[int]()
     names = ("plan.json", "statistics/onnxruntime/w4a8.json", "schedules/default.json")
 
-    @settings(QUICK, max_examples=40)
+    @settings(QUICK, max_examples=25)
     @given(st.sampled_from(names), st.data())
     def check(name: str, data: Any) -> None:
         whole = (reported.folder / name).read_bytes()

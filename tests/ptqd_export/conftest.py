@@ -169,12 +169,13 @@ def cross_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def class_trt_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def class_trt_build(class_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build for TensorRT-RTX whose float part is float32. Tests must not modify it."""
     return _build_once(
         tmp_path_factory,
         "class_trt_build",
-        class_model.parent,
+        class_build.plan_file.folder,
+        traced=class_build,
         model=CLASS_MODEL,
         sampler={"name": "ddim", "steps": 2, "eta": 1.0, "guidance": 1.5},
         precisions=["w8a8", "w4a8", "w4a4"],
@@ -183,12 +184,13 @@ def class_trt_build(class_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def cross_trt_build(cross_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def cross_trt_build(cross_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build for TensorRT whose float part is float16, with float16 full precision among its precisions. Tests must not modify it."""
     return _build_once(
         tmp_path_factory,
         "cross_trt_build",
-        cross_model.parent,
+        cross_build.plan_file.folder,
+        traced=cross_build,
         model={"path": "model", "conditions": "conditions.npz"},
         sampler={"name": "ddpm", "steps": 2, "eta": 1.0, "guidance": 2.0},
         precisions=["fp16", "fp8", "w8a8", "w4a4", "w4a16"],
@@ -315,11 +317,17 @@ def _build(folder: Path, **sections: Any) -> Built:
     return Built(plan_file)
 
 
-def _build_once(factory: pytest.TempPathFactory, name: str, source: Path, **sections: Any) -> Built:
-    """The build of a plan in the folder `source`, made once per run and shared between workers."""
+def _build_once(factory: pytest.TempPathFactory, name: str, source: Path, traced: Built | None = None, **sections: Any) -> Built:
+    """The build of a plan in the folder `source`, made once per run and shared between workers; the network is that of `traced`."""
     plan = _plan(**sections)
-    built = shared_folder(factory, name, lambda folder: run_build(PlanFile(plan, source, folder / "bundle")))
-    return Built(PlanFile(plan, source, built / "bundle"))
+
+    def fill(folder: Path) -> None:
+        if traced is not None:
+            trace = traced.stage("trace")
+            shutil.copytree(trace, folder / "bundle" / "local" / "stages" / trace.name)
+        run_build(PlanFile(plan, source, folder / "bundle"))
+
+    return Built(PlanFile(plan, source, shared_folder(factory, name, fill) / "bundle"))
 
 
 def _plan(**sections: Any) -> Plan:

@@ -20,6 +20,7 @@ from statistics import fmean
 import click
 import numpy as np
 
+from calib.walk.reuse import ReuseSteps
 from engines.apps.evaluate.extractor import Extractor
 from engines.apps.evaluate.metrics.confidence import Estimate
 from engines.apps.evaluate.metrics.paired import image_errors
@@ -147,7 +148,10 @@ def mixtures(bundle: Bundle) -> dict[str, tuple[str, ...]]:
         return {}
     chains = json.loads(bundle.path(name).read_text())["chains"]
     (snr,) = (chain for chain in chains if chain["kind"] == "snr")
-    affordable = (chain for chain in chains if chain["kind"] in ("budget", "frontier") and chain["cost"] <= snr["cost"])
+    wanted = [
+        chain for chain in chains if chain["kind"] in ("budget", "frontier", "precisions") and ReuseSteps.of(chain["precisions"]) is None
+    ]
+    affordable = (chain for chain in wanted if chain["cost"] <= snr["cost"])
     budget = min(affordable, key=lambda chain: float(chain["predicted_error"]))
     return {"snr": tuple(snr["precisions"]), "budget": tuple(budget["precisions"])}
 

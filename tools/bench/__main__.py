@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from engines.backends.choice import Runtime
 from engines.terminal.command_line import CommandLine
 
 ROOT = Path("build") / "bench"
@@ -65,6 +66,35 @@ def _contestants(only: str | None) -> tuple[str, ...]:
     if unknown := set(names) - set(CONTESTANTS):
         raise UsageError("The contestant does not exist.", found=", ".join(sorted(unknown)), expected=", ".join(CONTESTANTS))
     return names
+
+
+def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() and int(part) for part in value.split(",")):
+        raise click.BadParameter(f"{value}; expected numbers of steps, such as 20,50")
+    return tuple(int(part) for part in value.split(","))
+
+
+@main.command()
+@click.argument("models", nargs=-1, type=NAMES)
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Samples per chain.")
+@click.option("--steps", callback=_counts, default="20,50", show_default=True, help="Numbers of steps of the chains.")
+@click.option("--rounds", type=COUNT, default=5, show_default=True, help="Rounds of every measurement; medians are reported.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True, help="Runtime.")
+@click.option("--folder", type=FOLDER, default=ROOT, show_default=True, help="Folder for the models, one subfolder each.")
+def reuse(models: tuple[str, ...], batch: int, steps: tuple[int, ...], rounds: int, runtime: Runtime, folder: Path) -> None:
+    """Time chains of MODELS whose steps reuse features. Builds bundles that are missing. Default: ddpm-36m."""
+    from ptqd_export.plan import load_plan
+    from ptqd_export.stages.run_build import run_build
+    from tools.bench.models import MODELS, REUSE_BUNDLE
+    from tools.bench.reuse import Asked, reuse_table, time_reuse
+
+    asked = Asked(batch, steps, rounds, runtime)
+    for name in models or ("ddpm-36m",):
+        bundle = folder / name / REUSE_BUNDLE
+        if not (bundle / "manifest.json").exists():
+            run_build(load_plan(MODELS[name].write_reuse(folder / name)))
+        times = list(time_reuse(bundle, asked, lambda text: click.echo(text, err=True)))
+        click.echo("\n".join(reuse_table(MODELS[name].title, asked, times)))
 
 
 @main.command()

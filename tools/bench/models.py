@@ -14,6 +14,7 @@ from engines.networks.conditioning import NULL_PREFIX
 
 ROOT = Path(__file__).parents[2]
 MODEL, PLAN, BUNDLE, CONDITIONS = "model", "plan.json", "bundle", "conditions.npz"
+REUSE_PLAN, REUSE_BUNDLE, REUSE_PRECISION = "reuse.json", "reuse-bundle", "w8a8"
 LDM_CLASSES, LDM_CONTEXT = 8, 512
 
 
@@ -28,6 +29,7 @@ class BenchModel:
         save: writes a diffusers model to a folder, and its conditions beside it; None if the model is in the repository.
         source: folder of a model in the repository.
         model: further keys of the plan's `model` section.
+        cuts: where steps of `tools.bench reuse` reuse features, the one that skips most first.
     """
 
     title: str
@@ -36,9 +38,16 @@ class BenchModel:
     save: Callable[[Path], None] | None = None
     source: Path | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
+    cuts: tuple[str, ...] = ()
 
-    def write(self, folder: Path) -> Path:
-        """Write the model, unless it exists, and its plan; return the path of the plan."""
+    def write_reuse(self, folder: Path) -> Path:
+        """Write the model, unless it exists, and the plan of a bundle with its cuts; return the path of the plan."""
+        steps = {"policy": "fixed", "precisions": [REUSE_PRECISION]}
+        sections = {"precisions": [REUSE_PRECISION], "reuse": {"cuts": self.cuts}, "steps": steps, "correction": {"mode": "none"}}
+        return self.write(folder, REUSE_PLAN, **sections, output=REUSE_BUNDLE)
+
+    def write(self, folder: Path, name: str = PLAN, **sections: Any) -> Path:
+        """Write the model, unless it exists, and its plan, with other sections where given; return the path of the plan."""
         path = self.source or folder / MODEL
         if self.save is not None and not path.exists():
             self.save(path)
@@ -51,8 +60,8 @@ class BenchModel:
             "output": BUNDLE,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n")
-        return folder / PLAN
+        (folder / name).write_text(json.dumps(plan | sections, indent=1) + "\n")
+        return folder / name
 
 
 def _save_ddpm(folder: Path) -> None:
@@ -115,15 +124,21 @@ MODELS: Mapping[str, BenchModel] = {
         {"samples": 32, "batch_size": 32, "activation_samples": 256},
         source=ROOT / "tools" / "digits" / "model",
         model={"null_class": 10},
+        cuts=("skip_1", "skip_3"),
     ),
     "ddpm-36m": BenchModel(
         "DDPM U-Net, 36 M, 32 x 32",
         {"steps": 20, "eta": 1.0},
         {"samples": 8, "batch_size": 8, "activation_samples": 80},
         save=_save_ddpm,
+        cuts=("skip_0", "skip_1", "skip_2"),
     ),
     "dit-s2": BenchModel(
-        "DiT-S/2, 32 x 32 latents, guided", GUIDED, {"samples": 8, "batch_size": 8, "activation_samples": 80}, save=_save_dit
+        "DiT-S/2, 32 x 32 latents, guided",
+        GUIDED,
+        {"samples": 8, "batch_size": 8, "activation_samples": 80},
+        save=_save_dit,
+        cuts=("residual_2_21", "residual_6_17"),
     ),
     "ldm-4": BenchModel(
         "LDM-4, 401 M, 64 x 64 latents, guided, one step",
@@ -131,6 +146,7 @@ MODELS: Mapping[str, BenchModel] = {
         {"samples": 4, "batch_size": 1, "activation_samples": 4},
         save=_save_ldm,
         model={"conditions": CONDITIONS},
+        cuts=("skip_1", "skip_2"),
     ),
 }
 

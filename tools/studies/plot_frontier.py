@@ -18,7 +18,9 @@ import click
 Chain = dict[str, Any]
 
 COSTS = {"bit_operations": "bit operations of the chain", "time": "measured time of the chain"}
-BLUE, ORANGE, GREEN, GRAY = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98"
+BLUE, ORANGE, GREEN, GRAY, PURPLE, RED = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98", "#7b52ab", "#b5403a"
+ALONE = {"precisions": (PURPLE, "precisions alone, predicted"), "reuse": (RED, "one precision with reuse, predicted")}
+"""Frontiers that a part of the candidates gives, where steps may reuse features."""
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -32,6 +34,10 @@ def plot(record: dict[str, Any], path: Path) -> None:
     line = _inexact(by_kind["frontier"])
     axes.plot(*_points(line), "-o", color=BLUE, ms=4, lw=1.8, label="budget: frontier, predicted", zorder=3)
     _measured(axes, line, BLUE, "o", "budget: frontier, real chains", fill=False)
+    for kind, (color, label) in ALONE.items():
+        if alone := sorted(_inexact(by_kind.get(kind, [])), key=lambda chain: float(chain["cost"])):
+            axes.plot(*_points(alone), ".--", color=color, ms=4, lw=1.2, label=label, zorder=2)
+            _measured(axes, alone, color, "o", f"{label}: real chains", fill=False)
     _measured(axes, by_kind.get("mixture", []), GRAY, ".", "random mixtures, real chains", fill=False)
     _measured(axes, by_kind["uniform"], ORANGE, "s", "one precision at every step", name="{precisions[0]}")
     _measured(axes, by_kind["snr"], GREEN, "^", "snr, the paper's rule", name="snr")

@@ -17,6 +17,7 @@ from engines.apps.bench.timed_engine import Stopwatch, timed
 from engines.arrays import Int64
 from engines.backends.choice import Runtime, open_backend
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, rows_of
@@ -43,6 +44,7 @@ class BenchRequest:
         rounds: number of timed chains per contestant.
         steps: number of the schedule's steps to take; None takes all.
         runtime: runtime of the networks.
+        size: height and width of the images in pixels; None takes the bundle's first.
     """
 
     bundle: Path
@@ -50,6 +52,7 @@ class BenchRequest:
     rounds: int = 5
     steps: int | None = None
     runtime: Runtime = "target"
+    size: ImageSize | None = None
 
 
 def bench_bundle(request: BenchRequest) -> BenchResult:
@@ -59,7 +62,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
         UsageError: there is no bundle, or its schedule has fewer steps than requested.
         PtqdError: the bundle is damaged, or a network failed.
     """
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.size)
     whole = bundle.schedule()
     schedule = excerpt(whole, request.steps)
     precisions = _costliest_first(bundle, schedule)
@@ -106,7 +109,7 @@ def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
 
 
 def _load(request: BenchRequest, schedule: Schedule, precision: str) -> EngineDenoiser:
-    return _bank(request, Bundle.open(request.bundle), schedule)[precision]
+    return _bank(request, Bundle.open(request.bundle, request.size), schedule)[precision]
 
 
 def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBank:

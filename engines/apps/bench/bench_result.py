@@ -15,7 +15,7 @@ class ChainTime:
     """Medians of one contestant.
 
     Attributes:
-        precision_steps: number of steps that each precision takes, or that reuse features at a cut of it.
+        precision_steps: number of steps that each precision, or precision at a cut, takes.
         milliseconds_a_chain: time of a chain of the whole batch.
         milliseconds_a_step: time of a chain divided by its number of steps.
         images_a_second: samples in the batch divided by the time of a chain.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from engines.apps.compare.visits import Visit, spread_steps, visits
 from engines.arrays import Float32, Int64
 from engines.backends.choice import Runtime, on_onnxruntime, open_backend
 from engines.bundle.bundle import DEFAULT, Bundle
+from engines.bundle.image_size import ImageSize
 from engines.chain.correction import correct
 from engines.chain.denoiser import guide
 from engines.chain.finite import check_output
@@ -26,6 +27,8 @@ from engines.errors import MissingBackendError, UnknownNameError, UsageError
 from engines.host.files import writable_folder
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_use import LoraUse
 from engines.terminal.progress import progress
 
 REFERENCE = "reference"
@@ -51,6 +54,8 @@ class CompareRequest:
         batch_size: number of samples that the networks process at once.
         save: folder for inputs and outputs in Polygraphy's format, or None.
         runtime: runtime of the engines; the reference is always full precision on ONNX Runtime and the CPU.
+        loras: LoRAs in the weights of all networks, also of the reference.
+        size: height and width of the images in pixels; None takes the bundle's first.
     """
 
     bundle: Path
@@ -62,26 +67,37 @@ class CompareRequest:
     batch_size: int = 16
     save: Path | None = None
     runtime: Runtime = "target"
+    loras: tuple[LoraUse, ...] = ()
+    size: ImageSize | None = None
 
 
 def compare_bundle(request: CompareRequest) -> CompareResult:
-    """Run full precision and every engine on the same inputs.
+    """Run full precision and every engine on the same inputs; with LoRAs, also once without them.
 
     Raises:
         UsageError: the request does not fit the bundle, or the folder to save to is not empty; nothing is written.
         MissingBackendError: Polygraphy is not installed.
         PtqdError: the bundle is damaged, or a network failed.
     """
-    run_engines = _polygraphy()
-    bundle = Bundle.open(request.bundle)
+    run_engines, bundle = _polygraphy(), Bundle.open(request.bundle, request.size)
+    changed = ChangedWeights.of(bundle, request.loras) if request.loras else None
+    found = _compare(request, bundle, run_engines, changed)
+    if changed is None:
+        return found
+    without = _compare(replace(request, save=None), bundle, run_engines, None)
+    loras = tuple(f"{one.file}:{one.scale:g}" for one in changed.changes.records)
+    return replace(found, loras=loras, ignored=changed.changes.ignored, without_lora=without)
+
+
+def _compare(request: CompareRequest, bundle: Bundle, run_engines: RunEngines, changed: ChangedWeights | None) -> CompareResult:
     schedule = bundle.schedule(request.schedule)
     guidance, batch = schedule.sampler.guidance, min(request.batch_size, request.num)
     backend, plain = open_backend(bundle, request.runtime), on_onnxruntime(bundle, provider="CPU")
     full = bundle.full_precision(schedule)
     names = _compared(request, bundle, schedule, full if backend == plain else None)
     steps = spread_steps(schedule, request.steps)
-    reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True)[full]
-    bank = EngineBank(bundle, guidance, batch=batch, backend=backend, whole=True)
+    reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True, changed=changed)[full]
+    bank = EngineBank(bundle, guidance, batch=batch, backend=backend, whole=True, changed=changed)
     networks = {REFERENCE: reference, **{name: bank[name] for name in names}}
     save = None if request.save is None else _empty_folder(request.save)
     noise, rows = _samples(request, bundle)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from engines.apps.compare.compare_result import CompareResult, Decibels, PrecisionFigures, StepFigures
 from engines.host.files import write_text
 from engines.terminal.fitting_table import FittingTable, result_console
+
+LITTLE_DB = 0.1
+"""Change of a mean SNR, in dB, that says nothing about corrections."""
 
 
 def write_report(result: CompareResult, path: Path) -> None:
@@ -21,16 +25,45 @@ def print_report(result: CompareResult) -> None:
     console = result_console()
     console.print(_precisions(result))
     console.print(_steps(result))
+    for line in lora_lines(result):
+        console.print(line, highlight=False)
     console.print(_notes(result), highlight=False)
 
 
 def _precisions(result: CompareResult) -> FittingTable:
     columns = ("mean SNR", "worst SNR", "at step", "cosine there", "PSNR there", "largest error", "mean corrected SNR", "steps chosen")
-    title = f"against {result.reference}: {result.num} samples, schedule {result.schedule}"
+    used = f", with {', '.join(result.loras)}" if result.loras else ""
+    title = f"against {result.reference}: {result.num} samples, schedule {result.schedule}{used}"
     table = FittingTable(title, ("precision", *columns))
-    for name, figures in result.precisions.items():
+    for name, figures in _beside(result).items():
         table.add_row(name, *_cells(figures))
     return table
+
+
+def _beside(result: CompareResult) -> Mapping[str, PrecisionFigures]:
+    """Return the figures of the precisions, each beside those of the same one without LoRAs."""
+    if result.without_lora is None:
+        return result.precisions
+    without = result.without_lora.precisions
+    pairs = ({name: figures, f"{name} without": without[name]} for name, figures in result.precisions.items())
+    return {name: figures for pair in pairs for name, figures in pair.items()}
+
+
+def lora_lines(result: CompareResult) -> list[str]:
+    """Return whether the corrections, which were fitted without LoRAs, still hold with them; nothing if there are none."""
+    if result.without_lora is None:
+        return []
+    lines = []
+    for name, figures in result.precisions.items():
+        gained, before = figures.correction_db, result.without_lora.precisions[name].correction_db
+        lines.append(f"{name}: the corrections {_verdict(gained)} ({gained:+.2f} dB of mean SNR with the LoRA, {before:+.2f} dB without)")
+    return [*lines, *result.ignored]
+
+
+def _verdict(gained: float) -> str:
+    if abs(gained) < LITTLE_DB:
+        return "change little"
+    return "still hold" if gained > 0 else "no longer hold: sample with --correction off, or build with model.lora"
 
 
 def _cells(figures: PrecisionFigures) -> list[str]:
@@ -49,8 +82,9 @@ def _cells(figures: PrecisionFigures) -> list[str]:
 
 def _steps(result: CompareResult) -> FittingTable:
     """Return a table of the raw and corrected SNR of every precision. The schedule's choice is bold and marked with a star."""
-    table = FittingTable("SNR by step, raw and corrected", ("step", "timestep", *result.precisions), keys=2)
-    by_step = zip(*(figures.steps for figures in result.precisions.values()), strict=True)
+    compared = _beside(result)
+    table = FittingTable("SNR by step, raw and corrected", ("step", "timestep", *compared), keys=2)
+    by_step = zip(*(figures.steps for figures in compared.values()), strict=True)
     for steps in by_step:
         table.add_row(str(steps[0].step), f"{steps[0].timestep:g}", *(_step_cell(step) for step in steps))
     return table

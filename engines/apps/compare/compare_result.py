@@ -60,6 +60,12 @@ class PrecisionFigures:
         )
 
     @property
+    def correction_db(self) -> float:
+        """How much the corrections add to the mean SNR, in dB; 0 if both are infinite."""
+        raw, corrected = infinite(self.mean_snr_db), infinite(self.mean_corrected_snr_db)
+        return 0.0 if raw == corrected else corrected - raw
+
+    @property
     def worst(self) -> StepFigures:
         """Step with the lowest SNR."""
         return next(step for step in self.steps if step.step == self.worst_step)
@@ -76,6 +82,9 @@ class CompareResult:
         num: number of samples.
         seed: seed of the noise.
         precisions: figures by precision.
+        loras: LoRAs in the weights of all networks, with their scales.
+        ignored: what the LoRAs would change besides, in words for people.
+        without_lora: the same comparison without LoRAs; None if there are none.
     """
 
     schedule: str
@@ -85,6 +94,9 @@ class CompareResult:
     seed: int
     precisions: Mapping[str, PrecisionFigures]
     schema_version: Literal[1] = 1
+    loras: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    without_lora: CompareResult | None = None
 
     def check(self, min_snr_db: float) -> None:
         """Check the SNR of every precision at every step against a threshold.

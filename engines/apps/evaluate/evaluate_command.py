@@ -95,7 +95,7 @@ def evaluate_bundle(request: EvaluateRequest, tell: Tell = lambda *_: None) -> E
         PtqdError: the bundle is damaged, or a network failed.
     """
     _check(request)
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.chain.size)
     if request.prompts is not None:
         check_unpainted(bundle)
     samples = [_seeded_samples(request, bundle, request.seed + number) for number in range(request.seeds)]

@@ -45,7 +45,7 @@ class PairWork:
     num: int
 
     def open(self, threads: int) -> Callable[[PairUnit], dict[str, NDArray[Any]]]:
-        bundle = Bundle.open(self.bundle.local())
+        bundle = Bundle.open(self.bundle.local(), self.choice.size)
         (name,) = self.features.digests
         extractor = Extractor(self.features.local() / name, threads)
         chain = replace(self.choice, threads=threads).open(bundle, self.batch)

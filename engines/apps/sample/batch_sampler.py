@@ -114,4 +114,4 @@ class SampleOnCopy:
     work: SampleWork
 
     def open(self, threads: int) -> BatchSampler:
-        return self.work.open(Bundle.open(self.copy.local()), threads)
+        return self.work.open(Bundle.open(self.copy.local(), self.work.choice.size), threads)

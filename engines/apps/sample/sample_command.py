@@ -30,6 +30,7 @@ from engines.errors import UsageError
 from engines.host.files import sha256, writable_folder, write_text
 from engines.host.interruption import keeping
 from engines.networks.chain_choice import ChainChoice
+from engines.networks.kept_engines import KeptEngines
 from engines.networks.prompts import shortened
 from engines.terminal.installed_packages import PROJECT, installed_versions
 from engines.terminal.progress import progress
@@ -92,6 +93,7 @@ class SampleResult:
         seconds: time of sampling and writing.
         cut: numbers of the prompts that were too long for the text encoder.
         lost: number of a cluster's workers that died; their work was repeated.
+        ignored: what LoRAs would change besides, in words for people.
     """
 
     record: SamplesRecord
@@ -99,13 +101,16 @@ class SampleResult:
     seconds: float
     cut: tuple[int, ...] = ()
     lost: int = 0
+    ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         steps = ", ".join(f"{count} {precision}" for precision, count in self.record.precision_steps.items())
         rate = self.record.num / self.seconds
         cut = f"; cut off because they were too long: prompts {', '.join(map(str, self.cut))}" if self.cut else ""
         lost = f"; workers lost, whose work was repeated: {self.lost}" if self.lost else ""
-        return f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} per second), steps: {steps}{cut}{lost}; see {self.output}"
+        ignored = "".join(f"; {one}" for one in self.ignored)
+        done = f"{self.record.num} samples in {self.seconds:.1f} s ({rate:.3g} per second), steps: {steps}"
+        return f"{done}{cut}{lost}{ignored}; see {self.output}"
 
 
 def sample_bundle(request: SampleRequest) -> SampleResult:
@@ -116,10 +121,12 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         MissingBackendError: the runtime or the cluster is missing.
         PtqdError: the bundle is damaged, a network failed, or the disk is full.
     """
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.chain.size)
     model = bundle.manifest.model
     if request.format == "png":
         check_drawable(model.image_shape)
+    if request.cluster is not None and request.chain.loras:
+        raise UsageError("A cluster takes no LoRA.", found="--ray with --lora", expected="one of them", mend="leave --ray out")
     images = "--image" if request.edit is not None else None if request.control is None else "--control-image"
     if request.cluster is not None and images is not None:
         raise UsageError(
@@ -130,17 +137,20 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     if not (request.overwrite or (request.cluster is not None and own.is_dir())):  # all samples beside own shards are of this request
         check_unused(request.output)
     work = found.work(request.batch_size, request.format)
-    sampler = work.open(bundle) if request.cluster is None else None
+    kept = KeptEngines(bundle, request.chain.runtime)
+    changed = kept.changed(request.chain.loras)
+    loras, ignored = ((), ()) if changed is None else (changed.changes.records, changed.changes.ignored)
+    sampler = work.open(bundle, kept=kept) if request.cluster is None else None
     folder = writable_folder(request.output)
     remove_samples(folder, own if request.cluster is not None else None)
     begin = time.perf_counter()
     drawn = found.batches(request.batch_size)
     with keeping(_kept(request)), closing(_output(request, folder, found.rows, model)) as output:
         lost = _sample(sampler, drawn, output) if sampler is not None else _sample_on_cluster(request, bundle, work, drawn, output)
-        record = _record(request, bundle, found, output.finish())
+        record = _record(request, bundle, found, output.finish()).model_copy(update={"loras": loras})
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
         remove_shards(folder)
-    return SampleResult(record, folder, time.perf_counter() - begin, found.cut, lost)
+    return SampleResult(record, folder, time.perf_counter() - begin, found.cut, lost, ignored)
 
 
 def _kept(request: SampleRequest) -> str:
@@ -195,7 +205,7 @@ def _asked(request: SampleRequest, bundle: Bundle) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "classes": request.classes,
         "format": request.format,
-        "chain": asdict(request.chain),
+        "chain": {name: value for name, value in asdict(request.chain).items() if name != "loras"},  # a cluster takes none
         "prompts": request.prompts,
         "negative_prompt": request.negative_prompt,
     }
@@ -218,6 +228,7 @@ def _record(request: SampleRequest, bundle: Bundle, found: DrawnSamples, files: 
         prompts=request.prompts,
         negative_prompt=request.negative_prompt,
         strength=found.choice.strength,
+        size=request.chain.size,
         images=None if request.edit is None else request.edit.digests,
         mask=None if request.edit is None else request.edit.mask_digest,
         control_images=None if request.control is None else request.control.digests,

@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from engines.backends.choice import RuntimeName
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.schedule import Strict
+from engines.networks.lora.lora_changes import LoraRecord
 
 RECORD = "samples.json"
 
@@ -33,9 +34,11 @@ class SamplesRecord(Strict):
         prompts: prompts that the rows index; null if the rows are the bundle's own.
         negative_prompt: prompt that guidance steered away from; null is the model's own choice.
         strength: share of the steps that was taken from the images; null if the chains started from noise.
+        size: requested height and width of the images; null is the bundle's first size.
         images: SHA-256 of the files of the images that the chains started from, one for all samples or one for each.
         mask: SHA-256 of the file of the mask; null if everything was repainted.
         control_images: SHA-256 of the files of the control images, one for all samples or one for each; null if the run named none.
+        loras: LoRAs in the weights of the networks.
         runtime: runtime of the engines.
         runtime_reason: why it is this one; null in records of earlier versions.
         provider: what the runtime computed on.
@@ -58,9 +61,11 @@ class SamplesRecord(Strict):
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
     strength: float | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
     images: tuple[str, ...] | None = None
     mask: str | None = None
     control_images: tuple[str, ...] | None = None
+    loras: tuple[LoraRecord, ...] = ()
     runtime: RuntimeName
     runtime_reason: str | None = None
     provider: Provider

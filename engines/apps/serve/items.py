@@ -62,7 +62,7 @@ class ItemWork:
     batch: int
 
     def open(self, threads: int) -> ItemSampler:
-        bundle = Bundle.open(self.copy.local())
+        bundle = Bundle.open(self.copy.local(), self.choice.size)
         model = bundle.manifest.model
         chain = replace(self.choice, threads=threads).open(bundle, self.batch)
         text = None if model.text is None else open_text(bundle)

@@ -74,7 +74,7 @@ def serve_bundle(request: ServeRequest, tell: Tell, waiting: Tell) -> None:
 @contextlib.contextmanager
 def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterator[str]:
     """Serve while the block runs; yield the address. `waiting` is called with what the start waits for."""
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, request.chain.size)
     check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
     if bundle.manifest.model.text is not None:
         check_unpainted(bundle)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class OnnxRuntimeEngine(Engine):
         batch: samples per call, which determines how many pieces run in parallel.
         optimized: where to write the graph as optimized by the runtime, for inspection.
         provider: execution provider; on the GPU, a call runs as one batch with buffers that stay on the device.
+        constants: values that the graph's constants of these names take; see `ReweightingBackend`.
 
     Raises:
         MissingBackendError: onnxruntime is not installed, or lacks this provider.
@@ -67,12 +69,15 @@ class OnnxRuntimeEngine(Engine):
         batch: int = 1,
         optimized: Path | None = None,
         provider: Provider = "CPU",
+        constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> None:
         threads = threads or cores()
         self._workers = min(batch, threads) if provider == "CPU" else 1
         own = threads // self._workers
         as_it_is, shift = mode == "optimized", shift_of(path, mode, provider)
-        self._reopen = functools.partial(open_session, path, session_config(mode), own, provider=provider, as_it_is=as_it_is, shift=shift)
+        self._reopen = functools.partial(
+            open_session, path, session_config(mode), own, provider=provider, as_it_is=as_it_is, shift=shift, constants=constants
+        )
         self._session = self._reopen(optimized=optimized)
         self._bound = BoundSession(self._session, "cuda") if provider == "CUDA" else None
         label = f"{path.stem} on ONNX Runtime"
@@ -199,7 +204,7 @@ def mode_of(target: str, provider: Provider) -> Mode:
 
 @dataclass(frozen=True)
 class OnnxRuntimeBackend:
-    """An `engines.backends.base.Backend`; the other attributes are those of `OnnxRuntimeEngine`.
+    """An `engines.backends.base.ReweightingBackend`; the other attributes are those of `OnnxRuntimeEngine`.
 
     Attributes:
         optimized: graphs optimized for this machine, opened instead of the originals where they exist; None always opens the originals.
@@ -215,6 +220,11 @@ class OnnxRuntimeBackend:
         path, mode = (graph, self.mode) if ready is None else (ready, "optimized")
         engine = OnnxRuntimeEngine(path, mode=mode, threads=self.threads, batch=rows, provider=self.provider)
         release_free_pages()  # the C library would keep the memory of the graph as it was before optimization
+        return engine
+
+    def open_with(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> OnnxRuntimeEngine:
+        engine = OnnxRuntimeEngine(graph, mode=self.mode, threads=self.threads, batch=rows, provider=self.provider, constants=constants)
+        release_free_pages()
         return engine
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, SHIFTED, WEIGHT_SHIFT, takes_shift
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.timing import interleaved_medians
 from engines.untrusted.external_data import graph_files
+from engines.untrusted.stored_tensors import StoredTensors, graph_taking, outside
 
 Mode = Literal["fast", "exact", "optimized"]
 """`fast` fuses Q/DQ into integer kernels; `exact` runs them as written; `optimized` runs a graph that `fast` wrote on this machine."""
@@ -41,6 +44,9 @@ _NOT_AS_WRITTEN = ("ReluQuantRewrite",)
 """Optimizers that would change graphs run as written. This one drops a Relu in front of a QuantizeLinear whose zero point is its lowest
 value, and wrongly does so for 8-bit floats too.
 """
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Setting that names the folder of the files beside a graph that is not loaded from its own file."""
 
 _LARGE_BYTES = 2**30
 """Weights that take more than this in float32 are read from their mapped file wherever that is possible. It takes up to a fifth more time,
@@ -82,6 +88,7 @@ def open_session(
     *,
     as_it_is: bool = False,
     shift: int = 0,
+    constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> Any:
     """Open an `onnxruntime.InferenceSession`.
 
@@ -94,6 +101,7 @@ def open_session(
         profile: prefix of the file in which the runtime's profiler records the session's calls.
         as_it_is: whether to skip optimization, for a graph that the runtime has already optimized.
         shift: shift of the weights, for graphs that accept one.
+        constants: values that the graph's constants of these names take; see `ReweightingBackend`.
 
     Raises:
         MissingBackendError: onnxruntime is not installed, or lacks this provider.
@@ -113,13 +121,13 @@ def open_session(
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST_OUTSIDE))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if shift:
-        values = np.full(SHIFT_BYTES, shift, dtype=np.int8)
-        options.add_external_initializers([WEIGHT_SHIFT], [ort.OrtValue.ortvalue_from_numpy(values)])
+    given: dict[str, NDArray[Any]] = {WEIGHT_SHIFT: np.full(SHIFT_BYTES, shift, dtype=np.int8)} if shift else {}
     try:
+        model = _taking(path, constants, given, options)
+        options.add_external_initializers(list(given), [ort.OrtValue.ortvalue_from_numpy(value) for value in given.values()])
         as_written = (*_NOT_AS_WRITTEN, *(_UNPACKED_ONCE if in_place else ()))
         unwanted = as_written if config == _AS_WRITTEN else _CHANNELS_LAST
-        session = ort.InferenceSession(path, options, providers=[wanted], disabled_optimizers=unwanted)
+        session = ort.InferenceSession(model, options, providers=[wanted], disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime's exceptions share no base class
         lacking = any(sign in str(error) for sign in ("NOT_IMPLEMENTED", "is not a registered function/op"))
         mend = "run it on the bundle's own target, which has kernels for its types" if lacking else "rebuild the bundle"
@@ -127,6 +135,15 @@ def open_session(
     if session.get_providers()[0] != wanted:  # the runtime silently falls back to the CPU if the GPU's libraries do not load
         raise _missing_provider(wanted, session.get_providers())
     return session
+
+
+def _taking(path: Path, constants: Mapping[str, NDArray[Any]], given: dict[str, NDArray[Any]], options: Any) -> Path | bytes:
+    """Return what to load: the file, or a graph that takes other constants, which go to `given` or lie in the graph itself."""
+    if not constants:
+        return path
+    given |= {name: constants[name] for name in outside(StoredTensors(path), constants)}
+    options.add_session_config_entry(_FOLDER, str(path.absolute().parent))
+    return graph_taking(path, constants)
 
 
 def _is_large(graph: Path) -> bool:

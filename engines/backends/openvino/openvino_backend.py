@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,24 @@ class OpenVinoEngine(Engine):
         threads: threads for one call; None uses every core that the process may use.
         batch: rows per call.
         kept: file that caches the compiled network, see `open_network`; None for no cache.
+        constants: values that the graph's constants of these names take; see `ReweightingBackend`.
 
     Raises:
         MissingBackendError: OpenVINO is not installed.
         PtqdError: OpenVINO refuses the graph.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, batch: int = 1, kept: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        batch: int = 1,
+        kept: Path | None = None,
+        constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    ) -> None:
         calls = Calls(batch, threads or cores())
-        self._network, label = open_network(path, calls, kept), f"{path.stem} on OpenVINO"
+        self._network, label = open_network(path, calls, kept, constants), f"{path.stem} on OpenVINO"
         model = self._network.model
         inputs, outputs = (tuple(_spec(port, label) for port in ports) for ports in (model.inputs, model.outputs))
         super().__init__(label, inputs, *output_and_kept(outputs, inputs, label))
@@ -87,7 +97,7 @@ class OpenVinoEngine(Engine):
 
 @dataclass(frozen=True)
 class OpenVinoBackend:
-    """An `engines.backends.base.Backend`.
+    """An `engines.backends.base.ReweightingBackend`.
 
     Attributes:
         threads: see `OpenVinoEngine`.
@@ -100,6 +110,9 @@ class OpenVinoBackend:
     def open(self, graph: Path, rows: int) -> OpenVinoEngine:
         kept = None if self.folder is None else self.folder / f"{graph.stem}.compiled"
         return OpenVinoEngine(graph, threads=self.threads, batch=rows, kept=kept)
+
+    def open_with(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> OpenVinoEngine:
+        return OpenVinoEngine(graph, threads=self.threads, batch=rows, constants=constants)
 
 
 def run_outputs(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

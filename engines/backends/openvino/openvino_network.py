@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from engines.backends.base import KEPT
 from engines.backends.openvino.narrow_weights import has_narrow_weights
+from engines.backends.openvino.set_constants import set_constants
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.files import replacing, sha256
 from engines.host.room import NoRoomError
@@ -87,7 +89,9 @@ class CompiledNetwork:
     memory: NDArray[np.uint8] | None = None
 
 
-def open_network(path: Path, calls: Calls, kept: Path | None = None) -> CompiledNetwork:
+def open_network(
+    path: Path, calls: Calls, kept: Path | None = None, constants: Mapping[str, NDArray[Any]] = MappingProxyType({})
+) -> CompiledNetwork:
     """Compile a graph, or load what an earlier call compiled.
 
     Args:
@@ -95,6 +99,7 @@ def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Compiled
         calls: the calls to compile for.
         kept: cache file, mapped into memory if it matches the graph, the runtime and `calls`; otherwise it is written, if possible. Like
             any engine, it is specific to this machine, and as trustworthy as whoever wrote it.
+        constants: values that the graph's constants of these names take, without a cache; see `ReweightingBackend`.
 
     Raises:
         MissingBackendError: OpenVINO is not installed.
@@ -102,7 +107,7 @@ def open_network(path: Path, calls: Calls, kept: Path | None = None) -> Compiled
     """
     settings = calls.settings
     if kept is None:
-        return CompiledNetwork(_compiled(path, calls, settings))
+        return CompiledNetwork(_compiled(path, calls, settings, constants))
     with _refusing(path):
         key = _key(path, calls, settings)
     content = _read(kept, key)
@@ -122,9 +127,11 @@ def compile_outputs(path: Path, threads: int) -> Any:
         return _core().compile_model(model, DEVICE, {**settings, **_exact_products(model)})
 
 
-def _compiled(path: Path, calls: Calls, settings: Mapping[str, Any]) -> Any:
+def _compiled(path: Path, calls: Calls, settings: Mapping[str, Any], constants: Mapping[str, NDArray[Any]] = MappingProxyType({})) -> Any:
     with _refusing(path):
         model = _core().read_model(path)
+        if constants:
+            set_constants(_import(), model, constants)
         (shape, *_) = (_row(port) for port in model.outputs)
         rows = calls.piece_rows(math.prod(shape))
         model.reshape({name_of(port): [rows, *_row(port)] for port in model.inputs})

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
-from engines.backends.base import Engine, TensorSpec
+from engines.backends.base import KEPT, Engine, TensorSpec
 from engines.backends.tensorrt.device.arena import ACTIVATIONS, Arena
 from engines.backends.tensorrt.device.cuda import Graph
 from engines.backends.tensorrt.device.residency import does_not_fit
@@ -41,7 +41,8 @@ class OpenOptions:
 
 
 class TensorRtEngine(Engine):
-    """One serialized engine on the device. The network's own output is the engine's first output, and usually its only one.
+    """One serialized engine on the device. The network's own output is the engine's first output. Features to keep are another; they stay
+    in their buffer of the arena, where the engine that takes them finds them.
 
     Args:
         path: path of the serialized engine.
@@ -66,7 +67,7 @@ class TensorRtEngine(Engine):
         self._engine = self._open(label)
         inputs, outputs = self._specs(self._trt.TensorIOMode.INPUT), self._specs(self._trt.TensorIOMode.OUTPUT)
         self.outputs = outputs
-        super().__init__(label, inputs, outputs[0])
+        super().__init__(label, inputs, outputs[0], next((spec for spec in outputs[1:] if spec.name == KEPT), None))
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: OrderedDict[int, _Bound] = OrderedDict()
         self._plan = self._plan if flavour.deferred_weights else b""  # the device keeps the weights from now on
@@ -186,7 +187,8 @@ class TensorRtEngine(Engine):
         self._bound[rows].enqueue()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
-        return [self._outputs(feeds, (self.output,))[self.output.name].astype(np.float32)]
+        found = self._outputs(feeds, (self.output,) if self.kept is None else (self.output, self.kept))
+        return [value.astype(np.float32) for value in found.values()]
 
     def run_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return every output by name, as new arrays with the network's own shapes and types; see `run` for the feeds."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from calib.quantizers.floats import mxfp8, nvfp4
 from calib.quantizers.quantizers import FLOAT8_LARGEST
@@ -133,14 +136,14 @@ class _Writer:
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph, self._node, self._tape = graph, node, ir.tape.Tape()
 
-    def op(self, name: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
-        return self._tape.op(name, inputs, attributes=attributes)  # type: ignore[arg-type]
+    def op(self, name: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        return self._tape.op(name, inputs, attributes=attributes)
 
     def number(self, name: str, value: float) -> ir.Value:
         return self.constant(name, np.asarray(value, np.float32))
 
-    def constant(self, name: str, value: object) -> ir.Value:
-        return constant(self._graph, f"decoded.{name}", value)  # type: ignore[arg-type]
+    def constant(self, name: str, value: NDArray[Any]) -> ir.Value:
+        return constant(self._graph, f"decoded.{name}", value)
 
     def replace(self, *outputs: ir.Value) -> None:
         """Let the readers of the node read these values instead, and remove it."""

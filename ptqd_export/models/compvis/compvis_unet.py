@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from engines.networks.lora.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
 from ptqd_export.models.compvis.compvis_config import UNetConfig
 from ptqd_export.models.compvis.links import Link, below, link
-from ptqd_export.models.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
 
 _TRANSFORMER = ("norm", "proj_in", "proj_out")
 _TRANSFORMER_BLOCK = (

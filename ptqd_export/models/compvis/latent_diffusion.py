@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engines.errors import PtqdError
 from engines.samplers.levels.alphas import alpha_bar
+from ptqd_export.models.asked_size import refuse_size
 from ptqd_export.models.base import Adapter, Declaration, DecoderModule, ModelModules
 from ptqd_export.models.compvis.compvis_config import DiffusionConfig, VqConfig, read_config
 from ptqd_export.models.compvis.compvis_unet import empty_unet, unet_links
@@ -77,12 +78,13 @@ class ClassAdapter(Adapter):
         return out
 
 
-def declare(path: Path) -> Declaration:
+def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     """Describe the model from the YAML beside the checkpoint.
 
     Raises:
         UsageError: there is no YAML, or its model is not supported.
     """
+    refuse_size(size, "its YAML states the size")
     config = read_config(find_config(path))
     classes = config.classes
     return Declaration(

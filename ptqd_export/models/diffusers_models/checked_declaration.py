@@ -14,8 +14,13 @@ from ptqd_export.models.diffusers_models.probed_network import check_network
 from ptqd_export.models.known_keys import check_keys
 
 
-def checked(folder: DiffusersFolder, declared: Declaration, adapter: Callable[[nn.Module, tuple[str, ...]], Adapter]) -> Declaration:
-    """Return the declaration of a folder's denoiser.
+def checked(
+    folder: DiffusersFolder,
+    declared: Declaration,
+    adapter: Callable[[nn.Module, tuple[str, ...]], Adapter],
+    size: tuple[int, int] | None = None,
+) -> Declaration:
+    """Return the declaration of a folder's denoiser; `size` is the one that the plan asks for, see `check_network`.
 
     Raises:
         UsageError: a configuration has a key that its class does not know, the first stage is not supported, or the network cannot be built
@@ -23,7 +28,7 @@ def checked(folder: DiffusersFolder, declared: Declaration, adapter: Callable[[n
     """
     check_keys(folder.path / folder.denoiser, folder.kind, folder.config(folder.denoiser))
     _check_latents(folder, declared)
-    check_network(folder, declared, adapter)
+    check_network(folder, declared, adapter, size)
     return declared
 
 

@@ -26,6 +26,9 @@ STATISTICS = ("latents_mean", "latents_std")
 CHANNELS = ("vq_embed_dim", "latent_channels", "z_dim")
 """Names of the number of channels of the latents; the first that a configuration states."""
 
+BLOCKS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+"""Keys of a first stage whose length is one more than how often it halves the sides."""
+
 PerChannel: TypeAlias = float | Sequence[float]
 """One value for all channels of the latents, or one for each."""
 
@@ -44,7 +47,7 @@ class KlDecoder(DecoderModule):
 
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
-        self.first_stage = _without_encoder(first_stage)
+        self.first_stage = without_parts(first_stage, "encoder", "quant_conv")
         self.register_buffer("scale", scale_column(scale), persistent=False)
         self.register_buffer("shift", scale_column(shift), persistent=False)
 
@@ -61,9 +64,7 @@ class PatchDecoder(KlDecoder):
     """
 
     def __init__(self, first_stage: nn.Module, *_: PerChannel) -> None:
-        statistics: Any = first_stage.bn
-        deviation = (statistics.running_var + statistics.eps).sqrt()
-        super().__init__(first_stage, (1 / deviation).tolist(), statistics.running_mean.tolist())
+        super().__init__(first_stage, *patch_scaling(first_stage))
         self._patch = int(first_stage.config.patch_size[0])  # type: ignore[union-attr, index]  # diffusers' own
 
     def forward(self, states: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class VqDecoder(DecoderModule):
         super().__init__()
         self.register_buffer("codes", first_stage.quantize.embedding.weight.detach())  # type: ignore[union-attr, operator]  # of VQModel
         del first_stage.quantize
-        self.first_stage = _without_encoder(first_stage)
+        self.first_stage = without_parts(first_stage, "encoder", "quant_conv")
         self.register_buffer("scale", scale_column(scale), persistent=False)
         self.register_buffer("shift", scale_column(shift), persistent=False)
 
@@ -195,6 +196,16 @@ def latent_channels(folder: DiffusersFolder, name: str) -> int:
     return int(stated) * patch_of(config) ** 2
 
 
+def pixels_of(folder: DiffusersFolder, otherwise: int) -> int:
+    """Return the pixels of the image for each element of a state, along each side; `otherwise` if no first stage says so."""
+    name = find_first_stage(folder)
+    if name is None:
+        return otherwise
+    stage = folder.complete_config(name)
+    blocks = next((stage[key] for key in BLOCKS if key in stage), None)
+    return otherwise if blocks is None else int(2 ** (len(blocks) - 1)) * patch_of(stage)
+
+
 def patch_of(config: Mapping[str, Any]) -> int:
     """Return the side in latents of what is a state's element for a first stage of this configuration."""
     height, width = config.get("patch_size") or (1, 1)
@@ -229,14 +240,22 @@ def latent_scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerC
     return [factor / one for one in std], mean
 
 
+def patch_scaling(first_stage: nn.Module) -> tuple[PerChannel, PerChannel]:
+    """Return scale and shift of the patches of FLUX.2's first stage, from the statistics of its batch normalization."""
+    statistics: Any = first_stage.bn
+    deviation = (statistics.running_var + statistics.eps).sqrt()
+    return (1 / deviation).tolist(), statistics.running_mean.tolist()
+
+
 def scale_column(values: PerChannel) -> Tensor:
     """Return a value, or a value for each channel [channels, 1, 1], in float32."""
     column = torch.tensor(values, dtype=torch.float32)
     return column.reshape(-1, 1, 1) if column.ndim else column
 
 
-def _without_encoder(first_stage: nn.Module) -> nn.Module:
-    for name in ("encoder", "quant_conv"):
+def without_parts(first_stage: nn.Module, *names: str) -> nn.Module:
+    """Remove the parts that the other direction needs, and return the rest for inference."""
+    for name in names:
         if hasattr(first_stage, name):
             delattr(first_stage, name)
     return first_stage.eval().requires_grad_(False)

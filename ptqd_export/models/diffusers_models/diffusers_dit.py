@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ptqd_export.models.asked_size import refuse_size
 from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import class_input
 from ptqd_export.models.diffusers_folder import DiffusersFolder
@@ -23,8 +24,9 @@ class DiTAdapter(Adapter):
         return out[:, : sample.shape[1]]
 
 
-def declare(path: Path) -> Declaration:
+def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     """See `ptqd_export.models.base.Family`. The label after the last class means "no class"."""
+    refuse_size(size, "its position embeddings are those of one grid of tokens")
     folder = DiffusersFolder(path)
     config = folder.config(folder.denoiser)
     classes = config["num_embeds_ada_norm"]

@@ -17,7 +17,9 @@ from ptqd_export.models.diffusers_models.diffusers_decoder import (
     latent_scaling,
     make_images,
     patch_of,
+    patch_scaling,
     scale_column,
+    without_parts,
 )
 
 
@@ -38,7 +40,7 @@ class KlEncoder(EncoderModule):
 
     def __init__(self, first_stage: nn.Module, scale: PerChannel, shift: PerChannel = 0.0) -> None:
         super().__init__()
-        self.first_stage = _without_decoder(first_stage)
+        self.first_stage = without_parts(first_stage, "decoder", "post_quant_conv", "quantize")
         self.register_buffer("scale", scale_column(scale), persistent=False)
         self.register_buffer("shift", scale_column(shift), persistent=False)
 
@@ -59,9 +61,7 @@ class PatchEncoder(KlEncoder):
     """
 
     def __init__(self, first_stage: nn.Module, *_: PerChannel) -> None:
-        statistics = first_stage.bn
-        deviation = (statistics.running_var + statistics.eps).sqrt()  # type: ignore[union-attr, operator]  # of a batch normalization
-        super().__init__(first_stage, (1 / deviation).tolist(), statistics.running_mean.tolist())  # type: ignore[union-attr, operator]
+        super().__init__(first_stage, *patch_scaling(first_stage))
         self._patch = patch_of(first_stage.config)  # type: ignore[arg-type]  # diffusers' own
 
     def _latents(self, images: Tensor) -> Tensor:
@@ -120,10 +120,3 @@ def load_encoder(folder: DiffusersFolder) -> EncoderModule:
             mend="leave model.encoder out of the plan: the bundle then samples from noise alone",
         )
     return ENCODERS[kind](folder.load(name), *latent_scaling(folder, name))
-
-
-def _without_decoder(first_stage: nn.Module) -> nn.Module:
-    for name in ("decoder", "post_quant_conv", "quantize"):
-        if hasattr(first_stage, name):
-            delattr(first_stage, name)
-    return first_stage.eval().requires_grad_(False)

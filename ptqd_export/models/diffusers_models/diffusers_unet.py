@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import UsageError
+from ptqd_export.models.asked_size import state_sides
 from ptqd_export.models.base import Adapter, Declaration, ModelModules
 from ptqd_export.models.conditions import (
     DOWN,
@@ -26,7 +27,7 @@ from ptqd_export.models.conditions import (
 )
 from ptqd_export.models.diffusers_folder import Config, DiffusersFolder
 from ptqd_export.models.diffusers_models.checked_declaration import checked
-from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder
+from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder, pixels_of
 from ptqd_export.models.diffusers_models.diffusers_shapes import image_size, state_channels
 
 ADDED = (POOLED, TIME_IDS)
@@ -65,15 +66,18 @@ class DiffusersAdapter(Adapter):
         return out[:, : sample.shape[1]]
 
 
-def declare(path: Path) -> Declaration:
-    """See `ptqd_export.models.base.Family`."""
+def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
+    """See `ptqd_export.models.base.Family`. Without a first stage, the states are the images."""
     folder = DiffusersFolder(path)
     config = folder.config(folder.denoiser)
-    channels, size = state_channels(config["in_channels"], config["out_channels"]), image_size(config)
-    images = () if channels == config["in_channels"] else (image_input(config["in_channels"] - channels, *size),)
+    channels, sides = state_channels(config["in_channels"], config["out_channels"]), image_size(config)
+    if size is not None:
+        height, width = state_sides(size, pixels_of(folder, 1), 2 ** (len(config["block_out_channels"]) - 1))
+        sides = height, width
+    images = () if channels == config["in_channels"] else (image_input(config["in_channels"] - channels, *sides),)
     declared = Declaration(
         family=f"diffusers {folder.kind}",
-        sample_shape=(channels, *size),
+        sample_shape=(channels, *sides),
         inputs=(*_inputs(folder, config), *images),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
@@ -81,7 +85,7 @@ def declare(path: Path) -> Declaration:
         steps=folder.few_steps.steps,
         guidance=folder.few_steps.guidance,
     )
-    return checked(folder, declared, DiffusersAdapter)
+    return checked(folder, declared, DiffusersAdapter, size)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:

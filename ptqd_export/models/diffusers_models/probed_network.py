@@ -18,13 +18,19 @@ FREE_SIZE = 8
 """Size that stands for one that the plan's table of conditions decides, such as the number of tokens."""
 
 
-def check_network(folder: DiffusersFolder, declared: Declaration, adapter: Callable[[nn.Module, tuple[str, ...]], Adapter]) -> None:
+def check_network(
+    folder: DiffusersFolder,
+    declared: Declaration,
+    adapter: Callable[[nn.Module, tuple[str, ...]], Adapter],
+    size: tuple[int, int] | None = None,
+) -> None:
     """Build the denoiser and call it on torch's `meta` device, where tensors have shapes and no values.
 
     Args:
         folder: folder of the model.
         declared: what its configuration declares.
         adapter: the family's adapter.
+        size: height and width of the images in pixels, if the plan asks for one that fits the network's patches.
 
     Raises:
         UsageError: diffusers cannot build the network of this configuration, or the network does not take what is declared.
@@ -33,6 +39,13 @@ def check_network(folder: DiffusersFolder, declared: Declaration, adapter: Calla
     problem = _problem(network, declared)
     if problem is None:
         return
+    if size is not None:
+        raise UsageError(
+            "The network does not take images of this size.",
+            found=f"{list(size)} pixels, samples {list(declared.sample_shape)}: {problem}",
+            expected="a size for which the network has positions",
+            mend="choose a smaller size",
+        )
     inputs = ", ".join([f"samples {list(declared.sample_shape)}", *map(str, declared.inputs)])
     fitting = _fitting(declared, len(folder.config(folder.denoiser).get("block_out_channels") or (1,)))
     if fitting != declared and _problem(network, fitting) is None:

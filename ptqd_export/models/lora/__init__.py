@@ -6,7 +6,7 @@ that bears its name (`layer_names.py`).
 
 from __future__ import annotations
 
+from engines.networks.lora.lora_keys import DENOISER
 from ptqd_export.models.lora.lora import Lora, load_lora
-from ptqd_export.models.lora.lora_keys import DENOISER
 
 __all__ = ["DENOISER", "Lora", "load_lora"]

@@ -8,28 +8,18 @@ fail on ten input blocks, and drop the original names from a file that has both 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from torch import Tensor, nn
 
-from ptqd_export.models.original_blocks import ENDS, RESNET, SHORTCUT, original_blocks
-
-LABEL_EMBEDDING = {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
-"""Original names of the layers for SDXL's added conditions."""
+from engines.networks.lora.layer_aliases import original_names, plain
 
 TEXT_MODEL = "text_model_"
 """Prefix of layer names in text encoders. In transformers 5, only one of the two kinds has it."""
 
 
-def plain(name: str) -> str:
-    return name.replace(".", "_")
-
-
 def named_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return every module that has a weight, by every name that it has in LoRA files."""
     layers = {name: module for name, module in network.named_modules() if isinstance(getattr(module, "weight", None), Tensor)}
-    originals = {plain(name): layers[now] for name, now in _original_names(network) if now in layers}
+    originals = {plain(name): layers[now] for name, now in original_names(layers) if now in layers}
     named = originals | {plain(name): module for name, module in layers.items()}
     other = {_without_or_with_text_model(name): module for name, module in named.items()}
     return other | named
@@ -37,17 +27,3 @@ def named_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 def _without_or_with_text_model(name: str) -> str:
     return name.removeprefix(TEXT_MODEL) if name.startswith(TEXT_MODEL) else f"{TEXT_MODEL}{name}"
-
-
-def _original_names(network: Any) -> Iterator[tuple[str, str]]:
-    """Yield the names of a U-Net's modules in SDXL's original code, and diffusers'."""
-    if not isinstance(getattr(network, "down_blocks", None), nn.ModuleList):
-        return
-    places = original_blocks(network)
-    yield from (*ENDS.items(), *LABEL_EMBEDDING.items())
-    for source, target in places.resnets:
-        yield from ((f"{source}.{old}", f"{target}.{now}") for old, now in (*RESNET.items(), *SHORTCUT.items()))
-    for source, target in places.attentions:
-        yield from ((f"{source}.{name}", f"{target}.{name}") for name, _ in network.get_submodule(target).named_modules())
-    yield from ((f"{source}.op", f"{target}.conv") for source, target in places.downsamplers)
-    yield from ((f"{source}.conv", f"{target}.conv") for source, target in places.upsamplers)

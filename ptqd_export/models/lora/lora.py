@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import UsageError
+from engines.networks.lora.layer_aliases import plain
+from engines.networks.lora.lora_file import read_lora_file
+from engines.networks.lora.lora_keys import UNPLACED
 from ptqd_export.models.lora.layer_change import LayerChange
-from ptqd_export.models.lora.layer_names import named_layers, plain
-from ptqd_export.models.lora.lora_file import read_lora_file
-from ptqd_export.models.lora.lora_keys import UNPLACED
+from ptqd_export.models.lora.layer_names import named_layers
 from ptqd_export.models.lora.lora_layers import lora_layers
 
 OTHER_LORA = "use a LoRA that was trained on this kind of model"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from engines.errors import UsageError
+from engines.networks.lora.lora_file import LoraFile
+from engines.networks.lora.lora_keys import kind_of_other, parse_key
 from ptqd_export.models.lora.layer_change import LayerChange, Magnitude
-from ptqd_export.models.lora.lora_file import LoraFile
-from ptqd_export.models.lora.lora_keys import kind_of_other, parse_key
 from ptqd_export.models.lora.low_rank import LowRank, Matrix
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -54,7 +55,7 @@ def _by_layer(file: LoraFile) -> Mapping[tuple[str, str], Tensors]:
                 expected="one change of each layer",
                 mend="save one adapter alone",
             )
-        tensors[parsed.kind] = value
+        tensors[parsed.kind] = torch.from_numpy(value)
     return found
 
 

@@ -47,5 +47,15 @@ def map_tensors(tensors: Iterable[Tensor]) -> None:
     release_free_pages()
 
 
+def share_values(module: nn.Module, other: nn.Module) -> None:
+    """Let the parameters and buffers of a module share the values of another's of the same names, where they are equal."""
+    known = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        found = known.get(name)
+        if found is not None and found.dtype == value.dtype and torch.equal(found, value):
+            value.data = found.data
+    release_free_pages()
+
+
 def _is_large(value: Tensor) -> bool:
     return value.device.type == "cpu" and value.nbytes >= LEAST_BYTES and value.is_contiguous()

@@ -148,7 +148,12 @@ def _tokens(name: str, encoders: Sequence[TextEncoderRecord], absent: Sequence[T
 
 
 def find_prompts(
-    path: Path, inputs: Sequence[ConditionInput], texts: tuple[TextUse, ...], lora: Lora | None, guidance: float | None
+    path: Path,
+    inputs: Sequence[ConditionInput],
+    texts: tuple[TextUse, ...],
+    lora: Lora | None,
+    guidance: float | None,
+    size: tuple[int, int] | None = None,
 ) -> PromptEncoder:
     """Find the text encoders in a pipeline's folder.
 
@@ -158,6 +163,7 @@ def find_prompts(
         texts: how the pipeline uses its text encoders; empty for the pipelines of U-Nets.
         lora: see `PromptEncoder`.
         guidance: guidance scale, for a network that takes it as an input; else None.
+        size: height and width of the images in pixels; None takes the model's own.
 
     Raises:
         UsageError: the model takes no text, its pipeline lacks a text encoder, or it also takes an image.
@@ -169,7 +175,7 @@ def find_prompts(
             expected=f"model.conditions, an .npz with {', '.join(map(str, inputs))}",
             mend="encode prompts and images yourself, one row for each pair, and name the file as model.conditions",
         )
-    found = PromptEncoder(path, texts) if texts else _of_u_net(path, inputs)
+    found = PromptEncoder(path, texts) if texts else _of_u_net(path, inputs, size)
     saved = DiffusersFolder(path).parts
     lacking = [use.folder for use in found.uses if use.folder not in saved and not use.optional]
     if lacking:
@@ -191,23 +197,24 @@ def find_prompts(
     )
 
 
-def _of_u_net(path: Path, inputs: Sequence[ConditionInput]) -> PromptEncoder:
+def _of_u_net(path: Path, inputs: Sequence[ConditionInput], size: tuple[int, int] | None) -> PromptEncoder:
     """Return the text encoders of Stable Diffusion, of SDXL or of its refiner."""
     sizes = next((one.shape for one in inputs if one.name == TIME_IDS), None)
     if sizes is None:
         return PromptEncoder(path, STABLE_DIFFUSION)
     refines, folder = sizes == (REFINER_SIZES,), DiffusersFolder(path)
     zeros = bool(folder.index is None or folder.index.get("force_zeros_for_empty_prompt", True))
-    fixed, null_fixed = _time_ids(_image_size(folder), refines=refines)
+    fixed, null_fixed = _time_ids(_image_size(folder) if size is None else size, refines=refines)
     uses = SDXL_REFINER if refines else SDXL
     return PromptEncoder(path, uses, fixed=fixed, null_fixed=null_fixed, zero_without_negative=zeros)
 
 
 def _time_ids(size: tuple[float, float], *, refines: bool) -> tuple[Fixed, Fixed]:
     """Return `time_ids` of an uncropped image, and those of the negative prompt where they differ."""
+    height, width = map(float, size)
     if refines:
-        return {TIME_IDS: (*size, 0.0, 0.0, SCORE)}, {TIME_IDS: (*size, 0.0, 0.0, NEGATIVE_SCORE)}
-    return {TIME_IDS: (*size, 0.0, 0.0, *size)}, {}
+        return {TIME_IDS: (height, width, 0.0, 0.0, SCORE)}, {TIME_IDS: (height, width, 0.0, 0.0, NEGATIVE_SCORE)}
+    return {TIME_IDS: (height, width, 0.0, 0.0, height, width)}, {}
 
 
 def _image_size(folder: DiffusersFolder) -> tuple[float, float]:

@@ -9,13 +9,15 @@ from ptqd_export.measuring.measured_with import named
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_estimate import BuildEstimate
 from ptqd_export.stages.estimate.network_rows import network_rows
+from ptqd_export.stages.estimate.planned_stages import without_size
 from ptqd_export.stages.estimate.quicker_plans import quicker_plans
 from ptqd_export.stages.estimate.rates import measure_rates
 from ptqd_export.stages.estimate.stage_costs import StageCosts
 
 
 def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages: Sequence[str]) -> BuildEstimate:
-    """Estimate the stages that follow, from the networks that they run and from rates that this call measures on this machine.
+    """Estimate the stages that follow, from the networks that they run and from rates that this call measures on this machine. Stages of
+    a further size count as those of the first.
 
     Args:
         context: context of the build.
@@ -24,16 +26,17 @@ def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages
         stages: names of the stages that follow, in order.
     """
     rates = measure_rates(context, traced)
-    rows = [network_rows(context, stage) for stage in stages]
+    kinds = {stage: without_size(stage) for stage in stages}
+    rows = [network_rows(context, kind) for kind in kinds.values()]
 
     def seconds(of: BuildContext) -> Callable[[str], float]:
         return StageCosts(of, traced, traced_in, rates).seconds
 
     return BuildEstimate(
-        {stage: seconds(context)(stage) for stage in stages},
+        {stage: seconds(context)(kind) for stage, kind in kinds.items()},
         sum(one.graph + one.torch for one in rows),
         rates.graph_row,
-        quicker_plans(context, stages, seconds),
+        quicker_plans(context, list(kinds.values()), seconds),
         on_a_cluster=context.elsewhere is not None,
         measured_on=named(context.measured_with.runtime),
     )

@@ -10,6 +10,7 @@ from calib.quantizers.rules.precision import Precision
 from calib.quantizers.step_groups import groups_of
 from calib.walk.end_choice import end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations
+from calib.walk.reuse_errors import reuse_evaluations
 from engines.apps.compare.engine_check import checked_evaluations
 from ptqd_export.graph.checks.verify import LED_STATES, VERIFIED_STATES, verified_states
 from ptqd_export.report.pictures import KINDS, MOST
@@ -53,13 +54,15 @@ def _samples(context: BuildContext, kind: str) -> int:
     steps, calibration, networks = context.table.steps, context.plan.calibration, 1 + len(context.engine_precisions)
     match kind:
         case "states":
-            return steps * max(math.ceil(calibration.activation_samples / steps), calibration.batch_size)
+            return steps * max(math.ceil(context.activation_samples / steps), calibration.batch_size)
         case "statistics" | "schedule":
             settings = fit_settings(context)
             walked = steps * (calibration.samples * networks + settings.paired)
             return walked + end_evaluations(settings, networks) * round_size(settings)
         case "probes":
             return PROBED_SAMPLES * probe_evaluations(networks, steps)
+        case "aging":
+            return PROBED_SAMPLES * reuse_evaluations(len(context.precisions), steps)
         case "choice":
             return budget.CHECKED_SAMPLES * steps * (1 + budget.most_measured(len(context.precisions)))
         case "check":
@@ -67,13 +70,14 @@ def _samples(context: BuildContext, kind: str) -> int:
         case "pictures":
             return len(KINDS) * steps * min(MOST, calibration.samples)
         case "times":
-            return networks * (timing.WARM_UP + timing.ROUNDS) * context.plan.target.benchmark_batch
+            timed = networks + len(context.cut_networks)
+            return timed * (timing.WARM_UP + timing.ROUNDS) * context.plan.target.benchmark_batch
     return 0
 
 
 def _states(context: BuildContext) -> int:
     """Return how many states there are for the activation ranges."""
-    steps, wanted = context.table.steps, context.plan.calibration.activation_samples
+    steps, wanted = context.table.steps, context.activation_samples
     return steps * math.ceil(wanted / steps)
 
 

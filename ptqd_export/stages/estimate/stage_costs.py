@@ -98,7 +98,7 @@ class StageCosts:
                 return self._integer_speed()
             case "states":
                 return rates.open
-            case "statistics" | "schedule" | "probes" | "choice" | "check" | "pictures" | "times":
+            case "statistics" | "schedule" | "probes" | "aging" | "choice" | "check" | "pictures" | "times":
                 return networks * rates.open
             case "bundle":
                 return REPORT + networks * (3 * rates.rewrite + 2 * rates.open)

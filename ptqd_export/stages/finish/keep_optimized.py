@@ -10,6 +10,7 @@ from pathlib import Path
 from engines.backends.cached_engine import CachedEngine
 from engines.backends.choice import on_onnxruntime
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import size_name
 from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
@@ -31,20 +32,36 @@ class BuiltEngine:
 
 def engine_graphs(bundle: Bundle) -> Mapping[str, Path]:
     """Return the graphs to build engines from, by the engine's name. A network in pieces has one graph per piece, and a precision with
-    groups of steps one network per group, which share the pieces that do not take the state. A network with cuts has two graphs for each.
+    groups of steps one network per group, which share the pieces that do not take the state. A network has two graphs for each cut where
+    a schedule reuses features. The names of further sizes end with them.
     """
+    return {f"{name}{ending}": graph for ending, one in with_endings(bundle).items() for name, graph in _graphs(one).items()}
+
+
+def with_endings(bundle: Bundle) -> dict[str, Bundle]:
+    """Return the bundle at each of its sizes, by the ending of the names of its engines; that of the first is empty."""
+    first, *further = bundle.at_sizes
+    return {"": first, **{f" of {size_name(one.manifest.model.image_size)}": one for one in further}}
+
+
+def _graphs(bundle: Bundle) -> dict[str, Path]:
+    """Return the graphs of one size."""
+    used = {bundle.schedule(name).cut for name in bundle.schedules}
     graphs: dict[str, Path] = {}
     for name, record in bundle.manifest.precisions.items():
         files = {_engine_name(name, one): one.graph if one.pieces is None else one.pieces.body for one in record.networks}
         files |= {} if record.pieces is None else {f"{name} {key}": graph for key, graph in record.pieces.embeddings.items()}
         for one in record.networks:
             for cut, made in one.cuts.items():
-                files |= {f"{_engine_name(name, one)} at {cut}, full": made.full, f"{_engine_name(name, one)} at {cut}, reuse": made.reuse}
-        graphs |= {key: bundle.graph(graph, record.graph) for key, graph in files.items()}
+                if cut in used:
+                    whole, rest = (f"{_engine_name(name, one)} at {cut}, {kind}" for kind in ("full", "reuse"))
+                    files |= {whole: made.full, rest: made.reuse}
+        graphs |= {key: bundle.graph(graph, record.weights_of) for key, graph in files.items()}
     model = bundle.manifest.model
+    beside = {name: record for name, record in ((DECODER, model.decoder), (ENCODER, model.encoder)) if record is not None}
     network = None if model.control is None else model.control.network
-    beside = {name: one.file for name, one in ((DECODER, model.decoder), (ENCODER, model.encoder), (CONTROL, network)) if one is not None}
-    return graphs | {name: bundle.graph(file) for name, file in beside.items()}
+    own = {} if network is None else {CONTROL: bundle.graph(network.file)}
+    return graphs | {name: bundle.graph(record.file, record.weights) for name, record in beside.items()} | own
 
 
 def _engine_name(precision: str, network: NetworkGraphs) -> str:

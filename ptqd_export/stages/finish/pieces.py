@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +24,55 @@ CHECKED_TIMESTEP = 1.0
 """Timestep of the check in the last group of steps. Any would do: the pieces give the same as the whole graph at every timestep."""
 
 
-def write_in_pieces(sources: Sequence[Path], path: Path) -> list[PiecesRecord] | None:
+@dataclass(frozen=True)
+class Shared:
+    """A file of weights that several graphs share: that of `graph`; None makes one beside the first of them."""
+
+    graph: Path | None = None
+
+
+def write_in_pieces(sources: Sequence[Path], paths: Sequence[Path], *, shared: Shared | None = None) -> list[PiecesRecord] | None:
     """Write the graphs of a precision, one per group of steps, and their networks in pieces beside them. All of them share one file of
     weights, and all groups share the pieces that do not take the state.
 
     Args:
         sources: graphs of the groups, the noisiest first.
-        path: path of the first graph; those of other groups lie beside it under their own names.
+        paths: paths of the graphs to write, in one folder.
+        shared: see `write_whole`.
 
     Returns:
-        The names of the pieces of each group, relative to the graph's folder; None if no embeddings can be cut off, and the graphs are
-        copied unchanged.
+        The names of the pieces of each group, relative to the graph's folder; None if no embeddings can be cut off, and the graphs stay
+        whole.
     """
-    first = ir.load(sources[0])
-    if not has_embeddings(first):
-        for file in {file for source in sources for file in graph_files(source)}:
-            shutil.copyfile(file, path.with_name(file.name))
+    if not has_embeddings(ir.load(sources[0])):
+        write_whole(sources, paths, shared=shared)
         return None
-    save_with_data(first, path)
-    pieces = [_write_pieces(path)]
-    for source in sources[1:]:
-        whole = path.with_name(source.name)
-        save_sharing(ir.load(source), whole, path)
-        pieces.append(_write_body(whole, path, pieces[0]))
+    first = paths[0]
+    write_whole(sources, paths, shared=shared or Shared())
+    pieces = [_write_pieces(first)]
+    pieces += [_write_body(path, first, pieces[0]) for path in paths[1:]]
     return pieces
+
+
+def write_whole(sources: Sequence[Path], paths: Sequence[Path], *, shared: Shared | None = None) -> None:
+    """Write graphs again, one per group of steps.
+
+    Args:
+        sources: graphs of the groups, the noisiest first.
+        paths: paths of the graphs to write, in one folder.
+        shared: the file of weights that all of them read; None copies the graphs as they are, which keeps their names.
+    """
+    if shared is None:
+        for file in {file for source in sources for file in graph_files(source)}:
+            shutil.copyfile(file, paths[0].with_name(file.name))
+        return
+    whole = shared.graph
+    for source, path in zip(sources, paths, strict=True):
+        if whole is None:
+            save_with_data(ir.load(source), path)
+        else:
+            save_sharing(ir.load(source), path, whole)
+        whole = whole or path
 
 
 def _write_pieces(path: Path) -> PiecesRecord:

@@ -1,4 +1,4 @@
-"""The policy `budget`: the stages `probes`, `times` and `choice`, and the frontier of chains.
+"""The policy `budget`: the stages `probes`, `aging`, `times` and `choice`, and the frontier of chains.
 
 The stages run after a walk with the policy `snr`, which fits the corrections of every precision, and before the walk of the chosen chain.
 """
@@ -16,14 +16,17 @@ import numpy as np
 from calib.walk.budget import Menu, check_budget, choose, frontier
 from calib.walk.chain_error import ChainErrors, with_precisions
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations, probe_fitted
+from calib.walk.reuse import ReuseSteps
+from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
 from calib.walk.sensitivity import Probes
+from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.host.files import write_text
 from engines.host.machine import machine_name
-from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, measured_of
-from ptqd_export.records.times_file import TIMES
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path
-from ptqd_export.stages.fit.fit_inputs import fit_networks
+from ptqd_export.records.frontier_file import FRONTIERS, Choice, Frontier, Kind, MeasuredError, measured_of
+from ptqd_export.records.times_file import TIMES, without_gain
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path, stored_cuts
+from ptqd_export.stages.fit.fit_inputs import fit_networks, fit_settings
 from ptqd_export.stages.fit.timing import time_engines
 from ptqd_export.stages.reporter import Reporter, each
 from ptqd_export.stages.stage_cache import StageCache
@@ -38,6 +41,35 @@ MIXTURES = 6
 CHOICE = "choice.json"
 FRONTIER = "frontier.json"
 PROBES = "probes.npz"
+AGING = "aging.npy"
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Folders of what a choice is based on.
+
+    Attributes:
+        probes: folder of the stage `probes`.
+        aging: folder of the stage `aging`; None if no step may reuse features.
+        at_cut: names of the networks that may reuse them.
+    """
+
+    probes: Path
+    aging: Path | None = None
+    at_cut: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> Probes:
+        return Probes.load(self.probes / PROBES)
+
+    def menu(self, costs: Mapping[str, float]) -> Menu:
+        """Return the menu of all candidates at these costs, by candidate."""
+        probes = self.found
+        menu = Menu.of(probes, {name: cost for name, cost in costs.items() if name not in self.at_cut})
+        if self.aging is None:
+            return menu
+        errors = np.load(self.aging / AGING, allow_pickle=False)
+        return menu.reusing(self.at_cut, end_amplitudes(errors, probes), [costs[name] for name in self.at_cut])
 
 
 @dataclass(frozen=True)
@@ -45,16 +77,16 @@ class Chosen:
     """The chain that the budget buys.
 
     Attributes:
-        precisions: one precision per step.
+        networks: one network per step, a precision or one at the cut.
         walked: folder of the walk that the choice is based on.
-        probes: folder of the stage `probes`.
+        probed: what the choice is based on.
         folder: folder of the stage `choice`, with `frontier.json`.
         times: milliseconds per step by precision, measured on this machine; None if the target's engines do not run here.
     """
 
-    precisions: Choice
+    networks: Choice
     walked: Path
-    probes: Path
+    probed: Probed
     folder: Path
     times: Mapping[str, float] | None
 
@@ -73,13 +105,27 @@ def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[
     """
     steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
     times = _times(context, cache, graphs) if context.is_timed else None
-    costs = time_costs(context, times) if steps.cost == "time" and times is not None else bit_operation_costs(context, graphs)
+    at_cut = _reusing(context, times or {})
+    costs = candidate_costs(context, graphs, times if steps.cost == "time" else None, at_cut)
     assert steps.budget is not None
-    check_budget(costs, steps.budget)
-    probes = cache.run("probes", {"walked": walked.name, "graphs": names}, partial(make_probes, context, graphs, walked))
-    wanted = {"probes": probes.name, "budget": steps.budget, "costs": costs}
-    folder = cache.run("choice", wanted, partial(make_choice, context, graphs, walked, probes, costs))
-    return Chosen(tuple(json.loads((folder / CHOICE).read_text())), walked, probes, folder, times)
+    if not at_cut:
+        check_budget(costs, steps.budget)
+    inputs = {"walked": walked.name, "graphs": names}
+    probed = Probed(cache.run("probes", inputs, partial(make_probes, context, graphs, walked)))
+    if at_cut:
+        aged = {"graphs": names, "networks": at_cut, **context.plan.model_dump(include={"sampler", "calibration", "correction"})}
+        probed = Probed(probed.probes, cache.run("aging", aged, partial(make_aging, context, graphs, at_cut)), at_cut)
+    wanted = {"probes": probed.probes.name, "budget": steps.budget, "costs": costs}
+    wanted |= {} if probed.aging is None else {"aging": probed.aging.name}
+    folder = cache.run("choice", wanted, partial(make_choice, context, graphs, walked, probed, costs))
+    return Chosen(tuple(json.loads((folder / CHOICE).read_text())), walked, probed, folder, times)
+
+
+def _reusing(context: BuildContext, times: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the networks that may reuse features, without those that save no time on this machine."""
+    cut = context.cut
+    names = () if cut is None else tuple(cut_name(precision.name, cut) for precision in context.precisions)
+    return tuple(name for name in names if name not in without_gain(times))
 
 
 def _times(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> dict[str, float]:
@@ -97,6 +143,12 @@ def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path,
     probes.save(folder / PROBES)
 
 
+def make_aging(context: BuildContext, graphs: Mapping[str, Path], at_cut: tuple[str, ...], folder: Path, reporter: Reporter) -> None:
+    """Write `aging.npy`, the errors of features by step, age and network; see `step_errors`."""
+    plan = ReusePlan.of(fit_networks(context, graphs, PROBED_SAMPLES, at_cut), fit_settings(context).undecided, at_cut)
+    np.save(folder / AGING, step_errors(plan, each(reporter, reuse_evaluations(len(at_cut), plan.table.steps))))
+
+
 def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
     """Write `times.json`, milliseconds per step by precision. A resumed build reuses the times, so that it chooses the same chain."""
     (folder / TIMES).write_text(json.dumps(time_engines(context, graphs, reporter)))
@@ -106,51 +158,60 @@ def make_choice(
     context: BuildContext,
     graphs: Mapping[str, Path],
     walked: Path,
-    probed: Path,
+    probed: Probed,
     costs: Mapping[str, float],
     folder: Path,
     reporter: Reporter,
 ) -> None:
     """Write `choice.json`, and `frontier.json` over bit operations with real chains to compare the predictions with."""
     assert context.plan.steps.budget is not None
-    schedule, probes = _schedule(walked), Probes.load(probed / PROBES)
-    chosen = choose(Menu.of(probes, costs), context.plan.steps.budget)
+    schedule = _schedule(walked)
+    chosen = choose(probed.menu(costs), context.plan.steps.budget)
     (folder / CHOICE).write_text(json.dumps(chosen))
-    menu = Menu.of(probes, bit_operation_costs(context, graphs))
+    menu = probed.menu(candidate_costs(context, graphs, None, probed.at_cut))
     chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
     measured: dict[Choice, MeasuredError] = {}
     checked = _chains_to_measure(chains)
     errors = _chain_errors(context, graphs, schedule, each(reporter, (len(checked) + 1) * len(schedule.steps)))
     for choice in checked:
         measured[choice] = MeasuredError.of(errors.measure(with_precisions(schedule, choice)))
-    found = Frontier("bit_operations", menu, probes, chains, measured, CHECKED_SAMPLES)
+    found = Frontier("bit_operations", menu, probed.found, chains, measured, CHECKED_SAMPLES)
     (folder / FRONTIER).write_text(found.to_json())
 
 
-def write_time_frontier(context: BuildContext, output: Path, chosen: Chosen, times: Mapping[str, float]) -> None:
+def write_time_frontier(
+    context: BuildContext, output: Path, chosen: Chosen, graphs: Mapping[str, Path], times: Mapping[str, float]
+) -> None:
     """Write `local/<machine>/frontier.json`, over milliseconds measured on this machine."""
-    probes = Probes.load(chosen.probes / PROBES)
-    menu = Menu.of(probes, time_costs(context, times))
+    menu = chosen.probed.menu(candidate_costs(context, graphs, times, chosen.probed.at_cut))
     measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
-    chains = list(_chains(menu, _chosen_by(_schedule(chosen.walked)), chosen.precisions))
-    found = Frontier("time", menu, probes, chains, measured, samples)
+    chains = list(_chains(menu, _chosen_by(_schedule(chosen.walked)), chosen.networks))
+    found = Frontier("time", menu, chosen.probed.found, chains, measured, samples)
     write_text(output / "local" / machine_name() / FRONTIER, found.to_json())
 
 
-def bit_operation_costs(context: BuildContext, graphs: Mapping[str, Path]) -> dict[str, float]:
-    """Return the bit operations of the whole network relative to full precision, by candidate."""
-    return {precision.name: _bit_operations(graphs[precision.name], precision.name) for precision in context.precisions}
+def candidate_costs(
+    context: BuildContext, graphs: Mapping[str, Path], times: Mapping[str, float] | None, at_cut: Sequence[str]
+) -> dict[str, float]:
+    """Return the cost of a step relative to full precision, by candidate: the precisions, and then the networks at a cut.
+
+    Args:
+        context: context of the build.
+        graphs: folders of the graphs, by precision.
+        times: measured milliseconds, if they are the cost; None for the bit operations of the whole network.
+        at_cut: names of the networks at a cut.
+    """
+    names = (*(precision.name for precision in context.precisions), *at_cut)
+    return {name: _bit_operations(graphs, name) if times is None else times[name] / times[FULL_PRECISION] for name in names}
 
 
-def time_costs(context: BuildContext, times: Mapping[str, float]) -> dict[str, float]:
-    """Return the measured time of a step relative to full precision, by candidate."""
-    return {precision.name: times[precision.name] / times[FULL_PRECISION] for precision in context.precisions}
-
-
-def _bit_operations(folder: Path, name: str) -> float:
-    if name == FULL_PRECISION:
+def _bit_operations(graphs: Mapping[str, Path], name: str) -> float:
+    precision, cut = precision_and_cut(name)
+    if cut is not None:
+        return 1 / float(stored_cuts(graphs[precision])[cut]["bit_operations_saved_all"])
+    if precision == FULL_PRECISION:
         return 1.0
-    return 1 / float(json.loads((folder / "precision.json").read_text())["bit_operations"]["all_saved"])
+    return 1 / float(json.loads((graphs[precision] / "precision.json").read_text())["bit_operations"]["all_saved"])
 
 
 def _schedule(walked: Path) -> Schedule:
@@ -163,33 +224,46 @@ def _chosen_by(schedule: Schedule) -> Choice:
 
 
 def _chains(menu: Menu, snr: Choice, chosen: Choice) -> Iterator[tuple[Kind, Choice]]:
-    """Yield the chains of a frontier file: chains to compare with, the chosen chain, and the frontier itself."""
-    for name in menu.precisions:
+    """Yield the chains of a frontier file: chains to compare with, the chosen chain, and the frontier itself; where steps may reuse
+    features, also the frontiers of precisions alone and of each precision's own steps with and without reuse.
+    """
+    for name in menu.whole:
         yield "uniform", (name,) * len(menu.amplitudes)
     yield "snr", snr
     yield "budget", chosen
     for choice in frontier(menu, FRONTIER_POINTS):
         yield "frontier", choice
+    if menu.ages:
+        for choice in frontier(menu.only(menu.whole), FRONTIER_POINTS):
+            yield "precisions", choice
+        for name in menu.whole:
+            own = menu.only(one for one in menu.precisions if precision_and_cut(one)[0] == name)
+            yield from (("reuse", choice) for choice in (frontier(own, FRONTIER_POINTS) if own.ages else ()))
 
 
 def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
     """Yield random chains, each with random shares of the precisions. The seed is fixed."""
     rng, steps = np.random.default_rng(0), len(menu.amplitudes)
     for _ in range(MIXTURES):
-        shares = rng.dirichlet(np.ones(len(menu.precisions)))
-        yield "mixture", tuple(rng.choice(menu.precisions, steps, p=shares).tolist())
+        shares = rng.dirichlet(np.ones(len(menu.whole)))
+        yield "mixture", tuple(rng.choice(menu.whole, steps, p=shares).tolist())
 
 
 def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
-    """Return the chains to measure: `CHECKED_POINTS` of the frontier, and all others."""
-    optimal = [choice for kind, choice in chains if kind == "frontier"]
-    some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist()
-    return list(dict.fromkeys([*(choice for kind, choice in chains if kind != "frontier"), *(optimal[i] for i in some)]))
+    """Return the chains to measure: `CHECKED_POINTS` of each frontier, and all others. The walk has no corrections for reused features, so
+    chains with such steps are left out.
+    """
+    found = [choice for kind, choice in chains if kind not in FRONTIERS]
+    for frontier_of in FRONTIERS:
+        optimal = [choice for kind, choice in chains if kind == frontier_of]
+        some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist() if optimal else []
+        found += [optimal[i] for i in some]
+    return [choice for choice in dict.fromkeys(found) if ReuseSteps.of(choice) is None]
 
 
 def most_measured(precisions: int) -> int:
     """Return the largest number of chains to measure, for this many candidates."""
-    return precisions + len(("snr", "budget")) + CHECKED_POINTS + MIXTURES
+    return precisions + len(("snr", "budget")) + len(FRONTIERS) * CHECKED_POINTS + MIXTURES
 
 
 def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, on_evaluation: Callable[[], None]) -> ChainErrors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from calib.walk.fit import FitNetworks, FitSettings
@@ -34,24 +34,28 @@ def fit_settings(context: BuildContext) -> FitSettings:
 
 
 def _reuse(context: BuildContext) -> ReuseSteps | None:
-    """Return the steps of the plan that reuse features."""
-    section = context.plan.steps.reuse
-    return None if section is None else ReuseSteps(context.cut, section.of(context.table.steps), context.walked_precisions)
+    """Return the steps of the plan that reuse features; None if none do, or a budget is still to choose them."""
+    section, cut = context.plan.steps.reuse, context.cut
+    if section is None or cut is None or context.plan.steps.policy == "budget":
+        return None
+    return ReuseSteps(cut, section.of(context.table.steps), context.walked_precisions)
 
 
-def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int) -> FitNetworks:
-    """Open the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs."""
+def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int, at_cut: Sequence[str] = ()) -> FitNetworks:
+    """Open the networks in this process for batches of `batch` samples, from the folders of the stages that made their graphs, and those
+    of these names at a cut.
+    """
     networks: dict[str, EngineDenoiser] = {name: context.network(network_graphs(graphs, name), batch) for name in graphs}
-    for name in context.networks_at_cut:
+    for name in at_cut:
         networks[name] = context.network_at(graphs, name, batch)
     return FitNetworks(networks, FULL_PRECISION)
 
 
 @contextlib.contextmanager
-def walked_networks(context: BuildContext, graphs: Mapping[str, Path]) -> Iterator[FitNetworks]:
+def walked_networks(context: BuildContext, graphs: Mapping[str, Path], at_cut: Sequence[str] = ()) -> Iterator[FitNetworks]:
     """Open the networks of a walk in this process or, during the `with` block, on the cluster."""
     if context.elsewhere is None:
-        yield fit_networks(context, graphs, context.plan.calibration.batch_size)
+        yield fit_networks(context, graphs, context.plan.calibration.batch_size, at_cut)
         return
     with context.elsewhere(context, {name: network_graphs(graphs, name) for name in graphs}) as evaluator:
         yield FitNetworks({name: Elsewhere(name) for name in graphs}, FULL_PRECISION, evaluator)

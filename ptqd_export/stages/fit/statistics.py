@@ -21,15 +21,15 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
 
     If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
     """
-    walked = walk_evaluations(graphs, settings)
+    walked, at_cut = walk_evaluations(graphs, settings), () if settings.reuse is None else settings.reuse.networks
     on_evaluation = each(reporter, walked + end_evaluations(settings, len(graphs)))
-    with walked_networks(context, graphs) as networks:
+    with walked_networks(context, graphs, at_cut) as networks:
         fitted = fit_on_walk(networks, settings, folder, on_evaluation)
     if settings.proposals:
         taken = replace(fitted, settings=settings.undecided)
         (folder / WALK).write_text(taken.schedule.model_dump_json(indent=1) + "\n")
-        fitted = choose_by_end(fit_networks(context, graphs, round_size(settings)), fitted, on_evaluation)
-    for name in (*(precision.name for precision in context.engine_precisions), *context.networks_at_cut):
+        fitted = choose_by_end(fit_networks(context, graphs, round_size(settings), at_cut), fitted, on_evaluation)
+    for name in (*(precision.name for precision in context.engine_precisions), *at_cut):
         records = [step_record(result, name, settings.sampler.guidance) for result in fitted.results if name in result.moments]
         (folder / f"{name}.json").write_text(json.dumps(records, allow_nan=False))
     schedule_path(folder).write_text(fitted.schedule.model_dump_json(indent=1) + "\n")

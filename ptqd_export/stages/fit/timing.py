@@ -21,9 +21,9 @@ ROUNDS, WARM_UP = 15, 3
 
 
 def time_engines(context: BuildContext, graphs: Mapping[str, Path], reporter: Reporter) -> dict[str, float]:
-    """Return the median milliseconds per step (guidance included) by precision, and by network at the cut of the plan's steps."""
+    """Return the median milliseconds per step (guidance included) by precision, and of steps that reuse features, by network at a cut."""
     runs = {name: one_step(context, graph_path(graphs, name)) for name in graphs}
-    runs |= {name: _reusing_step(context, graphs, name) for name in context.networks_at_cut}
+    runs |= {name: _reusing_step(context, graphs, name) for name in context.cut_networks}
     on_run = each(reporter, len(runs) * (WARM_UP + ROUNDS))
     return {name: 1000 * seconds for name, seconds in interleaved_medians(runs, ROUNDS, WARM_UP, on_run).items()}
 

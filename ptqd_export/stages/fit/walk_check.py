@@ -34,10 +34,11 @@ def _check(context: BuildContext, graphs: Mapping[str, Path], walked: Path) -> E
     calibration, samples = context.plan.calibration, context.samples
     quantized = [name for name in graphs if name != FULL_PRECISION]
     taken = walked / WALK if (walked / WALK).exists() else schedule_path(walked)
+    schedule = Schedule.model_validate_json(taken.read_text())
     return EngineCheck(
-        schedule=Schedule.model_validate_json(taken.read_text()),
+        schedule=schedule,
         reference=FULL_PRECISION,
-        networks=fit_networks(context, graphs, calibration.batch_size).networks,
+        networks=fit_networks(context, graphs, calibration.batch_size, schedule.networks_at_cut).networks,
         expected={name: [step["snr_db"] for step in json.loads((walked / f"{name}.json").read_text())] for name in quantized},
         noise=samples.noise,
         rows=samples.rows,

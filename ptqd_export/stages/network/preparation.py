@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
@@ -39,7 +38,6 @@ from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.reporter import Reporter, each
 
 PREPARATION = "preparation.json"
-FACTORS = "factors.npz"
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,16 @@ class Preparation:
         return prepared
 
     def save(self, folder: Path) -> None:
-        """Write `preparation.json`, which people read too, and the factors in `factors.npz`."""
-        scaled = [asdict(channels) | {"largest_factor": float(factors.max())} for channels, factors in self.scaled]
+        """Write `preparation.json`, which people and programs read."""
+        scaled = [
+            asdict(channels) | {"largest_factor": float(factors.max()), "factors": factors.tolist()} for channels, factors in self.scaled
+        ]
         (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled, "rotated": self.rotated}, indent=1))
-        np.savez(folder / FACTORS, allow_pickle=False, **{str(i): factors.numpy() for i, (_, factors) in enumerate(self.scaled)})
 
     @classmethod
     def load(cls, folder: Path) -> Preparation:
         stored = json.loads((folder / PREPARATION).read_text())
-        with np.load(folder / FACTORS) as archive:
-            factors = [torch.from_numpy(archive[str(i)]) for i in range(len(stored["scaled"]))]
+        factors = [torch.tensor(one["factors"], dtype=torch.float32) for one in stored["scaled"]]
         channels = [ScalableChannels(one["producer"], one["first"], tuple(one["consumers"])) for one in stored["scaled"]]
         split = {name: tuple(sizes) for name, sizes in stored["split"].items()}
         return cls(split, tuple(zip(channels, factors, strict=True)), stored.get("rotated", {}))
@@ -93,8 +91,12 @@ def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
     return context.model.with_network(Preparation.load(prepared).apply(context.model.adapter.network))
 
 
-def make_preparation(context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter) -> None:
-    """Write the prepared `fp32.onnx` and `network.json`, `preparation.json` and `factors.npz`.
+def make_preparation(
+    context: BuildContext, traced: Path, states: Path, folder: Path, reporter: Reporter, *, first: Path | None = None
+) -> None:
+    """Write the prepared `fp32.onnx` and `network.json`, and `preparation.json`.
+
+    `first` is the folder of this stage at the first size, whose factors a further size takes.
 
     Raises:
         PtqdError: the prepared graph or network does not compute what the model computes.
@@ -106,7 +108,8 @@ def make_preparation(context: BuildContext, traced: Path, states: Path, folder: 
     network = _network(graph.graph, network, split)
     found = [] if settings.channel_scaling is None else scalable_channels(graph.graph, _quantized(context, network))
     rotated = _blocks(context, network) if settings.rotation == "hadamard" else {}
-    preparation = Preparation(split, tuple(_scaled(context, Preparation(split, ()), found, load_states(states), reporter)), rotated)
+    measured = _scaled(context, Preparation(split, ()), found, load_states(states), reporter)
+    preparation = Preparation(split, tuple(measured) if first is None else Preparation.load(first).scaled, rotated)
     model = context.model.with_network(preparation.apply(context.model.adapter.network))
     changed = scaled_parameters(model.adapter.network, found)
     changed |= {f"{name}.weight": model.adapter.network.get_parameter(f"{name}.weight").detach() for name in rotated}

@@ -19,14 +19,14 @@ STATES = "states.npz"
 def make_states(context: BuildContext, traced: Path, folder: Path, reporter: Reporter) -> None:
     """Write `states.npz` with states of full-precision chains, the same number from every step."""
     calibration, table = context.plan.calibration, context.table
-    per_step = -(-calibration.activation_samples // table.steps)
+    per_step = -(-context.activation_samples // table.steps)
     samples = context.samples.first(max(per_step, calibration.batch_size))
     states = draw_states(
         table,
         context.denoiser(graph_path({FULL_PRECISION: traced}, FULL_PRECISION), calibration.batch_size),
         context.guidance,
         samples,
-        calibration.activation_samples,
+        context.activation_samples,
         calibration.batch_size,
         on_step=lambda taken: reporter.advance(taken, table.steps * math.ceil(samples.count / calibration.batch_size)),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -55,9 +56,25 @@ def make_observations(
         if number == 0:
             _write_sites(context, prepared, attention.sites, folder)
         seen |= attention.seen
-        arrays = {f"{name}.{part}": value for name, one in seen.items() for part, value in one.arrays().items()}
-        np.savez(_file(folder, number), allow_pickle=False, **arrays)
+        _save(seen, folder, number)
     (folder / STEP_GROUPS).write_text(json.dumps([asdict(group) for group in groups]))
+
+
+def gather_observations(own: Path, sizes: Sequence[Path], folder: Path, _reporter: Reporter) -> None:
+    """Write the observations of all sizes together, in equal shares and as many values as one size has; the rest is a size's own.
+
+    Args:
+        own: folder of the observations at the size.
+        sizes: folders of the observations at every size.
+        folder: folder to write to.
+    """
+    for number in range(len(load_groups(own))):
+        parts = [load_observations(one, number) for one in sizes]
+        seen = {name: ObservedActivations.together(part[name].thinned(len(parts)) for part in parts) for name in parts[0]}
+        _save(seen, folder, number)
+    for file in (STEP_GROUPS, ATTENTION):
+        if (own / file).exists():
+            shutil.copyfile(own / file, folder / file)
 
 
 def _write_sites(context: BuildContext, prepared: Path, sites: Sequence[AttentionSite], folder: Path) -> None:
@@ -95,6 +112,11 @@ def load_observations(folder: Path, number: int = 0) -> dict[str, ObservedActiva
 def load_groups(folder: Path) -> list[StepGroup]:
     """Read the groups of steps that were observed, the noisiest first."""
     return [StepGroup(tuple(group["steps"]), group["below"]) for group in json.loads((folder / STEP_GROUPS).read_text())]
+
+
+def _save(seen: Mapping[str, ObservedActivations], folder: Path, number: int) -> None:
+    arrays = {f"{name}.{part}": value for name, one in seen.items() for part, value in one.arrays().items()}
+    np.savez(_file(folder, number), allow_pickle=False, **arrays)
 
 
 def _file(folder: Path, number: int) -> Path:

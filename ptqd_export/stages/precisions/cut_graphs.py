@@ -24,7 +24,8 @@ MOST_COMPUTED = 0.5
 
 
 def named_cuts(traced: Path, asked: Sequence[str] | str) -> tuple[str, ...]:
-    """Return the names of the cuts of a plan; `auto` is the cut whose steps compute most, but at most `MOST_COMPUTED`.
+    """Return the names of the cuts of a plan; `auto` is the cut whose steps compute most, but at most `MOST_COMPUTED`, or none if the
+    network has no such cut.
 
     Raises:
         UsageError: the network has no such cut.
@@ -34,7 +35,7 @@ def named_cuts(traced: Path, asked: Sequence[str] | str) -> tuple[str, ...]:
     if asked == "auto":
         shares = {name: _share(traced, model, name) for name in found.proposed}
         fitting = {name: share for name, share in shares.items() if share <= MOST_COMPUTED}
-        asked = (max(fitting or shares, key=lambda name: shares[name]),) if shares else ("auto",)
+        return (max(fitting, key=lambda name: fitting[name]),) if fitting else ()
     for name in asked:
         if name not in found:
             raise UsageError("The network has no such cut.", found=f"reuse.cuts {name}", expected=found.described)

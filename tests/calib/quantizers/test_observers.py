@@ -124,6 +124,14 @@ def test_observations_together_are_those_of_all_states(network: TwoLayers) -> No
     torch.testing.assert_close(both.rows, torch.cat([first.rows, second.rows]), rtol=0, atol=0)
 
 
+def test_thinned_observations_keep_the_range_of_all(network: TwoLayers) -> None:
+    whole = _observe(network, _batches())["second.output"]
+    third = whole.thinned(3)
+    assert (third.low, third.high) == (whole.low, whole.high)
+    torch.testing.assert_close(third.values, whole.values[::3], rtol=0, atol=0)
+    torch.testing.assert_close(third.rows, whole.rows[::3], rtol=0, atol=0)
+
+
 def test_observations_survive_a_file(network: TwoLayers, tmp_path: Path) -> None:
     seen = _observe(network, _batches())["second.output"]
     np.savez(tmp_path / "seen.npz", allow_pickle=False, **seen.arrays())

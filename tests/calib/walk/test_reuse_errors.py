@@ -27,7 +27,7 @@ def test_error_is_that_of_the_output_of_an_earlier_step(plan: ReusePlan) -> None
     asked = list[None]()
     found = step_errors(plan, lambda: asked.append(None))
     assert found.shape == (STEPS, MOST_AGE, 1)
-    assert len(asked) == reuse_evaluations(plan)
+    assert len(asked) == reuse_evaluations(1, STEPS)
     x, exact, outputs = plan.samples.noise.start(plan.samples.numbers), Exact(), list[Float32]()
     for i in range(STEPS):
         step = plan.table.step(i)

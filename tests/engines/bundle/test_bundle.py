@@ -70,6 +70,7 @@ MANIFEST: dict[str, Any] = {
         "encoder": None,
         "text": None,
         "guidance_patch": None,
+        "size": None,
         "control": None,
     },
     "parameterization": "v_prediction",
@@ -87,11 +88,13 @@ MANIFEST: dict[str, Any] = {
             "groups": [],
             "cuts": {},
             "versions": {"torch": "2.13.0"},
+            "weights": None,
         }
     },
     "guidance": 1.5,
     "files": {GRAPH: {"sha256": EMPTY_SHA256, "bytes": 0}},
     "versions": {"numpy": "2.0"},
+    "sizes": [],
 }
 
 
@@ -154,6 +157,33 @@ def test_groups_of_steps_have_the_cuts_of_their_precision(tmp_path: Path) -> Non
             assert Bundle.open(folder).manifest.precisions["fp32"].networks[1].cuts["skip_1"].full == GRAPH
         else:
             assert "has other cuts" in refusal(folder)
+
+
+def at_size(size: list[int], graph: str = GRAPH) -> dict[str, Any]:
+    """The record of a further size."""
+    (record,) = MANIFEST["precisions"].values()
+    return {"model": {**MANIFEST["model"], "size": size}, "precisions": {"fp32": {**record, "graph": graph, "weights": GRAPH}}}
+
+
+def test_a_bundle_has_the_schedules_and_graphs_of_its_size(tmp_path: Path) -> None:
+    own, file = "graphs/onnxruntime/fp32.32x24.onnx", {"sha256": EMPTY_SHA256, "bytes": 0}
+    files = {GRAPH: file, own: file, "schedules/a.json": file, "sizes/32x24/schedules/b.json": file}
+    bundle = Bundle.open(write(tmp_path, {**MANIFEST, "sizes": [at_size([32, 24], own)], "files": files}))
+    assert (bundle.schedules, bundle.manifest.model.image_size) == (("a",), (16, 8))
+    found = bundle.at((32, 24))
+    assert (found.schedules, found.manifest.precisions["fp32"].graph, found.manifest.model.image_size) == (("b",), own, (32, 24))
+    assert (found.schedule_file("c"), found.statistics_folder) == ("sizes/32x24/schedules/c.json", "sizes/32x24/statistics/onnxruntime")
+    assert [one.manifest.model.image_size for one in found.at_sizes] == [(16, 8), (32, 24)]
+    with pytest.raises(UsageError, match="found:    8x16\n  expected: 16x8 or 32x24"):
+        Bundle.open(tmp_path, (8, 16))
+
+
+def test_sizes_differ_and_have_the_same_precisions(tmp_path: Path) -> None:
+    for sizes, problem in (
+        ([at_size([16, 8])], "once"),
+        ([{**at_size([9, 9]), "precisions": {"w8a8": at_size([9, 9])["precisions"]["fp32"]}}], "another"),
+    ):
+        assert problem in refusal(write(tmp_path, {**MANIFEST, "sizes": sizes}))
 
 
 @pytest.mark.parametrize("bounds", [[100.0, 200.0], [100.0, 100.0], [0.0], [-1.0]])

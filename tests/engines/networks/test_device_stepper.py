@@ -22,6 +22,7 @@ from engines.chain.sampling import Chain
 from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, Schedule, Step
 from engines.errors import MissingBackendError
 from engines.networks.conditioning import class_labels
+from engines.networks.cut_engines import CutEngines
 from engines.networks.device_stepper import DeviceStepper, _Pinned
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupedEngine
@@ -92,6 +93,28 @@ def test_groups_of_steps_run_on_their_own_engines_bit_by_bit(
     np.testing.assert_array_equal(on_device, chain.sample(NOISE, SAMPLES, ROWS))
     alone = replace(chain, denoisers={"w4a8": of(first)}).sample(NOISE, SAMPLES, ROWS)
     assert np.abs(on_device - alone).max() > 0.1
+
+
+def test_features_are_reused_on_the_device_bit_by_bit_and_never_copied(
+    open_engine: Callable[..., TensorRtEngine], schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+) -> None:
+    """The second and third of four steps take the first one's features."""
+    reusing = EngineDenoiser(open_engine("reuse"), class_labels(3, 3), guided=True)
+    cut = CutEngines(open_engine("full"), class_labels(3, 3), guided=True, reusing=reusing)
+    steps = [step.model_copy(update={"precision": "w4a8", "reuse": "cut" if step.step in (1, 2) else None}) for step in schedule.steps]
+    chain = Chain(schedule.model_copy(update={"steps": tuple(steps)}), {"w4a8+cut": cut}, corrected=False)
+    device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels))
+    on_host = chain.sample(NOISE, SAMPLES, ROWS)
+    np.testing.assert_array_equal(device.sample(NOISE, SAMPLES, ROWS), on_host)
+    calls, copies = host_tensorrt.cuda.calls, []
+    for one in (device, replace(device, schedule=schedule, precision="w4a8", denoisers={"w4a8": cut})):
+        one.sample(NOISE, SAMPLES, ROWS)
+        begin = len(calls)
+        one.sample(NOISE, SAMPLES, ROWS)
+        copies.append(calls[begin:].count("cudaMemcpyAsync"))
+    assert copies[0] == copies[1], "as many as in a chain that reuses nothing"
+    whole = replace(chain, schedule=schedule, precision="w4a8", denoisers={"w4a8": cut}).sample(NOISE, SAMPLES, ROWS)
+    assert np.abs(whole - on_host).max() > 0.1
 
 
 def random_schedule(sampler: str, seed: int) -> Schedule:

@@ -15,7 +15,6 @@ from engines.errors import BundleError, UsageError
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
-from engines.networks.kept_engines import KeptEngines
 from tests.engines.cut_bundle import CUT
 
 if TYPE_CHECKING:
@@ -98,11 +97,3 @@ def test_network_that_keeps_nothing_is_refused(cut: TinyBundle) -> None:
     cut.edit_json("manifest.json", lambda manifest: manifest["precisions"]["w8a8"]["cuts"][CUT].update(full=whole))
     with pytest.raises(BundleError, match="not the network that the manifest describes"):
         network(cut, "w8a8")
-
-
-def test_tensorrt_is_refused_by_name(cut: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Bundle.open(cut.folder)
-    kept = KeptEngines(opened)
-    monkeypatch.setattr("engines.networks.chain_choice.TensorRtBackend", type(kept.backend))
-    with pytest.raises(UsageError, match="TensorRT engines cannot reuse features"):
-        ChainChoice().open(opened, 1, kept=kept)

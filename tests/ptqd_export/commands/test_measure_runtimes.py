@@ -18,11 +18,14 @@ from engines.apps.sample.samples_record import SamplesRecord
 from engines.arrays import Float32
 from engines.backends import choice
 from engines.backends.base import Backend, Engine
-from engines.backends.choice import chosen_runtime, on_onnxruntime, open_backend
-from engines.backends.measured_runtimes import MeasuredRuntimes, runtimes_file
+from engines.backends.choice import ON_CPU, PACKAGES, chosen_runtime, on_onnxruntime, open_backend
+from engines.backends.measured_runtimes import MeasuredRuntime, MeasuredRuntimes, runtimes_file
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
 from engines.cli import main as run
 from engines.errors import BundleError, MissingBackendError, PtqdError
+from engines.host.files import sha256
+from engines.terminal.installed_packages import installed_versions
 from ptqd_export.commands import measure_runtimes as module
 from ptqd_export.commands.measure_runtimes import measure_runtimes, print_runtimes
 
@@ -103,19 +106,37 @@ def test_a_runtime_with_other_noise_is_refused_however_fast(folder: Path, monkey
     assert chosen_runtime(Bundle.open(folder), "auto")[0] == "onnxruntime"
 
 
-def test_a_runtime_that_is_missing_is_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(folder, monkeypatch, openvino=MissingBackendError("OpenVINO is not installed."))
-    assert list(found.runtimes) == ["onnxruntime"]
-
-
-def test_a_runtime_that_refuses_the_graphs_is_listed_with_its_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(folder, monkeypatch, openvino=PtqdError("It saturates.", found="no VNNI"))
+def test_a_runtime_that_refuses_the_graphs_is_listed_with_its_reason_and_a_missing_one_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = MissingBackendError("ONNX Runtime is not installed.")
+    found = measured(folder, monkeypatch, onnxruntime=missing, openvino=PtqdError("It saturates.", found="no VNNI"))
+    assert list(found.runtimes) == ["openvino"]
     assert found.runtimes["openvino"].refused == "It saturates. found: no VNNI"
     assert chosen_runtime(Bundle.open(folder), "auto")[0] == "onnxruntime"
 
 
-def test_what_was_measured_of_another_bundle_or_version_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, bundle = measured(folder, monkeypatch), Bundle.open(folder)
+def recorded(bundle: Bundle) -> MeasuredRuntimes:
+    """Write what a measurement would have found: OpenVINO is the faster."""
+    times = {"onnxruntime": 3.0, "openvino": 2.0}
+    runtimes = {
+        name: MeasuredRuntime(
+            versions=installed_versions(*PACKAGES[name]),
+            milliseconds_a_step={"w8a8": times[name]},
+            milliseconds=times[name],
+            departure_db=0.1,
+        )
+        for name in ON_CPU
+    }
+    found = MeasuredRuntimes(bundle=sha256(bundle.folder / MANIFEST), batch=2, runtimes=runtimes)
+    found.write(bundle)
+    return found
+
+
+def test_what_was_measured_of_another_bundle_or_version_does_not_count(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    found = recorded(bundle)
+    assert chosen_runtime(bundle, "auto")[0] == "openvino"
     found.model_copy(update={"bundle": "0" * 64}).write(bundle)
     assert chosen_runtime(bundle, "auto") == ("onnxruntime", "the bundle's target")
     older = {name: one.model_copy(update={"versions": {name: "0.1"}}) for name, one in found.runtimes.items()}
@@ -125,8 +146,8 @@ def test_what_was_measured_of_another_bundle_or_version_does_not_count(folder: P
     assert "still installed" in reason
 
 
-def test_a_damaged_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured(folder, monkeypatch)
+def test_a_damaged_file_is_an_error(folder: Path) -> None:
+    recorded(Bundle.open(folder))
     path = runtimes_file(folder)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"batch": "many"}))

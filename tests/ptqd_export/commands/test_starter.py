@@ -46,11 +46,13 @@ def test_quick_plan_differs_only_in_what_its_note_says(tmp_path: Path) -> None:
     model, written = _pipeline(tmp_path / "model"), tmp_path / "plan.json"
     notes = write_starter_plan(model, "onnxruntime", written, force=False, first_look=True)
     assert notes[-1].startswith(
-        "quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20, 64 calibration samples instead of 512."
+        "quick: w8a8 instead of w8a8 and w4a8, 10 sampling steps instead of 20, 64 calibration samples instead of 512, "
+        "no cuts where steps reuse features."
     )
     made, whole = load_plan(written).plan.model_dump(), starter_plan(model, "onnxruntime", tmp_path).model_dump()
     whole["precisions"] = ("w8a8",)
     whole["sampler"]["steps"] = 10
+    assert whole.pop("reuse") == {"cuts": "auto"} != made.pop("reuse")
     whole["calibration"] |= {"samples": 64, "activation_samples": 64, "batch_size": 32}
     assert made == whole
 
@@ -193,6 +195,7 @@ def test_model_of_few_steps_gets_few_steps_without_guidance(tmp_path: Path, sche
     plan = starter_plan(_pipeline(tmp_path / "model", scheduler=scheduler), "onnxruntime", tmp_path)
     assert (plan.sampler.steps, plan.sampler.guidance, plan.sampler.eta) == (4, 1.0, eta)
     assert any("distilled for few steps" in comment for comment in plan.comments)
+    assert plan.reuse.cuts == (), "features of so few steps differ too much"
 
 
 def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
@@ -235,6 +238,7 @@ def test_precisions_of_every_target_without_a_gpu(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(proposed_precisions, "_of_this_machine", lambda: "8.9")
     assert starter_plan(model, "tensorrt", tmp_path).precisions == ("fp8",)
     assert starter_plan(model, "onnxruntime", tmp_path).precisions == ("w8a8", "w4a8")
+    assert starter_plan(model, "tensorrt", tmp_path).reuse.cuts == (), "no build can time its engines"
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_transformer_that_does_not_fit_is_refused_by_name(parts: Mapping[str, An
     ("kind", "section", "message"),
     [
         ("transformer", {"size": [100, 128]}, r"size of the images does not fit.*\[100, 128\] pixels.*multiples of 16 pixels"),
-        ("unet", {"size": [64, 64]}, r"configuration of this model fixes its size.*model.size = \[64, 64\]"),
+        ("transformer", {"size": [1024, 128]}, r"does not take images of this size.*\[1024, 128\] pixels.*pos_embed_max_size"),
+        ("unet", {"size": [64, 65]}, r"size of the images does not fit.*\[64, 65\] pixels"),
         ("transformer", {"prompts": ["a fox"]}, "model has no text encoder.*no text_encoder/, text_encoder_2/ in"),
         ("transformer", {"size": [128, 128]}, "model.conditions"),
     ],

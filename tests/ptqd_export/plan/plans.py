@@ -34,6 +34,7 @@ RESOLVED = """\
     "prompts": null,
     "negative_prompt": null,
     "size": null,
+    "sizes": [],
     "encoder": false,
     "lora": null,
     "control": null,

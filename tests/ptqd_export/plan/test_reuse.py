@@ -41,11 +41,9 @@ def test_steps_that_no_chain_has_are_refused(write: Write, reuse: Any, steps: di
     assert problem in found
 
 
-def test_budget_does_not_choose_among_steps_that_reuse(write: Write) -> None:
-    (found,) = problems(write(reuse=AUTO, steps={"policy": "budget", "budget": 0.5, "reuse": {"every": 2}}))
-    assert 'the policy "snr" or "fixed" with "reuse"' in found
-
-
-def test_target_without_features_to_keep_is_refused(write: Write) -> None:
-    (found,) = problems(write(reuse=AUTO, target={"name": "tensorrt"}))
-    assert "TensorRT engines cannot keep features" in found
+def test_budget_chooses_the_steps_that_reuse_itself_and_takes_only_their_cut(write: Write) -> None:
+    budget = {"policy": "budget", "budget": 0.5}
+    (found,) = problems(write(reuse=AUTO, steps={**budget, "reuse": {"every": 2}}))
+    assert 'no "every" or "steps" of "reuse" with the policy "budget"' in found
+    found_reuse = load_plan(write(reuse=TWO, steps={**budget, "reuse": {"cut": "skip_3"}})).plan.steps.reuse
+    assert found_reuse == ReusingStepsSection(cut="skip_3")

@@ -58,13 +58,13 @@ def _check_told(told: list[BuildProgress]) -> None:
 
 
 def test_fresh_build_writes_the_same_bytes_and_nothing_on_the_terminal(
-    class_build: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small_build: Built, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told: list[BuildProgress] = []
-    run_build(class_build.resumed_in(tmp_path / "bundle"), fresh=True, on_progress=told.append)
+    run_build(small_build.resumed_in(tmp_path / "bundle"), fresh=True, on_progress=told.append)
     assert capfd.readouterr() == ("", "")
     _check_told(told)
-    assert portable(tmp_path / "bundle") == class_build.portable()
+    assert portable(tmp_path / "bundle") == small_build.portable()
 
 
 def test_interrupted_build_leaves_no_manifest_and_resumes(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from calib.walk.reuse_errors import MOST_AGE
 from engines.bundle.bundle import Bundle
 from engines.cluster.session import Cluster
 from engines.errors import UsageError
@@ -21,6 +22,7 @@ from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.scheduler import PtqdScheduler
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
+from ptqd_export.stages.fit import budget as fit_budget
 from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.stages.whole_builds import FinishedStages, changed, portable, remade_stages, sample
 
@@ -132,6 +134,50 @@ def test_added_schedule_reuses_at_other_steps_or_none(reusing: Path, tmp_path: P
         add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:auto"))
     with pytest.raises(UsageError, match="do not suffice"):
         add_schedule(folder, "wrong", ScheduleRequest(reuse=f"{CUT}:every=2", fit="moments"))
+
+
+@pytest.fixture(scope="module")
+def bought(class_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle whose budget of bit operations only steps that reuse features can keep. Tests must not modify it."""
+    folder = tmp_path_factory.mktemp("bought") / "bundle"
+    budget = {"policy": "budget", "budget": 0.045}
+    with pytest.MonkeyPatch.context() as patch:
+        for constant, value in {"CHECKED_SAMPLES": 4, "FRONTIER_POINTS": 4, "CHECKED_POINTS": 2, "MIXTURES": 2}.items():
+            patch.setattr(fit_budget, constant, value)
+        patch.setattr(fit_budget, "without_gain", lambda _: ("fp32+skip_1",))
+        run_build(changed(class_build, folder, precisions=["w8a8"], reuse={"cuts": [CUT]}, steps=budget))
+    return folder
+
+
+def test_budget_of_a_plan_buys_steps_that_reuse(bought: Path) -> None:
+    bundle = Bundle.open(bought)
+    schedule, record = bundle.schedule(), bundle.manifest.precisions["w8a8"]
+    costs = {"w8a8": 1 / record.bit_operations_saved_all, f"w8a8+{CUT}": 1 / record.cuts[CUT].bit_operations_saved_all}
+    taken = [step.network for step in schedule.steps]
+    assert np.mean([costs[name] for name in taken]) <= 0.045 < costs["w8a8"]
+    assert taken[0] == "w8a8"
+    frontier = json.loads((bought / "statistics/onnxruntime/frontier.json").read_text())
+    assert frontier["cost_a_step"] == pytest.approx(costs)
+    assert np.shape(frontier["reused_amplitudes"][f"w8a8+{CUT}"]) == (MOST_AGE, 4)
+    (own,) = (chain for chain in frontier["chains"] if chain["kind"] == "budget")
+    assert own["precisions"] == taken
+    assert {"precisions", "reuse"} <= {chain["kind"] for chain in frontier["chains"]}
+    assert all(chain["measured"] is None for chain in frontier["chains"] if CUT in str(chain["precisions"]))
+    stored = json.loads((bought / f"statistics/onnxruntime/w8a8+{CUT}.json").read_text())
+    assert [step["step"] for step in stored["steps"]] == [step.step for step in schedule.steps if step.reuse]
+
+
+def test_schedule_for_a_psnr_is_as_cheap_as_the_psnr_allows(bought: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bought, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages")))
+    added = add_schedule(folder, "rough", ScheduleRequest(psnr=5, mode="joint"))
+    assert [step.reuse for step in added.schedule.steps] == [None, CUT, CUT, CUT]
+    assert added.predicted is not None
+    assert 5 <= added.predicted < 20
+    assert f"predicted PSNR {added.predicted:.1f} dB" in str(added)
+    with pytest.raises(UsageError, match=r"(?s)No chain is predicted to reach this PSNR.*200 dB.*expected: +at most"):
+        add_schedule(folder, "wrong", ScheduleRequest(psnr=200))
+    with pytest.raises(UsageError, match="for a cost or for a PSNR"):
+        add_schedule(folder, "wrong", ScheduleRequest(policy="budget", psnr=30, budget=0.5))
 
 
 def test_cut_that_the_network_lacks_is_refused_with_those_that_it_has(class_build: Built, tmp_path: Path) -> None:

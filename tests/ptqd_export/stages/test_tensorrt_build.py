@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.choice import engine_settings
+from engines.backends.tensorrt.building.engine_cache import EngineCache
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import ProfileRecord, TargetRecord
 from engines.chain.noise import NoiseSource
@@ -18,6 +20,7 @@ from engines.errors import PtqdError
 from engines.host.machine import machine_name
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.graph.checks import graph_checks
+from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.graph.checks.verify import verify_float
 from ptqd_export.stages.fit import budget
 from ptqd_export.stages.run_build import run_build
@@ -114,6 +117,22 @@ def test_budget_is_spent_in_bit_operations_without_times(class_trt_build: Built,
     assert bundle.schedule().policy == "budget"
     assert json.loads(bundle.path("statistics/tensorrt/frontier.json").read_text())["cost"] == "bit_operations"
     assert not list((tmp_path / "bundle" / "local" / machine_name()).glob("*.json"))
+
+
+def test_real_builder_takes_both_graphs_of_a_cut(class_trt_build: Built, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    plan = class_trt_build.resumed_in(
+        tmp_path / "bundle", precisions=["w8a8"], reuse={"cuts": ["skip_1"]}, steps={"policy": "snr", "reuse": {"every": 2}}
+    )
+    run_build(plan)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert [step.reuse for step in bundle.schedule().steps] == [None, "skip_1"]
+    settings, record = engine_settings(bundle, "tensorrt-rtx"), bundle.manifest.precisions["w8a8"].cuts["skip_1"]
+    sizes = []
+    for graph in map(bundle.path, (record.full, record.reuse)):
+        check_tensorrt_graph(graph)
+        sizes.append(EngineCache(tmp_path / "engines").get(settings.spec(graph)).path.stat().st_size)
+    assert sizes[0] > sizes[1] > 10_000
 
 
 def test_times_of_an_earlier_target_are_removed(class_trt_build: Built, tmp_path: Path) -> None:

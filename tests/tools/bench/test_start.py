@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 
+@pytest.mark.slow
 def test_a_start_is_measured(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(start, "ROUNDS", 2)
     found = measure_start(Case(tiny.folder.parent, 2))

@@ -27,6 +27,7 @@ RECORD: dict[str, Any] = {
         _chain("frontier", "w4a8", 0.04, 1e-2),
         _chain("frontier", "w8a8", 0.07, 1e-4, measured=False),
         _chain("frontier", "fp32", 1.0, 0.0),
+        _chain("precisions", "w8a8", 0.06, 5e-3),
         _chain("mixture", "w8a8", 0.05, 5e-3),
     ],
     "prediction": {"samples": 32, "chains": 5, "pearson": 0.987, "spearman": 0.9},
@@ -44,9 +45,10 @@ def test_a_vector_picture_holds_the_figures_as_text(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
     plot(RECORD, tmp_path / "frontier.svg")
     text = (tmp_path / "frontier.svg").read_text()
-    for shown in ("Pearson 0.987", "5 real chains of 32 samples", "w4a8", "snr", "bit operations of the chain"):
+    for shown in ("Pearson 0.987", "5 real chains of 32 samples", "w4a8", "snr", "bit operations of the chain", "precisions alone"):
         assert shown in text
     assert "fp32" not in text
+    assert "with reuse" not in text
 
 
 def test_times_and_files_without_mixtures_or_correlation_are_drawn_too(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from engines.errors import UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
+from ptqd_export.models.asked_size import state_sides
 from ptqd_export.models.base import Declaration, ModelModules
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.checked_declaration import checked
-from ptqd_export.models.diffusers_models.diffusers_decoder import find_first_stage, load_decoder, patch_of
+from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder, pixels_of
 from ptqd_export.models.diffusers_models.diffusers_shapes import image_size
 from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
@@ -18,17 +19,9 @@ from ptqd_export.models.diffusers_models.transformers.transformer_adapter import
 from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, TransformerFamily
 from ptqd_export.models.known_keys import defaults
 
-BLOCKS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-"""Keys of a first stage whose length is one more than how often it halves the sides."""
-
 
 def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
-    """See `ptqd_export.models.base.Family`.
-
-    Args:
-        path: folder of the model.
-        size: height and width of the images in pixels; None takes the model's own.
-    """
+    """See `ptqd_export.models.base.Family`."""
     folder = DiffusersFolder(path)
     family, config = TRANSFORMERS[folder.kind], _config(folder)
     frame = _frame(folder, config, family, size)
@@ -46,7 +39,7 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         guidance_patch=family.side(config) if family.keeps_norm else None,
         texts=texts,
     )
-    return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame))
+    return checked(folder, declared, partial(TransformerAdapter, family=family, frame=frame), size)
 
 
 def load(path: Path, declared: Declaration) -> ModelModules:
@@ -54,7 +47,7 @@ def load(path: Path, declared: Declaration) -> ModelModules:
     folder = DiffusersFolder(path)
     family, config = TRANSFORMERS[folder.kind], _config(folder)
     channels, *sides = declared.sample_shape
-    frame = Frame(config, channels, tuple(sides), _pixels(folder, family))
+    frame = Frame(config, channels, tuple(sides), pixels_of(folder, family.pixels))
     adapter = TransformerAdapter(folder.load(folder.denoiser), tuple(one.name for one in declared.inputs), family, frame)
     return ModelModules(adapter, load_decoder(folder))
 
@@ -87,25 +80,8 @@ def _frame(folder: DiffusersFolder, config: Config, family: TransformerFamily, s
             expected="as many channels out as in, or twice as many",
             mend="take the text-to-image model of this family",
         )
-    pixels, side = _pixels(folder, family), family.side(config)
+    pixels, side = pixels_of(folder, family.pixels), family.side(config)
     stated = config.get("sample_size") or family.size
-    sides = image_size({"sample_size": stated}) if size is None else tuple(one // pixels for one in size)
-    exact = size is None or all(one % pixels == 0 for one in size)
-    if not exact or any(one == 0 or one % side for one in sides):
-        raise UsageError(
-            "The size of the images does not fit the model.",
-            found=f"{list(size)} pixels" if size is not None else f"sample_size = {stated}",
-            expected=f"multiples of {pixels * side} pixels",
-            mend="correct model.size, [height, width]",
-        )
+    asked = tuple(one * pixels for one in image_size({"sample_size": stated})) if size is None else size
+    sides = state_sides(asked, pixels, side, f"sample_size = {stated}" if size is None else None)
     return Frame(config, family.channels(config), sides, pixels)
-
-
-def _pixels(folder: DiffusersFolder, family: TransformerFamily) -> int:
-    """Return the pixels per latent along each side."""
-    name = find_first_stage(folder)
-    if name is None:
-        return family.pixels
-    stage = folder.complete_config(name)
-    blocks = next((stage[key] for key in BLOCKS if key in stage), None)
-    return family.pixels if blocks is None else int(2 ** (len(blocks) - 1)) * patch_of(stage)

@@ -16,9 +16,20 @@ from tests.engines.backends.tensorrt.signatures import Specced
 
 Array = NDArray[Any]
 SHAPES = {"sample": (1, 8, 8), "timestep": (), "class_labels": (), "out": (1, 8, 8)}
-DTYPES = {"sample": "FLOAT", "timestep": "FLOAT", "class_labels": "INT64", "out": "FLOAT", "shown.inside": "HALF"}
+DTYPES = {"kept": "FLOAT", "sample": "FLOAT", "timestep": "FLOAT", "class_labels": "INT64", "out": "FLOAT", "shown.inside": "HALF"}
+KEPT = "kept"
+"""Features that the engine `full` returns and the engine `reuse` takes."""
+OWN = {b"shown": ("shown.inside",), b"full": (KEPT,)}
+"""Outputs of an engine besides `out`."""
+
 INSIDE = "shown.inside"
 """A second output in half precision, [2 * batch, 4]: the first axis of a tensor inside a network need not be the batch."""
+
+
+def _shape(name: str) -> tuple[int, ...]:
+    """Shape of a tensor without its first axis."""
+    return {KEPT: SHAPES["out"], INSIDE: (4,)}.get(name) or SHAPES[name]
+
 
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 BATCHES = (1, 4, 8)
@@ -34,7 +45,8 @@ def at(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
 class HostTensorRt:
     """Stands in for the module, with its real enumerations and fake classes that compute.
 
-    `networks` maps the bytes of a serialized engine to its network. The engine `shown` also has the output `INSIDE`.
+    `networks` maps the bytes of a serialized engine to its network. The engine `shown` also has the output `INSIDE`. Features of
+    the engine `full` are its own output.
     """
 
     def __init__(self, real: Any, cuda: HostCuda, networks: dict[bytes, Callable[..., Array]]) -> None:
@@ -67,7 +79,7 @@ class HostRuntime(Specced):
 
 class HostEngine(Specced):
     def __init__(self, trt: HostTensorRt, network: Callable[..., Array], plan: bytes, *, deferred: bool) -> None:
-        names = [*SHAPES, *([INSIDE] if plan == b"shown" else [])]
+        names = [*([KEPT] if plan == b"reuse" else []), *SHAPES, *OWN.get(plan, ())]
         super().__init__(trt.real.ICudaEngine, num_io_tensors=len(names), weights_loaded=not deferred)
         own: dict[str, Any] = {"trt": trt, "network": network, "plan": plan, "contexts": [], "names": names}
         for name, value in own.items():
@@ -77,17 +89,18 @@ class HostEngine(Specced):
         return str(self.names[index])
 
     def on_get_tensor_mode(self, name: str) -> Any:
-        return self.trt.TensorIOMode.OUTPUT if name in ("out", INSIDE) else self.trt.TensorIOMode.INPUT
+        is_output = name in ("out", *OWN.get(self.plan, ()))
+        return self.trt.TensorIOMode.OUTPUT if is_output else self.trt.TensorIOMode.INPUT
 
     def on_get_tensor_dtype(self, name: str) -> Any:
         return getattr(self.trt.DataType, DTYPES[name])
 
     def on_get_tensor_shape(self, name: str) -> Any:
-        return self.trt.Dims([-1, *SHAPES.get(name, (4,))])
+        return self.trt.Dims([-1, *_shape(name)])
 
     def on_get_tensor_profile_shape(self, name: str, profile: int) -> Any:
         assert profile == 0
-        return [self.trt.Dims([rows, *SHAPES[name]]) for rows in BATCHES]
+        return [self.trt.Dims([rows, *_shape(name)]) for rows in BATCHES]
 
     def on_get_engine_stat(self, stat: Any) -> int:
         assert stat == self.trt.EngineStat.TOTAL_WEIGHTS_SIZE
@@ -155,11 +168,11 @@ class HostContext(Specced):
 
     def on_set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         object.__setattr__(self, "rows", shape[0])
-        return shape[1:] == SHAPES[name] and BATCHES[0] <= shape[0] <= BATCHES[2]
+        return shape[1:] == _shape(name) and BATCHES[0] <= shape[0] <= BATCHES[2]
 
     def on_get_tensor_shape(self, name: str) -> Any:
         rows = int(self.rows)
-        return self.engine_.trt.Dims([2 * rows, 4] if name == INSIDE else [rows, *SHAPES[name]])
+        return self.engine_.trt.Dims([2 * rows, 4] if name == INSIDE else [rows, *_shape(name)])
 
     def on_update_device_memory_size_for_shapes(self) -> int:
         return 100 * int(self.rows)
@@ -180,8 +193,11 @@ class HostContext(Specced):
             assert self.engine_.weights_loaded, "the weights are not on the device"
             assert size >= 100 * rows
             assert {memory, *addresses.values()} <= live.keys(), "an address was freed"
-            inputs = [at(addresses[name], (rows, *SHAPES[name]), NUMPY[DTYPES[name]]) for name in ("sample", "timestep", "class_labels")]
+            taken = ["sample", "timestep", "class_labels", *([KEPT] if self.engine_.plan == b"reuse" else [])]
+            inputs = [at(addresses[name], (rows, *_shape(name)), NUMPY[DTYPES[name]]) for name in taken]
             at(addresses["out"], (rows, *SHAPES["out"]), np.float32)[:] = self.engine_.network(*inputs)
+            if self.engine_.plan == b"full":
+                at(addresses[KEPT], (rows, *SHAPES["out"]), np.float32)[:] = inputs[0]
             if INSIDE in addresses:
                 at(addresses[INSIDE], (2 * rows, 4), np.float16)[:] = inputs[0].reshape(2 * rows, -1)[:, :4]
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import nn
 
-from engines.errors import PtqdError
-from ptqd_export.models.lora.lora_keys import parse_key
+from engines.networks.lora.lora_keys import parse_key
 from tests.ptqd_export.models.lora.loras import RANK, array, factors, fuse, fused_by_hand
 
 
@@ -33,10 +31,25 @@ def test_a_bias_belongs_to_the_second_factor_alone() -> None:
     assert [None if found is None else found.kind for found in kinds] == ["up_bias", "up_bias", None, None]
 
 
-def test_a_diffusers_without_the_conversions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers.utils.state_dict_utils", None)
-    with pytest.raises(PtqdError, match=r"diffusers cannot convert keys(.|\n)*install a version of diffusers"):
-        parse_key("unet.proj.lora_A.weight")
+@pytest.mark.parametrize("text", [False, True])
+def test_keys_of_older_versions_are_converted_as_diffusers_does(text: bool) -> None:
+    from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+
+    layers = (
+        "attn1.processor.to_{}_lora",
+        "attn1.to_{}_lora",
+        "attn.{}_proj.lora_linear_layer",
+        "attn1.processor.to_{}.lora",
+        "to_{}.lora",
+    )
+    names = [f"block.{layer.format(one)}.{end}.weight" for layer in layers for one in ("q", "k", "v", "out") for end in ("down", "up")]
+    for name in [*names, "attn1.to_out.lora_magnitude_vector", "text_projection.lora.down.weight"]:
+        found: dict[str, None] = {name: None}
+        if text:
+            found = convert_state_dict_to_peft(found, StateDictType.DIFFUSERS_OLD)
+        (converted,) = convert_unet_state_dict_to_peft(convert_state_dict_to_peft(found, StateDictType.DIFFUSERS))
+        prefix = "text_encoder." if text else "unet."
+        assert parse_key(prefix + name) == parse_key(prefix + converted) is not None
 
 
 def test_a_key_of_another_kind_means_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptqd_export.models.tensors.mapped_weights import LEAST_BYTES, map_tensors, map_weights
+from ptqd_export.models.tensors.mapped_weights import LEAST_BYTES, map_tensors, map_weights, share_values
 
 
 def network() -> nn.Sequential:
@@ -53,6 +53,16 @@ def test_a_network_of_small_tensors_needs_no_file() -> None:
     before = small.weight.data_ptr()
     map_weights(small)
     assert small.weight.data_ptr() == before
+
+
+def test_networks_share_the_values_that_are_equal() -> None:
+    one, other = network(), network()
+    weight = other.get_parameter("0.weight")
+    weight.data += 1
+    own = weight.data_ptr()
+    share_values(other, one)
+    assert weight.data_ptr() == own
+    assert other.get_buffer("table").data_ptr() == one.get_buffer("table").data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

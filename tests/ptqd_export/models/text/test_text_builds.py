@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ from tests.ptqd_export.models.text import tiny_text
 
 OTHERS = ("the dog of caf\u00e9, \u732b!", "word " * 100, "")
 """Prompts that nothing was calibrated with."""
+
+ATTENTION = "transformer_blocks.0.attn1.to_q"
 
 
 def built(plan: PlanFile) -> PlanFile:
@@ -160,6 +163,38 @@ def test_sdxl_starts_from_images_as_its_own_pipelines_do(sdxl_plan: PlanFile, mo
 def test_sdxl_prompts_are_embedded_and_sampled_as_by_the_pipeline(sdxl_plan: PlanFile, tmp_path: Path, negative: str | None) -> None:
     check_embeddings(sdxl_plan, negative)
     check_against_pipeline(sdxl_plan, tmp_path, negative)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_sdxl_takes_a_lora_of_kohyas_trainers_without_a_new_build(
+    sdxl_plan: PlanFile, tmp_path: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SDXL's original names, and the layers of a text encoder that stay as they are."""
+    pipe, pairs = pipeline(sdxl_plan.model_path), dict[str, torch.Tensor]()
+    monkeypatch.setattr(pipe, "unet", copy.deepcopy(pipe.unet))  # other tests share the pipeline
+    names = {f"down_blocks.0.attentions.0.{end}": f"input_blocks_1_1_{end.replace('.', '_')}" for end in ("proj_in", ATTENTION)}
+    torch.manual_seed(2)
+    for name, original in {**names, "mid_block.resnets.0.conv1": "middle_block_0_in_layers_2"}.items():
+        weight = pipe.unet.get_parameter(f"{name}.weight")
+        up, down = torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2)), torch.randn(2, *weight.shape[1:])
+        key = f"lora_unet_{original}"
+        pairs |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(1.0)}
+        with torch.no_grad():
+            weight += scale / 2 * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    text = {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    save_file(pairs | text, tmp_path / "style.safetensors")
+    with engines.open_bundle(sdxl_plan.output_path) as bundle:
+        given: dict[str, Any] = {"num": 2, "seed": SEED, "prompts": PROMPTS, "precision": "fp32", "latents": True}
+        with pytest.warns(UserWarning, match="changes of text_encoder are ignored"):
+            found = bundle.sample(**given, loras={tmp_path / "style.safetensors": scale})
+        plain = bundle.sample(**given)
+    begin = torch.from_numpy(start(found.shape[1:], 2))
+    expected = pipe(
+        prompt=list(PROMPTS[:2]), latents=begin, num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, output_type="latent",
+        return_dict=False,
+    )[0].numpy()  # fmt: skip
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(found - plain).max() > 0.02
 
 
 def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_path: Path) -> None:

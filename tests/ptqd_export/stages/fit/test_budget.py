@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytest
 
-from calib.walk.sensitivity import Probes
 from engines.errors import UsageError
 from engines.host.machine import machine_name
 from ptqd_export.stages.build_context import BuildContext
@@ -75,11 +74,11 @@ def run(class_build: Built, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_chain_keeps_the_budget_and_no_listed_chain_as_cheap_has_a_smaller_bound(class_build: Built, run: Run) -> None:
-    assert len(run.chosen.precisions) == STEPS
-    assert run.cost(run.chosen.precisions) <= _middle(class_build)
+    assert len(run.chosen.networks) == STEPS
+    assert run.cost(run.chosen.networks) <= _middle(class_build)
     (own,) = (chain for chain in run.frontier["chains"] if chain["kind"] == "budget")
-    assert tuple(own["precisions"]) == run.chosen.precisions
-    assert own["cost"] == pytest.approx(run.cost(run.chosen.precisions))
+    assert tuple(own["precisions"]) == run.chosen.networks
+    assert own["cost"] == pytest.approx(run.cost(run.chosen.networks))
     cheaper = [chain["bound"] for chain in run.frontier["chains"] if chain["cost"] <= own["cost"]]
     assert own["bound"] == min(cheaper)
     assert len(cheaper) > 3
@@ -97,7 +96,7 @@ def test_the_frontier_lists_the_chains_to_compare_with(class_build: Built, run: 
 
 
 def test_predictions_follow_from_the_probes_and_real_chains_stand_beside_them(run: Run) -> None:
-    probes = Probes.load(run.chosen.probes / "probes.npz")
+    probes = run.chosen.probed.found
     assert probes.products.shape == (FAST["PROBED_SAMPLES"], STEPS, len(CANDIDATES), STEPS, len(CANDIDATES))
     for chain in run.frontier["chains"]:
         assert chain["predicted_error"] == pytest.approx(probes.predict(chain["precisions"]))
@@ -110,7 +109,7 @@ def test_predictions_follow_from_the_probes_and_real_chains_stand_beside_them(ru
 
 def test_the_frontier_is_the_same_bytes_again(class_build: Built, run: Run, tmp_path: Path) -> None:
     again = _run(class_build, tmp_path, _middle(class_build))
-    assert again.chosen.precisions == run.chosen.precisions
+    assert again.chosen.networks == run.chosen.networks
     assert (again.chosen.folder / "frontier.json").read_bytes() == (run.chosen.folder / "frontier.json").read_bytes()
 
 
@@ -120,7 +119,7 @@ def test_another_budget_needs_no_other_probes(class_build: Built, run: Run) -> N
     shutil.rmtree(folder / "local")
     again = _run(class_build, folder, min(run.costs.values()))
     assert again.reporter.finished == {"times": True, "probes": True, "choice": False}
-    assert set(again.chosen.precisions) == {min(run.costs, key=run.costs.__getitem__)}
+    assert set(again.chosen.networks) == {min(run.costs, key=run.costs.__getitem__)}
 
 
 def test_a_budget_below_the_cheapest_precision_is_told_before_anything_is_probed(
@@ -137,8 +136,8 @@ def test_time_is_spent_where_time_is_counted(class_build: Built, monkeypatch: py
     times = {"fp32": 10.0, "w8a8": 1.0, "w4a8": 2.0, "w4a4": 2.0, "w3a8": 2.0}
     monkeypatch.setattr(module, "time_engines", lambda *_: times)
     run = _run(class_build, tmp_path, 0.1, cost="time")
-    assert run.chosen.precisions == ("w8a8",) * STEPS
-    write_time_frontier(run.context, tmp_path, run.chosen, times)
+    assert run.chosen.networks == ("w8a8",) * STEPS
+    write_time_frontier(run.context, tmp_path, run.chosen, {}, times)
     record = json.loads((tmp_path / "local" / machine_name() / "frontier.json").read_text())
     assert record["cost"] == "time"
     assert record["cost_a_step"] == {"w3a8": 0.2, "w4a4": 0.2, "w4a8": 0.2, "w8a8": 0.1}

@@ -20,7 +20,10 @@ from calib.walk.activation_states import States
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.bundle.bundle import Bundle
 from engines.networks.conditioning import class_labels
+from engines.networks.lora.lora_changes import FloatWeights
+from engines.networks.lora.prepared_weights import PreparedWeights
 from engines.samplers import NoiseSchedule
+from engines.untrusted.stored_tensors import StoredTensors
 from ptqd_export.graph.passes.split_concatenations import SplitConcatenations, concatenated_inputs
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 from ptqd_export.graph.reading.parameter_values import ParameterValues
@@ -137,6 +140,17 @@ def test_multiply_accumulates_are_shared_out(class_build: Built, tmp_path: Path)
     assert sum(layer.macs for layer in parts.layers) == sum(layer.macs for layer in whole.layers)
     of = {layer.name: layer.macs for layer in parts.layers}
     assert of["up_blocks.0.resnets.1.conv1.parts.0"] == 2 * of["up_blocks.0.resnets.1.conv1.parts.1"]  # 32 and 16 channels
+
+
+def test_the_run_time_prepares_weights_as_the_build_did(prepared: Prepared) -> None:
+    graphs = (prepared.built.stage("trace"), prepared.folder)
+    before, after = (FloatWeights(StoredTensors(folder / "fp32.onnx")) for folder in graphs)
+    again = PreparedWeights.read(prepared.record)
+    found = {part: weight for layer in before.shapes for part, weight in again.parts(layer, before[layer])}
+    assert found.keys() == after.shapes.keys()
+    assert any(name not in before.shapes or np.abs(before[name] - weight).max() > 0.01 for name, weight in found.items())
+    for name, weight in found.items():
+        np.testing.assert_allclose(weight, after[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_layer_that_the_plan_keeps_in_float_stays_whole(class_build: Built, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engines.errors import PtqdError
-
 DENOISER = "unet"
 """Name of the denoiser in this room, whichever network it is."""
 
@@ -39,6 +37,15 @@ KINDS: Mapping[str, str] = {
 
 KEY = re.compile(rf"^(?P<layer>.+?)[._](?P<name>{'|'.join(KINDS)})(?P<adapter>\.(?!weight$|bias$)\w+)?(?P<end>\.weight|\.bias)?$")
 ALPHA = re.compile(r"^(?P<stem>.+)\.alphas?$")
+
+ATTENTION: Mapping[str, str] = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+TEXT_ATTENTION: Mapping[str, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+"""Layers of an attention, by what older versions of diffusers called them: in the denoiser, and in a text encoder."""
+
+FACTORS: Mapping[str, str] = {"down": "lora_A", "up": "lora_B"}
+OLD_ATTENTION = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)")
+OLD_FACTOR = re.compile(r"\.(?:lora_linear_layer|lora)\.(down|up)")
+"""How these versions wrote the factors of PEFT."""
 
 OTHER_KINDS: Mapping[str, str] = {
     r"[._]b?oft_": "OFT",
@@ -91,29 +98,14 @@ def _layer_of_alpha(stem: str, part: str) -> str:
 
 
 def _current(key: str, *, text: bool) -> str:
-    """Return a key without its prefix as PEFT spells it, by diffusers' own conversions of the keys that its older versions wrote.
-
-    `attn1.processor.to_q_lora.down.weight` is `attn1.to_q.lora_A.weight` today.
+    """Return a key without its prefix as PEFT spells it; older versions of diffusers wrote `attn1.processor.to_q_lora.down.weight` for
+    `attn1.to_q.lora_A.weight`.
 
     Args:
         key: any key; those that diffusers never wrote stay as they are.
         text: whether it belongs to a text encoder: `to_q_lora` meant `q_proj` there.
-
-    Raises:
-        PtqdError: the installed diffusers does not have the conversions.
     """
-    try:
-        from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-    except ImportError as error:
-        raise PtqdError(
-            "The installed diffusers cannot convert keys of LoRA files.",
-            found=str(error),
-            expected="the conversions of diffusers.utils.state_dict_utils",
-            mend="install a version of diffusers that has them, such as 0.42",
-        ) from error
-    found = {key: None}
-    if text:
-        found = convert_state_dict_to_peft(found, StateDictType.DIFFUSERS_OLD)
-    found = convert_unet_state_dict_to_peft(convert_state_dict_to_peft(found, StateDictType.DIFFUSERS))
-    (name,) = found
-    return str(name)
+    layers = TEXT_ATTENTION if text else ATTENTION
+    key = key.replace(".processor.", ".").replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
+    key = OLD_ATTENTION.sub(lambda found: f".{layers[found[1]]}.{FACTORS[found[2]]}", key)
+    return OLD_FACTOR.sub(lambda found: f".{FACTORS[found[1]]}", key)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import UsageError
-from ptqd_export.models.lora.lora_keys import DENOISER
+from engines.networks.lora.lora_keys import DENOISER
 
 METHOD = "LORA"
 """PEFT's name for the method whose files are read."""
@@ -58,7 +58,7 @@ class AdapterSettings:
                     "This kind of LoRA is not supported.",
                     found=f"{self.source}: {key} = {str(value)[:80]}",
                     expected=f"peft_type = {METHOD}, without a variant that changes how the factors are used",
-                    mend="merge the adapter into the model with PEFT (`merge_and_unload`), save the model, and omit model.lora",
+                    mend="merge the adapter into the model with PEFT (`merge_and_unload`), save the model, and build from that model",
                 )
 
     def scale(self, part: str, layer: str, rank: int, alpha: float | None) -> float:

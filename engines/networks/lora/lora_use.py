@@ -1,0 +1,60 @@
+"""A LoRA that a user asks for: a file, and how much of its change is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from engines.errors import UsageError
+
+GivenLoras: TypeAlias = Mapping[str | PathLike[str], float] | Mapping[str, float] | Mapping[Path, float] | str | PathLike[str] | None
+"""LoRAs as Python callers give them: scales by file, or one file at scale 1."""
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA to use.
+
+    Attributes:
+        path: a safetensors file, or a folder that PEFT or diffusers saved.
+        scale: weight of the change; 1 is the trained change.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise UsageError("The scale of a LoRA is out of range.", found=f"{self.path}: {self.scale}", expected="a finite number")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return what `FILE` or `FILE:SCALE` means. A path with a colon in its name is a path if it exists.
+
+        Raises:
+            UsageError: the scale is not a number.
+        """
+        name, colon, scale = text.rpartition(":")
+        if not colon or Path(text).exists():
+            return cls(Path(text))
+        try:
+            return cls(Path(name), float(scale))
+        except ValueError as error:
+            raise UsageError(
+                "The scale of a LoRA is not a number.", found=text, expected="FILE:SCALE, such as style.safetensors:0.8"
+            ) from error
+
+
+def lora_uses(loras: GivenLoras) -> tuple[LoraUse, ...]:
+    """Return the LoRAs that a Python caller gives.
+
+    Raises:
+        UsageError: a scale is not finite.
+    """
+    if isinstance(loras, Mapping):
+        return tuple(LoraUse(Path(path), float(scale)) for path, scale in loras.items())
+    return () if loras is None else (LoraUse(Path(loras)),)

@@ -1,0 +1,119 @@
+"""What a build did to weights before it quantized them, done again to a changed weight; see `preparation.json` in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from engines.arrays import Float32
+from engines.bundle.bundle import Bundle
+from engines.bundle.contract import first_problem
+from engines.errors import BundleError, UsageError
+
+FILE = "preparation.json"
+
+
+class _Scaled(BaseModel):
+    """Channels that were divided at their producer and multiplied at their consumers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    producer: str
+    first: int
+    consumers: tuple[str, ...]
+    factors: tuple[float, ...] | None = None
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    split: dict[str, tuple[PositiveInt, ...]] = {}
+    scaled: tuple[_Scaled, ...] = ()
+    rotated: dict[str, PositiveInt] = {}
+
+
+@dataclass(frozen=True)
+class PreparedWeights:
+    """The changes that a build made to the weights of a network: first splitting, then scaling, then rotating."""
+
+    stored: _Stored
+
+    @classmethod
+    def read(cls, content: Mapping[str, object]) -> PreparedWeights:
+        """Return the changes in the object of a `preparation.json`.
+
+        Raises:
+            ValidationError: it has other content.
+        """
+        return cls(_Stored.model_validate(content))
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> PreparedWeights:
+        """Read the changes of a bundle; none if its build made none.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        name = f"statistics/{bundle.manifest.placement}/{FILE}"
+        if name not in bundle.manifest.files:
+            return cls(_Stored())
+        try:
+            return cls.read(bundle.json(name))
+        except ValidationError as error:
+            problem = f"{bundle.folder / name}: {first_problem(error)}"
+            raise BundleError("The record of a bundle's preparation is damaged.", found=problem, mend="build the bundle again") from error
+
+    def parts(self, layer: str, weight: Float32) -> Iterator[tuple[str, Float32]]:
+        """Yield the names of the layers that a layer became, and their weights.
+
+        Args:
+            layer: name of a layer of the network as it was.
+            weight: its weight [out, in, ...], or a change of it: everything that happens to a weight is linear.
+
+        Raises:
+            UsageError: channels were scaled by factors that the bundle does not record.
+        """
+        sizes = self.stored.split.get(layer)
+        if sizes is None:
+            yield layer, self._rotated(layer, self._scaled(layer, weight))
+            return
+        for number, part in enumerate(np.split(weight, np.cumsum(sizes)[:-1], axis=1)):
+            name = f"{layer}.parts.{number}"
+            yield name, self._rotated(name, self._scaled(name, part))
+
+    def _scaled(self, layer: str, weight: Float32) -> Float32:
+        for one in self.stored.scaled:
+            if layer != one.producer and layer not in one.consumers:
+                continue
+            if one.factors is None:
+                raise UsageError(
+                    "This bundle cannot take a LoRA.",
+                    found=f"the channels of {layer} were scaled (quantization.channel_scaling) by factors that the bundle does not record",
+                    expected="a bundle of a newer version of ptqd-export",
+                    mend="build the bundle again, or use the precision fp32",
+                )
+            weight, factors = np.array(weight), np.array(one.factors, dtype=np.float32)
+            if layer == one.producer:
+                rows = slice(one.first, one.first + len(factors))
+                weight[rows] /= factors.reshape(-1, *[1] * (weight.ndim - 1))
+            else:
+                weight *= factors.reshape(-1, *[1] * (weight.ndim - 2))
+        return weight
+
+    def _rotated(self, layer: str, weight: Float32) -> Float32:
+        size = self.stored.rotated.get(layer)
+        if size is None:
+            return weight
+        blocks = weight.reshape(len(weight), -1, size)
+        return np.asarray(blocks @ hadamard(size), dtype=np.float32).reshape(weight.shape)
+
+
+def hadamard(size: int) -> Float32:
+    """Return the Hadamard matrix of a power of two, divided by the root of its size: symmetric and orthogonal, float32."""
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix / np.float32(size**0.5), dtype=np.float32)

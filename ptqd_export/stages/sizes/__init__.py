@@ -1,0 +1,1 @@
+"""Runs the stages of a build that differ from size to size of the images."""
