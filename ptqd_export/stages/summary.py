@@ -93,7 +93,7 @@ def _stages(context: BuildContext, output: Path) -> dict[str, Path]:
 def _without_gain(times: Mapping[str, float]) -> str:
     """Return lines on the cuts where reused features save no time on this machine, or an empty string."""
     return "".join(
-        f"{name}: reuse does not pay here, {times[name]:.1f} ms a step instead of {times[precision_and_cut(name)[0]]:.1f} ms; "
+        f"{name}: reuse saves too little here, {times[name]:.1f} ms a step instead of {times[precision_and_cut(name)[0]]:.1f} ms; "
         "a budget leaves it out\n"
         for name in without_gain(times)
     )
