@@ -248,6 +248,7 @@ def test_residuals_of_another_shape_are_refused_in_a_pipeline(built: Built) -> N
         ({"control": {"path": "controlnet"}}, '"path" and "images" together'),
         ({"path": None, "factory": "a:b", "control": {}}, '"path" together with "control"'),
         ({"inpaint": {"images": "a.png", "masks": "b.png"}}, '"prompts" together with "inpaint"'),
+        ({"sizes": [[64, 64], [64, 32]], "control": {}}, 'one size together with "control"'),
     ],
 )
 def test_plans_that_say_too_little_are_refused(tmp_path: Path, model: dict[str, Any], message: str) -> None:
