@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from engines.apps.asked.edit import GivenImages, check_number, given_pictures
 from engines.apps.pictures.picture_files import GivenPicture, check_picture, picture_digest, picture_state
-from engines.apps.sample.edit import GivenImages, check_number, given_pictures
 from engines.arrays import Float32
 from engines.bundle.manifest import ControlNetworkRecord, ModelRecord
 from engines.errors import UsageError
@@ -68,7 +67,7 @@ class AskedControl:
     @property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of the files of the images, in their order."""
-        return tuple(picture_digest(image) for image in self.images if isinstance(image, Path))
+        return tuple(picture_digest(image) for image in self.images if not isinstance(image, np.ndarray))
 
 
 def _network(model: ModelRecord) -> ControlNetworkRecord:
