@@ -56,16 +56,30 @@ class ConditioningRecord(Strict):
     file: Name | None = None
 
 
+class TileRecord(Strict):
+    """Part [height, width] of a state that a decoder's graph takes at a time. Neighbours share at least `overlap` elements of a side."""
+
+    sides: Annotated[Shape, Field(min_length=2, max_length=2)]
+    overlap: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _overlaps_a_part(self) -> Self:
+        if self.overlap >= min(self.sides):
+            raise ValueError(f"tiles of {list(self.sides)} cannot overlap by {self.overlap}")
+        return self
+
+
 class DecoderRecord(Strict):
     """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
 
-    `weights` is the graph whose file of weights it reads, if that is another one.
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part.
     """
 
     file: Name
     weights: Name | None = None
     image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
     batch: Batch
+    tile: TileRecord | None = None
 
 
 class EncoderRecord(Strict):
@@ -184,6 +198,15 @@ class ModelRecord(Strict):
     def _whole_patches(self) -> Self:
         if self.guidance_patch is not None and any(side % self.guidance_patch for side in self.sample_shape[1:]):
             raise ValueError(f"a state of {list(self.sample_shape)} has no whole patches of {self.guidance_patch}")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_within_the_state(self) -> Self:
+        if self.decoder is None or self.decoder.tile is None:
+            return self
+        images, states, tile = self.decoder.image_shape[1:], self.sample_shape[1:], self.decoder.tile.sides
+        if len(states) != len(tile) or any(part > side or image % side for part, side, image in zip(tile, states, images, strict=True)):
+            raise ValueError(f"tiles of {list(tile)} do not make an image of {list(images)} from a state of {list(states)}")
         return self
 
     @property
