@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
 from engines.bundle.image_size import size_name
+from engines.bundle.tile_record import TileRecord
 from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
@@ -54,19 +55,6 @@ class ConditioningRecord(Strict):
     rows: Annotated[PositiveInt, Field(le=ROWS)]
     null_class: Label | None = None
     file: Name | None = None
-
-
-class TileRecord(Strict):
-    """Part [height, width] of a state that a decoder's graph takes at a time. Neighbours share at least `overlap` elements of a side."""
-
-    sides: Annotated[Shape, Field(min_length=2, max_length=2)]
-    overlap: Annotated[int, Field(ge=1)]
-
-    @model_validator(mode="after")
-    def _overlaps_a_part(self) -> Self:
-        if self.overlap >= min(self.sides):
-            raise ValueError(f"tiles of {list(self.sides)} cannot overlap by {self.overlap}")
-        return self
 
 
 class DecoderRecord(Strict):
@@ -134,6 +122,7 @@ class TextEncoderRecord(Strict):
     mask, where it lets `mask_padding` tokens of the padding through too. `joins` says where its hidden states go beside those of the
     encoders before it: along the width, or behind their tokens. `lowercase` prompts are written in small letters, without blanks at their
     ends, before they are split. `form` is what stands around them, and `null_form` what stands around the negative prompt; null: the same.
+    `least_cosine` is how far weights in 8 bits turned the outputs for the plan's prompts at most; null for weights in float.
     """
 
     graph: Name
@@ -147,6 +136,7 @@ class TextEncoderRecord(Strict):
     lowercase: bool = False
     form: PromptForm = PromptForm()
     null_form: PromptForm | None = None
+    least_cosine: FiniteFloat | None = None
 
     @property
     def kept(self) -> int:
@@ -202,12 +192,15 @@ class ModelRecord(Strict):
 
     @model_validator(mode="after")
     def _tiles_within_the_state(self) -> Self:
-        if self.decoder is None or self.decoder.tile is None:
-            return self
-        images, states, tile = self.decoder.image_shape[1:], self.sample_shape[1:], self.decoder.tile.sides
-        if len(states) != len(tile) or any(part > side or image % side for part, side, image in zip(tile, states, images, strict=True)):
-            raise ValueError(f"tiles of {list(tile)} do not make an image of {list(images)} from a state of {list(states)}")
+        if self.decoder is not None and self.decoder.tile is not None:
+            self.decoder.tile.check(self.sample_shape[1:], self.decoder.image_shape[1:])
         return self
+
+    @property
+    def tile_size(self) -> tuple[int, ...] | None:
+        """Height and width in pixels of the tiles that images are decoded in; None if they are decoded whole, or there is no decoder."""
+        tile = None if self.decoder is None else self.decoder.tile
+        return None if tile is None else tile.pixels(self.sample_shape[1:], self.image_shape[1:])
 
     @property
     def repaints(self) -> bool:

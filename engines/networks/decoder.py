@@ -12,7 +12,8 @@ from engines.backends.choice import Runtime, engine_settings, open_backend, runt
 from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import DecoderRecord, EncoderRecord, TileRecord
+from engines.bundle.manifest import DecoderRecord, EncoderRecord
+from engines.bundle.tile_record import TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError
 from engines.networks.decoder_tiles import decode_in_tiles

@@ -140,13 +140,7 @@ def _model(found: Inspection) -> Table:
 def _image(model: ModelRecord) -> str:
     if model.decoder is None:
         return "the state"
-    tile, shape = model.decoder.tile, _shape(model.image_shape)
-    if tile is None:
-        return shape
-    height, width = (
-        side * image // state for side, image, state in zip(tile.sides, model.image_shape[1:], model.sample_shape[1:], strict=True)
-    )
-    return f"{shape}, decoded in tiles of {height} x {width}"
+    return _shape(model.image_shape) + ("" if model.tile_size is None else f", decoded in tiles of {_shape(model.tile_size)}")
 
 
 def _target(target: TargetRecord) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from engines.bundle.manifest import DecoderRecord, TileRecord
+from engines.bundle.manifest import DecoderRecord
+from engines.bundle.tile_record import TileRecord
 from engines.errors import UsageError
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph

@@ -26,6 +26,7 @@ from engines.bundle.bundle import Bundle
 from engines.errors import BundleError
 from engines.networks.decoder import Decoder, decoder_settings, open_decoder
 from ptqd_export.cli import main
+from ptqd_export.stages.summary import _beside
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -92,6 +93,8 @@ def test_a_bundle_with_tiles_draws_the_pictures_of_whole_states(tiny_decoded: Ti
     np.testing.assert_array_equal(found, expected)
     done = CliRunner().invoke(main, ["inspect", str(tiled.folder)])
     assert "decoded in tiles of 4 x 5" in done.output
+    model = Bundle.open(tiled.folder).manifest.model
+    assert _beside(model) == "decoder: images of 8x8 in tiles of 4x5; model.decoder_tile null decodes them whole\n"
     tiled.edit_json("manifest.json", lambda manifest: manifest["model"]["decoder"].update(tile={"sides": [9, 5], "overlap": 1}))
     with pytest.raises(BundleError, match=r"tiles of \[9, 5\]"):
         Bundle.open(tiled.folder)

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from engines.arrays import Float32
-from engines.bundle.manifest import DecoderRecord, TileRecord
+from engines.bundle.manifest import DecoderRecord
+from engines.bundle.tile_record import TileRecord
 from engines.networks.decoder_tiles import decode_in_tiles, tile_places
 
 

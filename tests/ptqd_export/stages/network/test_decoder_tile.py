@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 
 from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
-from engines.bundle.manifest import DecoderRecord, TileRecord
+from engines.bundle.manifest import DecoderRecord
+from engines.bundle.tile_record import TileRecord
 from engines.errors import UsageError
 from engines.networks.decoder import Decoder
 from ptqd_export.graph.graph_files import save_graph
