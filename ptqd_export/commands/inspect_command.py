@@ -15,7 +15,7 @@ from engines.api.layer_info import ActivationScale, LayerBits, LayerInfo, layers
 from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
-from engines.bundle.image_size import ImageSize, size_name
+from engines.bundle.image_size import ImageSize, sizes_in_words
 from engines.bundle.manifest import Manifest, ModelRecord, TargetRecord
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.records.attention_record import AttentionRecord
@@ -122,7 +122,7 @@ def _model(found: Inspection) -> Table:
         "model": f"{model.family}, {model.parameters:,} parameters, predicts {manifest.parameterization}",
         "state": _shape(model.sample_shape),
         "image": _image(model),
-        **({"sizes": ", ".join(size_name(one.image_size) for one in manifest.models)} if manifest.sizes else {}),
+        **({"sizes": sizes_in_words([one.image_size for one in manifest.models])} if manifest.sizes else {}),
         "encoder": "none" if model.encoder is None else model.encoder.file,
         "conditioning": _conditioning(manifest),
         "control": _control(manifest),

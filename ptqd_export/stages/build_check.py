@@ -28,7 +28,9 @@ def check_build(context: BuildContext) -> None:
             "A cluster cannot measure a chain whose steps reuse features.",
             found="--ray with steps.reuse" if context.plan.steps.reuse is not None else "--ray with reuse.cuts and the policy budget",
             expected="a build on this machine",
-            mend="leave --ray out; `ptqd-run sample --ray` takes such chains",
+            mend="leave --ray out; `ptqd-run sample --ray` takes such chains"
+            if context.plan.steps.reuse is not None
+            else "leave --ray out, or set reuse.cuts to []",
         )
     if context.model.control is not None and context.elsewhere is not None:
         raise UsageError(

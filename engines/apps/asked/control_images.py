@@ -36,7 +36,11 @@ class AskedControl:
         if image is None and network is None:
             return None
         if image is not None and network is not None:
-            raise UsageError("The residuals come from one place.", found="a control image and a control network", expected="one of them")
+            raise UsageError(
+                "A control image and a control network exclude each other.",
+                found="a control image and a control network",
+                expected="one of them",
+            )
         return cls(network=network) if image is None else cls(given_pictures(image))
 
     def check(self, model: ModelRecord, num: int) -> None:

@@ -39,7 +39,7 @@ def pictures_in(place: Path) -> tuple[Path, ...]:
     """
     found = tuple(sorted(path for path in place.iterdir() if path.suffix.lower() == ".png")) if place.is_dir() else (place,)
     if not found or not all(path.is_file() for path in found):
-        raise UsageError("There are no pictures to start from.", found=place, expected="a PNG file, or a folder with PNG files")
+        raise UsageError("No picture was found.", found=place, expected="a PNG file, or a folder with PNG files")
     return found
 
 
