@@ -73,7 +73,7 @@ def init(
     force: bool,
     quick: bool,
 ) -> None:
-    """Write a starter plan that spells out every default."""
+    """Write a starter plan with every setting."""
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
@@ -142,7 +142,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option(
     "--psnr",
     type=click.FloatRange(min=0, min_open=True),
-    help="Instead of a budget: take the cheapest chain predicted to reach this PSNR, in dB.",
+    help="Instead of --budget: the cheapest chain predicted to reach this PSNR, in dB.",
 )
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"]), help="Correction of the output.")

@@ -7,6 +7,7 @@ from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit.fit_inputs import fit_settings
+from ptqd_export.stages.network.decoding import tile_of
 
 
 def check_build(context: BuildContext) -> None:
@@ -20,6 +21,8 @@ def check_build(context: BuildContext) -> None:
     check_provider(context.plan.target.provider)
     _ = context.measured_with
     fit_settings(context).check_steps()
+    for one in (context, *context.at_further_sizes.values()):
+        tile_of(one)
     if context.cut is not None and context.elsewhere is not None:
         raise UsageError(
             "A cluster cannot measure a chain whose steps reuse features.",
