@@ -105,7 +105,8 @@ class ItemSampler:
         bundle, kept = self._at(key.size)
         asked = key.asked(self._choice, self._loras, num=len(prompts or "-"), prompts=prompts)
         work = asked.of(bundle, self._encoders).work(self._batch, "png")
-        return replace(work, batch=self._batch).chain(bundle, kept)
+        with self._loras.unnamed():
+            return replace(work, batch=self._batch).chain(bundle, kept)
 
     def _encoders(self, bundle: Bundle) -> TextModel:
         assert self._text is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,14 @@ class LoraFolder:
         if name not in self.entries:
             raise UnknownNameError("The server has no such LoRA.", found=name, known=self.entries)
         return LoraUse(self.folder / self.entries[name], scale)
+
+    @contextmanager
+    def unnamed(self) -> Iterator[None]:
+        """Leave the path of the folder out of errors: clients know its LoRAs by their names alone."""
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(str(error).replace(f"{self.folder}/", "")) from error
 
 
 def _found(folder: Path) -> Iterator[tuple[str, Path, Path]]:

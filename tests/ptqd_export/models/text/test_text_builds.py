@@ -228,6 +228,7 @@ def test_a_server_gives_the_pictures_of_the_command_with_a_lora(sdxl_plan: PlanF
         status, found = server.refusal(body | {"loras": asked})
         assert status == 400
         assert message in found
+        assert str(tmp_path) not in found
 
 
 def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_path: Path) -> None:
