@@ -57,7 +57,7 @@ def main() -> None:
 @click.option("--negative-prompt", help="Prompt that guidance steers away from; needs --prompt or --prompt-file.")
 @click.option("--image", type=PATH, help="PNG file that all samples start from, or a folder with one for each sample, in order of names.")
 @click.option(
-    "--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8; 1 for networks that repaint."
+    "--strength", type=float, help="Share of the steps to take from --image: above 0, at most 1. Default: 0.8; 1 for inpainting networks."
 )
 @click.option("--mask", type=PATH, help="PNG file, white where --image is repainted; the rest is kept.")
 @LORA

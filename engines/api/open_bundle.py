@@ -137,7 +137,7 @@ class OpenBundle:
             negative_prompt: prompt that guidance steers away from.
             image: image to start from: a PNG file or uint8 pixels [H, W] or [H, W, C]; or one for each sample: a folder of PNG files, in
                 the order of their names, or pixels [N, H, W, C].
-            strength: share of the steps to take from `image`, above 0 and at most 1; None takes 0.8, and 1 for networks that repaint.
+            strength: share of the steps to take from `image`, above 0 and at most 1; None takes 0.8, and 1 for inpainting networks.
             mask: PNG file, or pixels [H, W], white where `image` is repainted. The rest is kept.
             control_image: image for the bundle's control network, or one for each sample; in the forms of `image`.
             control: your own control network: takes what the network is given at a step, states float32 [B, C, ...], timesteps [B] and

@@ -14,6 +14,7 @@ from engines.backends.openvino.openvino_backend import OpenVinoBackend
 from engines.backends.tensorrt.flavour import FLAVOURS, FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import size_name
 from engines.errors import UnknownNameError, UsageError
 from engines.host.machine import cores, machine_name
 from engines.terminal.installed_packages import installed_versions
@@ -69,7 +70,8 @@ def chosen_runtime(bundle: Bundle, runtime: Runtime) -> tuple[RuntimeName, str]:
     best = measured.best({name: installed_versions(*PACKAGES[name]) for name in ON_CPU})
     if best is None:
         return target, "the bundle's target; no runtime that was measured on this machine is right and still installed"
-    return best, f"the fastest that is right of {', '.join(measured.runtimes)}, as measured on this machine"
+    timed = f", timed at {size_name(bundle.whole.model.image_size)}" if bundle.whole.sizes else ""
+    return best, f"the fastest that is right of {', '.join(measured.runtimes)}, as measured on this machine{timed}"
 
 
 def provider_of(name: RuntimeName) -> Provider:

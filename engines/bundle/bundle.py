@@ -47,6 +47,11 @@ class Bundle:
         self._schedules: dict[str, Schedule] = {}
 
     @property
+    def is_first_size(self) -> bool:
+        """Whether the bundle is opened at its first size."""
+        return not self._home
+
+    @property
     def at_sizes(self) -> tuple[Bundle, ...]:
         """The bundle at each of its sizes."""
         return tuple(Bundle(self.folder, self.whole, number) for number in range(len(self.whole.models)))

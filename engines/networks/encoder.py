@@ -58,9 +58,9 @@ def check_encodable(bundle: Bundle) -> None:
 
 
 def lacks_mask(found: str) -> UsageError:
-    """Return the error for a network that repaints, and is not given what to repaint."""
+    """Return the error for an inpainting network that is not given what to repaint."""
     return UsageError(
-        "The model repaints a part of a picture.",
+        "An inpainting network needs a picture and a mask.",
         found=found,
         expected="an image and a mask: `ptqd-run sample --image --mask`, or image and mask in Python",
     )

@@ -81,12 +81,12 @@ def _measured(bundle: Bundle, batch: int) -> Iterator[tuple[str, MeasuredRuntime
 
 
 def _measure(bundle: Bundle, backend: Backend, batch: int, versions: dict[str, str]) -> MeasuredRuntime:
-    """Check the runtime, and time a step at every precision.
+    """Check the runtime at every size, and time a step at every precision at the bundle's first size.
 
     Raises:
         DepartureError: the noise of a precision differs from the statistics.
     """
-    departure = check_on(bundle, backend)
+    departure = max(check_on(one, backend) for one in bundle.at_sizes)
     schedule, manifest = bundle.schedule(), bundle.manifest
     samples = np.arange(batch, dtype=np.int64)
     x = NoiseSource(0, manifest.model.sample_shape).start(samples)

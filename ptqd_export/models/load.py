@@ -67,6 +67,12 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         return load_factory(section.factory, plan_file.folder, section.null_class, conditions)
     if section.onnx is not None and section.graph is not None:
         return load_onnx(plan_file.folder / section.onnx, section.graph, plan_file.folder, section.null_class, conditions)
+    return _load_path(plan_file)
+
+
+def _load_path(plan_file: PlanFile) -> LoadedModel:
+    """Load a model from its folder or checkpoint. Raises what `load_model` raises."""
+    section = plan_file.plan.model
     path = find_place(str(section.path), plan_file.folder).path
     family = find_family(path)
     declared = _declared_at_all(plan_file, family, path)
@@ -79,12 +85,7 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
     prompts = None
     if plan_file.prompts is not None:
         prompts = find_prompts(path, of_prompts(declared), declared.texts, lora, guidance, _first_size(plan_file))
-    if prompts is None:
-        conditioning, null_class = conditioning_of(declared.asked, section.null_class, conditions)
-        if guidance is not None and conditioning is not None:
-            conditioning = with_guidance(declared.inputs, conditioning, guidance)
-    else:
-        conditioning, null_class = _of_prompts(plan_file, declared, prompts), None
+    conditioning, null_class = _conditions(plan_file, declared, prompts, guidance)
     networks = family.load(path, declared)
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
@@ -121,6 +122,18 @@ def load_model(plan_file: PlanFile) -> LoadedModel:
         control=_residuals(declared, control),
         control_part=control,
     )
+
+
+def _conditions(
+    plan_file: PlanFile, declared: Declaration, prompts: PromptEncoder | None, guidance: float | None
+) -> tuple[Conditioning | None, int | None]:
+    """Return the conditioning table of the plan's prompts, conditions or classes, and the class that means "none"."""
+    if prompts is not None:
+        return _of_prompts(plan_file, declared, prompts), None
+    conditioning, null_class = conditioning_of(declared.asked, plan_file.plan.model.null_class, plan_file.conditions_path)
+    if guidance is not None and conditioning is not None:
+        conditioning = with_guidance(declared.inputs, conditioning, guidance)
+    return conditioning, null_class
 
 
 def _check_inpaint(section: ModelSection, path: Path, declared: Declaration) -> None:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from engines.apps.compare.compare_result import CompareResult
 from engines.apps.evaluate.evaluation_result import EvaluationResult
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import size_name
 from engines.errors import UsageError
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.records.times_file import MachineTimes, read_times
@@ -58,7 +59,7 @@ def _result(kind: type[Result], path: Path, bundle: Bundle, command: str) -> Res
         raise UsageError(
             f"{path} is incomplete.", found="no seeds, or steps that differ between precisions", expected="the file as it was written"
         )
-    _check_is_of(bundle, path, result.schedule, _precisions(result))
+    _check_is_of(bundle, path, result)
     return result
 
 
@@ -81,11 +82,19 @@ def _precisions(result: CompareResult | EvaluationResult) -> Collection[str]:
     return result.precisions if isinstance(result, CompareResult) else result.precision_steps
 
 
-def _check_is_of(bundle: Bundle, path: Path, schedule: str, precisions: Collection[str]) -> None:
-    """Refuse a file that names a precision or schedule that the bundle does not have. Files do not name their bundle itself."""
-    unknown = [name for name in precisions if name not in bundle.manifest.precisions]
-    if schedule not in bundle.schedules:
-        unknown.append(f"schedule {schedule}")
+def _check_is_of(bundle: Bundle, path: Path, result: CompareResult | EvaluationResult) -> None:
+    """Refuse a file of another size, or of a precision or schedule that the bundle does not have. Files do not name their bundle."""
+    first = bundle.manifest.model.image_size
+    if result.size is not None and result.size != tuple(first):
+        raise UsageError(
+            f"{path} belongs to another size of the images.",
+            found=size_name(result.size),
+            expected=f"{size_name(first)}, the bundle's first size, which the report is about",
+            mend=f"run the command again without --size {size_name(result.size)}",
+        )
+    unknown = [name for name in _precisions(result) if name not in bundle.manifest.precisions]
+    if result.schedule not in bundle.schedules:
+        unknown.append(f"schedule {result.schedule}")
     if unknown:
         raise UsageError(
             f"{path} belongs to another bundle.",

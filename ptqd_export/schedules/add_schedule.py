@@ -32,7 +32,7 @@ from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.records.statistics_file import statistics, step_record
 from ptqd_export.records.stored_statistics import StoredStatistics, load_statistics, statistics_file
 from ptqd_export.records.times_file import without_gain
-from ptqd_export.schedules.costs import costs_of, measured_times
+from ptqd_export.schedules.costs import check_cost, costs_of, measured_times
 from ptqd_export.schedules.settings import Budget, Fit, ScheduleRequest, ScheduleSettings, resolve
 from ptqd_export.schedules.stored_schedule import store_schedule
 from ptqd_export.schedules.sufficient import why_not_refit
@@ -99,6 +99,8 @@ def add_schedule(
 def _added(bundle: Bundle, name: str, request: ScheduleRequest, *, force: bool) -> AddedSchedule:
     _check_name(bundle, name, force=force)
     layers, settings = load_statistics(bundle, DEFAULT).layers, resolve(request, bundle)
+    if settings.budget is not None:
+        check_cost(bundle, settings.budget.cost)
     stored = None if request.fit == "walk" else _sufficient_moments(request, settings, bundle)
     predicted = None
     if settings.budget is not None:

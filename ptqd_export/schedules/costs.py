@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engines.bundle.bundle import Bundle
+from engines.bundle.image_size import size_name
 from engines.bundle.manifest import saved_all
 from engines.errors import UsageError
 from ptqd_export.plan import FULL_PRECISION, Cost
@@ -28,10 +29,21 @@ def costs_of(bundle: Bundle, candidates: Sequence[str], cost: Cost) -> dict[str,
     return {name: times[name] / times[FULL_PRECISION] for name in candidates}
 
 
+def check_cost(bundle: Bundle, cost: Cost) -> None:
+    """Raises UsageError if the cost is time at a further size of the bundle: a build times the first."""
+    if cost == "time" and not bundle.is_first_size:
+        first, own = (size_name(one.image_size) for one in (bundle.whole.model, bundle.manifest.model))
+        raise UsageError(
+            "Steps are timed at a bundle's first size only.",
+            found=f"--cost time with --size {own}",
+            expected=f"--cost bit_operations, or the size {first}",
+        )
+
+
 def measured_times(bundle: Bundle) -> Mapping[str, float]:
-    """Return the milliseconds per step that were measured on this machine, by network; empty if none were."""
+    """Return the milliseconds per step that were measured on this machine at this size, by network; empty if none were."""
     path = times_file(bundle.folder)
-    return read_times(path).milliseconds_a_step if path.is_file() else {}
+    return read_times(path).milliseconds_a_step if path.is_file() and bundle.is_first_size else {}
 
 
 def _times(bundle: Bundle) -> Mapping[str, float]:

@@ -91,7 +91,7 @@ class SampleWork:
         if self.edit is None or not bundle.manifest.model.repaints:
             return self.conditioning
         table = self.conditioning or load_conditioning(bundle)
-        assert table is not None, "a network that repaints takes conditions"
+        assert table is not None, "an inpainting network takes conditions"
         return table.with_image(self.edit.painted(bundle, kept))
 
     def _renderer(self, bundle: Bundle, kept: KeptEngines) -> Renderer:

@@ -122,7 +122,7 @@ class Edit:
         return Origin(chain.levels, clean, None if model.repaints else mask, from_noise=from_noise)
 
     def painted(self, bundle: Bundle, kept: KeptEngines) -> Float32:
-        """Return what a network that repaints takes beside its states: the mask, and the latents of each masked image, [K, 1 + C, h, w]."""
+        """Return what an inpainting network takes beside its states: the mask, and the latents of each masked image, [K, 1 + C, h, w]."""
         assert self.mask is not None, "`check` refuses an image without a mask"
         model = bundle.manifest.model
         mask = mask_state(self.mask, model.image_shape, model.sample_shape[1:])

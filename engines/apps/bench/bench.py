@@ -82,6 +82,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
         chains=chains,
         load_milliseconds={name: 1000 * seconds for name, seconds in load_seconds.items()},
         swap_milliseconds=swap_milliseconds(chains),
+        size=request.size,
     )
 
 

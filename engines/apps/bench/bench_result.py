@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from engines.bundle.image_size import ImageSize
 from engines.chain.features import precision_and_cut
 from engines.networks.chain_choice import AUTO
 
@@ -48,6 +49,7 @@ class BenchResult:
             except the first.
         load_milliseconds: time by precision to verify the graph's hash and start its engine, with the file in the system's cache.
         swap_milliseconds: time of the `auto` chain minus the time of its steps in the other chains.
+        size: height and width of the images in pixels that was asked for; None is the bundle's first.
     """
 
     processor: str
@@ -62,6 +64,7 @@ class BenchResult:
     load_milliseconds: Mapping[str, float]
     swap_milliseconds: float
     schema_version: Literal[1] = 1
+    size: ImageSize | None = None
 
 
 def swap_milliseconds(chains: Mapping[str, ChainTime]) -> float:

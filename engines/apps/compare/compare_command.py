@@ -108,6 +108,7 @@ def _compare(request: CompareRequest, bundle: Bundle, run_engines: RunEngines, c
         figures.add(_advancing(run_engines(visited, networks, save), advance))
     return CompareResult(
         schedule=request.schedule,
+        size=request.size,
         reference=reference.engine.label,
         guidance=guidance,
         num=request.num,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from engines.bundle.image_size import ImageSize
 from engines.errors import PtqdError
 
 Decibels = float | None
@@ -85,6 +86,7 @@ class CompareResult:
         loras: LoRAs in the weights of all networks, with their scales.
         ignored: what the LoRAs would change besides, in words for people.
         without_lora: the same comparison without LoRAs; None if there are none.
+        size: height and width of the images in pixels that was asked for; None is the bundle's first.
     """
 
     schedule: str
@@ -97,6 +99,7 @@ class CompareResult:
     loras: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     without_lora: CompareResult | None = None
+    size: ImageSize | None = None
 
     def check(self, min_snr_db: float) -> None:
         """Check the SNR of every precision at every step against a threshold.

@@ -300,4 +300,5 @@ def _result(
         extractor_name=extractor.name,
         prompts=request.prompts,
         reference_seed=None if request.reference is not None else request.seed + request.seeds,
+        size=request.chain.size,
     )

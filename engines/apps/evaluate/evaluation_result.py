@@ -11,6 +11,7 @@ from typing import Literal
 
 from engines.apps.evaluate.metrics.confidence import Estimate, Summary, summarize
 from engines.apps.evaluate.scores import OVER_SEEDS
+from engines.bundle.image_size import ImageSize
 
 OLD_PSNR = "psnr_as_mean_of_dB_(identical_images:_150)"
 """What the figure `psnr` of files of version 1 is."""
@@ -56,6 +57,7 @@ class EvaluationResult:
         figures: figures by name.
         unavailable: figures that could not be computed, each with the reason.
         warnings: what to know before quoting the figures.
+        size: height and width of the images in pixels that was asked for; None is the bundle's first.
     """
 
     schedule: str
@@ -77,6 +79,7 @@ class EvaluationResult:
     reference_seed: int | None = None
     prompts: tuple[str, ...] | None = None
     schema_version: Literal[1, 2] = 2
+    size: ImageSize | None = None
 
     def with_current_names(self) -> EvaluationResult:
         """Return the result with names that say what its figures are: `psnr` of version 1 is neither of today's."""

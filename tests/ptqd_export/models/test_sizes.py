@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from click.testing import CliRunner
 
 import engines
+from engines.backends.base import Engine
+from engines.backends.choice import chosen_runtime, on_onnxruntime
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.cli import main as run
@@ -23,10 +26,13 @@ from engines.networks.chain_choice import ChainChoice
 from engines.networks.kept_engines import KeptEngines
 from engines.networks.prompts import open_text
 from ptqd_export.cli import main as export
+from ptqd_export.commands import measure_runtimes as measuring
+from ptqd_export.commands.measure_runtimes import measure_runtimes
 from ptqd_export.models.load import load_at_size, load_model
 from ptqd_export.plan import ModelSection
 from ptqd_export.stages.estimate.planned_stages import planned_stages, without_size
 from ptqd_export.stages.run_build import run_build
+from tests.ptqd_export.commands.test_measure_runtimes import Changed
 from tests.ptqd_export.models.pipelines import NEGATIVE, PROMPTS, of_pipeline, plan_of
 from tests.ptqd_export.models.whole_pipelines import walked_by_pipeline
 
@@ -128,11 +134,34 @@ def test_commands_take_a_size(pixel_build: Built, tmp_path: Path) -> None:
         export, ["schedule", bundle, "--name", "four", "--steps", "4", "--samples", "4", *size], catch_exceptions=False
     )
     assert "--size 12x6" in added.output
+    by_time = ["--name", "fast", "--policy", "budget", "--budget", "0.9", "--cost", "time"]
+    refused = CliRunner().invoke(export, ["schedule", bundle, *by_time, *size])
+    assert (refused.exit_code, "timed at a bundle's first size only" in refused.output) == (2, True), refused.output
     assert [one.schedules for one in Bundle.open(pixel_build.folder).at_sizes] == [("default",), ("default", "four")]
     CliRunner().invoke(export, ["schedule", bundle, "--remove", "four", *size], catch_exceptions=False)
     compared = CliRunner().invoke(run, ["compare", bundle, "--num", "2", "--json", str(tmp_path / "c.json"), *size], catch_exceptions=False)
-    assert (compared.exit_code, [*json.loads((tmp_path / "c.json").read_text())["precisions"]]) == (0, ["w8a8"])
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert (compared.exit_code, [*result["precisions"]], result["size"]) == (0, ["w8a8"], [12, 6])
     assert "8x8, 12x6 (height x width)" in CliRunner().invoke(export, ["inspect", bundle], catch_exceptions=False).output
+
+
+def test_runtimes_must_be_right_at_every_size(pixel_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(pixel_build.folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages"))
+    bundle = Bundle.open(folder)
+    own = on_onnxruntime(bundle, threads=1)
+
+    class WrongAtFurtherSize:
+        def open(self, graph: Path, rows: int) -> Engine:
+            return Changed(own.open(graph, rows), 0.0, 1.3 if graph.stem == "w8a8.12x6" else 1.0)
+
+    backends = {"onnxruntime": own, "openvino": WrongAtFurtherSize()}
+    monkeypatch.setattr(measuring, "open_backend", lambda _, name: backends[name])
+    monkeypatch.setattr(measuring, "ROUNDS", 2)
+    found = measure_runtimes(folder)
+    assert found is not None
+    assert found.runtimes["onnxruntime"].refused is None
+    assert "The engine of w8a8 is not the one" in str(found.runtimes["openvino"].refused)
+    assert chosen_runtime(bundle.at((12, 6)), "auto")[1].endswith("timed at 8x8")
 
 
 def test_sizes_that_a_network_cannot_have_are_refused(pixel_model: Path, sdxl: Path, tmp_path: Path) -> None:

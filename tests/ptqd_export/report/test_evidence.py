@@ -99,6 +99,7 @@ def test_infinite_figures_are_read_as_they_were_written(tiny: TinyBundle, evalua
         (lambda result: result.update(guidance=float("nan")), "contains NaN, infinity or a number out of range."),
         (lambda result: result.update(schema_version=3), "is not a valid result(?s:.*)schema_version"),
         (lambda result: result.update(seeds=[]), "is incomplete"),
+        (lambda result: result.update(size=[64, 48]), "belongs to another size(?s:.*)64x48"),
         (lambda result: result.update(schedule="fifty"), "belongs to another bundle(?s:.*)schedule fifty"),
         (lambda result: result.update(precision_steps={"w3a8": 4}), "belongs to another bundle(?s:.*)w3a8"),
     ],
@@ -117,6 +118,7 @@ def test_an_evaluation_that_is_none_is_an_error(tiny: TinyBundle, evaluation_fil
         (lambda result: result["precisions"]["w4a8"].update(worst_step=7), "is incomplete"),
         (lambda result: result["precisions"].update(w8a8=result["precisions"]["w4a8"] | {"steps": []}), "is incomplete"),
         (lambda result: result["precisions"].update({"<b>": result["precisions"]["w4a8"]}), "belongs to another bundle"),
+        (lambda result: result.update(size=[64, 48]), "belongs to another size(?s:.*)64x48"),
     ],
 )
 def test_a_comparison_that_is_none_is_an_error(tiny: TinyBundle, comparison_file: Path, change: Change, message: str) -> None:

@@ -88,7 +88,7 @@ def test_samples_are_those_of_the_pipeline(built: Built, pipe: Any, tmp_path: Pa
         np.testing.assert_allclose(bundle.sample(**asked, image=np.stack(two), mask=MASK), of_two, atol=1e-3)
         late = bundle.sample(**asked, image=IMAGE, mask=MASK, strength=0.5)
         assert np.abs(late - expected).max() > 0.1
-        with pytest.raises(UsageError, match=r"repaints a part[^|]*an image without a mask"):
+        with pytest.raises(UsageError, match=r"An inpainting network needs[^|]*an image without a mask"):
             bundle.sample(**asked, image=IMAGE)
         with pytest.raises(UsageError, match="The mask has the wrong size"):
             bundle.sample(**asked, image=IMAGE, mask=MASK[:SIDE])
