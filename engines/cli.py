@@ -101,8 +101,8 @@ def sample(
     **chain: Any,
 ) -> None:
     """Sample pictures from a bundle."""
-    from engines.apps.sample.control_images import AskedControl
-    from engines.apps.sample.edit import Edit
+    from engines.apps.asked.control_images import AskedControl
+    from engines.apps.asked.edit import Edit
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
     from engines.networks.lora.lora_use import LoraUse
@@ -277,7 +277,7 @@ def reference(images: Path, features: Path | None, output: Path) -> None:
 @click.option(
     "--max-num", "--max-number", "max_num", type=COUNT, default=64, show_default=True, help="Maximum number of pictures per request."
 )
-@click.option("--max-body", type=COUNT, default=65536, show_default=True, help="Maximum size of a request body in bytes.")
+@click.option("--max-body", type=COUNT, help="Maximum bytes of a request body. Default: 65536, and room for the pictures that it may hold.")
 @click.option("--max-waiting", type=COUNT, default=512, show_default=True, help="Maximum number of pictures requested but not yet sent.")
 @click.option(
     "--rate",
@@ -286,6 +286,7 @@ def reference(images: Path, features: Path | None, output: Path) -> None:
     show_default=True,
     help="Maximum requests per second of one client.",
 )
+@click.option("--loras", type=PATH, help="Folder with LoRAs that requests may name: safetensors files, or folders of PEFT or diffusers.")
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -297,22 +298,26 @@ def serve(
     batch_size: int,
     batch_wait: float,
     max_num: int,
-    max_body: int,
+    max_body: int | None,
     max_waiting: int,
     rate: float,
+    loras: Path | None,
     ray: str | None,
     ray_cpus: int | None,
     **chain: Any,
 ) -> None:
     """Serve pictures over HTTP with Ray Serve."""
+    from engines.apps.serve.image_request import body_bytes
     from engines.apps.serve.request_limits import Limits
     from engines.apps.serve.serve_command import ServeRequest, serve_bundle
+    from engines.bundle.bundle import Bundle
     from engines.cluster.session import Cluster
     from engines.networks.chain_choice import ChainChoice
 
-    limits, cluster = Limits(max_body, max_num, max_waiting, rate), Cluster(ray or "", ray_cpus)
+    limits = Limits(max_body or body_bytes(Bundle.open(bundle)), max_num, max_waiting, rate)
+    cluster = Cluster(ray or "", ray_cpus)
     serve_bundle(
-        ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain).on_workers, cluster),
+        ServeRequest(bundle, limits, host, port, replicas, batch_size, batch_wait, ChainChoice(**chain).on_workers, cluster, loras),
         click.echo,
         partial(click.echo, err=True),
     )

@@ -59,7 +59,8 @@ def main() -> None:
     multiple=True,
     callback=all_sizes,
     metavar="HEIGHTxWIDTH",
-    help="Size of the images in pixels, such as 832x1216. Repeat the option for a bundle of several.  [default: the model's own]",
+    help="Size of the images: HEIGHTxWIDTH, such as 832x1216 for 832 pixels high, 1216 wide. Repeat the option for a bundle of several.  "
+    "[default: the model's own]",
 )
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
@@ -73,7 +74,8 @@ def init(
     force: bool,
     quick: bool,
 ) -> None:
-    """Write a starter plan that spells out every default."""
+    """Write a starter plan with every setting."""
+    from engines.bundle.image_size import sizes_in_words
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
@@ -85,6 +87,8 @@ def init(
     if not is_quiet():
         for note in notes:
             click.echo(note)
+        if sizes:
+            click.echo(f"size: {sizes_in_words(sizes)}")
     click.echo(f"wrote {output}; review it, then run: ptqd-export build --plan {output}")
 
 
@@ -142,7 +146,7 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
 @click.option(
     "--psnr",
     type=click.FloatRange(min=0, min_open=True),
-    help="Instead of a budget: take the cheapest chain predicted to reach this PSNR, in dB.",
+    help="Instead of --budget: the cheapest chain predicted to reach this PSNR, in dB.",
 )
 @click.option("--cost", type=Choice(["bit_operations", "time"]), help="Unit of the budget.  [default: bit_operations]")
 @click.option("--mode", type=Choice(["auto", "none", "ptqd", "signed", "bounded", "joint", "mmse"]), help="Correction of the output.")

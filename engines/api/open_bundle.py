@@ -18,11 +18,11 @@ from engines.api.chain_step import ChainStep
 from engines.api.layer_info import LayerInfo, layers_of
 from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
+from engines.apps.asked.asked_samples import AskedSamples, DrawnSamples
+from engines.apps.asked.control_images import AskedControl
+from engines.apps.asked.edit import Edit, GivenImages
 from engines.apps.pictures.images import check_drawable
 from engines.apps.pictures.rendering import PIXELS, SAMPLES
-from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
-from engines.apps.sample.control_images import AskedControl
-from engines.apps.sample.edit import Edit, GivenImages
 from engines.backends.choice import Runtime, runtime_name
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.image_size import ImageSize, size_name

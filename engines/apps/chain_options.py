@@ -32,7 +32,10 @@ def all_sizes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 
 
 SIZE = click.option(
-    "--size", callback=_size, metavar="HEIGHTxWIDTH", help="Size of the images in pixels, such as 832x1216. Default: the bundle's first."
+    "--size",
+    callback=_size,
+    metavar="HEIGHTxWIDTH",
+    help="Size of the images: HEIGHTxWIDTH, such as 832x1216 for 832 pixels high, 1216 wide. Default: the bundle's first.",
 )
 
 _OPTIONS = (

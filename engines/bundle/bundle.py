@@ -44,6 +44,7 @@ class Bundle:
             self.manifest = manifest.model_copy(update={"model": found.model, "precisions": found.precisions, "sizes": ()})
             self._home = size_folder(found.model.image_size)
         self._files = BundleFiles(folder, manifest.files)
+        self._schedules: dict[str, Schedule] = {}
 
     @property
     def at_sizes(self) -> tuple[Bundle, ...]:
@@ -184,7 +185,7 @@ class Bundle:
         return f"{self._home}statistics/{self.manifest.placement}"
 
     def schedule(self, name: str = DEFAULT) -> Schedule:
-        """Return a schedule of the bundle by name.
+        """Return a schedule of the bundle by name, which is read once.
 
         Raises:
             UsageError: the bundle has no schedule with this name.
@@ -193,9 +194,11 @@ class Bundle:
         file = self.schedule_file(name)
         if file not in self.manifest.files:
             raise UnknownNameError("The bundle has no such schedule.", found=name, known=self.schedules)
-        schedule = contract(Schedule, self.json(file), self.folder / file)
-        self._check_fits(schedule, self.folder / file)
-        return schedule
+        if file not in self._schedules:
+            schedule = contract(Schedule, self.json(file), self.folder / file)
+            self._check_fits(schedule, self.folder / file)
+            self._schedules[file] = schedule
+        return self._schedules[file]
 
     def full_precision(self, schedule: Schedule) -> str:
         """The precision with the most bits that the schedule knows; it needs no correction."""

@@ -19,6 +19,11 @@ def size_name(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+def sizes_in_words(sizes: Sequence[Sequence[int]]) -> str:
+    """Return sizes as commands print them, such as `832x1216, 1216x832 (height x width)`."""
+    return f"{', '.join(map(size_name, sizes))} (height x width)"
+
+
 def parse_size(text: str) -> ImageSize:
     """Return the size that a text such as `832x1216` names.
 
@@ -27,5 +32,5 @@ def parse_size(text: str) -> ImageSize:
     """
     found = re.fullmatch(WRITTEN, text)
     if found is None:
-        raise UsageError("This is no size of an image.", found=text, expected="HEIGHTxWIDTH in pixels, such as 832x1216")
+        raise UsageError("This is not an image size.", found=text, expected="HEIGHTxWIDTH in pixels, such as 832x1216")
     return int(found[1]), int(found[2])

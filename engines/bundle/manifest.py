@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
 from engines.bundle.image_size import size_name
+from engines.bundle.tile_record import TileRecord
 from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
@@ -59,13 +60,14 @@ class ConditioningRecord(Strict):
 class DecoderRecord(Strict):
     """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
 
-    `weights` is the graph whose file of weights it reads, if that is another one.
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part.
     """
 
     file: Name
     weights: Name | None = None
     image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
     batch: Batch
+    tile: TileRecord | None = None
 
 
 class EncoderRecord(Strict):
@@ -120,6 +122,7 @@ class TextEncoderRecord(Strict):
     mask, where it lets `mask_padding` tokens of the padding through too. `joins` says where its hidden states go beside those of the
     encoders before it: along the width, or behind their tokens. `lowercase` prompts are written in small letters, without blanks at their
     ends, before they are split. `form` is what stands around them, and `null_form` what stands around the negative prompt; null: the same.
+    `least_cosine` is how far weights in 8 bits turned the outputs for the plan's prompts at most; null for weights in float.
     """
 
     graph: Name
@@ -133,6 +136,7 @@ class TextEncoderRecord(Strict):
     lowercase: bool = False
     form: PromptForm = PromptForm()
     null_form: PromptForm | None = None
+    least_cosine: FiniteFloat | None = None
 
     @property
     def kept(self) -> int:
@@ -185,6 +189,18 @@ class ModelRecord(Strict):
         if self.guidance_patch is not None and any(side % self.guidance_patch for side in self.sample_shape[1:]):
             raise ValueError(f"a state of {list(self.sample_shape)} has no whole patches of {self.guidance_patch}")
         return self
+
+    @model_validator(mode="after")
+    def _tiles_within_the_state(self) -> Self:
+        if self.decoder is not None and self.decoder.tile is not None:
+            self.decoder.tile.check(self.sample_shape[1:], self.decoder.image_shape[1:])
+        return self
+
+    @property
+    def tile_size(self) -> tuple[int, ...] | None:
+        """Height and width in pixels of the tiles that images are decoded in; None if they are decoded whole, or there is no decoder."""
+        tile = None if self.decoder is None else self.decoder.tile
+        return None if tile is None else tile.pixels(self.sample_shape[1:], self.image_shape[1:])
 
     @property
     def repaints(self) -> bool:

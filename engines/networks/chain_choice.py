@@ -115,7 +115,7 @@ class ChainChoice:
                 expected="--update host, or guidance 1",
             )
         if bundle.manifest.model.control is not None:
-            raise UsageError("The device takes no residuals of a control network.", found="--update device", expected="--update host")
+            raise UsageError("`--update device` does not support control networks.", found="--update device", expected="--update host")
         if not isinstance(backend, TensorRtBackend):
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)

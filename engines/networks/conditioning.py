@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class Conditioning:
         tables: values [rows, ...] of each conditioning input of the network.
         null: value [...] of each input that means "unconditional"; None if the model has none. An image may lack one: then both branches of
             guidance take the sample's own.
+        own_rows: row [rows] of the bundle's own table that each row is, with its control image; None for rows of another table.
     """
 
     tables: Mapping[str, NDArray[Any]]
     null: Mapping[str, NDArray[Any]] | None
+    own_rows: Int64 | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -48,12 +50,17 @@ class Conditioning:
 
     def at(self, rows: Int64) -> Conditioning:
         """Return a table whose row n is row `rows[n]` of this one."""
-        return Conditioning({name: table[rows] for name, table in self.tables.items()}, self.null)
+        own = None if self.own_rows is None else self.own_rows[rows]
+        return Conditioning({name: table[rows] for name, table in self.tables.items()}, self.null, own)
 
     def with_image(self, images: Float32) -> Conditioning:
         """Return the table with images [rows or 1, C, H, W], shared by both branches of guidance, in place of its own."""
         null = None if self.null is None else {name: value for name, value in self.null.items() if name != IMAGE}
-        return Conditioning({**self.tables, IMAGE: np.broadcast_to(images, (self.rows, *images.shape[1:]))}, null)
+        return replace(self, tables={**self.tables, IMAGE: np.broadcast_to(images, (self.rows, *images.shape[1:]))}, null=null)
+
+    def of_bundle(self) -> Conditioning:
+        """Return the table as a bundle's own."""
+        return replace(self, own_rows=np.arange(self.rows, dtype=np.int64))
 
     def values(self, rows: Int64) -> dict[str, NDArray[Any]]:
         """Return the values [N, ...] of each input at `rows` [N]. `NULL_ROW` requires a model with "unconditional" values."""

@@ -113,29 +113,36 @@ class ControlNetwork:
         engine: takes `control_image` and any of the network's own inputs, and returns all residuals of a row behind each other.
         inputs: residuals of the network, in the engine's order.
         images: float32 [K, C, H, W] in [0, 1]; row n of the conditioning table takes image n mod K.
+        own_rows: rows to take in place of the conditioning table's, see `Conditioning.own_rows`; None takes the table's.
     """
 
     engine: Engine
     inputs: Sequence[InputRecord]
     images: Float32
+    own_rows: Int64 | None = None
     _last: dict[bytes, Float32] = field(default_factory=dict, compare=False)
 
     def __call__(self, state: Float32, timestep: Float32, conditions: Mapping[str, NDArray[Any]], rows: Int64) -> Residuals:
         taken = [spec.name for spec in self.engine.inputs]
         if taken != [CONTROL_IMAGE]:
-            image = np.concatenate([self.images[rows % len(self.images)]] * (len(state) // len(rows)))
+            image = np.concatenate([self.images[self._chosen(rows)]] * (len(state) // len(rows)))
             given = {STATE: state, TIMESTEP: timestep, CONTROL_IMAGE: image, **conditions}
             return self._split(self.engine.run({name: given[name] for name in taken}))
         return self._split(np.concatenate([self._of_images(rows)] * (len(state) // len(rows))))
 
     def _of_images(self, rows: Int64) -> Float32:
         """Return the output of a network that takes nothing but the images, so that it runs once for a batch of chains."""
-        chosen = np.asarray(rows % len(self.images))
+        chosen = self._chosen(rows)
         key = chosen.tobytes()
         if key not in self._last:
             self._last.clear()
             self._last[key] = self.engine.run({CONTROL_IMAGE: self.images[chosen]})
         return self._last[key]
+
+    def _chosen(self, rows: Int64) -> Int64:
+        """Return the numbers [batch] of the images of rows."""
+        own = rows if self.own_rows is None else self.own_rows[rows]
+        return np.asarray(own % len(self.images))
 
     def _split(self, out: Float32) -> Residuals:
         sizes = [prod(one.shape) for one in self.inputs]

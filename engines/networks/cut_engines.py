@@ -31,5 +31,4 @@ class CutEngines(EngineDenoiser):
         return self.of_branches(self.reusing.engine.run({**self.reusing.feeds(x, timestep, rows), KEPT: of_rows}), x)
 
     def conditioned(self, conditioning: Conditioning) -> CutEngines:
-        control = None if self.control is None else self.control.silent()
-        return replace(self, conditioning=conditioning, control=control, reusing=self.reusing.conditioned(conditioning))
+        return replace(self, conditioning=conditioning, reusing=self.reusing.conditioned(conditioning))

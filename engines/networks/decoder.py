@@ -13,8 +13,10 @@ from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import DecoderRecord, EncoderRecord
+from engines.bundle.tile_record import TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError
+from engines.networks.decoder_tiles import decode_in_tiles
 from engines.networks.engine_denoiser import STATE
 
 
@@ -25,24 +27,33 @@ class Decoder:
         engine: engine of the decoder's graph, or None for the identity.
         batch: maximum number of images to decode at a time: memory goes to the images, not the states.
         shape: shape of an image, or None if unknown.
+        tile: part of a state that the engine takes at a time; None takes whole states.
     """
 
-    def __init__(self, engine: Engine | None = None, batch: int = 1, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, engine: Engine | None = None, batch: int = 1, shape: tuple[int, ...] | None = None, tile: TileRecord | None = None
+    ) -> None:
         self._engine = engine
         self._batch = batch
         self._shape = shape
+        self._tile = tile
 
     def __call__(self, states: Float32) -> Float32:
         """Return the images [N, 1 or 3, H, W] of states [N, C, ...]; values may lie slightly outside [-1, 1]."""
         if self._engine is None:
             return states
         cuts = range(0, len(states), self._batch)
-        images = np.concatenate([self._engine.run({STATE: states[begin : begin + self._batch]}) for begin in cuts])
+        images = np.concatenate([self._decoded(self._engine, states[begin : begin + self._batch]) for begin in cuts])
         if self._shape not in (None, images.shape[1:]):
             raise PtqdError("The decoder's images have the wrong shape.", found=list(images.shape[1:]), expected=list(self._shape or ()))
         if not is_finite(images):
             raise NotFiniteError("The decoder's images are not finite.", found=f"NaN or infinity from {self._engine.label}")
         return images
+
+    def _decoded(self, engine: Engine, states: Float32) -> Float32:
+        if self._tile is None:
+            return engine.run({STATE: states})
+        return decode_in_tiles(lambda tiles: engine.run({STATE: np.ascontiguousarray(tiles)}), states, self._tile)
 
 
 def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Decoder:
@@ -55,7 +66,7 @@ def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     record = bundle.manifest.model.decoder
     if record is None:
         return Decoder()
-    return Decoder(open_beside(bundle, record, record.batch, runtime, threads), record.batch, record.image_shape)
+    return Decoder(open_beside(bundle, record, record.batch, runtime, threads), record.batch, record.image_shape, record.tile)
 
 
 def open_beside(bundle: Bundle, record: DecoderRecord | EncoderRecord, batch: int, runtime: Runtime, threads: int | None = None) -> Engine:

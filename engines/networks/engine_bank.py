@@ -81,7 +81,6 @@ class EngineBank:
         self._denoisers: dict[str, EngineDenoiser] = {}
         self.conditioning = conditioning or load_conditioning(bundle)
         self._given_control: GivenControl | None = None
-        self._own_rows = conditioning is None
         self.guided, self._guidance = is_guided(guidance), guidance
         if self.guided and (self.conditioning is None or self.conditioning.null is None):
             raise UsageError(
@@ -106,13 +105,13 @@ class EngineBank:
         conditioning table. Both banks share their engines.
 
         `control` gives the residuals of the chains: a control network, or images [K, C, H, W] in [0, 1] for that of the bundle. Without it,
-        the bundle's own rows come with its own images, and those of another table without any.
+        the bundle's own rows come with its own images (see `Conditioning.own_rows`), and those of another table without any.
         """
         assert is_guided(guidance) == self.guided
         other = copy(self)
         other._guidance = guidance
         other.conditioning = conditioning or self.conditioning
-        other._own_rows, other._given_control = self._own_rows and conditioning is None, control
+        other._given_control = control
         other._timesteps, other._denoisers = timesteps, {}
         return other
 
@@ -132,8 +131,8 @@ class EngineBank:
         if name not in self._cuts:
             self._cuts[name] = self._open_cut(precision, cut)
         full, reusing_engine = self._cuts[name]
-        reusing = EngineDenoiser(reusing_engine, self.conditioning, self.guided, combine=self._combine, control=self._control)
-        return CutEngines(full, self.conditioning, self.guided, combine=self._combine, control=self._control, reusing=reusing)
+        reusing = EngineDenoiser(reusing_engine, self.conditioning, self.guided, combine=self._combine)
+        return CutEngines(full, self.conditioning, self.guided, combine=self._combine, reusing=reusing)
 
     @property
     def _control(self) -> Control | None:
@@ -143,10 +142,11 @@ class EngineBank:
             return None
         if callable(given):
             return Control(record.inputs, OwnControl(given))
-        if record.network is None or (given is None and not self._own_rows):
+        own = None if self.conditioning is None or given is not None else self.conditioning.own_rows
+        if record.network is None or (given is None and own is None):
             return Control(record.inputs)
         images = stored_images(self._bundle, record.network) if given is None else given
-        return Control(record.inputs, ControlNetwork(self._control_engine(record.network.file), record.inputs, images))
+        return Control(record.inputs, ControlNetwork(self._control_engine(record.network.file), record.inputs, images, own))
 
     def _control_engine(self, graph: str) -> Engine:
         """Return the engine of the control network, which all chains share."""
@@ -241,7 +241,7 @@ def load_conditioning(bundle: Bundle) -> Conditioning | None:
         if [(one.dtype, one.shape) for one in record.inputs] != [("int64", ())]:
             names = ", ".join(one.name for one in record.inputs)
             raise BundleError("The manifest names no conditioning file.", found=names, expected="a file, or class labels", mend=COPY_AGAIN)
-        return class_labels(record.rows, record.null_class, record.inputs[0].name)
+        return class_labels(record.rows, record.null_class, record.inputs[0].name).of_bundle()
     table = load_table(bundle.folder / record.file, bundle.read(record.file))
     found = table.record(record.file, None)
     if (sorted(found.inputs, key=str), found.rows) != (sorted(record.inputs, key=str), record.rows):
@@ -251,4 +251,4 @@ def load_conditioning(bundle: Bundle) -> Conditioning | None:
             expected=f"{record.rows} rows of {', '.join(f'{one.name} {one.shape}' for one in record.inputs)}",
             mend=COPY_AGAIN,
         )
-    return table
+    return table.of_bundle()

@@ -258,6 +258,16 @@ def open_text(bundle: Bundle) -> TextModel:
         MissingBackendError: tokenizers or ONNX Runtime is not installed.
         BundleError: a tokenizer is damaged.
     """
+    record = text_record(bundle)
+    return TextModel(record, tuple(_open_part(bundle, one) for one in record.encoders))
+
+
+def text_record(bundle: Bundle) -> TextRecord:
+    """Return the record of a bundle's text encoders.
+
+    Raises:
+        UsageError: the bundle has none.
+    """
     record = bundle.manifest.model.text
     if record is None:
         raise UsageError(
@@ -266,7 +276,7 @@ def open_text(bundle: Bundle) -> TextModel:
             expected="a bundle that was built with model.prompts",
             mend="choose rows or classes with --classes, or rebuild with model.prompts in the plan",
         )
-    return TextModel(record, tuple(_open_part(bundle, one) for one in record.encoders))
+    return record
 
 
 def _open_part(bundle: Bundle, record: TextEncoderRecord) -> TextPart:

@@ -15,8 +15,8 @@ from engines.api.layer_info import ActivationScale, LayerBits, LayerInfo, layers
 from engines.api.precision_info import PrecisionInfo, precisions_of
 from engines.api.schedule_info import ScheduleInfo, schedules_of
 from engines.bundle.bundle import Bundle
-from engines.bundle.image_size import ImageSize, size_name
-from engines.bundle.manifest import Manifest, TargetRecord
+from engines.bundle.image_size import ImageSize, sizes_in_words
+from engines.bundle.manifest import Manifest, ModelRecord, TargetRecord
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.records.attention_record import AttentionRecord
 from ptqd_export.records.stored_attention import attention_of
@@ -121,8 +121,8 @@ def _model(found: Inspection) -> Table:
     rows = {
         "model": f"{model.family}, {model.parameters:,} parameters, predicts {manifest.parameterization}",
         "state": _shape(model.sample_shape),
-        "image": "the state" if model.decoder is None else _shape(model.image_shape),
-        **({"sizes": ", ".join(size_name(one.image_size) for one in manifest.models)} if manifest.sizes else {}),
+        "image": _image(model),
+        **({"sizes": sizes_in_words([one.image_size for one in manifest.models])} if manifest.sizes else {}),
         "encoder": "none" if model.encoder is None else model.encoder.file,
         "conditioning": _conditioning(manifest),
         "control": _control(manifest),
@@ -135,6 +135,12 @@ def _model(found: Inspection) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _image(model: ModelRecord) -> str:
+    if model.decoder is None:
+        return "the state"
+    return _shape(model.image_shape) + ("" if model.tile_size is None else f", decoded in tiles of {_shape(model.tile_size)}")
 
 
 def _target(target: TargetRecord) -> str:

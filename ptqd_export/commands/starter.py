@@ -89,8 +89,8 @@ def starter_plan(
         sizes: height and width of the images in pixels, one or several; empty takes the model's own.
 
     Raises:
-        UsageError: the kind of model or the target is unknown, the compute capability does not fit the target, or the model cannot have one
-            of the sizes.
+        UsageError: the kind of model or the target is unknown, the compute capability does not fit the target, a size is named twice,
+            or the model cannot have one of the sizes.
     """
     known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
     precisions, reason = propose_precisions(known.name, compute_capability)
@@ -101,6 +101,11 @@ def starter_plan(
             found=f"--size {size_name(sizes[0])} for {source}",
             expected="the folder of a model",
             mend="leave --size out; the function or the graph says the shape of the state",
+        )
+    if len(set(sizes)) < len(sizes):
+        twice = next(size for number, size in enumerate(sizes) if size in sizes[:number])
+        raise UsageError(
+            "A size is named twice.", found=f"--size {size_name(twice)} twice", expected="different sizes", mend="leave out one of them"
         )
     if own:
         section, declared, name = (_of_graph(Path(source), folder)) if source.endswith(".onnx") else _of_factory(source, folder)

@@ -129,6 +129,11 @@ class ModelSection(Section):
     encoder: bool = Field(
         default=False, description="for latent models: export the first stage's encoder too, for samples that start from images"
     )
+    decoder_tile: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="for latent models: decode images in overlapping tiles with sides of this many pixels; null decodes whole images, and "
+        "auto those of more pixels than 1024 x 1024 in tiles of 1024",
+    )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
     control: ControlSection | None = Field(
         default=None, description="for U-Nets of Stable Diffusion: take the residuals of a ControlNet or a T2I adapter as further inputs"

@@ -79,18 +79,25 @@ class Plan(Section):
             raise expectation('the policy "fixed" with quantization.activation_steps "used": the steps must be known first')
         return self
 
-    @model_validator(mode="after")
-    def _control_without_cuts(self) -> Self:
-        if self.model.control is not None and self.reuse.cuts:
-            raise expectation("no reuse.cuts together with model.control")
-        return self
+    @field_validator("reuse")
+    @classmethod
+    def _control_without_cuts(cls, reuse: ReuseSection, info: ValidationInfo) -> ReuseSection:
+        """With a control network "auto" finds no cut, and named ones are refused."""
+        model = info.data.get("model")
+        if model is None or model.control is None or not reuse.cuts:
+            return reuse
+        if reuse.cuts == "auto":
+            return reuse.model_copy(update={"cuts": ()})
+        raise expectations([(("cuts",), list(reuse.cuts), "[] together with model.control")])
 
     @field_validator("steps")
     @classmethod
     def _reusing_steps_fit(cls, steps: StepsSection, info: ValidationInfo) -> StepsSection:
-        sampler, cuts = info.data.get("sampler"), info.data.get("reuse")
+        sampler, cuts, model = info.data.get("sampler"), info.data.get("reuse"), info.data.get("model")
         if steps.reuse is None or sampler is None or cuts is None:
             return steps
+        if model is not None and model.control is not None:
+            raise expectations([(("reuse",), steps.reuse.model_dump(), "null together with model.control")])
         known, rows, listed = cuts.cuts, SAMPLERS[sampler.name].rows(sampler.steps), steps.reuse.steps or ()
         problems: list[Problem] = []
         if not known:

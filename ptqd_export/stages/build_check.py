@@ -7,6 +7,7 @@ from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit.fit_inputs import fit_settings
+from ptqd_export.stages.network.decoding import tile_of
 
 
 def check_build(context: BuildContext) -> None:
@@ -20,12 +21,16 @@ def check_build(context: BuildContext) -> None:
     check_provider(context.plan.target.provider)
     _ = context.measured_with
     fit_settings(context).check_steps()
+    for one in (context, *context.at_further_sizes.values()):
+        tile_of(one)
     if context.cut is not None and context.elsewhere is not None:
         raise UsageError(
             "A cluster cannot measure a chain whose steps reuse features.",
             found="--ray with steps.reuse" if context.plan.steps.reuse is not None else "--ray with reuse.cuts and the policy budget",
             expected="a build on this machine",
-            mend="leave --ray out; `ptqd-run sample --ray` takes such chains",
+            mend="leave --ray out; `ptqd-run sample --ray` takes such chains"
+            if context.plan.steps.reuse is not None
+            else "leave --ray out, or set reuse.cuts to []",
         )
     if context.model.control is not None and context.elsewhere is not None:
         raise UsageError(

@@ -251,7 +251,7 @@ class BuildContext:
         graphs = network_graphs(folders, precision)
         full, reusing = ([(below, cut_path(path, cut, kind)) for below, path in graphs] for kind in CUT_KINDS)
         whole, rest = self.network(full, batch), self.network(reusing, batch)
-        return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, control=whole.control, reusing=rest)
+        return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, reusing=rest)
 
     @property
     def walked_precisions(self) -> tuple[str, ...]:

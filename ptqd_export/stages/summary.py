@@ -16,6 +16,8 @@ from calib.quantizers.rules.precision import BLOCK_FORMATS
 from engines.api.schedule_info import schedules_of
 from engines.backends.onnxruntime.onnxruntime_session import saturates
 from engines.bundle.bundle import DEFAULT, UNFINISHED_BUILD, Bundle
+from engines.bundle.image_size import size_name
+from engines.bundle.manifest import ModelRecord
 from engines.chain.features import precision_and_cut
 from engines.host.machine import machine_name
 from engines.terminal.fitting_table import FittingTable, result_console
@@ -66,6 +68,7 @@ def print_summary(plan_file: PlanFile, seconds: float) -> None:
         "fast mode: change of the SNR due to the runtime's fused kernels, or float16\n"
         f"statistics: measured on {named(bundle.manifest.measured_on)}\n"
         f"{_control(bundle)}"
+        f"{_beside(bundle.manifest.model)}"
         f"{_chosen(bundle)}"
         f"{''.join(_learned(name, graphs[name]) for name in graphs)}"
         f"{''.join(_grouped(name, graphs[name]) for name in graphs)}"
@@ -93,7 +96,7 @@ def _stages(context: BuildContext, output: Path) -> dict[str, Path]:
 def _without_gain(times: Mapping[str, float]) -> str:
     """Return lines on the cuts where reused features save no time on this machine, or an empty string."""
     return "".join(
-        f"{name}: reuse does not pay here, {times[name]:.1f} ms a step instead of {times[precision_and_cut(name)[0]]:.1f} ms; "
+        f"{name}: reuse saves too little here, {times[name]:.1f} ms a step instead of {times[precision_and_cut(name)[0]]:.1f} ms; "
         "a budget leaves it out\n"
         for name in without_gain(times)
     )
@@ -116,6 +119,20 @@ def _control(bundle: Bundle) -> str:
             "control: calibrated with residuals of zeros; those of a control network may exceed the ranges: name it as model.control.path\n"
         )
     return f"control: calibrated with the residuals of {record.network.file}\n"
+
+
+def _beside(model: ModelRecord) -> str:
+    """Return lines on text encoders with weights in 8 bits, and on a decoder that takes tiles; an empty string if there are none."""
+    encoders = () if model.text is None else model.text.encoders
+    lines = [
+        f"{one.graph}: weights in 8 bits; a cosine of {one.least_cosine:.5f} or more to its outputs in float, for the plan's prompts\n"
+        for one in encoders
+        if one.least_cosine is not None
+    ]
+    if model.tile_size is not None:
+        size = size_name(model.tile_size)
+        lines.append(f"decoder: images of {size_name(model.image_size)} in tiles of {size}; model.decoder_tile null decodes them whole\n")
+    return "".join(lines)
 
 
 def _chosen(bundle: Bundle) -> str:

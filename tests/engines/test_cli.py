@@ -75,6 +75,8 @@ def test_pictures_grid_and_record(tiny: TinyBundle, tmp_path: Path) -> None:
         "size": None,
         "images": None,
         "mask": None,
+        "control_images": None,
+        "loras": [],
         "runtime": "onnxruntime",
         "runtime_reason": "the bundle's target",
         "provider": "CPU",

@@ -146,6 +146,7 @@ def test_log_of_the_transformer_counts_its_parameters() -> None:
     assert DIT.model.parameters == DIT.log["parameters"]
 
 
+@pytest.mark.slow
 @each_model
 def test_traced_network_computes_what_torch_does(committed: Committed, tmp_path: Path) -> None:
     save_graph(trace(committed.model), tmp_path / "network.onnx")

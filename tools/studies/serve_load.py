@@ -23,8 +23,9 @@ from pathlib import Path
 
 import click
 
-from engines.apps.serve.items import Item, ItemSampler, ItemWork
 from engines.apps.serve.request_limits import Limits
+from engines.apps.serve.sampling.item_sampler import ItemSampler, ItemWork
+from engines.apps.serve.sampling.items import Item
 from engines.apps.serve.serve_command import ServeRequest, serving
 from engines.bundle.bundle import Bundle
 from engines.cluster.folder_copy import FolderCopy

@@ -1,4 +1,4 @@
-"""Pictures that a user gives: PNG files, or arrays of pixels."""
+"""Pictures that a user gives: PNG files, their content, or arrays of pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from engines.arrays import Float32
 from engines.errors import UsageError
 from engines.untrusted.plain_file import read_plain
 
-GivenPicture: TypeAlias = Path | NDArray[Any]
+PngFile: TypeAlias = Path | bytes
+"""A PNG file, or its content."""
+
+GivenPicture: TypeAlias = PngFile | NDArray[Any]
 """A PNG file, or uint8 pixels [H, W] or [H, W, 1 or 3]."""
 
 PICTURE_BYTES = 2**28
@@ -36,7 +39,7 @@ def pictures_in(place: Path) -> tuple[Path, ...]:
     """
     found = tuple(sorted(path for path in place.iterdir() if path.suffix.lower() == ".png")) if place.is_dir() else (place,)
     if not found or not all(path.is_file() for path in found):
-        raise UsageError("There are no pictures to start from.", found=place, expected="a PNG file, or a folder with PNG files")
+        raise UsageError("No picture was found.", found=place, expected="a PNG file, or a folder with PNG files")
     return found
 
 
@@ -51,11 +54,11 @@ def check_picture(picture: GivenPicture, shape: tuple[int, ...], *, mask: bool =
     Raises:
         UsageError: the picture cannot be read, or has another size or other colours.
     """
-    if isinstance(picture, Path):
-        with _opened(picture) as image:
-            _check_header(picture, image, shape, mask=mask)
-    else:
+    if isinstance(picture, np.ndarray):
         _check_array(picture, shape, mask=mask)
+    else:
+        with _opened(picture) as image:
+            _check_header(_named(picture), image, shape, mask=mask)
 
 
 def picture_state(picture: GivenPicture, shape: tuple[int, ...]) -> Float32:
@@ -89,13 +92,13 @@ def masked_state(picture: GivenPicture, mask: GivenPicture, shape: tuple[int, ..
     return np.asarray(picture_state(picture, shape) * kept)
 
 
-def picture_digest(path: Path) -> str:
+def picture_digest(file: PngFile) -> str:
     """Return the SHA-256 of a picture's file."""
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    return hashlib.sha256(_bytes(file)).hexdigest()
 
 
 def _levels(picture: GivenPicture, mode: str) -> NDArray[Any]:
-    if not isinstance(picture, Path):
+    if isinstance(picture, np.ndarray):
         return picture * np.uint8(255) if picture.dtype == np.bool_ else picture
     with _opened(picture) as image:
         try:
@@ -104,35 +107,41 @@ def _levels(picture: GivenPicture, mode: str) -> NDArray[Any]:
             raise _unreadable(picture, error) from error
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file: PngFile) -> Image.Image:
     try:
-        return Image.open(BytesIO(_bytes(path)), formats=["PNG"])
+        return Image.open(BytesIO(_bytes(file)), formats=["PNG"])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(file: PngFile) -> bytes:
+    if isinstance(file, bytes):
+        return file
     try:
-        return read_plain(path, PICTURE_BYTES)
+        return read_plain(file, PICTURE_BYTES)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError("A picture cannot be read.", found=f"{path}: {error}", expected="a PNG file")
+def _named(file: PngFile) -> str:
+    return f"{len(file)} bytes" if isinstance(file, bytes) else str(file)
 
 
-def _check_header(path: Path, image: Image.Image, shape: tuple[int, ...], *, mask: bool) -> None:
+def _unreadable(file: PngFile, error: Exception) -> UsageError:
+    return UsageError("A picture cannot be read.", found=f"{_named(file)}: {error}", expected="a PNG file")
+
+
+def _check_header(name: str, image: Image.Image, shape: tuple[int, ...], *, mask: bool) -> None:
     height, width = shape[1:]
     if image.size != (width, height):
         raise _wrong_size(
-            mask, f"{path}: {image.size[0]} x {image.size[1]} pixels", f"{width} x {height} pixels, as the model's pictures have"
+            mask, f"{name}: {image.size[0]} x {image.size[1]} pixels", f"{width} x {height} pixels, as the model's pictures have"
         )
     modes = MODES[3] if mask else MODES[shape[0]]
     if image.mode not in modes or "transparency" in image.info:
         raise UsageError(
             "A picture has colours that the model has not.",
-            found=f"{path}: mode {image.mode}{' with transparency' if 'transparency' in image.info else ''}",
+            found=f"{name}: mode {image.mode}{' with transparency' if 'transparency' in image.info else ''}",
             expected="8 bits per channel without transparency, " + ("gray" if shape[0] == 1 and not mask else "gray or RGB"),
             mend="convert the file",
         )

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.apps.asked.asked_samples import AskedSamples, DrawnSamples
+from engines.apps.asked.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
+from engines.apps.asked.control_images import AskedControl
+from engines.apps.asked.edit import Edit
 from engines.apps.pictures.images import check_drawable
-from engines.apps.sample.asked_samples import AskedSamples, DrawnSamples
-from engines.apps.sample.batch_sampler import Batch, BatchSampler, SampleOnCopy, SampleWork
-from engines.apps.sample.control_images import AskedControl
-from engines.apps.sample.edit import Edit
 from engines.apps.sample.output_folder import check_unused, remove_samples
 from engines.apps.sample.sample_output import GRID_TILES, NpzOutput, PngOutput, SampleOutput
 from engines.apps.sample.samples_record import RECORD, SamplesRecord

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.apps.serve.gateway import Asked, Gateway
 from engines.apps.serve.image_request import Reader
-from engines.apps.serve.items import Item, ItemWork, ServedPicture
 from engines.apps.serve.pages.answer import Answer
 from engines.apps.serve.pages.openapi import Served, openapi
 from engines.apps.serve.pages.page_files import page_answers
+from engines.apps.serve.sampling.item_sampler import ItemWork
+from engines.apps.serve.sampling.items import Item, ServedPicture, by_key
 from engines.cluster.session import WorkerSize, import_ray
+from engines.errors import PtqdError
 
 NAME = "ptqd"
 SAMPLER = "sampler"
@@ -70,7 +73,7 @@ def application(serve: Any, settings: Settings) -> Any:
         def __init__(self, sampler: Any) -> None:
             self._sampler = sampler
             served = settings.served
-            reader = Reader(served.model, served.limits.number)
+            reader = Reader(settings.work.bundle(), served.limits.number, settings.work.choice, settings.work.loras)
             pages = page_answers(json.dumps(openapi(served), indent=1).encode())
             self._gateway = Gateway(reader, served.limits, self.picture, running_replicas, pages)
 
@@ -83,8 +86,14 @@ def application(serve: Any, settings: Settings) -> Any:
             batch_wait_timeout_s=settings.batch_wait,
             max_concurrent_batches=AHEAD * settings.replicas,
         )
-        async def picture(self, items: list[Item]) -> list[ServedPicture]:
-            return await sampled(self._sampler, items)
+        async def _batch(self, items: list[Item]) -> list[ServedPicture | BaseException]:
+            return await in_groups(items, lambda group: sampled(self._sampler, group))
+
+        async def picture(self, item: Item) -> ServedPicture:
+            found: ServedPicture | BaseException = await self._batch(item)
+            if isinstance(found, BaseException):
+                raise found
+            return found
 
     resources = {"num_cpus": size.cpus, "num_gpus": size.gpus}
     samplers = serve.deployment(
@@ -101,17 +110,32 @@ def application(serve: Any, settings: Settings) -> Any:
     return entrance.bind(samplers.bind())
 
 
+async def in_groups(
+    items: list[Item], sample: Callable[[list[Item]], Awaitable[list[ServedPicture]]]
+) -> list[ServedPicture | BaseException]:
+    """Sample the items that can share a network call together. Return each item's picture, or what its group failed with."""
+    groups = by_key(items)
+    answers = await asyncio.gather(*map(sample, groups), return_exceptions=True)
+    found: dict[int, ServedPicture | BaseException] = {}
+    for group, answer in zip(groups, answers, strict=True):
+        pictures: Sequence[ServedPicture | BaseException] = [answer] * len(group) if isinstance(answer, BaseException) else answer
+        found |= {id(item): one for item, one in zip(group, pictures, strict=True)}
+    return [found[id(item)] for item in items]
+
+
 async def sampled(sampler: Any, items: list[Item]) -> list[ServedPicture]:
     """Request the pictures of a batch from a replica, and from another one if it dies, so that no request is lost."""
-    deaths = import_ray().exceptions.RayActorError
+    errors = import_ray().exceptions
     for attempt in range(1, ATTEMPTS + 1):
         try:
             pictures: list[ServedPicture] = await sampler.sample.remote(items)
             return [replace(picture, attempts=attempt) for picture in pictures]
-        except deaths:
+        except errors.RayActorError:
             if attempt == ATTEMPTS:
                 raise
             await asyncio.sleep(0.3 * attempt)
+        except errors.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, PtqdError) else error) from error
     raise AssertionError
 
 

@@ -10,17 +10,14 @@ import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from engines.apps.serve.image_request import Reader, Refused
-from engines.apps.serve.items import Item, ServedPicture
+from engines.apps.serve.image_request import Reader, Refused, refusing
 from engines.apps.serve.pages.answer import Answer
-from engines.apps.serve.request_limits import Limits, Rate, bounded
+from engines.apps.serve.request_limits import RETRY_SECONDS, Limits, Rate, Room, bounded
+from engines.apps.serve.sampling.items import Item, ServedPicture
 from engines.apps.serve.server_metrics import Metrics
 
 IMAGES, HEALTH, METRICS = "/images", "/health", "/metrics"
 METHODS = {IMAGES: "POST", HEALTH: "GET", METRICS: "GET"}
-
-RETRY_SECONDS = 5
-"""Seconds after which a client may retry a request that a full server refused."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Gateway:
         self._pages = pages
         self._methods = {**METHODS, **dict.fromkeys(pages, "GET")}
         self._rate = Rate(limits.rate, time.monotonic)
+        self._room = Room(limits.held)
         self._metrics = Metrics()
         self._waiting = 0
 
@@ -101,17 +99,29 @@ class Gateway:
 
     async def _images(self, asked: Asked) -> Answer:
         self._rate.take(asked.client)
-        items = self._reader.items(await bounded(asked.body, self._limits.body))
-        if self._waiting + len(items) > self._limits.waiting:
-            raise Refused(503, f"{self._waiting} pictures are waiting; at most {self._limits.waiting} may wait", RETRY_SECONDS)
-        self._wait(len(items))
+        body = await bounded(asked.body, self._limits.body, self._room)
+        try:
+            items = self._accepted(body)
+        except BaseException:
+            self._room.free(len(body))
+            raise
         sampled = [asyncio.ensure_future(self._counted(item)) for item in items]
-        pictures = await asyncio.gather(*map(asyncio.shield, sampled))
+        asyncio.gather(*sampled, return_exceptions=True).add_done_callback(lambda _: self._room.free(len(body)))
+        with refusing():
+            pictures = await asyncio.gather(*map(asyncio.shield, sampled))
         self._metrics.pictures.inc(len(pictures))
         for picture in pictures:
             self._metrics.batch.observe(picture.batch)
             self._metrics.again.inc(picture.attempts - 1)
         return _packed(items, pictures)
+
+    def _accepted(self, body: bytes) -> list[Item]:
+        """Return the items of a request, which wait from now on."""
+        items = self._reader.items(body)
+        if self._waiting + len(items) > self._limits.waiting:
+            raise Refused(503, f"{self._waiting} pictures are waiting; at most {self._limits.waiting} may wait", RETRY_SECONDS)
+        self._wait(len(items))
+        return items
 
     async def _counted(self, item: Item) -> ServedPicture:
         """Sample an item, which counts as waiting until its picture is done: even if another of its request fails or the client leaves."""

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from engines.apps.serve.image_request import Refused
 
+RETRY_SECONDS = 5
+"""Seconds after which a client may retry a request that a full server refused."""
+
+HELD_BYTES = 2**30
+"""Bytes of bodies that a server holds at once."""
+
 CLIENTS = 10_000
 """Maximum number of clients remembered. Beyond it, the client that has been silent longest is forgotten."""
 
@@ -21,12 +27,14 @@ class Limits:
         number: pictures per request (400).
         waiting: pictures requested but not yet sent (503).
         rate: requests per second of one client in the long run (429); after a pause, the client may send one second's worth at once.
+        held: bytes of all bodies that are being read or whose pictures wait (503).
     """
 
     body: int
     number: int
     waiting: int
     rate: float
+    held: int = HELD_BYTES
 
 
 class Rate:
@@ -55,15 +63,42 @@ class Rate:
             raise Refused(429, f"more than {self._rate:g} requests per second", math.ceil((1 - tokens) / self._rate))
 
 
-async def bounded(body: AsyncIterator[bytes], most: int) -> bytes:
-    """Read a body, but stop once it exceeds `most` bytes.
+class Room:
+    """Bytes that a server spares for bodies: those being read, and those whose pictures wait.
+
+    Args:
+        most: number of bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+
+    def take(self, count: int) -> None:
+        """Take bytes; raise Refused with status 503 if so many are not free."""
+        if self._taken + count > self._most:
+            raise Refused(503, f"requests that wait hold {self._taken} bytes; at most {self._most} may be held", RETRY_SECONDS)
+        self._taken += count
+
+    def free(self, count: int) -> None:
+        """Give bytes back."""
+        self._taken -= count
+
+
+async def bounded(body: AsyncIterator[bytes], most: int, room: Room) -> bytes:
+    """Read a body, but stop once it exceeds `most` bytes. The caller frees the room that it takes.
 
     Raises:
-        Refused: status 413, the body is longer.
+        Refused: status 413, the body is longer; 503, there is no room for it.
     """
     read = bytearray()
-    async for piece in body:
-        read += piece
-        if len(read) > most:
-            raise Refused(413, f"the body has more than {most} bytes")
+    try:
+        async for piece in body:
+            if len(read) + len(piece) > most:
+                raise Refused(413, f"the body has more than {most} bytes")
+            room.take(len(piece))
+            read += piece
+    except BaseException:
+        room.free(len(read))
+        raise
     return bytes(read)

@@ -12,16 +12,16 @@ from typing import Any
 
 from engines.apps.pictures.images import check_drawable
 from engines.apps.serve.application import NAME, Settings, application
-from engines.apps.serve.items import ItemWork
 from engines.apps.serve.pages.openapi import Served
 from engines.apps.serve.request_limits import Limits
+from engines.apps.serve.sampling.item_sampler import ItemWork
+from engines.apps.serve.sampling.lora_folder import LoraFolder
 from engines.backends.choice import runtime_name
 from engines.bundle.bundle import Bundle
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.errors import MissingBackendError, PtqdError
 from engines.networks.chain_choice import AUTO, ChainChoice
-from engines.networks.encoder import check_unpainted
 
 Tell = Callable[[str], object]
 
@@ -40,6 +40,7 @@ class ServeRequest:
         batch_wait: seconds that a batch waits for more pictures.
         chain: how to sample.
         cluster: cluster to serve on.
+        loras: folder with the LoRAs that requests may name; None offers none.
     """
 
     bundle: Path
@@ -51,6 +52,7 @@ class ServeRequest:
     batch_wait: float
     chain: ChainChoice = field(default_factory=ChainChoice)
     cluster: Cluster = field(default_factory=Cluster)
+    loras: Path | None = None
 
 
 def serve_bundle(request: ServeRequest, tell: Tell, waiting: Tell) -> None:
@@ -76,8 +78,7 @@ def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterat
     """Serve while the block runs; yield the address. `waiting` is called with what the start waits for."""
     bundle = Bundle.open(request.bundle, request.chain.size)
     check_drawable(bundle.manifest.model.image_shape, mend="write them to a file with `ptqd-run sample --format npz`")
-    if bundle.manifest.model.text is not None:
-        check_unpainted(bundle)
+    loras = LoraFolder() if request.loras is None else LoraFolder.of(request.loras)
     for precision in set(request.chain.chosen(bundle).step_precisions):
         bundle.verified_graphs(precision)
     size = WorkerSize.of(request.cluster, runtime_name(bundle, request.chain.runtime))
@@ -92,8 +93,9 @@ def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterat
                 mend="lower --ray-cpus or --replicas",
             )
         waiting("sharing the bundle with the workers")
-        work = ItemWork(FolderCopy.of_bundle(ray, bundle), request.chain, request.batch_size)
-        settings = Settings(work, _served(request, bundle), request.replicas, size, request.batch_size, request.batch_wait)
+        lora_copy = FolderCopy.of(ray, loras.folder, loras.files) if loras.files else None
+        work = ItemWork(FolderCopy.of_bundle(ray, bundle), request.chain, request.batch_size, loras, lora_copy)
+        settings = Settings(work, _served(request, bundle, loras), request.replicas, size, request.batch_size, request.batch_wait)
         waiting(f"opening engines on {request.replicas} replica{'s' * (request.replicas > 1)}")
         try:
             _start(serve, request, settings)
@@ -102,12 +104,12 @@ def serving(request: ServeRequest, waiting: Tell = lambda _line: None) -> Iterat
             serve.shutdown()
 
 
-def _served(request: ServeRequest, bundle: Bundle) -> Served:
+def _served(request: ServeRequest, bundle: Bundle, loras: LoraFolder) -> Served:
     name = request.chain.schedule
     sampler = bundle.schedule(name).sampler
     precision = "" if request.chain.precision == AUTO else f", {request.chain.precision}"
     schedule = f"{name} schedule: {sampler.name}, {len(bundle.schedule(name).steps)} steps{precision}"
-    return Served(request.bundle.resolve().name, schedule, bundle.manifest.model, request.limits)
+    return Served.of(request.bundle.resolve().name, schedule, bundle, request.chain, request.limits, tuple(loras.entries))
 
 
 def _start(serve: Any, request: ServeRequest, settings: Settings) -> None:

@@ -63,7 +63,7 @@ def _decoded(
     context: BuildContext, folder: Path, record: DecoderRecord, kinds: list[Float32], on_batch: Callable[[], None]
 ) -> list[Float32]:
     """Decode the states of every kind, batch by batch."""
-    decode = Decoder(context.backend.open(folder / record.file, record.batch), record.batch)
+    decode = Decoder(context.backend.open(folder / record.file, record.batch), record.batch, record.image_shape, record.tile)
 
     def images(states: Float32) -> Float32:
         found = decode(states)

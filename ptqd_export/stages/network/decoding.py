@@ -6,10 +6,14 @@ import math
 from pathlib import Path
 
 from engines.bundle.manifest import DecoderRecord
+from engines.bundle.tile_record import TileRecord
+from engines.errors import UsageError
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_module_parity, lower, trace_decoder
+from ptqd_export.models.decoder_tile import decoder_tile
+from ptqd_export.models.module_checks import image_shape
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.reporter import Reporter
 
@@ -26,15 +30,36 @@ def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> No
     """Write `decoder.onnx`, and `decoder.json` with its record for the manifest."""
     decoder, shape = context.model.decoder, context.model.sample_shape
     assert decoder is not None
-    graph = trace_decoder(decoder, shape)
+    tile, images = tile_of(context), image_shape(decoder, shape)
+    taken = shape if tile is None else (shape[0], *tile.sides)
+    graph = trace_decoder(decoder, taken)
     lower(graph, context.placement)
     path = folder / DECODER
     save_graph(graph, path)
     check_graph(context.placement, path, ())
-    image_shape = tuple(int(size) for size in graph.graph.outputs[0].shape[1:])  # type: ignore[index, arg-type]  # sizes are known
-    check_module_parity(decoder, {STATE: decoder.example_states(1, shape)}, path)
-    record = DecoderRecord(file=DECODER, image_shape=image_shape, batch=images_at_a_time(image_shape))
+    check_module_parity(decoder, {STATE: decoder.example_states(1, taken)}, path)
+    batch = images_at_a_time(image_shape(decoder, taken))
+    record = DecoderRecord(file=DECODER, image_shape=images, batch=batch, tile=tile)
     (folder / RECORD).write_text(record.model_dump_json())
+
+
+def tile_of(context: BuildContext) -> TileRecord | None:
+    """Return the tiles that the plan's decoder takes at a size; None for whole images.
+
+    Raises:
+        UsageError: the plan names a tile, and the model has no decoder, or one that cannot take it.
+    """
+    decoder, wanted = context.model.decoder, context.plan.model.decoder_tile
+    if decoder is not None:
+        return decoder_tile(decoder, context.model.sample_shape, wanted)
+    if isinstance(wanted, int):
+        raise UsageError(
+            "The model has no decoder to take tiles.",
+            found=f"model.decoder_tile = {wanted}",
+            expected="a latent model",
+            mend="leave model.decoder_tile out of the plan",
+        )
+    return None
 
 
 def images_at_a_time(image_shape: tuple[int, ...]) -> int:

@@ -28,6 +28,9 @@ LARGE = 500_000_000
 LEAST_COSINE = 0.99
 """Least cosine between an output with weights in 8 bits and the one in float, over all values of a prompt."""
 
+COSINE_DIGITS = 5
+"""Digits of the least cosine in the record, so that it does not depend on the order of sums."""
+
 SMALLEST = 1e-30
 
 PROOF = ("", "a photo of a cat", "word " * 1000)
@@ -49,19 +52,23 @@ def make_text(prompts: PromptEncoder, texts: Sequence[str], folder: Path, report
     """
     text = prompts.load()
     record = text.record
-    on_encoder = each(reporter, len(record.encoders))
+    on_encoder, encoders = each(reporter, len(record.encoders)), list[TextEncoderRecord]()
     for one, use, tokenizer in zip(record.encoders, prompts.uses, text.tokenizers, strict=True):
         (folder / one.graph).parent.mkdir(exist_ok=True)
         tokenizer.tokenizer.save(str(folder / one.tokenizer))
-        _write_encoder(prompts.module(use), one, tokenizer.tokenizer, texts[:BATCH], folder / one.graph, in_float=in_float)
+        cosine = _write_encoder(prompts.module(use), one, tokenizer.tokenizer, texts[:BATCH], folder / one.graph, in_float=in_float)
+        encoders.append(one.model_copy(update={"least_cosine": cosine}))
         on_encoder()
-    (folder / RECORD).write_text(record.model_dump_json())
+    (folder / RECORD).write_text(record.model_copy(update={"encoders": tuple(encoders)}).model_dump_json())
 
 
 def _write_encoder(
     module: TextEncoderModule, record: TextEncoderRecord, tokenizer: Any, texts: Sequence[str], path: Path, *, in_float: bool
-) -> None:
-    """Write the graph of an encoder; that of a large one with weights in 8 bits, unless they stay in float. They are rounded in place."""
+) -> float | None:
+    """Write the graph of an encoder; that of a large one with weights in 8 bits, unless they stay in float. They are rounded in place.
+
+    Returns the least cosine that `_least_cosine` returns; None if the weights are in float.
+    """
     part = TextPart.of(record, tokenizer, module.encode)
     proof, compared = (_feeds(part, some) for some in (PROOF, texts))
     large = not in_float and sum(parameter.numel() for parameter in module.parameters()) > LARGE
@@ -74,8 +81,7 @@ def _write_encoder(
     (save_with_data if large else save_graph)(graph, path)  # ONNX Runtime maps data files, and reads the rest into memory
     encoder = GraphEncoder(path, module.inputs)
     _check_batches(encoder, module, proof, path)
-    if large:
-        _check_cosines(encoder(*compared.values()), exact, path)
+    return _least_cosine(encoder(*compared.values()), exact, path) if large else None
 
 
 def _feeds(part: TextPart, texts: Sequence[str]) -> dict[str, Int64]:
@@ -93,8 +99,8 @@ def _check_batches(encoder: GraphEncoder, module: TextEncoderModule, proof: Mapp
             check_outputs(found[name], value[-batch:], f"{path.name}, {name}")
 
 
-def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], path: Path) -> None:
-    """Refuse an encoder whose output for any prompt 8 bits turn too far."""
+def _least_cosine(found: Mapping[str, Float32], exact: Mapping[str, Float32], path: Path) -> float:
+    """Return the least cosine of an output for any prompt to the one in float, and refuse an encoder that 8 bits turn too far."""
     cosines = {name: float(_cosines(found[name], value).min()) for name, value in exact.items()}
     if not min(cosines.values()) >= LEAST_COSINE:
         raise PtqdError(
@@ -103,6 +109,7 @@ def _check_cosines(found: Mapping[str, Float32], exact: Mapping[str, Float32], p
             expected=f"at least {LEAST_COSINE} for every prompt of the plan",
             mend="set quantization.keep_float_encoders to true",
         )
+    return round(min(cosines.values()), COSINE_DIGITS)
 
 
 def _cosines(found: Float32, exact: Float32) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.decoding import decoder_record, make_decoder
+from ptqd_export.stages.network.decoding import decoder_record, make_decoder, tile_of
 from ptqd_export.stages.network.encoding import make_encoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
@@ -60,7 +60,9 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
     """Return the folder with the decoder's graph, or None if the states are images."""
     if context.model.decoder is None:
         return None
-    return cache.run("decoder", source_of(context), partial(make_decoder, context), room=room.decoder(context))
+    tile = tile_of(context)
+    inputs = {**source_of(context), **({} if tile is None else {"tile": tile.model_dump()})}
+    return cache.run("decoder", inputs, partial(make_decoder, context), room=room.decoder(context))
 
 
 def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> Path | None:

@@ -43,6 +43,14 @@ def test_every_table_is_fed_by_row_and_with_its_own_null_value() -> None:
     assert feeds["pooled"].tolist() == [20, 0, 20, 5, 5, 5]
 
 
+def test_rows_of_a_bundle_stay_its_own_with_other_images() -> None:
+    table = Conditioning({"tokens": TOKENS, "image": np.zeros((3, 1, 2, 2))}, None)
+    assert table.at(ROWS).with_image(np.ones((1, 1, 2, 2), np.float32)).own_rows is None
+    own = table.of_bundle().at(ROWS).with_image(np.ones((1, 1, 2, 2), np.float32)).own_rows
+    assert own is not None
+    assert own.tolist() == [2, 0, 2]
+
+
 def test_file_holds_tables_and_null_values_in_the_two_types_of_networks(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "c.npz", tokens=TOKENS, ids=POOLED.astype(np.int32), **{"null.tokens": np.zeros((2, 2)), "null.ids": np.uint8(9)}

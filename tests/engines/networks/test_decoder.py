@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
+import engines
 from engines.apps.pictures.images import to_pixels
 from engines.apps.sample.sample_command import SampleRequest, sample_bundle
 from engines.arrays import Float32
@@ -20,6 +25,8 @@ from engines.backends.tensorrt.tensorrt_backend import EngineSettings
 from engines.bundle.bundle import Bundle
 from engines.errors import BundleError
 from engines.networks.decoder import Decoder, decoder_settings, open_decoder
+from ptqd_export.cli import main
+from ptqd_export.stages.summary import _beside
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -72,9 +79,28 @@ def test_pictures_of_latents_are_the_decoded_states(tiny_decoded: TinyBundle, tm
     assert (tmp_path / "png" / "grid.png").is_file()
 
 
-def test_damaged_decoder_is_told_before_any_work_is_done(tiny_decoded: TinyBundle, tmp_path: Path) -> None:
-    import shutil
+def test_a_bundle_with_tiles_draws_the_pictures_of_whole_states(tiny_decoded: TinyBundle, tmp_path: Path) -> None:
+    """The decoder mixes the channels of each element alone, so tiles change nothing."""
+    tiled = replace(tiny_decoded, folder=Path(shutil.copytree(tiny_decoded.folder, tmp_path / "bundle")))
+    graph = onnx.load(tiled.folder / "decoder.onnx")
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[2].dim_value, value.type.tensor_type.shape.dim[3].dim_value = 4, 5
+    onnx.save(graph, tiled.folder / "decoder.onnx")
+    tile = {"sides": [4, 5], "overlap": 1}
+    tiled.edit_json("manifest.json", lambda manifest: manifest["model"]["decoder"].update(tile=tile))
+    tiled.rehash("decoder.onnx")
+    found, expected = (engines.open_bundle(one.folder).sample(num=6) for one in (tiled, tiny_decoded))
+    np.testing.assert_array_equal(found, expected)
+    done = CliRunner().invoke(main, ["inspect", str(tiled.folder)])
+    assert "decoded in tiles of 4 x 5" in done.output
+    model = Bundle.open(tiled.folder).manifest.model
+    assert _beside(model) == "decoder: images of 8x8 in tiles of 4x5; model.decoder_tile null decodes them whole\n"
+    tiled.edit_json("manifest.json", lambda manifest: manifest["model"]["decoder"].update(tile={"sides": [9, 5], "overlap": 1}))
+    with pytest.raises(BundleError, match=r"tiles of \[9, 5\]"):
+        Bundle.open(tiled.folder)
 
+
+def test_damaged_decoder_is_told_before_any_work_is_done(tiny_decoded: TinyBundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_decoded.folder, tmp_path / "bundle"))
     (folder / "decoder.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="changed or damaged"):

@@ -195,7 +195,9 @@ def test_every_layer_that_the_plan_quantizes_has_its_pairs_and_no_other_has(
         assert len(parsed.weights) > 5
 
 
-@pytest.mark.parametrize("name", ["class_trt_build", "cross_trt_build", pytest.param("digits_trt_build", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["class_trt_build", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cross_trt_build", "digits_trt_build"))]
+)
 def test_every_precision_builds(request: pytest.FixtureRequest, name: str) -> None:
     built: Built = request.getfixturevalue(name)
     graphs = sorted((built.folder / "graphs" / "tensorrt").glob("*.onnx"))
@@ -289,10 +291,11 @@ BUILT: list[tuple[str, HighPrecision]] = [("w8a8", "fp16"), ("w4a16", "fp16"), (
 @pytest.mark.parametrize(
     ("name", "pairs"),
     [
-        ("transformer", [*PAIRS, *BLOCKS]),
+        ("transformer", [*BLOCKS, ("w8a8", "bf16")]),
+        pytest.param("transformer", [*INTEGERS, ("fp8", "fp16")], marks=pytest.mark.slow),
         pytest.param("cross attention", [pair for pair in PAIRS if pair not in BUILT], marks=pytest.mark.slow),
     ],
-    ids=["transformer", "cross attention"],
+    ids=["transformer", "transformer in integers", "cross attention"],
 )
 def test_network_keeps_the_plan_in_every_type_and_builds(
     request: pytest.FixtureRequest, name: str, pairs: list[tuple[str, HighPrecision]], tmp_path: Path

@@ -262,9 +262,8 @@ def test_stable_diffusion_corrects_old_files_as_its_pipeline_does(tmp_path: Path
     assert "StableDiffusionPipeline replaces values of scheduler_config.json" in found.notes[0]
 
 
-def test_inpainting_gets_no_prompts_and_the_plan_says_what_to_prepare(tmp_path: Path) -> None:
+def test_inpainting_gets_prompts_and_the_plan_says_which_pictures_it_wants(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", unet=CROSS | {"in_channels": 9}, text_encoder={"architectures": ["CLIPTextModel"]})
     plan = starter_plan(folder, "onnxruntime", tmp_path)
-    assert plan.model.prompts is None
-    assert "name a file as model.conditions" in plan.comments[0]
-    assert "image: float32 [rows, 5, 8, 8]" in plan.comments[0]
+    assert plan.model.prompts
+    assert "name pictures and masks as model.inpaint" in plan.comments[0]

@@ -132,7 +132,7 @@ def test_commands_take_a_size(pixel_build: Built, tmp_path: Path) -> None:
     CliRunner().invoke(export, ["schedule", bundle, "--remove", "four", *size], catch_exceptions=False)
     compared = CliRunner().invoke(run, ["compare", bundle, "--num", "2", "--json", str(tmp_path / "c.json"), *size], catch_exceptions=False)
     assert (compared.exit_code, [*json.loads((tmp_path / "c.json").read_text())["precisions"]]) == (0, ["w8a8"])
-    assert "8x8, 12x6" in CliRunner().invoke(export, ["inspect", bundle], catch_exceptions=False).output
+    assert "8x8, 12x6 (height x width)" in CliRunner().invoke(export, ["inspect", bundle], catch_exceptions=False).output
 
 
 def test_sizes_that_a_network_cannot_have_are_refused(pixel_model: Path, sdxl: Path, tmp_path: Path) -> None:
@@ -154,10 +154,12 @@ def test_sizes_that_a_network_cannot_have_are_refused(pixel_model: Path, sdxl: P
     assert "multiples of 2 pixels" in refused(sdxl, "17x16")
     assert "position embeddings are those of one grid" in refused(dit, "8x8")
     assert "expected: HEIGHTxWIDTH" in refused(pixel_model, "8by8")
-    CliRunner().invoke(
+    assert "A size is named twice" in refused(pixel_model, "8x8", "12x6", "8x8")
+    started = CliRunner().invoke(
         export, ["init", "--model", str(sdxl), "-o", str(plan), "--size", "16x24", "--size", "32x16"], catch_exceptions=False
     )
     assert json.loads(plan.read_text())["model"]["sizes"] == [[16, 24], [32, 16]]
+    assert "size: 16x24, 32x16 (height x width)" in started.output
 
 
 def test_time_ids_follow_the_size(sdxl: Path) -> None:

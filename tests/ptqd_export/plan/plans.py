@@ -36,6 +36,7 @@ RESOLVED = """\
     "size": null,
     "sizes": [],
     "encoder": false,
+    "decoder_tile": "auto",
     "lora": null,
     "control": null,
     "inpaint": null

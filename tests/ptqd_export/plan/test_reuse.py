@@ -47,3 +47,12 @@ def test_budget_chooses_the_steps_that_reuse_itself_and_takes_only_their_cut(wri
     assert 'no "every" or "steps" of "reuse" with the policy "budget"' in found
     found_reuse = load_plan(write(reuse=TWO, steps={**budget, "reuse": {"cut": "skip_3"}})).plan.steps.reuse
     assert found_reuse == ReusingStepsSection(cut="skip_3")
+
+
+def test_networks_with_residuals_have_no_cuts(write: Write) -> None:
+    model = {"path": "model", "conditions": "conditions.npz", "control": {}}
+    assert load_plan(write(model=model, reuse=AUTO)).plan.reuse.cuts == ()
+    (found,) = problems(write(model=model, reuse=TWO))
+    assert 'reuse.cuts: found ["skip_1", "skip_3"], expected [] together with model.control' in found
+    (found,) = problems(write(model=model, reuse=AUTO, steps={"policy": "snr", "reuse": {"every": 2}}))
+    assert "expected null together with model.control" in found

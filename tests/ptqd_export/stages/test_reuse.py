@@ -196,3 +196,6 @@ def test_pipeline_is_refused_by_name(reusing: Path, part: type[PtqdScheduler | P
 def test_cluster_is_refused_by_name(class_build: Built, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="A cluster cannot measure a chain whose steps reuse features"):
         run_build(changed(class_build, tmp_path / "bundle", **REUSE), cluster=Cluster("auto"))
+    budget = {"reuse": {"cuts": "auto"}, "steps": {"policy": "budget", "budget": 0.5}}
+    with pytest.raises(UsageError, match=r"leave --ray out, or set reuse.cuts to \[\]"):
+        run_build(changed(class_build, tmp_path / "other", **budget), cluster=Cluster("auto"))

@@ -104,6 +104,7 @@ def test_chains_of_other_schedules_cross_the_bound(grouped_build: Path) -> None:
         assert np.isfinite(bundle.sample(2, precision="w4a8", latents=True)).all()
 
 
+@pytest.mark.slow
 def test_groups_of_prompts_share_what_does_not_depend_on_the_state(cross_build: Built, tmp_path: Path) -> None:
     """Keys and values of the conditions have float inputs, so the piece that computes them is one for all groups.
     A precision with float activations has a single group.

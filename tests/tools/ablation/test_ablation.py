@@ -26,7 +26,7 @@ from tools.digits import data
 if TYPE_CHECKING:
     from tests.tools.conftest import Digits
 
-NUM = 24
+NUM = 50
 SEED = 5
 EXTRACTOR = Path(data.__file__).with_name("classifier.onnx")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 
+@pytest.mark.slow
 def test_diffusers_and_our_engine_run_the_same_network(digits_case: Case) -> None:
     full = ours(digits_case, "fp32")
     visited = full.visited()

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engines.apps.serve.items import Item, ItemWork
 from engines.apps.serve.request_limits import Limits
+from engines.apps.serve.sampling.item_sampler import ItemWork
+from engines.apps.serve.sampling.items import Item
 from engines.apps.serve.serve_command import ServeRequest, serving
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.session import Cluster

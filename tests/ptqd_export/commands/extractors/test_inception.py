@@ -64,6 +64,7 @@ def tensorflow_resize(images: Float64, side: int) -> Float64:
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "channels", "side"), [(3, 3, 32), (2, 3, 256), (1, 1, 400)])
 def test_the_graph_computes_what_torch_computes_on_levels(
     network: FidInception, exported: Extractor, count: int, channels: int, side: int
@@ -81,12 +82,14 @@ def test_the_graph_computes_what_torch_computes_on_levels(
     assert (found.features.shape[1], found.spatial.shape[1], found.logits.shape[1]) == (2048, 2023, 1008)
 
 
+@pytest.mark.slow
 def test_samples_count_as_the_levels_that_a_picture_file_holds(exported: Extractor) -> None:
     levels = np.random.default_rng(1).integers(1, 255, (1, 3, 8, 8)).astype(np.float32)
     exact, between = (exported((levels + shift) / np.float32(127.5) - 1).features for shift in (0, 0.4))
     np.testing.assert_allclose(between, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_graph_says_its_name(exported: Extractor) -> None:
     assert exported.name == "fid-inception"
 

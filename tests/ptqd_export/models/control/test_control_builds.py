@@ -20,6 +20,9 @@ from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.cli import main
 from engines.errors import UsageError
+from engines.networks.chain_choice import ChainChoice
+from engines.networks.conditioning import Conditioning
+from engines.networks.engine_bank import load_conditioning
 from ptqd_export.cli import main as export
 from ptqd_export.diffusers import PtqdDenoiser, use_bundle
 from ptqd_export.models.load import load_model
@@ -162,6 +165,19 @@ def test_residuals_come_from_images_or_a_function(built: Built, pipe: Any, contr
     with np.load(out / "samples.npz") as archive:
         np.testing.assert_allclose(archive["samples"], expected, atol=1e-3)
     assert '"control_images": [' in (out / "samples.json").read_text().replace("\n", "")
+
+
+def test_own_rows_keep_their_control_images_in_another_table(built: Built) -> None:
+    """As when samples of the same row differ in the picture that they repaint."""
+    bundle = Bundle.open(built.folder)
+    noise, choice, own = NoiseSource(SEED, (4, SIDE, SIDE)), ChainChoice(), load_conditioning(bundle)
+    assert own is not None
+    rows, samples = np.array([1, 0]), np.arange(2)
+    expected = choice.open(bundle, 2).sample(noise, samples, rows)
+    found = choice.open(bundle, 2, own.at(rows)).sample(noise, samples, samples)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    without = choice.open(bundle, 2, Conditioning(own.tables, own.null)).sample(noise, samples, rows)
+    assert np.abs(without - expected).max() > 0.1
 
 
 def test_a_bundle_names_its_control_network(built: Built, tmp_path: Path) -> None:

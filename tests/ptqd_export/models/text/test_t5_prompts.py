@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from engines.bundle.manifest import TextRecord
+from engines.bundle.manifest import ModelRecord, TextRecord
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import GraphEncoder, TextModel, TextPart
 from ptqd_export.models.load import load_model
@@ -21,6 +21,7 @@ from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portabl
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.text import make_text, text_record
 from ptqd_export.stages.run_build import _text
+from ptqd_export.stages.summary import _beside
 from tests.ptqd_export.models.pipelines import plan_of
 from tests.ptqd_export.models.text import tiny_t5
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
@@ -126,6 +127,13 @@ def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_floa
     exact, near = (values["encoder_hidden_states"].reshape(len(PROMPTS), -1) for values in (rows, found.tables))
     cosines = (exact * near).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(near, axis=1)
     assert cosines.min() > 0.99
+    monkeypatch.setattr("ptqd_export.stages.network.text.LEAST_COSINE", 0.99)
+    (tmp_path / "again").mkdir()
+    make_text(prompts, PROMPTS, tmp_path / "again", Recorder())
+    record = text_record(tmp_path / "again")
+    assert record is not None
+    assert record.encoders[0].least_cosine == pytest.approx(cosines.min(), abs=1e-5)
+    assert "text_encoder.onnx: weights in 8 bits; a cosine of 0.99" in _beside(ModelRecord.model_construct(text=record))
     assert np.abs(exact - near).max() > 1e-3
     np.testing.assert_array_equal(found.tables["encoder_attention_mask"], rows["encoder_attention_mask"])
     assert (tmp_path / "text/text_encoder.onnx.data").exists(), "the runtime maps weights only from a file of their own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import shutil
@@ -28,6 +29,7 @@ from ptqd_export.commands.extractors.clip import write_clip
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
 from ptqd_export.stages.run_build import run_build
+from tests.engines.apps.serve.in_process import Server
 from tests.ptqd_export.models.pipelines import GUIDANCE, NEGATIVE, PROMPTS, SEED, STEPS, of_pipeline, pipeline, plan_of, start
 from tests.ptqd_export.models.text import tiny_text
 
@@ -195,6 +197,38 @@ def test_sdxl_takes_a_lora_of_kohyas_trainers_without_a_new_build(
     )[0].numpy()  # fmt: skip
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.abs(found - plain).max() > 0.02
+
+
+def test_a_server_gives_the_pictures_of_the_command_with_a_lora(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    """With a prompt, a negative prompt and an image too; and tells what does not fit."""
+    (tmp_path / "loras").mkdir()
+    _, height, width = Bundle.open(sdxl_plan.output_path).manifest.model.image_shape
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    key, path = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", tmp_path / "loras/style.safetensors"
+    weight = pipeline(sdxl_plan.model_path).unet.get_parameter(f"down_blocks.0.attentions.0.{ATTENTION}.weight")
+    for file, (wide, out) in {path: weight.shape[::-1], path.with_stem("other"): (3, 5)}.items():
+        torch.manual_seed(2)
+        save_file({f"{key}.lora_down.weight": torch.randn(2, wide), f"{key}.lora_up.weight": torch.randn(out, 2)}, file)
+    server, loras = Server(sdxl_plan.output_path, path.parent), [{"name": "style", "scale": 0.8}]
+    body = {"seed": SEED, "num": 2, "prompt": PROMPTS[0], "loras": loras}
+    image = {"image": base64.b64encode((tmp_path / "image.png").read_bytes()).decode(), "strength": 0.7, "negative_prompt": NEGATIVE}
+    options = ["--num", "2", "--prompt", PROMPTS[0], "--lora", f"{path}:0.8"]
+    of_image = ["--image", str(tmp_path / "image.png"), "--strength", "0.7", "--negative-prompt", NEGATIVE]
+    for output, more, others in (("plain", {}, []), ("image", image, of_image)):
+        sample(sdxl_plan.output_path, tmp_path / output, *options, *others)
+        assert server.pictures(body | more) == [(tmp_path / output / f"0000000{n}.png").read_bytes() for n in range(2)]
+    assert server.pictures(body | {"loras": []}) != server.pictures(body)
+    refused: dict[str, Any] = {
+        "The server has no such LoRA. found: ../other": [{"name": "../other"}],
+        "loras: List should have at most 4 items": loras * 5,
+        "loras.0.scale: Input should be less than or equal to 10": [{"name": "style", "scale": 11}],
+        "other.safetensors": [{"name": "other"}],
+    }
+    for message, asked in refused.items():
+        status, found = server.refusal(body | {"loras": asked})
+        assert status == 400
+        assert message in found
+        assert str(tmp_path) not in found
 
 
 def test_pictures_of_prompts_go_round_by_sample_number(sdxl_plan: PlanFile, tmp_path: Path) -> None:

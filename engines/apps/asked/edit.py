@@ -32,7 +32,7 @@ from engines.networks.kept_engines import KeptEngines
 STRENGTH = 0.8
 """Strength that a user does not choose, as in diffusers' image-to-image pipelines."""
 
-GivenImages: TypeAlias = str | Path | NDArray[Any]
+GivenImages: TypeAlias = str | Path | bytes | NDArray[Any]
 
 
 def chosen_strength(edit: Edit | None, strength: float | None, model: ModelRecord) -> float | None:
@@ -49,6 +49,8 @@ def given_pictures(image: GivenImages) -> tuple[GivenPicture, ...]:
     """
     if isinstance(image, np.ndarray):
         return tuple(image) if image.ndim == 4 else (image,)
+    if isinstance(image, bytes):
+        return (image,)
     return pictures_in(Path(image))
 
 
@@ -79,8 +81,9 @@ class Edit:
         """Return the edit that a user asks for; None without images.
 
         Args:
-            image: a PNG file, a folder of them, uint8 pixels [H, W] or [H, W, C] of one image, or those of several, [N, H, W, C].
-            mask: a PNG file, or uint8 or bool pixels [H, W] or [H, W, 1].
+            image: a PNG file or its content, a folder of PNG files, uint8 pixels [H, W] or [H, W, C] of one image, or those of several,
+                [N, H, W, C].
+            mask: a PNG file or its content, or uint8 or bool pixels [H, W] or [H, W, 1].
 
         Raises:
             UsageError: there are no such pictures, or a mask without an image.
@@ -89,7 +92,7 @@ class Edit:
             if mask is not None:
                 raise UsageError("A mask needs an image.", found="a mask without an image", expected="the image to keep a part of")
             return None
-        return cls(given_pictures(image), mask if mask is None or isinstance(mask, np.ndarray) else Path(mask))
+        return cls(given_pictures(image), Path(mask) if isinstance(mask, str) else mask)
 
     def check(self, bundle: Bundle, num: int) -> None:
         """Check, before any engine opens, that `num` samples of a bundle can start from the images.
@@ -140,9 +143,9 @@ class Edit:
     @property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of the files of the images, in their order."""
-        return tuple(picture_digest(image) for image in self.images if isinstance(image, Path))
+        return tuple(picture_digest(image) for image in self.images if not isinstance(image, np.ndarray))
 
     @property
     def mask_digest(self) -> str | None:
         """SHA-256 of the file of the mask; None if there is none."""
-        return picture_digest(self.mask) if isinstance(self.mask, Path) else None
+        return None if self.mask is None or isinstance(self.mask, np.ndarray) else picture_digest(self.mask)

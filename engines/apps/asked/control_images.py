@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from engines.apps.asked.edit import GivenImages, check_number, given_pictures
 from engines.apps.pictures.picture_files import GivenPicture, check_picture, picture_digest, picture_state
-from engines.apps.sample.edit import GivenImages, check_number, given_pictures
 from engines.arrays import Float32
 from engines.bundle.manifest import ControlNetworkRecord, ModelRecord
 from engines.errors import UsageError
@@ -37,7 +36,11 @@ class AskedControl:
         if image is None and network is None:
             return None
         if image is not None and network is not None:
-            raise UsageError("The residuals come from one place.", found="a control image and a control network", expected="one of them")
+            raise UsageError(
+                "A control image and a control network exclude each other.",
+                found="a control image and a control network",
+                expected="one of them",
+            )
         return cls(network=network) if image is None else cls(given_pictures(image))
 
     def check(self, model: ModelRecord, num: int) -> None:
@@ -68,7 +71,7 @@ class AskedControl:
     @property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of the files of the images, in their order."""
-        return tuple(picture_digest(image) for image in self.images if isinstance(image, Path))
+        return tuple(picture_digest(image) for image in self.images if not isinstance(image, np.ndarray))
 
 
 def _network(model: ModelRecord) -> ControlNetworkRecord:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engines.apps.serve.items import Item, ItemWork
-from engines.apps.serve.mixed_noise import MixedNoise
+from engines.apps.serve.sampling.item_sampler import ItemWork
+from engines.apps.serve.sampling.items import Item
+from engines.apps.serve.sampling.mixed_noise import MixedNoise
 from engines.chain.noise import NoiseSource
 from engines.cli import main
 from engines.cluster.folder_copy import FolderCopy
 from engines.networks.chain_choice import ChainChoice
-from engines.networks.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -31,18 +29,11 @@ def test_noise_of_a_mixed_batch_is_that_of_each_seed() -> None:
         np.testing.assert_array_equal(noise.step(2, samples)[b], source.step(2, np.array([n]))[0])
 
 
-class ClassNames:
-    """Text encoders that know the names of classes."""
-
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning({"class_labels": np.array([int(prompt[-1]) for prompt in prompts])}, {"class_labels": np.array(3)})
-
-
-def test_prompts_of_a_batch_are_its_rows(tiny: TinyBundle) -> None:
-    sampler = ItemWork(FolderCopy(tiny.folder, {}, {}), ChainChoice(), 4).open(1)
-    prompted = replace(sampler, text=cast(Any, ClassNames()))([Item(5, 0, 0, f"a picture of class {row}") for row in (2, 0, 2)])
-    assert [picture.png for picture in prompted] == [picture.png for picture in sampler([Item(5, 0, row) for row in (2, 0, 2)])]
-    assert prompted[0].png != prompted[1].png
+def test_prompts_of_a_batch_are_its_rows(tiny: TinyBundle, prompted: TinyBundle) -> None:
+    of_prompts, of_classes = (ItemWork(FolderCopy(bundle.folder, {}, {}), ChainChoice(), 4).open(1) for bundle in (prompted, tiny))
+    pictures = of_prompts([Item(5, 0, 0, prompt) for prompt in ("two", "zero", "two")])
+    assert [picture.png for picture in pictures] == [picture.png for picture in of_classes([Item(5, 0, row) for row in (2, 0, 2)])]
+    assert pictures[0].png != pictures[1].png
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_decoded"])

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from engines.apps.asked.control_images import AskedControl
+from engines.apps.asked.edit import Edit
 from engines.apps.pictures.rendering import Format, PixelRenderer, PngRenderer, RawRenderer, Rendered, Renderer
-from engines.apps.sample.control_images import AskedControl
-from engines.apps.sample.edit import Edit
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from engines.apps.asked.batch_sampler import Batch, SampleWork
+from engines.apps.asked.control_images import AskedControl
+from engines.apps.asked.edit import Edit, chosen_strength
 from engines.apps.chosen_rows import chosen_rows
 from engines.apps.pictures.rendering import Format
-from engines.apps.sample.batch_sampler import Batch, SampleWork
-from engines.apps.sample.control_images import AskedControl
-from engines.apps.sample.edit import Edit, chosen_strength
 from engines.arrays import Int64
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import ModelRecord
@@ -24,7 +24,7 @@ from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
 from engines.networks.encoder import check_unpainted
 from engines.networks.engine_bank import load_conditioning
-from engines.networks.prompts import TextModel, open_text
+from engines.networks.prompts import TextModel, open_text, text_record
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,26 @@ class AskedSamples:
             MissingBackendError: prompts need a package that is missing.
             PtqdError: a file of the bundle is damaged.
         """
+        drawn = self.checked(bundle)
+        if self.prompts is not None:
+            text = open_encoders(bundle)
+            drawn = replace(drawn, conditioning=text.condition(self.prompts, self.negative_prompt), cut=text.cut(self.prompts))
+        return drawn.by_sample(bundle) if self._differs_by_sample(bundle.manifest.model) else drawn
+
+    def checked(self, bundle: Bundle) -> DrawnSamples:
+        """Return the samples without what their prompts and images give the network, after every check that needs no text encoder.
+
+        Raises:
+            UsageError: the samples do not fit the bundle.
+            PtqdError: a file of the bundle is damaged.
+        """
         model = bundle.manifest.model
         noise, samples = NoiseSource(self.seed, model.sample_shape), self._numbers()
         choice = replace(self.chain, strength=chosen_strength(self.edit, self.chain.strength, model))
         self._check_edit(bundle)
         if self.control is not None:
             self.control.check(model, self.num)
-        text = self._text(bundle, open_encoders)
+        self._check_prompts(bundle)
         prompts = self.prompts or ()
         rows = samples % len(prompts) if prompts else chosen_rows(self.classes, samples, noise, model.conditioning)
         chain = choice.chosen(bundle)
@@ -81,12 +94,9 @@ class AskedSamples:
                 found=f"guidance {chain.scale:g}",
                 expected="a guidance scale above 1, or no negative prompt",
             )
-        conditioning = None if text is None else text.condition(prompts, self.negative_prompt)
-        if conditioning is not None and self.edit is None:
+        if prompts and self.edit is None:
             check_unpainted(bundle)
-        cut = () if text is None else text.cut(prompts)
-        drawn = DrawnSamples(choice, chain, noise, samples, rows, conditioning, cut, self.edit, self.control)
-        return drawn.by_sample(bundle) if self._differs_by_sample(model) else drawn
+        return DrawnSamples(choice, chain, noise, samples, rows, None, (), self.edit, self.control)
 
     def _differs_by_sample(self, model: ModelRecord) -> bool:
         """Whether samples of one row differ in what the network is given."""
@@ -116,15 +126,14 @@ class AskedSamples:
             raise UsageError("The list of classes or prompts is empty.", found="an empty list", expected="one entry or more, or None")
         return self.first + np.arange(self.num, dtype=np.int64)
 
-    def _text(self, bundle: Bundle, open_encoders: Callable[[Bundle], TextModel]) -> TextModel | None:
-        """Return the bundle's text encoders if there are prompts."""
+    def _check_prompts(self, bundle: Bundle) -> None:
         if self.prompts is None:
             if self.negative_prompt is not None:
                 raise UsageError("A negative prompt needs prompts.", found="a negative prompt without prompts", expected="prompts as well")
-            return None
+            return
         if self.classes is not None:
             raise UsageError("Prompts and classes cannot be combined.", found="prompts and classes", expected="only one of them")
-        return open_encoders(bundle)
+        text_record(bundle)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""What replicas of a server sample, and how."""

@@ -1,0 +1,34 @@
+"""Record of the tiles that a decoder takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from engines.chain.schedule import Strict
+from engines.untrusted.limits import Shape
+
+
+class TileRecord(Strict):
+    """Part [height, width] of a state that a decoder's graph takes at a time. Neighbours share at least `overlap` elements of a side."""
+
+    sides: Annotated[Shape, Field(min_length=2, max_length=2)]
+    overlap: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _overlaps_a_part(self) -> Self:
+        if self.overlap >= min(self.sides):
+            raise ValueError(f"tiles of {list(self.sides)} cannot overlap by {self.overlap}")
+        return self
+
+    def check(self, states: Sequence[int], images: Sequence[int]) -> None:
+        """Raise ValueError unless tiles can make an image of these [height, width] from a state of these."""
+        whole = len(states) == 2 and all(image % side == 0 for side, image in zip(states, images, strict=True))
+        if not whole or any(part > side for part, side in zip(self.sides, states, strict=True)):
+            raise ValueError(f"tiles of {list(self.sides)} do not make an image of {list(images)} from a state of {list(states)}")
+
+    def pixels(self, states: Sequence[int], images: Sequence[int]) -> tuple[int, ...]:
+        """Return [height, width] of a tile in pixels."""
+        return tuple(part * image // side for part, side, image in zip(self.sides, states, images, strict=True))
