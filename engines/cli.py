@@ -17,7 +17,7 @@ COUNT = click.IntRange(min=1)
 UPDATES = Choice(["host", "device"])
 
 LORA = click.option(
-    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="LoRA to put into the weights. Repeat the option to use several."
+    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="LoRA to apply, as FILE[:SCALE]. Repeat the option to apply several."
 )
 
 

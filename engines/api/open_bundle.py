@@ -148,7 +148,7 @@ class OpenBundle:
             correction: False runs the plain quantized sampler.
             guidance: guidance scale; None takes the schedule's.
             accept_guidance: allow a guidance scale that the corrections were not fitted at.
-            loras: LoRAs to put into the weights: files with their scales, or one file. Engines of the LoRAs last used stay open.
+            loras: LoRAs to put into the weights: files with their scales, or files at scale 1. Engines of the LoRAs last used stay open.
             batch_size: number of samples that the networks process at once.
             latents: return the states instead of pictures.
             size: height and width of the pictures in pixels, one of `sizes`; None takes the first.

@@ -16,13 +16,15 @@ from engines.networks.decoder import Decoder, open_decoder
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
 from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_changes import Contents, contents_of
 from engines.networks.lora.lora_use import LoraUse
 
 Loras: TypeAlias = tuple[LoraUse, ...]
 
 
 class KeptEngines:
-    """The engines and the decoder of a bundle. Of engines with LoRAs in their weights, those of the LoRAs last used are kept.
+    """The engines and the decoder of a bundle. Of engines with LoRAs in their weights, those of the LoRAs last used are kept. What the
+    files of LoRAs contain counts, not where they lie.
 
     Args:
         bundle: bundle that the graphs come from.
@@ -34,7 +36,7 @@ class KeptEngines:
         self._bundle = bundle
         self._runtime = runtime
         self._threads = threads
-        self._banks: dict[tuple[Loras, bool, int], EngineBank] = {}
+        self._banks: dict[tuple[Contents, bool, int], EngineBank] = {}
         self._changed: ChangedWeights | None = None
 
     @cached_property
@@ -57,12 +59,20 @@ class KeptEngines:
         return open_encoder(self._bundle, self._runtime, self._threads)
 
     def changed(self, loras: Loras) -> ChangedWeights | None:
-        """Return the bundle's weights with LoRAs; None if there are none. Raises the errors of `ChangedWeights.of`."""
+        """Return the bundle's weights with LoRAs, as their files are now; None if there are none.
+
+        Raises the errors of `ChangedWeights.of`.
+        """
         if not loras:
             return None
-        if self._changed is None or self._changed.changes.uses != loras:
+        if self._changed is None or self._changed.changes.contents != contents_of(loras):
             self._changed = ChangedWeights.of(self._bundle, loras)
-            self._banks = {key: bank for key, bank in self._banks.items() if key[0] in ((), loras)}
+            self._banks = {key: bank for key, bank in self._banks.items() if key[0] in ((), self._changed.changes.contents)}
+        return self._changed
+
+    @property
+    def last_changed(self) -> ChangedWeights | None:
+        """The weights with the LoRAs last used; None if none were."""
         return self._changed
 
     def bank(
@@ -86,9 +96,12 @@ class KeptEngines:
             UsageError: the chain is guided, but the model has no null condition; or the LoRAs do not fit the bundle or the runtime.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        key, changed = (loras, is_guided(chain.scale), batch), self.changed(loras)
+        changed = self.changed(loras)
+        key = (() if changed is None else changed.changes.contents, is_guided(chain.scale), batch)
         if key not in self._banks:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend, changed=changed)
         bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning, control)
         bank.open(chain.networks)
+        if changed is not None:
+            changed.release()
         return bank

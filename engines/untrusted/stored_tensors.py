@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import BundleError
 from engines.untrusted.external_data import KEY, LOCATION, NAME, VALUE, mapped, text_of
 from engines.untrusted.wire_format import Field, bytes_field, fields, number_field
 
@@ -41,12 +41,14 @@ class StoredConstant:
     """A constant of a graph.
 
     Attributes:
+        label: graph and name, for error messages.
         shape: its shape.
         dtype: ONNX's number of its type.
         raw: its bytes, if the graph holds them.
         place: file and offset of its bytes, if they lie in a file beside the graph.
     """
 
+    label: str
     shape: tuple[int, ...]
     dtype: int
     raw: memoryview | None
@@ -72,15 +74,18 @@ class StoredConstant:
         """Return the values, mapped where they lie in a file.
 
         Raises:
-            ValueError: the type is none of NumPy's, or the bytes are missing.
-            OSError: the file cannot be read.
+            ValueError: the type is none of NumPy's.
+            BundleError: the bytes are missing.
         """
         dtype, count = self.numpy_type, math.prod(self.shape)
         if self.place is not None:
             path, offset = self.place
-            return np.memmap(path, dtype, "r", offset, self.shape) if count else np.zeros(self.shape, dtype)
+            try:
+                return np.memmap(path, dtype, "r", offset, self.shape) if count else np.zeros(self.shape, dtype)
+            except (ValueError, OverflowError, OSError) as error:
+                raise _damaged(self.label, f"{count} values at byte {offset} of {path}: {error}") from error
         if self.raw is None or len(self.raw) != count * dtype.itemsize:
-            raise ValueError(f"a tensor of {count} values whose bytes are missing")
+            raise _damaged(self.label, f"{count} values whose bytes are missing")
         return np.frombuffer(self.raw, dtype).reshape(self.shape)
 
 
@@ -91,14 +96,17 @@ class StoredTensors(Mapping[str, StoredConstant]):
         graph: path of the graph.
 
     Raises:
-        ValueError: the file is no graph.
-        OSError: the file cannot be read.
+        BundleError: the file cannot be read, or is no graph.
     """
 
     def __init__(self, graph: Path) -> None:
         self._graph = graph
-        with graph.open("rb") as file:
-            self._data = mapped(file)
+        try:
+            with graph.open("rb") as file:
+                self._data = mapped(file)
+            self._found = dict(self._tensor(one.content) for one in _initializers(self._data) if one.content is not None)
+        except (ValueError, OSError) as error:
+            raise _damaged(str(graph), str(error)) from error
 
     def __getitem__(self, name: str) -> StoredConstant:
         return self._found[name]
@@ -108,10 +116,6 @@ class StoredTensors(Mapping[str, StoredConstant]):
 
     def __len__(self) -> int:
         return len(self._found)
-
-    @cached_property
-    def _found(self) -> dict[str, StoredConstant]:
-        return dict(self._tensor(one.content) for one in _initializers(self._data) if one.content is not None)
 
     def _tensor(self, data: memoryview) -> tuple[str, StoredConstant]:
         name, shape, dtype, raw, entries = "", list[int](), 0, None, dict[str, str]()
@@ -128,7 +132,11 @@ class StoredTensors(Mapping[str, StoredConstant]):
                 entry = {part.number: text_of(part.content or memoryview(b"")) for part in fields(field.content)}
                 entries[entry.get(KEY, "")] = entry.get(VALUE, "")
         place = (self._graph.with_name(entries[LOCATION]), int(entries.get("offset") or 0)) if LOCATION in entries else None
-        return name, StoredConstant(tuple(shape), dtype, raw, place)
+        return name, StoredConstant(f"{self._graph}: {name}", tuple(shape), dtype, raw, place)
+
+
+def _damaged(place: str, problem: str) -> BundleError:
+    return BundleError("A graph of the bundle cannot be read.", found=f"{place}: {problem}", mend="build the bundle again")
 
 
 def _initializers(model: memoryview) -> Iterator[Field]:

@@ -73,6 +73,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.precision = precision or AUTO
         self._precisions = precisions_by_timestep(schedule, precision)
         self._graphs = {taken: bundle.verified_graphs(taken) for taken in set(self._precisions.values())}
+        self._changed = changed
         self._backends = {taken: with_loras(backend, changed, taken) for taken in self._graphs}
         self._engines: dict[str, Engine] = {}
         self._call = PipelineCall.of(self._model)
@@ -102,7 +103,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             schedule: name of the schedule that says which precision runs at a timestep.
             precision: one precision for every step, or `auto` for the schedule's choice.
             runtime: runtime of the engines; `target` is the one that the bundle was built for.
-            loras: LoRAs to put into the weights: files with their scales, or one file.
+            loras: LoRAs to put into the weights: files with their scales, or files at scale 1.
 
         Raises:
             UsageError: there is no such bundle, schedule or precision, or a LoRA does not fit.
@@ -216,6 +217,8 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     def _engine(self, precision: str, rows: int) -> Engine:
         if precision not in self._engines:
             self._engines[precision] = open_groups(self._backends[precision], self._graphs[precision], rows)
+            if self._changed is not None:
+                self._changed.release()
         return self._engines[precision]
 
     def _conditions(self, given: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

@@ -49,7 +49,8 @@ def use_bundle(
         correction: `off` gives the plain quantized sampler.
         accept_guidance: allow a guidance scale at which the corrections were not fitted.
         runtime: runtime of the engines; `target` is the one that the bundle was built for.
-        loras: LoRAs to put into the weights of the bundle: files with their scales, or one file. Text encoders stay the pipeline's own.
+        loras: LoRAs to put into the weights of the bundle: files with their scales, or files at scale 1. Text encoders stay
+            the pipeline's own.
 
     Raises:
         UsageError: there is no such bundle, schedule or precision, a LoRA does not fit, or the pipeline's denoising network is missing or

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from engines.networks.lora.hadamard import hadamard
+
 BLOCKS = (256, 64, 16)
 """Sizes of the blocks of inputs that are rotated together, the best first: an outlier becomes smaller by the root of the size. The entries
 of these matrices, 1/16, 1/8 and 1/4, are exact in every float type.
@@ -26,18 +28,10 @@ def rotation_block(inputs: int) -> int | None:
     return next((size for size in fitting if size * LEAST_BLOCKS <= inputs or size == BLOCKS[-1]), None)
 
 
-def hadamard(size: int) -> Tensor:
-    """Return the Hadamard matrix of a power of two (Sylvester 1867), divided by the root of its size: symmetric and orthogonal, float32."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
-    return matrix.div(size**0.5)
-
-
 def rotated(x: Tensor, size: int) -> Tensor:
     """Return `x` [..., channels] with every block of channels rotated; twice gives `x` back."""
     blocks = x.reshape(*x.shape[:-1], -1, size)
-    return torch.matmul(blocks, hadamard(size).to(x)).reshape(x.shape)
+    return torch.matmul(blocks, torch.from_numpy(hadamard(size)).to(x)).reshape(x.shape)
 
 
 def rotate_inputs(network: nn.Module, blocks: Mapping[str, int]) -> None:

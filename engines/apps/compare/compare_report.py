@@ -12,7 +12,7 @@ from engines.host.files import write_text
 from engines.terminal.fitting_table import FittingTable, result_console
 
 LITTLE_DB = 0.1
-"""Change of a mean SNR, in dB, that says nothing about corrections."""
+"""Largest change of a mean SNR, in dB, that says nothing about corrections."""
 
 
 def write_report(result: CompareResult, path: Path) -> None:
@@ -50,20 +50,25 @@ def _beside(result: CompareResult) -> Mapping[str, PrecisionFigures]:
 
 
 def lora_lines(result: CompareResult) -> list[str]:
-    """Return whether the corrections, which were fitted without LoRAs, still hold with them; nothing if there are none."""
+    """Return whether the corrections, which were fitted without LoRAs, still help with them; nothing if there are none."""
     if result.without_lora is None:
         return []
     lines = []
     for name, figures in result.precisions.items():
         gained, before = figures.correction_db, result.without_lora.precisions[name].correction_db
-        lines.append(f"{name}: the corrections {_verdict(gained)} ({gained:+.2f} dB of mean SNR with the LoRA, {before:+.2f} dB without)")
+        added = f"{gained:+.2f} dB of mean SNR with the LoRA, {before:+.2f} dB without"
+        lines.append(f"{name}: the corrections {_verdict(gained, before)} ({added})")
     return [*lines, *result.ignored]
 
 
-def _verdict(gained: float) -> str:
-    if abs(gained) < LITTLE_DB:
+def _verdict(gained: float, before: float) -> str:
+    """Return what corrections do with LoRAs, from what they add to the mean SNR with and without them, in dB."""
+    if gained < -LITTLE_DB:
+        no_longer = "no longer help: sample with --correction off, or build with model.lora"
+        return "do not help, with or without the LoRA" if before < -LITTLE_DB else no_longer
+    if max(gained, before) < LITTLE_DB:
         return "change little"
-    return "still hold" if gained > 0 else "no longer hold: sample with --correction off, or build with model.lora"
+    return "help less: build with model.lora to fit them again" if gained < before / 2 else "still help"
 
 
 def _cells(figures: PrecisionFigures) -> list[str]:

@@ -126,7 +126,7 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
     if request.format == "png":
         check_drawable(model.image_shape)
     if request.cluster is not None and request.chain.loras:
-        raise UsageError("A cluster takes no LoRA.", found="--ray with --lora", expected="one of them", mend="leave --ray out")
+        raise UsageError("LoRAs do not run on a cluster.", found="--ray with --lora", expected="one of them", mend="leave --ray out")
     images = "--image" if request.edit is not None else None if request.control is None else "--control-image"
     if request.cluster is not None and images is not None:
         raise UsageError(
@@ -138,9 +138,8 @@ def sample_bundle(request: SampleRequest) -> SampleResult:
         check_unused(request.output)
     work = found.work(request.batch_size, request.format)
     kept = KeptEngines(bundle, request.chain.runtime)
-    changed = kept.changed(request.chain.loras)
-    loras, ignored = ((), ()) if changed is None else (changed.changes.records, changed.changes.ignored)
     sampler = work.open(bundle, kept=kept) if request.cluster is None else None
+    loras, ignored = ((), ()) if kept.last_changed is None else (kept.last_changed.changes.records, kept.last_changed.changes.ignored)
     folder = writable_folder(request.output)
     remove_samples(folder, own if request.cluster is not None else None)
     begin = time.perf_counter()

@@ -53,6 +53,10 @@ class ChangedWeights:
         weights = FloatWeights.of(bundle)
         return cls(bundle, weights, LoraChanges.of(weights, uses), PreparedWeights.of(bundle))
 
+    def release(self) -> None:
+        """Drop the computed constants: runtimes hold copies of their own. They are computed again for further engines."""
+        self._found.clear()
+
     def constants(self, precision: str, graph: Path) -> Constants:
         """Return the constants that one of a precision's graphs takes in place of its own.
 
@@ -110,7 +114,7 @@ class _PrecisionWeights:
         if found is None:
             raise self._refused(layer, "no scales of its own")
         name, tensor = found
-        scales = tensor.values().astype(np.float32)
+        scales = self._values(tensor, layer)
         of_channels = scales.T if transposed and scales.ndim == 2 else scales
         part = weight - self._branch(layer)
         new = requantized(part, of_channels.reshape(len(weight), -1), bits, part + change, self._floor(layer, of_channels))
@@ -124,12 +128,18 @@ class _PrecisionWeights:
         factors = [_named(self._tensors, f"{layer}.low_rank.{end}") for end in ("down", "up")]
         if None in factors:
             return np.zeros((), dtype=np.float32)
-        down, up = (one[1].values().astype(np.float32) for one in factors if one is not None)
+        down, up = (self._values(one[1], layer) for one in factors if one is not None)
         return np.asarray((down @ up).T, dtype=np.float32)
 
     def _floor(self, layer: str, scales: Float32) -> Float32 | None:
         biases = [bias for bias in (_StoredBias.of(tensors, layer, scales) for tensors in (self._tensors, *self._groups)) if bias]
         return least_scales(biases[0].bias, min(bias.input_scale for bias in biases)) if biases else None
+
+    def _values(self, tensor: StoredConstant, layer: str) -> Float32:
+        try:
+            return tensor.values().astype(np.float32)
+        except ValueError as error:
+            raise self._refused(layer, str(error)) from error
 
     def _typed(self, tensor: StoredConstant, value: Float32, layer: str) -> NDArray[Any]:
         """Return a value in the type of the graph's own."""

@@ -10,8 +10,7 @@ import numpy as np
 
 from engines.arrays import Float32
 from engines.errors import UsageError
-from engines.networks.lora.lora_file import LoraFile
-from engines.networks.lora.lora_keys import kind_of_other, parse_key
+from engines.networks.lora.lora_file import LoraFile, tensors_by_layer
 
 Tensors: TypeAlias = dict[str, Float32]
 """A layer's tensors, by `LoraKey.kind`."""
@@ -59,45 +58,26 @@ def factors_of(file: LoraFile) -> dict[str, dict[str, Factors]]:
         UsageError: the file holds no LoRA or another kind of it, or a layer's factors are incomplete or do not fit each other.
     """
     found: dict[str, dict[str, Factors]] = {}
-    for (part, layer), tensors in _by_layer(file).items():
+    for (part, layer), tensors in tensors_by_layer(file, _unknown).items():
         found.setdefault(part, {})[layer] = _factors(file, part, layer, tensors)
     return found
 
 
-def _by_layer(file: LoraFile) -> Mapping[tuple[str, str], Tensors]:
-    found: dict[tuple[str, str], Tensors] = {}
-    for key, value in file.tensors.items():
-        parsed = parse_key(key)
-        if parsed is None:
-            raise UsageError(
-                "This is not a LoRA, or not of a kind that is supported.",
-                found=f"{file.path}: {key} ({kind_of_other(key)})",
-                expected="factors with the names that diffusers, PEFT or kohya's trainers give them",
-                mend="name the file that the training of a LoRA wrote, not that of a model",
-            )
-        tensors = found.setdefault((parsed.part, parsed.layer), {})
-        if parsed.kind in tensors:
-            raise _twice(file, key)
-        tensors[parsed.kind] = value
-    return found
+def _unknown(found: str) -> UsageError:
+    return UsageError(
+        "This is not a LoRA, or not of a kind that is supported.",
+        found=found,
+        expected="factors with the names that diffusers, PEFT or kohya's trainers give them",
+        mend="name the file that the training of a LoRA wrote, not that of a model",
+    )
 
 
 def _factors(file: LoraFile, part: str, layer: str, tensors: Tensors) -> Factors:
     name = f"{part} {layer}".strip()
     for kind in _other_kinds(tensors):
-        raise UsageError(
-            f"A built bundle cannot take this kind of LoRA: {kind}.",
-            found=f"{file.path}: {name}",
-            expected="factors up and down",
-            mend=FUSE,
-        )
+        raise _other(kind, f"{file.path}: {name}")
     if file.settings.needs_magnitude(part):
-        raise UsageError(
-            "A built bundle cannot take this kind of LoRA: DoRA.",
-            found=f"use_dora in {file.settings.source}",
-            expected="factors up and down",
-            mend=FUSE,
-        )
+        raise _other("DoRA", f"use_dora in {file.settings.source}")
     if missing := PAIR - tensors.keys():
         raise UsageError(
             "The LoRA is incomplete.",
@@ -127,12 +107,3 @@ def _other_kinds(tensors: Tensors) -> Iterator[str]:
 
 def _other(kind: str, found: str) -> UsageError:
     return UsageError(f"A built bundle cannot take this kind of LoRA: {kind}.", found=found, expected="factors up and down", mend=FUSE)
-
-
-def _twice(file: LoraFile, key: str) -> UsageError:
-    return UsageError(
-        "The LoRA changes a layer twice.",
-        found=f"{file.path}: {key}, and another key of the same meaning",
-        expected="one change of each layer",
-        mend="save one adapter alone",
-    )

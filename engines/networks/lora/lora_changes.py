@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from pydantic import NonNegativeInt
@@ -12,10 +13,10 @@ from pydantic import NonNegativeInt
 from engines.arrays import Float32
 from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Strict
-from engines.errors import BundleError, UsageError
-from engines.host.files import sha256
+from engines.errors import UsageError
 from engines.networks.lora.factors import Factors, factors_of
 from engines.networks.lora.layer_aliases import aliases, plain
+from engines.networks.lora.lora_bytes import LoraBytes
 from engines.networks.lora.lora_file import LoraFile, read_lora_file
 from engines.networks.lora.lora_keys import DENOISER, UNPLACED
 from engines.networks.lora.lora_use import LoraUse
@@ -26,6 +27,9 @@ FULL_PRECISION = "fp32"
 WEIGHT, TRANSPOSED = ".weight", ".weight.T"
 """Ends of the names of weights; the second is that of a linear layer that is stored as [in, out]."""
 
+Contents: TypeAlias = tuple[tuple[str, str, float], ...]
+"""What tells LoRAs from others, wherever they lie: for each its file's name, the SHA-256 of what was read, and its scale."""
+
 OTHER_LORA = "use a LoRA that was trained on this kind of model"
 
 
@@ -34,7 +38,7 @@ class LoraRecord(Strict):
 
     Attributes:
         file: name of the file.
-        sha256: SHA-256 of the file.
+        sha256: SHA-256 of the file; of weights and settings, one after the other, where PEFT saved both.
         scale: weight of the change.
         layers: number of layers of the network that it changes.
         ignored: number of layers that it would change besides, by part of the pipeline: a bundle's text encoders stay as they are.
@@ -64,13 +68,7 @@ class FloatWeights:
         Raises:
             BundleError: the graph is damaged.
         """
-        graph = bundle.verified_graph(FULL_PRECISION)
-        try:
-            tensors = StoredTensors(graph)
-            len(tensors)  # reads the graph
-        except ValueError as error:
-            raise BundleError("A graph of the bundle cannot be read.", found=f"{graph}: {error}", mend="rebuild the bundle") from error
-        return cls(tensors)
+        return cls(StoredTensors(bundle.verified_graph(FULL_PRECISION)))
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -122,7 +120,7 @@ class LoraChanges:
             for layer, factors in found.items():
                 layers.setdefault(layer, []).append((factors, use.scale))
             ignored = {part: len(others) for part, others in parts.items() if part not in (DENOISER, UNPLACED)}
-            records.append(LoraRecord(file=file.path.name, sha256=sha256(file.path), scale=use.scale, layers=len(found), ignored=ignored))
+            records.append(LoraRecord(file=file.path.name, sha256=file.sha256, scale=use.scale, layers=len(found), ignored=ignored))
         return cls(tuple(uses), layers, tuple(records))
 
     def change(self, layer: str, shape: tuple[int, ...]) -> Float32:
@@ -144,13 +142,29 @@ class LoraChanges:
         return total
 
     @property
+    def contents(self) -> Contents:
+        """What was read, to compare with `contents_of`."""
+        return tuple((record.file, record.sha256, record.scale) for record in self.records)
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """What is not used, in words for people; empty if everything is."""
         return tuple(
-            f"{record.file}: changes of {part} are ignored ({count}): text encoders of a bundle stay as they are"
+            f"{record.file}: {count} {'layer' if count == 1 else 'layers'} of {part} ignored; a bundle's text encoders take no LoRA"
             for record in self.records
             for part, count in record.ignored.items()
         )
+
+
+def contents_of(uses: Sequence[LoraUse]) -> Contents:
+    """Return what the files of LoRAs contain now.
+
+    Raises:
+        UsageError: a file is missing.
+        PtqdError: a file cannot be read.
+    """
+    files = ((LoraBytes.read(use.path), use.scale) for use in uses)
+    return tuple((file.path.name, file.sha256, scale) for file, scale in files)
 
 
 def _of_denoiser(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 from engines.arrays import Float32
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.lora.adapter_settings import AdapterSettings
-from engines.networks.lora.lora_keys import PEFT_PREFIX
-from engines.untrusted.plain_file import open_plain
-from engines.untrusted.untrusted_json import json_object, read_json_object
+from engines.networks.lora.lora_bytes import LoraBytes, unreadable
+from engines.networks.lora.lora_keys import kind_of_other, parse_key
+from engines.untrusted.untrusted_json import JsonObject, json_object
 
-PEFT_WEIGHTS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-"""The two files of an adapter that PEFT saved."""
-
-DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """Metadata key under which diffusers stores the settings."""
 
@@ -39,12 +35,14 @@ class LoraFile:
     Attributes:
         path: path of the weights.
         files: every file that was read.
+        sha256: SHA-256 of what was read; see `LoraBytes.sha256`.
         tensors: the tensors by key, in float32.
         settings: settings of its training.
     """
 
     path: Path
     files: tuple[Path, ...]
+    sha256: str
     tensors: Mapping[str, Float32]
     settings: AdapterSettings
 
@@ -57,55 +55,64 @@ def read_lora_file(path: Path) -> LoraFile:
         PtqdError: a file cannot be read.
         MissingBackendError: safetensors is not installed.
     """
-    weights = _weights_in(path) if path.is_dir() else path
-    if not weights.is_file():
-        raise UsageError(
-            "The LoRA is missing.", found=f"no file {weights}", expected="a safetensors file", mend="correct the path of the LoRA"
-        )
-    tensors, metadata = _read(weights)
+    stored = LoraBytes.read(path)
+    tensors, values = _tensors(stored), _settings_inside(stored)
     if not tensors:
-        raise UsageError("The LoRA is empty.", found=f"{weights}: no tensors", expected="changes of layers", mend="copy the file again")
-    of_peft = weights.name == PEFT_WEIGHTS or any(key.startswith(PEFT_PREFIX) for key in tensors)
-    settings = weights.with_name(PEFT_SETTINGS)
-    if of_peft and settings.is_file():
-        values = {**metadata, **read_json_object(settings, infinities=True)}
-        return LoraFile(weights, (weights, settings), tensors, AdapterSettings(str(settings), values, complete=True))
-    return LoraFile(weights, (weights,), tensors, AdapterSettings(str(weights), metadata, complete=of_peft))
+        raise UsageError("The LoRA is empty.", found=f"{stored.path}: no tensors", expected="changes of layers", mend="copy the file again")
+    source = stored.path
+    if stored.settings_path is not None:
+        source = stored.settings_path
+        values |= json_object(stored.settings, source, infinities=True)
+    return LoraFile(stored.path, stored.files, stored.sha256, tensors, AdapterSettings(str(source), values, complete=stored.of_peft))
 
 
-def _weights_in(folder: Path) -> Path:
-    found = [folder / name for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS) if (folder / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    raise UsageError(
-        "The folder is not that of one LoRA.",
-        found=f"{folder} with {', '.join(sorted(path.name for path in folder.iterdir())) or 'no files'}",
-        expected=f"either {PEFT_WEIGHTS} or {DIFFUSERS_WEIGHTS}",
-        mend="name one safetensors file",
-    )
+def tensors_by_layer(file: LoraFile, refused: Callable[[str], UsageError]) -> dict[tuple[str, str], dict[str, Float32]]:
+    """Return the tensors of each layer by `LoraKey.kind`; layers by part of the pipeline and name.
+
+    Args:
+        file: the LoRA.
+        refused: makes the error for a tensor of an unknown kind from what was found.
+
+    Raises:
+        UsageError: a tensor is of an unknown kind, or two keys mean the same.
+    """
+    found: dict[tuple[str, str], dict[str, Float32]] = {}
+    for key, value in file.tensors.items():
+        parsed = parse_key(key)
+        if parsed is None:
+            raise refused(f"{file.path}: {key} ({kind_of_other(key)})")
+        tensors = found.setdefault((parsed.part, parsed.layer), {})
+        if parsed.kind in tensors:
+            raise UsageError(
+                "The LoRA changes a layer twice.",
+                found=f"{file.path}: {key}, and another key of the same meaning",
+                expected="one change of each layer",
+                mend="save one adapter alone",
+            )
+        tensors[parsed.kind] = value
+    return found
 
 
-def _read(path: Path) -> tuple[dict[str, Float32], Mapping[str, Any]]:
-    """Return the tensors and the settings in the metadata. NumPy's own reader of safetensors knows no bfloat16, so bytes are read."""
+def _tensors(stored: LoraBytes) -> dict[str, Float32]:
+    """Return the tensors. NumPy's own reader of safetensors knows no bfloat16, so bytes are read."""
     try:
-        from safetensors import SafetensorError, deserialize, safe_open
+        from safetensors import SafetensorError, deserialize
     except ImportError as error:
         raise MissingBackendError(
             "LoRA files need the package safetensors.", found=str(error), mend="pip install 'ptqd-export[lora]'"
         ) from error
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = json_object((file.metadata() or {}).get(METADATA, "{}").encode(), path, PtqdError)
-        with open_plain(path) as plain:
-            stored: list[tuple[str, Mapping[str, Any]]] = deserialize(plain.read())  # type: ignore[no-untyped-call]
-        return {key: _array(one) for key, one in stored}, metadata
-    except (SafetensorError, ValueError, OSError) as error:
-        raise PtqdError(
-            "The LoRA cannot be read.",
-            found=f"{path}: {error}",
-            expected="a safetensors file",
-            mend="copy the file again; if it is of another format, such as .bin or .pt, save it as safetensors first",
-        ) from error
+        found: list[tuple[str, Mapping[str, Any]]] = deserialize(stored.weights)  # type: ignore[no-untyped-call]
+        return {key: _array(one) for key, one in found}
+    except (SafetensorError, ValueError) as error:
+        raise unreadable(stored.path, error) from error
+
+
+def _settings_inside(stored: LoraBytes) -> JsonObject:
+    """Return the settings in the metadata of the weights."""
+    metadata = stored.header.get("__metadata__")
+    found = metadata.get(METADATA) if isinstance(metadata, dict) else None
+    return json_object(found.encode(), stored.path, PtqdError) if isinstance(found, str) else {}
 
 
 def _array(stored: Mapping[str, Any]) -> Float32:

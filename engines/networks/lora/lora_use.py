@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,8 +11,16 @@ from typing import Self, TypeAlias
 
 from engines.errors import UsageError
 
-GivenLoras: TypeAlias = Mapping[str | PathLike[str], float] | Mapping[str, float] | Mapping[Path, float] | str | PathLike[str] | None
-"""LoRAs as Python callers give them: scales by file, or one file at scale 1."""
+GivenLoras: TypeAlias = (
+    Mapping[str | PathLike[str], float]
+    | Mapping[str, float]
+    | Mapping[Path, float]
+    | Sequence[str | PathLike[str]]
+    | str
+    | PathLike[str]
+    | None
+)
+"""LoRAs as Python callers give them: scales by file, or files at scale 1."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,17 @@ def lora_uses(loras: GivenLoras) -> tuple[LoraUse, ...]:
     """Return the LoRAs that a Python caller gives.
 
     Raises:
-        UsageError: a scale is not finite.
+        UsageError: they are of another form, or a scale is not finite.
     """
-    if isinstance(loras, Mapping):
-        return tuple(LoraUse(Path(path), float(scale)) for path, scale in loras.items())
-    return () if loras is None else (LoraUse(Path(loras)),)
+    if loras is None:
+        return ()
+    files = [loras] if isinstance(loras, (str, PathLike)) else loras
+    try:
+        uses = files.items() if isinstance(files, Mapping) else ((file, 1.0) for file in files)
+        return tuple(LoraUse(Path(path), float(scale)) for path, scale in uses)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "The LoRAs are not given as files.",
+            found=f"{str(loras)[:80]} ({error})",
+            expected='a file, a list of files, or scales by file such as {"style.safetensors": 0.8}',
+        ) from error

@@ -12,6 +12,7 @@ from engines.arrays import Float32
 from engines.bundle.bundle import Bundle
 from engines.bundle.contract import first_problem
 from engines.errors import BundleError, UsageError
+from engines.networks.lora.hadamard import hadamard
 
 FILE = "preparation.json"
 
@@ -109,11 +110,3 @@ class PreparedWeights:
             return weight
         blocks = weight.reshape(len(weight), -1, size)
         return np.asarray(blocks @ hadamard(size), dtype=np.float32).reshape(weight.shape)
-
-
-def hadamard(size: int) -> Float32:
-    """Return the Hadamard matrix of a power of two, divided by the root of its size: symmetric and orthogonal, float32."""
-    matrix = np.ones((1, 1), dtype=np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return np.asarray(matrix / np.float32(size**0.5), dtype=np.float32)

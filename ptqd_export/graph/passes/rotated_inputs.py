@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from calib.quantizers.preparation.rotation import hadamard
+from engines.networks.lora.hadamard import hadamard
 from ptqd_export.graph.reading.constants import constant
 from ptqd_export.graph.reading.graph_layers import weighted_nodes
 
@@ -45,7 +45,7 @@ def _rotated(graph: ir.Graph, x: ir.Value, size: int) -> ir.Value:
     channels = x.shape[-1]
     leading = [0] * (x.shape.rank() - 1)  # 0 keeps the dimension
     tape = ir.tape.Tape()
-    matrix = constant(graph, f"rotation.{size}", hadamard(size).numpy())
+    matrix = constant(graph, f"rotation.{size}", hadamard(size))
     blocks, whole = ([*leading, *end] for end in ([-1, size], [channels]))
     out = tape.op("Reshape", [x, _shape(graph, blocks)])
     out = tape.op("MatMul", [out, matrix])

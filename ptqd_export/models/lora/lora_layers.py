@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from engines.errors import UsageError
-from engines.networks.lora.lora_file import LoraFile
-from engines.networks.lora.lora_keys import kind_of_other, parse_key
+from engines.networks.lora.lora_file import LoraFile, tensors_by_layer
 from ptqd_export.models.lora.layer_change import LayerChange, Magnitude
 from ptqd_export.models.lora.low_rank import LowRank, Matrix
 
@@ -30,33 +29,19 @@ def lora_layers(file: LoraFile) -> dict[str, dict[str, LayerChange]]:
         UsageError: a tensor is of no supported kind, or a layer's tensors are incomplete.
     """
     layers: dict[str, dict[str, LayerChange]] = {}
-    for (part, layer), tensors in _by_layer(file).items():
+    for (part, layer), found in tensors_by_layer(file, _unknown).items():
+        tensors = {kind: torch.from_numpy(value) for kind, value in found.items()}
         layers.setdefault(part, {})[layer] = _change(file, part, layer, tensors)
     return layers
 
 
-def _by_layer(file: LoraFile) -> Mapping[tuple[str, str], Tensors]:
-    """Return the tensors by part and layer."""
-    found: dict[tuple[str, str], Tensors] = {}
-    for key, value in file.tensors.items():
-        parsed = parse_key(key)
-        if parsed is None:
-            raise UsageError(
-                "This kind of LoRA is not supported.",
-                found=f"{file.path}: {key} ({kind_of_other(key)})",
-                expected="factors or differences of weights, with the names that diffusers, PEFT, kohya's trainers or LyCORIS give them",
-                mend="merge the LoRA into the model with the library that trained it, save the model, and omit model.lora",
-            )
-        tensors = found.setdefault((parsed.part, parsed.layer), {})
-        if parsed.kind in tensors:
-            raise UsageError(
-                "The LoRA changes a layer twice.",
-                found=f"{file.path}: {key}, and another key of the same meaning",
-                expected="one change of each layer",
-                mend="save one adapter alone",
-            )
-        tensors[parsed.kind] = torch.from_numpy(value)
-    return found
+def _unknown(found: str) -> UsageError:
+    return UsageError(
+        "This kind of LoRA is not supported.",
+        found=found,
+        expected="factors or differences of weights, with the names that diffusers, PEFT, kohya's trainers or LyCORIS give them",
+        mend="merge the LoRA into the model with the library that trained it, save the model, and omit model.lora",
+    )
 
 
 def _change(file: LoraFile, part: str, layer: str, tensors: Tensors) -> LayerChange:

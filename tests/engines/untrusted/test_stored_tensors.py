@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.errors import BundleError
 from engines.untrusted import stored_tensors
 from engines.untrusted.stored_tensors import StoredTensors, graph_taking, outside
 
@@ -77,5 +78,23 @@ def test_bytes_that_are_missing_are_told(tmp_path: Path) -> None:
     short = helper.make_tensor("short", TensorProto.FLOAT, [2], bytes(8), raw=True)
     short.raw_data = bytes(4)
     (tmp_path / "graph.onnx").write_bytes(onnx.ModelProto(graph=onnx.GraphProto(initializer=[short])).SerializeToString())
-    with pytest.raises(ValueError, match="bytes are missing"):
+    with pytest.raises(BundleError, match=r"graph.onnx: short: 2 values whose bytes are missing"):
         StoredTensors(tmp_path / "graph.onnx")["short"].values()
+
+
+@pytest.mark.parametrize("offset", ["100", "-4", "abc", str(2**80)])
+@pytest.mark.parametrize("location", ["weights", "missing", "a/b"])
+def test_bytes_that_lie_nowhere_are_told(tmp_path: Path, offset: str, location: str) -> None:
+    (tmp_path / "weights").write_bytes(bytes(16))
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in {"location": location, "offset": offset}.items()]
+    lost = onnx.TensorProto(name="lost", dims=[2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL, external_data=entries)
+    (tmp_path / "graph.onnx").write_bytes(onnx.ModelProto(graph=onnx.GraphProto(initializer=[lost])).SerializeToString())
+    with pytest.raises(BundleError, match=r"cannot be read(.|\n)*graph\.onnx"):
+        StoredTensors(tmp_path / "graph.onnx")["lost"].values()
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 20, b"no graph"])
+def test_a_file_that_is_no_graph_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "graph.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"cannot be read(.|\n)*graph\.onnx"):
+        StoredTensors(tmp_path / "graph.onnx")

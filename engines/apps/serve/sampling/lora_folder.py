@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.errors import UnknownNameError, UsageError
-from engines.networks.lora.lora_file import DIFFUSERS_WEIGHTS, PEFT_SETTINGS, PEFT_WEIGHTS
+from engines.networks.lora.lora_bytes import DIFFUSERS_WEIGHTS, PEFT_SETTINGS, PEFT_WEIGHTS
 from engines.networks.lora.lora_use import LoraUse
 
 SUFFIX = ".safetensors"

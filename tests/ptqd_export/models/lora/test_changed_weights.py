@@ -25,9 +25,11 @@ from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.errors import UsageError
 from engines.host.files import sha256
+from engines.networks.chain_choice import ChainChoice
 from engines.networks.engine_bank import EngineBank, load_conditioning
+from engines.networks.kept_engines import KeptEngines
 from engines.networks.lora.changed_weights import ChangedWeights
-from engines.networks.lora.lora_use import LoraUse
+from engines.networks.lora.lora_use import LoraUse, lora_uses
 from engines.networks.lora.requantized import least_scales, requantized
 from ptqd_export.stages.precisions.activations import load_observations
 from tests.engines.ptqd_run import record, run, sample, states
@@ -239,6 +241,50 @@ def test_chains_are_those_of_the_pipeline_with_the_loras(
     assert min(np.abs(one - other).max() for i, one in enumerate(ends) for other in ends[:i]) > 0.05
 
 
+# Open bundles
+
+
+def test_files_of_loras_count_by_what_they_contain(cross_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path in another folder, a file that was replaced, and the same content elsewhere."""
+    bundle, name = Bundle.open(cross_build.folder), "style.safetensors"
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, factors in zip(folders, (1, 2), strict=True):
+        folder.mkdir()
+        write(folder / name, changes(cross_build.context.model.adapter.network, factors, "attn"))
+    kept, rows = KeptEngines(bundle), np.array([0, 1])
+    x = np.random.default_rng(0).standard_normal((2, *bundle.manifest.model.sample_shape), dtype=np.float32)
+
+    def out(path: Path) -> Array:
+        chain = ChainChoice(precision="w8a8", loras=(LoraUse(path),)).open(bundle, 2, kept=kept)
+        return np.asarray(chain.denoisers["w8a8"](x, chain.timesteps["w8a8"][0], rows)[0])
+
+    found = []
+    for folder in folders:
+        monkeypatch.chdir(folder)
+        found.append(out(Path(name)))
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    weights = kept.last_changed
+    assert weights is not None
+    assert not weights._found  # the engines hold copies
+    np.testing.assert_array_equal(out(folders[1] / name), found[1])
+    assert kept.last_changed is weights
+    (folders[1] / name).write_bytes((folders[0] / name).read_bytes())
+    np.testing.assert_array_equal(out(Path(name)), found[0])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_engines_hold_copies_of_changed_weights(cross_build: Built, lora: Path, runtime: RuntimeName) -> None:
+    """So that the arrays may be dropped."""
+    bundle = Bundle.open(cross_build.folder)
+    changed = ChangedWeights.of(bundle, [LoraUse(lora)])
+    network = EngineBank(bundle, 1.0, batch=2, backend=open_backend(bundle, runtime, 1), changed=changed)["w8a8"]
+    x = np.random.default_rng(0).standard_normal((2, *bundle.manifest.model.sample_shape), dtype=np.float32)
+    before = np.array(network(x, 500.0, np.array([0, 1]))[0])
+    for constant in changed._found["w8a8"].values():
+        constant[...] = 0
+    np.testing.assert_array_equal(network(x, 500.0, np.array([0, 1]))[0], before)
+
+
 # The command line
 
 
@@ -264,7 +310,7 @@ def test_layers_of_text_encoders_are_told_and_left_out(cross_build: Built, tmp_p
     text = {f"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
     save_file(tensors | text, tmp_path / "both.safetensors")
     result = sample(cross_build, tmp_path / "out", "--format", "npz", "--lora", tmp_path / "both.safetensors", num=1)  # type: ignore[arg-type]
-    assert "both.safetensors: changes of text_encoder are ignored (1)" in result.output
+    assert "both.safetensors: 1 layer of text_encoder ignored; a bundle's text encoders take no LoRA" in result.output
     assert record(tmp_path / "out")["loras"][0]["ignored"] == {"text_encoder": 1}
     save_file(text, tmp_path / "text.safetensors")
     result = sample(cross_build, tmp_path / "none", "--format", "npz", "--lora", tmp_path / "text.safetensors", num=1)  # type: ignore[arg-type]
@@ -312,6 +358,14 @@ def test_a_path_may_hold_a_colon(tmp_path: Path) -> None:
     (tmp_path / "a:b").touch()
     assert LoraUse.parse(f"{tmp_path}/a:b") == LoraUse(tmp_path / "a:b")
     assert LoraUse.parse(f"{tmp_path}/a:b:0.5") == LoraUse(tmp_path / "a:b", 0.5)
+
+
+def test_python_takes_files_with_and_without_scales() -> None:
+    assert lora_uses(["a", Path("b")]) == lora_uses({"a": 1.0, "b": 1}) == (LoraUse(Path("a")), LoraUse(Path("b")))
+    assert (lora_uses(None), lora_uses("a")) == ((), (LoraUse(Path("a")),))
+    for given in (3, [3], {"a": "strong"}, {"a": None}):
+        with pytest.raises(UsageError, match="not given as files"):
+            lora_uses(given)  # type: ignore[arg-type]
 
 
 def test_a_comparison_stands_beside_the_one_without_the_lora(cross_build: Built, lora: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engines.errors import PtqdError, UsageError
+from engines.host.files import sha256
+from engines.networks.lora.lora_file import read_lora_file
 from ptqd_export.models.lora import load_lora
 from tests.ptqd_export.models.lora.loras import RANK, SCALE, array, factors, fused_by_hand, network_with, small_unet, write_peft
 
@@ -113,6 +116,15 @@ def test_a_missing_a_damaged_and_an_empty_file_are_told_apart(tmp_path: Path) ->
         load_lora(tmp_path / "lora.safetensors", SCALE)
     with pytest.raises(UsageError, match=r"not that of one LoRA(.|\n)*with lora.safetensors"):
         load_lora(tmp_path, SCALE)
+
+
+def test_the_digest_is_that_of_all_that_counts(tmp_path: Path) -> None:
+    tensors = {DOWN: torch.ones(RANK, 6), UP: torch.ones(4, RANK)}
+    found = [read_lora_file(write_peft(tmp_path, tensors, lora_alpha=alpha)).sha256 for alpha in (3, 5)]
+    weights, settings = (tmp_path / name for name in ("adapter_model.safetensors", "adapter_config.json"))
+    assert found[0] != found[1] == hashlib.sha256(weights.read_bytes() + settings.read_bytes()).hexdigest()
+    save_file({f"unet.{DOWN}": torch.ones(RANK, 6), f"unet.{UP}": torch.ones(4, RANK)}, tmp_path / "style.safetensors")
+    assert read_lora_file(tmp_path / "style.safetensors").sha256 == sha256(tmp_path / "style.safetensors")
 
 
 def test_damaged_settings_are_refused(tmp_path: Path) -> None:
