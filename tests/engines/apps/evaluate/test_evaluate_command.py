@@ -79,6 +79,7 @@ def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]]
         "prompts": None,
         "reference_seed": None,
         "unavailable": {},
+        "size": None,
     }
 
 

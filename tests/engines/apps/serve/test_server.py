@@ -124,7 +124,7 @@ def bomb(width: int, height: int) -> bytes:
         ({"prompt": "one", "negative_prompt": "x" * 10_001}, 400, "negative_prompt: String should have at most 10000 characters"),
         ({"prompt": "one", "class": 1}, 400, "Prompts and classes cannot be combined."),
         ({"prompt": "one", "size": "99x99"}, 400, f"no graphs for images of this size. found: 99x99; expected: {SIZE}x{SIZE} or {NAME}"),
-        ({"prompt": "one", "size": "large"}, 400, "This is no size of an image. found: large"),
+        ({"prompt": "one", "size": "large"}, 400, "This is not an image size. found: large"),
         ({"prompt": "one", "loras": [{"name": "style"}]}, 400, "The server has no LoRAs."),
         ({"prompt": "one", "strength": 0.5}, 400, "A strength needs an image to start from."),
         ({"prompt": "one", "mask": text(png())}, 400, "A mask needs an image."),

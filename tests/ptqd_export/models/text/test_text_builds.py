@@ -187,7 +187,7 @@ def test_sdxl_takes_a_lora_of_kohyas_trainers_without_a_new_build(
     save_file(pairs | text, tmp_path / "style.safetensors")
     with engines.open_bundle(sdxl_plan.output_path) as bundle:
         given: dict[str, Any] = {"num": 2, "seed": SEED, "prompts": PROMPTS, "precision": "fp32", "latents": True}
-        with pytest.warns(UserWarning, match="changes of text_encoder are ignored"):
+        with pytest.warns(UserWarning, match="1 layer of text_encoder ignored"):
             found = bundle.sample(**given, loras={tmp_path / "style.safetensors": scale})
         plain = bundle.sample(**given)
     begin = torch.from_numpy(start(found.shape[1:], 2))
