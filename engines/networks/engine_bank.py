@@ -1,4 +1,4 @@
-"""The engine bank: one denoiser per precision, or per cut of it, each opened when the schedule first needs it."""
+"""The engine bank: one denoiser per precision, or precision at a cut, each opened when the schedule first needs it."""
 
 from __future__ import annotations
 

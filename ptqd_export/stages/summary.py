@@ -176,7 +176,7 @@ def _branched(name: str, folder: Path) -> str:
 
 
 def _attention(name: str, folder: Path) -> str:
-    """Return a line on the attention with 8-bit products, or an empty string if the plan leaves all of it in float."""
+    """Return a line on the attention with 8-bit products, or an empty string if the plan keeps attention in float."""
     record = {} if name == FULL_PRECISION else json.loads((folder / "precision.json").read_text())
     if not (attention := record.get("attention")):
         return ""

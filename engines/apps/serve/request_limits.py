@@ -75,7 +75,11 @@ class Room:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """Take bytes; raise Refused with status 503 if so many are not free."""
+        """Reserve bytes.
+
+        Raises:
+            Refused: fewer bytes are free; status 503.
+        """
         if self._taken + count > self._most:
             raise Refused(503, f"requests that wait hold {self._taken} bytes; at most {self._most} may be held", RETRY_SECONDS)
         self._taken += count

@@ -62,7 +62,7 @@ class ChangedWeights:
 
         Args:
             precision: name of the precision.
-            graph: a verified graph of it: of any group of steps, whole, a piece, or at a cut.
+            graph: any verified graph of that precision: of a group of steps, whole, a piece, or at a cut.
 
         Raises:
             UsageError: the precision stores a layer in a form that cannot be computed again.

@@ -55,7 +55,7 @@ def factors_of(file: LoraFile) -> dict[str, dict[str, Factors]]:
     """Return the changes by part of the pipeline, then by layer name as the file spells it.
 
     Raises:
-        UsageError: the file holds no LoRA or another kind of it, or a layer's factors are incomplete or do not fit each other.
+        UsageError: the file holds no LoRA or one of an unsupported kind, or a layer's factors are incomplete or do not match.
     """
     found: dict[str, dict[str, Factors]] = {}
     for (part, layer), tensors in tensors_by_layer(file, _unknown).items():

@@ -102,7 +102,7 @@ def _tensors(stored: LoraBytes) -> dict[str, Float32]:
             "LoRA files need the package safetensors.", found=str(error), mend="pip install 'ptqd-export[lora]'"
         ) from error
     try:
-        found: list[tuple[str, Mapping[str, Any]]] = deserialize(stored.weights)  # type: ignore[no-untyped-call]
+        found: list[tuple[str, Mapping[str, Any]]] = deserialize(stored.weights)  # type: ignore[no-untyped-call]  # safetensors has no types
         return {key: _array(one) for key, one in found}
     except (SafetensorError, ValueError) as error:
         raise unreadable(stored.path, error) from error

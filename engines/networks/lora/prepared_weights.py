@@ -72,7 +72,7 @@ class PreparedWeights:
 
         Args:
             layer: name of a layer of the network as it was.
-            weight: its weight [out, in, ...], or a change of it: everything that happens to a weight is linear.
+            weight: its weight [out, in, ...], or a change to the weight, because preparation is linear.
 
         Raises:
             UsageError: channels were scaled by factors that the bundle does not record.

@@ -50,10 +50,11 @@ Shape = tuple[int, ...]
 
 def _features(folder: DiffusersFolder, declared: Declaration) -> tuple[nn.Module, dict[str, Any]]:
     """Return the U-Net on torch's `meta` device, and what its blocks return, by name."""
-    network, found = built_on_meta(folder), dict[str, Any]()
+    network: Any = built_on_meta(folder)
+    found = dict[str, Any]()
     named = {"conv_in": network.conv_in, "mid_block": network.mid_block}
-    named |= {f"down_blocks.{index}": block for index, block in enumerate(network.down_blocks)}  # type: ignore[arg-type]  # a ModuleList
-    hooks = [block.register_forward_hook(lambda _, __, out, name=name: found.update({name: out})) for name, block in named.items()]  # type: ignore[union-attr]
+    named |= {f"down_blocks.{index}": block for index, block in enumerate(network.down_blocks)}
+    hooks = [block.register_forward_hook(lambda _, __, out, name=name: found.update({name: out})) for name, block in named.items()]
     adapter = DiffusersAdapter(network, tuple(one.name for one in declared.inputs))
     sample = torch.empty(BATCH, *declared.sample_shape, device="meta")
     with torch.no_grad():

@@ -16,8 +16,8 @@ from ptqd_export.stages.reporter import Reporter, each
 
 
 def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
-    """Write `schedule.json` and, for every precision except full, `<precision>.json` with the records of all steps; likewise, for every
-    network at a cut, a file with the records of the steps that reuse features.
+    """Write `schedule.json`, and one file of records for each network: `<precision>.json` with all steps for every precision except full,
+    and `<precision>+<cut>.json` with the steps that reuse features for every precision at a cut.
 
     If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
     """

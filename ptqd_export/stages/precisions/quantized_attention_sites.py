@@ -39,7 +39,7 @@ def check_attention(context: BuildContext, traced: Path) -> None:
 
 @dataclass(frozen=True)
 class AttentionSites:
-    """The attention of a network at one precision; no sites if the plan leaves all of it in float.
+    """The attention of a network at one precision; without sites if the plan keeps attention in float.
 
     Attributes:
         form: what quantized products compute with.
