@@ -41,12 +41,12 @@ def precisions_of(bundle: Bundle) -> dict[str, PrecisionInfo]:
 
 
 def _info(bundle: Bundle, name: str) -> PrecisionInfo:
-    record, files = bundle.manifest.precisions[name], bundle.manifest.files
+    record = bundle.manifest.precisions[name]
     return PrecisionInfo(
         name=name,
         weight_bits=record.weight_bits,
         activation_bits=record.activation_bits,
-        bytes=sum(files[file].bytes for file in record.whole_files if file in files),
+        bytes=bundle.manifest.bytes_of([name]),
         bit_operations_saved=record.bit_operations_saved,
         bit_operations_saved_all=record.bit_operations_saved_all,
         graph=record.graph,

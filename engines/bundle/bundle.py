@@ -11,7 +11,7 @@ from engines.bundle.image_size import ImageSize, size_name
 from engines.bundle.manifest import MANIFEST, Manifest, PrecisionRecord
 from engines.chain.schedule import Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
-from engines.untrusted.external_data import external_files
+from engines.untrusted.external_data import WEIGHTS, external_files, is_weights_of
 from engines.untrusted.untrusted_json import json_object, read_json_object
 
 DEFAULT = "default"
@@ -158,10 +158,9 @@ class Bundle:
         Raises:
             BundleError: the graph is damaged, or reads another file.
         """
-        path, weights = self.path(name), f"{whole or name}.data"
-        allowed = set[str]()
-        if weights in self.manifest.files and PurePosixPath(weights).parent == PurePosixPath(name).parent:
-            allowed = {self.path(weights).name}
+        path, owner = self.path(name), whole or name
+        beside = PurePosixPath(owner).parent == PurePosixPath(name).parent
+        allowed = {self.path(file).name for file in self.manifest.files if beside and is_weights_of(file, owner)}
         try:
             wanted = external_files(path) - allowed
         except (OSError, ValueError) as error:
@@ -170,7 +169,7 @@ class Bundle:
             raise BundleError(
                 "A graph of the bundle reads a file that is not its own.",
                 found=f"{path} reads {min(wanted)!r}",
-                expected=f"no file other than {PurePosixPath(weights).name}, which the manifest must list",
+                expected=f"no file other than {PurePosixPath(owner).name}{WEIGHTS}, which the manifest must list, or its shards",
                 mend="do not use this bundle unless you know why it reads that file; rebuild it",
             )
         return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
@@ -19,6 +19,7 @@ from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
+from engines.untrusted.external_data import is_weights_of
 from engines.untrusted.limits import FILE_BYTES, ROWS, Batch, Label, Name, Scale, Shape, Timestep
 
 MANIFEST = "manifest.json"
@@ -310,10 +311,9 @@ class PrecisionRecord(Strict):
         """The graph beside whose file the weights lie."""
         return self.weights or self.graph
 
-    @property
-    def whole_files(self) -> tuple[str, ...]:
-        """The names of the whole graphs and, whether it exists or not, of the file with their weights."""
-        return (*(network.graph for network in self.networks), f"{self.weights_of}.data")
+    def holds(self, file: str) -> bool:
+        """Return whether a file of the bundle is one of the whole graphs, or holds their weights."""
+        return file in {network.graph for network in self.networks} or is_weights_of(file, self.weights_of)
 
 
 def saved_all(precisions: Mapping[str, PrecisionRecord], network: str) -> float:
@@ -377,6 +377,11 @@ class Manifest(Strict):
     def models(self) -> tuple[ModelRecord, ...]:
         """The network at every size, the first size first."""
         return (self.model, *(one.model for one in self.sizes))
+
+    def bytes_of(self, precisions: Collection[str]) -> int:
+        """Return the bytes of the whole graphs of some precisions, with the weights beside them."""
+        records = [self.precisions[name] for name in precisions]
+        return sum(file.bytes for name, file in self.files.items() if any(record.holds(name) for record in records))
 
     @field_validator("files")
     @classmethod

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from engines.untrusted.wire_format import fields
+
+WEIGHTS = ".data"
+"""Ending of the file beside a graph that holds its weights: `w8a8.onnx.data` of `w8a8.onnx`."""
+
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}(?=\.)")
+"""What the names of shards have more than that of one file: `w8a8-00002-of-00003.onnx.data`."""
 
 DEPTH = 64
 """Maximum nesting of messages; the deepest real graphs nest three graphs."""
@@ -47,6 +54,16 @@ def graph_files(graph: Path) -> list[Path]:
     except ValueError:
         beside = []  # not a graph: the runtime refuses it and gives a reason
     return [graph, *(file for file in beside if file.exists())]
+
+
+def graph_of(weights: str) -> str:
+    """Return the name of the graph that a file of weights was written for: `w8a8.onnx` of `w8a8.onnx.data` and of each of its shards."""
+    return _SHARD.sub("", weights).removesuffix(WEIGHTS)
+
+
+def is_weights_of(file: str, graph: str) -> bool:
+    """Return whether a file has the name of a graph's weights, or of a shard of them, in the graph's folder."""
+    return file.endswith(WEIGHTS) and graph_of(file) == graph
 
 
 def external_files(graph: Path) -> set[str]:

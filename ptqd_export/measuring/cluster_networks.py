@@ -18,6 +18,7 @@ from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.networks.conditioning import Conditioning
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
+from engines.untrusted.external_data import graph_files
 from ptqd_export.measuring.measuring_backend import measuring_backend
 
 
@@ -101,5 +102,5 @@ def evaluating_on(
 
 
 def _with_weights(folder: Path, graphs: Sequence[str]) -> list[str]:
-    """The files of the graphs, including their weight files."""
-    return [name for graph in graphs for name in (graph, f"{graph}.data") if (folder / name).is_file()]
+    """The files of the graphs, including the files of weights that they read."""
+    return sorted({file.relative_to(folder).as_posix() for graph in graphs for file in graph_files(folder / graph)})

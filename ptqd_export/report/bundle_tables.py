@@ -29,7 +29,8 @@ def precision_table(content: Content) -> Table:
 
 
 def _precision_row(content: Content, name: str) -> list[Cell]:
-    record, size, full = content.bundle.manifest.precisions[name], content.bytes_of([name]), content.bytes_of([FULL_PRECISION])
+    manifest = content.bundle.manifest
+    record, size, full = manifest.precisions[name], manifest.bytes_of([name]), manifest.bytes_of([FULL_PRECISION])
     measured = [steps for steps in content.steps if steps.name == name]
     snr, r2, corrected = ([value for steps in measured for value in series(steps)] for series in (_snr, _r2, _corrected_snr))
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,8 +73,3 @@ class Content:
         """What the page calls a conditioning row."""
         conditioning = self.bundle.manifest.model.conditioning
         return "class" if conditioning is not None and conditioning.file is None else "row"
-
-    def bytes_of(self, precisions: Iterable[str]) -> int:
-        """Return the size of the graphs of all groups of steps on disk in bytes, including weights in files beside them."""
-        files = {file for name in precisions for file in self.bundle.manifest.precisions[name].whole_files}
-        return sum(record.bytes for name, record in self.bundle.manifest.files.items() if name in files)

@@ -61,7 +61,7 @@ def headlines(content: Content) -> list[Headline]:
 
 
 def _size(content: Content) -> Headline:
-    used, full = content.bytes_of(content.taken), content.bytes_of([FULL_PRECISION])
+    used, full = (content.bundle.manifest.bytes_of(names) for names in (content.taken, [FULL_PRECISION]))
     graphs = "1 graph" if len(content.taken) == 1 else f"{len(content.taken)} graphs"
     return Headline("Size of the chain's engines", f"{used / 1e6:.2f} MB", f"{graphs} on disk; full precision has {full / 1e6:.2f} MB")
 

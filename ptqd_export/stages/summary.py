@@ -202,16 +202,11 @@ def _noisy(name: str, folder: Path, share: float) -> str:
 
 def _cells(bundle: Bundle, name: str, graphs: Mapping[str, Path], times: Mapping[str, float] | None) -> list[str]:
     record = bundle.manifest.precisions[name]
-    sizes = {precision: _size(bundle, precision) for precision in (name, FULL_PRECISION)}
+    sizes = {precision: bundle.manifest.bytes_of([precision]) for precision in (name, FULL_PRECISION)}
     saved = f"{record.bit_operations_saved:.1f}x / {record.bit_operations_saved_all:.1f}x"
     size = f"{sizes[name] / 1e6:.2f} MB ({sizes[name] / sizes[FULL_PRECISION]:.2f}x)"
     speed = "-" if times is None else f"{times[name]:.1f} ms ({times[FULL_PRECISION] / times[name]:.2f}x)"
     return [size, saved, speed, *_noise(bundle, name, graphs)]
-
-
-def _size(bundle: Bundle, precision: str) -> int:
-    files = bundle.manifest.precisions[precision].whole_files
-    return sum(record.bytes for name, record in bundle.manifest.files.items() if name in files)
 
 
 def _noise(bundle: Bundle, name: str, graphs: Mapping[str, Path]) -> list[str]:

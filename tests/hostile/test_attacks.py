@@ -68,7 +68,7 @@ def test_link_out_of_the_bundle(own_bundle: Subject, tmp_path: Path, kind: str) 
     assert ("A file of the bundle is missing." if kind == "circle" else "lies outside its folder") in message
 
 
-@pytest.mark.parametrize("location", ["../../../secret", "{secret}", "link", "w8a8.onnx.data"])
+@pytest.mark.parametrize("location", ["../../../secret", "{secret}", "link", "w8a8.onnx.data", "w8a8-00001-of-00002.onnx.data"])
 def test_graph_that_reads_a_file_of_others(own_bundle: Subject, tmp_path: Path, location: str) -> None:
     secret = tmp_path / SECRET
     secret.write_bytes(own_bundle.files[f"{GRAPH}.data"])

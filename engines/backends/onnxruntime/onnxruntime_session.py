@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.backends.onnxruntime.weight_shift import SHIFT_BYTES, SHIFTED, WEIGHT_SHIFT, takes_shift
 from engines.errors import MissingBackendError, PtqdError
 from engines.host.timing import interleaved_medians
-from engines.untrusted.external_data import graph_files
+from engines.untrusted.external_data import graph_files, graph_of
 from engines.untrusted.stored_tensors import StoredTensors, graph_taking, outside
 
 Mode = Literal["fast", "exact", "optimized"]
@@ -156,7 +156,7 @@ def _has_integers(graph: Path) -> bool:
     """Return whether a graph with its weights in other files has integer weights. A piece of a network, which reads the whole graph's file,
     is answered for as the whole graph is: both must compute the same, in the same kernels.
     """
-    wholes = (file.with_suffix("") for file in graph_files(graph)[1:])
+    wholes = {file.with_name(graph_of(file.name)) for file in graph_files(graph)[1:]}
     return any(b"DequantizeLinear" in one.read_bytes() for one in (graph, *wholes) if one.exists())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from engines.bundle.manifest import FileRecord, PiecesRecord
 from engines.host.files import replacing, sha256, write_text
 from engines.host.room import naming_full_disks
+from engines.untrusted.external_data import graph_of
 from ptqd_export.stages.finish.pieces import Shared, write_in_pieces, write_whole
 
 
@@ -63,8 +64,9 @@ class BundleWriter:
     def _record_all(self, names: Sequence[str]) -> None:
         """Record the graphs with everything beside them that has their names."""
         for name in names:
-            for file in sorted(self.path(name).parent.glob(f"{PurePosixPath(name).stem}.*")):
-                self._record(file.relative_to(self._output).as_posix())
+            for file in sorted(self.path(name).parent.iterdir()):
+                if graph_of(file.name).startswith(f"{PurePosixPath(name).stem}."):
+                    self._record(file.relative_to(self._output).as_posix())
 
     def arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         with replacing(self._output / name) as temporary, temporary.open("wb") as file:

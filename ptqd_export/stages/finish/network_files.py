@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.bundle.manifest import CutRecord, FileRecord, NetworkGraphs, PiecesRecord
+from engines.bundle.manifest import CutRecord, NetworkGraphs, PiecesRecord
 from engines.errors import PtqdError
 from engines.host.files import sha256
+from engines.untrusted.external_data import graph_files, is_weights_of
 from ptqd_export.stages.build_context import CUT_KINDS, BuildContext, cut_path, network_graphs, stored_cuts
 from ptqd_export.stages.finish.bundle_writer import BundleWriter
 from ptqd_export.stages.finish.pieces import Shared
@@ -55,7 +56,10 @@ def write_network(context: BuildContext, place: GraphPlace, folders: Mapping[str
     else:
         place.writer.graphs(names, sources, place.shared(first))
     if cuts and place.size is None:
-        _check_same_weights(sources[0].with_name(f"{sources[0].name}.data"), place.writer.files[f"{first}.data"])
+        _check_same_weights(
+            graph_files(sources[0])[1:],
+            {Path(name).name: file.sha256 for name, file in place.writer.files.items() if is_weights_of(name, first)},
+        )
     for file in (cut_path(path, cut, kind) for path in sources for cut in cuts for kind in CUT_KINDS):
         name = f"{folder}/{file.name}"
         if place.size is None:
@@ -76,16 +80,20 @@ def write_network(context: BuildContext, place: GraphPlace, folders: Mapping[str
     return [NetworkGraphs(below, name, own, at_cuts(path)) for (below, path), name, own in zip(graphs, names, pieces, strict=True)]
 
 
-def _check_same_weights(source: Path, written: FileRecord) -> None:
-    """Check that the file of weights is the one whose places the graphs of cuts refer to.
+def _check_same_weights(sources: Sequence[Path], written: Mapping[str, str]) -> None:
+    """Check that the files of weights are those whose places the graphs of cuts refer to.
+
+    Args:
+        sources: the files of the stage that cut the graphs.
+        written: hashes of the bundle's files by name.
 
     Raises:
-        PtqdError: it is another.
+        PtqdError: they are others.
     """
-    if sha256(source) != written.sha256:
+    if {file.name: sha256(file) for file in sources} != written:
         raise PtqdError(
-            "The graphs of a cut refer to another file of weights.",
-            found=f"{source.name} was written in another order",
-            expected="the file of the stage that cut the graphs, byte for byte",
+            "The graphs of a cut refer to other files of weights.",
+            found=f"{', '.join(written)} were written in another order",
+            expected="the files of the stage that cut the graphs, byte for byte",
             mend="this is a bug in ptqd-export: please report the model",
         )

@@ -13,6 +13,7 @@ import pytest
 
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
+from engines.untrusted import external_data
 from ptqd_export.graph import graph_files
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.stages.run_build import run_build
@@ -20,6 +21,8 @@ from tests.ptqd_export.stages.whole_builds import FinishedStages, changed, porta
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
+
+SHARD = 20_000
 
 
 @pytest.mark.parametrize(
@@ -98,17 +101,22 @@ def test_patterns_that_cannot_be_meant_are_refused_right_after_the_trace(
     assert portable(tmp_path / "bundle") == {}
 
 
-def test_weights_beside_their_graphs_are_part_of_the_bundle(
+def test_weights_in_shards_beside_their_graphs_are_part_of_the_bundle(
     class_build: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: FinishedStages
 ) -> None:
     output = tmp_path / "bundle"
     plan_file = class_build.resumed_in(output, precisions=["w8a8"])
     shutil.rmtree(next(output.glob("local/stages/quantize-w8a8-*")))
     monkeypatch.setattr(graph_files, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(graph_files, "SHARD_BYTES", SHARD)
     run_build(plan_file, on_progress=finished)
     bundle = Bundle.open(output)
-    assert "graphs/onnxruntime/w8a8.onnx.data" in bundle.manifest.files
-    assert bundle.path("graphs/onnxruntime/w8a8.onnx.data").stat().st_size > bundle.path("graphs/onnxruntime/w8a8.onnx").stat().st_size
+    graph, *weights = (file.relative_to(output).as_posix() for file in external_data.graph_files(bundle.verified_graph("w8a8")))
+    sizes = {name: record.bytes for name, record in bundle.manifest.files.items()}
+    assert len(weights) > 2
+    assert max(sizes[name] for name in weights) <= SHARD
+    assert bundle.manifest.bytes_of(["w8a8"]) == sizes[graph] + sum(sizes[name] for name in weights)
+    bundle.check_files()
     beside, inside = (sample(folder, precision="w8a8", corrected=False) for folder in (output, class_build.folder))
     np.testing.assert_array_equal(beside, inside)
     assert finished
