@@ -7,12 +7,6 @@ from typing import Any, NamedTuple, get_args
 
 from engines.samplers.levels.noise_schedule import Spacing
 
-_FEW = 4
-"""Steps that models distilled for one to eight steps can all be sampled with."""
-
-LCM_GUIDANCE = 8.5
-"""Guidance scale of LCM's pipelines, which is an input of its networks."""
-
 _SAME: Mapping[str, str] = {
     "DDIMScheduler": "ddim",
     "DDIMParallelScheduler": "ddim",
@@ -97,44 +91,3 @@ def _deis(config: Mapping[str, Any]) -> SamplerOf:
 
 def _nearest(name: str, scheduler: str) -> SamplerOf:
     return SamplerOf(name, f"{scheduler} has no sampler here; {name} takes its place, on the same noise schedule")
-
-
-class FewSteps(NamedTuple):
-    """How a model that was distilled for a few steps is sampled.
-
-    Attributes:
-        steps: length of the chain; None for a model that was not.
-        guidance: scale of classifier-free guidance, where 1 is none; None for a model that was not.
-        note: how the model was recognised; empty for a model that was not.
-    """
-
-    steps: int | None = None
-    guidance: float | None = None
-    note: str = ""
-
-
-def few_steps_of(config: Mapping[str, Any], *, embeds_guidance: bool = False) -> FewSteps:
-    """Return how to sample a model whose `scheduler_config.json` is that of a few-step model; its guidance may be an input of the network.
-
-    LCM and TCD have schedulers of their own. SDXL-Turbo, SD-Turbo and SDXL-Lightning have Euler's with trailing timesteps, which otherwise
-    only models without a signal at the last timestep have. On a flow, DPM-Solver of order 1 is Euler's method.
-    """
-    scheduler, trailing = str(config.get("_class_name", "")), config.get("timestep_spacing") == "trailing"
-    of_euler = scheduler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") or _is_euler_on_a_flow(config)
-    if scheduler in ("LCMScheduler", "TCDScheduler"):
-        found = scheduler
-    elif trailing and of_euler and not config.get("rescale_betas_zero_snr"):
-        found = f"{scheduler} with trailing timesteps"
-    else:
-        return FewSteps()
-    guidance, meaning = (LCM_GUIDANCE, "an input of the network") if embeds_guidance else (1.0, "which is none")
-    return FewSteps(
-        _FEW,
-        guidance,
-        f"{found} is that of a model distilled for few steps: sampler.steps is {_FEW} and sampler.guidance {guidance:g}, {meaning}; "
-        "set those that the model was made for, if they are others",
-    )
-
-
-def _is_euler_on_a_flow(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("use_flow_sigmas")) and sampler_of(config).name == "dpm++1"

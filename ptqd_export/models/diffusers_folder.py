@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import PtqdError, UsageError
+from engines.samplers.few_steps import FEW, FewSteps, few_steps_of
 from engines.samplers.levels.noise_schedule import NoiseSchedule
-from engines.samplers.of_scheduler import FewSteps, SamplerOf, few_steps_of, sampler_of
+from engines.samplers.of_scheduler import SamplerOf, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
 from ptqd_export.models.pipeline_rules import IMAGE_PIPELINES, KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
+from ptqd_export.models.tensors.downloaded_file import hub_id
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import DIFFUSERS
 
@@ -118,8 +120,22 @@ class DiffusersFolder:
         return sampler_of(self.scheduler)
 
     @property
-    def few_steps(self) -> FewSteps:
-        return few_steps_of(self.scheduler, embeds_guidance=bool(self.denoiser and self.config(self.denoiser).get("time_cond_proj_dim")))
+    def is_lcm(self) -> bool:
+        """Whether the denoiser is a U-Net of a latent consistency model, which takes the guidance as an input."""
+        return bool(self.config(self.denoiser).get("time_cond_proj_dim"))
+
+    def few_steps(self, usual: tuple[int, float] = (FEW, 1.0)) -> FewSteps:
+        """Return how to sample the model if it was distilled for few steps; `usual` is what such models of its family take."""
+        return few_steps_of(self.scheduler, self.names, usual, is_lcm=self.is_lcm)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the model is called: by its folder or the hub, and by those from which its parts were saved."""
+        parts: tuple[Mapping[str, Any], ...] = (self.index or {}, self.config(self.denoiser), self.scheduler)
+        written = (Path(str(one["_name_or_path"])) for one in parts if one.get("_name_or_path"))
+        saved = (path.parent if path.name in (*DENOISERS, "scheduler") else path for path in written)
+        places = (self.path.absolute(), *saved)
+        return tuple(dict.fromkeys((hub_id(place) or place.name).rpartition("/")[2] for place in places))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -138,7 +154,6 @@ class DiffusersFolder:
                 ),
                 (values, f"{self.pipeline} replaces values of scheduler_config.json: {values}"),
                 (self.sampler.note, self.sampler.note),
-                (self.few_steps.note, self.few_steps.note),
                 (unknown, f"scheduler_config.json has keys that its class does not know; they are ignored, as in diffusers: {unknown}"),
             )
             if holds

@@ -31,15 +31,16 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     config = folder.config(folder.denoiser)
     classes = config["num_embeds_ada_norm"]
     channels = state_channels(config["in_channels"], config["out_channels"] or config["in_channels"])
+    few = folder.few_steps()
     declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *image_size(config)),
         inputs=(class_input(classes + 1, null_class=classes),),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
-        notes=folder.notes,
-        steps=folder.few_steps.steps,
-        guidance=folder.few_steps.guidance,
+        notes=(*folder.notes, *few.notes),
+        steps=few.steps,
+        guidance=few.guidance,
     )
     return checked(folder, declared, DiTAdapter)
 

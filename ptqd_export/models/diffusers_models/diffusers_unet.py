@@ -75,15 +75,16 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
         height, width = state_sides(size, pixels_of(folder, 1), 2 ** (len(config["block_out_channels"]) - 1))
         sides = height, width
     images = () if channels == config["in_channels"] else (image_input(config["in_channels"] - channels, *sides),)
+    few = folder.few_steps()
     declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=(channels, *sides),
         inputs=(*_inputs(folder, config), *images),
         noise_schedule=folder.noise_schedule,
         sampler=folder.sampler.name,
-        notes=folder.notes,
-        steps=folder.few_steps.steps,
-        guidance=folder.few_steps.guidance,
+        notes=(*folder.notes, *few.notes),
+        steps=few.steps,
+        guidance=few.guidance,
     )
     return checked(folder, declared, DiffusersAdapter, size)
 

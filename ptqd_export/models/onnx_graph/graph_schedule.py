@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.errors import PtqdError
+from engines.samplers.few_steps import few_steps_of
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
-from engines.samplers.of_scheduler import few_steps_of, sampler_of
+from engines.samplers.of_scheduler import sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.plan.graph_section import GraphSection, NoiseSection
 

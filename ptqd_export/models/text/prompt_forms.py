@@ -55,6 +55,31 @@ def chat(**settings: bool) -> FormMaker:
     return make
 
 
+def flux2_dev(tokenizer: Any, _: int) -> PromptForms:
+    """Return the form of the prompts of FLUX.2 dev: the pipeline's system message in front of what a user says.
+
+    Raises:
+        UsageError: see `_around`; or the tokenizer adds other tokens around a text than the one that the template begins with.
+    """
+    from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+    def written(prompt: str) -> str:
+        return str(tokenizer.apply_chat_template(format_input([prompt])[0], tokenize=False))
+
+    form = _around(written)
+    bare = form.model_copy(update={"prefix": form.prefix.removeprefix(tokenizer.bos_token or "")})
+    wanted = tokenizer(written(""), add_special_tokens=False).input_ids
+    for one in (form, bare):
+        if tokenizer(f"{one.prefix}{one.suffix}").input_ids == wanted:
+            return PromptForms(one)
+    raise UsageError(
+        "The tokenizer adds tokens around a chat, which is not supported.",
+        found=f"{tokenizer(bare.prefix + bare.suffix).input_ids}",
+        expected=f"{wanted}",
+        mend="copy the tokenizer that the model was trained with",
+    )
+
+
 def _around(written: Callable[[str], str]) -> PromptForm:
     """Return what a template writes around a prompt.
 

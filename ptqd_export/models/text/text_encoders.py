@@ -16,11 +16,12 @@ from engines.errors import MissingBackendError, UsageError
 from ptqd_export.models.diffusers_folder import DiffusersFolder, read_config
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import TRANSFORMERS
-from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, DECODERS, GEMMA2, QWEN3, QWEN_VL, T5, UMT5, Output, TextUse
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, DECODERS, GEMMA2, MISTRAL3, QWEN3, QWEN_VL, T5, UMT5, Output, TextUse
 from ptqd_export.models.text.tokenizer import (
     CLIP_TOKENIZER,
     GEMMA_TOKENIZER,
     LLAMA_TOKENIZER,
+    MISTRAL_TOKENIZER,
     QWEN_TOKENIZER,
     T5_TOKENIZER,
     PortableTokenizer,
@@ -39,6 +40,7 @@ TOKENIZERS: Mapping[str, TokenizerKind] = {
     UMT5: LLAMA_TOKENIZER,
     **dict.fromkeys(GEMMA2, GEMMA_TOKENIZER),
     **dict.fromkeys((*QWEN3, QWEN_VL), QWEN_TOKENIZER),
+    MISTRAL3: MISTRAL_TOKENIZER,
 }
 """The kind of tokenizer of each class of text encoders."""
 

@@ -20,10 +20,10 @@ PENULTIMATE = (-2,)
 CLIP, CLIP_PROJECTED, T5, UMT5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"
 GEMMA2 = ("Gemma2Model", "Gemma2ForCausalLM")
 QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
-QWEN_VL = "Qwen2_5_VLForConditionalGeneration"
+QWEN_VL, MISTRAL3 = "Qwen2_5_VLForConditionalGeneration", "Mistral3ForConditionalGeneration"
 """Class names of text encoders in transformers."""
 
-DECODERS = frozenset({*GEMMA2, *QWEN3, QWEN_VL})
+DECODERS = frozenset({*GEMMA2, *QWEN3, QWEN_VL, MISTRAL3})
 """Those that write text otherwise. Only the part that reads is used, without what it would remember."""
 
 

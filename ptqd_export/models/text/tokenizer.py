@@ -42,6 +42,12 @@ GEMMA_TOKENIZER = TokenizerKind(
 LLAMA_TOKENIZER = TokenizerKind(
     ("LlamaTokenizer", "LlamaTokenizerFast"), ("tokenizer.json", "tokenizer.model"), ("sentencepiece", "google.protobuf"), 2
 )
+MISTRAL_TOKENIZER = TokenizerKind(
+    ("PixtralProcessor", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", "AutoTokenizer"),
+    ("tokenizer.json", "tokenizer.model"), ("sentencepiece", "google.protobuf"), 2,
+)  # fmt: skip
+"""Mistral's, which transformers finds by the folder's settings, as the processor of pictures and texts around it does."""
+
 QWEN_TOKENIZER = TokenizerKind(("Qwen2Tokenizer", "Qwen2TokenizerFast"), ("tokenizer.json", "vocab.json"), (), 2)
 
 HARD_PROMPTS = (

@@ -15,6 +15,7 @@ from engines.bundle.manifest import TextEncoderRecord, TextRecord
 from engines.errors import PtqdError
 from engines.networks.prompts import BATCH, TOKEN_IDS, TOKEN_MASK, GraphEncoder, TextPart
 from ptqd_export.graph.graph_files import save_graph, save_with_data
+from ptqd_export.graph.passes.masked_rows import MaskedRows
 from ptqd_export.graph.passes.weight_only import WeightOnly, round_weights
 from ptqd_export.graph.trace import check_outputs, trace_module
 from ptqd_export.models.text.prompts import PromptEncoder
@@ -76,6 +77,7 @@ def _write_encoder(
     if large:
         round_weights(module.encoder)
     graph = trace_module(module, {name: torch.from_numpy(value[:2]) for name, value in proof.items()}, "network.", module.inputs)
+    MaskedRows()(graph)
     if large:
         WeightOnly()(graph)
     (save_with_data if large else save_graph)(graph, path)  # ONNX Runtime maps data files, and reads the rest into memory

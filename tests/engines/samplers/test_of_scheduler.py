@@ -8,7 +8,7 @@ import diffusers
 import pytest
 
 from engines.samplers import SAMPLERS
-from engines.samplers.of_scheduler import few_steps_of, sampler_of
+from engines.samplers.of_scheduler import sampler_of
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -79,44 +79,3 @@ def test_a_configuration_without_a_class() -> None:
 def test_another_sampler_is_never_chosen_without_a_word(config: dict[str, Any], note: str) -> None:
     assert note in sampler_of(config).note
     assert bool(sampler_of(config).note) == bool(note)
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler is that of a model distilled"),
-        ({"_class_name": "TCDScheduler"}, "TCDScheduler is that"),
-        (
-            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
-            "EulerDiscreteScheduler with trailing timesteps is that",
-        ),
-        (
-            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
-            "EulerAncestralDiscreteScheduler with trailing",
-        ),
-        (
-            {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "solver_order": 1, "use_flow_sigmas": True},
-            "DPMSolverMultistepScheduler with trailing",
-        ),
-    ],
-)
-def test_a_model_of_few_steps_is_known_by_its_scheduler(config: dict[str, Any], named: str) -> None:
-    few = few_steps_of(config)
-    assert (few.steps, few.guidance) == (4, 1.0)
-    assert few.note.startswith(named)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
-        {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
-        {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
-        {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "use_flow_sigmas": True},
-        {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "solver_order": 1},
-    ],
-    ids=str,
-)
-def test_other_models_take_many_steps(config: dict[str, Any]) -> None:
-    assert few_steps_of(config) == (None, None, "")

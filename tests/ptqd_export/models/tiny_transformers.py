@@ -154,7 +154,7 @@ TINY: Mapping[str, Tiny] = {
         ("SCMScheduler", {}), "AutoencoderDC", (32, 64), masked=True,
     ),
     "z-image": Tiny(
-        "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 3.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
+        "ZImagePipeline", ("ZImageTransformer2DModel", Z_IMAGE), (FLOW, {"shift": 6.0}), (4, 0.3611, 0.1159), (16, 12), masked=True,
         lengths=(40, 2, 7, 1),
     ),
 }  # fmt: skip

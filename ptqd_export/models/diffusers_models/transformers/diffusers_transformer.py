@@ -9,6 +9,7 @@ from engines.errors import UsageError
 from engines.samplers.levels.noise_schedule import NoiseSchedule
 from ptqd_export.models.asked_size import state_sides
 from ptqd_export.models.base import Declaration, ModelModules
+from ptqd_export.models.conditions import GUIDANCE
 from ptqd_export.models.diffusers_folder import DiffusersFolder
 from ptqd_export.models.diffusers_models.checked_declaration import checked
 from ptqd_export.models.diffusers_models.diffusers_decoder import load_decoder, pixels_of
@@ -16,7 +17,7 @@ from ptqd_export.models.diffusers_models.diffusers_shapes import image_size
 from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
 from ptqd_export.models.diffusers_models.transformers.transformer_adapter import TransformerAdapter
-from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, TransformerFamily
+from ptqd_export.models.diffusers_models.transformers.transformer_family import Config, Stated, TransformerFamily
 from ptqd_export.models.known_keys import defaults
 
 
@@ -25,16 +26,23 @@ def declare(path: Path, size: tuple[int, int] | None = None) -> Declaration:
     folder = DiffusersFolder(path)
     family, config = TRANSFORMERS[folder.kind], _config(folder)
     frame = _frame(folder, config, family, size)
-    usual, inputs, texts = family.usual(config, folder.index or {}), family.conditions(config), family.texts(config, folder.pipeline)
+    inputs, texts = family.conditions(config), family.texts(config, folder.pipeline)
+    usual = family.usual(Stated(config, folder.index or {}, folder.scheduler))
+    few = folder.few_steps(family.distilled if all(one.name != GUIDANCE for one in inputs) else (family.distilled.steps, usual.guidance))
     declared = Declaration(
         family=f"diffusers {folder.kind}",
         sample_shape=frame.sample_shape,
         inputs=inputs,
         noise_schedule=_noise_schedule(folder, family, frame),
         sampler=folder.sampler.name,
-        notes=(*folder.notes, *filter(None, [family.note]), *(use.note for use in texts if use.note and use.folder in folder.parts)),
-        steps=folder.few_steps.steps or usual.steps,
-        guidance=folder.few_steps.guidance or usual.guidance,
+        notes=(
+            *folder.notes,
+            *few.notes,
+            *filter(None, [family.note, "" if few.notes else family.unmarked]),
+            *(use.note for use in texts if use.note and use.folder in folder.parts),
+        ),
+        steps=few.steps or usual.steps,
+        guidance=few.guidance or usual.guidance,
         takes_prompts=bool(texts),
         guidance_patch=family.side(config) if family.keeps_norm else None,
         texts=texts,

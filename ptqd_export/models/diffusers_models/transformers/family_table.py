@@ -18,13 +18,14 @@ from ptqd_export.models.diffusers_models.transformers.transformer_family import 
     Config,
     Named,
     PipelineGuidance,
+    Stated,
     TimestepMap,
     TransformerFamily,
     Usual,
 )
 from ptqd_export.models.diffusers_models.transformers.z_image import prepare_z_image
-from ptqd_export.models.text.prompt_forms import chat, qwen_image, sana_instruction
-from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, GEMMA2, PENULTIMATE, QWEN3, QWEN_VL, T5, UMT5, TextUse
+from ptqd_export.models.text.prompt_forms import chat, flux2_dev, qwen_image, sana_instruction
+from ptqd_export.models.text.text_use import CLIP, CLIP_PROJECTED, GEMMA2, MISTRAL3, PENULTIMATE, QWEN3, QWEN_VL, T5, UMT5, TextUse
 
 QWEN_MASK = "encoder_hidden_states_mask"
 POOLED = "pooled_projections"
@@ -32,11 +33,23 @@ POOLED = "pooled_projections"
 KLEIN_LAYERS = (9, 18, 27)
 """Layers of Qwen3 whose outputs FLUX.2 klein reads."""
 
+DEV_LAYERS = (10, 20, 30)
+"""Layers of Mistral 3 whose outputs FLUX.2 dev reads."""
+
+IMG_KEPT = "[IMG] in a prompt is a token of the encoder; the pipeline removes it"
+
 NOT_CLEANED = "prompts are not cleaned of links and mark-up: as in the pipeline with clean_caption=False, or without beautifulsoup4"
 
 Z_IMAGE_SCALE = (
     "sampler.guidance is 1 more than the guidance_scale of ZImagePipeline, which adds its multiple of the difference to the conditional "
-    "output; a model distilled for few steps (Turbo) takes guidance 1, which is none, and 8 steps"
+    "output; a model distilled for few steps (Turbo, whose scheduler has shift 3) takes guidance 1, which is none, and 8 steps"
+)
+
+Z_IMAGE_TURBO_SHIFT = 3.0
+
+SD3_TURBO = (
+    "a model distilled for few steps has the same configuration as one that was not, and this one's name does not tell: "
+    "Stable Diffusion 3.5 large turbo takes sampler.steps 4 and sampler.guidance 1"
 )
 
 
@@ -61,9 +74,9 @@ def _flux_conditions(config: Config) -> tuple[ConditionInput, ...]:
     return *_pooled(config), *_guidance(config)
 
 
-def _flux_usual(config: Config, _: Config) -> Usual:
+def _flux_usual(stated: Stated) -> Usual:
     """Return the settings of FLUX.1 dev; a network without guidance is schnell, which is distilled for four steps."""
-    return Usual(28, 3.5) if config["guidance_embeds"] else Usual(4, 1.0)
+    return Usual(28, 3.5) if stated.network["guidance_embeds"] else Usual(4, 1.0)
 
 
 def _flux_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
@@ -86,9 +99,14 @@ def _flux2_conditions(config: Config) -> tuple[ConditionInput, ...]:
     return _embeddings(config["joint_attention_dim"]), *_guidance(config)
 
 
-def _flux2_usual(_: Config, index: Config) -> Usual:
+def _flux2_usual(stated: Stated) -> Usual:
     """Return the settings of FLUX.2 dev and of the undistilled klein; the distilled one takes four steps."""
-    return Usual(4, 1.0) if index.get("is_distilled") else Usual(50, 4.0)
+    return Usual(4, 1.0) if stated.pipeline.get("is_distilled") else Usual(50, 4.0)
+
+
+def _z_image_usual(stated: Stated) -> Usual:
+    """Return the settings of Z-Image, whose scheduler shifts by 6, or of Turbo, which is distilled for eight steps at a shift of 3."""
+    return Usual(8, 1.0) if stated.scheduler.get("shift") == Z_IMAGE_TURBO_SHIFT else Usual(50, 6.0)
 
 
 def _flux2_positions(frame: Frame, conditions: Named) -> Mapping[str, Any]:
@@ -201,9 +219,13 @@ def _auraflow_texts(*_: object) -> tuple[TextUse, ...]:
 
 
 def _flux2_texts(config: Config, _: str | None) -> tuple[TextUse, ...]:
-    """Return the encoder of klein; that of dev is not supported."""
+    """Return the encoder of dev, Mistral 3 without what it sees, or that of klein."""
     if config["guidance_embeds"]:
-        return ()
+        return (
+            TextUse(
+                "text_encoder", {EMBEDDINGS: DEV_LAYERS}, (MISTRAL3,), 512, takes_mask=True, forms=flux2_dev, note=IMG_KEPT,
+            ),
+        )  # fmt: skip
     return (TextUse("text_encoder", {EMBEDDINGS: KLEIN_LAYERS}, QWEN3, 512, takes_mask=True, forms=chat(enable_thinking=False)),)
 
 
@@ -224,7 +246,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
         extra=_pixart_sizes,
         prepare=_fix_pixart_positions,
     ),
-    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts),
+    "SD3Transformer2DModel": TransformerFamily(conditions=_pooled, usual=lambda *_: Usual(28, 7.0), texts=_sd3_texts, unmarked=SD3_TURBO),
     "FluxTransformer2DModel": TransformerFamily(
         conditions=_flux_conditions,
         usual=_flux_usual,
@@ -272,7 +294,7 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     ),
     "SanaTransformer2DModel": TransformerFamily(
         conditions=lambda config: (*_masked(config["caption_channels"]), *_guidance(config)),
-        usual=lambda config, _: Usual(2 if config["guidance_embeds"] else 20, 4.5),
+        usual=lambda stated: Usual(2 if stated.network["guidance_embeds"] else 20, 4.5),
         texts=_sana_texts,
         timestep=lambda config: TimestepMap(1 / 1000 if config["guidance_embeds"] else config["timestep_scale"]),
         pixels=32,
@@ -294,7 +316,8 @@ TRANSFORMERS: Mapping[str, TransformerFamily] = {
     ),
     "ZImageTransformer2DModel": TransformerFamily(
         conditions=lambda config: _masked(config["cap_feat_dim"]),
-        usual=lambda *_: Usual(50, 6.0),
+        usual=_z_image_usual,
+        distilled=Usual(8, 1.0),
         texts=_z_image_texts,
         patch=2,
         timestep=lambda _: TimestepMap(-1 / 1000, 1.0),

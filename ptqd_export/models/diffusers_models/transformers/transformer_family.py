@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from engines.samplers.few_steps import FEW
 from engines.samplers.levels.noise_schedule import LastSigma
 from ptqd_export.models.conditions import ConditionInput
 from ptqd_export.models.diffusers_models.transformers.frame import Frame
@@ -41,13 +42,25 @@ class Usual(NamedTuple):
     guidance: float
 
 
+DISTILLED = Usual(FEW, 1.0)
+
+
+class Stated(NamedTuple):
+    """What the files of a pipeline say: the transformer's configuration, `model_index.json`, and the scheduler's configuration."""
+
+    network: Config
+    pipeline: Config
+    scheduler: Config
+
+
 @dataclass(frozen=True)
 class TransformerFamily:
     """A row of the table: how a class of transformers is called, and what its pipeline does around it.
 
     Attributes:
         conditions: inputs besides state and timestep, under the names of the network's own arguments.
-        usual: steps and guidance of the pipeline, given the configuration and what `model_index.json` says.
+        usual: steps and guidance of the pipeline, given what its files say.
+        distilled: steps and guidance of models that were distilled for few steps, and are recognised by scheduler or name.
         patch: key of the configuration with the side of a token in latents, or that side.
         layout: whether the network takes latents [B, C, ...], or patches packed into tokens [B, tokens, C * patch ** axes].
         timestep: maps the sampler's timestep to the one that the network takes.
@@ -65,10 +78,12 @@ class TransformerFamily:
         prepare: changes the network for the sizes when it is loaded, where its own code cannot be traced as it is; None if it can.
         keeps_norm: whether the pipeline scales the guided output back to the norm of the conditional one, token by token.
         note: what the user should know before a build; empty if there is nothing.
+        unmarked: what to check if the model was not recognised as one of few steps; empty if its files always tell.
     """
 
     conditions: Callable[[Config], tuple[ConditionInput, ...]]
-    usual: Callable[[Config, Config], Usual]
+    usual: Callable[[Stated], Usual]
+    distilled: Usual = DISTILLED
     patch: str | int = "patch_size"
     layout: Literal["latents", "tokens"] = "latents"
     timestep: Callable[[Config], TimestepMap] = lambda _: TimestepMap()
@@ -85,6 +100,7 @@ class TransformerFamily:
     prepare: Callable[[nn.Module, Frame], None] | None = None
     keeps_norm: bool = False
     note: str = ""
+    unmarked: str = ""
 
     def side(self, config: Config) -> int:
         """Return the side of a token in latents."""

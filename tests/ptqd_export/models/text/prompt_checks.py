@@ -18,6 +18,7 @@ from engines.networks.prompts import GraphEncoder, TextModel, TextPart, read_tok
 from ptqd_export.models.load import load_model
 from ptqd_export.stages.network.text import make_text, text_record
 from tests.ptqd_export.models.pipelines import GUIDANCE, plan_of
+from tests.ptqd_export.models.text.tiny_decoders import PROCESSOR, read_processor
 from tests.ptqd_export.stages.recorder import Recorder
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -31,7 +32,12 @@ NEGATIVE = "The DOG "
 def pipeline(folder: Path) -> Any:
     index = json.loads((folder / "model_index.json").read_text())
     absent = {name: None for name, value in index.items() if value == [None, None]}
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **absent, local_files_only=True)
+    pictures = index.get("tokenizer", [""])[-1] == PROCESSOR
+    absent |= {"tokenizer": None} if pictures else {}
+    found = diffusers.DiffusionPipeline.from_pretrained(folder, **absent, local_files_only=True)
+    if pictures:
+        found.register_modules(tokenizer=read_processor(folder / "tokenizer"))
+    return found
 
 
 def check(found: Conditioning, rows: Arrays, null: Arrays | None, tolerance: float) -> None:

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from engines.arrays import Float32
 from engines.bundle.manifest import TextRecord
@@ -19,16 +20,15 @@ from ptqd_export.commands.starter import PROMPTS as STARTER_PROMPTS
 from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.diffusers_models.transformers import family_table
 from ptqd_export.models.load import load_model
-from ptqd_export.models.text.prompt_forms import chat
+from ptqd_export.models.text.prompt_forms import chat, flux2_dev
 from tests.ptqd_export.models.pipelines import GUIDANCE, plan_of
 from tests.ptqd_export.models.text.prompt_checks import NEGATIVE, PROMPTS, Arrays, check, pipeline, text_model, write_text
-from tests.ptqd_export.models.text.tiny_decoders import PARTS, TEMPLATE, instruction, qwen_tokenizer, write_with_text
-from tests.ptqd_export.models.tiny_transformers import write_tiny
+from tests.ptqd_export.models.text.tiny_decoders import PARTS, TEMPLATE, instruction, mistral_processor, qwen_tokenizer, write_with_text
 
-TOKENS = {"sana": 300, "z-image": 512, "auraflow": 256, "flux2-klein": 512, "qwen-image": 512}
+TOKENS = {"sana": 300, "z-image": 512, "auraflow": 256, "flux2-dev": 512, "flux2-klein": 512, "qwen-image": 512}
 MASKS = {"sana": "encoder_attention_mask", "z-image": "encoder_attention_mask", "qwen-image": "encoder_hidden_states_mask"}
-KLEIN_LAYERS, LAYERS = family_table.KLEIN_LAYERS, (1, 3, 2)
-"""Layers that are read in place of klein's: tracing 28 layers takes minutes."""
+KLEIN_LAYERS, DEV_LAYERS, LAYERS = family_table.KLEIN_LAYERS, family_table.DEV_LAYERS, (1, 3, 2)
+"""Layers that are read in place of klein's and dev's: tracing 28 layers takes minutes."""
 
 QUICK = ("sana", "z-image")
 """Families that are not marked slow: they have an instruction, a chat template, masks, and layers before the last."""
@@ -47,9 +47,9 @@ def encoded(family: str, folder: Path, negative: str | None) -> tuple[Arrays, Ar
         elif family == "auraflow":
             rows, mask, null, null_mask = pipe.encode_prompt(prompts, negative_prompt=none, device="cpu")
         else:
-            layers = {"text_encoder_out_layers": LAYERS} if family == "flux2-klein" else {}
+            layers = {"text_encoder_out_layers": LAYERS} if family.startswith("flux2") else {}
             asked = {"max_sequence_length": 512, "device": "cpu", **layers}
-            (rows, mask), (null, null_mask) = (pipe.encode_prompt(texts, **asked) for texts in (prompts, none))
+            (rows, mask), (null, null_mask) = (pipe.encode_prompt(texts, **asked) for texts in (prompts, none))  # of FLUX.2: positions
             null_mask = torch.ones(null.shape[:2], dtype=torch.long) if null_mask is None else null_mask  # Qwen-Image's are of one length
     tensors = [{"encoder_hidden_states": values, MASKS.get(family, "mask"): keep} for values, keep in ((rows, mask), (null, null_mask))]
     names = ("encoder_hidden_states", *([MASKS[family]] if family in MASKS else []))
@@ -82,6 +82,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def _few_layers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(family_table, "KLEIN_LAYERS", LAYERS)
+        patch.setattr(family_table, "DEV_LAYERS", LAYERS)
         yield
 
 
@@ -116,14 +117,21 @@ def test_init_writes_prompts(name: str, tmp_path: Path) -> None:
     assert (plan.model.prompts, plan.model.conditions) == (STARTER_PROMPTS, None)
 
 
-def test_prompts_of_flux2_dev_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"(?s)text encoders of this family are not supported.*Flux2Transformer2DModel.*encoder_hidden"):
-        load_model(plan_of(write_tiny("flux2-dev", tmp_path), prompts=["cat"]))
+def test_layers_of_flux2_are_those_of_its_pipelines() -> None:
+    pipelines = (diffusers.Flux2KleinPipeline, diffusers.Flux2Pipeline)
+    asked = [inspect.signature(each.encode_prompt).parameters["text_encoder_out_layers"].default for each in pipelines]
+    assert asked == [KLEIN_LAYERS, DEV_LAYERS]
 
 
-def test_kleins_layers_are_those_of_its_pipeline() -> None:
-    asked = inspect.signature(diffusers.Flux2KleinPipeline.encode_prompt).parameters["text_encoder_out_layers"]
-    assert asked.default == KLEIN_LAYERS
+def test_a_tokenizer_that_adds_tokens_around_a_chat_is_refused() -> None:
+    tokenizer = mistral_processor().tokenizer
+    assert flux2_dev(tokenizer, 512).form.prefix.startswith("[SYSTEM_PROMPT]You are an AI")
+    tokenizer.backend_tokenizer.post_processor = None
+    assert flux2_dev(tokenizer, 512).form.prefix.startswith("<s>[SYSTEM_PROMPT]You are an AI")
+    added = processors.TemplateProcessing(single="<s> $A </s>", pair="$A $B", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = added
+    with pytest.raises(UsageError, match="adds tokens around a chat"):
+        flux2_dev(tokenizer, 512)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tests.ptqd_export.models.tiny_transformers import TINY, required_parts, spread
 
@@ -21,12 +22,19 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% set tag = {'system': 'SYSTEM_PROMPT', 'user': 'INST'}[message.role] %}"
+    "[{{ tag }}]{% for part in message.content %}{{ part.text }}{% endfor %}[/{{ tag }}]{% endfor %}"
+)
 SIZES: Mapping[str, Any] = {
     "vocab_size": VOCABULARY + 50, "hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2,
     "initializer_range": 0.3,
 }  # fmt: skip
 WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim")
 """Keys of a transformer's configuration with the width of the embeddings that it takes."""
+
+PROCESSOR = "PixtralProcessor"
+"""Class of the tokenizer in the index of FLUX.2 dev."""
 
 
 def instruction() -> tuple[str, ...]:
@@ -56,6 +64,37 @@ def qwen_tokenizer() -> Any:
     made = transformers.Qwen2TokenizerFast(**parts, chat_template=TEMPLATE, padding_side="right")
     made.add_special_tokens({"additional_special_tokens": special[1:]})
     return made
+
+
+class ChatProcessor(transformers.ProcessorMixin):  # type: ignore[misc]  # transformers has no types
+    """What FLUX.2 dev's pipeline calls of its processor. The real one differs in pictures alone, and needs torchvision for them."""
+
+    text_kwargs: Mapping[str, Any] = {"return_tensors": "pt"}
+
+    def __init__(self, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+def mistral_processor() -> Any:
+    """Return a processor whose tokenizer of bytes begins a text with a token, as its chat template does, and pads on the left."""
+    special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    split, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
+    parts = _trained((*SENTENCES, SYSTEM_MESSAGE), special, split, VOCABULARY, alphabet)
+    tokenizer = Tokenizer(models.BPE(**parts))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", begin)])
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", padding_side="left",
+        chat_template=MISTRAL_TEMPLATE, extra_special_tokens=special[4:],
+    )  # fmt: skip
+    return ChatProcessor(made, MISTRAL_TEMPLATE)
+
+
+def read_processor(folder: Path) -> Any:
+    """Return the processor that was saved to a folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return ChatProcessor(tokenizer, tokenizer.chat_template)
 
 
 def _trained(sentences: tuple[str, ...], special: list[str], split: Any, size: int, alphabet: tuple[str, ...] | list[str] = ()) -> Any:
@@ -96,10 +135,22 @@ def qwen_vl() -> Any:
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
+def mistral3() -> Any:
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **SIZES, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": None},
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14, "head_dim": 8,
+        },
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
 PARTS: Mapping[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "sana": (gemma_tokenizer, gemma2),
     "z-image": (qwen_tokenizer, lambda: qwen3("Qwen3Model", 3)),
     "auraflow": (llama_tokenizer, umt5),
+    "flux2-dev": (mistral_processor, mistral3),
     "flux2-klein": (qwen_tokenizer, lambda: qwen3("Qwen3ForCausalLM", 4)),
     "qwen-image": (qwen_tokenizer, qwen_vl),
 }
@@ -121,6 +172,9 @@ def write_with_text(family: str, folder: Path) -> Path:
         "text_encoder": text_encoder, "tokenizer": tokenizer(),
     }  # fmt: skip
     getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index}).save_pretrained(folder / "model")
+    if isinstance(parts["tokenizer"], ChatProcessor):
+        index = folder / "model" / "model_index.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), "tokenizer": ["transformers", PROCESSOR]}))
     return folder / "model"
 
 
