@@ -34,6 +34,10 @@ class MissingBackendError(PtqdError):
     exit_code = 3
 
 
+class DeviceLostError(PtqdError):
+    """A GPU failed during the run (exit code 1). Nothing works on it in this process any more, but it may in a new one."""
+
+
 class BundleError(PtqdError):
     """A bundle is damaged or incomplete, or has an unknown schema version (exit code 1)."""
 

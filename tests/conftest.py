@@ -32,6 +32,7 @@ from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, 
 from engines.cluster.session import LOCAL, Cluster, joined
 from engines.host.files import sha256
 from engines.samplers import NoiseSchedule, SamplerTable, compile_sampler
+from tests.emulated_device.emulated_device import EmulatedDevice
 
 SIZE = 8
 CLASSES = 3
@@ -54,6 +55,14 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         with joined(Cluster(LOCAL)) as module:
             yield module
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
+    """A GPU with TensorRT-RTX, on host memory."""
+    device = EmulatedDevice(tmp_path_factory.mktemp("engines"))
+    device.install(monkeypatch)
+    return device
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from engines.cluster.lost_device import ending_with_its_device
 from engines.cluster.session import WorkerSize
 from engines.errors import PtqdError
 
@@ -35,14 +36,16 @@ class Worker(Generic[Unit, Result]):
 
     def open(self) -> PtqdError | None:
         try:
-            self._run = self._work.open(self._threads)
+            with ending_with_its_device():
+                self._run = self._work.open(self._threads)
         except PtqdError as error:
             return error
         return None
 
     def run(self, unit: Unit) -> Result | PtqdError:
         try:
-            return self._run(unit)
+            with ending_with_its_device():
+                return self._run(unit)
         except PtqdError as error:
             return error
 

@@ -37,7 +37,7 @@ SETS = 2
 
 @dataclass
 class _Pinned:
-    """Pinned arrays that a step sends from and receives into.
+    """Pinned arrays of the arena that a step sends from and receives into.
 
     Attributes:
         arrays: arrays by name.
@@ -84,13 +84,14 @@ class DeviceStepper:
         branches = 2 if denoiser.guided else 1
         network_rows = branches * len(self._rows)
         engine.prepare(network_rows)
-        arena = self._begin(engine.arena)
+        arena = self._begin(engine, network_rows)
         pinned = self._sets[self._count % SETS]
         self._count += 1
         pinned.wait(arena.stream)
         self._check_finite(pinned)
         self._send_numbers(arena, pinned, move, z)
-        self._send_timestep(arena, pinned, engine, move, network_rows)
+        pinned.arrays[TIMESTEP][:] = move.step.timestep
+        arena.stream.upload(pinned.arrays[TIMESTEP], arena.address(TIMESTEP))
         self._send_conditions(arena, engine, denoiser, network_rows)
         scale = float(move.step.input_scale)
         self._kernels.place(arena.stream.handle, arena.address(X), scale, self._x.size, branches, arena.address(STATE))
@@ -119,22 +120,27 @@ class DeviceStepper:
             precision, timestep = self._taken[flag - 1]
             raise not_finite("The network's output is not finite, or the step's coefficients are too large.", precision, timestep, flag - 1)
 
-    def _begin(self, arena: Arena) -> Arena:
-        """Return the arena; at the first step, reserve its blocks and upload the state."""
+    def _begin(self, engine: TensorRtEngine, rows: int) -> Arena:
+        """Return the arena; at the first step, reserve its blocks and upload the state.
+
+        Args:
+            engine: engine of the step. The timestep of all engines has the same type.
+            rows: rows of a call.
+        """
         if self._arena is None:
+            arena = engine.arena
             arena.stream.synchronize()  # a chain that failed may have left copies in the stream
             self._arena = arena
             channels, z_bytes = self._x.shape[1], self._x.nbytes
-            for name in (X, Z, *PREDICTIONS):
-                arena.reserve(name, z_bytes)
-            for name in CORRECTION:
-                arena.reserve(name, 4 * channels)
-            arena.reserve(NOT_FINITE, 4)
-            for pinned in self._sets:
+            states, corrections = dict.fromkeys((X, Z, *PREDICTIONS), z_bytes), dict.fromkeys(CORRECTION, 4 * channels)
+            arena.reserve({**states, **corrections, NOT_FINITE: 4})
+            (timestep,) = (spec for spec in engine.inputs if spec.name == TIMESTEP)
+            for number, pinned in enumerate(self._sets):
                 pinned.wait(arena.stream)
                 for name, shape in {X: self._x.shape, Z: self._x.shape, **dict.fromkeys(CORRECTION, (channels,))}.items():
-                    self._pin(pinned, name, shape, np.float32)
-                self._pin(pinned, NOT_FINITE, (1,), np.int32)
+                    pinned.arrays[name] = arena.pinned(f"{name} {number}", shape, np.float32)
+                pinned.arrays[TIMESTEP] = arena.pinned(f"{TIMESTEP} {number}", (rows, *timestep.shape), timestep.dtype)
+                pinned.arrays[NOT_FINITE] = arena.pinned(f"{NOT_FINITE} {number}", (1,), np.int32)
                 pinned.arrays[NOT_FINITE][:] = 0
             first = self._sets[0].arrays
             first[X][:] = self._x
@@ -143,24 +149,11 @@ class DeviceStepper:
             arena.stream.synchronize()  # the flag that goes up now comes down into the same array
         return self._arena
 
-    def _pin(self, pinned: _Pinned, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        assert self._arena is not None
-        found = pinned.arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = pinned.arrays[name] = self._arena.cuda.pinned(shape, dtype)
-        return found
-
     def _send_numbers(self, arena: Arena, pinned: _Pinned, move: Move, z: Float32 | None) -> None:
         sent: dict[str, Any] = {GAIN: move.gain, OFFSET: move.offset, STATE_GAIN: move.state_gain} | ({} if z is None else {Z: z})
         for name, value in sent.items():
             pinned.arrays[name][:] = value
             arena.stream.upload(pinned.arrays[name], arena.address(name))
-
-    def _send_timestep(self, arena: Arena, pinned: _Pinned, engine: TensorRtEngine, move: Move, rows: int) -> None:
-        (spec,) = (spec for spec in engine.inputs if spec.name == TIMESTEP)
-        array = self._pin(pinned, TIMESTEP, (rows, *spec.shape), spec.dtype)
-        array[:] = move.step.timestep
-        arena.stream.upload(array, arena.address(TIMESTEP))
 
     def _send_conditions(self, arena: Arena, engine: TensorRtEngine, denoiser: EngineDenoiser, rows: int) -> None:
         """Upload the conditions, unless they are in their buffers: a buffer that had to grow for another engine has lost them."""

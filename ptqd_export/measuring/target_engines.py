@@ -48,11 +48,15 @@ class InBatches(Engine):
     """Runs a call in parts of at most `most` rows, the largest batch that an engine was built for."""
 
     def __init__(self, engine: Engine, most: int) -> None:
-        super().__init__(engine.label, engine.inputs, engine.output)
+        super().__init__(engine.label, engine.inputs, engine.output, engine.kept)
         self._engine = engine
         self._most = most
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
         rows = len(next(iter(feeds.values())))
         parts = [slice(begin, begin + self._most) for begin in range(0, rows, self._most)]
-        return [np.concatenate([self._engine.run({name: value[part] for name, value in feeds.items()}) for part in parts])]
+        found = [self._outputs({name: value[part] for name, value in feeds.items()}) for part in parts]
+        return [np.concatenate(of_parts) for of_parts in zip(*found, strict=True)]
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Float32, ...]:
+        return (self._engine.run(feeds),) if self.kept is None else self._engine.run_keeping(feeds)

@@ -1,13 +1,10 @@
-"""Small graphs that the real builder accepts, rejects or crashes on, and fakes of CUDA and TensorRT on host memory."""
+"""Small graphs that the real builder accepts, rejects or crashes on, and small engines of the emulated device."""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -17,18 +14,19 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.backends.tensorrt.device.arena import Arena
 from engines.backends.tensorrt.device.cuda import Cuda
-from engines.backends.tensorrt.device.update_kernel import SOURCE, UpdateKernels
+from engines.backends.tensorrt.device.update_kernel import UpdateKernels
 from engines.backends.tensorrt.flavour import FLAVOURS
 from engines.backends.tensorrt.tensorrt_engine import OpenOptions, TensorRtEngine
-from tests.engines.backends.tensorrt.host_cuda import HostCuda
-from tests.engines.backends.tensorrt.host_driver import HostDriver, HostNvrtc, compile_for_host
-from tests.engines.backends.tensorrt.host_tensorrt import Array, HostTensorRt
+from tests.emulated_device.emulated_device import EmulatedDevice
+from tests.emulated_device.emulated_tensorrt import Array, EmulatedNetwork, Tensor
 from tests.engines.cut_bundle import cut_bundle
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
 
 CHANNELS = 4
+
+Compute: TypeAlias = Callable[[Mapping[str, Array]], Array]
 
 
 def quantized_graph(path: Path, *, layers: int = 1, zero_point: int = 0, scale: str = "s") -> Path:
@@ -76,44 +74,41 @@ def make_graph(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="other", **options: quantized_graph(tmp_path / f"{name}.onnx", **options)
 
 
-@pytest.fixture
-def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    """A fake that replaces `cuda.bindings.runtime`."""
-    fake = HostCuda(pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
-    return fake
+def _network(factor: float, inputs: Sequence[Tensor] = (), outputs: Sequence[Tensor] = (), **own: Compute) -> EmulatedNetwork:
+    """A network `factor (sample + kept) + timestep / 1000 + class_labels`; `own` computes its outputs besides `out`."""
+    sample, taken = Tensor.of("sample", (1, 8, 8)), tuple(inputs)
+
+    def compute(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        state = feeds["sample"] + feeds["kept"] if "kept" in feeds else feeds["sample"]
+        out = np.float32(factor) * state + (feeds["timestep"] / 1000 + feeds["class_labels"])[:, None, None, None]
+        return {"out": out, **{name: of_feeds(feeds) for name, of_feeds in own.items()}}
+
+    conditions = (Tensor.of("timestep", ()), Tensor.of("class_labels", (), np.int64))
+    return EmulatedNetwork((*taken, sample, *conditions), (Tensor.of("out", (1, 8, 8)), *outputs), compute)
 
 
-@pytest.fixture
-def host_tensorrt(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
-    """A fake that replaces `tensorrt_rtx`, with the engines `double`, `negate` and `shown`, and `full` and `reuse` of a cut."""
-
-    def network(factor: float) -> Callable[..., Array]:
-        return lambda sample, timestep, labels: np.float32(factor) * sample + (timestep / 1000 + labels)[:, None, None, None]
-
-    def reusing(sample: Array, timestep: Array, labels: Array, kept: Array) -> Array:
-        return network(0.5)(sample + kept, timestep, labels)
-
-    cut: dict[bytes, Callable[..., Array]] = {
-        b"full": lambda sample, timestep, labels: reusing(sample, timestep, labels, sample),
-        b"reuse": reusing,
+def _networks() -> dict[bytes, EmulatedNetwork]:
+    """`double`, `negate`; `shown`, whose second output is in half precision and has two rows for each of the batch; both parts of a cut."""
+    kept, inside = Tensor.of("kept", (1, 8, 8)), Tensor.of("inside", (4,), np.float16, rows=2)
+    return {
+        b"double": _network(2.0),
+        b"negate": _network(-1.0),
+        b"shown": _network(2.0, outputs=[inside], inside=lambda feeds: feeds["sample"].reshape(2 * len(feeds["sample"]), -1)[:, :4]),
+        b"full": _network(1.0, outputs=[kept], kept=lambda feeds: feeds["sample"]),
+        b"reuse": _network(0.5, inputs=[kept]),
     }
-    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    fake = HostTensorRt(real, host_cuda, {b"double": network(2.0), b"negate": network(-1.0), b"shown": network(2.0), **cut})
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
-    return fake
 
 
 @pytest.fixture
-def arena(host_cuda: HostCuda) -> Arena:
-    del host_cuda
+def arena(emulated: EmulatedDevice) -> Arena:
+    del emulated
     return Arena(Cuda())
 
 
 @pytest.fixture
-def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Callable[..., TensorRtEngine]:
-    """Open an engine of `host_tensorrt`."""
-    del host_tensorrt
+def open_engine(emulated: EmulatedDevice, arena: Arena, tmp_path: Path) -> Callable[..., TensorRtEngine]:
+    """Open an engine of the emulated device: `double`, `negate`, `shown`, and `full` and `reuse` of a cut."""
+    emulated.tensorrt.networks.update(_networks())
 
     def open_(name: str, **options: Any) -> TensorRtEngine:
         path = tmp_path / f"{name}.engine"
@@ -123,21 +118,10 @@ def open_engine(host_tensorrt: HostTensorRt, arena: Arena, tmp_path: Path) -> Ca
     return open_
 
 
-@pytest.fixture(scope="session")
-def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels of the update, compiled for the host."""
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler to compile the kernels with")
-    return compile_for_host(compiler, SOURCE, tmp_path_factory.mktemp("kernels"))
-
-
 @pytest.fixture
-def kernels(host_cuda: HostCuda, kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> UpdateKernels:
-    """The update's kernels on fakes that replace CUDA's driver and run-time compiler."""
-    driver, nvrtc = (pytest.importorskip(f"cuda.bindings.{name}", reason="cuda-bindings is not installed") for name in ("driver", "nvrtc"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", HostDriver(driver, kernel_library, host_cuda))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", HostNvrtc(nvrtc))
+def kernels(emulated: EmulatedDevice) -> UpdateKernels:
+    """The update's kernels on the emulated device."""
+    del emulated
     return UpdateKernels(Cuda())
 
 

@@ -26,7 +26,7 @@ def sample(bundle: TinyBundle, output: Path, *options: object, num: int = 6, see
 
 def sampled(bundle: TinyBundle, output: Path, *options: object, num: int = 6) -> Path:
     result = sample(bundle, output, *options, num=num)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
     return output
 
 

@@ -16,6 +16,7 @@ from engines.apps.serve.pages.openapi import Served, openapi
 from engines.apps.serve.pages.page_files import page_answers
 from engines.apps.serve.sampling.item_sampler import ItemWork
 from engines.apps.serve.sampling.items import Item, ServedPicture, by_key
+from engines.cluster.lost_device import ending_with_its_device
 from engines.cluster.session import WorkerSize, import_ray
 from engines.errors import PtqdError
 
@@ -65,7 +66,11 @@ def application(serve: Any, settings: Settings) -> Any:
             self._thread = ThreadPoolExecutor(1)  # keeps the replica's event loop free while it samples
 
         async def sample(self, items: list[Item]) -> list[ServedPicture]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, items)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._sampled, items)
+
+        def _sampled(self, items: list[Item]) -> list[ServedPicture]:
+            with ending_with_its_device():
+                return self._sample(items)
 
     class Entrance:
         """The gateway, which receives requests and forms batches."""

@@ -51,7 +51,8 @@ class TensorRtBackend:
         self.arena = Arena(Cuda())
 
     def open(self, graph: Path, rows: int) -> TensorRtEngine:
-        check_precision(graph.stem, self.arena.cuda)
+        precision = graph.name.split(".")[0]  # the graph of a group, cut or size has more after the first dot
+        check_precision(precision, self.arena.cuda)
         path = self._cache.find(self._settings.spec(graph))
         engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
         engine.prepare(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class TensorRtEngine(Engine):
                 raise does_not_fit(label, len(self._plan), missing)
         engine = self._runtime.deserialize_cuda_engine(self._plan)
         if engine is None:
+            self.arena.cuda.check_alive()
             raise PtqdError(
                 f"TensorRT refuses the engine {label}.",
                 found="an engine built for another device, version or driver, or a damaged file",
@@ -128,6 +130,7 @@ class TensorRtEngine(Engine):
 
     def load_weights(self) -> None:
         if not self._engine.load_weights(self._plan):
+            self.arena.cuda.check_alive()
             raise PtqdError(f"TensorRT cannot load the weights of {self.label}.", mend="end other processes that use the device")
 
     def unload_weights(self) -> None:
@@ -164,14 +167,28 @@ class TensorRtEngine(Engine):
                 mend="sample with another --batch-size, or build the bundle with another target.batch",
             )
         if len(self._bound) == BATCH_SIZES:
-            self.arena.stream.synchronize()  # the device may still use the context and its pinned arrays
             self._bound.popitem(last=False)
         self._bound[rows] = _Bound(self, rows)
 
     def create_context(self) -> Any:
-        if self._config is not None:
-            return self._engine.create_execution_context(self._config)
-        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED if self._config is None else self._config
+        return self.accepted(self._engine.create_execution_context(how), "create a context")
+
+    def accepted(self, result: Any, what: str) -> Any:
+        """Return the result of a call to TensorRT, which is None or False if it fails.
+
+        Raises:
+            DeviceLostError: the device is lost.
+            PtqdError: TensorRT refuses `what`.
+        """
+        if result is not None and result is not False:
+            return result
+        self.arena.cuda.check_alive()
+        raise PtqdError(
+            f"TensorRT refuses to {what}.",
+            found=f"{self.label}, with {self.arena.cuda.free_bytes()} bytes free on the device",
+            mend="see TensorRT's messages above; if memory is short, lower the batch size",
+        )
 
     def upload(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> None:
         """Copy inputs to their device buffers; earlier copies must have finished."""
@@ -183,7 +200,7 @@ class TensorRtEngine(Engine):
     def enqueue(self, rows: int) -> None:
         """Enqueue a run on the contents of the input buffers; call `prepare` first."""
         if self._flavour.deferred_weights:
-            self.arena.residency.require(self)
+            self.arena.require(self)
         self._bound[rows].enqueue()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Float32]:
@@ -228,17 +245,18 @@ class _Bound:
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
         self._engine = engine
         self._context = engine.create_context()
+        weakref.finalize(self, engine.arena.stream.drain)  # a run that failed may have left runs of the context in the stream
         self._graph: Graph | None = None
         self._warm = False
         self._generation = -1
         for spec in engine.inputs:
-            self._require(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"set the shape of {spec.name}")
-        self._activations = int(self._context.update_device_memory_size_for_shapes())
-        engine.arena.reserve(ACTIVATIONS, self._activations)
-        self.staging: dict[str, NDArray[Any]] = {}
-        for spec in (*engine.inputs, *engine.outputs):
-            self.staging[spec.name] = engine.arena.cuda.pinned(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
-            engine.arena.reserve(spec.name, self.staging[spec.name].nbytes)
+            self._engine.accepted(self._context.set_input_shape(spec.name, (rows, *spec.shape)), f"set the shape of {spec.name}")
+        self.staging: dict[str, NDArray[Any]] = {
+            spec.name: engine.arena.cuda.pinned(tuple(self._context.get_tensor_shape(spec.name)), spec.dtype)
+            for spec in (*engine.inputs, *engine.outputs)
+        }
+        activations = int(self._context.update_device_memory_size_for_shapes())
+        engine.arena.reserve({ACTIVATIONS: activations, **{name: array.nbytes for name, array in self.staging.items()}})
 
     def enqueue(self) -> None:
         """Launch the captured graph. The first run is not captured, because TensorRT initializes itself in it; the second run is."""
@@ -264,18 +282,14 @@ class _Bound:
         self.forget_graph()
         self._context.set_device_memory(arena.address(ACTIVATIONS), arena.nbytes(ACTIVATIONS))
         for spec in (*self._engine.inputs, *self._engine.outputs):
-            self._require(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"set the address of {spec.name}")
+            self._engine.accepted(self._context.set_tensor_address(spec.name, arena.address(spec.name)), f"set the address of {spec.name}")
         self._generation = arena.generation
 
     def forget_graph(self) -> None:
         self._graph = None
 
     def _execute(self) -> None:
-        self._require(self._context.execute_async_v3(self._engine.arena.stream.handle), "run")
-
-    def _require(self, accepted: bool, what: str) -> None:
-        if not accepted:
-            raise PtqdError(f"TensorRT refuses to {what}.", found=self._engine.label, mend="see TensorRT's messages above")
+        self._engine.accepted(self._context.execute_async_v3(self._engine.arena.stream.handle), "run")
 
 
 def integer_layers(layer_information: str) -> Iterator[str]:

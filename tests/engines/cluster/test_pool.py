@@ -13,7 +13,7 @@ import pytest
 
 from engines.cluster.pool import ATTEMPTS, WorkerPool
 from engines.cluster.session import WorkerSize
-from engines.errors import MissingBackendError, PtqdError, UsageError
+from engines.errors import DeviceLostError, MissingBackendError, PtqdError, UsageError
 
 SIZE = WorkerSize(cpus=1, gpus=0)
 
@@ -37,6 +37,25 @@ def squares(folder: Path, kills: dict[int, int]) -> Any:
             return number * number, os.getpid()
 
     return Squares()
+
+
+def test_a_worker_whose_device_is_lost_is_replaced(ray: Any, tmp_path: Path) -> None:
+    """CUDA works again only in another process."""
+
+    @dataclass(frozen=True)
+    class Squares:
+        def open(self, threads: int) -> Callable[[int], int]:  # noqa: ARG002 (the protocol's)
+            return self._square
+
+        def _square(self, number: int) -> int:
+            if number == 1 and not (tmp_path / "lost").exists():
+                (tmp_path / "lost").touch()
+                raise DeviceLostError("The GPU failed during the run.")
+            return number * number
+
+    with WorkerPool(ray, Squares(), SIZE, most=1) as pool:
+        assert dict(pool.run(3, lambda index: index)) == {0: 0, 1: 1, 2: 4}
+        assert pool.lost == 1
 
 
 def test_a_killed_worker_costs_its_unit_and_no_more(ray: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,13 +24,13 @@ from engines.chain.schedule import Correction, CorrectionRecord, SamplerRecord, 
 from engines.errors import MissingBackendError
 from engines.networks.conditioning import class_labels
 from engines.networks.cut_engines import CutEngines
-from engines.networks.device_stepper import DeviceStepper, _Pinned
+from engines.networks.device_stepper import SETS, DeviceStepper, _Pinned
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupedEngine
 from engines.samplers import SAMPLERS, NoiseSchedule, compile_sampler
 from engines.samplers.table import TableStep
 from tests.conftest import NOISE_SCHEDULE
-from tests.engines.backends.tensorrt.host_tensorrt import HostTensorRt
+from tests.emulated_device.emulated_device import EmulatedDevice
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBundle
@@ -96,7 +97,7 @@ def test_groups_of_steps_run_on_their_own_engines_bit_by_bit(
 
 
 def test_features_are_reused_on_the_device_bit_by_bit_and_never_copied(
-    open_engine: Callable[..., TensorRtEngine], schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+    open_engine: Callable[..., TensorRtEngine], schedule: Schedule, kernels: UpdateKernels, emulated: EmulatedDevice
 ) -> None:
     """The second and third of four steps take the first one's features."""
     reusing = EngineDenoiser(open_engine("reuse"), class_labels(3, 3), guided=True)
@@ -106,7 +107,7 @@ def test_features_are_reused_on_the_device_bit_by_bit_and_never_copied(
     device = replace(chain, stepper=partial(DeviceStepper, kernels=kernels))
     on_host = chain.sample(NOISE, SAMPLES, ROWS)
     np.testing.assert_array_equal(device.sample(NOISE, SAMPLES, ROWS), on_host)
-    calls, copies = host_tensorrt.cuda.calls, []
+    calls, copies = emulated.cuda.calls, []
     for one in (device, replace(device, schedule=schedule, precision="w4a8", denoisers={"w4a8": cut})):
         one.sample(NOISE, SAMPLES, ROWS)
         begin = len(calls)
@@ -167,9 +168,9 @@ def test_networks_without_guidance_and_batches_of_several_sizes(denoisers: Any, 
 
 
 def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_and_flags_come_down(
-    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, emulated: EmulatedDevice
 ) -> None:
-    cuda = host_tensorrt.cuda
+    cuda = emulated.cuda
     chain = Chain(schedule, denoisers, "fp32", stepper=partial(DeviceStepper, kernels=kernels))
     chain.sample(NOISE, SAMPLES, ROWS)
     before = cuda.calls.count("cudaMemcpyAsync")
@@ -179,18 +180,32 @@ def test_only_the_first_state_noise_and_a_few_numbers_go_up_and_one_state_and_fl
     assert cuda.calls.count("cudaMemcpyAsync") - before == 2 + numbers + noisy + len(schedule.steps) + 1
 
 
-def test_the_host_is_a_step_ahead_of_the_device(
-    denoisers: Any, schedule: Schedule, kernels: UpdateKernels, host_tensorrt: HostTensorRt
+@pytest.mark.parametrize("reuses", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_device_never_waits_for_the_host_between_the_first_and_the_last_step(
+    open_engine: Callable[..., TensorRtEngine], kernels: UpdateKernels, emulated: EmulatedDevice, sampler: str, reuses: bool
 ) -> None:
-    """The stream is waited for when a batch begins and when it ends; a step waits for the one before last alone."""
-    cuda = host_tensorrt.cuda
-    chain = Chain(schedule, denoisers, "fp32", stepper=partial(DeviceStepper, kernels=kernels))
-    expected = chain.sample(NOISE, SAMPLES, ROWS)
-    calls, begin, longer = cuda.calls, len(cuda.calls), len(schedule.steps)
-    np.testing.assert_array_equal(chain.sample(NOISE, SAMPLES, ROWS), expected)
-    waits = [name for name in calls[begin:] if name in ("cudaStreamSynchronize", "cudaEventSynchronize")]
-    assert waits.count("cudaStreamSynchronize") == 4  # twice before the state goes up, once for the labels, and for the last state
-    assert waits.count("cudaEventSynchronize") == longer
+    """A step waits for the one before last alone, and whatever the device does meanwhile: it always has a step to go on with."""
+    reusing = EngineDenoiser(open_engine("reuse"), class_labels(3, 3), guided=True)
+    cut = CutEngines(open_engine("full"), class_labels(3, 3), guided=True, reusing=reusing)
+    schedule = random_schedule(sampler, 0)
+    if reuses:
+        steps = [step.model_copy(update={"precision": "w4a8", "reuse": "cut" if step.step % 3 else None}) for step in schedule.steps]
+        schedule = schedule.model_copy(update={"steps": tuple(steps)})
+        chain = Chain(schedule, {"w4a8+cut": cut}, corrected=False)
+    else:
+        chain = Chain(schedule, {"w4a8": cut, "fp32": EngineDenoiser(open_engine("negate"), class_labels(3, 3), guided=True)})
+    cuda, taken = emulated.cuda, list[int]()
+    chain = replace(chain, stepper=partial(DeviceStepper, kernels=kernels))
+    for _ in range(2):  # the engines' first runs come before
+        begin = len(cuda.calls)
+        taken.clear()
+        chain.sample(NOISE, SAMPLES, ROWS, lambda: taken.append(len(cuda.calls)))
+    inside = Counter(cuda.calls[taken[0] : taken[-1]])
+    assert not inside.keys() & {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMalloc", "cudaMallocHost", "cudaFree"}
+    assert inside["cudaEventSynchronize"] == len(schedule.steps) - SETS, "the first steps of the sets wait for nothing"
+    assert not [place for place in cuda.starved if taken[0] <= place < taken[-1]]
+    assert Counter(cuda.calls[begin:])["cudaStreamSynchronize"] == 4  # two before the state goes up, the labels, and the last state
 
 
 def test_an_array_that_is_reused_too_early_is_seen(
@@ -206,9 +221,9 @@ def test_an_array_that_is_reused_too_early_is_seen(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
-    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels, value: float
+    emulated: EmulatedDevice, denoisers: Any, schedule: Schedule, kernels: UpdateKernels, value: float
 ) -> None:
-    host_tensorrt.engines[0].network.__closure__[0].cell_contents = np.float32(value)
+    emulated.tensorrt.engines[0].spoil(value)
     hidden = with_history(schedule, 1.0, clip=1.0)
     steps = (step.model_copy(update={"out_coeff": 0.0}) for step in hidden.steps)
     chain = Chain(hidden.model_copy(update={"steps": tuple(steps)}), denoisers, "w4a8", stepper=partial(DeviceStepper, kernels=kernels))
@@ -218,9 +233,9 @@ def test_output_that_is_not_finite_is_an_error_even_where_clipping_hides_it(
 
 
 def test_chain_stops_two_steps_after_the_one_that_it_names(
-    host_tensorrt: HostTensorRt, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
+    emulated: EmulatedDevice, denoisers: Any, schedule: Schedule, kernels: UpdateKernels
 ) -> None:
-    host_tensorrt.engines[0].network.__closure__[0].cell_contents = np.float32(math.nan)  # w4a8 takes the first steps
+    emulated.tensorrt.engines[0].spoil(math.nan)  # w4a8 takes the first steps
     taken = []
     with pytest.raises(NotFiniteError, match=rf"from w4a8 at step 0, timestep {schedule.steps[0].timestep:g}\n"):
         Chain(schedule, denoisers, stepper=partial(DeviceStepper, kernels=kernels)).sample(NOISE, SAMPLES, ROWS, lambda: taken.append(1))

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from engines.backends.base import Engine, TensorSpec
+from engines.backends.base import Engine
 from engines.bundle.bundle import Bundle
 from engines.errors import MissingBackendError, UsageError
 from ptqd_export.measuring import measured_with
 from ptqd_export.measuring.measured_with import MeasuredWith
-from ptqd_export.measuring.target_engines import InBatches
 from ptqd_export.measuring.torch_backend import TorchBackend
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.plan.target import TargetSection
@@ -129,20 +128,3 @@ def test_a_build_measured_in_torch_says_so(class_build: Built, tmp_path: Path, c
     print_summary(plan_file, 1.0)
     assert "statistics: measured on PyTorch" in capsys.readouterr().out
     assert b"statistics measured on PyTorch" in bundle.path("report/index.html").read_bytes()
-
-
-class Doubling(Engine):
-    """Refuses more than two rows."""
-
-    def __init__(self) -> None:
-        spec = TensorSpec("x", np.dtype(np.float32), (3,))
-        super().__init__("doubling", (spec,), spec)
-
-    def _run(self, feeds: Any) -> Any:
-        assert len(feeds["x"]) <= 2
-        return [2 * feeds["x"]]
-
-
-def test_an_engine_with_a_largest_batch_takes_a_larger_one_in_parts() -> None:
-    x = np.arange(15, dtype=np.float32).reshape(5, 3)
-    np.testing.assert_array_equal(InBatches(Doubling(), 2).run({"x": x}), 2 * x)

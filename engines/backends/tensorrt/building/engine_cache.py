@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,7 +95,7 @@ class EngineCache:
             )
         return path
 
-    def get(self, spec: BuildSpec, on_progress: OnProgress = lambda _: None, build: Callable[..., None] = build_engine) -> CachedEngine:
+    def get(self, spec: BuildSpec, on_progress: OnProgress = lambda _: None) -> CachedEngine:
         """Return the engine, building it if it is missing or damaged.
 
         Raises:
@@ -107,15 +106,15 @@ class EngineCache:
         with locked(path):
             from_cache = path.exists() and _is_whole(path)
             if not from_cache:
-                self._build(spec, key, path, on_progress, build)
+                self._build(spec, key, path, on_progress)
         return CachedEngine(path, time.perf_counter() - begin, from_cache)
 
-    def _build(self, spec: BuildSpec, key: EngineKey, path: Path, on_progress: OnProgress, build: Callable[..., None]) -> None:
+    def _build(self, spec: BuildSpec, key: EngineKey, path: Path, on_progress: OnProgress) -> None:
         timings = self.folder / f"{spec.flavour}-{key.version}-{key.device.compute_capability}.timings"
         remove_parts(self.folder, path.name)
         check_room(path, sum(file.stat().st_size for file in graph_files(spec.graph)), f"the engine of {spec.graph.name}")
         with replacing(path) as temporary:
-            build(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
+            build_engine(spec, temporary, timing_cache=timings if spec.traits.timing_cache else None, on_progress=on_progress)
             write_text(_record(path), json.dumps({**asdict(key), ENGINE: sha256(temporary)}, sort_keys=True, indent=1) + "\n")
 
     def _path(self, spec: BuildSpec, key: EngineKey) -> Path:

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.errors import MissingBackendError, PtqdError
+from engines.errors import DeviceLostError, MissingBackendError, PtqdError
+from engines.host.room import size_text
+
+OUT_OF_MEMORY = 2
+"""Status of too little memory, in the runtime and in the driver."""
+
+LOST = frozenset((214, 220, 226, 700, 702, 710, *range(714, 720), 721, 999))
+"""Statuses, of the runtime and of the driver, after which every call fails until the process ends: a kernel or the device failed."""
 
 
 class Cuda:
@@ -43,12 +50,16 @@ class Cuda:
         """
         status, *results = getattr(self._runtime, function)(*arguments)
         if status != 0:
-            raise PtqdError(
-                "CUDA reports an error.",
-                found=f"{function}: {_name(status)}",
-                mend="check whether another process uses the device, and whether the driver matches the version of cuda-bindings",
-            )
+            raise cuda_error(function, status)
         return tuple(results) if len(results) > 1 else next(iter(results), None)
+
+    def release(self, function: str, *arguments: Any) -> None:
+        """Call a function that frees something. Its errors are those of earlier calls, and the memory of a lost device is lost with it."""
+        getattr(self._runtime, function)(*arguments)
+
+    def check_alive(self) -> None:
+        """Raise DeviceLostError if the device is lost: libraries say only that they failed."""
+        self.free_bytes()
 
     def compute_capability(self) -> str:
         """Return the device's compute capability, such as `8.9`."""
@@ -74,6 +85,11 @@ class Cuda:
         return free
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
+        """Allocate memory on the device.
+
+        Raises:
+            PtqdError: the device has too little memory.
+        """
         return DeviceMemory(self, nbytes)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -90,8 +106,8 @@ class Cuda:
         return array
 
     def _free_pinned(self, address: int) -> None:
-        self.call("cudaDeviceSynchronize")
-        self.call("cudaFreeHost", address)
+        self.release("cudaDeviceSynchronize")
+        self.release("cudaFreeHost", address)
 
     def stream(self) -> Stream:
         return Stream(self)
@@ -101,9 +117,12 @@ class DeviceMemory:
     """Bytes on the device, freed with this object."""
 
     def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        free = cuda.free_bytes()
+        if nbytes > free:
+            raise _too_little(f"{size_text(free)} free", size_text(nbytes))
         self.nbytes = nbytes
         self.address = int(cuda.call("cudaMalloc", max(nbytes, 1)))
-        weakref.finalize(self, cuda.call, "cudaFree", self.address)
+        weakref.finalize(self, cuda.release, "cudaFree", self.address)
 
 
 class Stream:
@@ -116,7 +135,7 @@ class Stream:
         self._capture_mode = cuda._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda._runtime.cudaStreamNonBlocking)
         self.handle = int(self._stream)
-        weakref.finalize(self, cuda.call, "cudaStreamDestroy", self._stream)
+        weakref.finalize(self, cuda.release, "cudaStreamDestroy", self._stream)
 
     def upload(self, source: NDArray[Any], address: int) -> None:
         """Enqueue a copy of a contiguous array to the device; the array must not change until `synchronize`, or until a later event."""
@@ -129,6 +148,10 @@ class Stream:
     def synchronize(self) -> None:
         self._cuda.call("cudaStreamSynchronize", self._stream)
 
+    def drain(self) -> None:
+        """Wait for the device before something that it may still use is destroyed; see `Cuda.release`."""
+        self._cuda.release("cudaStreamSynchronize", self._stream)
+
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[Graph]]:
         """Capture what the block enqueues as a graph instead of running it; the yielded list contains the graph after the block."""
@@ -136,8 +159,10 @@ class Stream:
         self._cuda.call("cudaStreamBeginCapture", self._stream, self._capture_mode)
         try:
             yield captured
-        finally:
-            graph = self._cuda.call("cudaStreamEndCapture", self._stream)
+        except BaseException:
+            self._cuda.release("cudaStreamEndCapture", self._stream)
+            raise
+        graph = self._cuda.call("cudaStreamEndCapture", self._stream)
         captured.append(Graph(self._cuda, graph))
 
     def launch(self, graph: Graph) -> None:
@@ -169,7 +194,34 @@ class Graph:
     def __init__(self, cuda: Cuda, graph: Any) -> None:
         self.executable = cuda.call("cudaGraphInstantiate", graph, 0)
         cuda.call("cudaGraphDestroy", graph)
-        weakref.finalize(self, cuda.call, "cudaGraphExecDestroy", self.executable)
+        weakref.finalize(self, cuda.release, "cudaGraphExecDestroy", self.executable)
+
+
+def cuda_error(function: str, status: Any) -> PtqdError:
+    """Return the error of a status of the runtime or the driver."""
+    found = f"{function}: {_name(status)}"
+    if int(status) in LOST:
+        return DeviceLostError(
+            "The GPU failed during the run.",
+            found=found,
+            mend="run again: a new process may find it working. If it fails again, look into the driver's log (`dmesg`, lines with Xid)",
+        )
+    if int(status) == OUT_OF_MEMORY:
+        return _too_little(found)
+    return PtqdError(
+        "CUDA reports an error.",
+        found=found,
+        mend="check whether another process uses the device, and whether the driver matches the version of cuda-bindings",
+    )
+
+
+def _too_little(found: str, expected: str | None = None) -> PtqdError:
+    return PtqdError(
+        "The GPU has too little free memory.",
+        found=found,
+        expected=expected,
+        mend="lower the batch size, end other processes that use the device, or use precisions with smaller weights",
+    )
 
 
 def _name(status: Any) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from engines.errors import PtqdError
+
+FreeBytes: TypeAlias = Callable[[], int]
 
 
 class Weights(Protocol):
@@ -23,18 +26,17 @@ class Weights(Protocol):
 
 
 class Residency:
-    """Loads weights to the device when they are needed, unloading the least recently used ones to make room.
+    """Loads weights to the device when they are needed, unloading the least recently used ones to make room."""
 
-    Args:
-        free_bytes: function that returns the free memory of the device in bytes.
-    """
-
-    def __init__(self, free_bytes: Callable[[], int]) -> None:
-        self._free_bytes = free_bytes
+    def __init__(self) -> None:
         self._resident: WeakKeyDictionary[Weights, None] = WeakKeyDictionary()  # least recently used first
 
-    def require(self, weights: Weights) -> None:
+    def require(self, weights: Weights, free_bytes: FreeBytes) -> None:
         """Make sure that these weights are on the device.
+
+        Args:
+            weights: weights of the engine that runs next.
+            free_bytes: returns the free memory of the device in bytes.
 
         Raises:
             PtqdError: the weights do not fit even alone.
@@ -42,18 +44,25 @@ class Residency:
         if weights in self._resident:
             del self._resident[weights]
         else:
-            self._make_room(weights)
+            self.make_room(weights.weights_bytes, free_bytes)
+            missing = weights.weights_bytes - free_bytes()
+            if missing > 0:
+                raise does_not_fit(weights.label, weights.weights_bytes, missing)
             weights.load_weights()
         self._resident[weights] = None
 
-    def _make_room(self, weights: Weights) -> None:
-        while self._resident and self._free_bytes() < weights.weights_bytes:
+    def make_room(self, nbytes: int, free_bytes: FreeBytes) -> None:
+        """Unload weights until `nbytes` are free, or none are left."""
+        while self._resident and free_bytes() < nbytes:
             oldest = next(iter(self._resident))
             del self._resident[oldest]
             oldest.unload_weights()
-        missing = weights.weights_bytes - self._free_bytes()
-        if missing > 0:
-            raise does_not_fit(weights.label, weights.weights_bytes, missing)
+
+
+@functools.cache
+def residency() -> Residency:
+    """Return the residency of this process, whose networks, decoders and sizes all take the memory of one device."""
+    return Residency()
 
 
 def does_not_fit(label: str, needed: int, missing: int) -> PtqdError:

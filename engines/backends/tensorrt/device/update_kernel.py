@@ -11,7 +11,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from engines.backends.tensorrt.device.cuda import Cuda
+from engines.backends.tensorrt.device.cuda import Cuda, cuda_error
 from engines.errors import MissingBackendError, PtqdError
 
 THREADS = 256
@@ -115,7 +115,7 @@ class UpdateKernels:
     def __init__(self, cuda: Cuda) -> None:
         self._driver: Any = importlib.import_module("cuda.bindings.driver")
         self._module = self._call("cuModuleLoadData", _compile(cuda.compute_capability()))
-        weakref.finalize(self, self._call, "cuModuleUnload", self._module)
+        weakref.finalize(self, self._driver.cuModuleUnload, self._module)
         self._place, self._update = (self._call("cuModuleGetFunction", self._module, name) for name in (b"place", b"update"))
 
     def place(self, stream: int, x: int, input_scale: float, n: int, branches: int, target: int) -> None:
@@ -133,7 +133,7 @@ class UpdateKernels:
     def _call(self, function: str, *arguments: Any) -> Any:
         status, *results = getattr(self._driver, function)(*arguments)
         if status != 0:
-            raise PtqdError("The CUDA driver reports an error.", found=f"{function}: {status.name} ({int(status)})")
+            raise cuda_error(function, status)
         return next(iter(results), None)
 
 

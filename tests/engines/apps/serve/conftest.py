@@ -22,7 +22,7 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     """A bundle like `tiny` that takes prompts and has a second size. Tests must not modify it."""
     bundle = build_tiny_bundle(tmp_path_factory.mktemp("prompted") / "bundle")
     _add_text(bundle)
-    _add_size(bundle)
+    add_size(bundle)
     return bundle
 
 
@@ -48,7 +48,8 @@ def _add_text(bundle: TinyBundle) -> None:
         bundle.rehash(name)
 
 
-def _add_size(bundle: TinyBundle) -> None:
+def add_size(bundle: TinyBundle) -> TinyBundle:
+    """Give a bundle the second size `TALL`, with the schedule of the first."""
     manifest = bundle.manifest()
     name, precisions, files = f"{TALL[0]}x{TALL[1]}", manifest["precisions"], []
     for precision in PRECISIONS:
@@ -66,3 +67,4 @@ def _add_size(bundle: TinyBundle) -> None:
     bundle.edit_json("manifest.json", lambda manifest: manifest.update(sizes=[record]))
     for file in files:
         bundle.rehash(file)
+    return bundle

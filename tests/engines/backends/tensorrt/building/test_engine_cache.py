@@ -15,12 +15,13 @@ from typing import Any
 import onnx
 import pytest
 
+from engines.backends.tensorrt.building import engine_cache
 from engines.backends.tensorrt.building.build_spec import BatchProfile, BuildSpec
 from engines.backends.tensorrt.building.engine_cache import EngineCache, EngineKey
 from engines.backends.tensorrt.device.device_identity import DeviceIdentity, device_identity
 from engines.backends.tensorrt.flavour import FLAVOURS
 from engines.errors import PtqdError, UsageError
-from tests.engines.backends.tensorrt.host_cuda import HostCuda
+from tests.emulated_device.emulated_device import EmulatedDevice
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -42,11 +43,12 @@ def never(*arguments: Any, **options: Any) -> None:
     raise AssertionError(f"built with {arguments}, {options}")
 
 
-def test_engine_is_built_once_and_found_again(cache: EngineCache, graph: Path) -> None:
+def test_engine_is_built_once_and_found_again(cache: EngineCache, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"(?s)no engine of this graph.*ptqd-export engines"):
         cache.find(rtx(graph))
     first = cache.get(rtx(graph))
-    again = cache.get(rtx(graph), build=never)
+    monkeypatch.setattr(engine_cache, "build_engine", never)
+    again = cache.get(rtx(graph))
     assert (first.from_cache, again.from_cache) == (False, True)
     assert first.path == again.path == cache.find(rtx(graph)) == engines(cache)[0]
     key = json.loads(first.path.with_suffix(".json").read_text())
@@ -54,11 +56,12 @@ def test_engine_is_built_once_and_found_again(cache: EngineCache, graph: Path) -
     assert key["device"] == {"compute_capability": "any", "driver": "any"}
 
 
-def test_engine_that_was_damaged_is_refused_and_built_again(cache: EngineCache, graph: Path) -> None:
+def test_engine_that_was_damaged_is_refused_and_built_again(cache: EngineCache, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(spec: BuildSpec, output: Path, **_: Any) -> None:
         output.write_bytes(spec.graph.read_bytes())
 
-    whole = cache.get(rtx(graph), build=build).path
+    monkeypatch.setattr(engine_cache, "build_engine", build)
+    whole = cache.get(rtx(graph)).path
     assert cache.find(rtx(graph)) == whole
     for damage in (
         lambda: whole.write_bytes(b"engine"),
@@ -68,7 +71,7 @@ def test_engine_that_was_damaged_is_refused_and_built_again(cache: EngineCache, 
         damage()
         with pytest.raises(PtqdError, match=r"(?s)changed or damaged.*ptqd-export engines"):
             cache.find(rtx(graph))
-        assert not cache.get(rtx(graph), build=build).from_cache
+        assert not cache.get(rtx(graph)).from_cache
         assert cache.find(rtx(graph)).read_bytes() == graph.read_bytes()
 
 
@@ -95,17 +98,18 @@ def test_key_changes_with_everything_that_an_engine_depends_on(graph: Path) -> N
     assert len({key.digest, *(other.digest for other in others)}) == 11
 
 
-def test_engines_of_the_classic_flavour_belong_to_device_and_driver(host_cuda: HostCuda) -> None:
-    del host_cuda
+def test_engines_of_the_classic_flavour_belong_to_device_and_driver(emulated: EmulatedDevice) -> None:
+    del emulated
     assert device_identity(FLAVOURS["tensorrt"]) == DeviceIdentity("8.9", "13000")
 
 
-def test_graph_moved_elsewhere_is_the_same_graph(cache: EngineCache, graph: Path, tmp_path: Path) -> None:
+def test_graph_moved_elsewhere_is_the_same_graph(cache: EngineCache, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = tmp_path / "elsewhere" / graph.name
     moved.parent.mkdir()
     moved.write_bytes(graph.read_bytes())
     cache.get(rtx(graph))
-    assert cache.get(rtx(moved), build=never).from_cache
+    monkeypatch.setattr(engine_cache, "build_engine", never)
+    assert cache.get(rtx(moved)).from_cache
 
 
 def test_failed_build_leaves_nothing_and_the_next_succeeds(cache: EngineCache, make_graph: Callable[..., Path]) -> None:
@@ -134,8 +138,9 @@ def test_timing_cache_is_given_to_the_flavour_that_has_one(cache: EngineCache, g
 
     key = replace(EngineKey.of(rtx(graph)), version="10.9", device=DeviceIdentity("8.9", "13000"))
     monkeypatch.setattr(EngineKey, "of", lambda spec: replace(key, flavour=spec.flavour))
+    monkeypatch.setattr(engine_cache, "build_engine", build)
     for flavour in FLAVOURS:
-        cache.get(replace(rtx(graph), flavour=flavour), build=build)
+        cache.get(replace(rtx(graph), flavour=flavour))
     assert seen == [cache.folder / "tensorrt-10.9-8.9.timings", None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -21,7 +22,12 @@ def split_arguments(text: str) -> list[str]:
 
 def argument_counts(function: Any, name: str) -> list[tuple[int, int]]:
     """Return the smallest and largest number of arguments of every overload, without `self`."""
-    doc = (function.__doc__ or "").replace("->", "=>")  # an arrow is not a closing bracket
+    return _counts(function.__doc__ or "", name)
+
+
+@functools.cache
+def _counts(doc: str, name: str) -> list[tuple[int, int]]:
+    doc = doc.replace("->", "=>")  # an arrow is not a closing bracket
     found = []
     for match in re.finditer(rf"^\s*(?:\d+\. )?{name}\((.*?)\)(?: =>|$)", doc, flags=re.MULTILINE):
         arguments = [a for a in split_arguments(match[1]) if not a.startswith(("self", "*"))]
@@ -53,7 +59,7 @@ class Specced:
             raise AttributeError(name)
         assert hasattr(self._real, name), f"{self._real.__name__} has no {name}"
         implementation = getattr(type(self), f"on_{name}", None)
-        assert implementation is not None, f"the fake of {self._real.__name__} does not implement {name}"
+        assert implementation is not None, f"{name} of {self._real.__name__} is not emulated"
         counts = argument_counts(getattr(self._real, name), name)
 
         def call(*arguments: Any) -> Any:
