@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from calib.correction.correction_fit import Part
 from calib.correction.proposals import AnyMode
@@ -41,6 +41,24 @@ def schedule_of(
     )
 
 
+def uncorrected_schedule(sampler: SamplerRecord, table: SamplerTable, precision: str) -> Schedule:
+    """Return the schedule of a chain of one precision without corrections.
+
+    Args:
+        sampler: the sampler that `table` was compiled from.
+        table: coefficients of the sampler.
+        precision: precision of every step.
+    """
+    rows = [table.step(i) for i in range(table.steps)]
+    return Schedule(
+        sampler=sampler,
+        correction=record_of("none", "none", ()),
+        policy="fixed",
+        init_sigma=table.init_sigma,
+        steps=tuple(_taken(row, i, precision=precision, corrections={precision: _identity(row.sigma)}) for i, row in enumerate(rows)),
+    )
+
+
 def record_of(mode: AnyMode, variance: Variance, parts: Collection[Part]) -> CorrectionRecord:
     """Return the record of what was corrected."""
     return CorrectionRecord(mode=mode, parts=tuple(part for part in get_args(Part) if part in parts), variance=variance)
@@ -48,10 +66,21 @@ def record_of(mode: AnyMode, variance: Variance, parts: Collection[Part]) -> Cor
 
 def _step(row: TableStep, result: StepResult, mixed: CorrectionChoice | None) -> Step:
     precision, cut = precision_and_cut(result.chosen)
-    return Step(
-        step=result.step,
-        timestep=row.timestep,
+    return _taken(
+        row,
+        result.step,
         precision=precision,
+        corrections={name: _correction(fitted) for name, fitted in result.corrections.items()},
+        shifted=None if result.shifted is None else _shift(result.shifted),
+        mixed=None if mixed is None else _correction(result.proposals[mixed][result.chosen]),
+        reuse=cut,
+    )
+
+
+def _taken(row: TableStep, index: int, **choice: Any) -> Step:
+    return Step(
+        step=index,
+        timestep=row.timestep,
         x_coeff=row.x_coeff,
         out_coeff=row.out_coeff,
         prediction_coeffs=row.prediction_coeffs,
@@ -59,10 +88,7 @@ def _step(row: TableStep, result: StepResult, mixed: CorrectionChoice | None) ->
         input_scale=row.input_scale,
         sigma=row.sigma,
         clip=row.clip,
-        corrections={name: _correction(fitted) for name, fitted in result.corrections.items()},
-        shifted=None if result.shifted is None else _shift(result.shifted),
-        mixed=None if mixed is None else _correction(result.proposals[mixed][result.chosen]),
-        reuse=cut,
+        **choice,
     )
 
 
@@ -74,6 +100,10 @@ def _shift(row: TableStep) -> StepShift:
         out_coeff=row.out_coeff,
         prediction_coeffs=row.prediction_coeffs,
     )
+
+
+def _identity(sigma: float) -> Correction:
+    return Correction(gain=(1.0,), offset=(0.0,), state_gain=(0.0,), sigma_corrected=sigma, residual_variance=0.0, unabsorbed_variance=0.0)
 
 
 def _correction(fitted: StepCorrection) -> Correction:

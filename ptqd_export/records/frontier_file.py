@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from calib.walk.budget import Menu
 from calib.walk.cheapest_chain import predicted_error
+from calib.walk.fewer_steps import FewerSteps
+from calib.walk.reuse import ReuseSteps
 from calib.walk.sensitivity import Probes, pooled
 from engines.arrays import Float64
 
@@ -56,6 +58,7 @@ class Frontier:
         chains: chains with their kind; a chain may have several kinds.
         measured: errors of real chains, by choice.
         samples: number of samples that the real chains were measured on.
+        fewer: errors of real chains of fewer steps.
     """
 
     cost: Literal["bit_operations", "time"]
@@ -64,6 +67,7 @@ class Frontier:
     chains: Sequence[tuple[Kind, Choice]]
     measured: Mapping[Choice, MeasuredError] = field(default_factory=dict)
     samples: int = 0
+    fewer: Mapping[FewerSteps, MeasuredError] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the content of the whole file."""
@@ -75,6 +79,7 @@ class Frontier:
             "amplitudes": dict(zip(whole, self.menu.amplitudes.T.tolist(), strict=False)),
             "reused_amplitudes": self._reused(),
             "chains": [self._chain(kind, choice) for kind, choice in self.chains],
+            "fewer_steps": [self._shorter(chain, found) for chain, found in self.fewer.items()],
             "probes": self._probes(),
             "prediction": self._prediction(),
         }
@@ -93,6 +98,10 @@ class Frontier:
             "measured": None if found is None else asdict(found),
         }
 
+    def _shorter(self, chain: FewerSteps, found: MeasuredError) -> dict[str, Any]:
+        own = (chain.precision,) * len(self.menu.amplitudes)
+        return {**asdict(chain), "cost": self.menu.cost_of(own) * chain.steps / len(own), "measured": asdict(found)}
+
     def _reused(self) -> dict[str, list[list[float]]]:
         """Return the amplitudes by network at the cut, age of the features from 1 on, and step."""
         found: dict[str, list[list[float]]] = {}
@@ -108,21 +117,41 @@ class Frontier:
         return {"steps": list(grid.probed), "held_out": grid.held_out, "interpolation_error_db": self.probes.interpolation_errors()}
 
     def _prediction(self) -> dict[str, Any]:
-        """How well predictions agree with real chains, as correlations of the logarithms. Exact chains are left out."""
+        """How well predictions agree with real chains, as correlations of the logarithms. Exact chains are left out. For chains that reuse
+        features, whose prediction is an upper bound: how far above the real error it is.
+        """
         from scipy.stats import pearsonr, spearmanr  # see `calib.walk.budget._solve`
 
-        pairs = [(predicted_error(self.menu, self.probes, choice), found.error) for choice, found in self.measured.items()]
-        logs = np.log([pair for pair in pairs if all(pair)])
+        logs, reused = (self._logs(reuses=reuses) for reuses in (False, True))
         return {
             "samples": self.samples,
             "chains": len(logs),
             "pearson": float(pearsonr(*logs.T).statistic) if len(logs) > 2 else None,
             "spearman": float(spearmanr(*logs.T).statistic) if len(logs) > 2 else None,
+            "reusing_chains": len(reused),
+            "reusing_excess_db": float(10 / np.log(10) * (reused[:, 0] - reused[:, 1]).mean()) if len(reused) else None,
         }
 
+    def _logs(self, *, reuses: bool) -> Float64:
+        """Return the logarithms of the predicted and the real error, [n, 2], of chains with or without steps that reuse features."""
+        chosen = ((choice, found) for choice, found in self.measured.items() if (ReuseSteps.of(choice) is not None) == reuses)
+        pairs = [(predicted_error(self.menu, self.probes, choice), found.error) for choice, found in chosen]
+        return np.asarray(np.log(np.array([pair for pair in pairs if all(pair)]).reshape(-1, 2)))
 
-def measured_of(record: Mapping[str, Any]) -> tuple[dict[Choice, MeasuredError], int]:
-    """Return the measured chains of a frontier file, and the number of samples they were measured on."""
-    chains = {tuple(chain["precisions"]): chain["measured"] for chain in record["chains"]}
-    measured = {choice: MeasuredError(**found) for choice, found in chains.items() if found is not None}
-    return measured, int(record["prediction"]["samples"])
+
+@dataclass(frozen=True)
+class RealChains:
+    """What a frontier file says of real chains, with the fields of `Frontier`."""
+
+    measured: Mapping[Choice, MeasuredError]
+    samples: int
+    fewer: Mapping[FewerSteps, MeasuredError]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> RealChains:
+        """Read the content of a frontier file."""
+        chains = {tuple(chain["precisions"]): chain["measured"] for chain in record["chains"]}
+        measured = {choice: MeasuredError(**found) for choice, found in chains.items() if found is not None}
+        names = [field.name for field in fields(FewerSteps)]
+        fewer = {FewerSteps(**{name: one[name] for name in names}): MeasuredError(**one["measured"]) for one in record["fewer_steps"]}
+        return cls(measured, int(record["prediction"]["samples"]), fewer)

@@ -16,7 +16,7 @@ from calib.walk.budget import Menu, check_budget, choose
 from calib.walk.cheapest_chain import cheapest_reaching, decibels, predicted_error
 from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import PROBED_SAMPLES, FitNetworks, FittedChain, fit_on_walk, probe_evaluations, probe_fitted, refit, walk_evaluations
-from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
+from calib.walk.reuse_errors import ReusePlan, aged_features, end_amplitudes, reuse_evaluations
 from calib.walk.sensitivity import Probes
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.image_size import ImageSize, size_name
@@ -181,7 +181,7 @@ def _reusing(bundle: Bundle, settings: ScheduleSettings, budget: Budget, menu: M
     networks = measured_networks(bundle, settings, PROBED_SAMPLES, at_cut)
     plan = ReusePlan.of(networks, settings.fit, at_cut)
     with progress("aging features", reuse_evaluations(len(at_cut), plan.table.steps)) as advance:
-        errors = step_errors(plan, advance)
+        errors = aged_features(plan, advance).errors
     costs = costs_of(bundle, at_cut, budget.cost)
     return menu.reusing(at_cut, end_amplitudes(errors, probes), list(costs.values()))
 

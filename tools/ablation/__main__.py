@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -54,6 +54,7 @@ class Study:
         extractor, reference: feature extractor and reference images for the distances.
         num: samples per seed.
         seeds: noise seeds.
+        others: further references, by name of the distance to them.
     """
 
     bundle: Path
@@ -62,6 +63,7 @@ class Study:
     reference: Reference
     num: int
     seeds: Sequence[int]
+    others: Mapping[str, Reference] = field(default_factory=dict)
 
     def images(self, chain: Chain, seed: int) -> Iterator[Float32]:
         """Yield the images of one seed, batch by batch."""
@@ -83,10 +85,10 @@ def run_row(study: Study, row: Row) -> None:
     if result.exists():
         return
     begin = time.perf_counter()
-    _add_schedule(study, row)
+    add_row(study, row)
     fitted = time.perf_counter()
-    chain = ChainChoice(row.name, correction="on").open(Bundle.open(study.bundle), BATCH)
-    judge = _judge_full_precision if row.precision == FULL_PRECISION else _judge
+    chain = open_row(study, row)
+    judge = _judge_full_precision if row.is_exact else _judge
     estimates = [judge(study, chain, row, seed) for seed in study.seeds]
     record = {
         "row": asdict(row),
@@ -106,9 +108,15 @@ def _stored(estimate: Estimate) -> dict[str, object]:
     return {"value": estimate.value, "without_block": estimate.without_block.tolist()}
 
 
-def _add_schedule(study: Study, row: Row) -> None:
+def add_row(study: Study, row: Row) -> None:
+    """Add a row's schedule to the bundle, unless an earlier run has done so."""
     if f"schedules/{row.name}.json" not in Bundle.open(study.bundle).manifest.files:
         add_schedule(study.bundle, row.name, row.request)
+
+
+def open_row(study: Study, row: Row) -> Chain:
+    """Open a row's chain, whose schedule was added."""
+    return ChainChoice(row.name, correction="on").open(Bundle.open(study.bundle), BATCH)
 
 
 def _judge_full_precision(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
@@ -116,7 +124,11 @@ def _judge_full_precision(study: Study, chain: Chain, row: Row, seed: int) -> Es
     np.save(study.full_precision_file(row.setting, seed), images)
     scores = SampleScores(study.num, study.reference, study.extractor)
     scores.add(images)
-    return scores.estimates()
+    return _estimates(study, scores)
+
+
+def _estimates(study: Study, scores: SampleScores) -> Estimates:
+    return scores.estimates() | {name: scores.distance(other) for name, other in study.others.items()}
 
 
 def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
@@ -126,7 +138,7 @@ def _judge(study: Study, chain: Chain, row: Row, seed: int) -> Estimates:
         exact = np.asarray(kept[begin : begin + len(images)])
         scores.add(images, exact)
         errors.append(image_errors(images, exact))
-    return {**scores.estimates(), MEAN_OF_DB: mean_of_db(np.concatenate(errors))}
+    return {**_estimates(study, scores), MEAN_OF_DB: mean_of_db(np.concatenate(errors))}
 
 
 def all_rows(bundle: Bundle, precisions: Sequence[str], settings: Sequence[Setting]) -> Iterator[Row]:

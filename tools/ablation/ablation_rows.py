@@ -9,6 +9,7 @@ from calib.correction.correction_fit import Part
 from calib.correction.proposals import AnyMode
 from calib.correction.step_fit import Variance
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.schedules.asked_reuse import NONE
 from ptqd_export.schedules.settings import Fit, ScheduleRequest
 
 BOTH: tuple[Part, ...] = ("gain", "offset")
@@ -118,6 +119,11 @@ class Row:
     precision: str | None
     setting: str
     request: ScheduleRequest
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is the chain that all others are compared with: full precision, every step computed."""
+        return self.precision == FULL_PRECISION and self.request.reuse in (None, NONE)
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
     python -m tools.studies.plot_frontier build/digits/statistics/onnxruntime/frontier.json frontier.png
 
-Needs matplotlib. Points are measured errors of real chains; the line is the prediction. Chains without error are left out because the axis
+Needs matplotlib. Points are measured errors of real chains; lines are predictions. Chains without error are left out because the axis
 is logarithmic.
 """
 
@@ -18,8 +18,8 @@ import click
 Chain = dict[str, Any]
 
 COSTS = {"bit_operations": "bit operations of the chain", "time": "measured time of the chain"}
-BLUE, ORANGE, GREEN, GRAY, PURPLE, RED = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98", "#7b52ab", "#b5403a"
-ALONE = {"precisions": (PURPLE, "precisions alone, predicted"), "reuse": (RED, "one precision with reuse, predicted")}
+BLUE, ORANGE, GREEN, GRAY, PURPLE, RED, BLACK = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98", "#7b52ab", "#b5403a", "#222222"
+ALONE = {"precisions": (PURPLE, "precisions alone"), "reuse": (RED, "one precision with reuse")}
 """Frontiers that a part of the candidates gives, where steps may reuse features."""
 
 
@@ -36,12 +36,16 @@ def plot(record: dict[str, Any], path: Path) -> None:
     _measured(axes, line, BLUE, "o", "budget: frontier, real chains", fill=False)
     for kind, (color, label) in ALONE.items():
         if alone := sorted(_inexact(by_kind.get(kind, [])), key=lambda chain: float(chain["cost"])):
-            axes.plot(*_points(alone), ".--", color=color, ms=4, lw=1.2, label=label, zorder=2)
-            _measured(axes, alone, color, "o", f"{label}: real chains", fill=False)
+            axes.plot(*_points(alone), ".--", color=color, ms=4, lw=1.2, label=f"{label}, predicted", zorder=2)
+            _measured(axes, alone, color, "o", f"{label}, real chains", fill=False)
     _measured(axes, by_kind.get("mixture", []), GRAY, ".", "random mixtures, real chains", fill=False)
     _measured(axes, by_kind["uniform"], ORANGE, "s", "one precision at every step", name="{precisions[0]}")
     _measured(axes, by_kind["snr"], GREEN, "^", "snr, the paper's rule", name="snr")
     _measured(axes, by_kind["budget"], BLUE, "*", "chosen for the budget")
+    for chain in record["fewer_steps"]:
+        axes.scatter(chain["cost"], chain["measured"]["error"], s=55, marker="x", color=BLACK, lw=1.3, zorder=5)
+        text = "{precision}, {steps} steps of {sampler}".format(**chain)
+        axes.annotate(text, (chain["cost"], chain["measured"]["error"]), xytext=(8, 6), textcoords="offset points", fontsize=8, color=BLACK)
     axes.set(yscale="log", xlabel=f"{COSTS[record['cost']]}, as a share of full precision's")
     if record["cost"] == "bit_operations":  # bit operations spread over decades; times lie close together
         axes.set_xscale("log")

@@ -128,6 +128,10 @@ class SampleScores:
             raise ValueError(f"{self.seen} of {self._num} samples were added")
         return self._distances() | self._diversity() | self._of_values() | self._paired() | self._of_scorers()
 
+    def distance(self, reference: Reference) -> Estimate:
+        """Return the Frechet distance to another reference of the same extractor. All samples must have been added."""
+        return _distance(self._features, reference.features)
+
     def _distances(self) -> dict[str, Estimate]:
         estimates = {FRECHET_DISTANCE: _distance(self._features, self._reference.features)}
         if self._spatial.blocks and self._reference.spatial is not None:

@@ -15,15 +15,15 @@ import numpy as np
 
 from calib.walk.budget import Menu, check_budget, choose, frontier
 from calib.walk.chain_error import ChainErrors, with_precisions
+from calib.walk.fewer_steps import fewer_steps
 from calib.walk.fit import PROBED_SAMPLES, probe_evaluations, probe_fitted
-from calib.walk.reuse import ReuseSteps
-from calib.walk.reuse_errors import ReusePlan, end_amplitudes, reuse_evaluations, step_errors
+from calib.walk.reuse_errors import AgedFeatures, ReusePlan, aged_features, end_amplitudes, reuse_evaluations
 from calib.walk.sensitivity import Probes
 from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.host.files import write_text
 from engines.host.machine import machine_name
-from ptqd_export.records.frontier_file import FRONTIERS, Choice, Frontier, Kind, MeasuredError, measured_of
+from ptqd_export.records.frontier_file import FRONTIERS, Choice, Frontier, Kind, MeasuredError, RealChains
 from ptqd_export.records.times_file import TIMES, without_gain
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path, stored_cuts
 from ptqd_export.stages.fit.fit_inputs import fit_networks, fit_settings
@@ -41,7 +41,7 @@ MIXTURES = 6
 CHOICE = "choice.json"
 FRONTIER = "frontier.json"
 PROBES = "probes.npz"
-AGING = "aging.npy"
+AGING = "aging.npz"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,14 @@ class Probed:
         menu = Menu.of(probes, {name: cost for name, cost in costs.items() if name not in self.at_cut})
         if self.aging is None:
             return menu
-        errors = np.load(self.aging / AGING, allow_pickle=False)
+        errors = AgedFeatures.load(self.aging / AGING).errors
         return menu.reusing(self.at_cut, end_amplitudes(errors, probes), [costs[name] for name in self.at_cut])
+
+    def chain(self, schedule: Schedule, choice: Choice) -> Schedule:
+        """Return the schedule of the walk with this chain; see `AgedFeatures.chain`."""
+        if self.aging is None:
+            return with_precisions(schedule, choice)
+        return AgedFeatures.load(self.aging / AGING).chain(schedule, self.at_cut, choice)
 
 
 @dataclass(frozen=True)
@@ -144,9 +150,9 @@ def make_probes(context: BuildContext, graphs: Mapping[str, Path], walked: Path,
 
 
 def make_aging(context: BuildContext, graphs: Mapping[str, Path], at_cut: tuple[str, ...], folder: Path, reporter: Reporter) -> None:
-    """Write `aging.npy`, the errors of features by step, age and network; see `step_errors`."""
+    """Write `aging.npz`, the errors and corrections of features by step, age and network; see `AgedFeatures`."""
     plan = ReusePlan.of(fit_networks(context, graphs, PROBED_SAMPLES, at_cut), fit_settings(context).undecided, at_cut)
-    np.save(folder / AGING, step_errors(plan, each(reporter, reuse_evaluations(len(at_cut), plan.table.steps))))
+    aged_features(plan, each(reporter, reuse_evaluations(len(at_cut), plan.table.steps))).save(folder / AGING)
 
 
 def make_times(context: BuildContext, graphs: Mapping[str, Path], folder: Path, reporter: Reporter) -> None:
@@ -170,12 +176,14 @@ def make_choice(
     (folder / CHOICE).write_text(json.dumps(chosen))
     menu = probed.menu(candidate_costs(context, graphs, None, probed.at_cut))
     chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
-    measured: dict[Choice, MeasuredError] = {}
-    checked = _chains_to_measure(chains)
-    errors = _chain_errors(context, graphs, schedule, each(reporter, (len(checked) + 1) * len(schedule.steps)))
-    for choice in checked:
-        measured[choice] = MeasuredError.of(errors.measure(with_precisions(schedule, choice)))
-    found = Frontier("bit_operations", menu, probed.found, chains, measured, CHECKED_SAMPLES)
+    checked = {choice: probed.chain(schedule, choice) for choice in _chains_to_measure(chains)}
+    shorter = fewer_steps(schedule, context.noise_schedule, dict.fromkeys((*menu.whole, FULL_PRECISION)))
+    taken = sum(len(chain.steps) for chain in (schedule, *checked.values(), *shorter.values()))
+    at_cut = tuple(cut_name(name, str(context.cut)) for name in menu.whole) if probed.at_cut else ()
+    errors = _chain_errors(context, graphs, schedule, at_cut, each(reporter, taken))
+    measured = {choice: MeasuredError.of(errors.measure(chain)) for choice, chain in checked.items()}
+    fewer = {one: MeasuredError.of(errors.measure(chain)) for one, chain in shorter.items()}
+    found = Frontier("bit_operations", menu, probed.found, chains, measured, CHECKED_SAMPLES, fewer)
     (folder / FRONTIER).write_text(found.to_json())
 
 
@@ -184,9 +192,9 @@ def write_time_frontier(
 ) -> None:
     """Write `local/<machine>/frontier.json`, over milliseconds measured on this machine."""
     menu = chosen.probed.menu(candidate_costs(context, graphs, times, chosen.probed.at_cut))
-    measured, samples = measured_of(json.loads((chosen.folder / FRONTIER).read_text()))
+    real = RealChains.of(json.loads((chosen.folder / FRONTIER).read_text()))
     chains = list(_chains(menu, _chosen_by(_schedule(chosen.walked)), chosen.networks))
-    found = Frontier("time", menu, chosen.probed.found, chains, measured, samples)
+    found = Frontier("time", menu, chosen.probed.found, chains, real.measured, real.samples, real.fewer)
     write_text(output / "local" / machine_name() / FRONTIER, found.to_json())
 
 
@@ -250,27 +258,27 @@ def _mixtures(menu: Menu) -> Iterator[tuple[Kind, Choice]]:
 
 
 def _chains_to_measure(chains: Sequence[tuple[Kind, Choice]]) -> list[Choice]:
-    """Return the chains to measure: `CHECKED_POINTS` of each frontier, and all others. The walk has no corrections for reused features, so
-    chains with such steps are left out.
-    """
+    """Return the chains to measure: `CHECKED_POINTS` of each frontier, and all others."""
     found = [choice for kind, choice in chains if kind not in FRONTIERS]
     for frontier_of in FRONTIERS:
         optimal = [choice for kind, choice in chains if kind == frontier_of]
         some = np.unique(np.linspace(0, len(optimal) - 1, CHECKED_POINTS).round().astype(np.int64)).tolist() if optimal else []
         found += [optimal[i] for i in some]
-    return [choice for choice in dict.fromkeys(found) if ReuseSteps.of(choice) is None]
+    return [*dict.fromkeys(found)]
 
 
 def most_measured(precisions: int) -> int:
-    """Return the largest number of chains to measure, for this many candidates."""
-    return precisions + len(("snr", "budget")) + len(FRONTIERS) * CHECKED_POINTS + MIXTURES
+    """Return the largest number of chains to measure, for this many candidates. Two of fewer steps count as one."""
+    return precisions + len(("snr", "budget")) + len(FRONTIERS) * CHECKED_POINTS + MIXTURES + precisions + 1
 
 
-def _chain_errors(context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, on_evaluation: Callable[[], None]) -> ChainErrors:
+def _chain_errors(
+    context: BuildContext, graphs: Mapping[str, Path], schedule: Schedule, at_cut: Sequence[str], on_evaluation: Callable[[], None]
+) -> ChainErrors:
     samples = context.samples.first(PROBED_SAMPLES + CHECKED_SAMPLES)
     return ChainErrors(
         exact=with_precisions(schedule, (FULL_PRECISION,) * len(schedule.steps)),
-        networks=fit_networks(context, graphs, CHECKED_SAMPLES).telling(on_evaluation).networks,
+        networks=fit_networks(context, graphs, CHECKED_SAMPLES, at_cut).telling(on_evaluation).networks,
         noise=samples.noise,
         rows=samples.rows,
         samples=np.arange(PROBED_SAMPLES, PROBED_SAMPLES + CHECKED_SAMPLES, dtype=np.int64),

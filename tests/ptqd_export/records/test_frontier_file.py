@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from calib.walk.budget import Menu
+from calib.walk.fewer_steps import FewerSteps
 from calib.walk.sensitivity import Probes
 from engines.arrays import Float64
-from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, measured_of
+from ptqd_export.records.frontier_file import Choice, Frontier, Kind, MeasuredError, RealChains
 
 STEPS = 3
 CHAINS: list[tuple[Kind, Choice]] = [
@@ -63,7 +64,18 @@ def test_prediction_and_measurement_are_correlated_in_decibels(frontier: Frontie
         "chains": 4,
         "pearson": pytest.approx(_correlation(predicted, measured)),
         "spearman": pytest.approx(_correlation(*ranks)),
+        "reusing_chains": 0,
+        "reusing_excess_db": None,
     }
+
+
+def test_prediction_for_reuse_is_compared_by_itself(frontier: Frontier) -> None:
+    reusing = frontier.menu.reusing(["w8a8+cut"], np.full((STEPS, 2, 1), 0.1), [0.02])
+    choice = ("w8a8", "w8a8+cut", "w8a8+cut")
+    predicted = (frontier.probes.predict(("w8a8", "fp32", "fp32")) ** 0.5 + 0.2) ** 2
+    found = replace(frontier, menu=reusing, measured={**frontier.measured, choice: MeasuredError(predicted / 10, 0.1, 1.0)})
+    prediction = found.record()["prediction"]
+    assert prediction == {**frontier.record()["prediction"], "reusing_chains": 1, "reusing_excess_db": pytest.approx(10)}
 
 
 def _correlation(one: Float64, other: Float64) -> float:
@@ -73,11 +85,16 @@ def _correlation(one: Float64, other: Float64) -> float:
 
 def test_two_chains_have_no_correlation(frontier: Frontier) -> None:
     few = replace(frontier, measured=dict(list(frontier.measured.items())[:2]))
-    assert few.record()["prediction"] == {"samples": 32, "chains": 2, "pearson": None, "spearman": None}
+    prediction = few.record()["prediction"]
+    assert prediction["chains"] == 2
+    assert prediction["pearson"] is prediction["spearman"] is None
 
 
 def test_what_was_measured_is_read_back(frontier: Frontier) -> None:
-    assert measured_of(json.loads(frontier.to_json())) == (frontier.measured, 32)
+    fewer = {FewerSteps("ddim", 2, "w8a8"): MeasuredError(0.2, 0.1, 0.3)}
+    record = json.loads(replace(frontier, fewer=fewer).to_json())
+    assert RealChains.of(record) == RealChains(frontier.measured, 32, fewer)
+    assert record["fewer_steps"][0]["cost"] == pytest.approx(0.07 * 2 / STEPS)
 
 
 def test_a_measured_error_is_the_geometric_mean_with_its_spread() -> None:

@@ -30,6 +30,7 @@ RECORD: dict[str, Any] = {
         _chain("precisions", "w8a8", 0.06, 5e-3),
         _chain("mixture", "w8a8", 0.05, 5e-3),
     ],
+    "fewer_steps": [{"sampler": "dpm++2m", "steps": 1, "precision": "w8a8", "cost": 0.03, "measured": {"error": 2e-2}}],
     "prediction": {"samples": 32, "chains": 5, "pearson": 0.987, "spearman": 0.9},
 }
 
@@ -45,7 +46,15 @@ def test_a_vector_picture_holds_the_figures_as_text(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
     plot(RECORD, tmp_path / "frontier.svg")
     text = (tmp_path / "frontier.svg").read_text()
-    for shown in ("Pearson 0.987", "5 real chains of 32 samples", "w4a8", "snr", "bit operations of the chain", "precisions alone"):
+    for shown in (
+        "Pearson 0.987",
+        "5 real chains of 32 samples",
+        "w4a8",
+        "snr",
+        "bit operations of the chain",
+        "precisions alone",
+        "w8a8, 1 steps of dpm++2m",
+    ):
         assert shown in text
     assert "fp32" not in text
     assert "with reuse" not in text
@@ -54,7 +63,7 @@ def test_a_vector_picture_holds_the_figures_as_text(tmp_path: Path, monkeypatch:
 def test_times_and_files_without_mixtures_or_correlation_are_drawn_too(tmp_path: Path) -> None:
     few = [chain for chain in RECORD["chains"] if chain["kind"] != "mixture"]
     none = {"samples": 0, "chains": 0, "pearson": None, "spearman": None}
-    plot({"cost": "time", "chains": few, "prediction": none}, tmp_path / "frontier.png")
+    plot({"cost": "time", "chains": few, "fewer_steps": [], "prediction": none}, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
