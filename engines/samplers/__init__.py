@@ -114,7 +114,8 @@ def compile_sampler(
         first: step that the chain starts at, 0..steps - 1. Rows before it are not for use, and those behind look back on no earlier one.
 
     Raises:
-        UsageError: the sampler is unknown, or does not support the steps, eta, alphas, levels or model.
+        UsageError: the sampler is unknown, or does not support the steps, eta, alphas, levels or model; or the network takes whole
+            timesteps alone, and the chain visits others.
     """
     sampler = SAMPLERS.get(name)
     if sampler is None:
@@ -133,7 +134,21 @@ def compile_sampler(
             expected=f"at most {schedule.num_train_timesteps - 1}",
         )
     _check_range(schedule, sigmas)
-    return sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels, first))
+    table = sampler.compile(ChainSpec(name, steps, eta, schedule.for_steps(steps), alphas, t, levels, first))
+    if schedule.whole_timesteps:
+        _check_whole(table)
+    return table
+
+
+def _check_whole(table: SamplerTable) -> None:
+    between = table.timestep[table.timestep != np.round(table.timestep)]
+    if len(between):
+        raise UsageError(
+            "The network looks timesteps up in a table, and the chain visits one that is not in it.",
+            found=f"{table.name}: timestep {between[0]:g}",
+            expected="whole timesteps",
+            mend="use the sampler ddim, ddpm or plms, or give sampler.timesteps",
+        )
 
 
 def _check_range(schedule: NoiseSchedule, sigmas: Sequence[float] | None) -> None:

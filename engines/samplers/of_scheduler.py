@@ -13,6 +13,7 @@ _SAME: Mapping[str, str] = {
     "DDPMScheduler": "ddpm",
     "DDPMParallelScheduler": "ddpm",
     "EulerDiscreteScheduler": "euler",
+    "EDMEulerScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler-ancestral",
     "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "lcm",
@@ -52,7 +53,7 @@ def sampler_of(config: Mapping[str, Any]) -> SamplerOf:
         return SamplerOf(_SAME[scheduler])
     if scheduler == "PNDMScheduler":
         return SamplerOf("plms") if config.get("skip_prk_steps", False) else _nearest("ddim", "PNDMScheduler with Runge-Kutta steps")
-    if scheduler == "DPMSolverMultistepScheduler":
+    if scheduler in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
         return _dpm_solver(config)
     if scheduler == "UniPCMultistepScheduler":
         return _unipc(config)
@@ -67,7 +68,7 @@ def _dpm_solver(config: Mapping[str, Any]) -> SamplerOf:
     order, algorithm = config.get("solver_order", 2), str(config.get("algorithm_type", "dpmsolver++"))
     name = f"dpm++{'1' if order == 1 else '2m'}" + ("-sde" if algorithm.startswith("sde") else "")
     same = order in (1, 2) and algorithm.endswith("++")
-    return SamplerOf(name) if same else _nearest(name, f"DPMSolverMultistepScheduler with {algorithm} of order {order}")
+    return SamplerOf(name) if same else _nearest(name, f"{config['_class_name']} with {algorithm} of order {order}")
 
 
 def _unipc(config: Mapping[str, Any]) -> SamplerOf:

@@ -42,7 +42,7 @@ def graph_section(path: Path, folder: Path) -> tuple[GraphSection, tuple[str, ..
     section = section.model_copy(
         update={"predicts": convention.schedule.prediction_type, "time_unit": convention.time_unit, "state_form": convention.state_form}
     )
-    return section, tuple(_notes(found, section))
+    return section, tuple(_notes(found, section, whole=convention.schedule.whole_timesteps))
 
 
 def _open_sizes(found: GraphSignature) -> tuple[int, ...] | None:
@@ -55,7 +55,7 @@ def _open_sizes(found: GraphSignature) -> tuple[int, ...] | None:
     return tuple(size if isinstance(size, int) else SIDE for size in stated)
 
 
-def _notes(found: GraphSignature, section: GraphSection) -> Iterator[str]:
+def _notes(found: GraphSignature, section: GraphSection, *, whole: bool) -> Iterator[str]:
     others = ", ".join(map(str, found.others)) or "none"
     yield f"read from the graph: state {found.state}; time {found.time}; output {found.output}; other inputs: {others}"
     if section.schedule is None:
@@ -73,6 +73,11 @@ def _notes(found: GraphSignature, section: GraphSection) -> Iterator[str]:
         )
     yield "the noisiest layers compute in float, up to a tenth of the multiplications (quantization.float_share); 0 quantizes all layers"
     yield f"the time is a {section.time_unit} (model.graph.time_unit); the state is {section.state_form} (model.graph.state_form)"
+    if whole:
+        yield (
+            f"the graph looks {found.time.name} up in a table, so chains may visit whole timesteps alone: those of ddim, ddpm and plms, or "
+            "of sampler.timesteps; a build refuses others"
+        )
     if section.shape is not None:
         yield f"the graph leaves sizes open: model.graph.shape is {list(section.shape)}; set the shape of the model's own states"
     for one in found.others:

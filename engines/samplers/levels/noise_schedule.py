@@ -55,6 +55,7 @@ class NoiseSchedule(BaseModel):
         sigma_min, sigma_max: range of the noise levels of a network trained on sigmas (EDM, consistency models); None for betas and flows.
             Its timesteps count levels from lowest to highest, evenly in log sigma, and chains visit what lies between them too.
         rho: exponent of the spacing `use_karras_sigmas`.
+        whole_timesteps: whether the network knows whole timesteps alone, because it looks them up in a table.
         last_sigma: level of the last step before any shift: that of the lowest training timestep, or `1 / steps`, as some pipelines ask.
     """
 
@@ -93,6 +94,7 @@ class NoiseSchedule(BaseModel):
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
     rho: PositiveFloat = 7.0
+    whole_timesteps: bool = False
 
     @field_validator("lambda_min_clipped")
     @classmethod

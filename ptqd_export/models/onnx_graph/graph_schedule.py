@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from engines.errors import PtqdError
+from engines.errors import PtqdError, UsageError
 from engines.samplers.few_steps import few_steps_of
 from engines.samplers.levels.noise_schedule import NoiseSchedule, PredictionType
 from engines.samplers.of_scheduler import sampler_of
 from engines.untrusted.untrusted_json import read_json_object
-from ptqd_export.plan.graph_section import GraphSection, NoiseSection
+from ptqd_export.plan.graph_section import GraphSection, NoiseSection, Preconditioning
+
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+"""Schedulers that compute the factors of Karras et al. 2022 around the network, which then is a bare one."""
 
 OWN_KINDS = {"beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps"}
 """Fields of the plan that are fields of the noise schedule too."""
@@ -29,9 +33,23 @@ def noise_schedule(section: GraphSection, folder: Path) -> NoiseSchedule:
         PtqdError: its file cannot be read.
     """
     if section.scheduler is not None:
-        found = NoiseSchedule.from_scheduler_config(_config(folder / section.scheduler))
+        config = _config(folder / section.scheduler)
+        if config.get("_class_name") in EDM:
+            return _of_numbers(_range(config), "sample").model_copy(update=_spacing(config))
+        found = NoiseSchedule.from_scheduler_config(config)
         return found if section.predicts is None else found.model_copy(update={"prediction_type": section.predicts})
     return _of_numbers(section.schedule or NoiseSection(), section.predicts)
+
+
+def preconditioning_of(section: GraphSection, folder: Path) -> tuple[Preconditioning | None, float, bool]:
+    """Return the factors around the graph, the standard deviation of the data in them, and whether the graph's output is negative.
+
+    They are the plan's, or those that the scheduler's configuration implies.
+    """
+    config = {} if section.scheduler is None else _config(folder / section.scheduler)
+    if config.get("_class_name") not in EDM:
+        return section.preconditioning, section.sigma_data, False
+    return "edm", _number(config, "sigma_data", 0.5), config.get("prediction_type") == "v_prediction"
 
 
 def own_sampler(section: GraphSection, folder: Path) -> tuple[str, int | None, float | None]:
@@ -47,6 +65,27 @@ def own_sampler(section: GraphSection, folder: Path) -> tuple[str, int | None, f
 
 def _config(path: Path) -> dict[str, object]:
     return dict(read_json_object(path, PtqdError, infinities=True))
+
+
+def _range(config: Mapping[str, object]) -> NoiseSection:
+    """Return the noise levels of an EDM scheduler; defaults are those of diffusers' classes."""
+    low, high, rho = (_number(config, key, value) for key, value in (("sigma_min", 0.002), ("sigma_max", 80.0), ("rho", 7.0)))
+    return NoiseSection(sigma_min=low, sigma_max=high, rho=rho)
+
+
+def _spacing(config: Mapping[str, object]) -> dict[str, object]:
+    even = config.get("sigma_schedule") == "exponential"
+    kept = {key: config[key] for key in ("final_sigmas_type", "solver_type") if config.get(key) is not None}
+    return {"use_karras_sigmas": not even, "use_exponential_sigmas": even, **kept}
+
+
+def _number(config: Mapping[str, object], key: str, default: float) -> float:
+    found = config.get(key)
+    if found is None:
+        return default
+    if isinstance(found, bool) or not isinstance(found, int | float) or found <= 0:
+        raise UsageError("The scheduler's configuration has no such value.", found=f"{key} = {found!r}", expected="a number above 0")
+    return float(found)
 
 
 def _of_numbers(section: NoiseSection, predicts: PredictionType | None) -> NoiseSchedule:

@@ -29,6 +29,7 @@ class Convention:
         state_form: form of the state that the graph, or the preconditioning around it, takes.
         preconditioning: factors around the graph; None if there are none.
         sigma_data: standard deviation of the data in these factors.
+        negative: whether the graph returns the negative of what the factors are for.
     """
 
     schedule: NoiseSchedule
@@ -36,6 +37,7 @@ class Convention:
     state_form: StateForm
     preconditioning: Preconditioning | None = None
     sigma_data: float = 0.5
+    negative: bool = False
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """Return the noise levels at training timesteps, which may lie between two."""
@@ -73,7 +75,7 @@ class Convention:
         data = self.sigma_data
         c_in = torch.rsqrt(sigma**2 + data**2)
         if self.preconditioning == "edm":
-            return c_in, data**2 * c_in**2, sigma * data * c_in
+            return c_in, data**2 * c_in**2, (-1 if self.negative else 1) * sigma * data * c_in
         above = sigma - float(self.schedule.sigma_min or 0.0)
         return c_in, data**2 / (above**2 + data**2), above * data * c_in
 

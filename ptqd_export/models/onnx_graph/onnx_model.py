@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -16,14 +17,17 @@ from ptqd_export.models.conditions import IMAGE, ConditionInput, conditioning_of
 from ptqd_export.models.module_checks import check_finite
 from ptqd_export.models.onnx_graph.free_rows import OwnGraph, check_rows, free_rows
 from ptqd_export.models.onnx_graph.graph_module import GraphModule
-from ptqd_export.models.onnx_graph.graph_schedule import noise_schedule, own_sampler
+from ptqd_export.models.onnx_graph.graph_schedule import noise_schedule, own_sampler, preconditioning_of
 from ptqd_export.models.onnx_graph.graph_signature import TIMES, GraphSignature, condition_shape, find_signature, sample_shape
 from ptqd_export.models.onnx_graph.onnx_adapter import Convention, OnnxAdapter
 from ptqd_export.models.onnx_graph.reading.folded import folded
-from ptqd_export.models.onnx_graph.reading.fused_nodes import split_fused
+from ptqd_export.models.onnx_graph.reading.fused.fused_nodes import split_fused
 from ptqd_export.models.onnx_graph.reading.group_norm_nodes import with_group_norms
 from ptqd_export.models.onnx_graph.reading.onnx_file import GraphValue, onnx_files, read_interface, read_onnx
-from ptqd_export.plan.graph_section import GraphInputSection, GraphSection, TimeUnit
+from ptqd_export.models.onnx_graph.reading.runnable_graph import runnable_graph
+from ptqd_export.models.onnx_graph.reading.time_lookup import looks_up
+from ptqd_export.models.onnx_graph.reading.transposes import without_undone_transposes
+from ptqd_export.plan.graph_section import GraphInputSection, GraphSection, Preconditioning, TimeUnit
 
 RESERVED = ("sample", "timestep", "out")
 """Names that the graphs of a bundle give to the state, the timestep and the output."""
@@ -81,7 +85,7 @@ def describe_onnx(path: Path, section: GraphSection, folder: Path) -> OnnxModel:
             expected=", ".join(one.name for one in inputs),
         )
     found = find_signature(inputs, outputs, state=section.state, time=section.time, output=section.output, constants=constants)
-    schedule = noise_schedule(section, folder)
+    schedule = noise_schedule(section, folder).model_copy(update={"whole_timesteps": looks_up(path, found.time.name)})
     taken, *sizes = sample_shape(found.state, section.shape, "model.graph.shape")
     channels = _channels(taken, found.output)
     images = [] if channels == taken else [_image(taken - channels, sizes, found)]
@@ -90,7 +94,7 @@ def describe_onnx(path: Path, section: GraphSection, folder: Path) -> OnnxModel:
         path=path,
         section=section,
         signature=found,
-        convention=_convention(section, schedule, found),
+        convention=_convention(section, folder, schedule, found),
         shape=(channels, *sizes),
         conditions=(*conditions, *images),
     )
@@ -150,8 +154,8 @@ def load_onnx(path: Path, section: GraphSection, folder: Path, null_class: int |
 def _network(described: OnnxModel) -> tuple[GraphModule, bool]:
     """Return the graph as a module, and whether its weights are in 16 bits."""
     graph, output = read_onnx(described.path), described.signature.output.name
-    live, constants = folded(replace(graph, nodes=split_fused(graph.nodes)), output)
-    nodes, added = with_group_norms(live, constants, output)
+    live, constants = folded(split_fused(graph), output)
+    nodes, added = with_group_norms(without_undone_transposes(live, output), constants, output)
     return GraphModule(nodes, {**constants, **added}, [one.name for one in _in_order(described)], output), graph.half
 
 
@@ -168,22 +172,23 @@ def _free_and_compare(model: LoadedModel, described: OnnxModel, *, half: bool) -
     assert isinstance(network, GraphModule)
     inputs = _in_order(described)
     batched = [one not in described.constants or _is_free(one) for one in inputs]
-    own = OwnGraph.open(described.path, inputs, batched, described.signature.output.name)
-    free_rows(network, own, adapter.graph_inputs(*model.example_inputs(2)))
-    check_rows(network, own, adapter.graph_inputs(*model.example_inputs(3)), half=half)
+    with TemporaryDirectory() as folder:
+        own = OwnGraph.open(runnable_graph(described.path, Path(folder)), inputs, batched, described.signature.output.name)
+        free_rows(network, own, adapter.graph_inputs(*model.example_inputs(2)))
+        check_rows(network, own, adapter.graph_inputs(*model.example_inputs(3)), half=half)
 
 
-def _convention(section: GraphSection, schedule: NoiseSchedule, found: GraphSignature) -> Convention:
+def _convention(section: GraphSection, folder: Path, schedule: NoiseSchedule, found: GraphSignature) -> Convention:
     form = section.state_form or ("added" if schedule.on_sigmas else "scaled")
-    return Convention(
-        schedule, section.time_unit or _unit(section, schedule, found.time), form, section.preconditioning, section.sigma_data
-    )
+    kind, sigma_data, negative = preconditioning_of(section, folder)
+    unit = section.time_unit or _unit(kind, schedule, found.time)
+    return Convention(schedule, unit, form, kind, sigma_data, negative)
 
 
-def _unit(section: GraphSection, schedule: NoiseSchedule, time: GraphValue) -> TimeUnit:
+def _unit(preconditioning: Preconditioning | None, schedule: NoiseSchedule, time: GraphValue) -> TimeUnit:
     """Return what the name of the time says. On a flow, floats are shares of noise; with preconditioning, times are those of its paper."""
-    if section.preconditioning is not None:
-        return "c_noise" if section.preconditioning == "edm" else "c_noise_1000"
+    if preconditioning is not None:
+        return "c_noise" if preconditioning == "edm" else "c_noise_1000"
     if schedule.prediction_type == "flow":
         return "fraction" if time.is_float and time.name.lower() in ("t", "time", "sigma", "sigmas") else "timestep"
     if schedule.on_sigmas and time.name.lower() in ("t", "time"):

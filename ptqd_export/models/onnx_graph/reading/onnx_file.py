@@ -56,6 +56,7 @@ class OnnxGraph:
         outputs: what it returns.
         nodes: its nodes, in an order in which they can run.
         constants: arrays by name, of any type; floats of every width are float32.
+        version: version of the standard operators.
         half: whether weights of the file are in 16 bits.
     """
 
@@ -63,12 +64,13 @@ class OnnxGraph:
     outputs: tuple[GraphValue, ...]
     nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, NDArray[Any]]
+    version: int = OLDEST
     half: bool = False
 
 
 def read_interface(path: Path) -> tuple[tuple[GraphValue, ...], tuple[GraphValue, ...]]:
     """Return the inputs and outputs of a graph, without its weights. Raises the errors of `read_onnx`."""
-    graph = _read(path).graph
+    graph = read_model(path).graph
     return tuple(_inputs(graph)), tuple(_value(one) for one in graph.outputs)
 
 
@@ -78,7 +80,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     Raises:
         UsageError: the file is missing or no ONNX graph, its weights are not beside it, or its operators are too old.
     """
-    model = _read(path)
+    model = read_model(path)
     common.InlinePass()(model)
     version = model.opset_imports.get("", OLDEST)
     if version < OLDEST:
@@ -91,9 +93,15 @@ def read_onnx(path: Path) -> OnnxGraph:
     graph = model.graph
     constants = {name: _array(value.const_value) for name, value in graph.initializers.items() if value.const_value is not None}
     constants |= {node.outputs[0].name: _constant(node) for node in graph if node.op_type == "Constant" and node.outputs[0].name}
-    nodes = tuple(_node(node, model.opset_imports) for node in graph if node.op_type != "Constant")
-    half = any(value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in (*graph.initializers.values(), *graph.inputs))
-    return OnnxGraph(tuple(_inputs(graph)), tuple(_value(one) for one in graph.outputs), nodes, constants, half)
+    nodes = tuple(plain_node(node, model.opset_imports) for node in graph if node.op_type != "Constant")
+    inputs, outputs = tuple(_inputs(graph)), tuple(_value(one) for one in graph.outputs)
+    return OnnxGraph(inputs, outputs, nodes, constants, version, in_16_bits(model))
+
+
+def in_16_bits(model: ir.Model) -> bool:
+    """Return whether weights or inputs of a graph are in 16 bits."""
+    values = (*model.graph.initializers.values(), *model.graph.inputs)
+    return any(value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in values)
 
 
 def onnx_files(path: Path) -> tuple[Path, ...]:
@@ -101,7 +109,8 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
     return tuple(graph_files(path))
 
 
-def _read(path: Path) -> ir.Model:
+def read_model(path: Path) -> ir.Model:
+    """Return the graph as it is in its file. Raises the errors of `read_onnx`."""
     if not path.is_file():
         raise UsageError(
             "The graph is missing.", found=f"no file {path}", mend="correct model.onnx, which is relative to the plan, or --model"
@@ -149,7 +158,13 @@ def _constant(node: ir.Node) -> NDArray[Any]:
     )
 
 
-def _node(node: ir.Node, versions: Mapping[str, int]) -> OnnxNode:
+def plain_node(node: ir.Node, versions: Mapping[str, int]) -> OnnxNode:
+    """Return a node as plain data.
+
+    Args:
+        node: the node.
+        versions: versions of the operators by domain.
+    """
     domain = "" if node.domain in STANDARD else node.domain
     return OnnxNode(
         name=node.name or "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from ptqd_export.models.onnx_graph.graph_module import GraphModule
 from ptqd_export.models.onnx_graph.operators.fused_operators import PARTS
 from ptqd_export.models.onnx_graph.operators.operator_table import OPERATORS
 from ptqd_export.models.onnx_graph.reading.folded import folded
-from ptqd_export.models.onnx_graph.reading.fused_nodes import split_fused
+from ptqd_export.models.onnx_graph.reading.fused.fused_nodes import split_fused
 from ptqd_export.models.onnx_graph.reading.group_norm_nodes import with_group_norms
 from ptqd_export.models.onnx_graph.reading.onnx_file import read_onnx
+from ptqd_export.models.onnx_graph.reading.transposes import without_undone_transposes
 from tests.ptqd_export.models.onnx_graph.onnx_graphs import graph_file, node, random
 
 MS = "com.microsoft"
@@ -30,8 +30,8 @@ WEIGHT, BIAS = random(6, 4, 3, 3), random(6)
 def module_of(path: Path) -> GraphModule:
     """The graph as a module, without the rest of a model."""
     graph = read_onnx(path)
-    live, constants = folded(replace(graph, nodes=split_fused(graph.nodes)), "out")
-    nodes, added = with_group_norms(live, constants, "out")
+    live, constants = folded(split_fused(graph), "out")
+    nodes, added = with_group_norms(without_undone_transposes(live, "out"), constants, "out")
     return GraphModule(nodes, {**constants, **added}, [one.name for one in graph.inputs], "out")
 
 
@@ -303,6 +303,15 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
         {"t": np.array([0, 24, 8], I), "s": random(8), "b": random(8)},
         17,
     ),
+    "Attention of ONNX Runtime": (
+        chain(
+            node("Reshape", ["x", "t"], "y"),
+            node("Attention", ["y", "w", "b"], ["z"], MS, num_heads=2, unidirectional=1),
+            node("Identity", "z", ["out"]),
+        ),
+        {"t": np.array([0, 24, 8], I), "w": random(8, 24), "b": random(24)},
+        17,
+    ),
     "MultiHeadAttention": (
         chain(
             node("Reshape", ["x", "t"], "y"),
@@ -332,7 +341,7 @@ def test_an_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: Pa
 
 def test_every_operator_has_a_case() -> None:
     used = {(one.domain, one.op_type) for nodes, _, _ in CASES.values() for one in nodes}
-    split = {(MS, "FusedConv"), (MS, "FusedGemm"), (MS, "FusedMatMul")}
+    split = {(MS, "Attention"), (MS, "FusedConv"), (MS, "FusedGemm"), (MS, "FusedMatMul")}
     parts = {(domain, op) for domain, op in OPERATORS if domain == PARTS}
     assert used - split == OPERATORS.keys() - parts
     assert len(used) > 100

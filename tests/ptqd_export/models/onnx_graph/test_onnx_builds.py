@@ -18,6 +18,7 @@ from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
 from engines.errors import UsageError
 from engines.networks.chain_choice import ChainChoice
+from engines.samplers import compile_sampler
 from ptqd_export.commands.starter import starter_plan
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile, load_plan, plan_of
@@ -157,6 +158,20 @@ def test_init_takes_the_scheduler_beside_the_graph(tmp_path: Path) -> None:
     )
     assert (plan.sampler.name, plan.model.graph.time_unit) == ("euler", "timestep")
     assert any("if y is a class label" in note for note in plan.comments)
+
+
+def test_a_table_of_timesteps_takes_whole_ones_alone(tmp_path: Path) -> None:
+    """`init` says so, and a chain that visits others is refused with the timestep."""
+    nodes = [node("Gather", ["table", "t"], "e"), node("Unsqueeze", ["e", "last"], "v"), node("Add", ["x", "v"], "out")]
+    inputs: dict[str, Interface] = {"x": ("FLOAT", ["n", 3, 2, 2]), "t": ("INT64", ["n"])}
+    constants = {"table": random(1000, 3), "last": np.array([2, 3])}
+    path = graph_file(tmp_path / "g.onnx", nodes, inputs, constants, output=("out", ["n", 3, 2, 2]))
+    plan = starter_plan(path, "onnxruntime", tmp_path)
+    assert any("looks t up in a table" in note for note in plan.comments)
+    schedule = load_model(PlanFile(plan, tmp_path)).noise_schedule
+    compile_sampler("ddim", 7, 0.0, schedule)
+    with pytest.raises(UsageError, match=r"euler: timestep 832\.5"):
+        compile_sampler("euler", 7, 0.0, schedule.model_copy(update={"timestep_spacing": "linspace"}))
 
 
 def test_a_state_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Fused operators of ONNX Runtime, written as operators of the standard."""
