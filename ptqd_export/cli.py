@@ -115,7 +115,6 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     from ptqd_export.stages.run_build import run_build  # after the plan, so that an invalid plan is reported before torch is imported
     from ptqd_export.stages.summary import print_summary
 
-    gc.freeze()  # modules stay loaded: without this, every later collection would scan all of torch for nothing
     gc.enable()
     begin = time.monotonic()
     with BuildDisplay() as display:

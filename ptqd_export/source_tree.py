@@ -12,7 +12,8 @@ from pathlib import Path
 class SourceTree:
     """The modules under a folder, by their dotted names.
 
-    All imports count, including those inside functions, except imports for type checkers only.
+    All imports count, including those inside functions, except imports for type checkers only. Imports are read once: make another tree
+    after an edit.
 
     Args:
         root: folder that contains the top-level packages.
@@ -23,6 +24,7 @@ class SourceTree:
         self._root = root
         self._packages = packages
         self._files: dict[str, Path | None] = {}
+        self._direct: dict[str, list[str]] = {}
 
     def reached(self, module: str) -> dict[str, Path]:
         """Return the module and the modules of the tree that it imports, with their files; empty if the module is not in the tree."""
@@ -32,8 +34,14 @@ class SourceTree:
             path = self._file(name)
             if name not in reached and path is not None:
                 reached[name] = path
-                waiting += [*_parents(name), *imported_names(path)]
+                waiting += self._needed(name, path)
         return reached
+
+    def _needed(self, module: str, path: Path) -> list[str]:
+        """Return the modules of the tree that a module imports directly."""
+        if module not in self._direct:
+            self._direct[module] = [name for name in (*_parents(module), *imported_names(path)) if self._file(name) is not None]
+        return self._direct[module]
 
     def _file(self, module: str) -> Path | None:
         if module not in self._files:

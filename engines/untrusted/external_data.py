@@ -32,7 +32,10 @@ KEY, VALUE = 1, 2
 """Field numbers of an `ENTRY`."""
 
 LOCATION = "location"
-"""Key of the entry that names a file. A message without these bytes names none at any depth."""
+"""Key of the entry that names a file."""
+
+_NAMES_A_FILE = re.compile(LOCATION.encode())
+"""A message without these bytes names no file at any depth."""
 
 MESSAGES: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: GRAPH, 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -73,14 +76,18 @@ def external_files(graph: Path) -> set[str]:
         ValueError: the file is not a protocol buffer.
         OSError: the file cannot be read.
     """
-    with graph.open("rb") as file:
-        return {location for _, location in _locations(mapped(file), "ModelProto", DEPTH)}
+    return {location for _, location in _external(graph)}
 
 
 def external_tensors(graph: Path) -> set[str]:
     """Return the names of the tensors whose values are stored in other files. Raises the same errors as `external_files`."""
+    return {name for name, _ in _external(graph)}
+
+
+def _external(graph: Path) -> Iterator[tuple[str, str]]:
+    """Yield the names and locations of all tensors that are stored in other files."""
     with graph.open("rb") as file:
-        return {name for name, _ in _locations(mapped(file), "ModelProto", DEPTH)}
+        yield from _locations(mapped(file), "ModelProto", DEPTH)
 
 
 def mapped(file: BinaryIO) -> memoryview:
@@ -97,7 +104,7 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[tuple[str
         return
     for number, value, *_ in fields(data):
         inner = MESSAGES[message].get(number)
-        if inner is not None and value is not None and (inner != NODE or LOCATION.encode() in bytes(value)):
+        if inner is not None and value is not None and _NAMES_A_FILE.search(value):
             yield from _locations(value, inner, depth - 1)
 
 

@@ -97,7 +97,6 @@ class StageCache:
         if not resumable:
             shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True, exist_ok=resumable)
-        gc.freeze()  # the collection below looks at what the stage made, not at every library's objects, which takes up to a second
         try:
             with naming_full_disks(folder):
                 make(unfinished, self._reporter)
@@ -106,7 +105,6 @@ class StageCache:
                 sync(folder.parent)
         finally:
             gc.collect()  # the nodes and values of a graph form reference cycles, which keep gigabytes of weights alive
-            gc.unfreeze()
             trim_heap()
             if not resumable:
                 shutil.rmtree(unfinished, ignore_errors=True)

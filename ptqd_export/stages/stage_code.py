@@ -35,6 +35,7 @@ class StageCode:
 
     def __init__(self, root: Path) -> None:
         self._tree = SourceTree(root, PACKAGES)
+        self._version = cache(version)  # each call reads a file
 
     def key(self, module: str) -> dict[str, object]:
         """Return JSON values that change with the code of a module, or with the version of a library that it uses."""
@@ -51,7 +52,7 @@ class StageCode:
         """Return the versions of the `LIBRARIES` that the code uses, by name of the installed package."""
         used = {name for path in self._tree.reached(module).values() for name in imported_names(path)} & LIBRARIES
         used |= {UNDERNEATH[name] for name in used if name in UNDERNEATH}
-        return {package: version(package) for name in sorted(used) for package in _packages().get(name, ())}
+        return {package: self._version(package) for name in sorted(used) for package in _packages().get(name, ())}
 
 
 @cache

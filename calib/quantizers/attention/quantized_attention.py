@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +44,14 @@ def weights_quantizer(form: Form) -> ActivationQuantizer:
     return ActivationQuantizer(8, signed=True, scale=float(torch.tensor(1 / 127)), zero_point=0)
 
 
-def fake_attention(attention: Iterable[QuantizedAttention]) -> AttentionCalls:
+def fake_attention(attention: Iterable[QuantizedAttention]) -> AbstractContextManager[object]:
     """Compute the given attention with fake-quantized products in one run of the network, inside the `with` block.
 
     This is the oracle of the graph's attention, as `calib.quantizers.oracle` is that of its layers.
     """
     quantized = {one.call: one for one in attention}
+    if not quantized:
+        return nullcontext()
 
     def computed(number: int, call: AttentionCall) -> Tensor | None:
         if number not in quantized:

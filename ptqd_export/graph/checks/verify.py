@@ -36,8 +36,11 @@ FLOAT_MATCH_DB = 80.0
 LEAST_FLOAT_DB = 40.0
 """Least agreement of a half-precision network; 60 to 80 dB are usual."""
 
-BATCH = 8
+LEAST_BATCH, MOST_BATCH = 8, 64
 """States per batch. In larger batches, the float64 activations of a large network would take more memory than the network."""
+
+BATCH_VALUES = 2**14
+"""Values in the states of a batch of more than `LEAST_BATCH` states. In small batches of small networks, calls cost more than sums."""
 
 CHANCE = 1e-4
 """Highest probability that a correct graph is refused."""
@@ -91,6 +94,11 @@ def verified_states(groups: int, wanted: int = VERIFIED_STATES) -> int:
         wanted: states of all graphs together; each gets `LEAST_STATES`, or all that are wanted if they are fewer.
     """
     return max(min(LEAST_STATES, wanted), wanted // groups)
+
+
+def batch_size(sample_shape: Sequence[int]) -> int:
+    """Return the number of states per batch."""
+    return min(max(LEAST_BATCH, BATCH_VALUES // math.prod(sample_shape)), MOST_BATCH)
 
 
 def oracle_device(device: str, dtype: torch.dtype) -> str:
@@ -274,12 +282,13 @@ def _trim() -> None:
 
 def batches(states: States) -> int:
     """Return the number of batches of a run."""
-    return math.ceil(len(states.rows) / BATCH)
+    return math.ceil(len(states.rows) / batch_size(states.samples.shape[1:]))
 
 
 def _batches(model: LoadedModel, states: States) -> Iterator[dict[str, NDArray[Any]]]:
-    for begin in range(0, len(states.rows), BATCH):
-        part = slice(begin, begin + BATCH)
+    size = batch_size(states.samples.shape[1:])
+    for begin in range(0, len(states.rows), size):
+        part = slice(begin, begin + size)
         yield model.feeds(states.samples[part], states.timesteps[part], states.rows[part], guided=False)
 
 

@@ -56,7 +56,7 @@ def cut_embeddings(model: ir.Model) -> CutNetwork | None:
     if not found:
         return None
     embeddings = {name: _embedding(model.clone(), name, values) for name, values in found.items()}
-    return CutNetwork(_body(model.clone(), found), embeddings)
+    return CutNetwork(_body(model, found), embeddings)
 
 
 def _free_names(graph: ir.Graph) -> None:

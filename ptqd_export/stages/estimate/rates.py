@@ -15,7 +15,7 @@ import torch
 
 from calib.quantizers.outputs.input_rows import rows_of
 from calib.quantizers.scale_search import activation_scale, weight_scale
-from ptqd_export.graph.checks.verify import BATCH
+from ptqd_export.graph.checks.verify import batch_size
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, graph_path
 
@@ -78,7 +78,7 @@ def measure_rates(context: BuildContext, traced: Path) -> Rates:
         graph_row=graph_row,
         verified_row=_verified_row(context, graph) if context.measured_with.runtime in ELSEWHERE else graph_row,
         torch_row=_per_sample(run_torch, most),
-        checked_row=_per_sample(run_torch, BATCH),
+        checked_row=_per_sample(run_torch, batch_size(context.model.sample_shape)),
         open=opened,
         rewrite=_seconds(lambda: _rewrite(graph)),
         activation=_seconds(_search_activation),
@@ -87,10 +87,11 @@ def measure_rates(context: BuildContext, traced: Path) -> Rates:
 
 
 def _verified_row(context: BuildContext, graph: Path) -> float:
-    network = context.network([(math.inf, graph)], BATCH, context.backend)
-    x, timestep = context.samples.noise.start(np.arange(BATCH, dtype=np.int64)), float(context.table.timestep[0])
+    most = batch_size(context.model.sample_shape)
+    network = context.network([(math.inf, graph)], most, context.backend)
+    x, timestep = context.samples.noise.start(np.arange(most, dtype=np.int64)), float(context.table.timestep[0])
     branches = 2 if context.guided else 1
-    return _per_sample(lambda samples: network(x[:samples], timestep, np.zeros(samples, dtype=np.int64)), BATCH) / branches
+    return _per_sample(lambda samples: network(x[:samples], timestep, np.zeros(samples, dtype=np.int64)), most) / branches
 
 
 def _per_sample(run: Callable[[int], object], most: int) -> float:

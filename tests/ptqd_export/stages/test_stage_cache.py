@@ -36,6 +36,14 @@ class Maker:
         (folder / "result").write_text(self.content)
 
 
+@pytest.fixture(autouse=True)
+def collecting_new_objects() -> Iterator[None]:
+    """Have the collections between stages look at new objects only, as in a build."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Callable[..., StageCache]:
     """A cache as a new run of the program would open it."""
@@ -161,12 +169,9 @@ def test_resumable_stage_goes_on_with_what_it_wrote_and_never_shows_it_unfinishe
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For many runs: the source code is not read again, and the collector looks at new objects only."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many runs: the source code is not read again."""
     monkeypatch.setattr(StageCode, "key", lambda *_: "this version")
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("quick")
