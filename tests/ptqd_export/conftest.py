@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calib.quantizers.quantize import QuantizationSettings, Quantizer
+from calib.quantizers.quantize import ActivationQuantizers, QuantizationSettings, Quantizer
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.scale_type import with_scales_in
@@ -48,6 +48,7 @@ class Built:
 
     plan_file: PlanFile
     quantized: dict[str, list[QuantizedLayer]] = field(default_factory=dict, repr=False)
+    activations: ActivationQuantizers = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -75,13 +76,15 @@ class Built:
     def quantize(self, precision: str) -> list[QuantizedLayer]:
         """Recompute the quantized layers of the build from its observations."""
         if precision not in self.quantized:
-            self.quantized[precision] = self.quantize_with(QuantizationSettings(), precision)
+            self.quantized[precision] = self.quantize_with(QuantizationSettings(), precision, self.activations)
         return self.quantized[precision]
 
-    def quantize_with(self, settings: QuantizationSettings, precision: str) -> list[QuantizedLayer]:
-        """Quantize the build's layers from its observations with other settings."""
+    def quantize_with(
+        self, settings: QuantizationSettings, precision: str, found: ActivationQuantizers | None = None
+    ) -> list[QuantizedLayer]:
+        """Quantize the build's layers from its observations with other settings; `found` are those of an earlier call."""
         network, seen = self.context.model.adapter.network, load_observations(self.stage("observe"))
-        quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, settings)
+        quantizer = Quantizer(network, self.network.layers, seen, self.context.placement, settings, found)
         return with_scales_in(self.context.high_precision, quantizer.quantize(Precision.parse(precision)))
 
     def portable(self) -> dict[str, bytes]:

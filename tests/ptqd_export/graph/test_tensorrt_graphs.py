@@ -246,6 +246,11 @@ def _traced(model: LoadedModel, folder: Path) -> ir.Model:
     return graph
 
 
+@pytest.fixture(scope="module")
+def transformer_graph(transformer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
+    return _traced(transformer, tmp_path_factory.mktemp("transformer"))
+
+
 class Quantized:
     """The layers of a network by precision, each found once, and their graphs."""
 
@@ -300,10 +305,12 @@ BUILT: list[tuple[str, HighPrecision]] = [("w8a8", "fp16"), ("w4a16", "fp16"), (
 def test_network_keeps_the_plan_in_every_type_and_builds(
     request: pytest.FixtureRequest, name: str, pairs: list[tuple[str, HighPrecision]], tmp_path: Path
 ) -> None:
-    model: LoadedModel = (
-        request.getfixturevalue("transformer") if name == "transformer" else request.getfixturevalue("cross_trt_build").context.model
-    )
-    quantized, paths = Quantized(model, _traced(model, tmp_path)), []
+    if name == "transformer":
+        model, graph = request.getfixturevalue("transformer"), request.getfixturevalue("transformer_graph")
+    else:
+        model = request.getfixturevalue("cross_trt_build").context.model
+        graph = _traced(model, tmp_path)
+    quantized, paths = Quantized(model, graph), []
     for precision, high in pairs:
         path, layers = quantized.write(precision, high, tmp_path)
         check_tensorrt_graph(path)
@@ -314,10 +321,12 @@ def test_network_keeps_the_plan_in_every_type_and_builds(
     assert all(_built_sizes(paths))
 
 
-def test_groups_of_weight_scales_and_branches_of_low_rank_build(transformer: LoadedModel, tmp_path: Path) -> None:
+def test_groups_of_weight_scales_and_branches_of_low_rank_build(
+    transformer: LoadedModel, transformer_graph: ir.Model, tmp_path: Path
+) -> None:
     """Branches stay in float beside int8 products, E4M3 ones, and those of floats in blocks."""
     overrides = LayerOverrides(weight_group=32, low_rank=4)
-    quantized, paths = Quantized(transformer, _traced(transformer, tmp_path), QuantizationSettings(overrides=overrides)), []
+    quantized, paths = Quantized(transformer, transformer_graph, QuantizationSettings(overrides=overrides)), []
     for precision in ("w4a16", "w4a4", "nvfp4a8", "nvfp4"):
         path, layers = quantized.write(precision, "fp16", tmp_path)
         check_tensorrt_graph(path)

@@ -30,7 +30,6 @@ SHARD = 20_000
     [
         ({"correction": {"mode": "mmse"}}, {"statistics", "check", "pictures"}),
         ({"target": {"benchmark_batch": 1}}, set()),
-        ({"calibration": {"samples": 12}}, {"statistics", "check", "pictures"}),
         ({"calibration": {"trajectory": "fp"}}, {"statistics", "check", "pictures"}),
         ({"precisions": ["fp32"]}, {"statistics", "check", "pictures"}),
         ({"model": {"null_class": 0}}, {"states", "observe", "quantize-w8a8", "statistics", "check", "pictures"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ CASES = [
 LAYER_STATES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One precision of one build, and the states that its activation ranges were found on."""
 
@@ -46,8 +47,8 @@ class Case:
         assert conditioning is not None
         return {"sample": states.samples, "timestep": states.timesteps, **conditioning.feeds(states.rows, guided=False)}
 
-    def oracle(self, layers: list[QuantizedLayer], dtype: torch.dtype = torch.float32) -> nn.Module:
-        return fake_quantized(self.built.context.model.adapter.network, layers, dtype)
+    def oracle(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        return fake_quantized(self.built.context.model.adapter.network, self.layers, dtype)
 
     def torch_out(self, network: nn.Module, count: int | None = None) -> Array:
         """float64 [states, ...]"""
@@ -58,12 +59,36 @@ class Case:
             out: Tensor = type(traced)(network, traced.conditions)(*(x.to(dtype) if x.is_floating_point() else x for x in inputs))
         return out.double().numpy()
 
-    def graph_out(self, mode: Mode) -> Array:
-        """float64 [states, ...]"""
+    @cached_property
+    def full(self) -> Array:
+        """Output in full precision, float64 [states, ...]."""
+        return self.torch_out(self.built.context.model.adapter.network)
+
+    @cached_property
+    def single(self) -> Array:
+        """Output of the oracle in float32, float64 [states, ...]."""
+        return self.torch_out(self.oracle())
+
+    @cached_property
+    def double(self) -> Array:
+        """Output of the oracle in float64, float64 [states, ...]."""
+        return self.torch_out(self.oracle(torch.float64))
+
+    @cached_property
+    def exact(self) -> Array:
+        """Output of the graph as written, float64 [states, ...]."""
+        return self._graph_out("exact")
+
+    @cached_property
+    def fast(self) -> Array:
+        """Output of the graph as it runs, float64 [states, ...]."""
+        return self._graph_out("fast")
+
+    def _graph_out(self, mode: Mode) -> Array:
         return OnnxRuntimeEngine(self.built.graph(self.precision), mode=mode, threads=1).run(self.feeds()).astype(np.float64)
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
     name, precision = request.param
     built: Built = request.getfixturevalue(name)
@@ -161,7 +186,7 @@ def _run_exact(model: bytes, x: Array) -> Array:
 
 
 def test_every_layer_computes_what_its_oracle_computes(case: Case) -> None:
-    oracle = case.oracle(case.layers)
+    oracle = case.oracle()
     seen = _watch(oracle, case.layers)
     case.torch_out(oracle, LAYER_STATES)
     cutter = Cutter(onnx.load(case.built.graph(case.precision)))
@@ -192,30 +217,24 @@ def _power(difference: Array) -> Array:
 
 def test_whole_network_is_as_far_from_double_precision_as_torch_is(case: Case) -> None:
     """Compared state by state, within 1 dB: a value at a tie that falls the other way carries nearly all of a mean over states."""
-    single, double = (case.torch_out(case.oracle(case.layers, dtype)) for dtype in (torch.float32, torch.float64))
-    floats = 1e-8 * _power(double)  # 80 dB below: nothing fell the other way
-    graph, rounding = (np.maximum(_power(out - double), floats) for out in (case.graph_out("exact"), single))
-    states = len(double)
+    floats = 1e-8 * _power(case.double)  # 80 dB below: nothing fell the other way
+    graph, rounding = (np.maximum(_power(out - case.double), floats) for out in (case.exact, case.single))
+    states = len(case.double)
     assert states >= 60
     assert (graph > 10**0.1 * rounding).sum() <= states / 2 + 2 * np.sqrt(states)  # four standard deviations of a fair coin
     assert (graph == floats).sum() >= (rounding == floats).sum() - 2 * np.sqrt(states)
 
 
 def test_quantization_noise_is_that_of_the_oracle(case: Case) -> None:
-    full, oracle = case.torch_out(case.oracle([])), case.torch_out(case.oracle(case.layers, torch.float64))
-    noise = _power(oracle - full).mean()
-    modes: tuple[Mode, ...] = ("exact", "fast")
-    for mode in modes:
-        out = case.graph_out(mode)
-        assert abs(10 * np.log10(_power(out - full).mean() / noise)) < 0.5
-        assert _power(out - oracle).mean() < 0.2 * noise
+    noise = _power(case.double - case.full).mean()
+    for out in (case.exact, case.fast):
+        assert abs(10 * np.log10(_power(out - case.full).mean() / noise)) < 0.5
+        assert _power(out - case.double).mean() < 0.2 * noise
 
 
 def test_statistics_of_the_fast_graph_are_those_of_the_oracle_within_sampling_error(case: Case) -> None:
-    full, oracle = case.torch_out(case.oracle([])), case.torch_out(case.oracle(case.layers))
-    fast = case.graph_out("fast")
-    (k, log_s2), errors = _split(full, oracle), _jackknife(full, oracle)
-    k_fast, log_s2_fast = _split(full, fast)
+    (k, log_s2), errors = _split(case.full, case.single), _jackknife(case.full, case.single)
+    k_fast, log_s2_fast = _split(case.full, case.fast)
     assert abs(k_fast - k) < 2 * errors[0]
     assert abs(log_s2_fast - log_s2) < 2 * errors[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +71,30 @@ class Prepared:
         return {layer.name for layer in TracedNetwork.load(self.folder).layers}
 
 
+Prepare = Callable[..., Prepared]
+
+
+@pytest.fixture(scope="module")
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
+    """A function that prepares the network of a build, once with the same options."""
+    made: dict[str, Prepared] = {}
+
+    def once(built: Built, **quantization: Any) -> Prepared:
+        key = f"{built.folder} {quantization}"
+        if key not in made:
+            made[key] = Prepared(built, tmp_path_factory.mktemp("prepared"), **quantization)
+        return made[key]
+
+    return once
+
+
 @pytest.fixture(
     params=[("class_build", SPLIT), ("class_build", SCALED), ("class_build", ROTATED), ("cross_build", SPLIT | SCALED | ROTATED)],
     ids=["split", "scaled", "rotated", "all"],
 )
-def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
+def prepared(request: pytest.FixtureRequest, prepare: Prepare) -> Prepared:
     name, options = request.param
-    return Prepared(request.getfixturevalue(name), tmp_path, **options)
+    return prepare(request.getfixturevalue(name), **options)
 
 
 def _outputs(model: LoadedModel, graph: Path) -> tuple[Array, Array]:
@@ -108,8 +126,8 @@ def test_quantized_graph_matches_the_oracle_of_the_prepared_network(prepared: Pr
     assert record["verification"]["exact_match"] > record["verification"]["noise"] > 10
 
 
-def test_layers_of_one_tensor_share_a_rotation_that_counts_once(class_build: Built, tmp_path: Path) -> None:
-    prepared = Prepared(class_build, tmp_path, **ROTATED)
+def test_layers_of_one_tensor_share_a_rotation_that_counts_once(class_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(class_build, **ROTATED)
     rotated, network = prepared.record["rotated"], TracedNetwork.load(prepared.folder)
     (query,) = {layer.source for layer in network.layers if layer.name.endswith(("to_q", "to_k", "to_v")) and "mid_block" in layer.name}
     graph = ir.load(prepared.folder / "fp32.onnx").graph
@@ -122,8 +140,8 @@ def test_layers_of_one_tensor_share_a_rotation_that_counts_once(class_build: Bui
     assert network.macs == class_build.network.macs
 
 
-def test_every_skip_connection_is_split(class_build: Built, tmp_path: Path) -> None:
-    prepared = Prepared(class_build, tmp_path, **SPLIT)
+def test_every_skip_connection_is_split(class_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(class_build, **SPLIT)
     ups = [f"up_blocks.{block}.resnets.{resnet}" for block in range(2) for resnet in range(2)]
     split = {f"{up}.{layer}" for up in ups for layer in ("conv1", "conv_shortcut")}
     assert set(prepared.record["split"]) == split
@@ -134,8 +152,8 @@ def test_every_skip_connection_is_split(class_build: Built, tmp_path: Path) -> N
     assert nodes["Split"] == 4  # the shortcuts read the parts themselves
 
 
-def test_multiply_accumulates_are_shared_out(class_build: Built, tmp_path: Path) -> None:
-    whole, parts = class_build.network, TracedNetwork.load(Prepared(class_build, tmp_path, **SPLIT).folder)
+def test_multiply_accumulates_are_shared_out(class_build: Built, prepare: Prepare) -> None:
+    whole, parts = class_build.network, TracedNetwork.load(prepare(class_build, **SPLIT).folder)
     assert parts.macs == whole.macs
     assert sum(layer.macs for layer in parts.layers) == sum(layer.macs for layer in whole.layers)
     of = {layer.name: layer.macs for layer in parts.layers}
@@ -153,14 +171,14 @@ def test_the_run_time_prepares_weights_as_the_build_did(prepared: Prepared) -> N
         np.testing.assert_allclose(weight, after[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_layer_that_the_plan_keeps_in_float_stays_whole(class_build: Built, tmp_path: Path) -> None:
-    prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["*.conv_shortcut"])
+def test_layer_that_the_plan_keeps_in_float_stays_whole(class_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(class_build, **SPLIT, keep_float=["*.conv_shortcut"])
     assert all(name.endswith(".conv1") for name in prepared.record["split"])
     assert "up_blocks.0.resnets.0.conv_shortcut" in prepared.layers
 
 
-def test_what_was_scaled_is_listed_with_its_largest_factor(cross_build: Built, tmp_path: Path) -> None:
-    prepared = Prepared(cross_build, tmp_path, **SCALED)
+def test_what_was_scaled_is_listed_with_its_largest_factor(cross_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(cross_build, **SCALED)
     block = "mid_block.attentions.0.transformer_blocks.0"
     found = {one["producer"]: one for one in prepared.record["scaled"] if one["producer"].startswith("mid_block")}
     assert {producer.removeprefix(f"{block}."): one["consumers"] for producer, one in found.items()} == {
@@ -179,9 +197,9 @@ def test_what_was_scaled_is_listed_with_its_largest_factor(cross_build: Built, t
         assert 1 < values.max() < 64
 
 
-def test_scaling_evens_out_the_channels(cross_build: Built, tmp_path: Path) -> None:
+def test_scaling_evens_out_the_channels(cross_build: Built, prepare: Prepare) -> None:
     """With exponent 1 all channels that a layer reads have one range, as far as the states show."""
-    prepared = Prepared(cross_build, tmp_path, channel_scaling=1.0)
+    prepared = prepare(cross_build, channel_scaling=1.0)
     name = "mid_block.attentions.0.proj_in"
     largest: list[Tensor] = []
     for model in (prepared.context.model, prepared_model(prepared.context, prepared.folder)):
@@ -202,13 +220,14 @@ def test_scaling_evens_out_the_channels(cross_build: Built, tmp_path: Path) -> N
     assert after == pytest.approx(1, abs=1e-3)
 
 
-def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, tmp_path: Path) -> None:
-    prepared = Prepared(class_build, tmp_path, **SPLIT, keep_float=["up_blocks.*"])
+def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(class_build, **SPLIT, keep_float=["up_blocks.*"])
     assert prepared.record == {"split": {}, "scaled": [], "rotated": {}}
     assert prepared.layers == {layer.name for layer in class_build.network.layers}
 
 
-def test_what_was_done_travels_with_the_bundle(prepared: Prepared) -> None:
+def test_what_was_done_travels_with_the_bundle(cross_build: Built, prepare: Prepare) -> None:
+    prepared = prepare(cross_build, **SPLIT, **SCALED, **ROTATED)
     quantized = {precision.name: prepared.built.stage(f"quantize-{precision.name}") for precision in prepared.context.quantized_precisions}
     graphs = {"fp32": prepared.built.stage("trace"), **quantized}
     versions = {name: {"onnx": "1.23.2"} for name in graphs}
