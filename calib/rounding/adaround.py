@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from calib.quantizers.quantizers import WeightQuantizer, weight_range
+from calib.rounding.soft_weight import SoftWeight
 
 GAMMA, ZETA = -0.1, 1.1
 """Stretch of the sigmoid (eq. 23). Clipped to [0, 1], the stretched sigmoid reaches both ends at finite `V`."""
 
+ROUNDING_RATE = 0.3
+"""Adam's learning rate for `V`."""
 
-class SoftRounding(nn.Module):
+
+class SoftRounding(SoftWeight):
     """A weight between the integers below and above it: `scale * clip(floor(w / scale) + h(V))`. It starts at the original weight.
 
     Args:
@@ -19,11 +23,15 @@ class SoftRounding(nn.Module):
         quantizer: scales and bits of the weight; they stay fixed.
     """
 
+    rate = ROUNDING_RATE
+    decays = False
+
     def __init__(self, weight: Tensor, quantizer: WeightQuantizer) -> None:
         super().__init__()
+        self._weight = weight.detach().float()
         self._range = weight_range(quantizer.bits)
         self._scale = quantizer.along(weight)
-        ratio = weight.detach().float() / self._scale
+        ratio = self._weight / self._scale
         self._floor = torch.floor(ratio)
         self.V = nn.Parameter(torch.logit((ratio - self._floor - GAMMA) / (ZETA - GAMMA)))
 
@@ -34,6 +42,10 @@ class SoftRounding(nn.Module):
     def forward(self) -> Tensor:
         """The soft weight, float32 [channels, ...]."""
         return self._scale * (self._floor + self.h()).clamp(*self._range)
+
+    def unrounded(self) -> Tensor:
+        """The original weight, float32 [channels, ...]."""
+        return self._weight
 
     def undecided(self, beta: float) -> Tensor:
         """Sum of `1 - |2h - 1|^beta` (eq. 24), 0 once every weight is rounded up or down."""

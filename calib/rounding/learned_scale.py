@@ -36,6 +36,29 @@ class LearnedScale(nn.Module):
         return self._start.scale * self.a.clamp(-limit, limit).exp()
 
 
+class StraightThrough(nn.Module):
+    """Fake quantizer whose scale stays as it is. Rounding and clipping pass gradients straight through.
+
+    Scales of floats are not learned: those of blocks are found while the network runs, and any scale of a tensor gives a float the same
+    relative error.
+    """
+
+    def __init__(self, start: ActivationQuantizer) -> None:
+        super().__init__()
+        self._start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self._start.fake(x.detach()) - x).detach()
+
+    def quantizer(self) -> ActivationQuantizer:
+        return self._start
+
+
+def learned_scale(start: ActivationQuantizer, device: torch.device) -> LearnedScale | StraightThrough:
+    """Return the fake quantizer that a block learns with: integers learn their scale."""
+    return LearnedScale(start, device) if type(start) is ActivationQuantizer else StraightThrough(start)
+
+
 class _LearnedStep(torch.autograd.Function):
     """`ActivationQuantizer.fake` with gradients: rounding passes them straight through, clipping stops those of `x` (LSQ, eq. 3)."""
 

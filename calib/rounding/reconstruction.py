@@ -27,6 +27,7 @@ from calib.rounding.learned_block import BlockRecord, load_block, save_block
 from calib.rounding.module_calls import Forward, Inputs, module_calls
 from calib.rounding.row_store import RowStore
 from calib.rounding.soft_block import activations, with_activations
+from calib.rounding.soft_weight import Phase
 
 HELD_OUT = 8
 """One state in this many is held out. The held-out states decide whether the learned rounding is used."""
@@ -40,12 +41,14 @@ class ReconstructionSettings:
 
     Attributes:
         unit: what is learned together.
+        phases: what is learned of every unit, one after the other.
         fit: settings for learning one unit.
         dtype: type of matrix products and convolutions during learning; everything else is float32.
         memory_bytes: most memory for stored inputs and outputs; the rest is stored in files.
     """
 
     unit: Unit
+    phases: tuple[Phase, ...]
     fit: BlockFitSettings
     dtype: torch.dtype
     memory_bytes: int
@@ -99,7 +102,7 @@ def reconstruct(
     """
     nearest = {layer.layer.name: layer for layer in layers}
     blocks = _blocks(network, nearest, calibration, settings.unit)
-    pieces = settings.fit.iterations + math.ceil(len(calibration.inputs[0]) / settings.fit.batch_size)
+    pieces = len(settings.phases) * settings.fit.iterations + math.ceil(len(calibration.inputs[0]) / settings.fit.batch_size)
     with RowStore(folder / "outputs", settings.memory_bytes // 2) as outputs:
         learner = _Learner(network, nearest, blocks, calibration, settings, outputs)
         for number in range(len(blocks)):
@@ -168,16 +171,19 @@ class _Learner:
         with RowStore(rows_folder, self._settings.memory_bytes - self._outputs.in_memory) as store, self._products():
             blocks = self._blocks[: number + 1]
             rows = collect(blocks, self._networks, calibration.inputs, fit_settings.batch_size, fit_settings.device, store, on_piece)
-            task = BlockTask(module, before, self._quantizers, rows)
-            learned, learned_error = before, (nearest_error := task.error(before, held_out, fit_settings))
-            if nearest_error > 0:
-                learned = fit(task, chosen, nearest_error, fit_settings, generator, on_piece)
-                learned_error = task.error(learned, held_out, fit_settings)
-        kept = learned_error < nearest_error
+            task = BlockTask.of(module, before, self._quantizers, rows)
+            errors, kept = [task.error(held_out, fit_settings)], list[str]()
+            for phase in self._settings.phases if errors[0] > 0 else ():
+                learned = fit(task, phase.soften, chosen, errors[0], fit_settings, generator, on_piece)
+                error = learned.error(held_out, fit_settings)
+                if error < min(errors):
+                    task = learned
+                    kept.append(phase.name)
+                errors.append(error)
         seconds = time.monotonic() - begin
         stored = store.in_memory + self._outputs.in_memory, store.in_files + self._outputs.in_files
-        record = BlockRecord(block.name, block.layers, nearest_error, learned_error, kept, seconds, *stored)
-        return record, list((learned if kept else before).values())
+        record = BlockRecord(block.name, block.layers, errors[0], min(errors[1:], default=errors[0]), tuple(kept), seconds, *stored)
+        return record, list(task.layers.values())
 
     def install(self, layers: Sequence[QuantizedLayer]) -> None:
         """Put the layers of one more block into the quantized network."""

@@ -17,7 +17,8 @@ from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.quantizers import ActivationQuantizer
 from calib.rounding.adaround import SoftRounding
 from calib.rounding.block_rows import Arguments
-from calib.rounding.learned_scale import LearnedScale
+from calib.rounding.learned_scale import LearnedScale, StraightThrough, learned_scale
+from calib.rounding.soft_weight import Soften
 
 
 class SoftBlock:
@@ -26,40 +27,50 @@ class SoftBlock:
     Args:
         module: the block in full precision; only borrowed, and not modified.
         layers: the block's layers, by their names within the block.
+        weights: the weights to quantize, float32, by the same names.
+        soften: makes a weight soft.
         device: device of the block.
 
     Attributes:
-        roundings: soft weights by layer.
+        weights: soft weights by layer.
         scales: learned scales by tensor, because layers that read the same tensor share its quantizer.
     """
 
-    def __init__(self, module: nn.Module, layers: Mapping[str, QuantizedLayer], device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, QuantizedLayer],
+        weights: Mapping[str, Tensor],
+        soften: Soften,
+        device: torch.device,
+    ) -> None:
         self._module = module
         self._layers = layers
-        self.roundings = {
-            name: SoftRounding(layer.quantized_part(module.get_submodule(name).get_parameter("weight")), layer.weight)
-            for name, layer in layers.items()
-        }
+        self.weights = {name: soften(weights[name], layer.weight) for name, layer in layers.items()}
         quantizers = {tensor: quantizer for layer in layers.values() for tensor, quantizer in activations(layer).items()}
-        self.scales = {tensor: LearnedScale(quantizer, device) for tensor, quantizer in quantizers.items()}
+        self.scales = {tensor: learned_scale(quantizer, device) for tensor, quantizer in quantizers.items()}
 
     def __call__(self, arguments: Arguments) -> Tensor:
-        weights = {f"{name}.weight".lstrip("."): rounding() for name, rounding in self.roundings.items()}
+        weights = {f"{name}.weight".lstrip("."): weight() for name, weight in self.weights.items()}
         out: Tensor = functional_call(self._module, weights, *arguments)
         return out
 
-    def undecided(self, beta: float) -> Tensor:
-        """Mean over all weights of `1 - |2h - 1|^beta`."""
-        roundings = self.roundings.values()
-        return torch.stack([rounding.undecided(beta) for rounding in roundings]).sum() / sum(rounding.V.numel() for rounding in roundings)
+    def undecided(self, beta: float) -> Tensor | float:
+        """Mean over all weights whose rounding is learned of `1 - |2h - 1|^beta`; 0 if there are none."""
+        roundings = [weight for weight in self.weights.values() if isinstance(weight, SoftRounding)]
+        values = sum(rounding.V.numel() for rounding in roundings)
+        return torch.stack([rounding.undecided(beta) for rounding in roundings]).sum() / values if roundings else 0.0
 
     def hardened(self) -> dict[str, QuantizedLayer]:
         """Return the layers with what they have learned."""
         learned = {tensor: scale.quantizer() for tensor, scale in self.scales.items()}
         return {
-            name: replace(with_activations(layer, learned), integers=self.roundings[name].integers())
-            for name, layer in self._layers.items()
+            name: replace(with_activations(layer, learned), integers=self.weights[name].integers()) for name, layer in self._layers.items()
         }
+
+    def unrounded(self) -> dict[str, Tensor]:
+        """Return the weights that were rounded, float32, by the names of the layers."""
+        return {name: weight.unrounded().detach() for name, weight in self.weights.items()}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -104,9 +115,9 @@ def with_activations(layer: QuantizedLayer, quantizers: Mapping[str, ActivationQ
     )
 
 
-def _before(scale: LearnedScale) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def _before(scale: LearnedScale | StraightThrough) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     return lambda _module, args: (scale(args[0]), *args[1:])
 
 
-def _after(scale: LearnedScale) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+def _after(scale: LearnedScale | StraightThrough) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     return lambda _module, _args, out: scale(out)

@@ -47,6 +47,7 @@ class LayerBits:
         output: quantizer of the output; None for float.
         bit_operations: multiply-accumulates per sample times both bit widths; None in a bundle that does not record them.
         low_rank: rank of the branch in float beside the quantized product; None for no branch.
+        learned: what was learned of the weight: `adapters`, `rounding`, both or nothing.
     """
 
     weight_bits: int | None
@@ -57,6 +58,12 @@ class LayerBits:
     output: ActivationScale | None
     bit_operations: int | None
     low_rank: int | None = None
+    learned: tuple[str, ...] = ()
+
+    @property
+    def help(self) -> tuple[str, ...]:
+        """What helps the layer beside its bits, in words."""
+        return (*(() if self.low_rank is None else (f"rank {self.low_rank}",)), *self.learned)
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,11 @@ class StoredLayer(BaseModel):
     output: ActivationScale | None = None
     bit_operations: PositiveInt | None = None
     low_rank: PositiveInt | None = None
+    learned: tuple[str, ...] = ()
 
     def bits(self) -> LayerBits:
         scales = (self.weight, self.input, self.output)
-        return LayerBits(self.weight_bits, self.activation_bits, self.reason, *scales, self.bit_operations, self.low_rank)
+        return LayerBits(self.weight_bits, self.activation_bits, self.reason, *scales, self.bit_operations, self.low_rank, self.learned)
 
 
 class _StoredLayers(BaseModel):

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from calib.quantizers.rules.precision import AttentionForm
+from calib.quantizers.rules.precision import AttentionForm, Precision
 from engines.untrusted.limits import BATCH, CHAIN_STEPS, ROWS
 from ptqd_export.plan.section import Section
 
 
 class ReconstructionSection(Section):
-    """Settings of learned rounding; used unless `rounding` is `nearest`."""
+    """Settings of learned rounding and of adapters; used where the plan asks for either."""
 
     samples: int = Field(
         default=256, ge=1, le=ROWS, description="number of states, drawn across the timesteps, that each layer or block is fitted to"
@@ -45,7 +45,16 @@ class QuantizationSection(Section):
         default="nearest",
         description="nearest; or learned, so that the output of each layer (AdaRound) or of each block (BRECQ) changes least",
     )
-    reconstruction: ReconstructionSection = Field(default=ReconstructionSection(), description="settings of learned rounding")
+    adapters: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="rank of adapters that are tuned, block by block, so that the quantized network follows the one in float, and merged "
+        "into the weights before these are rounded; null: no adapters",
+    )
+    reconstruction: ReconstructionSection = Field(
+        default=ReconstructionSection(), description="settings of learned rounding and of adapters"
+    )
     attention: AttentionForm = Field(
         default="float",
         description="what the products of attention compute with, at precisions with quantized activations: float, 8-bit floats (fp8) or "
@@ -100,3 +109,11 @@ class QuantizationSection(Section):
         default="all",
         description="compute in integers wherever the target can, or only in layers where the build measures a speed-up on this machine",
     )
+
+    def learns_rounding(self, precision: Precision) -> bool:
+        """Whether the rounding of a precision is learned: that of integers alone."""
+        return self.rounding != "nearest" and precision.form == "integer"
+
+    def learns(self, precision: Precision) -> bool:
+        """Whether anything of a precision's weights is learned."""
+        return self.adapters is not None or self.learns_rounding(precision)

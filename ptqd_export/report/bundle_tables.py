@@ -123,7 +123,7 @@ def _layer_row(layers: Sequence[StoredLayer]) -> list[Cell]:
 
 def _bits(layer: StoredLayer) -> Cell:
     text = "float" if layer.weight_bits is None else f"{layer.weight_bits} / {layer.activation_bits or 'float'}"
-    text += "" if layer.low_rank is None else f" + rank {layer.low_rank}"
+    text += "".join(f" + {what}" for what in layer.bits().help)
     return Cell(text, float(100 * (layer.weight_bits or 32) + (layer.activation_bits or 32)))
 
 

@@ -142,12 +142,12 @@ def _chosen(bundle: Bundle) -> str:
 
 
 def _learned(name: str, folder: Path) -> str:
-    """Return a line on the cost of learning a precision's rounding, or an empty string if it was not learned."""
+    """Return a line on the cost of learning a precision's weights, or an empty string if nothing was learned."""
     if name == FULL_PRECISION or (took := json.loads((folder / "precision.json").read_text())["reconstruction"]) is None:
         return ""
-    kept = sum(block["kept"] for block in took["blocks"])
+    kept = ", ".join(f"{what} kept in {sum(what in one['kept'] for one in took['blocks'])}" for what in took["learns"])
     cost = f"{took['minutes']:.1f} minutes, {took['peak_memory_gib']:.1f} GiB at most"
-    return f"{name}: rounding learned by {took['unit']} in {cost}; kept for {kept} of {len(took['blocks'])}\n"
+    return f"{name}: learned by {took['unit']} in {cost}; of {len(took['blocks'])}: {kept}\n"
 
 
 def _grouped(name: str, folder: Path) -> str:

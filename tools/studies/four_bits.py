@@ -1,9 +1,10 @@
-"""Measure what helps a transformer at four bits: channel scaling, rotations, branches of low rank, and noisy layers in float.
+"""Measure what helps a transformer at four bits: channel scaling, rotations, branches of low rank, noisy layers in float, adapters that
+are merged, and learned rounding.
 
     python -m tools.studies.four_bits tools/dit/plan.json build/four-bits/dit --precision w4a4
 
-All weights are rounded to the nearest. The statistics are taken on the full-precision trajectory, so that all networks see the same states.
-Finished stages are reused.
+Weights are rounded to the nearest unless a row learns. The statistics are taken on the full-precision trajectory, so that all networks
+see the same states. Finished stages are reused.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ HELP: Mapping[str, Mapping[str, Any]] = {
     "rank 16, rotation": {"low_rank": 16, "rotation": "hadamard"},
     "rank 32, rotation": {"low_rank": 32, "rotation": "hadamard"},
     "20 % in float": {"float_share": 0.2},
+    "adapters 16": {"adapters": 16},
+    "learned rounding": {"rounding": "block"},
+    "adapters 16, learned rounding": {"adapters": 16, "rounding": "block"},
+    "rank 32, adapters 16": {"low_rank": 32, "adapters": 16},
+    "rank 32, learned rounding": {"low_rank": 32, "rounding": "block"},
 }
 """Changes of the plan's section `quantization`."""
 

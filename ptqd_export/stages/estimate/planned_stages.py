@@ -55,7 +55,7 @@ def _precisions(context: BuildContext) -> Iterator[str]:
             yield f"noise-{precision.name}"
         if context.chooses_groups and precision.quantizes_activations:
             yield f"groups-{precision.name}"
-        if quantization.rounding != "nearest" and precision.form == "integer":
+        if quantization.learns(precision):
             yield f"reconstruct-{precision.name}"
         yield f"quantize-{precision.name}"
     yield from _floats_and_cuts(context)

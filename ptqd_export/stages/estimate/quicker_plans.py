@@ -20,6 +20,7 @@ CHANGES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     'correction.mode "joint"': ("correction", {"mode": "joint"}),
     'steps.policy "snr"': ("steps", {"policy": "snr", "budget": None}),
     'quantization.rounding "nearest"': ("quantization", {"rounding": "nearest"}),
+    "quantization.adapters null": ("quantization", {"adapters": None}),
     "quantization.step_groups 1": ("quantization", {"step_groups": 1}),
 }
 """By how a message names the change: the section of the plan, and its new values."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from calib.quantizers.group_choice import spans
+from calib.quantizers.rules.precision import Precision
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.estimate.network_rows import network_rows
 from ptqd_export.stages.estimate.rates import Rates
@@ -93,7 +94,7 @@ class StageCosts:
             case "prepare":
                 return 4 * rates.rewrite + 2 * rates.open
             case "reconstruct":
-                return self._learning()
+                return self._learning(precision)
             case "integer":
                 return self._integer_speed()
             case "states":
@@ -126,13 +127,14 @@ class StageCosts:
         values = 0 if settings.weight_scale == "max" else sum(layer.weights for layer in layers)
         return tensors * self._rates.activation + values * self._rates.weight
 
-    def _learning(self) -> float:
-        """Return the seconds that it takes to learn the rounding of a precision: blocks have about three layers."""
+    def _learning(self, precision: str) -> float:
+        """Return the seconds that it takes to learn the weights of a precision: blocks have about three layers."""
         settings, guided = self._context.plan.quantization, self._context.guided
         inner = sum(layer.role == "inner" for layer in self._network.layers)
         blocks = inner if settings.rounding == "layer" else math.ceil(inner / 3)
         rows = settings.reconstruction.samples * (2 if guided else 1)
-        steps = settings.reconstruction.iterations * settings.reconstruction.batch_size
+        phases = (settings.adapters is not None) + settings.learns_rounding(Precision.parse(precision))
+        steps = phases * settings.reconstruction.iterations * settings.reconstruction.batch_size
         return self._rates.torch_row * (blocks * rows + LEARNED * steps)
 
     def _integer_speed(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,6 +53,13 @@ def add_groups(records: Sequence[dict[str, Any]], bounds: Sequence[float], group
     for record in records:
         if record["name"] in scales:
             record["groups"] = scales[record["name"]]
+
+
+def add_learned(records: Sequence[dict[str, Any]], took: Mapping[str, Any]) -> None:
+    """Add what was learned and kept to the records of the layers, from the summary of the stage that learned it."""
+    kept = {name: block["kept"] for block in took["blocks"] for name in block["layers"]}
+    for record in records:
+        record["learned"] = kept.get(record["name"], [])
 
 
 def _layer_record(layer: Layer, rule: Rule, float_bits: int, quantized: QuantizedLayer | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stages `reconstruct-<precision>`: learn the rounding of one precision."""
+"""Stages `reconstruct-<precision>`: learn the weights of one precision, by adapters, by their rounding, or by one after the other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,13 @@ from torch import nn
 
 from calib.quantizers.quantized_layer import QuantizedLayer
 from calib.quantizers.rules.precision import Precision
+from calib.rounding.adapted_weight import AdaptedWeight
+from calib.rounding.adaround import SoftRounding
 from calib.rounding.block_fit import BlockFitSettings
 from calib.rounding.learned_block import BlockRecord, load_block
 from calib.rounding.module_calls import Inputs
-from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
+from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, block_files, reconstruct
+from calib.rounding.soft_weight import Phase
 from calib.walk.activation_states import States
 from engines.host.files import write_text
 from ptqd_export.models.base import LoadedModel
@@ -32,38 +36,42 @@ SUMMARY = "reconstruction.json"
 
 
 def make_learned_rounding(context: BuildContext, precision: Precision, sources: Sources, folder: Path, reporter: Reporter) -> None:
-    """Learn the rounding of the prepared network with `make_reconstruction`; resumes an interrupted run."""
-    unit = context.plan.quantization.rounding
-    assert unit != "nearest"
+    """Learn the weights of the prepared network with `make_reconstruction`; resumes an interrupted run."""
     model = prepared_model(context, sources.prepared)
     found = quantizers(context, sources, TracedNetwork.load(sources.prepared), model)
     nearest = found.rounded_to_nearest(precision)
-    make_reconstruction(context, model, unit, nearest, sources.states, folder, reporter)
+    make_reconstruction(context, model, reconstruction_settings(context, precision), nearest, sources.states, folder, reporter)
 
 
 def make_reconstruction(
-    context: BuildContext, model: LoadedModel, unit: Unit, nearest: Sequence[QuantizedLayer], states: Path, folder: Path, reporter: Reporter
+    context: BuildContext,
+    model: LoadedModel,
+    settings: ReconstructionSettings,
+    nearest: Sequence[QuantizedLayer],
+    states: Path,
+    folder: Path,
+    reporter: Reporter,
 ) -> None:
-    """Write the learned rounding of every block, and `reconstruction.json` with errors, minutes, peak memory, and the layers that stay
-    rounded to nearest.
+    """Write what every block learned, and `reconstruction.json` with errors, minutes, peak memory, and the layers that stay rounded to
+    nearest.
 
     Args:
         context: context of the build.
         model: model whose network is quantized.
-        unit: unit of the reconstruction, layer or block.
+        settings: what is learned, and how.
         nearest: layers of the network at one precision, rounded to nearest.
         states: folder of the stage `states`.
         folder: output folder, which may hold the blocks that an interrupted run finished.
         reporter: shows the progress, optimizer step by optimizer step.
     """
     chosen = load_states(states).first(context.plan.quantization.reconstruction.samples)
-    learned = reconstruct(
-        model.adapter.network, nearest, _calibration_rows(context, model, chosen), _settings(context, unit), folder, reporter.advance
-    )
+    calibration = _calibration_rows(context, model, chosen)
+    learned = reconstruct(model.adapter.network, nearest, calibration, settings, folder, reporter.advance)
     records = list(_records(folder, nearest))
     kept = {name for record in records if record.kept for name in record.layers}
     summary = {
-        "unit": unit,
+        "unit": settings.unit,
+        "learns": [phase.name for phase in settings.phases],
         "states": len(chosen.rows),
         "minutes": sum(record.seconds for record in records) / 60,
         "peak_memory_gib": _peak_memory_gib(),
@@ -85,11 +93,16 @@ def _records(folder: Path, nearest: Sequence[QuantizedLayer]) -> Iterator[BlockR
     return (load_block(path, named)[0] for path in block_files(folder))
 
 
-def _settings(context: BuildContext, unit: Unit) -> ReconstructionSettings:
-    wanted, calibration = context.plan.quantization.reconstruction, context.plan.calibration
-    scales = wanted.activation_scales and context.plan.quantization.step_groups == 1  # those of groups come from their own states
+def reconstruction_settings(context: BuildContext, precision: Precision) -> ReconstructionSettings:
+    """Return what a precision learns, and how. Blocks are learned together unless the plan says `layer`."""
+    plan, calibration = context.plan.quantization, context.plan.calibration
+    wanted = plan.reconstruction
+    scales = wanted.activation_scales and plan.step_groups == 1  # those of groups come from their own states
+    adapters = [] if plan.adapters is None else [Phase("adapters", partial(AdaptedWeight, rank=plan.adapters))]
+    rounding = [Phase("rounding", SoftRounding)] if plan.learns_rounding(precision) else []
     return ReconstructionSettings(
-        unit=unit,
+        unit="layer" if plan.rounding == "layer" else "block",
+        phases=(*adapters, *rounding),
         fit=BlockFitSettings(wanted.iterations, wanted.batch_size, scales, torch.device(calibration.device)),
         dtype=torch.bfloat16 if calibration.dtype == "bfloat16" else torch.float32,
         memory_bytes=int(wanted.memory_gib * 2**30),

@@ -27,7 +27,7 @@ from ptqd_export.stages.build_context import FULL_PRECISION, GROUPS, BuildContex
 from ptqd_export.stages.network.preparation import prepared_model
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.layer_records import add_groups, precision_record
+from ptqd_export.stages.precisions.layer_records import add_groups, add_learned, precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 from ptqd_export.stages.precisions.quantized_attention_sites import attention_sites
@@ -37,11 +37,11 @@ from ptqd_export.stages.reporter import Reporter, each
 def make_quantized_graph(
     context: BuildContext, precision: Precision, sources: Sources, learned: Path | None, folder: Path, reporter: Reporter
 ) -> None:
-    """Write `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learned rounding). With
+    """Write `<precision>.onnx` and `precision.json` (layers, bit operations, results of verification, cost of learning). With
     several groups of steps, also write `groups.json` and the graphs of the other groups, which read their weights from the first group's
     file.
 
-    `learned` is the folder of the stage that learned the rounding, or None if weights are rounded to nearest.
+    `learned` is the folder of the stage that learned the weights, or None if they are rounded to nearest.
     """
     network, model = TracedNetwork.load(sources.prepared), prepared_model(context, sources.prepared)
     groups, path = groups_of(precision, sources.groups()), folder / f"{precision.name}.onnx"
@@ -68,6 +68,8 @@ def make_quantized_graph(
     if sites.sites:
         record["attention"] = [one.model_dump() for one in sites.records(attention)]
     add_groups(record["layers"], bounds, layers[1:])
+    if took is not None:
+        add_learned(record["layers"], took)
     (folder / "precision.json").write_text(json.dumps(record, indent=1))
     if bounds:
         (folder / GROUPS).write_text(json.dumps(bounds))

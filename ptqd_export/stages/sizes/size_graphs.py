@@ -149,7 +149,7 @@ def _decided(network: SizeNetwork, precision: Precision, sources: Sources) -> _D
         chosen = cache.run(f"groups-{precision.name}", {**settings, "states": sources.states.name}, choose)
         sources, settings["chosen"] = replace(sources, chosen=load_chosen(chosen)), chosen.name
     learned = None
-    if quantization.rounding != "nearest" and precision.form == "integer":
+    if quantization.learns(precision):
         learn = partial(make_learned_rounding, context, precision, sources)
         inputs = {**settings, "states": sources.states.name, **device_of(context)}
         learned = cache.run(f"reconstruct-{precision.name}", inputs, learn, room=room.learned(prepared), resumable=True)

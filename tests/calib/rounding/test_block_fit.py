@@ -16,6 +16,7 @@ from calib.quantizers.quantizers import ActivationQuantizer, WeightQuantizer, we
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
 from calib.quantizers.scale_search import weight_scale
+from calib.rounding.adaround import SoftRounding
 from calib.rounding.block_fit import BlockFitSettings, BlockTask, fit
 from calib.rounding.block_rows import BlockNetworks, BlockRows, collect
 from calib.rounding.blocks import Block
@@ -58,12 +59,12 @@ def _nearest(linear: nn.Linear, rule: Rule, source: ActivationQuantizer | None =
 
 
 def _fit(linear: nn.Linear, layer: QuantizedLayer, rows: BlockRows, settings: BlockFitSettings = SETTINGS, seed: int = 0) -> QuantizedLayer:
-    task = BlockTask(linear, {"": layer}, (), rows)
-    return fit(task, ROWS, _output_error(linear, layer, rows), settings, torch.Generator().manual_seed(seed))[""]
+    task = BlockTask.of(linear, {"": layer}, (), rows)
+    return fit(task, SoftRounding, ROWS, _output_error(linear, layer, rows), settings, torch.Generator().manual_seed(seed)).layers[""]
 
 
 def _output_error(linear: nn.Linear, layer: QuantizedLayer, rows: BlockRows) -> float:
-    return BlockTask(linear, {"": layer}, (), rows).error({"": layer}, ROWS, SETTINGS)
+    return BlockTask.of(linear, {"": layer}, (), rows).error(ROWS, SETTINGS)
 
 
 def _error(weight: Tensor, linear: nn.Linear, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from calib.quantizers.rules.placement import Rule
 from calib.rounding.learned_block import BlockRecord, load_block, save_block
 
 INPUT = ActivationQuantizer(8, signed=False, scale=float(np.float32(0.031)), zero_point=117)
-RECORD = BlockRecord("block", ("block.a", "block.b"), 2.0, 1.0, True, 3.5, 100, 0)
+RECORD = BlockRecord("block", ("block.a", "block.b"), 2.0, 1.0, ("adapters",), 3.5, 100, 0)
 
 
 def _layer(name: str, source: ActivationQuantizer | None, output: ActivationQuantizer | None) -> QuantizedLayer:

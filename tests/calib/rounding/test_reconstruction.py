@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,18 @@ from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import PLACEMENTS, LayerOverrides
 from calib.quantizers.rules.precision import Precision
 from calib.rounding import reconstruction
+from calib.rounding.adapted_weight import AdaptedWeight
+from calib.rounding.adaround import SoftRounding
 from calib.rounding.block_fit import BlockFitSettings, BlockTask
 from calib.rounding.learned_block import load_block
 from calib.rounding.module_calls import Inputs
 from calib.rounding.reconstruction import CalibrationRows, ReconstructionSettings, Unit, block_files, reconstruct
+from calib.rounding.soft_weight import Phase
 
 CPU = torch.device("cpu")
 STATES = 96
+ROUNDING = Phase("rounding", SoftRounding)
+ADAPTERS = Phase("adapters", partial(AdaptedWeight, rank=4))
 
 
 class Residual(nn.Module):
@@ -81,11 +87,14 @@ class Case:
         memory_bytes: int = 10**8,
         on_work: Callable[[int, int], None] = lambda *_step: None,
         dtype: torch.dtype = torch.float32,
+        phases: tuple[Phase, ...] = (ROUNDING,),
+        iterations: int = 40,
     ) -> list[QuantizedLayer]:
         folder.mkdir(exist_ok=True)
-        fit = BlockFitSettings(iterations=40, batch_size=16, activation_scales=True, device=CPU)
+        fit = BlockFitSettings(iterations=iterations, batch_size=16, activation_scales=True, device=CPU)
         rows = CalibrationRows(_forward, (self.x[:STATES],), STATES)
-        return reconstruct(self.network, self.nearest, rows, ReconstructionSettings(unit, fit, dtype, memory_bytes), folder, on_work)
+        settings = ReconstructionSettings(unit, phases, fit, dtype, memory_bytes)
+        return reconstruct(self.network, self.nearest, rows, settings, folder, on_work)
 
     def error(self, layers: list[QuantizedLayer]) -> float:
         """Of the output, on samples that nothing was learned from."""
@@ -94,7 +103,7 @@ class Case:
             return float((fake_quantized(self.network, layers)(x) - self.network(x)).square().mean())
 
 
-def _case(precision: str, low_rank: int | None = None, *, rotated: bool = False) -> Case:
+def _case(precision: str, low_rank: int | None = None, *, rotated: bool = False, target: str = "onnxruntime") -> Case:
     torch.manual_seed(0)
     network = Network().eval()
     if rotated:
@@ -107,7 +116,7 @@ def _case(precision: str, low_rank: int | None = None, *, rotated: bool = False)
     settings = QuantizationSettings(
         "max", "max", LayerOverrides(low_rank=low_rank)
     )  # the search for scales would leave little to learn in so small a network
-    quantizer = Quantizer(network, layers, seen, PLACEMENTS["onnxruntime"], settings)
+    quantizer = Quantizer(network, layers, seen, PLACEMENTS[target], settings)
     return Case(network, x, quantizer.quantize(Precision.parse(precision)))
 
 
@@ -183,7 +192,7 @@ def test_record_is_of_the_oracle_and_no_block_is_worse_than_nearest(case: Case, 
     x = case.x[:STATES][7::8]
     done = {layer.layer.name: layer for layer in layers}
     for i, record in enumerate(records):
-        assert record.kept
+        assert record.kept == ("rounding",)
         assert record.learned_error < record.nearest_error
         with torch.no_grad():
             quantized = fake_quantized(case.network, [layer if name.startswith("last") else done[name] for name, layer in nearest.items()])
@@ -194,13 +203,14 @@ def test_record_is_of_the_oracle_and_no_block_is_worse_than_nearest(case: Case, 
 
 
 def test_a_block_that_learned_badly_stays_as_it_was(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def worst(task: BlockTask, *_others: object) -> dict[str, QuantizedLayer]:
-        return {name: replace(layer, integers=torch.zeros_like(layer.integers)) for name, layer in task.layers.items()}
+    def worst(task: BlockTask, *_others: object) -> BlockTask:
+        layers = {name: replace(layer, integers=torch.zeros_like(layer.integers)) for name, layer in task.layers.items()}
+        return replace(task, layers=layers)
 
     monkeypatch.setattr(reconstruction, "fit", worst)
     assert _same(case.learn(tmp_path), case.nearest)
     records = [load_block(path, {layer.layer.name: layer for layer in case.nearest})[0] for path in block_files(tmp_path)]
-    assert [record.kept for record in records] == [False, False]
+    assert [record.kept for record in records] == [(), ()]
 
 
 def test_interrupted_run_goes_on_to_the_same_bits(case: Case, learned: tuple[Path, list[QuantizedLayer]], tmp_path: Path) -> None:
@@ -238,6 +248,27 @@ def test_network_is_left_as_it_was(case: Case, learned: tuple[Path, list[Quantiz
 def test_other_precisions_learn(precision: str, tmp_path: Path) -> None:
     case = _case(precision)
     assert case.error(case.learn(tmp_path)) < 0.8 * case.error(case.nearest)
+
+
+@pytest.mark.parametrize(("precision", "target"), [("w4a4", "onnxruntime"), ("w3a16", "onnxruntime"), ("nvfp4", "tensorrt")])
+def test_adapters_bring_the_output_nearer_in_integers_and_in_floats(precision: str, target: str, tmp_path: Path) -> None:
+    case = _case(precision, target=target)
+    layers = case.learn(tmp_path, phases=(ADAPTERS,))
+    assert case.error(layers) < 0.9 * case.error(case.nearest)
+    for before, after in zip(case.nearest, layers, strict=True):
+        assert after.weight is before.weight
+        assert after.integers.dtype == before.integers.dtype
+        assert not torch.equal(after.integers.float(), before.integers.float()) or before.layer.role != "inner"
+
+
+def test_rounding_goes_on_from_the_merged_weights(case: Case, tmp_path: Path) -> None:
+    both = case.learn(tmp_path, phases=(ADAPTERS, ROUNDING), iterations=150)
+    named = {layer.layer.name: layer for layer in case.nearest}
+    assert [load_block(path, named)[0].kept for path in block_files(tmp_path)] == [("adapters", "rounding")] * 2
+    adapted = case.learn(tmp_path / "adapted", phases=(ADAPTERS,), iterations=150)
+    assert case.error(both) < case.error(adapted) < case.error(case.nearest)
+    for before, after in zip(adapted[1:4], both[1:4], strict=True):  # the first block, whose adapters are those of the other run
+        assert (after.integers - before.integers).abs().max() == 1
 
 
 def test_products_may_be_computed_in_bfloat16(case: Case, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from calib.quantizers.quantizers import ActivationQuantizer
 from calib.quantizers.rules.layers import Layer
 from calib.quantizers.rules.placement import Rule
 from calib.quantizers.scale_search import weight_scale
+from calib.rounding.adaround import SoftRounding
+from calib.rounding.learned_scale import LearnedScale
 from calib.rounding.soft_block import SoftBlock
 
 INPUT = ActivationQuantizer(4, signed=False, scale=0.3, zero_point=7)
@@ -54,10 +56,17 @@ def layers(gate: Gate) -> dict[str, QuantizedLayer]:
 
 @pytest.fixture
 def soft(gate: Gate, layers: dict[str, QuantizedLayer]) -> SoftBlock:
-    return SoftBlock(gate, layers, torch.device("cpu"))
+    weights = {"a": gate.a.weight, "b": gate.b.weight}
+    return SoftBlock(gate, layers, weights, SoftRounding, torch.device("cpu"))
 
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)) / 4
+
+
+def _scale_of_input(soft: SoftBlock) -> LearnedScale:
+    found = soft.scales["gate.a.input"]
+    assert isinstance(found, LearnedScale)
+    return found
 
 
 def test_it_starts_with_the_clipped_float_weights_between_fake_quantizers(
@@ -74,7 +83,7 @@ def test_it_starts_with_the_clipped_float_weights_between_fake_quantizers(
 def test_layers_of_one_source_share_its_scale(soft: SoftBlock) -> None:
     assert set(soft.scales) == {"gate.a.input", "gate.a.output", "gate.b.output"}
     with torch.no_grad():
-        soft.scales["gate.a.input"].a.fill_(0.1)
+        _scale_of_input(soft).a.fill_(0.1)
     hardened = soft.hardened()
     assert hardened["a"].input == hardened["b"].input != INPUT
     assert hardened["a"].output == hardened["b"].output
@@ -82,9 +91,10 @@ def test_layers_of_one_source_share_its_scale(soft: SoftBlock) -> None:
 
 def test_decided_block_computes_what_the_oracle_computes(gate: Gate, soft: SoftBlock) -> None:
     with torch.no_grad():
-        for rounding in soft.roundings.values():
+        for rounding in soft.weights.values():
+            assert isinstance(rounding, SoftRounding)
             rounding.V.copy_(40 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).sign())
-        soft.scales["gate.a.input"].a.fill_(-0.2)
+        _scale_of_input(soft).a.fill_(-0.2)
         with soft.attached():
             found = soft(((X,), {}))
         network = nn.ModuleDict({"gate": gate})
@@ -97,10 +107,11 @@ def test_rounding_of_the_rest_is_learned_beside_a_branch(gate: Gate, layers: dic
     rest = branch.rest_of(gate.a.weight)
     quantizer = weight_scale(rest, 3)
     layers["a"] = replace(layers["a"], branch=branch, weight=quantizer, integers=quantizer.integers(rest), output=None)
-    soft = SoftBlock(gate, layers, torch.device("cpu"))
+    soft = SoftBlock(gate, layers, {"a": rest, "b": gate.b.weight}, SoftRounding, torch.device("cpu"))
     with torch.no_grad():
-        torch.testing.assert_close(soft.roundings["a"](), rest.clamp(-4 * quantizer.scale[:, None], 3 * quantizer.scale[:, None]))
-        for rounding in soft.roundings.values():
+        torch.testing.assert_close(soft.weights["a"](), rest.clamp(-4 * quantizer.scale[:, None], 3 * quantizer.scale[:, None]))
+        for rounding in soft.weights.values():
+            assert isinstance(rounding, SoftRounding)
             rounding.V.copy_(40 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).sign())
         with soft.attached():
             found = soft(((X,), {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,7 +39,7 @@ def write(bundle: TinyBundle, precision: str, *layers: dict[str, Any]) -> None:
 
 def test_a_layer_is_told_at_every_precision_that_was_measured(own_tiny: TinyBundle) -> None:
     write(own_tiny, "w4a8", FLOAT)
-    write(own_tiny, "w8a8", INTEGER | {"low_rank": 16})
+    write(own_tiny, "w8a8", INTEGER | {"low_rank": 16, "learned": ["adapters"]})
     assert layers_of(Bundle.open(own_tiny.folder)) == (
         LayerInfo(
             "first",
@@ -46,10 +47,16 @@ def test_a_layer_is_told_at_every_precision_that_was_measured(own_tiny: TinyBund
             "boundary",
             {
                 "w4a8": LayerBits(None, None, "first or last layer", None, None, None, None),
-                "w8a8": LayerBits(8, 8, None, WeightScales(4, 0.125, 0.5), ActivationScale(0.25, -3), None, 640, 16),
+                "w8a8": LayerBits(8, 8, None, WeightScales(4, 0.125, 0.5), ActivationScale(0.25, -3), None, 640, 16, ("adapters",)),
             },
         ),
     )
+
+
+def test_help_is_told_in_words() -> None:
+    bits = LayerBits(4, 4, None, None, None, None, None)
+    assert bits.help == ()
+    assert replace(bits, low_rank=16, learned=("adapters", "rounding")).help == ("rank 16", "adapters", "rounding")
 
 
 def test_damaged_records_are_refused(own_tiny: TinyBundle) -> None:

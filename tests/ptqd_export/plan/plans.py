@@ -64,6 +64,7 @@ RESOLVED = """\
     "weight_group": null,
     "activation_scale": "mse",
     "rounding": "nearest",
+    "adapters": null,
     "reconstruction": {
       "samples": 256,
       "iterations": 500,

@@ -12,10 +12,11 @@ import torch
 from calib.quantizers.oracle import fake_quantized
 from calib.quantizers.quantize import QuantizationSettings
 from calib.quantizers.quantized_layer import QuantizedLayer
+from calib.quantizers.rules.precision import Precision
 from calib.walk.activation_states import States
 from ptqd_export.plan import Plan, PlanFile
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction, make_reconstruction
+from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction, make_reconstruction, reconstruction_settings
 from tests.ptqd_export.stages.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def _context(built: Built, **settings: Any) -> BuildContext:
     """The context of a build, with other settings of learned rounding."""
     content = built.plan_file.plan.model_dump(mode="json")
+    content["quantization"]["rounding"] = "block"
     content["quantization"]["reconstruction"] |= {"samples": 32, "iterations": 20, "batch_size": 8} | settings
     return BuildContext(PlanFile(Plan.model_validate(content), built.plan_file.folder, built.plan_file.output_path))
 
@@ -32,7 +34,8 @@ def _context(built: Built, **settings: Any) -> BuildContext:
 def _learn(built: Built, nearest: list[QuantizedLayer], folder: Path, recorder: Recorder, **settings: Any) -> list[QuantizedLayer]:
     context = _context(built, **settings)
     folder.mkdir(exist_ok=True)
-    make_reconstruction(context, context.model, "block", nearest, built.stage("states"), folder, recorder)
+    learning = reconstruction_settings(context, Precision.parse("w3a8"))
+    make_reconstruction(context, context.model, learning, nearest, built.stage("states"), folder, recorder)
     return load_reconstruction(folder, nearest)
 
 
@@ -82,7 +85,8 @@ def test_summary_says_what_it_cost_and_gained(class_build: Built, learned: list[
     assert summary["states"] == 32
     assert summary["minutes"] == pytest.approx(sum(block["seconds"] for block in blocks) / 60)
     assert 0.1 < summary["peak_memory_gib"] < 100
-    assert all(block["kept"] == (block["learned_error"] < block["nearest_error"]) for block in blocks)
+    assert summary["learns"] == ["rounding"]
+    assert all((block["kept"] == ["rounding"]) == (block["learned_error"] < block["nearest_error"]) for block in blocks)
     kept = {name for block in blocks if block["kept"] for name in block["layers"]}
     named = {layer.layer.name for layer in learned}
     assert kept
