@@ -5,20 +5,22 @@ Neighbouring steps compute nearly the same deep features (DeepCache, arXiv 2312.
 
 1. A skip connection of a U-Net is a concatenation of channels, one of whose parts is computed from the other. The part that is computed
    last comes up from below the skip: it is kept.
-2. A block of a transformer adds something to its input that is computed from this input. What a range of blocks adds is kept.
+2. A block of a transformer adds something to its input that is computed from this input. What a range of blocks adds is kept, for every
+   stream of tokens that is needed behind the range; see `ptqd_export.graph.passes.token_streams`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from engines.backends.base import KEPT
-from engines.networks.engine_denoiser import STATE
-from ptqd_export.graph.passes.embedding_cut import FLOATS, WEIGHTED, prune, reads_batch_size, row_of
+from ptqd_export.graph.passes.ancestry import Ancestry, saves
+from ptqd_export.graph.passes.embedding_cut import FLOATS, prune, row_of
+from ptqd_export.graph.passes.token_streams import Kept, TokenStreams
 
 RESIDUAL = re.compile(r"residual_(\d+)_(\d+)")
 
@@ -29,44 +31,41 @@ class FoundCuts:
 
     Attributes:
         skips: kept features by name: `skip_N`, N counted from the output.
-        residuals: sums of a block's input and what it adds, each with the input, in the order of the graph; used if there are no skips.
+        streams: residual blocks of a network without skips.
     """
 
     skips: dict[str, ir.Value]
-    residuals: tuple[tuple[ir.Value, ir.Value], ...]
+    streams: TokenStreams
 
     @property
     def described(self) -> str:
         """Names of the cuts, for messages."""
         if self.skips:
             return ", ".join(self.skips)
-        if len(self.residuals) < 2:
+        if len(self.streams.sums) < 2:
             return "none: the network has neither skip connections nor residual blocks"
-        return f"residual_A_B with 0 <= A <= B < {len(self.residuals)}"
+        return f"residual_A_B with 0 <= A <= B < {len(self.streams.sums)}"
 
     @property
     def proposed(self) -> tuple[str, ...]:
         """The cuts to choose among: every skip connection, or the ranges around the middle of the blocks."""
-        count = len(self.residuals)
-        return (*self.skips, *(f"residual_{first}_{count - 1 - first}" for first in range(count // 2)))
+        count = len(self.streams.sums)
+        ranges = (f"residual_{first}_{count - 1 - first}" for first in range(count // 2))
+        return (*self.skips, *(name for name in ranges if name in self))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.skips or self._range(name) is not None
+        return name in self.skips or bool(self._range(name))
 
-    def _range(self, name: str) -> tuple[int, int] | None:
+    def _range(self, name: str) -> tuple[Kept, ...]:
         found = RESIDUAL.fullmatch(name)
         if self.skips or found is None:
-            return None
+            return ()
         first, last = int(found[1]), int(found[2])
-        return (first, last) if first <= last < len(self.residuals) else None
+        return self.streams.between(first, last) if first <= last < len(self.streams.sums) else ()
 
-    def at(self, name: str) -> tuple[ir.Value, ir.Value | None]:
-        """Return the value that is replaced at a cut and, where what blocks add to it is kept, the input of these blocks."""
-        if name in self.skips:
-            return self.skips[name], None
-        ends = self._range(name)
-        assert ends is not None, name
-        return self.residuals[ends[1]][0], self.residuals[ends[0]][1]
+    def at(self, name: str) -> tuple[Kept, ...]:
+        """Return what is kept at a cut."""
+        return (Kept(self.skips[name]),) if name in self.skips else self._range(name)
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class CutGraphs:
 
 def find_cuts(model: ir.Model) -> FoundCuts:
     """Return the cuts of a network."""
-    ancestry = _Ancestry(model.graph)
-    skips = [deep for deep in _skips(model.graph, ancestry) if _saves(model.graph, deep)]
+    ancestry = Ancestry(model.graph)
+    skips = [deep for deep in _skips(model.graph, ancestry) if saves(model.graph, deep)]
     named = {f"skip_{number}": deep for number, deep in enumerate(reversed(skips))}
-    return FoundCuts(named, () if named else tuple(_residuals(model.graph, ancestry)))
+    return FoundCuts(named, TokenStreams(model.graph, ancestry, () if named else tuple(_residuals(model.graph, ancestry))))
 
 
 def cut_features(model: ir.Model, name: str) -> CutGraphs:
@@ -95,48 +94,82 @@ def cut_features(model: ir.Model, name: str) -> CutGraphs:
     return CutGraphs(_cut(model.clone(), name, _keep), _cut(model.clone(), name, _reuse))
 
 
-def _cut(model: ir.Model, name: str, change: Callable[[ir.Model, ir.Value, ir.Value | None], None]) -> ir.Model:
-    change(model, *find_cuts(model).at(name))
+def _cut(model: ir.Model, name: str, change: Callable[[ir.Model, Sequence[Kept]], None]) -> ir.Model:
+    change(model, find_cuts(model).at(name))
     return model
 
 
-def _keep(model: ir.Model, replaced: ir.Value, before: ir.Value | None) -> None:
+def _keep(model: ir.Model, parts: Sequence[Kept]) -> None:
     """Add the output `kept`. What blocks add is added again, so that both graphs round alike."""
-    graph, tape = model.graph, ir.tape.Tape()
-    features = replaced
-    if before is not None:
-        users = list(replaced.uses())
-        features = _like(tape.op("Sub", [replaced, before]), replaced)
-        total = _like(tape.op("Add", [before, features]), replaced)
-        for node, index in users:
-            node.replace_input_with(index, total)
-        graph.outputs[:] = [total if value is replaced else value for value in graph.outputs]
-    is_float = features.dtype == ir.DataType.FLOAT
-    kept = tape.op("Identity", [features]) if is_float else tape.op("Cast", [features], attributes={"to": ir.DataType.FLOAT})
-    kept.name, kept.type, kept.shape = KEPT, ir.TensorType(ir.DataType.FLOAT), replaced.shape
-    producer = replaced.producer()
-    assert producer is not None
-    graph.insert_after(producer, tape.nodes)
+    graph, features = model.graph, list[ir.Value]()
+    for part in parts:
+        tape, added = ir.tape.Tape(), part.total
+        if part.before is not None:
+            before = part.before.on(tape)
+            added = _like(tape.op("Sub", [part.total, before]), part.total)
+            users = list(part.total.uses())
+            _use(
+                graph,
+                part.total,
+                [use for use in users if use[0] is not added.producer()],
+                _like(tape.op("Add", [before, added]), part.total),
+            )
+        is_float = added.dtype == ir.DataType.FLOAT
+        features.append(tape.op("Identity", [added]) if is_float else tape.op("Cast", [added], attributes={"to": ir.DataType.FLOAT}))
+        _behind(graph, part.total, tape)
+    tape = ir.tape.Tape()
+    kept = features[0] if len(parts) == 1 else tape.op("Concat", [_flat(tape, one) for one in features], attributes={"axis": 1})
+    kept.name, kept.type, kept.shape = KEPT, ir.TensorType(ir.DataType.FLOAT), _kept_shape(parts)
+    graph.extend(tape.nodes)
     graph.outputs.append(kept)
 
 
-def _reuse(model: ir.Model, replaced: ir.Value, before: ir.Value | None) -> None:
+def _reuse(model: ir.Model, parts: Sequence[Kept]) -> None:
     """Take the input `kept` in place of what computes it."""
-    graph, tape = model.graph, ir.tape.Tape()
-    kept = ir.Value(name=KEPT, type=ir.TensorType(ir.DataType.FLOAT), shape=replaced.shape)
-    inputs = {str(value.name) for value in graph.inputs}
-    users = list(replaced.uses())
-    given = kept if replaced.dtype == ir.DataType.FLOAT else _like(tape.op("Cast", [kept], attributes={"to": replaced.dtype}), replaced)
-    if before is not None:
-        given = _like(tape.op("Add", [before, given]), replaced)
-    for node, index in users:
-        node.replace_input_with(index, given)
-    graph.outputs[:] = [given if value is replaced else value for value in graph.outputs]
+    graph = model.graph
+    kept = ir.Value(name=KEPT, type=ir.TensorType(ir.DataType.FLOAT), shape=_kept_shape(parts))
+    inputs, begin = {str(value.name) for value in graph.inputs}, 0
+    for part in parts:
+        tape, given, users = ir.tape.Tape(), kept, list(part.total.uses())
+        if len(parts) > 1:
+            end = begin + part.size
+            sliced = tape.op("Slice", [kept, *(_integers(tape, [one]) for one in (begin, end, 1))])
+            given, begin = tape.op("Reshape", [sliced, _integers(tape, [0, *part.row])]), end
+        if part.total.dtype != ir.DataType.FLOAT:
+            given = _like(tape.op("Cast", [given], attributes={"to": part.total.dtype}), part.total)
+        if part.before is not None:
+            given = _like(tape.op("Add", [part.before.on(tape), given]), part.total)
+        _use(graph, part.total, users, given)
+        _behind(graph, part.total, tape)
     graph.inputs.append(kept)
-    producer = replaced.producer()
+    prune(model, {*inputs, KEPT})
+
+
+def _use(graph: ir.Graph, replaced: ir.Value, users: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
+    for node, index in users:
+        node.replace_input_with(index, value)
+    graph.outputs[:] = [value if output is replaced else output for output in graph.outputs]
+
+
+def _behind(graph: ir.Graph, value: ir.Value, tape: ir.tape.Tape) -> None:
+    producer = value.producer()
     assert producer is not None
     graph.insert_after(producer, tape.nodes)
-    prune(model, {*inputs, KEPT})
+
+
+def _flat(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
+    return tape.op("Reshape", [value, _integers(tape, [0, -1])])
+
+
+def _integers(tape: ir.tape.Tape, values: list[int]) -> ir.Value:
+    return tape.op("Constant", [], attributes={"value_ints": values})
+
+
+def _kept_shape(parts: Sequence[Kept]) -> ir.Shape | None:
+    """Return the shape of the features: that of a single part, or one row of all values of several."""
+    first = parts[0].total.shape
+    assert first is not None
+    return first if len(parts) == 1 else ir.Shape([first[0], sum(part.size for part in parts)])
 
 
 def _like(value: ir.Value, other: ir.Value) -> ir.Value:
@@ -144,7 +177,7 @@ def _like(value: ir.Value, other: ir.Value) -> ir.Value:
     return value
 
 
-def _skips(graph: ir.Graph, ancestry: _Ancestry) -> Iterator[ir.Value]:
+def _skips(graph: ir.Graph, ancestry: Ancestry) -> Iterator[ir.Value]:
     """Yield the features that come up from below each skip connection, in the order of the graph."""
     for node in graph:
         parts = [value for value in node.inputs if value is not None]
@@ -178,7 +211,7 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _residuals(graph: ir.Graph, ancestry: _Ancestry) -> Iterator[tuple[ir.Value, ir.Value]]:
+def _residuals(graph: ir.Graph, ancestry: Ancestry) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield the sums of the blocks, each with the block's input, where leaving out what the block adds saves something."""
     for node in graph:
         parts = [value for value in node.inputs if value is not None]
@@ -186,51 +219,5 @@ def _residuals(graph: ir.Graph, ancestry: _Ancestry) -> Iterator[tuple[ir.Value,
         if node.op_type != "Add" or len(parts) != 2 or row_of(out) is None or len(out.shape or ()) < 3 or out.dtype not in FLOATS:
             continue
         for before, added in (parts, parts[::-1]):
-            if row_of(before) == row_of(out) and ancestry.depends(added, before) and _saves(graph, added):
+            if row_of(before) == row_of(out) and ancestry.depends(added, before) and saves(graph, added):
                 yield out, before
-
-
-class _Ancestry:
-    """Which values are computed from which, among those computed from the state."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._from_state = {value for value in graph.inputs if value.name == STATE}
-        for node in graph:
-            if not reads_batch_size(node) and not self._from_state.isdisjoint(node.inputs):
-                self._from_state.update(node.outputs)
-
-    def depends(self, value: ir.Value, on: ir.Value) -> bool:
-        """Whether a value is computed from another one that is computed from the state."""
-        if value is on or not {value, on} <= self._from_state:
-            return False
-        waiting, seen = [value], {value}
-        while waiting:
-            node = waiting.pop().producer()
-            new = set() if node is None else {given for given in node.inputs if given in self._from_state} - seen
-            if on in new:
-                return True
-            seen |= new
-            waiting += new
-        return False
-
-
-def _saves(graph: ir.Graph, given: ir.Value) -> bool:
-    """Whether the outputs need fewer weighted operators, but still the state, if a value is given."""
-    needed, inputs = _needed(graph, given)
-    return any(node.op_type in WEIGHTED and node not in needed for node in graph) and STATE in inputs
-
-
-def _needed(graph: ir.Graph, given: ir.Value) -> tuple[set[ir.Node], set[str]]:
-    """Return the nodes that the outputs need, and the inputs."""
-    waiting, nodes, inputs = list(graph.outputs), set[ir.Node](), set[str]()
-    while waiting:
-        value = waiting.pop()
-        node = value.producer()
-        if value is given or node in nodes:
-            continue
-        if node is None:
-            inputs.add(str(value.name))
-        else:
-            nodes.add(node)
-            waiting += [] if reads_batch_size(node) else [used for used in node.inputs if used is not None]
-    return nodes, inputs

@@ -46,17 +46,53 @@ whole (float[batch, 4, 8] sample, float[batch] timestep) => (float[batch, 4, 8] 
 """
 
 
+STREAMS = """
+whole (float[batch, 4, 8] sample, float[batch] timestep, float[batch, 2, 8] prompt) => (float[batch, 4, 8] out)
+    <float[batch, 4, 8] i0, float[batch, 4, 8] i1, float[batch, 4, 8] i2, float[batch, 2, 8] t1, float[batch, 2, 8] t2,
+     float[batch, 2, 8] t3, float[batch, 6, 8] s0, float[batch, 6, 8] s1, float[batch, 6, 8] s2> {
+    sizes = Constant <value = int64[2] {2, 4}> ()
+    i0 = MatMul(sample, w)
+    j0 = Concat <axis = 1> (prompt, i0)
+    a0 = MatMul(mix, j0)
+    p0, q0 = Split <axis = 1> (a0, sizes)
+    r0 = MatMul(p0, w)
+    t1 = Add(prompt, r0)
+    v0 = MatMul(q0, w)
+    i1 = Add(i0, v0)
+    f0 = MatMul(t1, w)
+    t2 = Add(t1, f0)
+    j1 = Concat <axis = 1> (t2, i1)
+    a1 = MatMul(mix, j1)
+    p1, q1 = Split <axis = 1> (a1, sizes)
+    r1 = MatMul(p1, w)
+    t3 = Add(t2, r1)
+    v1 = MatMul(q1, w)
+    i2 = Add(i1, v1)
+    s0 = Concat <axis = 1> (t3, i2)
+    f1 = MatMul(s0, w)
+    s1 = Add(s0, f1)
+    f2 = MatMul(s1, w)
+    s2 = Add(s1, f2)
+    p2, q2 = Split <axis = 1> (s2, sizes)
+    out = MatMul(q2, w)
+}
+"""
+"""Two streams that attend to each other twice and then are one, as in FLUX."""
+
+
 def products(model: ir.Model) -> int:
     return sum(node.op_type in ("Conv", "MatMul") for node in model.graph)
 
 
-def transformer(parse_graph: Parse) -> ir.Model:
-    model = parse_graph(TRANSFORMER)
-    weight = ir.Value(name="w", const_value=ir.tensor(RNG.normal(size=(8, 8)).astype(np.float32) / 3))
-    old = {value for node in model.graph for value in node.inputs if value is not None and value.name == "w"}
-    for value in old:
-        value.replace_all_uses_with(weight)
-    model.graph.register_initializer(weight)
+def transformer(parse_graph: Parse, text: str = TRANSFORMER) -> ir.Model:
+    model = parse_graph(text)
+    for name, size in (("w", 8), ("mix", 6)):
+        weight = ir.Value(name=name, const_value=ir.tensor(RNG.normal(size=(size, size)).astype(np.float32) / 3))
+        old = {value for node in model.graph for value in node.inputs if value is not None and value.name == name}
+        for value in old:
+            value.replace_all_uses_with(weight)
+        if old:
+            model.graph.register_initializer(weight)
     return model
 
 
@@ -94,7 +130,7 @@ def test_graphs_of_a_skip_compute_the_whole(parse_graph: Parse, tmp_path: Path, 
 
 def test_blocks_of_a_transformer_are_counted_at_their_sums(parse_graph: Parse) -> None:
     found = find_cuts(transformer(parse_graph))
-    assert [(str(total.name), str(before.name)) for total, before in found.residuals] == [("h1", "h0"), ("h2", "h1")]
+    assert [(str(total.name), str(before.name)) for total, before in found.streams.sums] == [("h1", "h0"), ("h2", "h1")]
     assert found.described == "residual_A_B with 0 <= A <= B < 2"
     assert "residual_0_1" in found
     assert "residual_1_0" not in found
@@ -115,6 +151,43 @@ def test_graphs_of_a_range_keep_what_the_blocks_add(parse_graph: Parse, tmp_path
     w = next(value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None)
     if name == "residual_0_1":
         np.testing.assert_allclose(reuse.run({**feeds(X), "kept": 0 * kept}), X @ w @ w, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "left"),
+    [
+        ("residual_1_2", {"i2": ("i1",), "t3": ("t1",)}, 7),
+        ("residual_1_4", {"s1": ("t1", "i1")}, 6),
+        ("residual_1_5", {"s2": ("t1", "i1")}, 5),
+        ("residual_4_5", {"s2": ("s0",)}, 9),
+    ],
+)
+def test_every_stream_that_is_needed_behind_a_range_is_kept(
+    parse_graph: Parse, tmp_path: Path, name: str, kept: dict[str, tuple[str, ...]], left: int
+) -> None:
+    model = transformer(parse_graph, STREAMS)
+    found = find_cuts(model)
+    assert [str(total.name) for total, _ in found.streams.sums] == ["i1", "t2", "t3", "i2", "s1", "s2"]
+    parts = {str(part.total.name): part.before for part in found.at(name)}
+    assert {total: before and tuple(str(value.name) for value in before.values) for total, before in parts.items()} == kept
+    cut = cut_features(model, name)
+    assert (products(cut.full), products(cut.reuse)) == (11, left)
+    given = {**feeds(X), "prompt": RNG.normal(size=(3, 2, 8)).astype(np.float32)}
+    full, reuse = engines(cut, tmp_path)
+    out, features = full.run_keeping(given)
+    ir.save(model, tmp_path / "whole.onnx")
+    np.testing.assert_allclose(out, OnnxRuntimeEngine(tmp_path / "whole.onnx").run(given), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(reuse.run({**given, "kept": features}), out)
+    other = {**given, "sample": X[::-1].copy()}
+    np.testing.assert_array_equal(reuse.run({**other, "kept": full.run_keeping(other)[1]}), full.run(other))
+    assert np.abs(reuse.run({**other, "kept": features}) - full.run(other)).max() > 1e-3
+
+
+def test_range_that_begins_before_a_stream_does_is_no_cut(parse_graph: Parse) -> None:
+    found = find_cuts(transformer(parse_graph, STREAMS))
+    assert "residual_0_2" not in found
+    assert "residual_0_5" not in found
+    assert found.proposed == ("residual_1_4", "residual_2_3")
 
 
 def test_network_without_skips_and_blocks_has_no_cuts(parse_graph: Parse) -> None:
