@@ -19,7 +19,7 @@ from ptqd_export.stages.run_build import run_build
 from tests.shared import shared_folder
 
 ROOT = Path(__file__).parents[2]
-CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128}
+CALIBRATION = {"samples": 32, "batch_size": 32, "activation_samples": 128, "verify_states": 16}
 CORRECTION = {"mode": "signed", "variance": "schedule"}
 """The correction whose arithmetic the tests spell out."""
 
