@@ -41,13 +41,14 @@ def transformer_family(model: ModelRecord) -> TransformerFamily | None:
 def _transformer(model: ModelRecord, inputs: dict[str, InputRecord]) -> dict[str, Any]:
     """Return the fields of a transformer of the table.
 
-    The graph scales the timestep itself and has a size of its own, so the pipeline's factor and the multiple that it asks of a size are 1.
+    The graph scales timestep and guidance itself and has a size of its own, so the pipeline's factors and the multiple that it asks of a
+    size are 1.
     """
     family = transformer_family(model)
     if family is None:
         return {}
     channels, *sides = model.sample_shape
-    fields: dict[str, Any] = {"timestep_scale": 1.0, "patch_size": 1, "guidance_embeds": GUIDANCE in inputs}
+    fields: dict[str, Any] = {"timestep_scale": 1.0, "guidance_embeds_scale": 1.0, "patch_size": 1, "guidance_embeds": GUIDANCE in inputs}
     width = _last(inputs.get(EMBEDDINGS))
     fields |= {"joint_attention_dim": width, "caption_channels": width, "pooled_projection_dim": _last(inputs.get(POOLED))}
     if family.layout == "tokens":

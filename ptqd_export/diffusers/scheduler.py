@@ -25,12 +25,16 @@ from engines.networks.chain_choice import AUTO, check_precision
 from engines.samplers import SAMPLERS
 from engines.samplers.levels.alphas import alpha_bar
 from engines.samplers.levels.noise_schedule import NoiseSchedule
+from ptqd_export.diffusers.angles import states_of
 from ptqd_export.diffusers.asked_levels import check_levels, check_mu, check_original_steps
 from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
 from ptqd_export.diffusers.pipeline_call import PipelineCall
-from ptqd_export.diffusers.position import Position, as_timesteps
+from ptqd_export.diffusers.position import Position
 from ptqd_export.diffusers.timesteps import AS_MANY, check_no_reuse
+
+CLEAN_TOO = ("lcm", "scm")
+"""Samplers whose pipelines take the clean sample too."""
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -59,7 +63,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         watched: PtqdDenoiser | None = None,
         call: PipelineCall | None = None,
     ) -> None:
-        self.register_to_config(**noise_schedule.model_dump(), **_shifts(noise_schedule))
+        self._states = states_of(schedule, moves, noise_schedule.num_train_timesteps)
+        self.register_to_config(**noise_schedule.model_dump(), **_shifts(noise_schedule), **self._states.config)
         self._noise_schedule = noise_schedule
         self._schedule = schedule
         self._moves = moves
@@ -69,7 +74,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._scales = False
         self._scales_start = False
         self._history: Sequence[Float32] = ()
-        self.timesteps = as_timesteps(moves)
+        self.timesteps = self._states.timesteps
         self.num_inference_steps = schedule.sampler.steps
 
     @classmethod
@@ -92,13 +97,11 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             watched: see the class.
 
         Raises:
-            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's, or no
-                pipeline takes the chain's steps.
+            UsageError: there is no such bundle, schedule or precision, or the corrections do not hold for it or for the denoiser's.
             PtqdError: a file of the bundle is damaged.
         """
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
-        _check_form(chosen)
         check_precision(chosen, precision, corrected=correction == "on")
         check_no_reuse(chosen, None if precision == AUTO else precision)
         _check_same_precision(watched, precision)
@@ -142,6 +145,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
         original_inference_steps: int | None = None,
+        max_timesteps: float | None = None,
+        intermediate_timesteps: float | None = None,
     ) -> None:
         """Begin a chain.
 
@@ -152,6 +157,8 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                 without being told, ask for nothing.
             mu: dynamic shift of a flow, which flows without one ignore, as in diffusers.
             original_inference_steps: steps of the chain that a consistency model was distilled from.
+            max_timesteps: angle of the first step, in pipelines with angles.
+            intermediate_timesteps: angle of the second step of two, in the same.
 
         Raises:
             UsageError: the schedule has another number of steps, or other levels.
@@ -167,6 +174,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         check_levels(self._schedule.sampler, sigmas)
         check_mu(self._noise_schedule.for_steps(steps), mu)
         check_original_steps(self._noise_schedule, original_inference_steps)
+        self._states.check(max_timesteps, intermediate_timesteps)
         self.timesteps = self.timesteps.to(device)
         self._position.restart()
         self._scales, self._history = False, ()
@@ -190,7 +198,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, ...]:
-        """Return the next state; for LCM also the clean sample, which its pipelines take at the end.
+        """Return the next state; for LCM and SANA-Sprint also the clean sample, which their pipelines take at the end.
 
         Args:
             model_output: output of the denoiser after guidance, in the pipeline's form: [batch, channels, ...], or [batch, tokens, ...].
@@ -206,19 +214,22 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             UsageError: a step is out of order, eta or guidance scale differ from the schedule's, or the state was not scaled.
         """
         self._check_options(eta, use_clipped_model_output)
-        move = self._position.here(timestep)
+        move = self._position.here(self._states.timestep(timestep))
         self._check_scaled(move)
-        self._check_guidance(model_output, move)
-        z = self._latents(_noise(model_output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
-        x, outputs = self._latents(sample), self._latents(model_output)[None]
+        given = self._states.state(sample, move)
+        output = self._states.output(model_output, given, move, self._own_output)
+        self._check_guidance(output, move)
+        z = self._latents(_noise(output, generator) if variance_noise is None else variance_noise) if move.sigma > 0 else None
+        x, outputs = self._latents(given), self._latents(output)[None]
         state = advance(ChainState(x, self._history), outputs, move, z)
         self._history = state.history
         self._position.advance()
         self._scales = False
-        previous = self._call.given(torch.from_numpy(state.x)).to(sample)
+        following = self._moves[move.index + 1] if move.index + 1 < len(self._moves) else None
+        previous = self._states.returned(self._call.given(torch.from_numpy(state.x)).to(sample), following)
         if return_dict:
             return SchedulerOutput(prev_sample=previous)
-        if self._schedule.sampler.name != "lcm":
+        if self._schedule.sampler.name not in CLEAN_TOO:
             return (previous,)
         clean = previous if z is None else self._call.given(torch.from_numpy(predicted_clean(x, outputs, move))).to(sample)
         return previous, clean
@@ -274,6 +285,12 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             mend="load the pipeline with from_pretrained and install the bundle again",
         )
 
+    @property
+    def _own_output(self) -> Tensor | None:
+        """What the network returned in the one call of a step; None if it is not watched, or was called twice."""
+        outputs = () if self._watched is None else tuple(self._watched.outputs)
+        return outputs[0] if len(outputs) == 1 else None
+
     def _latents(self, given: Tensor) -> Float32:
         return self._call.latents(given).detach().to("cpu", torch.float32).numpy()
 
@@ -322,15 +339,6 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                     expected=f"a pipeline for samplers such as {self._schedule.sampler.name}, whose states have another scale",
                     mend="add a ddim or ddpm schedule with `ptqd-export schedule`, or use another pipeline",
                 )
-
-
-def _check_form(schedule: Schedule) -> None:
-    if schedule.sampler.name == "scm":
-        raise UsageError(
-            "Chains of this sampler do not run in diffusers' pipelines.",
-            found="scm: SanaSprintPipeline has angles for timesteps, and other states than the chain",
-            mend="sample the bundle with ptqd-run sample, or with engines.open_bundle from Python",
-        )
 
 
 def _check_same_precision(watched: PtqdDenoiser | None, precision: str) -> None:

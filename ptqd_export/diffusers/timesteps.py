@@ -18,6 +18,10 @@ AS_MANY = (
 )
 
 
+ROUNDINGS = 4
+"""Units of the last place of float32 by which a pipeline may miss a timestep that it computes; half types round it once."""
+
+
 def timestep_value(timestep: Tensor | float) -> float:
     """Return the one timestep of a call in float32, as schedules compare it.
 
@@ -52,7 +56,7 @@ def nearest_timestep(given: Tensor | float, visited: Collection[float], scale: T
     rounded = torch.tensor(list(visited), dtype=torch.float32).to(kind)
     exact = rounded.double() if kind == torch.float32 else rounded  # else 1 - t / 1000 would lose digits where t is near 1000
     far = ((exact * scale.scale + scale.offset).double() - value).abs()
-    if float(far.min()) > torch.finfo(kind).eps * abs(value):
+    if float(far.min()) > (ROUNDINGS if kind == torch.float32 else 1) * torch.finfo(kind).eps * abs(value):
         return None
     found = [one for one, is_nearest in zip(visited, (far == far.min()).tolist(), strict=True) if is_nearest]
     if len(found) > 1:

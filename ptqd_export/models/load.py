@@ -49,6 +49,13 @@ DENOISERS: Mapping[str, Family] = {
 }
 """Families of diffusers folders, by the class name of the denoiser."""
 
+MISSING: Mapping[str, str] = {
+    "Lumina2Transformer2DModel": "guidance that keeps the norm of every row of the latents, as its pipeline has it, "
+    "and a network for a whole batch: its own loops over the samples, and turns queries and keys as complex numbers",
+    "HunyuanDiT2DModel": "prompts that a BERT encoder reads too, with a tokenizer and a mask of their own",
+}
+"""What is missing for a network that users ask for."""
+
 ALONE = "to export the denoiser alone, leave the first stage out of the folder and of model_index.json: the samples are then latents"
 
 OWN_FILES = ("*config.json", "*.safetensors*", "*.bin*")
@@ -320,7 +327,10 @@ def find_family(path: Path) -> Family:
     folder = DiffusersFolder(path)
     family = DENOISERS.get(folder.kind)
     if family is None:
-        raise UsageError("This network is not supported.", found=f"{path}: {folder.kind}", expected=" or ".join(DENOISERS))
+        missing = MISSING.get(folder.kind)
+        found = f"{path}: {folder.kind}" + ("" if missing is None else f", which needs {missing}")
+        mend = None if missing is None else "wrap the network in a model.factory, and sample it without what is missing"
+        raise UsageError("This network is not supported.", found=found, expected=" or ".join(DENOISERS), mend=mend)
     return family
 
 

@@ -6,7 +6,7 @@ With `x0 ~ N(M, S^2)` in every pixel, `eps = sqrt(1 - a) (x - sqrt(a) M) / (a S^
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import pytest
@@ -18,9 +18,6 @@ from engines.chain.step import Move
 from engines.errors import UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule, SamplerTable, compile_sampler
 from ptqd_export.diffusers import PtqdScheduler
-
-if TYPE_CHECKING:
-    from tests.conftest import TinyBundle
 
 # Diffusers turns tensors into arrays in a way that NumPy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -120,8 +117,35 @@ def test_only_flows_mix_noise_by_their_timestep() -> None:
         scheduler.scale_noise(torch.zeros(SHAPE), torch.tensor([0, 0]), torch.zeros(SHAPE))
 
 
-def test_a_chain_of_scm_runs_in_no_pipeline(own_tiny: TinyBundle) -> None:
-    own_tiny.edit_json("schedules/default.json", lambda schedule: schedule["sampler"].update(name="scm"))
-    own_tiny.rehash("schedules/default.json")
-    with pytest.raises(UsageError, match=r"(?s)do not run in diffusers' pipelines.*scm.*ptqd-run sample"):
-        PtqdScheduler.from_bundle(own_tiny.folder)
+def by_angles(scheduler: Any) -> Tensor:
+    """Return the states of a chain and the clean sample at its end, as SanaSprintPipeline walks it with the exact network."""
+    generator, data = torch.Generator().manual_seed(1), scheduler.config.sigma_data
+    x = data * torch.randn(SHAPE, generator=generator)
+    scheduler.set_begin_index(0)
+    found = []
+    for t in scheduler.timesteps[:-1]:
+        sigma = torch.sin(t) / (torch.sin(t) + torch.cos(t))
+        norm = torch.sqrt(sigma**2 + (1 - sigma) ** 2)
+        state = x / data * norm
+        noise = (state - (1 - sigma) * M) / ((1 - sigma) ** 2 * S**2 + sigma**2)
+        out = sigma * noise - (M + (1 - sigma) * S**2 * noise)
+        velocity = ((1 - 2 * sigma) * state + (1 - 2 * sigma + 2 * sigma**2) * out) / norm * data
+        x, clean = scheduler.step(velocity, t.expand(len(x)), x, generator=generator, return_dict=False)
+        found.append(x / data)
+    return torch.stack([*found, clean / data])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_chain_of_scm_walks_by_angles_as_that_of_diffusers(steps: int) -> None:
+    theirs = diffusers.SCMScheduler()
+    angles: dict[str, Any] = {"max_timesteps": 1.5708, "intermediate_timesteps": 1.3 if steps == 2 else None}
+    trained = NoiseSchedule.from_scheduler_config({"_class_name": "SCMScheduler", **theirs.config})
+    schedule = schedule_of(compile_sampler("scm", steps, SAMPLERS["scm"].eta, trained), steps, SAMPLERS["scm"].eta)
+    ours = PtqdScheduler(trained, schedule, tuple(Move.plain(step, "fp32", 1.0) for step in schedule.steps))
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(steps, **angles)
+    expected = by_angles(theirs)
+    assert steps == 1 or float(expected[0].std()) > 0.2, "the state is still noisy"
+    torch.testing.assert_close(by_angles(ours), expected, rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match="other angles"):
+        ours.set_timesteps(steps, max_timesteps=1.2)

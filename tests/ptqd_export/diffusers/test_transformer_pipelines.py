@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -71,7 +73,12 @@ def called(pipe: Any, name: str, model: Model, guidance: float | None = None, **
     """Latents [N, C, h, w] of a pipeline from the run time's noise and the bundle's prepared embeddings."""
     start = torch.from_numpy(noise_of(model).start(SAMPLES)).to(options.pop("dtype", torch.float32))
     scale = FITTED[name] if guidance is None else guidance
-    latents: Tensor = walked(pipe, name, start, ROWS, options.pop("num_inference_steps", STEPS), scale, **options)
+    steps, noise = options.pop("num_inference_steps", STEPS), noise_of(model)
+    fresh = (torch.from_numpy(noise.step(step, SAMPLES)) for step in range(steps))
+    with ExitStack() as patched:
+        for place in ("diffusers.schedulers.scheduling_scm", "ptqd_export.diffusers.scheduler"):
+            patched.enter_context(patch(f"{place}.randn_tensor", lambda *_, **__: next(fresh)))
+        latents: Tensor = walked(pipe, name, start, ROWS, steps, scale, **options)
     return latents
 
 
@@ -124,6 +131,22 @@ def test_flux_in_half_precision_finds_its_steps(models: Callable[[str], Model]) 
     exact = called(use_bundle(pipeline(name, model), model.bundle), name, model)
     pipe = use_bundle(pipeline(name, model).to(torch.bfloat16), model.bundle)
     close(called(pipe, name, model, dtype=torch.bfloat16).float(), exact, 0.05)
+
+
+@pytest.mark.slow
+def test_sana_sprint_in_two_steps_has_the_angles_of_its_pipeline(models: Callable[[str], Model], tmp_path: Path) -> None:
+    model, name = models("sana-sprint"), "sana-sprint"
+    bundle, options = shutil.copytree(model.bundle, tmp_path / "bundle"), {"num_inference_steps": 2}
+    add_schedule(bundle, "two", ScheduleRequest(steps=2, guidance=1.0))
+    pipe = pipeline(name, model)
+    expected = called(pipe, name, model, **options)
+    use_bundle(pipe, bundle, schedule="two", precision="fp32")
+    close(called(pipe, name, model, **options), expected, 1e-3)
+    for other in ({"intermediate_timesteps": 1.1}, {"max_timesteps": 1.5}, {"intermediate_timesteps": None}):
+        with pytest.raises(UsageError, match=r"other angles[^|]*expected: 1\.571, 1\.3"):
+            called(pipe, name, model, **options, **other)
+    with pytest.raises(UsageError, match=r"another guidance scale[^|]*found: +guidance 3\n +expected: 4.5, "):
+        called(pipe, name, model, guidance=3.0, **options)
 
 
 def test_a_second_call_a_step_is_the_other_branch(models: Callable[[str], Model]) -> None:

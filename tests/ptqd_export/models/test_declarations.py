@@ -164,6 +164,8 @@ def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_pat
         ({"transformer": QWEN, "vae": {"_class_name": "AutoencoderKLQwenImage"}}, "first stage does not decode.*with 16 channels.*with 4"),
         ({"transformer": SD3, "vae": {"_class_name": "AutoencoderDC"}}, "first stage does not decode.*with 32 channels.*with 16"),
         ({"transformer": SD3 | {"_class_name": "CogView4Transformer2DModel"}}, "network is not supported.*CogView4.*SD3Transformer2DModel"),
+        ({"transformer": SD3 | {"_class_name": "Lumina2Transformer2DModel"}}, "Lumina2Transformer2DModel, which needs guidance that keeps"),
+        ({"transformer": SD3 | {"_class_name": "HunyuanDiT2DModel"}}, "HunyuanDiT2DModel, which needs prompts that a BERT.*model.factory"),
     ],
 )
 def test_transformer_that_does_not_fit_is_refused_by_name(parts: Mapping[str, Any], message: str, tmp_path: Path) -> None:

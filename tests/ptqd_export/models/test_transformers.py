@@ -44,7 +44,7 @@ TRACED = ("chroma", "flux2-klein", "qwen-image", "z-image")
 UNGUIDED = ("flux2-klein-distilled",)
 """Families that take no guidance."""
 
-NOTED = {"z-image": ["sampler.guidance"]}
+NOTED = {"sd3": ["a"], "z-image": ["sampler.guidance"]}
 """First words of what `init` says about the family."""
 
 

@@ -173,7 +173,7 @@ SLOW = tuple(name for name in TINY if name not in QUICK)
 
 PIPED = (
     "pixart-sigma", "pixart-alpha", "sd3", "flux-dev", "flux-schnell", "chroma", "flux2-dev", "flux2-klein", "qwen-image", "auraflow",
-    "sana", "z-image",
+    "sana", "sana-sprint", "z-image",
 )  # fmt: skip
 """Families whose bundles run in their pipelines, and whose quantized graphs are built by TensorRT-RTX."""
 
