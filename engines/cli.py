@@ -16,8 +16,21 @@ PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 UPDATES = Choice(["host", "device"])
 
+
+def _loras(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    """Parse the LoRAs of an option that can be repeated."""
+    from engines.networks.lora.lora_use import LoraUse
+
+    return tuple(map(LoraUse.parse, values))
+
+
 LORA = click.option(
-    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="LoRA to apply, as FILE[:SCALE]. Repeat the option to apply several."
+    "--lora",
+    "loras",
+    callback=_loras,
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="LoRA to apply, as FILE[:SCALE]. Repeat the option to apply several.",
 )
 
 
@@ -93,7 +106,6 @@ def sample(
     image: Path | None,
     strength: float | None,
     mask: Path | None,
-    loras: tuple[str, ...],
     control_image: Path | None,
     kind: Literal["png", "npz"],
     ray: str | None,
@@ -105,12 +117,11 @@ def sample(
     from engines.apps.asked.edit import Edit
     from engines.apps.sample.sample_command import SampleRequest, sample_bundle
     from engines.networks.chain_choice import ChainChoice
-    from engines.networks.lora.lora_use import LoraUse
     from engines.networks.prompts import chosen_prompts
 
-    texts, used = chosen_prompts(prompts, prompt_file), tuple(map(LoraUse.parse, loras))
+    texts = chosen_prompts(prompts, prompt_file)
     edit, control = Edit.of(image, mask), AskedControl.of(control_image)
-    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=strength, loras=used)
+    cluster, choice = cluster_options.chosen_cluster(ray, ray_cpus), ChainChoice(**chain, strength=strength)
     choice = choice if cluster is None else choice.on_workers
     numbers = (num, seed, first, batch_size)
     request = SampleRequest(bundle, output, *numbers, classes, kind, choice, texts, negative_prompt, cluster, overwrite, edit, control)
@@ -122,6 +133,7 @@ def sample(
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Number of samples in a chain.")
 @click.option("--rounds", type=COUNT, default=5, show_default=True, help="How many times each chain is timed; the report gives the median.")
 @click.option("--steps", type=COUNT, help="Time only this many steps, spread evenly over the chain.")
+@LORA
 @SIZE
 @RUNTIME
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
@@ -162,6 +174,7 @@ def bench(bundle: Path, json_file: Path | None, **request: Any) -> None:
 @click.option("--prompt-file", type=PATH, help="File with one prompt per line, instead of --prompt.")
 @click.option("--clip", type=PATH, help="Folder written by `ptqd-export extractor clip`: adds the CLIP score of images and prompts.")
 @click.option("--lpips", type=PATH, help="File written by `ptqd-export extractor lpips`: adds the LPIPS distance from full precision.")
+@LORA
 @chain_options
 @cluster_options.ADDRESS
 @cluster_options.CPUS
@@ -226,16 +239,15 @@ def evaluate(
     "--save", type=click.Path(file_okay=False, path_type=Path), help="Folder to save inputs and outputs to, for `polygraphy run`."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file.")
-def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, loras: tuple[str, ...], **request: Any) -> None:
+def compare(bundle: Path, min_snr_db: float | None, json_file: Path | None, **request: Any) -> None:
     """Compare every engine with full precision, step by step."""
     from engines.apps.compare.compare_command import CompareRequest, compare_bundle
     from engines.apps.compare.compare_report import print_report, write_report
     from engines.host.files import writable_folder
-    from engines.networks.lora.lora_use import LoraUse
 
     if json_file is not None:
         writable_folder(json_file.absolute().parent)
-    result = compare_bundle(CompareRequest(bundle, loras=tuple(map(LoraUse.parse, loras)), **request))
+    result = compare_bundle(CompareRequest(bundle, **request))
     if json_file is not None:
         write_report(result, json_file)
     print_report(result)

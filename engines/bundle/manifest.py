@@ -74,11 +74,13 @@ class DecoderRecord(Strict):
 class EncoderRecord(Strict):
     """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states.
 
-    `weights` is the graph whose file of weights it reads, if that is another one.
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes the image of that part of
+    a state, and returns the part.
     """
 
     file: Name
     weights: Name | None = None
+    tile: TileRecord | None = None
 
 
 class ControlNetworkRecord(Strict):
@@ -193,8 +195,9 @@ class ModelRecord(Strict):
 
     @model_validator(mode="after")
     def _tiles_within_the_state(self) -> Self:
-        if self.decoder is not None and self.decoder.tile is not None:
-            self.decoder.tile.check(self.sample_shape[1:], self.decoder.image_shape[1:])
+        for part in (self.decoder, self.encoder):
+            if part is not None and part.tile is not None:
+                part.tile.check(self.sample_shape[1:], self.image_shape[1:])
         return self
 
     @property

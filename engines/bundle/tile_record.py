@@ -1,4 +1,4 @@
-"""Record of the tiles that a decoder takes."""
+"""Record of the tiles that a decoder or an encoder takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from engines.untrusted.limits import Shape
 
 
 class TileRecord(Strict):
-    """Part [height, width] of a state that a decoder's graph takes at a time. Neighbours share at least `overlap` elements of a side."""
+    """Part [height, width] of a state that the graph of a first stage takes or makes at a time. Neighbours share at least `overlap`
+    elements of a side.
+    """
 
     sides: Annotated[Shape, Field(min_length=2, max_length=2)]
     overlap: Annotated[int, Field(ge=1)]

@@ -16,8 +16,8 @@ from engines.bundle.manifest import DecoderRecord, EncoderRecord
 from engines.bundle.tile_record import TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError
-from engines.networks.decoder_tiles import decode_in_tiles
 from engines.networks.engine_denoiser import STATE
+from engines.networks.tiles import decode_in_tiles
 
 
 class Decoder:

@@ -8,10 +8,12 @@ from engines.arrays import Float32
 from engines.backends.base import Engine
 from engines.backends.choice import Runtime
 from engines.bundle.bundle import Bundle
+from engines.bundle.tile_record import TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError, UsageError
 from engines.networks.decoder import open_beside
 from engines.networks.engine_denoiser import STATE
+from engines.networks.tiles import encode_in_tiles
 
 IMAGES_AT_ONCE = 1
 """Images that the encoder takes at a time: a sample's state then depends on its own image alone, to the last bit."""
@@ -22,23 +24,31 @@ class Encoder:
 
     Args:
         engine: engine of the encoder's graph, or None for the identity.
-        shape: shape of a state.
+        shape: shape of a state; None if unknown.
+        tile: part of a state whose image the engine takes at a time; None takes whole images. Needs the shape.
     """
 
-    def __init__(self, engine: Engine | None = None, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, engine: Engine | None = None, shape: tuple[int, ...] | None = None, tile: TileRecord | None = None) -> None:
         self._engine = engine
         self._shape = shape
+        self._tile = tile
 
     def __call__(self, images: Float32) -> Float32:
         """Return the clean states [N, C, ...] of images [N, 1 or 3, H, W] in [-1, 1]."""
         if self._engine is None:
             return images
-        states = np.concatenate([self._engine.run({STATE: images[n : n + 1]}) for n in range(len(images))])
+        states = np.concatenate([self._encoded(self._engine, images[n : n + 1]) for n in range(len(images))])
         if self._shape not in (None, states.shape[1:]):
             raise PtqdError("The encoder's states have the wrong shape.", found=list(states.shape[1:]), expected=list(self._shape or ()))
         if not is_finite(states):
             raise NotFiniteError("The encoder's states are not finite.", found=f"NaN or infinity from {self._engine.label}")
         return states
+
+    def _encoded(self, engine: Engine, image: Float32) -> Float32:
+        if self._tile is None or self._shape is None:
+            return engine.run({STATE: image})
+        factor = image.shape[-1] // self._shape[-1]
+        return encode_in_tiles(lambda tiles: engine.run({STATE: np.ascontiguousarray(tiles)}), image, self._tile, factor)
 
 
 def check_encodable(bundle: Bundle) -> None:
@@ -84,4 +94,4 @@ def open_encoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
     record = bundle.manifest.model.encoder
     if record is None:
         return Encoder()
-    return Encoder(open_beside(bundle, record, IMAGES_AT_ONCE, runtime, threads), bundle.manifest.model.sample_shape)
+    return Encoder(open_beside(bundle, record, IMAGES_AT_ONCE, runtime, threads), bundle.manifest.model.sample_shape, record.tile)

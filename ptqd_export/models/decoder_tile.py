@@ -18,7 +18,7 @@ LEAST_LATENTS = 4
 OVERLAPS = 4
 """A tile overlaps its neighbours by the whole part of this share of its shorter side: a quarter, as in diffusers."""
 
-WHOLE = "set model.decoder_tile to null, which decodes whole images"
+WHOLE = "set model.decoder_tile to null, which decodes and encodes whole images"
 
 
 def decoder_tile(decoder: DecoderModule, sample_shape: tuple[int, ...], wanted: int | Literal["auto"] | None) -> TileRecord | None:

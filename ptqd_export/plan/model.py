@@ -131,8 +131,8 @@ class ModelSection(Section):
     )
     decoder_tile: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default="auto",
-        description="for latent models: decode images in overlapping tiles with sides of this many pixels; null decodes whole images, and "
-        "auto those of more pixels than 1024 x 1024 in tiles of 1024",
+        description="for latent models: decode and encode images in overlapping tiles with sides of this many pixels; null takes whole "
+        "images, and auto those of more pixels than 1024 x 1024 in tiles of 1024",
     )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
     control: ControlSection | None = Field(

@@ -83,7 +83,7 @@ def _precisions(result: CompareResult | EvaluationResult) -> Collection[str]:
 
 
 def _check_is_of(bundle: Bundle, path: Path, result: CompareResult | EvaluationResult) -> None:
-    """Refuse a file of another size, or of a precision or schedule that the bundle does not have. Files do not name their bundle."""
+    """Refuse a file of another size or other weights, or of a precision or schedule that the bundle lacks. No file names its bundle."""
     first = bundle.manifest.model.image_size
     if result.size is not None and result.size != tuple(first):
         raise UsageError(
@@ -91,6 +91,13 @@ def _check_is_of(bundle: Bundle, path: Path, result: CompareResult | EvaluationR
             found=size_name(result.size),
             expected=f"{size_name(first)}, the bundle's first size, which the report is about",
             mend=f"run the command again without --size {size_name(result.size)}",
+        )
+    if result.loras:
+        raise UsageError(
+            f"{path} was made with a LoRA.",
+            found=", ".join(result.loras),
+            expected="the bundle's own weights, which the report is about",
+            mend="run the command again without --lora",
         )
     unknown = [name for name in _precisions(result) if name not in bundle.manifest.precisions]
     if result.schedule not in bundle.schedules:

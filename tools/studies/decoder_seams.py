@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engines.arrays import Float32
 from engines.bundle.tile_record import TileRecord
-from engines.networks.decoder_tiles import decode_in_tiles, tile_places
+from engines.networks.tiles import decode_in_tiles, tile_places
 from tools.coloured.data import SIZE, coloured
 from tools.digits.data import split
 from tools.latent.first_stage import encode, load_first_stage

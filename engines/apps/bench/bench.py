@@ -28,6 +28,8 @@ from engines.host.timing import interleaved_medians
 from engines.networks.chain_choice import AUTO
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.lora.changed_weights import ChangedWeights
+from engines.networks.lora.lora_use import LoraUse
 from engines.terminal.progress import progress
 
 WARM_UP = 1
@@ -45,6 +47,7 @@ class BenchRequest:
         steps: number of the schedule's steps to take; None takes all.
         runtime: runtime of the networks.
         size: height and width of the images in pixels; None takes the bundle's first.
+        loras: LoRAs in the weights of all networks.
     """
 
     bundle: Path
@@ -53,13 +56,14 @@ class BenchRequest:
     steps: int | None = None
     runtime: Runtime = "target"
     size: ImageSize | None = None
+    loras: tuple[LoraUse, ...] = ()
 
 
 def bench_bundle(request: BenchRequest) -> BenchResult:
     """Time chains of a bundle's default schedule.
 
     Raises:
-        UsageError: there is no bundle, or its schedule has fewer steps than requested.
+        UsageError: there is no bundle, its schedule has fewer steps than requested, or the LoRAs do not fit it.
         PtqdError: the bundle is damaged, or a network failed.
     """
     bundle = Bundle.open(request.bundle, request.size)
@@ -83,6 +87,7 @@ def bench_bundle(request: BenchRequest) -> BenchResult:
         load_milliseconds={name: 1000 * seconds for name, seconds in load_seconds.items()},
         swap_milliseconds=swap_milliseconds(chains),
         size=request.size,
+        loras=tuple(map(str, request.loras)),
     )
 
 
@@ -116,7 +121,8 @@ def _load(request: BenchRequest, schedule: Schedule, precision: str) -> EngineDe
 def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBank:
     backend = open_backend(bundle, request.runtime)
     timesteps = {name: Chain(schedule, {}, name).timesteps[name] for name in schedule.precisions}
-    return EngineBank(bundle, schedule.sampler.guidance, batch=request.batch_size, backend=backend, timesteps=timesteps)
+    changed = ChangedWeights.of(bundle, request.loras) if request.loras else None
+    return EngineBank(bundle, schedule.sampler.guidance, batch=request.batch_size, backend=backend, timesteps=timesteps, changed=changed)
 
 
 @dataclass

@@ -41,8 +41,9 @@ def _table(result: BenchResult) -> FittingTable:
 
 
 def _notes(result: BenchResult) -> str:
+    loras = f", with {', '.join(result.loras)}" if result.loras else ""
     return (
-        f"chain: batch {result.batch_size}, {result.steps} of {result.schedule_steps} steps, guidance {result.guidance:g}, "
+        f"chain: batch {result.batch_size}, {result.steps} of {result.schedule_steps} steps, guidance {result.guidance:g}{loras}, "
         f"median of {result.rounds} rounds in turn; outside engines: noise, update, correction, checks\n"
         f"swapping engines: {result.swap_milliseconds:+.1f} ms per chain, compared with the same steps without swaps"
     )

@@ -50,6 +50,7 @@ class BenchResult:
         load_milliseconds: time by precision to verify the graph's hash and start its engine, with the file in the system's cache.
         swap_milliseconds: time of the `auto` chain minus the time of its steps in the other chains.
         size: height and width of the images in pixels that was asked for; None is the bundle's first.
+        loras: LoRAs in the weights of all networks, with their scales; the time to load an engine is then that of changing its weights too.
     """
 
     processor: str
@@ -65,6 +66,7 @@ class BenchResult:
     swap_milliseconds: float
     schema_version: Literal[1] = 1
     size: ImageSize | None = None
+    loras: tuple[str, ...] = ()
 
 
 def swap_milliseconds(chains: Mapping[str, ChainTime]) -> float:

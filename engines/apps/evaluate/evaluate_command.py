@@ -39,6 +39,7 @@ from engines.host.interruption import keeping
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.decoder import open_decoder
 from engines.networks.encoder import check_unpainted
+from engines.networks.lora.lora_changes import contents_of
 from engines.networks.prompts import open_text
 
 Estimates = Mapping[str, Estimate]
@@ -235,7 +236,8 @@ def _asked(judged: _Judged) -> dict[str, Any]:
         "num": request.num,
         "batch_size": request.batch_size,
         "classes": request.classes,
-        "chain": asdict(request.chain),
+        "chain": asdict(replace(request.chain, loras=())),
+        **({"loras": contents_of(request.chain.loras)} if request.chain.loras else {}),
         "scorers": [request.clip and str(request.clip.absolute()), request.lpips and sha256(request.lpips)],
         "prompts": request.prompts,
         "schema_version": EvaluationResult.schema_version,
@@ -251,7 +253,7 @@ def _check(request: EvaluateRequest) -> None:
         raise UsageError("A CLIP score needs prompts.", found="--clip without prompts", expected="--prompt or --prompt-file as well")
     if request.shards is not None:
         writable_folder(request.shards)
-    alone = {"--prompt": request.prompts, "--clip": request.clip, "--lpips": request.lpips}
+    alone = {"--prompt": request.prompts, "--clip": request.clip, "--lpips": request.lpips, "--lora": request.chain.loras}
     if request.cluster is not None and any(alone.values()):
         given = ", ".join(option for option, value in alone.items() if value)
         raise UsageError("This does not run on a cluster.", found=f"--ray with {given}", expected="one machine, without --ray")
@@ -301,4 +303,5 @@ def _result(
         prompts=request.prompts,
         reference_seed=None if request.reference is not None else request.seed + request.seeds,
         size=request.chain.size,
+        loras=tuple(map(str, request.chain.loras)),
     )

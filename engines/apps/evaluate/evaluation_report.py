@@ -59,6 +59,7 @@ def _notes(result: EvaluationResult) -> str:
     steps = ", ".join(f"{count} {precision}" for precision, count in result.precision_steps.items())
     lines = [] if result.reference_seed is None else [f"reference: full-precision samples of seed {result.reference_seed}"]
     lines += [f"steps: {steps}; +- is the standard deviation over seeds; the interval is of the difference, or of the paired figure itself"]
+    lines += [f"with {', '.join(result.loras)} in the weights of both"] if result.loras else []
     lines += [f"{labelled(name, None)} is not available: {reason}" for name, reason in result.unavailable.items()]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 

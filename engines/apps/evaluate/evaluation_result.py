@@ -58,6 +58,7 @@ class EvaluationResult:
         unavailable: figures that could not be computed, each with the reason.
         warnings: what to know before quoting the figures.
         size: height and width of the images in pixels that was asked for; None is the bundle's first.
+        loras: LoRAs in the weights of both chains, with their scales.
     """
 
     schedule: str
@@ -80,6 +81,7 @@ class EvaluationResult:
     prompts: tuple[str, ...] | None = None
     schema_version: Literal[1, 2] = 2
     size: ImageSize | None = None
+    loras: tuple[str, ...] = ()
 
     def with_current_names(self) -> EvaluationResult:
         """Return the result with names that say what its figures are: `psnr` of version 1 is neither of today's."""

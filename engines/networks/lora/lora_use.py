@@ -39,6 +39,9 @@ class LoraUse:
         if not math.isfinite(self.scale):
             raise UsageError("The scale of a LoRA is out of range.", found=f"{self.path}: {self.scale}", expected="a finite number")
 
+    def __str__(self) -> str:
+        return f"{self.path.name}:{self.scale:g}"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return what `FILE` or `FILE:SCALE` means. A path with a colon in its name is a path if it exists.

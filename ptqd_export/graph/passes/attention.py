@@ -9,6 +9,9 @@ import onnx_ir as ir
 OPSET = 23
 """First opset with the operator. The other operators in our graphs mean the same in it as in the traced opset."""
 
+MOST_SCORES = 2**24
+"""Scores of a sample, in all heads, that one operator may compute: ONNX Runtime holds them all, here 64 MiB in float32."""
+
 _HEADS_FIRST = (0, 2, 1, 3)
 _LAST_TWO = (0, 2, 1)
 
@@ -18,6 +21,7 @@ class FuseAttention(ir.passes.InPlacePass):
 
         Reshape(Transpose(Softmax(s Q K') V))   with Q, K, V = Transpose(Reshape(q)), ...   becomes   Attention(q, k, v)
 
+    Attention with more than `MOST_SCORES` scores is cut along the queries, into parts of one size that attend one after the other.
     Attention with a mask is left unchanged. Requires: opset 21 or 22. Ensures: opset 23 if anything was rewritten; the arithmetic is the
     same, up to the order of float32 sums.
     """
@@ -40,11 +44,27 @@ class _Match:
     scale: float
     last: ir.Node
 
+    @property
+    def parts(self) -> int:
+        """The fewest parts of one size that the queries are cut into; 1 if a number of tokens is not known."""
+        queries, keys = (None if value.shape is None else value.shape[1] for value in self.inputs[:2])
+        if not isinstance(queries, int) or not isinstance(keys, int):
+            return 1
+        fewest = -(-self.heads * queries * keys // MOST_SCORES)
+        return next(parts for parts in range(min(fewest, queries), queries + 1) if queries % parts == 0)
+
     def replace(self, graph: ir.Graph) -> None:
         (old,) = self.last.outputs
         tape = ir.tape.Tape()
         counts = {"q_num_heads": self.heads, "kv_num_heads": self.heads}
-        out = tape.op("Attention", self.inputs, attributes={**counts, "scale": self.scale})
+        query, *rest = self.inputs
+        queries = (
+            [query]
+            if self.parts == 1
+            else tape.op_multi_out("Split", [query], attributes={"axis": 1, "num_outputs": self.parts}, num_outputs=self.parts)
+        )
+        outs = [tape.op("Attention", [one, *rest], attributes={**counts, "scale": self.scale}) for one in queries]
+        out = outs[0] if self.parts == 1 else tape.op("Concat", outs, attributes={"axis": 1})
         out.name, out.shape, out.type = old.name, old.shape, old.type
         ir.convenience.replace_nodes_and_values(graph, self.last, [self.last], tape.nodes, [old], [out])
 

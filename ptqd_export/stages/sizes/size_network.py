@@ -70,7 +70,7 @@ def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> 
     record = decoder_record(decoder)
     if context.model.encoder is None or record is None or decoder is None:
         return None
-    make = partial(make_encoder, context, record.image_shape)
+    make = partial(make_encoder, context, record)
     return cache.run("encoder", {**source_of(context), "decoder": decoder.name}, make, room=room.encoder(context))
 
 

@@ -13,6 +13,7 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
+from ptqd_export.graph.passes import attention
 from ptqd_export.graph.passes.attention import FuseAttention
 from ptqd_export.graph.trace import trace_module
 
@@ -66,6 +67,21 @@ def test_nothing_is_left_of_the_products_and_the_graph_is_standard(attending: tu
     assert [node.op_type for node in model.graph] == ["Attention"]
     assert model.opset_imports == {"": 23}
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_many_scores_are_computed_in_parts_of_the_queries(
+    attending: tuple[Attending, ir.Model], run_graph: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 queries have no two parts of one size, so there are five."""
+    monkeypatch.setattr(attention, "MOST_SCORES", HEADS * 4 * 7)
+    module, traced = attending
+    model = traced.clone()
+    ir.passes.Sequential(FuseAttention(), common.RemoveUnusedNodesPass())(model)
+    assert [node.op_type for node in model.graph] == ["Split", *["Attention"] * 5, "Concat"]
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    feeds = tokens(3)
+    out = run_graph(model, {name: value.numpy() for name, value in feeds.items()})
+    np.testing.assert_allclose(out, module(**feeds).numpy(), rtol=0, atol=2e-6)
 
 
 def test_masked_attention_is_left_as_it_is() -> None:

@@ -20,6 +20,7 @@ import engines
 from calib.quantizers.quantize import QuantizationSettings, Quantizer
 from calib.quantizers.rules.precision import Precision
 from calib.quantizers.sharing_copy import sharing_copy
+from engines.apps.evaluate.scores import LEAST_SAMPLES
 from engines.backends.choice import RuntimeName, open_backend
 from engines.bundle.bundle import Bundle
 from engines.chain.noise import NoiseSource
@@ -31,7 +32,9 @@ from engines.networks.kept_engines import KeptEngines
 from engines.networks.lora.changed_weights import ChangedWeights
 from engines.networks.lora.lora_use import LoraUse, lora_uses
 from engines.networks.lora.requantized import least_scales, requantized
+from ptqd_export.report.evidence import Evidence
 from ptqd_export.stages.precisions.activations import load_observations
+from tests.engines.apps.evaluate.conftest import TinyExtractor, weights
 from tests.engines.ptqd_run import record, run, sample, states
 from tests.ptqd_export.models.lora.loras import SCALE, small_unet
 from tests.ptqd_export.models.tiny_transformers import USUAL
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 RANK = 3
 INT4 = onnx.TensorProto.INT4
+NUM = LEAST_SAMPLES
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -380,6 +384,29 @@ def test_a_comparison_stands_beside_the_one_without_the_lora(cross_build: Built,
     assert figures["without_lora"] == alone
     assert figures["precisions"]["w8a8"]["mean_snr_db"] != alone["precisions"]["w8a8"]["mean_snr_db"]
     assert figures["precisions"]["w8a8"]["mean_snr_db"] > alone["precisions"]["w8a8"]["mean_snr_db"] - 6
+
+
+def test_figures_and_times_are_those_with_the_lora(cross_build: Built, lora: Path, tmp_path: Path) -> None:
+    """An evaluation's PSNR is that of samples with the LoRA, whose full precision has it too; a report refuses its figures."""
+    used = ("--lora", f"{lora}:0.5")
+    figures, times = (tmp_path / f"{name}.json" for name in ("figures", "times"))
+    features = TinyExtractor(W=weights((128, 4), 1 / 8)).save(tmp_path / "features.onnx", ["features"], ("N", 2, 8, 8))
+    asked = ("--num", NUM, "--seed", 5, "--precision", "w8a8", "--features", features)
+    evaluated = run("evaluate", cross_build.folder, *asked, *used, "--json", figures)
+    timed = run("bench", cross_build.folder, "--batch-size", 1, "--rounds", 1, "--steps", 2, *used, "--json", times)
+    assert (evaluated.exit_code, timed.exit_code) == (0, 0), evaluated.output + timed.output
+    assert "with lora.safetensors:0.5" in evaluated.output
+    assert "with lora.safetensors:0.5" in timed.output
+    assert json.loads(times.read_text())["loras"] == ["lora.safetensors:0.5"]
+    with engines.open_bundle(cross_build.folder) as bundle:
+        exact, noisy = (
+            bundle.sample(NUM, seed=5, precision=precision, loras={lora: 0.5}, latents=True).clip(-1, 1).astype(np.float64)
+            for precision in ("fp32", "w8a8")
+        )
+    psnr = 10 * np.log10(2**2 / ((exact - noisy) ** 2).mean())
+    assert json.loads(figures.read_text())["figures"]["pooled_psnr"]["quantized"]["mean"] == pytest.approx(psnr, abs=0.05)
+    with pytest.raises(UsageError, match="made with a LoRA"):
+        Evidence.load(Bundle.open(cross_build.folder), [figures])
 
 
 def test_original_names_of_sdxl_are_found_by_the_names_of_layers() -> None:

@@ -13,10 +13,11 @@ from diffusers import AutoencoderKL
 
 from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
-from engines.bundle.manifest import DecoderRecord
+from engines.bundle.manifest import DecoderRecord, EncoderRecord
 from engines.bundle.tile_record import TileRecord
 from engines.errors import UsageError
 from engines.networks.decoder import Decoder
+from engines.networks.encoder import Encoder
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import trace_decoder
 from ptqd_export.models.decoder_tile import decoder_tile
@@ -26,6 +27,7 @@ from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_progress import ProgressTracker
 from ptqd_export.stages.network.decoding import DECODER, decoder_record, make_decoder
+from ptqd_export.stages.network.encoding import ENCODER, encoder_record, make_encoder
 
 ROOT = Path(__file__).parents[4]
 LATENT, DIGITS = ROOT / "tools" / "latent" / "plan.json", ROOT / "tools" / "digits" / "plan.json"
@@ -81,10 +83,27 @@ def test_images_are_those_of_diffusers_tiles(tiled: Decoder, shape: tuple[int, i
     np.testing.assert_allclose(found[..., :height, :width][..., same], expected[..., :height, :width][..., same], atol=1e-4)
 
 
-def _context(plan: Path, tile: Any, folder: Path) -> BuildContext:
+def _context(plan: Path, tile: Any, folder: Path, *, encoder: bool = False) -> BuildContext:
     plan_file = load_plan(plan)
-    section = plan_file.plan.model.model_copy(update={"decoder_tile": tile})
+    section = plan_file.plan.model.model_copy(update={"decoder_tile": tile, "encoder": encoder})
     return BuildContext(PlanFile(plan_file.plan.model_copy(update={"model": section}), plan_file.folder, folder))
+
+
+def test_encoders_take_the_tiles_of_the_decoder(tmp_path: Path) -> None:
+    """Latents that one tile alone reaches are those of torch for that tile."""
+    context = _context(LATENT, 24, tmp_path, encoder=True)
+    tile, tracker = TileRecord(sides=(6, 6), overlap=1), ProgressTracker(lambda _: None)
+    make_encoder(context, DecoderRecord(file=DECODER, image_shape=(3, 32, 32), batch=1, tile=tile), tmp_path, tracker)
+    assert encoder_record(tmp_path) == EncoderRecord(file=ENCODER, tile=tile)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    states = Encoder(OnnxRuntimeEngine(tmp_path / ENCODER), (4, 8, 8), tile)(images.numpy())
+    encoder = context.model.encoder
+    assert encoder is not None
+    with torch.no_grad():
+        corner = encoder(images[:, :, 8:, :24]).numpy()
+    np.testing.assert_allclose(states[:, :, 6:, :2], corner[:, :, 4:, :2], atol=1e-4)
+    with pytest.raises(UsageError, match=r"(?s)cannot encode an image in tiles.*decoder_tile to null"):
+        make_encoder(context, DecoderRecord(file=DECODER, image_shape=(3, 64, 64), batch=1, tile=tile), tmp_path, tracker)
 
 
 def test_a_build_makes_a_graph_of_the_plans_tiles(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from engines.arrays import Float32
 from engines.bundle.manifest import DecoderRecord
 from engines.bundle.tile_record import TileRecord
-from engines.networks.decoder_tiles import decode_in_tiles, tile_places
+from engines.networks.tiles import decode_in_tiles, encode_in_tiles, tile_places
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,24 @@ def test_a_convolution_in_tiles_is_the_whole_one_away_from_the_edges_of_tiles() 
     np.testing.assert_allclose(tiled[kept], whole[kept], atol=1e-5)
     assert [int(one.sum()) for one in inner] == [32, 24]
     assert np.abs(tiled - whole).max() > 0.1
+
+
+def test_an_encoder_in_tiles_is_the_whole_one_where_it_sees_all_that_counts() -> None:
+    """The mean of 2 x 2 pixels sees nothing behind an edge; where tiles overlap, both say the same."""
+    images = np.random.default_rng(0).normal(size=(2, 3, 40, 30)).astype(np.float32)
+
+    def mean(image: Float32) -> Float32:
+        batch, channels, height, width = image.shape
+        return np.asarray(image.reshape(batch, channels, height // 2, 2, width // 2, 2).mean((3, 5)))
+
+    sizes = list[tuple[int, ...]]()
+
+    def seen(image: Float32) -> Float32:
+        sizes.append(image.shape[2:])
+        return mean(image)
+
+    np.testing.assert_allclose(encode_in_tiles(seen, images, TileRecord(sides=(8, 6), overlap=2), 2), mean(images), atol=1e-6)
+    assert set(sizes) == {(16, 12)}
 
 
 def test_shares_rise_linearly_where_tiles_overlap() -> None:

@@ -1,4 +1,4 @@
-"""Decode a large state in overlapping tiles, so that memory goes to a tile, and blend the images where tiles overlap.
+"""Decode a large state, or encode a large image, in overlapping tiles, so that memory goes to a tile, and blend where tiles overlap.
 
 The method is that of `enable_tiling` in diffusers, but every tile has the full size: the last one is moved back into the state.
 """
@@ -21,11 +21,30 @@ def decode_in_tiles(decode: Callable[[Float32], Float32], states: Float32, tile:
         states: final states.
         tile: sides [h, w] of a tile, at most [H, W], and the least overlap.
     """
+    return _in_tiles(decode, states, tile, 1)
+
+
+def encode_in_tiles(encode: Callable[[Float32], Float32], images: Float32, tile: TileRecord, factor: int) -> Float32:
+    """Return the states [N, C, H, W] of images [N, C', H f, W f].
+
+    Args:
+        encode: returns the states [N, C, h, w] of tiles [N, C', h f, w f].
+        images: pictures.
+        tile: sides [h, w] of a tile in elements of the state, at most [H, W], and the least overlap.
+        factor: pixels of a side for each element of the state, f.
+    """
+    return _in_tiles(encode, images, tile, factor)
+
+
+def _in_tiles(run: Callable[[Float32], Float32], x: Float32, tile: TileRecord, factor: int) -> Float32:
+    """Run parts of x [N, C, H f, W f] and join what they give, for tiles of a state [H, W]."""
     height, width = tile.sides
-    tops, lefts = (tile_places(side, part, tile.overlap) for side, part in zip(states.shape[2:], tile.sides, strict=True))
-    rows = (
-        blended((decode(states[:, :, top : top + height, left : left + width]) for left in lefts), lefts, width, axis=3) for top in tops
-    )
+    tops, lefts = (tile_places(side // factor, part, tile.overlap) for side, part in zip(x.shape[2:], tile.sides, strict=True))
+
+    def part(top: int, left: int) -> Float32:
+        return run(x[:, :, factor * top : factor * (top + height), factor * left : factor * (left + width)])
+
+    rows = (blended((part(top, left) for left in lefts), lefts, width, axis=3) for top in tops)
     return blended(rows, tops, height, axis=2)
 
 
