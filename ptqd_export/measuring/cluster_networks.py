@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calib.quantizers.rules.placement import HighPrecision
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks, StepOutputs
+from engines.backends.choice import RuntimeName
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.denoiser import is_guided
 from engines.chain.norm_guidance import NormGuidance
@@ -20,6 +21,7 @@ from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.untrusted.external_data import graph_files
 from ptqd_export.measuring.measuring_backend import measuring_backend
+from ptqd_export.measuring.target_engines import TargetEngines
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class NetworkOpener:
         guidance: guidance scale w.
         batch: samples in a full batch.
         guidance_patch: side of the patches in which guidance keeps the norm of the conditional output; None if guidance is linear.
+        engines: builds and opens engines of the target, in the folder of the bundle; None runs the graphs on ONNX Runtime.
     """
 
     target: ClusterTarget
@@ -48,9 +51,14 @@ class NetworkOpener:
     guidance: float
     batch: int
     guidance_patch: int | None = None
+    engines: TargetEngines | None = None
+
+    def in_folder(self, folder: Path) -> NetworkOpener:
+        """Return the opener for a machine that lacks the bundle, and builds its engines in a folder of its own."""
+        return self if self.engines is None else replace(self, engines=replace(self.engines, folder=folder))
 
     def networks(self, graphs: Mapping[str, GroupGraphs], reference: str, threads: int | None) -> StepNetworks:
-        backend = measuring_backend(self.target, threads)
+        backend = self.engines or measuring_backend(self.target, threads)
         guided = is_guided(self.guidance)
         rows = (2 if guided else 1) * self.batch
         engines = {name: open_groups(backend, of_groups, rows) for name, of_groups in graphs.items()}
@@ -71,7 +79,8 @@ class _OnCopy:
     def open(self, threads: int) -> StepNetworks:
         folder = self.copy.local()
         graphs = {name: [(below, folder / graph) for below, graph in of_groups] for name, of_groups in self.graphs.items()}
-        return self.opener.networks(graphs, self.reference, threads)
+        opener = self.opener if folder == self.copy.folder else self.opener.in_folder(folder)
+        return opener.networks(graphs, self.reference, threads)
 
 
 @contextlib.contextmanager
@@ -93,7 +102,8 @@ def evaluating_on(
     (parent,) = {graph.parent.parent for of_groups in graphs.values() for _, graph in of_groups}
     names = {name: [(below, graph.relative_to(parent).as_posix()) for below, graph in of_groups] for name, of_groups in graphs.items()}
     files = [graph for of_groups in names.values() for _, graph in of_groups]
-    size = WorkerSize.of(cluster, "onnxruntime-cuda" if opener.target.provider == "CUDA" else "onnxruntime")
+    on_onnxruntime: RuntimeName = "onnxruntime-cuda" if opener.target.provider == "CUDA" else "onnxruntime"
+    size = WorkerSize.of(cluster, on_onnxruntime if opener.engines is None else opener.engines.settings.flavour)
     with joined(cluster) as ray:
         on_copy = _OnCopy(opener, FolderCopy.of(ray, parent, _with_weights(parent, files)), names, reference)
         pool: WorkerPool[StepBatch, StepOutputs]

@@ -72,29 +72,27 @@ class MeasuredWith:
             UsageError: workers of a cluster cannot run what is asked for.
         """
         asked = target.measure
-        if on_a_cluster:
-            return cls._on_workers(target)
+        if on_a_cluster and asked not in (None, *_on_workers(target)):
+            raise UsageError(
+                "The workers of a cluster run the graphs of the walk on the target or on ONNX Runtime.",
+                found=f'target.measure "{asked}"',
+                expected=f"{' or '.join(map(repr, _on_workers(target)))} or null for the target {target.name}",
+                mend="change target.measure, or build without --ray",
+            )
         if target.name == "onnxruntime":
             asked = asked or "engines"
         elif asked == "engines":
             check_engines(target.name)
         elif asked is None:
-            asked = "engines" if _has_engines(target.name) else "cpu" if device == "cpu" else "torch"
+            asked = "engines" if _has_engines(target.name) else "cpu" if device == "cpu" or on_a_cluster else "torch"
         if asked == "torch":
             return cls("torch", "torch", device)
         return cls(asked, _runtime(target, asked))
 
-    @classmethod
-    def _on_workers(cls, target: AskedTarget) -> MeasuredWith:
-        own: Measure = "engines" if target.name == "onnxruntime" else "cpu"
-        if target.measure not in (None, own):
-            raise UsageError(
-                "The workers of a cluster measure on ONNX Runtime.",
-                found=f'target.measure "{target.measure}"',
-                expected=f'"{own}" or null for the target {target.name}',
-                mend="build without --ray",
-            )
-        return cls(own, _runtime(target, own))
+
+def _on_workers(target: AskedTarget) -> tuple[Measure, ...]:
+    """Return what workers of a cluster can measure with."""
+    return ("engines",) if target.name == "onnxruntime" else ("engines", "cpu")
 
 
 def check_engines(flavour: FlavourName) -> None:

@@ -24,6 +24,7 @@ class BuildEstimate:
         row_seconds: seconds of a row at full precision.
         quicker: seconds that changes of the plan save, the most first.
         on_a_cluster: whether the walk runs on a cluster.
+        idle_gpu: whether PyTorch has a GPU that could run the networks in place of the CPU.
         measured_on: what the row was measured on, which will run the networks of the statistics; empty if it is not told.
     """
 
@@ -32,6 +33,7 @@ class BuildEstimate:
     row_seconds: float
     quicker: Mapping[str, float] = field(default_factory=dict)
     on_a_cluster: bool = False
+    idle_gpu: bool = False
     measured_on: str = ""
 
     def __str__(self) -> str:
@@ -51,6 +53,7 @@ class BuildEstimate:
         if sum(self.seconds.values()) < LONG:
             return ""
         ways = [f"{change} saves about {duration(saved)}" for change, saved in [*self.quicker.items()][:LISTED]]
+        ways += ['target.measure "torch" with calibration.device "cuda" measures on the GPU'] if self.idle_gpu else []
         ways += [] if self.on_a_cluster else ["--ray shares the walk among machines"]
         return f". Quicker: {', '.join(ways)}" if ways else ""
 

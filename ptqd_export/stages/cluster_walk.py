@@ -11,6 +11,7 @@ from engines.cluster.session import Cluster
 from engines.networks.grouped_engine import GroupGraphs
 from ptqd_export.measuring.cluster_networks import ClusterTarget, NetworkOpener, evaluating_on
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
+from ptqd_export.stages.own_engines import target_engines
 
 
 @contextlib.contextmanager
@@ -22,7 +23,14 @@ def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Gro
     """
     calibration, target = context.plan.calibration, context.plan.target
     on_worker = ClusterTarget(target.name, target.provider, target.high_precision)
-    opener = NetworkOpener(on_worker, context.model.conditioning, context.guidance, calibration.batch_size, context.model.guidance_patch)
+    opener = NetworkOpener(
+        on_worker,
+        context.model.conditioning,
+        context.guidance,
+        calibration.batch_size,
+        context.model.guidance_patch,
+        target_engines(context) if context.runs_engines else None,
+    )
     batches = math.ceil(calibration.samples / calibration.batch_size)
     with evaluating_on(cluster, opener, graphs, FULL_PRECISION, batches) as evaluator:
         yield evaluator

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from ptqd_export.measuring.measured_with import named
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_estimate import BuildEstimate
@@ -38,5 +40,11 @@ def estimate_build(context: BuildContext, traced: Path, traced_in: float, stages
         rates.graph_row,
         quicker_plans(context, list(kinds.values()), seconds),
         on_a_cluster=context.elsewhere is not None,
+        idle_gpu=_idle_gpu(context),
         measured_on=named(context.measured_with.runtime),
     )
+
+
+def _idle_gpu(context: BuildContext) -> bool:
+    on_cpu = context.measured_with.runtime in ("onnxruntime", "onnxruntime-exact") and context.calibration_device.device == "cpu"
+    return on_cpu and context.elsewhere is None and torch.cuda.is_available()

@@ -74,11 +74,22 @@ def test_engines_that_are_asked_for_and_missing_end_the_build(class_trt_build: B
         check_build(BuildContext(PlanFile(asked, class_trt_build.plan_file.folder)))
 
 
-@pytest.mark.parametrize(("name", "measure"), [("onnxruntime", "torch"), ("onnxruntime", "cpu"), ("tensorrt", "engines")])
-def test_workers_of_a_cluster_measure_on_onnx_runtime(name: str, measure: str) -> None:
+@pytest.mark.parametrize(("name", "measure"), [("onnxruntime", "torch"), ("onnxruntime", "cpu"), ("tensorrt", "torch")])
+def test_workers_of_a_cluster_measure_on_the_target_or_on_onnx_runtime(name: str, measure: str) -> None:
     assert of({"name": name}, "cuda", on_a_cluster=True).runtime == "onnxruntime"
-    with pytest.raises(UsageError, match="workers of a cluster measure on ONNX Runtime"):
+    with pytest.raises(UsageError, match=r"(?s)workers of a cluster run.*'engines'.*without --ray"):
         of({"name": name, "measure": measure}, on_a_cluster=True)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(("measure", "runtime"), [(None, "tensorrt"), ("engines", "tensorrt"), ("cpu", "onnxruntime")])
+def test_workers_of_a_cluster_take_engines_where_the_command_has_a_device_too(measure: str | None, runtime: str) -> None:
+    assert of({"name": "tensorrt", "measure": measure}, on_a_cluster=True).runtime == runtime
+
+
+def test_engines_of_workers_without_a_device_here_are_refused() -> None:
+    with pytest.raises(MissingBackendError):
+        of({"name": "tensorrt", "measure": "engines"}, on_a_cluster=True)
 
 
 def statistics(built: Built, folder: Path, measure: str) -> dict[str, list[dict[str, Any]]]:

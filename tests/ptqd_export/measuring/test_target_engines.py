@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from engines.backends.base import Engine, TensorSpec
 from engines.backends.choice import engine_settings
 from engines.backends.tensorrt.building.engine_cache import EngineCache
 from engines.backends.tensorrt.tensorrt_backend import engine_cache
 from engines.bundle.bundle import Bundle
+from engines.chain.noise import NoiseSource
 from ptqd_export.commands.engines_command import build_engines, check_built
-from ptqd_export.measuring.target_engines import InBatches
+from ptqd_export.measuring.cluster_networks import ClusterTarget, NetworkOpener
+from ptqd_export.measuring.target_engines import InBatches, TargetEngines
 from ptqd_export.stages.run_build import run_build
 from tests.emulated_device.emulated_device import EmulatedDevice
 
@@ -44,6 +49,22 @@ def test_engines_are_checked_where_there_is_a_device(class_trt_build: Built, emu
     built = build_engines(folder)
     assert check_built(folder, built).startswith("checked against the statistics: no SNR differs by more than 0.0")
     assert "cudaGraphLaunch" in emulated.cuda.calls
+
+
+@pytest.mark.usefixtures("emulated")
+def test_worker_of_a_cluster_measures_on_engines_that_it_builds(class_trt_build: Built, tmp_path: Path) -> None:
+    """They lie in the bundle where the worker has it, or else beside its copy of the graphs."""
+    context, graph = class_trt_build.context, class_trt_build.stage("quantize-w8a8") / "w8a8.onnx"
+    target = ClusterTarget("tensorrt-rtx", "CPU", "fp32")
+    opener = NetworkOpener(target, context.model.conditioning, context.guidance, 2)
+    settings = engine_settings(Bundle.open(class_trt_build.folder), "tensorrt-rtx")
+    on_engines = cloudpickle.loads(cloudpickle.dumps(replace(opener, engines=TargetEngines(settings, tmp_path))))
+    x, rows = NoiseSource(3, (1, 8, 8)).start(np.arange(2)), np.array([0, 2])
+    for folder, one in ((tmp_path, on_engines), (tmp_path / "copy", on_engines.in_folder(tmp_path / "copy"))):
+        found = [each.networks({"w8a8": [(math.inf, graph)]}, "w8a8", 1).reference(x, 500.0, rows) for each in (opener, one)]
+        np.testing.assert_array_equal(*found)
+        assert len(list(engine_cache(folder, "tensorrt-rtx").folder.glob("w8a8-*.engine"))) == 1
+    assert opener.in_folder(tmp_path / "copy") is opener
 
 
 class Cut(Engine):

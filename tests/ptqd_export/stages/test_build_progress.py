@@ -91,4 +91,6 @@ def test_a_long_build_is_told_how_it_gets_shorter() -> None:
         "saves about 20 min, --ray shares the walk among machines"
     )
     assert "Quicker" not in str(BuildEstimate({"statistics": 3500.0}, 10, 1.0, quicker))
+    on_gpu = str(BuildEstimate({"statistics": 9000.0}, 10, 1.0, quicker, idle_gpu=True))
+    assert 'target.measure "torch" with calibration.device "cuda" measures on the GPU, --ray' in on_gpu
     assert "--ray" not in str(BuildEstimate({"statistics": 9000.0}, 10, 1.0, quicker, on_a_cluster=True))
