@@ -160,9 +160,10 @@ TINY: Mapping[str, Tiny] = {
 }  # fmt: skip
 
 BUILT = {
-    "pixart-sigma": ["w8a8"], "sd3": ["w8a8"], "flux-dev": ["w8a8", "w4a8"], "chroma": ["w8a8"], "flux2-klein": ["w8a8"],
-    "qwen-image": ["w8a8"], "auraflow": ["w8a8"], "sana": ["w8a8"], "sana-sprint": ["w8a8"], "z-image": ["w8a8"],
-}  # fmt: skip
+    name: ["w8a8"] if name == "pixart-sigma" else ["w8a8", "w4a8"]
+    for name in TINY
+    if name not in ("pixart-alpha", "flux-schnell", "flux2-klein-distilled", "flux2-dev")
+}
 """Precisions of the builds that prove a family."""
 
 QUICK = ("pixart-sigma", "flux-dev")
