@@ -59,7 +59,7 @@ def test_worker_of_a_cluster_measures_on_engines_that_it_builds(class_trt_build:
     opener = NetworkOpener(target, context.model.conditioning, context.guidance, 2)
     settings = engine_settings(Bundle.open(class_trt_build.folder), "tensorrt-rtx")
     sent = cloudpickle.dumps(replace(opener, engines=TargetEngines(settings, tmp_path)))  # type: ignore[no-untyped-call]
-    on_engines = cloudpickle.loads(sent)
+    on_engines: NetworkOpener = cloudpickle.loads(sent)
     x, rows = NoiseSource(3, (1, 8, 8)).start(np.arange(2)), np.array([0, 2])
     for folder, one in ((tmp_path, on_engines), (tmp_path / "copy", on_engines.in_folder(tmp_path / "copy"))):
         exact, found = (each.networks({"w8a8": [[(math.inf, graph)]]}, "w8a8", 1).reference(x, 500.0, rows) for each in (opener, one))
