@@ -19,6 +19,7 @@ from engines.chain.denoiser import is_guided
 from engines.chain.features import precision_and_cut
 from engines.chain.norm_guidance import NormGuidance
 from engines.errors import BundleError, UnknownNameError, UsageError
+from engines.host.heap import release_free_pages
 from engines.networks.conditioning import Conditioning, class_labels, load_table
 from engines.networks.control import Control, ControlNetwork, GivenControl, OwnControl, stored_images
 from engines.networks.cut_engines import CutEngines
@@ -93,6 +94,12 @@ class EngineBank:
         """Open engines before they are needed, so that damage is reported before any work begins."""
         for precision in precisions:
             self[precision]
+
+    def close(self) -> None:
+        """Free the engines of this bank and of all that share them. Networks that are used later open again."""
+        for held in (self._denoisers, self._networks, self._cuts, self._control_engines):
+            held.clear()
+        release_free_pages()
 
     def on_chain(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from engines.apps.asked.control_images import AskedControl
@@ -16,7 +17,7 @@ from engines.chain.sampling import Chain
 from engines.cluster.folder_copy import FolderCopy
 from engines.networks.chain_choice import ChainChoice
 from engines.networks.conditioning import Conditioning
-from engines.networks.engine_bank import load_conditioning
+from engines.networks.engine_bank import EngineBank, load_conditioning
 from engines.networks.kept_engines import KeptEngines
 
 Batch: TypeAlias = tuple[Int64, Int64]
@@ -25,16 +26,31 @@ Batch: TypeAlias = tuple[Int64, Int64]
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Opened engines, and the renderer that decides what is kept of their samples."""
+    """Opened engines, and the renderer that decides what is kept of their samples.
+
+    Attributes:
+        chain: chain on opened engines.
+        noise: noise of the samples.
+        renderer: returns the renderer; the decoder opens when it is first called.
+    """
 
     chain: Chain
     noise: NoiseSource
-    render: Renderer
+    renderer: Callable[[], Renderer]
 
-    def __call__(self, batch: Batch, on_step: Callable[[], None] = lambda: None) -> Rendered:
-        """Sample a batch and render it. Calls `on_step` after every step."""
+    def __call__(self, batch: Batch, on_step: Callable[[], None] = lambda: None, *, last: bool = False) -> Rendered:
+        """Sample a batch and render it.
+
+        Args:
+            batch: numbers and rows of the samples.
+            on_step: called after every step.
+            last: whether no other batch follows: the networks are freed before the decoder runs. A further call would open them again.
+        """
         samples, rows = batch
-        return self.render(samples, self.chain.sample(self.noise, samples, rows, on_step))
+        states = self.chain.sample(self.noise, samples, rows, on_step)
+        if last and isinstance(self.chain.denoisers, EngineBank):
+            self.chain.denoisers.close()
+        return self.renderer()(samples, states)
 
 
 @dataclass(frozen=True)
@@ -73,10 +89,11 @@ class SampleWork:
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        kept = kept or KeptEngines(bundle, self.choice.runtime, threads)
-        return BatchSampler(
-            self.chain(bundle, kept), NoiseSource(self.seed, bundle.manifest.model.sample_shape), self._renderer(bundle, kept)
-        )
+        kept, decoder = kept or KeptEngines(bundle, self.choice.runtime, threads), bundle.manifest.model.decoder
+        if decoder is not None and self.format != "states":
+            bundle.graph(decoder.file, decoder.weights)  # damage is reported before any work begins
+        noise = NoiseSource(self.seed, bundle.manifest.model.sample_shape)
+        return BatchSampler(self.chain(bundle, kept), noise, partial(self._renderer, bundle, kept))
 
     def chain(self, bundle: Bundle, kept: KeptEngines) -> Chain:
         """Return the chain on engines of the bundle. Raises what `open` raises."""

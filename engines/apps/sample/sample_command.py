@@ -180,7 +180,7 @@ def _labels(prompts: tuple[str, ...] | None, rows: Int64 | None, conditioning: C
 def _sample(sampler: BatchSampler, drawn: Sequence[Batch], output: SampleOutput) -> int:
     with progress(SAMPLING, len(sampler.chain.schedule.steps) * len(drawn)) as advance:
         for batch in drawn:
-            output.add(batch[0], sampler(batch, advance))
+            output.add(batch[0], sampler(batch, advance, last=batch is drawn[-1]))
     return 0
 
 
