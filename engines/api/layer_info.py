@@ -48,6 +48,7 @@ class LayerBits:
         bit_operations: multiply-accumulates per sample times both bit widths; None in a bundle that does not record them.
         low_rank: rank of the branch in float beside the quantized product; None for no branch.
         learned: what was learned of the weight: `adapters`, `rounding`, both or nothing.
+        rotation: size of the blocks of the input that are rotated; None if it is not.
     """
 
     weight_bits: int | None
@@ -59,11 +60,13 @@ class LayerBits:
     bit_operations: int | None
     low_rank: int | None = None
     learned: tuple[str, ...] = ()
+    rotation: int | None = None
 
     @property
     def help(self) -> tuple[str, ...]:
         """What helps the layer beside its bits, in words."""
-        return (*(() if self.low_rank is None else (f"rank {self.low_rank}",)), *self.learned)
+        sizes = {"rank": self.low_rank, "rotation": self.rotation}
+        return (*(f"{what} {size}" for what, size in sizes.items() if size is not None), *self.learned)
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,11 @@ class StoredLayer(BaseModel):
     bit_operations: PositiveInt | None = None
     low_rank: PositiveInt | None = None
     learned: tuple[str, ...] = ()
+    rotation: PositiveInt | None = None
 
     def bits(self) -> LayerBits:
-        scales = (self.weight, self.input, self.output)
-        return LayerBits(self.weight_bits, self.activation_bits, self.reason, *scales, self.bit_operations, self.low_rank, self.learned)
+        scales, helped = (self.weight, self.input, self.output), (self.low_rank, self.learned, self.rotation)
+        return LayerBits(self.weight_bits, self.activation_bits, self.reason, *scales, self.bit_operations, *helped)
 
 
 class _StoredLayers(BaseModel):

@@ -15,6 +15,7 @@ from ptqd_export.plan.calibration import CalibrationSection
 from ptqd_export.plan.correction import CorrectionSection
 from ptqd_export.plan.model import ModelSection
 from ptqd_export.plan.plan_errors import Problem, expectation, expectations, one_of
+from ptqd_export.plan.published_times import PUBLISHED
 from ptqd_export.plan.quantization import QuantizationSection
 from ptqd_export.plan.reuse import ReuseSection
 from ptqd_export.plan.sampler import SamplerSection
@@ -126,7 +127,12 @@ class Plan(Section):
             if (form := Precision.parse(name).form) not in found.placement.forms
         ]
         if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
-            problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time"; or cost "bit_operations"'))
+            expected = 'a target that the build can time for steps.cost "time"; or cost "bit_operations"; or only precisions with'
+            lacking = [name for name in precisions if name not in PUBLISHED]
+            problems += [(("name",), target.name, f"{expected} a published time ({', '.join(PUBLISHED)}), not {name}") for name in lacking]
+            reuse = info.data.get("reuse")
+            if reuse is not None and reuse.cuts:
+                problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time" with reuse.cuts'))
         quantization = info.data.get("quantization")
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'

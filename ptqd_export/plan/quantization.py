@@ -76,9 +76,10 @@ class QuantizationSection(Section):
         le=1,
         description="move outlier channels from activations into weights, with this exponent (0.5 is usual); null turns this off",
     )
-    rotation: Literal["none", "hadamard"] = Field(
+    rotation: Literal["none", "folded", "hadamard"] = Field(
         default="none",
-        description="rotate blocks of the inputs of linear layers by a Hadamard matrix, so that outliers are spread over their block",
+        description="rotate blocks of the inputs of linear layers by a Hadamard matrix, so that outliers are spread over their block: only "
+        "where the weights of the layer before can do it (folded), or everywhere, elsewhere at run time (hadamard)",
     )
     activation_steps: Literal["all", "used"] = Field(
         default="all",

@@ -28,7 +28,10 @@ class StepsSection(Section):
         default=None,
         description='for policy fixed: one name for all steps, or one for each step; names from the plan\'s precisions, or "fp32"',
     )
-    cost: Cost = Field(default="bit_operations", description="for policy budget: its unit, bit operations or measured milliseconds")
+    cost: Cost = Field(
+        default="bit_operations",
+        description="for policy budget: its unit, bit operations or milliseconds, measured where the device is present, and else published",
+    )
     reuse: ReusingStepsSection | None = Field(
         default=None,
         description="which steps reuse features at a cut of reuse.cuts; null: none or, for policy budget, those that it chooses, at "

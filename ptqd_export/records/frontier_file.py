@@ -22,6 +22,9 @@ Kind: TypeAlias = Literal["uniform", "snr", "budget", "frontier", "precisions", 
 FRONTIERS: tuple[Kind, ...] = ("frontier", "precisions", "reuse")
 """Kinds of chains with the least predicted error at their cost: among all, without reuse of features, and of one precision with it."""
 
+CostUnit: TypeAlias = Literal["bit_operations", "time", "published_time"]
+"""What costs count: bit operations, milliseconds that were measured, or ratios of times that others published."""
+
 Choice: TypeAlias = tuple[str, ...]
 
 
@@ -59,15 +62,17 @@ class Frontier:
         measured: errors of real chains, by choice.
         samples: number of samples that the real chains were measured on.
         fewer: errors of real chains of fewer steps.
+        published: where the costs come from, by precision; empty unless they are published times.
     """
 
-    cost: Literal["bit_operations", "time"]
+    cost: CostUnit
     menu: Menu
     probes: Probes
     chains: Sequence[tuple[Kind, Choice]]
     measured: Mapping[Choice, MeasuredError] = field(default_factory=dict)
     samples: int = 0
     fewer: Mapping[FewerSteps, MeasuredError] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the content of the whole file."""
@@ -75,6 +80,7 @@ class Frontier:
         return {
             "schema_version": SCHEMA_VERSION,
             "cost": self.cost,
+            "published": dict(self.published),
             "cost_a_step": dict(zip(self.menu.precisions, self.menu.costs.tolist(), strict=True)),
             "amplitudes": dict(zip(whole, self.menu.amplitudes.T.tolist(), strict=False)),
             "reused_amplitudes": self._reused(),
@@ -99,8 +105,9 @@ class Frontier:
         }
 
     def _shorter(self, chain: FewerSteps, found: MeasuredError) -> dict[str, Any]:
-        own = (chain.precision,) * len(self.menu.amplitudes)
-        return {**asdict(chain), "cost": self.menu.cost_of(own) * chain.steps / len(own), "measured": asdict(found)}
+        steps = len(self.menu.amplitudes)
+        cost = self.menu.cost_of((chain.precision,) * steps) if chain.precision in self.menu.whole else 1.0  # full precision, not listed
+        return {**asdict(chain), "cost": cost * chain.steps / steps, "measured": asdict(found)}
 
     def _reused(self) -> dict[str, list[list[float]]]:
         """Return the amplitudes by network at the cut, age of the features from 1 on, and step."""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from engines.api.layer_info import StoredLayer
 from engines.chain.schedule import Schedule
 from ptqd_export.plan import FULL_PRECISION
+from ptqd_export.records.attention_record import AttentionRecord
 from ptqd_export.records.kernel_advice import kernel_advice
+from ptqd_export.records.stored_attention import attention_of
 from ptqd_export.records.times_file import MachineTimes
 from ptqd_export.report.chain_steps import PrecisionSteps, Series, mean_of
 from ptqd_export.report.content import Content
@@ -125,6 +127,19 @@ def _bits(layer: StoredLayer) -> Cell:
     text = "float" if layer.weight_bits is None else f"{layer.weight_bits} / {layer.activation_bits or 'float'}"
     text += "".join(f" + {what}" for what in layer.bits().help)
     return Cell(text, float(100 * (layer.weight_bits or 32) + (layer.activation_bits or 32)))
+
+
+def attention_table(content: Content) -> Table:
+    """Make a table of what the products of every attention compute with at each precision; empty if the plan keeps them in float."""
+    found = attention_of(content.bundle)
+    columns = ("attention", *found, "why its products stay in float")
+    rows = [_attention_row(of_one) for of_one in zip(*found.values(), strict=True)]
+    return Table.of("Products of attention", columns, rows)
+
+
+def _attention_row(at: Sequence[AttentionRecord]) -> list[Cell]:
+    reasons = dict.fromkeys(one.reason for one in at if one.reason)
+    return [words(at[0].name), *(words(one.form) for one in at), words("; ".join(reasons) or None)]
 
 
 def reason_table(content: Content) -> Table:

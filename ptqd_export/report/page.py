@@ -36,6 +36,7 @@ _TABLES = {
     "chosen": judged_tables.chosen_table,
     "proposals": judged_tables.proposal_table,
     "layers": bundle_tables.layer_table,
+    "attention": bundle_tables.attention_table,
     "reasons": bundle_tables.reason_table,
     "schedules": bundle_tables.schedule_table,
     "versions": bundle_tables.version_table,

@@ -26,6 +26,7 @@ HELP: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "channel scaling": {"channel_scaling": 0.5},
     "rotation": {"rotation": "hadamard"},
+    "folded rotation": {"rotation": "folded"},
     "rank 16": {"low_rank": 16},
     "rank 32": {"low_rank": 32},
     "rank 64": {"low_rank": 64},

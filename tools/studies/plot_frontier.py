@@ -17,7 +17,11 @@ import click
 
 Chain = dict[str, Any]
 
-COSTS = {"bit_operations": "bit operations of the chain", "time": "measured time of the chain"}
+COSTS = {
+    "bit_operations": "bit operations of the chain",
+    "time": "measured time of the chain",
+    "published_time": "time of the chain by published ratios",
+}
 BLUE, ORANGE, GREEN, GRAY, PURPLE, RED, BLACK = "#2f6fb0", "#d9772b", "#2e8b57", "#8a8f98", "#7b52ab", "#b5403a", "#222222"
 ALONE = {"precisions": (PURPLE, "precisions alone"), "reuse": (RED, "one precision with reuse")}
 """Frontiers that a part of the candidates gives, where steps may reuse features."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from engines.arrays import Float32
 from engines.bundle.bundle import Bundle
@@ -28,12 +28,25 @@ class _Scaled(BaseModel):
     factors: tuple[float, ...] | None = None
 
 
+class _Folded(BaseModel):
+    """Outputs of a layer that were rotated, with the weights of the layers that read them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    producer: str
+    first: NonNegativeInt
+    channels: PositiveInt
+    size: PositiveInt
+    consumers: tuple[str, ...]
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     split: dict[str, tuple[PositiveInt, ...]] = {}
     scaled: tuple[_Scaled, ...] = ()
     rotated: dict[str, PositiveInt] = {}
+    folded: tuple[_Folded, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,17 @@ class PreparedWeights:
         return weight
 
     def _rotated(self, layer: str, weight: Float32) -> Float32:
+        for one in self.stored.folded:
+            if layer == one.producer:
+                weight, rows = np.array(weight), slice(one.first, one.first + one.channels)
+                weight[rows] = _in_blocks(weight[rows].T, one.size).T
+            if layer in one.consumers:
+                weight = _in_blocks(weight, one.size)
         size = self.stored.rotated.get(layer)
-        if size is None:
-            return weight
-        blocks = weight.reshape(len(weight), -1, size)
-        return np.asarray(blocks @ hadamard(size), dtype=np.float32).reshape(weight.shape)
+        return weight if size is None else _in_blocks(weight, size)
+
+
+def _in_blocks(weight: Float32, size: int) -> Float32:
+    """Rotate blocks of the inputs of a weight [out, in]."""
+    blocks = weight.reshape(len(weight), -1, size)
+    return np.asarray(blocks @ hadamard(size), dtype=np.float32).reshape(weight.shape)

@@ -23,7 +23,8 @@ from engines.chain.features import cut_name, precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.host.files import write_text
 from engines.host.machine import machine_name
-from ptqd_export.records.frontier_file import FRONTIERS, Choice, Frontier, Kind, MeasuredError, RealChains
+from ptqd_export.plan.published_times import PUBLISHED
+from ptqd_export.records.frontier_file import FRONTIERS, Choice, CostUnit, Frontier, Kind, MeasuredError, RealChains
 from ptqd_export.records.times_file import TIMES, without_gain
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, schedule_path, stored_cuts
 from ptqd_export.stages.fit.fit_inputs import fit_networks, fit_settings
@@ -112,7 +113,7 @@ def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[
     steps, names = context.plan.steps, {name: folder.name for name, folder in graphs.items()}
     times = _times(context, cache, graphs) if context.is_timed else None
     at_cut = _reusing(context, times or {})
-    costs = candidate_costs(context, graphs, times if steps.cost == "time" else None, at_cut)
+    costs = candidate_costs(context, graphs, _counted(context, times), at_cut)
     assert steps.budget is not None
     if not at_cut:
         check_budget(costs, steps.budget)
@@ -125,6 +126,15 @@ def choose_precisions(context: BuildContext, cache: StageCache, graphs: Mapping[
     wanted |= {} if probed.aging is None else {"aging": probed.aging.name}
     folder = cache.run("choice", wanted, partial(make_choice, context, graphs, walked, probed, costs))
     return Chosen(tuple(json.loads((folder / CHOICE).read_text())), walked, probed, folder, times)
+
+
+def _counted(context: BuildContext, times: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """Return the times that the budget counts: measured ones or, for engines that do not run here, published ones in units of float16's.
+    None if it counts bit operations.
+    """
+    if context.plan.steps.cost != "time":
+        return None
+    return times or {FULL_PRECISION: 1.0, **{name: one.share for name, one in PUBLISHED.items()}}
 
 
 def _reusing(context: BuildContext, times: Mapping[str, float]) -> tuple[str, ...]:
@@ -169,12 +179,15 @@ def make_choice(
     folder: Path,
     reporter: Reporter,
 ) -> None:
-    """Write `choice.json`, and `frontier.json` over bit operations with real chains to compare the predictions with."""
+    """Write `choice.json`, and `frontier.json` with real chains to compare the predictions with: over bit operations, or over published
+    times where the budget counts these.
+    """
     assert context.plan.steps.budget is not None
     schedule = _schedule(walked)
     chosen = choose(probed.menu(costs), context.plan.steps.budget)
     (folder / CHOICE).write_text(json.dumps(chosen))
-    menu = probed.menu(candidate_costs(context, graphs, None, probed.at_cut))
+    published = context.plan.steps.cost == "time" and not context.is_timed
+    menu = probed.menu(costs if published else candidate_costs(context, graphs, None, probed.at_cut))
     chains = [*_chains(menu, _chosen_by(schedule), chosen), *_mixtures(menu)]
     checked = {choice: probed.chain(schedule, choice) for choice in _chains_to_measure(chains)}
     shorter = fewer_steps(schedule, context.noise_schedule, dict.fromkeys((*menu.whole, FULL_PRECISION)))
@@ -183,7 +196,9 @@ def make_choice(
     errors = _chain_errors(context, graphs, schedule, at_cut, each(reporter, taken))
     measured = {choice: MeasuredError.of(errors.measure(chain)) for choice, chain in checked.items()}
     fewer = {one: MeasuredError.of(errors.measure(chain)) for one, chain in shorter.items()}
-    found = Frontier("bit_operations", menu, probed.found, chains, measured, CHECKED_SAMPLES, fewer)
+    sources = {name: PUBLISHED[name].source for name in menu.whole} if published else {}
+    unit: CostUnit = "published_time" if published else "bit_operations"
+    found = Frontier(unit, menu, probed.found, chains, measured, CHECKED_SAMPLES, fewer, sources)
     (folder / FRONTIER).write_text(found.to_json())
 
 
@@ -206,7 +221,7 @@ def candidate_costs(
     Args:
         context: context of the build.
         graphs: folders of the graphs, by precision.
-        times: measured milliseconds, if they are the cost; None for the bit operations of the whole network.
+        times: times of a step in any unit, if they are the cost; None for the bit operations of the whole network.
         at_cut: names of the networks at a cut.
     """
     names = (*(precision.name for precision in context.precisions), *at_cut)

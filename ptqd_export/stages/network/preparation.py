@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from calib.quantizers.preparation.channel_scaling import (
     scaled_parameters,
     scaling_factors,
 )
-from calib.quantizers.preparation.rotation import rotate_inputs, rotation_block
+from calib.quantizers.preparation.rotation import FoldedRotation, fold_rotation, rotate_inputs, rotation_block
 from calib.quantizers.preparation.split_layer import part_name, split_layers
 from calib.quantizers.sharing_copy import sharing_copy
 from calib.walk.activation_states import States
@@ -29,6 +29,7 @@ from ptqd_export.graph.passes.rotated_inputs import RotateInputs
 from ptqd_export.graph.passes.split_concatenations import SplitConcatenations, concatenated_inputs
 from ptqd_export.graph.reading.graph_layers import find_layers
 from ptqd_export.graph.reading.parameter_values import ParameterValues
+from ptqd_export.graph.reading.rotatable_channels import rotatable_channels
 from ptqd_export.graph.reading.scalable_channels import scalable_channels
 from ptqd_export.graph.trace import check_parity
 from ptqd_export.models.base import LoadedModel
@@ -42,17 +43,24 @@ PREPARATION = "preparation.json"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Changes to a network: first splitting, then scaling, then rotating.
+    """Changes to a network: first splitting, then scaling, then rotating, where that folds into weights and where it does not.
 
     Attributes:
         split: sizes of the parts of each split layer's input, by the layer's name.
         scaled: channels and their factors, float32 [channels]; layers have their names after splitting.
-        rotated: size of the blocks of each rotated input, by the layer's name.
+        rotated: size of the blocks of each input that is rotated at run time, by the layer's name.
+        folded: rotations that are folded into weights.
     """
 
     split: Mapping[str, tuple[int, ...]]
     scaled: tuple[tuple[ScalableChannels, Tensor], ...]
     rotated: Mapping[str, int] = field(default_factory=dict)
+    folded: tuple[FoldedRotation, ...] = ()
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Size of the blocks of each rotated input, however it is rotated, by the layer's name."""
+        return {**self.rotated, **{name: one.size for one in self.folded for name in one.consumers}}
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Return a prepared copy of the network."""
@@ -60,6 +68,8 @@ class Preparation:
         split_layers(prepared, self.split)
         for channels, factors in self.scaled:
             scale_channels(prepared, channels, factors)
+        for folded in self.folded:
+            fold_rotation(prepared, folded)
         rotate_inputs(prepared, self.rotated)
         return prepared
 
@@ -68,7 +78,8 @@ class Preparation:
         scaled = [
             asdict(channels) | {"largest_factor": float(factors.max()), "factors": factors.tolist()} for channels, factors in self.scaled
         ]
-        (folder / PREPARATION).write_text(json.dumps({"split": self.split, "scaled": scaled, "rotated": self.rotated}, indent=1))
+        stored = {"split": self.split, "scaled": scaled, "rotated": self.rotated, "folded": [asdict(one) for one in self.folded]}
+        (folder / PREPARATION).write_text(json.dumps(stored, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Preparation:
@@ -76,7 +87,8 @@ class Preparation:
         factors = [torch.tensor(one["factors"], dtype=torch.float32) for one in stored["scaled"]]
         channels = [ScalableChannels(one["producer"], one["first"], tuple(one["consumers"])) for one in stored["scaled"]]
         split = {name: tuple(sizes) for name, sizes in stored["split"].items()}
-        return cls(split, tuple(zip(channels, factors, strict=True)), stored.get("rotated", {}))
+        folded = tuple(FoldedRotation(**{**one, "consumers": tuple(one["consumers"])}) for one in stored.get("folded", ()))
+        return cls(split, tuple(zip(channels, factors, strict=True)), stored.get("rotated", {}), folded)
 
 
 def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
@@ -89,6 +101,11 @@ def prepared_model(context: BuildContext, prepared: Path) -> LoadedModel:
     if not (prepared / PREPARATION).exists():
         return context.model
     return context.model.with_network(Preparation.load(prepared).apply(context.model.adapter.network))
+
+
+def rotated_blocks(prepared: Path) -> dict[str, int]:
+    """Return the size of the blocks of each rotated input, by the layer's name; `prepared` as for `prepared_model`."""
+    return Preparation.load(prepared).blocks if (prepared / PREPARATION).exists() else {}
 
 
 def make_preparation(
@@ -107,12 +124,16 @@ def make_preparation(
     SplitConcatenations(split)(graph)
     network = _network(graph.graph, network, split)
     found = [] if settings.channel_scaling is None else scalable_channels(graph.graph, _quantized(context, network))
-    rotated = _blocks(context, network) if settings.rotation == "hadamard" else {}
+    folded = [] if settings.rotation == "none" else rotatable_channels(graph.graph, _quantized(context, network))
+    done = {name for one in folded for name in one.consumers}
+    rotated = _blocks(context, network, done) if settings.rotation == "hadamard" else {}
     measured = _scaled(context, Preparation(split, ()), found, load_states(states), reporter)
-    preparation = Preparation(split, tuple(measured) if first is None else Preparation.load(first).scaled, rotated)
+    preparation = Preparation(split, tuple(measured) if first is None else Preparation.load(first).scaled, rotated, tuple(folded))
     model = context.model.with_network(preparation.apply(context.model.adapter.network))
     changed = scaled_parameters(model.adapter.network, found)
-    changed |= {f"{name}.weight": model.adapter.network.get_parameter(f"{name}.weight").detach() for name in rotated}
+    own = dict(model.adapter.network.named_parameters())
+    names = [*(f"{name}.weight" for name in rotated), *(name for one in folded for name in one.parameters)]
+    changed |= {name: own[name].detach() for name in names if name in own}
     ParameterValues({name: value.numpy() for name, value in changed.items()})(graph)
     RotateInputs(rotated)(graph)
     network = _with_rotations(graph.graph, network, rotated)
@@ -140,10 +161,12 @@ def _network(graph: ir.Graph, network: TracedNetwork, split: Mapping[str, tuple[
     return TracedNetwork(tuple(find_layers(graph, macs)), network.macs)
 
 
-def _blocks(context: BuildContext, network: TracedNetwork) -> dict[str, int]:
-    """Return the size of the blocks of every input to rotate: those of linear layers whose activations may be quantized."""
+def _blocks(context: BuildContext, network: TracedNetwork, done: Collection[str]) -> dict[str, int]:
+    """Return the size of the blocks of every input to rotate at run time: those of linear layers whose activations may be quantized, except
+    for layers that other layers have `done` it for.
+    """
     shapes = {layer.name: layer.shape for layer in network.layers}
-    names = [name for name in _quantized(context, network) if len(shapes[name]) == 2]
+    names = [name for name in _quantized(context, network) if len(shapes[name]) == 2 and name not in done]
     found = {name: rotation_block(shapes[name][1]) for name in names}
     return {name: size for name, size in found.items() if size is not None}
 

@@ -55,6 +55,13 @@ def add_groups(records: Sequence[dict[str, Any]], bounds: Sequence[float], group
             record["groups"] = scales[record["name"]]
 
 
+def add_rotations(records: Sequence[dict[str, Any]], blocks: Mapping[str, int]) -> None:
+    """Add the sizes of the blocks of rotated inputs to the records of the layers that read them."""
+    for record in records:
+        if record["name"] in blocks:
+            record["rotation"] = blocks[record["name"]]
+
+
 def add_learned(records: Sequence[dict[str, Any]], took: Mapping[str, Any]) -> None:
     """Add what was learned and kept to the records of the layers, from the summary of the stage that learned it."""
     kept = {name: block["kept"] for block in took["blocks"] for name in block["layers"]}

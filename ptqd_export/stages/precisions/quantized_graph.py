@@ -24,10 +24,10 @@ from ptqd_export.graph.passes.quantize_dequantize import InsertQuantization
 from ptqd_export.models.base import LoadedModel
 from ptqd_export.models.tensors.mapped_weights import map_tensors
 from ptqd_export.stages.build_context import FULL_PRECISION, GROUPS, BuildContext, group_path
-from ptqd_export.stages.network.preparation import prepared_model
+from ptqd_export.stages.network.preparation import prepared_model, rotated_blocks
 from ptqd_export.stages.network.states import load_states
 from ptqd_export.stages.network.tracing import TracedNetwork
-from ptqd_export.stages.precisions.layer_records import add_groups, add_learned, precision_record
+from ptqd_export.stages.precisions.layer_records import add_groups, add_learned, add_rotations, precision_record
 from ptqd_export.stages.precisions.learned_rounding import SUMMARY, load_reconstruction
 from ptqd_export.stages.precisions.nearest_rounding import Sources, quantizers
 from ptqd_export.stages.precisions.quantized_attention_sites import attention_sites
@@ -68,6 +68,7 @@ def make_quantized_graph(
     if sites.sites:
         record["attention"] = [one.model_dump() for one in sites.records(attention)]
     add_groups(record["layers"], bounds, layers[1:])
+    add_rotations(record["layers"], rotated_blocks(sources.prepared))
     if took is not None:
         add_learned(record["layers"], took)
     (folder / "precision.json").write_text(json.dumps(record, indent=1))

@@ -74,12 +74,16 @@ def test_half_precision_network_needs_a_target_with_such_engines(write: Write) -
     ]
 
 
-def test_time_is_no_cost_where_it_is_not_measured(write: Write) -> None:
-    steps = {"policy": "budget", "cost": "time", "budget": 0.5}
+def test_time_is_a_cost_where_it_is_measured_or_published(write: Write) -> None:
+    steps, trt = {"policy": "budget", "cost": "time", "budget": 0.5}, {"name": "tensorrt-rtx"}
     assert load_plan(write(steps=steps)).plan.steps.cost == "time"
-    assert problems(write(steps=steps, target={"name": "tensorrt"})) == [
-        'target.name: found "tensorrt", expected a target that the build can time for steps.cost "time"; or cost "bit_operations"'
+    assert load_plan(write(steps=steps, target=trt, precisions=["nvfp4", "fp8"])).plan.steps.cost == "time"
+    assert problems(write(steps=steps, target=trt, precisions=["fp8", "w4a8"])) == [
+        'target.name: found "tensorrt-rtx", expected a target that the build can time for steps.cost "time"; or cost "bit_operations"; '
+        "or only precisions with a published time (fp16, w8a8, fp8, nvfp4), not w4a8"
     ]
+    (problem,) = problems(write(steps=steps, target=trt, precisions=["fp8"], reuse={"cuts": ["skip_1"]}))
+    assert "with reuse.cuts" in problem
 
 
 def test_integers_are_not_chosen_by_time_where_it_is_not_measured(write: Write) -> None:

@@ -97,6 +97,12 @@ def test_what_was_measured_is_read_back(frontier: Frontier) -> None:
     assert record["fewer_steps"][0]["cost"] == pytest.approx(0.07 * 2 / STEPS)
 
 
+def test_full_precision_has_a_cost_where_the_plan_does_not_list_it(frontier: Frontier) -> None:
+    fewer = {FewerSteps("ddim", 2, "fp32"): MeasuredError(0.2, 0.1, 0.3)}
+    listed = Frontier("bit_operations", frontier.menu.only(["w4a8", "w8a8"]), frontier.probes, CHAINS[:1], fewer=fewer)
+    assert listed.record()["fewer_steps"][0]["cost"] == pytest.approx(2 / STEPS)
+
+
 def test_a_measured_error_is_the_geometric_mean_with_its_spread() -> None:
     errors = np.array([1e-4, 1e-2, 1e-3])
     found = MeasuredError.of(errors)

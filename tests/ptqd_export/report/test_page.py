@@ -204,6 +204,23 @@ def test_every_layer_is_there_with_its_bits_and_its_reason(reported: Reported, p
     assert {row[0]: int(row[1]) for row in reasons} == Counter(layer["reason"] for layer in layers[names[0]] if layer["reason"])
 
 
+def test_help_of_layers_and_products_of_attention_are_told(own_reported: Reported, page: Page, parse_page: Callable[[str], Page]) -> None:
+    def help_first(content: dict[str, Any]) -> None:
+        content["layers"][0] |= {"low_rank": 16, "rotation": 32, "learned": ["adapters"]}
+        attention = {"name": "mid.attn1", "form": "fp8", "reason": None, "bit_operations": 4}
+        content["attention"] = [attention, attention | {"name": "mid.attn2", "form": "float", "reason": "keys of a prompt"}]
+
+    for name in ("w4a8", "w8a8"):
+        own_reported.edit(f"statistics/onnxruntime/{name}.json", help_first)
+    helped = parse_page(report_page(own_reported.bundle, Evidence()))
+    (_, first, *_), (_, before, *_) = (one.table("Bits of weights / activations") for one in (helped, page))
+    assert first[3:5] == [f"{bits} + rank 16 + rotation 32 + adapters" for bits in before[3:5]]
+    header, *rows = helped.table("Products of attention")
+    assert header[1:-1] == ["w4a8", "w8a8"]
+    assert rows == [["mid.attn1", "fp8", "fp8", "-"], ["mid.attn2", "float", "float", "keys of a prompt"]]
+    assert "Products of attention" not in page.root.whole_text
+
+
 def test_names_of_layers_break_after_their_dots(reported: Reported, portable: str) -> None:
     names = [layer["name"] for layer in reported.statistics("w4a8")["layers"]]
     assert any("." in name for name in names)

@@ -12,7 +12,8 @@ from onnx_ir.passes import common
 from torch import nn
 
 from calib.quantizers.preparation.channel_scaling import ScalableChannels
-from ptqd_export.graph.reading.scalable_channels import _reshaped, scalable_channels
+from ptqd_export.graph.reading.channel_paths import reshaped_axes
+from ptqd_export.graph.reading.scalable_channels import scalable_channels
 
 GraphOf = Callable[[str, nn.Module], ir.Model]
 
@@ -135,4 +136,4 @@ def test_channels_that_no_named_layer_reads_are_left_out(graph_of: GraphOf) -> N
     ],
 )  # fmt: skip
 def test_axes_behind_a_reshape(before: Any, after: Any, axes: Any, expected: Any) -> None:
-    assert _reshaped(before, after, axes) == expected
+    assert reshaped_axes(before, after, axes) == expected

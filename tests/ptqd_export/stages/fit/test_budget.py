@@ -13,6 +13,7 @@ import pytest
 
 from engines.errors import UsageError
 from engines.host.machine import machine_name
+from ptqd_export.plan.published_times import PublishedTime
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit import budget as module
 from ptqd_export.stages.fit.budget import Chosen, choose_precisions, write_time_frontier
@@ -143,3 +144,19 @@ def test_time_is_spent_where_time_is_counted(class_build: Built, monkeypatch: py
     assert record["cost_a_step"] == {"w3a8": 0.2, "w4a4": 0.2, "w4a8": 0.2, "w8a8": 0.1}
     uniform = {chain["precisions"][0]: chain["measured"] for chain in record["chains"] if chain["kind"] == "uniform"}
     assert all(uniform.values())
+
+
+def test_published_times_are_spent_and_named_where_engines_do_not_run(
+    class_build: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published = {
+        name: PublishedTime(share, f"a paper on {name}") for name, share in {"w8a8": 0.1, "w4a8": 0.2, "w4a4": 0.2, "w3a8": 0.2}.items()
+    }
+    monkeypatch.setattr(module, "PUBLISHED", published)
+    monkeypatch.setattr(BuildContext, "is_timed", False)
+    run = _run(class_build, tmp_path, 0.1, cost="time")
+    assert run.chosen.networks == ("w8a8",) * STEPS
+    record = json.loads((run.chosen.folder / "frontier.json").read_text())
+    assert record["cost"] == "published_time"
+    assert record["cost_a_step"] == {"w3a8": 0.2, "w4a4": 0.2, "w4a8": 0.2, "w8a8": 0.1}
+    assert record["published"] == {name: f"a paper on {name}" for name in record["cost_a_step"]}

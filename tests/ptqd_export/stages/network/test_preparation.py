@@ -140,6 +140,18 @@ def test_layers_of_one_tensor_share_a_rotation_that_counts_once(class_build: Bui
     assert network.macs == class_build.network.macs
 
 
+def test_rotations_fold_into_the_values_of_attention(class_build: Built, prepare: Prepare) -> None:
+    """The weights of the values do it for the output layer, and the graph has no node more."""
+    prepared = prepare(class_build, rotation="folded")
+    (folded,) = [one for one in prepared.record["folded"] if "mid_block" in one["producer"]]
+    assert folded["producer"].endswith("to_v")
+    assert folded["consumers"] == [folded["producer"].replace("to_v", "to_out.0")]
+    assert prepared.record["rotated"] == {}
+    assert TracedNetwork.load(prepared.folder).added == 0
+    graphs = [ir.load(folder / "fp32.onnx").graph for folder in (prepared.folder, class_build.stage("trace"))]
+    assert len(graphs[0]) == len(graphs[1])
+
+
 def test_every_skip_connection_is_split(class_build: Built, prepare: Prepare) -> None:
     prepared = prepare(class_build, **SPLIT)
     ups = [f"up_blocks.{block}.resnets.{resnet}" for block in range(2) for resnet in range(2)]
@@ -222,7 +234,7 @@ def test_scaling_evens_out_the_channels(cross_build: Built, prepare: Prepare) ->
 
 def test_nothing_found_is_a_preparation_that_does_nothing(class_build: Built, prepare: Prepare) -> None:
     prepared = prepare(class_build, **SPLIT, keep_float=["up_blocks.*"])
-    assert prepared.record == {"split": {}, "scaled": [], "rotated": {}}
+    assert prepared.record == {"split": {}, "scaled": [], "rotated": {}, "folded": []}
     assert prepared.layers == {layer.name for layer in class_build.network.layers}
 
 
