@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -17,15 +20,20 @@ from engines.chain.features import cut_name
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, rows_of
 from engines.chain.schedule import Schedule
+from engines.host.files import sha256, write_text
+from engines.host.machine import machine_name
 from engines.host.timing import interleaved_medians
 from engines.networks.engine_bank import EngineBank
 from engines.networks.engine_denoiser import EngineDenoiser
+from ptqd_export.records.times_file import read_times, times_file
 from tools.bench.case import SEED
 from tools.bench.models import REUSE_PRECISION
 
 EVERY = (2, 3, 5)
 """A chain computes everything at every such step."""
 
+WARM_UP = 1
+"""Rounds that are not counted."""
 
 _Key: TypeAlias = tuple[str | None, int | None]
 """Where a chain reuses features, and at every which step it does not; None for the chain that computes everything."""
@@ -82,21 +90,51 @@ class _Contestant:
 
 
 def time_reuse(folder: Path, asked: Asked, tell: Callable[[str], None]) -> Iterator[ReuseTime]:
-    """Yield the times of the chains of a bundle, with every number of steps, at every cut and with every distance of whole steps."""
+    """Yield the times of the chains of a bundle, with every number of steps, at every cut and with every distance of whole steps.
+
+    The engines of one cut are open at a time, beside that of the whole network. What is finished lies in the bundle's folder `local`, where
+    another call with the same bundle finds it.
+    """
     bundle = Bundle.open(folder)
     cuts = tuple(bundle.manifest.precisions[REUSE_PRECISION].cuts)
-    own = bundle.schedule()
     for steps in asked.steps:
-        schedule = of_length(own, steps)
-        chains: dict[_Key, Schedule] = {(None, None): schedule}
-        chains |= {(cut, every): reusing(schedule, cut, every) for cut in cuts for every in EVERY}
-        tell(f"{steps} steps: {len(chains)} chains, {asked.rounds} rounds")
-        contestants = _contestants(bundle, asked, chains)
-        seconds = interleaved_medians({str(key): one.run for key, one in contestants.items()}, asked.rounds)
-        whole = seconds[str((None, None))]
-        for cut, every in chains:
-            taken = seconds[str((cut, every))]
-            yield ReuseTime(steps, cut, every, 1000 * taken, whole / taken)
+        for cut in cuts:
+            found = _kept_times(bundle, asked, steps, cut, tell)
+            yield from found if cut == cuts[0] else found[1:]
+
+
+def _kept_times(bundle: Bundle, asked: Asked, steps: int, cut: str, tell: Callable[[str], None]) -> list[ReuseTime]:
+    """Return the times of the chain that computes everything and of those that reuse features at a cut, and keep them in a file."""
+    own = {"bundle": sha256(bundle.folder / "manifest.json"), "batch": asked.batch, "rounds": asked.rounds, "runtime": asked.runtime}
+    path = bundle.folder / "local" / machine_name() / f"reuse-{steps}-{cut}.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    if any(record.get(name) != value for name, value in own.items()):
+        record = {**own, "times": [asdict(one) for one in _measured_times(bundle, asked, steps, cut, tell)]}
+        write_text(path, json.dumps(record, indent=1) + "\n")
+    return [ReuseTime(**one) for one in record["times"]]
+
+
+def _measured_times(bundle: Bundle, asked: Asked, steps: int, cut: str, tell: Callable[[str], None]) -> Iterator[ReuseTime]:
+    schedule = of_length(bundle.schedule(), steps)
+    chains: dict[_Key, Schedule] = {(None, None): schedule, **{(cut, every): reusing(schedule, cut, every) for every in EVERY}}
+    tell(f"{steps} steps, {cut}: {len(chains)} chains, {asked.rounds} rounds{_expected(bundle, asked, chains.values())}")
+    contestants = _contestants(bundle, asked, chains)
+    seconds = interleaved_medians({str(key): one.run for key, one in contestants.items()}, asked.rounds, WARM_UP)
+    whole = seconds[str((None, None))]
+    for at, every in chains:
+        taken = seconds[str((at, every))]
+        yield ReuseTime(steps, at, every, 1000 * taken, whole / taken)
+
+
+def _expected(bundle: Bundle, asked: Asked, chains: Iterable[Schedule]) -> str:
+    """Return about how long the chains will take, from the times that the build measured of one step; nothing if it measured none."""
+    path = times_file(bundle.folder)
+    if not path.is_file():
+        return ""
+    times = read_times(path)
+    networks = Counter(step.network for chain in chains for step in chain.steps)
+    milliseconds = sum(count * times.milliseconds_a_step[name] for name, count in networks.items()) * asked.batch / times.batch
+    return f", about {math.ceil((WARM_UP + asked.rounds) * milliseconds / 60_000)} min where nothing else runs"
 
 
 def of_length(schedule: Schedule, steps: int) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,12 @@ def test_plan_of_a_model_cuts_one_precision(name: str, tmp_path: Path) -> None:
 
 def test_every_chain_is_timed_and_the_first_of_each_length_is_the_fastest(own_tiny: TinyBundle) -> None:
     asked, told = Asked(batch=2, steps=(4, 7), rounds=1), list[str]()
-    found = list(time_reuse(cut_bundle(own_tiny).folder, asked, told.append))
+    folder = cut_bundle(own_tiny).folder
+    found = list(time_reuse(folder, asked, told.append))
+    assert len(told) == 2
+    assert list(time_reuse(folder, asked, told.append)) == found
+    assert len(told) == 2, "finished chains are timed again"
+    assert list(time_reuse(folder, replace(asked, batch=1), told.append)) != found
     assert {(one.steps, one.cut, one.every) for one in found} == {
         (steps, *chain) for steps in (4, 7) for chain in ((None, None), *((CUT, every) for every in EVERY))
     }
