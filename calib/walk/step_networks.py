@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from calib.correction.moments import Moments, observe
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser, guide
@@ -27,6 +29,7 @@ class StepBatch:
         folds: folds for cross-validation, [batch].
         exact: evaluate full precision alone.
         kept: features that the step may reuse, [batch, branches, ...]; None if it computes everything.
+        keeps: name of a network at a cut: compute its features alone.
     """
 
     step: int
@@ -36,18 +39,20 @@ class StepBatch:
     folds: Int64
     exact: bool = False
     kept: Float32 | None = None
+    keeps: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class StepOutputs:
     """Outputs [batch, channels, ...] after guidance, and moments before guidance. `outputs` and `moments` are by precision.
 
-    They are empty for a batch of full precision alone.
+    They are empty for a batch of full precision alone. All but `features`, [batch, branches, ...], are empty for a batch of features alone.
     """
 
     reference: Float32
     outputs: Mapping[str, Float32]
     moments: Mapping[str, Moments]
+    features: Float32 | None = None
 
 
 class BatchEvaluator(Protocol):
@@ -75,6 +80,9 @@ class StepNetworks:
         return ((index, self(batch(index))) for index in range(count))
 
     def __call__(self, batch: StepBatch) -> StepOutputs:
+        if batch.keeps is not None:
+            _, features = evaluate_cut(self.quantized[batch.keeps], batch.x, batch.row, batch.rows, None)
+            return StepOutputs(np.empty(0, np.float32), {}, {}, features)
         e = self._outputs(self.reference, "full precision", batch)
         outputs, moments = dict[str, Float32](), dict[str, Moments]()
         for name in () if batch.exact else computed(self.quantized, reuses=batch.kept is not None):

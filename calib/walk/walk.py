@@ -31,7 +31,7 @@ from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
 from engines.chain.features import cut_name
 from engines.chain.noise import Noise
-from engines.chain.step import ChainState, Move, advance, corrected_output, evaluate_cut
+from engines.chain.step import ChainState, Move, advance, corrected_output
 from engines.samplers.table import SamplerTable, TableStep
 
 __all__ = ["Noise", "StepResult", "Walk", "WalkPlan"]
@@ -176,10 +176,9 @@ class Walk:
 
     def _evaluate(self, i: int, row: TableStep) -> dict[str, Moments]:
         """Evaluate every network once at every state. Stores the guided outputs and returns the moments, merged in batch order."""
-        plan, batches = self._plan, [*self._batches()]
-        networks = StepNetworks(plan.reference, plan.quantized, plan.guidance)
+        batches = [*self._batches()]
         merged, ahead, taken = dict[str, Moments](), dict[int, Mapping[str, Moments]](), 0
-        for index, seen in (plan.evaluator or networks.one_by_one)(len(batches), lambda index: self._batch(i, row, batches[index])):
+        for index, seen in self._evaluator(len(batches), lambda index: self._batch(i, row, batches[index])):
             self._store.reference[batches[index]] = seen.reference
             for name, out in seen.outputs.items():
                 self._store.outputs[name][batches[index]] = out
@@ -188,6 +187,11 @@ class Walk:
                 merged = {name: merged[name].merge(more) if taken else more for name, more in ahead.pop(taken).items()}
                 taken += 1
         return merged
+
+    @property
+    def _evaluator(self) -> BatchEvaluator:
+        plan = self._plan
+        return plan.evaluator or StepNetworks(plan.reference, plan.quantized, plan.guidance).one_by_one
 
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
         reuses = self._plan.reuse is not None and i in self._plan.reuse.steps
@@ -201,10 +205,10 @@ class Walk:
         reuse = self._plan.reuse
         if reuse is None or i not in reuse.keeping:
             return
-        network = self._plan.quantized[cut_name(chosen, reuse.cut)]
-        for batch in self._batches():
-            _, kept = evaluate_cut(network, np.array(self.states[batch]), row, self._plan.rows[batch], None)
-            self._store.keep(batch, kept)
+        batches, keeps = [*self._batches()], cut_name(chosen, reuse.cut)
+        for index, found in self._evaluator(len(batches), lambda index: replace(self._batch(i, row, batches[index]), keeps=keeps)):
+            assert found.features is not None
+            self._store.keep(batches[index], found.features)
 
     def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
         """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.

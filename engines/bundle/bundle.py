@@ -9,6 +9,7 @@ from engines.bundle.bundle_files import COPY_AGAIN, BundleFiles
 from engines.bundle.contract import contract, unsealed
 from engines.bundle.image_size import ImageSize, size_name
 from engines.bundle.manifest import MANIFEST, Manifest, PrecisionRecord
+from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Schedule
 from engines.errors import BundleError, UnknownNameError, UsageError
 from engines.untrusted.external_data import WEIGHTS, external_files, is_weights_of
@@ -118,15 +119,25 @@ class Bundle:
         """Return the object in a JSON file of the bundle."""
         return json_object(self.read(name), self.folder / name, BundleError)
 
-    def verified_graphs(self, precision: str) -> list[tuple[float, Path]]:
-        """Return the paths of a precision's graphs, one per group of steps, after verifying them and the weights that runtimes read
+    def verified_graphs(self, network: str, *, reuses: bool = False) -> list[tuple[float, Path]]:
+        """Return the paths of a network's graphs, one per group of steps, after verifying them and the weights that runtimes read
         themselves. Each comes with the bound that its timesteps lie below; the first, the noisiest, has an infinite one.
 
+        Args:
+            network: a precision or, to keep features, a precision at a cut; see `engines.chain.features`.
+            reuses: return the graphs that take features instead.
+
         Raises:
-            UsageError: the bundle has no such precision.
+            UsageError: the bundle has no such precision or cut.
         """
+        precision, cut = precision_and_cut(network)
         record = self.precision(precision)
-        return [(network.below, self.graph(network.graph, record.weights_of)) for network in record.networks]
+        if cut is None:
+            return [(one.below, self.graph(one.graph, record.weights_of)) for one in record.networks]
+        if cut not in record.cuts:
+            raise UnknownNameError(f"The bundle's {precision} has no such cut.", found=cut, known=record.cuts)
+        cuts = ((one.below, one.cuts[cut]) for one in record.networks)
+        return [(below, self.graph(graphs.reuse if reuses else graphs.full, record.weights_of)) for below, graphs in cuts]
 
     def verified_graph(self, precision: str, timestep: float | None = None) -> Path:
         """Return the path of the graph that a precision runs at a timestep, after verifying it; None takes the noisiest group of steps.

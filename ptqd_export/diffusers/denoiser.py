@@ -21,6 +21,7 @@ from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, open_backend
 from engines.bundle.bundle import DEFAULT, Bundle
 from engines.bundle.manifest import InputRecord
+from engines.chain.features import precision_and_cut
 from engines.chain.finite import check_output
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
@@ -33,10 +34,11 @@ from engines.networks.lora.changed_weights import ChangedWeights
 from engines.networks.lora.lora_backend import with_loras
 from engines.networks.lora.lora_use import GivenLoras, lora_uses
 from ptqd_export.diffusers.filled_prompts import filled
+from ptqd_export.diffusers.kept_features import KeptFeatures
 from ptqd_export.diffusers.network_config import network_config, transformer_family
 from ptqd_export.diffusers.pipeline_call import GRIDS, OF_THE_SIZE, POSITIONS, PipelineCall
 from ptqd_export.diffusers.residuals import ARGUMENTS, WITH_CONTROL, check_residuals, given_residuals
-from ptqd_export.diffusers.timesteps import nearest_timestep, precisions_by_timestep, timestep_value, unknown_timestep
+from ptqd_export.diffusers.timesteps import TimestepNetwork, nearest_timestep, timestep_value, unknown_timestep, visits_by_timestep
 from ptqd_export.models.conditions import EMBEDDINGS, GUIDANCE, IMAGE, LABELS, TIMESTEP_COND, guidance_of
 
 BRANCHES = 2
@@ -55,6 +57,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         precision: the precision of every step, or `auto`.
         outputs: what the last calls returned, in the scheduler's form. `PtqdScheduler` compares them with the tensor that the pipeline
             passes on, and then removes them.
+        kept: features that calls keep for later ones; `PtqdScheduler` restarts them with every chain.
         guidance: guidance scale that the last call gave to the network as an input; None before, or if the network takes none.
         fitted_guidance: that of the plan; None if the network takes none.
         in_channels: channels of the states that pipelines make.
@@ -71,11 +74,14 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self._model = bundle.manifest.model
         self._schedule = schedule
         self.precision = precision or AUTO
-        self._precisions = precisions_by_timestep(schedule, precision)
-        self._graphs = {taken: bundle.verified_graphs(taken) for taken in set(self._precisions.values())}
+        self._visits = visits_by_timestep(schedule, precision)
+        self._graphs = {
+            (visit.network, visit.reuses): bundle.verified_graphs(visit.network, reuses=visit.reuses) for visit in self._visits.values()
+        }
         self._changed = changed
-        self._backends = {taken: with_loras(backend, changed, taken) for taken in self._graphs}
-        self._engines: dict[str, Engine] = {}
+        self._backends = {taken: with_loras(backend, changed, precision_and_cut(taken[0])[0]) for taken in self._graphs}
+        self._engines: dict[tuple[str, bool], Engine] = {}
+        self.kept = KeptFeatures()
         self._call = PipelineCall.of(self._model)
         self._inputs: Mapping[str, InputRecord] = (
             {} if self._model.conditioning is None else {spec.name: spec for spec in self._model.conditioning.inputs}
@@ -176,8 +182,10 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         feeds = {STATE: _array(self._call.latents(given), "float32"), TIMESTEP: np.full(len(given), value, dtype=np.float32)}
         feeds |= self._conditions({name: one for name, one in conditions.items() if torch.is_tensor(one) and name not in OF_THE_SIZE})
         feeds |= self._residuals(residuals, len(given))
-        found = self._engine(self._precisions[value], len(given)).run(feeds)
-        check_output(found, self._precisions[value], value)
+        visit = self._visits[value]
+        engine, is_cut = self._engine(visit, len(given)), precision_and_cut(visit.network)[1] is not None
+        found = self.kept.run(engine, visit, feeds) if is_cut else engine.run(feeds)
+        check_output(found, visit.network, value)
         out = self._call.given(torch.from_numpy(found)).to(given)
         self.outputs.append(out)
         returned = self._call.returned(out)
@@ -193,7 +201,7 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         )
 
     def _scheduled(self, timestep: Tensor | float) -> float:
-        found = nearest_timestep(timestep, self._precisions, self._call.timestep)
+        found = nearest_timestep(timestep, self._visits, self._call.timestep)
         if found is None:
             scale = self._call.timestep
             raise unknown_timestep((timestep_value(timestep) - scale.offset) / scale.scale, self._schedule)
@@ -214,12 +222,13 @@ class PtqdDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         missing = {name: value for name, value in self._control.zeros(rows).items() if name not in arrays}
         return {**check_residuals(arrays, self._control.inputs, rows), **missing}
 
-    def _engine(self, precision: str, rows: int) -> Engine:
-        if precision not in self._engines:
-            self._engines[precision] = open_groups(self._backends[precision], self._graphs[precision], rows)
+    def _engine(self, visit: TimestepNetwork, rows: int) -> Engine:
+        taken = visit.network, visit.reuses
+        if taken not in self._engines:
+            self._engines[taken] = open_groups(self._backends[taken], self._graphs[taken], rows)
             if self._changed is not None:
                 self._changed.release()
-        return self._engines[precision]
+        return self._engines[taken]
 
     def _conditions(self, given: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
         record, inputs = self._model.conditioning, self._inputs

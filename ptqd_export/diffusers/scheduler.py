@@ -31,7 +31,7 @@ from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.diffusers.guidance import check_embedded_guidance, check_guidance, check_norm_guidance
 from ptqd_export.diffusers.pipeline_call import PipelineCall
 from ptqd_export.diffusers.position import Position
-from ptqd_export.diffusers.timesteps import AS_MANY, check_no_reuse
+from ptqd_export.diffusers.timesteps import AS_MANY
 
 CLEAN_TOO = ("lcm", "scm")
 """Samplers whose pipelines take the clean sample too."""
@@ -103,7 +103,6 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         bundle = Bundle.open(Path(path))
         chosen = bundle.schedule(schedule)
         check_precision(chosen, precision, corrected=correction == "on")
-        check_no_reuse(chosen, None if precision == AUTO else precision)
         _check_same_precision(watched, precision)
         chain = Chain(chosen, {}, None if precision == AUTO else precision, corrected=correction == "on")
         moves = tuple(chain.move(step) for step in chosen.steps)
@@ -180,6 +179,7 @@ class PtqdScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._scales, self._history = False, ()
         if self._watched is not None:
             self._watched.outputs.clear()
+            self._watched.kept.restart()
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
         """Return the state, scaled for the network."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engines.chain.sampling import Chain
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from ptqd_export.models.diffusers_models.transformers.transformer_family import TimestepMap
@@ -69,36 +71,41 @@ def nearest_timestep(given: Tensor | float, visited: Collection[float], scale: T
     return found[0]
 
 
-def precisions_by_timestep(schedule: Schedule, precision: str | None) -> dict[float, str]:
-    """Return the precision of each timestep: the given one, else the schedule's. A shifted timestep has the precision of its step.
+@dataclass(frozen=True)
+class TimestepNetwork:
+    """What a pipeline runs at a timestep.
+
+    Attributes:
+        network: name of the network, see `engines.chain.features`.
+        reuses: whether it reuses the features of an earlier step.
+        step: number of the first step at this timestep.
+    """
+
+    network: str
+    reuses: bool
+    step: int
+
+
+def visits_by_timestep(schedule: Schedule, precision: str | None) -> dict[float, TimestepNetwork]:
+    """Return what runs at each timestep: the given precision, else what the schedule says. A shifted timestep is that of its step.
 
     Raises:
-        UsageError: the schedule visits a timestep twice, with different precisions, or its steps reuse features.
+        UsageError: the schedule visits a timestep twice, with different networks, or in a chain whose steps reuse features.
     """
-    check_no_reuse(schedule, precision)
-    found: dict[float, str] = {}
-    for step in schedule.steps:
-        taken = precision or step.precision
-        for timestep in (float(np.float32(step.timestep)), float(np.float32(step.corrected.timestep))):
-            if found.setdefault(timestep, taken) != taken:
+    chain, found = Chain(schedule, {}, precision, corrected=False), dict[float, TimestepNetwork]()
+    for scheduled in schedule.steps:
+        move = chain.move(scheduled)
+        taken = TimestepNetwork(move.network, move.reuses, move.index)
+        for timestep in {float(np.float32(scheduled.timestep)), float(np.float32(scheduled.corrected.timestep))}:
+            before = found.setdefault(timestep, taken)
+            if before.network != taken.network or (move.cut is not None and before is not taken):
                 raise UsageError(
-                    "The schedule visits a timestep twice, with different precisions.",
-                    found=f"timestep {timestep:g}: {found[timestep]}, then {taken}",
-                    expected="one precision for a timestep: a pipeline does not say which visit it is",
-                    mend=f'use one precision for all steps, such as precision="{taken}"',
+                    "The schedule visits a timestep twice, with different precisions or steps that reuse features.",
+                    found=f"timestep {timestep:g}: {before.network}, then {taken.network}",
+                    expected="one network for a timestep: a pipeline does not say which visit it is",
+                    mend=f'use one precision for all steps, such as precision="{scheduled.precision}"',
                 )
     return found
-
-
-def check_no_reuse(schedule: Schedule, precision: str | None) -> None:
-    """Raises UsageError if a chain of the schedule's own choice reuses features, which a pipeline's calls do not keep by sample."""
-    if precision is None and schedule.cut is not None:
-        raise UsageError(
-            "A pipeline cannot reuse features of earlier steps.",
-            found=f"a schedule whose steps reuse features at {schedule.cut}",
-            expected="a schedule without reuse, or one precision for all steps",
-            mend="sample with `ptqd-run sample`, or add a schedule without --reuse",
-        )
 
 
 def unknown_timestep(timestep: float, schedule: Schedule) -> UsageError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from calib.quantizers.rules.placement import HighPrecision
 from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks, StepOutputs
+from engines.backends.base import Backend
 from engines.backends.onnxruntime.onnxruntime_session import Provider
 from engines.chain.denoiser import is_guided
 from engines.chain.norm_guidance import NormGuidance
@@ -16,6 +17,7 @@ from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.pool import WorkerPool
 from engines.cluster.session import Cluster, WorkerSize, joined
 from engines.networks.conditioning import Conditioning
+from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_denoiser import EngineDenoiser
 from engines.networks.grouped_engine import GroupGraphs, open_groups
 from engines.untrusted.external_data import graph_files
@@ -49,50 +51,60 @@ class NetworkOpener:
     batch: int
     guidance_patch: int | None = None
 
-    def networks(self, graphs: Mapping[str, GroupGraphs], reference: str, threads: int | None) -> StepNetworks:
+    def networks(self, graphs: Mapping[str, Sequence[GroupGraphs]], reference: str, threads: int | None) -> StepNetworks:
         backend = measuring_backend(self.target, threads)
-        guided = is_guided(self.guidance)
-        rows = (2 if guided else 1) * self.batch
-        engines = {name: open_groups(backend, of_groups, rows) for name, of_groups in graphs.items()}
-        combine = NormGuidance.at(self.guidance, self.guidance_patch)
-        opened = {name: EngineDenoiser(engine, self.conditioning, guided, combine=combine) for name, engine in engines.items()}
+        opened = {name: self._network(backend, *of_network) for name, of_network in graphs.items()}
         return StepNetworks(opened[reference], opened, self.guidance)
+
+    def _network(self, backend: Backend, whole: GroupGraphs, reusing: GroupGraphs | None = None) -> EngineDenoiser:
+        guided, combine = is_guided(self.guidance), NormGuidance.at(self.guidance, self.guidance_patch)
+        engine = open_groups(backend, whole, (2 if guided else 1) * self.batch)
+        if reusing is None:
+            return EngineDenoiser(engine, self.conditioning, guided, combine=combine)
+        return CutEngines(engine, self.conditioning, guided, combine=combine, reusing=self._network(backend, reusing))
 
 
 @dataclass(frozen=True)
 class _OnCopy:
-    """The graphs on a worker's machine: bounds and names relative to the copied folder, by precision. See `engines.cluster.pool.Work`."""
+    """The graphs on a worker's machine: bounds and names relative to the copied folder, by network. See `engines.cluster.pool.Work`."""
 
     opener: NetworkOpener
     copy: FolderCopy
-    graphs: Mapping[str, Sequence[tuple[float, str]]]
+    graphs: Mapping[str, Sequence[Sequence[tuple[float, str]]]]
     reference: str
 
     def open(self, threads: int) -> StepNetworks:
         folder = self.copy.local()
-        graphs = {name: [(below, folder / graph) for below, graph in of_groups] for name, of_groups in self.graphs.items()}
+        graphs = {
+            name: [[(below, folder / graph) for below, graph in of_groups] for of_groups in of_network]
+            for name, of_network in self.graphs.items()
+        }
         return self.opener.networks(graphs, self.reference, threads)
 
 
 @contextlib.contextmanager
 def evaluating_on(
-    cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, GroupGraphs], reference: str, batches: int
+    cluster: Cluster, opener: NetworkOpener, graphs: Mapping[str, Sequence[GroupGraphs]], reference: str, batches: int
 ) -> Iterator[BatchEvaluator]:
     """Evaluate the batches of a walk on a cluster while the `with` block runs.
 
     Args:
         cluster: cluster to run on.
         opener: opens the networks on a worker.
-        graphs: graphs of every precision, including full precision; their folders have the same parent.
+        graphs: graphs of every network, including full precision; of one at a cut, those that keep features and those that take them. Their
+            folders have the same parent.
         reference: name of the full-precision graph.
         batches: number of batches per step.
 
     Raises:
         MissingBackendError: Ray, the cluster, or room on the cluster is missing.
     """
-    (parent,) = {graph.parent.parent for of_groups in graphs.values() for _, graph in of_groups}
-    names = {name: [(below, graph.relative_to(parent).as_posix()) for below, graph in of_groups] for name, of_groups in graphs.items()}
-    files = [graph for of_groups in names.values() for _, graph in of_groups]
+    (parent,) = {graph.parent.parent for of_network in graphs.values() for of_groups in of_network for _, graph in of_groups}
+    names = {
+        name: [[(below, graph.relative_to(parent).as_posix()) for below, graph in of_groups] for of_groups in of_network]
+        for name, of_network in graphs.items()
+    }
+    files = [graph for of_network in names.values() for of_groups in of_network for _, graph in of_groups]
     size = WorkerSize.of(cluster, "onnxruntime-cuda" if opener.target.provider == "CUDA" else "onnxruntime")
     with joined(cluster) as ray:
         on_copy = _OnCopy(opener, FolderCopy.of(ray, parent, _with_weights(parent, files)), names, reference)

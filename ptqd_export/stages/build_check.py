@@ -23,15 +23,6 @@ def check_build(context: BuildContext) -> None:
     fit_settings(context).check_steps()
     for one in (context, *context.at_further_sizes.values()):
         tile_of(one)
-    if context.cut is not None and context.elsewhere is not None:
-        raise UsageError(
-            "A cluster cannot measure a chain whose steps reuse features.",
-            found="--ray with steps.reuse" if context.plan.steps.reuse is not None else "--ray with reuse.cuts and the policy budget",
-            expected="a build on this machine",
-            mend="leave --ray out; `ptqd-run sample --ray` takes such chains"
-            if context.plan.steps.reuse is not None
-            else "leave --ray out, or set reuse.cuts to []",
-        )
     if context.model.control is not None and context.elsewhere is not None:
         raise UsageError(
             "A cluster cannot measure a network that takes residuals.",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from calib.walk.step_networks import BatchEvaluator
 
     OwnEngines: TypeAlias = Callable[["BuildContext"], Backend]
-    Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, GroupGraphs]], AbstractContextManager[BatchEvaluator]]
+    Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, Sequence[GroupGraphs]]], AbstractContextManager[BatchEvaluator]]
 
 GROUPS = "groups.json"
 """File in the folder of a quantized precision: the bounds between its groups of steps, falling. Without it there is a single group."""
@@ -55,7 +55,7 @@ class BuildContext:
 
     Args:
         plan_file: the plan.
-        elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs of every precision (`network_graphs`);
+        elsewhere: evaluates the networks of the walk elsewhere, given this context and the graphs of every network (`all_graphs`);
             None evaluates them in this process.
         engines: opens the target's own engines, for a target that the build can measure without them.
     """
@@ -246,10 +246,7 @@ class BuildContext:
 
     def network_at(self, folders: Mapping[str, Path], name: str, batch: int) -> CutEngines:
         """Open a network at a cut, by its name, for batches of `batch` samples, from the folders of the stages that cut the graphs."""
-        precision, cut = precision_and_cut(name)
-        assert cut is not None
-        graphs = network_graphs(folders, precision)
-        full, reusing = ([(below, cut_path(path, cut, kind)) for below, path in graphs] for kind in CUT_KINDS)
+        full, reusing = all_graphs(folders, name)
         whole, rest = self.network(full, batch), self.network(reusing, batch)
         return CutEngines(whole.engine, whole.conditioning, whole.guided, combine=whole.combine, reusing=rest)
 
@@ -295,6 +292,13 @@ def network_graphs(folders: Mapping[str, Path], precision: str) -> GroupGraphs:
     stored = path.with_name(GROUPS)
     bounds: list[float] = json.loads(stored.read_text()) if stored.exists() else []
     return [(math.inf, path), *((below, group_path(path, number)) for number, below in enumerate(bounds, start=1))]
+
+
+def all_graphs(folders: Mapping[str, Path], name: str) -> tuple[GroupGraphs, ...]:
+    """Return the graphs of a network by its name (see `network_graphs`): of one at a cut, those of each of the `CUT_KINDS`."""
+    precision, cut = precision_and_cut(name)
+    graphs = network_graphs(folders, precision)
+    return (graphs,) if cut is None else tuple([(below, cut_path(path, cut, kind)) for below, path in graphs] for kind in CUT_KINDS)
 
 
 def group_path(path: Path, number: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from calib.walk.step_networks import BatchEvaluator
 from engines.cluster.session import Cluster
@@ -14,8 +14,8 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 
 
 @contextlib.contextmanager
-def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, GroupGraphs]) -> Iterator[BatchEvaluator]:
-    """Evaluate the networks of the graphs, by precision, on the cluster during the `with` block. The result equals that of one machine.
+def walking_on(cluster: Cluster, context: BuildContext, graphs: Mapping[str, Sequence[GroupGraphs]]) -> Iterator[BatchEvaluator]:
+    """Evaluate the networks of the graphs, by name, on the cluster during the `with` block. The result equals that of one machine.
 
     Raises:
         MissingBackendError: Ray or the cluster is missing, or the cluster has too little room.

@@ -11,7 +11,7 @@ from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.reuse import ReuseSteps
 from calib.walk.step_networks import Elsewhere
 from engines.networks.engine_denoiser import EngineDenoiser
-from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs
+from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, all_graphs, network_graphs
 
 
 def fit_settings(context: BuildContext) -> FitSettings:
@@ -57,5 +57,6 @@ def walked_networks(context: BuildContext, graphs: Mapping[str, Path], at_cut: S
     if context.elsewhere is None:
         yield fit_networks(context, graphs, context.plan.calibration.batch_size, at_cut)
         return
-    with context.elsewhere(context, {name: network_graphs(graphs, name) for name in graphs}) as evaluator:
-        yield FitNetworks({name: Elsewhere(name) for name in graphs}, FULL_PRECISION, evaluator)
+    names = (*graphs, *at_cut)
+    with context.elsewhere(context, {name: all_graphs(graphs, name) for name in names}) as evaluator:
+        yield FitNetworks({name: Elsewhere(name) for name in names}, FULL_PRECISION, evaluator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import Policy, SnrPolicy
 from calib.walk.reuse import ReuseSteps
+from calib.walk.step_networks import Elsewhere, StepBatch, StepNetworks, StepOutputs
 from calib.walk.walk import StepResult, Walk, WalkPlan
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
@@ -78,6 +80,20 @@ def test_a_sampled_chain_ends_where_the_walk_ended(tmp_path: Path, batch: int) -
     assert chain.cut == CUT
     sampled = [chain.sample(plan.noise, part, part) for part in np.split(plan.rows, range(batch, len(plan.rows), batch))]
     np.testing.assert_allclose(np.concatenate(sampled), final, atol=2e-4)
+
+
+def test_walk_that_is_evaluated_elsewhere_is_the_same(tmp_path: Path) -> None:
+    """Batches that come back in another order, from networks that the walk does not have itself."""
+    plan = reusing(SnrPolicy(("low", "high")))
+    networks = StepNetworks(plan.reference, plan.quantized, plan.guidance)
+
+    def evaluator(count: int, batch: Callable[[int], StepBatch]) -> Iterator[tuple[int, StepOutputs]]:
+        return ((index, networks(batch(index))) for index in reversed(range(count)))
+
+    away = replace(plan, quantized={name: Elsewhere(name) for name in plan.quantized}, evaluator=evaluator)
+    (here, final), (there, same) = take(plan, tmp_path / "here"), take(away, tmp_path / "there")
+    assert [result.chosen for result in there] == [result.chosen for result in here]
+    np.testing.assert_array_equal(same, final)
 
 
 def test_features_are_kept_in_a_file_only_where_they_are_reused(tmp_path: Path) -> None:

@@ -13,13 +13,10 @@ import pytest
 
 from calib.walk.reuse_errors import MOST_AGE
 from engines.bundle.bundle import Bundle
-from engines.cluster.session import Cluster
 from engines.errors import UsageError
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.commands.measure_runtimes import measure_runtimes
-from ptqd_export.diffusers.denoiser import PtqdDenoiser
-from ptqd_export.diffusers.scheduler import PtqdScheduler
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.fit import budget as fit_budget
@@ -186,18 +183,3 @@ def test_cut_that_the_network_lacks_is_refused_with_those_that_it_has(class_buil
     plan = changed(class_build, tmp_path / "bundle", **(REUSE | {"reuse": {"cuts": ["skip_9"]}}))
     with pytest.raises(UsageError, match=r"(?s)no such cut.*skip_9.*skip_0, skip_1, skip_2, skip_3"):
         run_build(plan)
-
-
-@pytest.mark.parametrize("part", [PtqdScheduler, PtqdDenoiser])
-def test_pipeline_is_refused_by_name(reusing: Path, part: type[PtqdScheduler | PtqdDenoiser]) -> None:
-    with pytest.raises(UsageError, match="A pipeline cannot reuse features of earlier steps"):
-        part.from_bundle(reusing)
-    assert part.from_bundle(reusing, precision="w8a8") is not None
-
-
-def test_cluster_is_refused_by_name(class_build: Built, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="A cluster cannot measure a chain whose steps reuse features"):
-        run_build(changed(class_build, tmp_path / "bundle", **REUSE), cluster=Cluster("auto"))
-    budget = {"reuse": {"cuts": "auto"}, "steps": {"policy": "budget", "budget": 0.5}}
-    with pytest.raises(UsageError, match=r"leave --ray out, or set reuse.cuts to \[\]"):
-        run_build(changed(class_build, tmp_path / "other", **budget), cluster=Cluster("auto"))

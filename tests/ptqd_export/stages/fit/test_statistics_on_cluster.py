@@ -15,7 +15,9 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.cluster_walk import walking_on
 from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.fit.statistics import make_statistics
+from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.stages.recorder import Recorder
+from tests.ptqd_export.stages.whole_builds import changed, portable
 
 if TYPE_CHECKING:
     from tests.ptqd_export.conftest import Built
@@ -34,6 +36,19 @@ def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build
     here, there = made
     assert len(here) == 1 + len(graphs) - 1
     assert len(json.loads(here["schedule.json"])["steps"]) > 1
+    assert there == here
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_features_are_kept_and_reused_on_a_cluster_too(class_build: Built, tmp_path: Path) -> None:
+    made = list[dict[str, bytes]]()
+    reuse = {"precisions": ["w8a8"], "reuse": {"cuts": ["skip_1"]}, "steps": {"reuse": {"every": 2}}}
+    for place, cluster in (("here", None), ("there", Cluster(cpus=1))):
+        run_build(changed(class_build, tmp_path / place, **reuse), cluster=cluster)
+        made.append(portable(tmp_path / place))
+    here, there = made
+    assert "statistics/onnxruntime/w8a8+skip_1.json" in here
     assert there == here
 
 
