@@ -164,7 +164,8 @@ def build(path: Path, output: Path | None, fresh: bool, ray: str | None, ray_cpu
     "--reuse",
     metavar="CUT:STEPS",
     help="Steps that reuse features of the step before them, at a cut of the bundle: skip_3:every=2 computes them at every second step, "
-    "skip_3:steps=3-5-7 reuses them at these steps; skip_3:auto leaves it to the policy budget; none: no step does.",
+    "skip_3:steps=3-5-7 reuses them at these steps, and :extrapolate behind either extrapolates them; skip_3:auto leaves it to the policy "
+    "budget; none: no step does.",
 )
 @click.option("--fit", type=Choice(["moments", "walk"]), help="Fit from stored moments, which takes seconds, or on a new walk.")
 @click.option("--force", is_flag=True, help="Replace an existing schedule of this name.")

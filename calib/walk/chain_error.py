@@ -52,7 +52,7 @@ class ChainErrors:
 def with_precisions(schedule: Schedule, choice: Sequence[str]) -> Schedule:
     """Return the schedule with these precisions, one per step, without what holds only for the precisions that it chose."""
     steps = [
-        step.model_copy(update={"precision": name, "shifted": None, "mixed": None, "reuse": None})
+        step.model_copy(update={"precision": name, "shifted": None, "mixed": None, "reuse": None, "extrapolation": None})
         for step, name in zip(schedule.steps, choice, strict=True)
     ]
     return schedule.model_copy(update={"steps": tuple(steps)})

@@ -188,7 +188,9 @@ class FittedChain:
         fit = self.settings
         record = record_of(fit.mode, fit.variance, fit.parts)
         made = schedule_of(fit.sampler, record, fit.policy, fit.table, self.results, self.mixed)
-        return made.model_copy(update={"judged": self.judged})
+        weights = {} if fit.reuse is None else fit.reuse.weights
+        steps = tuple(step.model_copy(update={"extrapolation": weights.get(step.step)}) for step in made.steps)
+        return made.model_copy(update={"judged": self.judged, "steps": steps if weights else made.steps})
 
     @property
     def proposals(self) -> tuple[CorrectionChoice, ...]:

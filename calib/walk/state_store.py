@@ -23,9 +23,11 @@ class StateStore:
         reference: full-precision output at the current step, after guidance.
         outputs: quantized outputs at the current step, after guidance, by precision.
         features: features that later steps reuse, [samples, branches, ...], once some are kept.
+        earlier: those that were kept before, once there are some and they were asked for.
     """
 
     features: Float32
+    earlier: Float32 | None = None
 
     def __init__(self, parent: Path, shape: tuple[int, ...], precisions: Sequence[str], history_length: int) -> None:
         parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,14 @@ class StateStore:
             for kept, prediction in zip(files, newest_first, strict=False):
                 kept[batch] = prediction
 
-    def keep(self, batch: slice, features: Float32) -> None:
-        """Store features [batch, branches, ...]. The first ones make room for those of every sample."""
+    def keep(self, batch: slice, features: Float32, *, and_earlier: bool = False) -> None:
+        """Store features [batch, branches, ...], and those that they replace as earlier ones. The first make room for every sample."""
+        shape = self._shape[0], *features.shape[1:]
         if not hasattr(self, "features"):
-            self.features = self._map("features", (self._shape[0], *features.shape[1:]))
+            self.features = self._map("features", shape)
+        elif and_earlier:
+            self.earlier = self._map("earlier", shape) if self.earlier is None else self.earlier
+            self.earlier[batch] = self.features[batch]
         self.features[batch] = features
 
     def _map(self, name: str, shape: tuple[int, ...] | None = None) -> Float32:

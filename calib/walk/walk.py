@@ -29,7 +29,7 @@ from calib.walk.step_networks import BatchEvaluator, StepBatch, StepNetworks
 from calib.walk.step_result import StepResult, fit_result
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoiser
-from engines.chain.features import cut_name
+from engines.chain.features import cut_name, extrapolated
 from engines.chain.noise import Noise
 from engines.chain.step import ChainState, Move, advance, corrected_output
 from engines.samplers.table import SamplerTable, TableStep
@@ -194,12 +194,16 @@ class Walk:
         return plan.evaluator or StepNetworks(plan.reference, plan.quantized, plan.guidance).one_by_one
 
     def _batch(self, i: int, row: TableStep, batch: slice) -> StepBatch:
-        reuses = self._plan.reuse is not None and i in self._plan.reuse.steps
-        kept = np.array(self._store.features[batch]) if reuses else None
+        reuse = self._plan.reuse
+        kept = self._features(batch, reuse.weights.get(i, 0.0)) if reuse is not None and i in reuse.steps else None
         return StepBatch(i, row, np.array(self.states[batch]), self._plan.rows[batch], sample_numbers(batch) % FOLDS, kept=kept)
 
+    def _features(self, batch: slice, weight: float) -> Float32:
+        earlier = None if self._store.earlier is None else np.array(self._store.earlier[batch])
+        return extrapolated(np.array(self._store.features[batch]), earlier, weight)
+
     def _keep(self, i: int, row: TableStep, chosen: str) -> None:
-        """Store the features of the network that takes step `i`, if the next step reuses them. This runs the network once more, because
+        """Store the features of the network that takes step `i`, if a later step reuses them. This runs the network once more, because
         the features of all networks that might have been chosen would take as much room each.
         """
         reuse = self._plan.reuse
@@ -208,7 +212,7 @@ class Walk:
         batches, keeps = [*self._batches()], cut_name(chosen, reuse.cut)
         for index, found in self._evaluator(len(batches), lambda index: replace(self._batch(i, row, batches[index]), keeps=keeps)):
             assert found.features is not None
-            self._store.keep(batches[index], found.features)
+            self._store.keep(batches[index], found.features, and_earlier=bool(reuse.weights))
 
     def _measure_change(self, i: int, row: TableStep, name: str, affine: Affine) -> Moments:
         """Measure the moments of `STEP_CHANGE` of a precision's whole step, from the stored outputs.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from engines.arrays import Float32, Int64
 
 MARK = "+"
@@ -23,6 +25,17 @@ def precision_and_cut(name: str) -> tuple[str, str | None]:
     """Return the precision and the cut of a network's name; None for a network that computes everything."""
     precision, _, cut = name.partition(MARK)
     return precision, cut or None
+
+
+def extrapolated(kept: Float32, earlier: Float32 | None, weight: float) -> Float32:
+    """Return the features on the line through those of two steps; without an earlier step, those of the later one.
+
+    Args:
+        kept: features of the last step that computed them.
+        earlier: features of the step that computed them before; None if there was none.
+        weight: how far the line goes on behind `kept`, as a multiple of the distance between the two.
+    """
+    return kept if earlier is None or weight == 0 else kept + np.float32(weight) * (kept - earlier)
 
 
 @runtime_checkable

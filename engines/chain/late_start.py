@@ -112,5 +112,5 @@ def _steps(steps: tuple[Step, ...], whole: SamplerTable, late: SamplerTable, row
         if i == row or found != whole.step(i):
             changes["shifted"] = None
         if i == row and steps[i].reuse is not None:
-            changes |= {"reuse": None, "mixed": None}
+            changes |= {"reuse": None, "extrapolation": None, "mixed": None}
         yield steps[i].model_copy(update=changes)

@@ -118,7 +118,9 @@ class Chain:
             step = scheduled.corrected if self.precision in (None, scheduled.network) else scheduled
             correction = scheduled.chosen_correction if own else step.corrections[precision]
             move = Move.corrected(step, precision, self.scale, correction)
-        return move if self.cut is None else replace(move, cut=self.cut, reuses=scheduled.reuse is not None)
+        if self.cut is None:
+            return move
+        return replace(move, cut=self.cut, reuses=scheduled.reuse is not None, extrapolation=scheduled.extrapolation or 0.0)
 
 
 def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:

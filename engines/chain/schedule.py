@@ -57,7 +57,8 @@ class Step(Strict):
     `shifted` replaces these coefficients in a corrected chain if the precisions that the schedule chose left more noise in the state than
     its level has. `mixed` replaces the correction of the step's network in the chain that the schedule chose, if that chain mixes networks
     and ends nearer to full precision's with it than with the correction for a chain of `precision` alone. A step that reuses features at
-    the cut `reuse` takes those of the last step that did not.
+    the cut `reuse` takes those of the last step that did not and, with `extrapolation`, the line through those of the last two, see
+    `engines.chain.features.extrapolated`.
     """
 
     step: NonNegativeInt
@@ -74,6 +75,7 @@ class Step(Strict):
     shifted: StepShift | None = None
     mixed: Correction | None = None
     reuse: Name | None = None
+    extrapolation: Annotated[Coefficient, Field(gt=0)] | None = None
 
     @property
     def network(self) -> str:
@@ -94,6 +96,8 @@ class Step(Strict):
     def _precision_is_corrected(self) -> Step:
         if self.network not in self.corrections:
             raise ValueError(f"step {self.step} uses {self.network}, which has no correction (corrected: {sorted(self.corrections)})")
+        if self.extrapolation is not None and self.reuse is None:
+            raise ValueError(f"step {self.step} extrapolates features, but reuses none")
         return self
 
 
@@ -184,6 +188,11 @@ class Schedule(Strict):
     def cut(self) -> str | None:
         """Where the networks of the chain are cut; None if no step reuses features."""
         return next((step.reuse for step in self.steps if step.reuse is not None), None)
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether any step extrapolates the features that it reuses."""
+        return any(step.extrapolation is not None for step in self.steps)
 
     @property
     def is_shifted(self) -> bool:

@@ -43,6 +43,7 @@ class Move:
         sigma: standard deviation of the fresh noise.
         cut: where the network is cut, in a chain with steps that reuse features; None in other chains.
         reuses: whether this step reuses the features of an earlier one.
+        extrapolation: weight with which it extrapolates them; see `engines.chain.features.extrapolated`.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Move:
     sigma: float = 0.0
     cut: str | None = None
     reuses: bool = False
+    extrapolation: float = 0.0
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:

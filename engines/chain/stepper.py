@@ -8,6 +8,7 @@ import numpy as np
 
 from engines.arrays import Float32, Int64
 from engines.chain.denoiser import Denoisers
+from engines.chain.features import extrapolated
 from engines.chain.finite import check_output, is_finite, not_finite
 from engines.chain.step import ChainState, Move, advance, evaluate, evaluate_cut, predicted_clean
 
@@ -30,14 +31,16 @@ class Stepper(Protocol):
 
 
 class HostStepper:
-    """Keeps the state in an array on the host and, in a chain whose steps reuse features, those of the last full step."""
+    """Keeps the state in an array on the host and, in a chain whose steps reuse features, those of the last two full steps."""
 
     def __init__(self, denoisers: Denoisers) -> None:
         self._denoisers = denoisers
         self._kept: Float32 | None = None
+        self._earlier: Float32 | None = None
 
     def start(self, x: Float32, rows: Int64) -> None:
-        self._state, self._rows, self._kept = ChainState(x), rows, None
+        self._state, self._rows = ChainState(x), rows
+        self._kept = self._earlier = None
 
     def take(self, move: Move, z: Float32 | None) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -53,8 +56,12 @@ class HostStepper:
         network, x = self._denoisers[move.network], self._state.x
         if move.cut is None:
             return evaluate(network, x, move.step, self._rows)
-        assert self._kept is not None or not move.reuses, "a schedule starts with a full step"
-        outputs, self._kept = evaluate_cut(network, x, move.step, self._rows, self._kept if move.reuses else None)
+        if not move.reuses:
+            self._earlier = self._kept
+            outputs, self._kept = evaluate_cut(network, x, move.step, self._rows, None)
+            return outputs
+        assert self._kept is not None, "a schedule starts with a full step"
+        outputs, _ = evaluate_cut(network, x, move.step, self._rows, extrapolated(self._kept, self._earlier, move.extrapolation))
         return outputs
 
     def state(self) -> Float32:

@@ -116,6 +116,8 @@ class ChainChoice:
             )
         if bundle.manifest.model.control is not None:
             raise UsageError("`--update device` does not support control networks.", found="--update device", expected="--update host")
+        if chain.cut is not None and chain.schedule.extrapolates:
+            raise UsageError("`--update device` does not extrapolate features.", found="--update device", expected="--update host")
         if not isinstance(backend, TensorRtBackend):
             raise UsageError("Only TensorRT can compute the steps on the device.", found="--update device", expected="--update host")
         return partial(DeviceStepper, kernels=backend.update_kernels)

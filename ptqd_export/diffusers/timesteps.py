@@ -90,8 +90,16 @@ def visits_by_timestep(schedule: Schedule, precision: str | None) -> dict[float,
     """Return what runs at each timestep: the given precision, else what the schedule says. A shifted timestep is that of its step.
 
     Raises:
-        UsageError: the schedule visits a timestep twice, with different networks, or in a chain whose steps reuse features.
+        UsageError: the schedule visits a timestep twice, with different networks, or in a chain whose steps reuse features, or
+            extrapolates features.
     """
+    if precision is None and schedule.extrapolates:
+        raise UsageError(
+            "A pipeline does not extrapolate features.",
+            found="a schedule whose steps extrapolate those that they reuse",
+            expected="a schedule without, or one precision for all steps",
+            mend="sample with `ptqd-run sample`, or add a schedule with --reuse CUT:every=K",
+        )
     chain, found = Chain(schedule, {}, precision, corrected=False), dict[float, TimestepNetwork]()
     for scheduled in schedule.steps:
         move = chain.move(scheduled)

@@ -33,6 +33,10 @@ class ReusingStepsSection(Section):
     )
     steps: ReusingSteps | None = Field(default=None, description="numbers of the steps that reuse features, instead of every")
 
+    extrapolate: bool = Field(
+        default=False, description="not with budget: extrapolate the features from the last two steps that computed everything"
+    )
+
     def of(self, count: int) -> frozenset[int]:
         """Return the numbers of the steps that reuse features in a chain of `count` steps."""
         if self.every is not None:

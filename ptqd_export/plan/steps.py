@@ -47,8 +47,8 @@ class StepsSection(Section):
         if self.reuse is None:
             return self
         given = (self.reuse.every is not None) + (self.reuse.steps is not None)
-        if self.policy == "budget" and given:
-            raise expectation('no "every" or "steps" of "reuse" with the policy "budget", which chooses them')
+        if self.policy == "budget" and (given or self.reuse.extrapolate):
+            raise expectation('no "every", "steps" or "extrapolate" of "reuse" with the policy "budget", which chooses the steps')
         if self.policy != "budget" and given != 1:
             raise expectation('either "every" or "steps" of "reuse"')
         return self

@@ -132,7 +132,7 @@ def resolve(request: ScheduleRequest, bundle: Bundle) -> ScheduleSettings:
         samples=calibration_samples(bundle, calibration),
         trajectory=calibration.trajectory,
         batch_size=calibration.batch_size,
-        reuse=asked_reuse(request.reuse, base, bundle, precisions, table.steps) if budget is None else None,
+        reuse=asked_reuse(request.reuse, base, bundle, precisions, table) if budget is None else None,
     )
     fit.check_steps()
     cut = None if budget is None else cut_of_budget(request.reuse, base, bundle, precisions)

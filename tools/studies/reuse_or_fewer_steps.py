@@ -38,20 +38,23 @@ OTHER_SAMPLER = "dpm++2m"
 UNCORRECTED_SAMPLES = 8
 """Calibration samples where no correction is fitted."""
 
+ASKED = re.compile(r"(?P<cut>[^:]+):(?P<every>[0-9]{1,5})(?P<extrapolate>:extrapolate)?")
+
 OWN = "full precision"
 OWN_DISTANCE = f"{FRECHET_DISTANCE} to {OWN}"
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """Every step but each `every`-th reuses features at a cut."""
+    """Every step but each `every`-th reuses features at a cut, as they are or extrapolated."""
 
     cut: str
     every: int
+    extrapolates: bool = False
 
     @property
     def asked(self) -> str:
-        return f"{self.cut}:every={self.every}"
+        return f"{self.cut}:every={self.every}{':extrapolate' if self.extrapolates else ''}"
 
     def time(self, steps: int, share: float) -> float:
         """Return the time of a chain in whole steps, given the time of a step that reuses features as a share of a whole step's."""
@@ -167,10 +170,10 @@ def _result(study: Study, eta: float, line: Line, mode: AnyMode) -> Result:
 
 
 def _reuses(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[Reuse, ...]:
-    pairs = [one.rpartition(":") for one in value.split(",")]
-    if not all(cut and every.isdecimal() and int(every) > 1 for cut, _, every in pairs):
-        raise click.BadParameter(f"{value}; expected CUT:EVERY, such as skip_1:2, or several")
-    return tuple(Reuse(cut, int(every)) for cut, _, every in pairs)
+    found = [ASKED.fullmatch(one) for one in value.split(",")]
+    if not all(one is not None and int(one["every"]) > 1 for one in found):
+        raise click.BadParameter(f"{value}; expected CUT:EVERY, such as skip_1:2 or skip_1:2:extrapolate, or several")
+    return tuple(Reuse(one["cut"], int(one["every"]), one["extrapolate"] is not None) for one in found if one is not None)
 
 
 @click.command()
@@ -179,7 +182,9 @@ def _reuses(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[R
 @click.option("--features", type=click.Path(path_type=Path), required=True, help="An ONNX feature extractor.")
 @click.option("--precision", default="w8a8", show_default=True, help="Precision of every step.")
 @click.option("--eta", type=click.Choice(["0", "1"]), default="0", show_default=True, help="Fresh noise of the DDIM chains.")
-@click.option("--reuse", "reuses", callback=_reuses, required=True, help="CUT:EVERY, or several, separated by commas.")
+@click.option(
+    "--reuse", "reuses", callback=_reuses, required=True, help="CUT:EVERY or CUT:EVERY:extrapolate, or several, separated by commas."
+)
 @click.option("--length", "lengths", type=click.IntRange(min=2), multiple=True, help="Steps of further chains; repeatable.")
 @click.option("--samples", default=128, show_default=True, help="Calibration samples of each walk.")
 @click.option("--num", default=512, show_default=True, help="Samples per seed.")

@@ -161,7 +161,10 @@ def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, prec
 def _reusing(schedule: Schedule, name: str) -> Schedule:
     """Return a chain of a network at a cut: every step but the first reuses features."""
     precision, cut = precision_and_cut(name)
-    steps = [step.model_copy(update={"precision": precision, "reuse": cut if step.step else None}) for step in schedule.steps]
+    steps = [
+        step.model_copy(update={"precision": precision, "reuse": cut if step.step else None, "extrapolation": None})
+        for step in schedule.steps
+    ]
     return schedule.model_copy(update={"steps": tuple(steps)})
 
 

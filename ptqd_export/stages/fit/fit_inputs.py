@@ -38,7 +38,8 @@ def _reuse(context: BuildContext) -> ReuseSteps | None:
     section, cut = context.plan.steps.reuse, context.cut
     if section is None or cut is None or context.plan.steps.policy == "budget":
         return None
-    return ReuseSteps(cut, section.of(context.table.steps), context.walked_precisions)
+    found = ReuseSteps(cut, section.of(context.table.steps), context.walked_precisions)
+    return found.extrapolating(context.table.timestep) if section.extrapolate else found
 
 
 def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int, at_cut: Sequence[str] = ()) -> FitNetworks:

@@ -46,6 +46,12 @@ def reusing(policy: Policy, steps: frozenset[int] = ODD) -> WalkPlan:
     return replace(plan, quantized={**plan.quantized, **at_cut}, reuse=reuse, policy=reuse.policy(policy))
 
 
+def extrapolating(plan: WalkPlan) -> WalkPlan:
+    assert plan.reuse is not None
+    reuse = plan.reuse.extrapolating(plan.table.timestep)
+    return replace(plan, reuse=reuse)
+
+
 def schedule(plan: WalkPlan, results: list[StepResult]) -> Schedule:
     sampler = SamplerRecord(name="ddim", steps=STEPS, eta=1.0, guidance=1.0)
     return schedule_of(sampler, record_of("signed", "schedule", ("gain", "offset")), "snr", plan.table, results)
@@ -72,14 +78,44 @@ def test_noise_of_reused_features_is_that_of_the_step_that_the_walk_took(tmp_pat
         np.testing.assert_allclose(found.variance("d"), d.var(axis=(0, 2, 3)), rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 48])
-def test_a_sampled_chain_ends_where_the_walk_ended(tmp_path: Path, batch: int) -> None:
+@pytest.mark.parametrize(("batch", "extrapolates"), [(1, False), (7, False), (48, False), (7, True)])
+def test_a_sampled_chain_ends_where_the_walk_ended(tmp_path: Path, batch: int, *, extrapolates: bool) -> None:
     plan = reusing(SnrPolicy(("low", "high")))
+    if extrapolates:
+        plan = extrapolating(plan)
     results, final = take(plan, tmp_path)
-    chain = Chain(schedule(plan, results), plan.quantized)
+    weights = plan.reuse.weights if plan.reuse is not None else {}
+    made = schedule(plan, results)
+    steps = tuple(step.model_copy(update={"extrapolation": weights.get(step.step)}) for step in made.steps)
+    chain = Chain(made.model_copy(update={"steps": steps}), plan.quantized)
+    assert chain.schedule.extrapolates == extrapolates
     assert chain.cut == CUT
     sampled = [chain.sample(plan.noise, part, part) for part in np.split(plan.rows, range(batch, len(plan.rows), batch))]
     np.testing.assert_allclose(np.concatenate(sampled), final, atol=2e-4)
+
+
+def test_features_lie_on_the_line_through_those_of_the_last_two_whole_steps(tmp_path: Path) -> None:
+    """Steps 1 and 2 have only one before them; the second of two whole steps in a row counts too."""
+    steps = frozenset({1, 2, 4, 7})
+    plan, visited = extrapolating(reusing(always("high"), steps)), list[Float32]()
+    assert plan.reuse is not None
+    t = plan.table.timestep
+    assert plan.reuse.weights == {
+        step: pytest.approx((t[last] - t[step]) / (t[earlier] - t[last])) for step, earlier, last in ((4, 0, 3), (7, 5, 6))
+    }
+    results, _ = take(plan, tmp_path, lambda _, states: visited.append(np.array(states)))
+    network, exact = plan.quantized["high"], Exact()
+    outputs = [network(visited[i], plan.table.timestep[i], plan.rows)[0] for i in range(8)]
+    for step, earlier, last in ((1, 0, 0), (4, 0, 3), (7, 5, 6)):
+        q = outputs[last] + plan.reuse.weights.get(step, 0) * (outputs[last] - outputs[earlier])
+        d = q - exact(visited[step], plan.table.timestep[step], plan.rows)[0]
+        found = results[step].moments[f"high+{CUT}"].guided(1.0)
+        np.testing.assert_allclose(found.mean_of("d"), d.mean(axis=(0, 2, 3)), atol=1e-5)
+        np.testing.assert_allclose(found.variance("d"), d.var(axis=(0, 2, 3)), rtol=1e-3)
+
+
+def test_timestep_that_is_visited_twice_gives_no_line() -> None:
+    assert {*ReuseSteps(CUT, frozenset({2, 4}), ("w8a8",)).extrapolating([9, 9, 7, 5, 3]).weights} == {4}
 
 
 def test_walk_that_is_evaluated_elsewhere_is_the_same(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def step(number: int, precision: str) -> dict[str, Any]:
         "shifted": None if number == 0 else SHIFT,
         "mixed": correction(0.75) if number == 0 else None,
         "reuse": None,
+        "extrapolation": None,
     }
 
 
@@ -226,3 +227,16 @@ def test_step_that_reuses_features_has_a_correction_of_its_own() -> None:
 def test_features_that_nothing_kept_are_refused(steps: list[Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         read({**SCHEDULE, "steps": steps})
+
+
+def test_only_a_step_that_reuses_features_extrapolates_them() -> None:
+    content = copy.deepcopy(SCHEDULE)
+    content["steps"][1] |= {
+        "extrapolation": 0.5,
+        "reuse": "skip_1",
+        "corrections": {**step(1, "fp32")["corrections"], "fp32+skip_1": correction(1.0)},
+    }
+    assert read(content).extrapolates
+    content["steps"][1]["reuse"] = None
+    with pytest.raises(ValueError, match="step 1 extrapolates features, but reuses none"):
+        read(content)

@@ -18,7 +18,7 @@ def test_every_second_step_keeps_what_the_next_one_reuses() -> None:
     assert ReusingStepsSection(steps=(4, 2)).of(7) == {2, 4}
 
 
-@pytest.mark.parametrize("reuse", [{"every": 2}, {"cut": "skip_3", "steps": [3, 19]}])
+@pytest.mark.parametrize("reuse", [{"every": 2}, {"cut": "skip_3", "steps": [3, 19], "extrapolate": True}])
 @pytest.mark.parametrize("policy", [{"policy": "snr"}, {"policy": "fixed", "precisions": ["w8a8"]}])
 def test_steps_of_the_chain_may_reuse_features(write: Write, reuse: dict[str, Any], policy: dict[str, Any]) -> None:
     assert load_plan(write(reuse=TWO, steps={**policy, "reuse": reuse})).plan.steps.reuse == ReusingStepsSection.model_validate(reuse)
@@ -27,7 +27,7 @@ def test_steps_of_the_chain_may_reuse_features(write: Write, reuse: dict[str, An
 @pytest.mark.parametrize(
     ("reuse", "steps", "problem"),
     [
-        (None, {"every": 2}, 'steps.reuse: found {"cut": null, "every": 2, "steps": null}, expected "reuse": {"cuts": "auto"}, or'),
+        (None, {"every": 2}, 'expected "reuse": {"cuts": "auto"}, or the name of a cut, in the plan'),
         (TWO, {"cut": "skip_2", "every": 2}, 'steps.reuse.cut: found "skip_2", expected "skip_1" or "skip_3"; did you mean "skip_3"?'),
         (AUTO, {"steps": [3, 20]}, "steps.reuse.steps[1]: found 20, expected 1 to 19, steps of the chain"),
         (AUTO, {"steps": [0]}, "steps.reuse.steps[0]: found 0, expected 1 or more"),
@@ -44,7 +44,9 @@ def test_steps_that_no_chain_has_are_refused(write: Write, reuse: Any, steps: di
 def test_budget_chooses_the_steps_that_reuse_itself_and_takes_only_their_cut(write: Write) -> None:
     budget = {"policy": "budget", "budget": 0.5}
     (found,) = problems(write(reuse=AUTO, steps={**budget, "reuse": {"every": 2}}))
-    assert 'no "every" or "steps" of "reuse" with the policy "budget"' in found
+    assert 'no "every", "steps" or "extrapolate" of "reuse" with the policy "budget"' in found
+    (found,) = problems(write(reuse=AUTO, steps={**budget, "reuse": {"extrapolate": True}}))
+    assert 'no "every", "steps" or "extrapolate"' in found
     found_reuse = load_plan(write(reuse=TWO, steps={**budget, "reuse": {"cut": "skip_3"}})).plan.steps.reuse
     assert found_reuse == ReusingStepsSection(cut="skip_3")
 

@@ -17,6 +17,7 @@ from engines.errors import UsageError
 from engines.networks.cut_engines import CutEngines
 from engines.networks.engine_bank import EngineBank
 from ptqd_export.commands.measure_runtimes import measure_runtimes
+from ptqd_export.diffusers.denoiser import PtqdDenoiser
 from ptqd_export.schedules.add_schedule import add_schedule
 from ptqd_export.schedules.settings import ScheduleRequest
 from ptqd_export.stages.fit import budget as fit_budget
@@ -112,7 +113,12 @@ def test_added_schedule_reuses_at_other_steps_or_none(reusing: Path, tmp_path: P
     folder = Path(shutil.copytree(reusing, tmp_path / "bundle", ignore=shutil.ignore_patterns("stages")))
     add_schedule(folder, "some", ScheduleRequest(reuse=f"{CUT}:steps=2-3", mode="joint"))
     add_schedule(folder, "none", ScheduleRequest(reuse="none", mode="joint"))
+    add_schedule(folder, "line", ScheduleRequest(reuse=f"{CUT}:steps=1-3:extrapolate", mode="joint"))
     bundle = Bundle.open(folder)
+    zero, _, two, three = (step.timestep for step in bundle.schedule("line").steps)
+    assert [step.extrapolation for step in bundle.schedule("line").steps] == [None, None, None, pytest.approx((two - three) / (zero - two))]
+    with pytest.raises(UsageError, match="does not extrapolate features"):
+        PtqdDenoiser.from_bundle(folder, schedule="line")
     assert [step.reuse for step in bundle.schedule("some").steps] == [None, None, CUT, CUT]
     assert bundle.schedule("none").cut is None
     assert f"statistics/onnxruntime/some/w8a8+{CUT}.json" in bundle.manifest.files
