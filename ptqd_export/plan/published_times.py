@@ -20,7 +20,7 @@ class PublishedTime:
     source: str
 
 
-_SDXL = "NVIDIA, Stable Diffusion XL on TensorRT 9.3, RTX 6000 Ada and L40S:"
+_SDXL = "NVIDIA, Stable Diffusion XL on TensorRT 9.3:"
 _FP8 = 1 / (1.14 * 1.45) ** 0.5
 
 PUBLISHED: Mapping[str, PublishedTime] = MappingProxyType(
