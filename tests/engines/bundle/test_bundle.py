@@ -65,6 +65,7 @@ MANIFEST: dict[str, Any] = {
             "sigma_min": None,
             "sigma_max": None,
             "rho": 7.0,
+            "whole_timesteps": False,
         },
         "decoder": None,
         "encoder": None,
