@@ -41,7 +41,8 @@ class ChainStep:
     def preview(self) -> NDArray[np.uint8]:
         """Return pictures, uint8 [N, H, W, 1 or 3]: of the predicted clean samples or, without them and after the last step, of the states.
 
-        Latent models decode them, which can take longer than the step.
+        Latent models decode them: with the bundle's small decoder for previews, if it has one, up to the last step, and with the full
+        decoder after it. The full decoder can take longer than the step.
 
         Raises:
             UsageError: the model's samples are not pictures.

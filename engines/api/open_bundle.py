@@ -284,6 +284,7 @@ class OpenBundle:
     def _steps(chain: Chain, drawn: DrawnSamples, engines: KeptEngines) -> Iterator[ChainStep]:
         stepper, predicts = HostStepper(chain.denoisers), chain.schedule.sampler.name not in WITHOUT_CLEAN
         for move in chain.walk(stepper, drawn.noise, drawn.samples, drawn.network_rows):
+            last = move.index == len(chain.schedule.steps) - 1
             yield ChainStep(
                 index=move.index,
                 steps=len(chain.schedule.steps),
@@ -291,5 +292,5 @@ class OpenBundle:
                 precision=move.precision,
                 state=stepper.state().copy(),
                 clean=stepper.predicted() if predicts else None,
-                decoder=engines.decoder,
+                decoder=engines.decoder if last else engines.preview,
             )

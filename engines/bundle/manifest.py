@@ -13,8 +13,8 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 
 from engines.bundle.bundle_files import is_plain
 from engines.bundle.contract import sealed
+from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord
 from engines.bundle.image_size import size_name
-from engines.bundle.tile_record import TileRecord
 from engines.chain.features import precision_and_cut
 from engines.chain.schedule import Strict
 from engines.host.files import write_text
@@ -56,31 +56,6 @@ class ConditioningRecord(Strict):
     rows: Annotated[PositiveInt, Field(le=ROWS)]
     null_class: Label | None = None
     file: Name | None = None
-
-
-class DecoderRecord(Strict):
-    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
-
-    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part.
-    """
-
-    file: Name
-    weights: Name | None = None
-    image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
-    batch: Batch
-    tile: TileRecord | None = None
-
-
-class EncoderRecord(Strict):
-    """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states.
-
-    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes the image of that part of
-    a state, and returns the part.
-    """
-
-    file: Name
-    weights: Name | None = None
-    tile: TileRecord | None = None
 
 
 class ControlNetworkRecord(Strict):
@@ -171,6 +146,7 @@ class TextRecord(Strict):
 class ModelRecord(Strict):
     """The network behind every graph.
 
+    `preview` is a small decoder for pictures of states along a chain; null takes `decoder`.
     `guidance_patch` is the side of the patches in which guidance keeps the norm of the conditional output (see
     `engines.chain.norm_guidance`); null if guidance is linear. `size` is [height, width] of the images in pixels, where the plan says it.
     """
@@ -182,6 +158,7 @@ class ModelRecord(Strict):
     noise_schedule: NoiseSchedule
     decoder: DecoderRecord | None = None
     encoder: EncoderRecord | None = None
+    preview: DecoderRecord | None = None
     text: TextRecord | None = None
     guidance_patch: PositiveInt | None = None
     size: Annotated[Shape, Field(min_length=2, max_length=2)] | None = None
@@ -195,9 +172,10 @@ class ModelRecord(Strict):
 
     @model_validator(mode="after")
     def _tiles_within_the_state(self) -> Self:
-        for part in (self.decoder, self.encoder):
+        preview = self.image_shape if self.preview is None else self.preview.image_shape
+        for part, image in ((self.decoder, self.image_shape), (self.encoder, self.image_shape), (self.preview, preview)):
             if part is not None and part.tile is not None:
-                part.tile.check(self.sample_shape[1:], self.image_shape[1:])
+                part.tile.check(self.sample_shape[1:], image[1:])
         return self
 
     @property

@@ -12,8 +12,7 @@ from engines.backends.choice import Runtime, engine_settings, open_backend, runt
 from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import DecoderRecord, EncoderRecord
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord, TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError
 from engines.networks.engine_denoiser import STATE
@@ -63,7 +62,16 @@ def open_decoder(bundle: Bundle, runtime: Runtime, threads: int | None = None) -
         MissingBackendError: the runtime or its device is missing.
         PtqdError: the graph is damaged, or the runtime refuses it.
     """
-    record = bundle.manifest.model.decoder
+    return _open(bundle, bundle.manifest.model.decoder, runtime, threads)
+
+
+def open_preview(bundle: Bundle, runtime: Runtime, threads: int | None = None) -> Decoder | None:
+    """Open the small decoder for previews; None if the bundle has none. Raises what `open_decoder` raises."""
+    record = bundle.manifest.model.preview
+    return None if record is None else _open(bundle, record, runtime, threads)
+
+
+def _open(bundle: Bundle, record: DecoderRecord | None, runtime: Runtime, threads: int | None) -> Decoder:
     if record is None:
         return Decoder()
     return Decoder(open_beside(bundle, record, record.batch, runtime, threads), record.batch, record.image_shape, record.tile)

@@ -8,7 +8,7 @@ from engines.arrays import Float32
 from engines.backends.base import Engine
 from engines.backends.choice import Runtime
 from engines.bundle.bundle import Bundle
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import TileRecord
 from engines.chain.finite import NotFiniteError, is_finite
 from engines.errors import PtqdError, UsageError
 from engines.networks.decoder import open_beside

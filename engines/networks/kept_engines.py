@@ -12,7 +12,7 @@ from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
 from engines.networks.control import GivenControl
-from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.decoder import Decoder, open_decoder, open_preview
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
 from engines.networks.lora.changed_weights import ChangedWeights
@@ -52,6 +52,11 @@ class KeptEngines:
     def decoder(self) -> Decoder:
         """The decoder of a latent model, or the identity; see `open_decoder`."""
         return open_decoder(self._bundle, self._runtime, self._threads)
+
+    @cached_property
+    def preview(self) -> Decoder:
+        """The decoder for pictures of states along a chain: the small one that the bundle has for them, else `decoder`."""
+        return open_preview(self._bundle, self._runtime, self._threads) or self.decoder
 
     @cached_property
     def encoder(self) -> Encoder:

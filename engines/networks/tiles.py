@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from engines.arrays import Float32
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import TileRecord
 
 
 def decode_in_tiles(decode: Callable[[Float32], Float32], states: Float32, tile: TileRecord) -> Float32:

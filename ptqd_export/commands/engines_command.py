@@ -23,14 +23,14 @@ from engines.terminal.progress import fraction_bar
 from ptqd_export.commands.built_engines_check import check_on
 from ptqd_export.graph.checks.tensorrt_checks import check_tensorrt_graph
 from ptqd_export.records.bundle_lock import writing_to
-from ptqd_export.stages.finish.keep_optimized import DECODER, ENCODER, BuiltEngine, engine_graphs, optimize_graphs, with_endings
+from ptqd_export.stages.finish.keep_optimized import DECODER, ENCODER, PREVIEW, BuiltEngine, engine_graphs, optimize_graphs, with_endings
 
 AS_ITS_GRAPHS = "not checked against the statistics: these engines compute the same as the graphs that the statistics were measured with"
 
 
 def build_engines(folder: Path, target: FlavourName | None = None) -> list[BuiltEngine]:
-    """Build the engine of every precision, decoder and encoder, or returns it from the cache. For ONNX Runtime on the CPU, an engine is the
-    graph as the runtime optimizes it for this machine.
+    """Build the engine of every precision and of the graphs beside them, or return it from the cache. For ONNX Runtime on the CPU, an
+    engine is the graph as the runtime optimizes it for this machine.
 
     Args:
         folder: folder of the bundle.
@@ -61,9 +61,10 @@ def _built(folder: Path, bundle: Bundle, settings: EngineSettings) -> list[Built
             check_precision(name, Cuda())
     graphs, own, built = engine_graphs(bundle), dict[str, EngineSettings](), []
     for ending, one in with_endings(bundle).items():
-        decoder = one.manifest.model.decoder
+        model = one.manifest.model
         own |= {f"{ENCODER}{ending}": decoder_settings(settings, IMAGES_AT_ONCE)}
-        own |= {} if decoder is None else {f"{DECODER}{ending}": decoder_settings(settings, decoder.batch)}
+        for name, decoder in ((DECODER, model.decoder), (PREVIEW, model.preview)):
+            own |= {} if decoder is None else {f"{name}{ending}": decoder_settings(settings, decoder.batch)}
     for place, (name, graph) in enumerate(graphs.items(), start=1):
         label = f"{name} for {settings.flavour} ({place} of {len(graphs)})"
         built.append(BuiltEngine(name, _build(graph, label, own.get(name, settings), cache)))

@@ -123,6 +123,7 @@ def _model(found: Inspection) -> Table:
         "image": _image(model),
         **({"sizes": sizes_in_words([one.image_size for one in manifest.models])} if manifest.sizes else {}),
         "encoder": "none" if model.encoder is None else model.encoder.file,
+        **({} if model.preview is None else {"preview": f"{model.preview.file}, {_shape(model.preview.image_shape)}"}),
         "conditioning": _conditioning(manifest),
         "control": _control(manifest),
         "target": _target(manifest.target),

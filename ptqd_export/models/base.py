@@ -187,6 +187,14 @@ class ControlPart:
 
 
 @dataclass(frozen=True)
+class PreviewPart:
+    """A small decoder for previews, and all files that it was read from."""
+
+    module: DecoderModule
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be traced and calibrated.
 
@@ -199,6 +207,7 @@ class LoadedModel:
         noise_schedule: noise schedule in the model's scheduler configuration.
         decoder: turns states into images; None if the states are images.
         encoder: turns images into states; None if the plan asks for none.
+        preview: decodes previews along a chain; None if the plan names no such decoder. Its files are not among `files`.
         prompts: turns prompts into conditions; None if the plan has no prompts.
         embeds_guidance: whether a condition is the guidance scale, in place of classifier-free guidance.
         guidance_patch: see `Declaration`.
@@ -215,6 +224,7 @@ class LoadedModel:
     noise_schedule: NoiseSchedule
     decoder: DecoderModule | None = None
     encoder: EncoderModule | None = None
+    preview: PreviewPart | None = None
     prompts: PromptEncoder | None = None
     embeds_guidance: bool = False
     guidance_patch: int | None = None

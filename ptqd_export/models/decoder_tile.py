@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import TileRecord
 from engines.errors import UsageError
 from ptqd_export.models.base import DecoderModule
 from ptqd_export.models.module_checks import image_shape

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from engines.errors import UsageError
 from engines.host.files import files_below, sha256
 from engines.networks.conditioning import Conditioning
 from engines.networks.control import Control
-from ptqd_export.models.base import ControlPart, Declaration, EncoderModule, Family, LoadedModel, ModelModules
+from ptqd_export.models.base import ControlPart, Declaration, EncoderModule, Family, LoadedModel, ModelModules, PreviewPart
 from ptqd_export.models.compvis import latent_diffusion
 from ptqd_export.models.conditions import TIME_IDS, conditioning_of, fitted, with_fixed, with_guidance
 from ptqd_export.models.control.control_network import load_control, residuals_of
@@ -25,13 +26,14 @@ from ptqd_export.models.control.residual_inputs import with_residuals
 from ptqd_export.models.diffusers_folder import INDEX, DiffusersFolder
 from ptqd_export.models.diffusers_models import diffusers_dit, diffusers_unet
 from ptqd_export.models.diffusers_models.diffusers_encoder import load_encoder
+from ptqd_export.models.diffusers_models.preview_decoder import check_decoded, load_preview
 from ptqd_export.models.diffusers_models.transformers import diffusers_transformer
 from ptqd_export.models.diffusers_models.transformers.family_table import TRANSFORMERS
 from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
 from ptqd_export.models.module_checks import check_finite, check_images, check_states
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
-from ptqd_export.models.places.model_place import find_place
+from ptqd_export.models.places.model_place import find_part, find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.tensors.mapped_weights import share_values
 from ptqd_export.models.text.prompts import PromptEncoder, calibration_prompts, find_prompts
@@ -87,6 +89,7 @@ def _load_path(plan_file: PlanFile) -> LoadedModel:
         declared = with_residuals(path, declared, section.control.kind)
     _check_inpaint(section, path, declared)
     _check_prompts(plan_file, path, declared)
+    preview = None if section.preview is None else _preview(section.preview, plan_file.folder, declared)
     lora = _lora(plan_file, path, family, declared)
     guidance = plan_file.plan.sampler.guidance if declared.embeds_guidance else None
     prompts = None
@@ -97,6 +100,8 @@ def _load_path(plan_file: PlanFile) -> LoadedModel:
     if lora is not None:
         lora.fuse(DENOISER, networks.adapter.network)
     check_finite(networks.adapter.network, "the denoiser", None if lora is None else lora.path)
+    if preview is not None:
+        check_decoded(networks.decoder, declared)
     if networks.decoder is not None:
         check_finite(networks.decoder, "the decoder")
         check_images(networks.decoder, declared.sample_shape, None if path.suffix in CHECKPOINTS else ALONE)
@@ -116,6 +121,7 @@ def _load_path(plan_file: PlanFile) -> LoadedModel:
         noise_schedule=declared.noise_schedule,
         decoder=networks.decoder,
         encoder=encoder,
+        preview=preview,
         prompts=prompts,
         embeds_guidance=declared.embeds_guidance,
         guidance_patch=declared.guidance_patch,
@@ -181,6 +187,12 @@ def _encoder(path: Path, declared: Declaration, networks: ModelModules) -> Encod
     check_finite(encoder, "the encoder")
     check_states(encoder, networks.decoder, declared.sample_shape)
     return encoder
+
+
+def _preview(written: str, folder: Path, declared: Declaration) -> PreviewPart:
+    path = find_part(written, folder, "model.preview")
+    with _reading(path):
+        return load_preview(path, declared)
 
 
 def _lora(plan_file: PlanFile, path: Path, family: Family, declared: Declaration) -> Lora | None:
@@ -308,9 +320,16 @@ def declare_model(source: str, folder: Path, size: tuple[int, int] | None = None
 
 
 def _declared(family: Family, path: Path, size: tuple[int, int] | None = None) -> Declaration:
-    """Describe a model from its configuration. The format is not ours: any value in it may be of any type."""
-    try:
+    """Describe a model from its configuration."""
+    with _reading(path):
         return family.declare(path, size)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuse a configuration that cannot be used. The format is not ours: any value in it may be of any type."""
+    try:
+        yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             "The model's configuration contains an invalid value.",
@@ -355,5 +374,9 @@ def _is_part(folder: Path) -> bool:
 
 def fingerprint(model: LoadedModel, conditions: Path | None) -> str:
     """Return a hash of every file that `load_model` read."""
-    files = model.files if conditions is None else (*model.files, conditions)
+    return digest_of(model.files if conditions is None else (*model.files, conditions))
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Return a hash of the names and contents of files."""
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()

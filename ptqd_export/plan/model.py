@@ -134,6 +134,11 @@ class ModelSection(Section):
         description="for latent models: decode and encode images in overlapping tiles with sides of this many pixels; null takes whole "
         "images, and auto those of more pixels than 1024 x 1024 in tiles of 1024",
     )
+    preview: WrittenPath | None = Field(
+        default=None,
+        description="for latent models: folder of an AutoencoderTiny that decodes previews along a chain, relative to the plan, or its id "
+        "on the Hugging Face hub",
+    )
     lora: LoraSection | None = Field(default=None, description="a LoRA to fuse into the networks before they are traced")
     control: ControlSection | None = Field(
         default=None, description="for U-Nets of Stable Diffusion: take the residuals of a ControlNet or a T2I adapter as further inputs"
@@ -169,8 +174,8 @@ class ModelSection(Section):
             raise expectation('"sizes" that are all different')
         if len(self.sizes) > 1 and self.control is not None:
             raise expectation('one size together with "control", whose residuals belong to a size')
-        if self.path is None and self.encoder:
-            raise expectation('a "path" together with "encoder"')
+        if self.path is None and (self.encoder or self.preview is not None):
+            raise expectation('a "path" together with "encoder" or "preview"')
         return self
 
     @model_validator(mode="after")

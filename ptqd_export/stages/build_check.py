@@ -7,7 +7,7 @@ from engines.errors import UsageError
 from engines.networks.conditioning import Conditioning
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.fit.fit_inputs import fit_settings
-from ptqd_export.stages.network.decoding import tile_of
+from ptqd_export.stages.network.decoding import preview_tile, tile_of
 
 
 def check_build(context: BuildContext) -> None:
@@ -23,6 +23,7 @@ def check_build(context: BuildContext) -> None:
     fit_settings(context).check_steps()
     for one in (context, *context.at_further_sizes.values()):
         tile_of(one)
+        preview_tile(one)
     if context.model.control is not None and context.elsewhere is not None:
         raise UsageError(
             "A cluster cannot measure a network that takes residuals.",

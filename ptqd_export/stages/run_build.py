@@ -109,6 +109,7 @@ def _build(context: BuildContext, output: Path, progress: ProgressTracker, *, fr
             prepared=network.prepared,
             decoder=network.decoder,
             encoder=network.encoder,
+            preview=network.preview,
             control=control,
             text=text,
             walked=walked,

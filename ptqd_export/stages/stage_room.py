@@ -34,6 +34,12 @@ def encoder(context: BuildContext) -> int:
     return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
 
 
+def preview(context: BuildContext) -> int:
+    """Bytes of the graph of the decoder of previews."""
+    part = context.model.preview
+    return 0 if part is None else FLOAT32 * sum(parameter.numel() for parameter in part.module.parameters())
+
+
 def control(context: BuildContext) -> int:
     """Bytes of the control network's graph."""
     part = context.model.control_part

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from engines.arrays import Float32
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import TileRecord
 from engines.networks.tiles import decode_in_tiles, tile_places
 from tools.coloured.data import SIZE, coloured
 from tools.digits.data import split

@@ -222,7 +222,7 @@ def load_decoder(folder: DiffusersFolder) -> DecoderModule | None:
 
 def latent_scaling(folder: DiffusersFolder, name: str) -> tuple[PerChannel, PerChannel]:
     """Return scale and shift of the latents. With statistics, latents are `states * std / scaling_factor + mean`."""
-    if folder.pipeline in UNSCALED_PIPELINES or FIRST_STAGES[folder.parts[name]] is PatchDecoder:
+    if folder.pipeline in UNSCALED_PIPELINES or FIRST_STAGES[folder.config(name)["_class_name"]] is PatchDecoder:
         return 1.0, 0.0
     config: Mapping[str, Any] = folder.complete_config(name)
     factor, shift = float(config.get("scaling_factor", 1.0)), float(config.get("shift_factor") or 0.0)

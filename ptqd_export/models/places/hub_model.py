@@ -113,7 +113,7 @@ def _not_found(model: HubModel, missing: str, error: Exception) -> UsageError:
         mend = f"accept the model's terms at https://huggingface.co/{model.id}, then log in with `hf auth login`"
         return UsageError("The hub gives this model only to those who accepted its terms.", found=missing, expected=expected, mend=mend)
     if isinstance(error, errors.RepositoryNotFoundError):
-        mend = f"correct model.path, or --model; {login}"
+        mend = f"correct the id in the plan, or of --model; {login}"
         return UsageError("There is no such model, neither here nor on the hub.", found=missing, expected=expected, mend=mend)
     if isinstance(error, errors.RevisionNotFoundError):
         mend = "correct the revision after the @"

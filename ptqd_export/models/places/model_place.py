@@ -63,6 +63,30 @@ def find_place(written: str, folder: Path) -> ModelPlace:
     return ModelPlace(hub_snapshot(hub, path), hub)
 
 
+def find_part(written: str, folder: Path, key: str) -> Path:
+    """Find the folder of a single part of a pipeline, such as a decoder.
+
+    Args:
+        written: a path, or the id of a repository on the Hugging Face hub. A local path takes precedence.
+        folder: folder to which a path is relative.
+        key: key of the plan, for the message.
+
+    Raises:
+        UsageError: there is no such folder, or its download is incomplete.
+    """
+    path, hub = folder / written, HubModel.parse(written)
+    if path.is_dir():
+        return path
+    if hub is None or (folder / hub.id.partition("/")[0]).is_dir():
+        raise UsageError(
+            f"The folder that {key} names is missing.",
+            found=f"no folder {path}",
+            expected="a folder written by `save_pretrained` of a diffusers model, or its id on the Hugging Face hub",
+            mend=f"correct {key}, which is relative to the plan",
+        )
+    return hub_snapshot(hub, path)
+
+
 def _of_file(path: Path) -> Path:
     if path.name == INDEX:
         return _of_folder(path.parent)

@@ -34,6 +34,8 @@ def _network(context: BuildContext) -> Iterator[str]:
         yield "decoder"
     if context.model.encoder is not None:
         yield "encoder"
+    if context.model.preview is not None:
+        yield "preview"
     yield "states"
     if context.prepares:
         yield "prepare"

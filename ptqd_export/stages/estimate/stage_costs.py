@@ -78,6 +78,9 @@ class StageCosts:
                 return self._traced_in * _modules(self._context.model.decoder) / _modules(self._context.model.adapter)
             case "encoder":
                 return self._traced_in * _modules(self._context.model.encoder) / _modules(self._context.model.adapter)
+            case "preview":
+                preview = self._context.model.preview
+                return 0.0 if preview is None else self._traced_in * _modules(preview.module) / _modules(self._context.model.adapter)
             case "control":
                 part = self._context.model.control_part
                 return 0.0 if part is None else self._traced_in * _modules(part.module) / _modules(self._context.model.adapter)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from calib.quantizers.rules.precision import FLOAT_WIDTHS, Precision
 from engines.bundle.bundle import Bundle, size_folder
+from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord
 from engines.bundle.image_size import size_name
 from engines.bundle.manifest import (
     FileRecord,
@@ -44,16 +45,17 @@ from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
 from ptqd_export.stages.network.controlling import CONTROL, CONTROL_IMAGES, control_arrays, control_record
-from ptqd_export.stages.network.decoding import DECODER, decoder_record
+from ptqd_export.stages.network.decoding import DECODER, PREVIEW, decoder_record
 from ptqd_export.stages.network.encoding import ENCODER, encoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
 from ptqd_export.stages.network.text import text_record
 
 PORTABLE = (
     "graphs/**/*", "schedules/**/*", "statistics/**/*", "conditioning/**/*", "sizes/**/*", "report/*", "decoder.*", "encoder.*",
-    f"{CONTROL}*", f"{TEXT}/*",
+    "preview.*", f"{CONTROL}*", f"{TEXT}/*",
 )  # fmt: skip
 CONDITIONS = "conditioning/default.npz"
+FirstStage = TypeVar("FirstStage", DecoderRecord | None, EncoderRecord | None)
 PACKAGES = ("ptqd-export", "torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "numpy")
 
 
@@ -66,6 +68,7 @@ class Parts:
         prepared: folder of the stage that prepared the network, or of the stage that traced it.
         decoder: folder of the decoder's graph, or None.
         encoder: folder of the encoder's graph, or None.
+        preview: folder of the graph of the decoder of previews, or None.
         control: folder of the control network's graph, or None.
         text: folder of the text encoders' graphs, or None.
         walked: folder of the walk of the default schedule.
@@ -78,6 +81,7 @@ class Parts:
     prepared: Path
     decoder: Path | None
     encoder: Path | None
+    preview: Path | None
     control: Path | None
     text: Path | None
     walked: Path
@@ -112,7 +116,7 @@ def _bytes_needed(parts: Parts) -> int:
     folders = [
         *parts.graphs.values(),
         parts.walked,
-        *(folder for folder in (parts.decoder, parts.encoder, parts.control, parts.text) if folder is not None),
+        *(folder for folder in (parts.decoder, parts.encoder, parts.preview, parts.control, parts.text) if folder is not None),
     ]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -160,7 +164,7 @@ def _write_size(context: BuildContext, parts: Parts, place: GraphPlace, conditio
     writer, home = place.writer, "" if place.size is None or context.size is None else size_folder(context.size)
     writer.text(f"{home}schedules/default.json", schedule_path(parts.walked).read_text())
     networks = {name: write_network(context, place, parts.graphs, name) for name in parts.graphs}
-    for folder_of, graph in ((parts.decoder, DECODER), (parts.encoder, ENCODER)):
+    for folder_of, graph in ((parts.decoder, DECODER), (parts.encoder, ENCODER), (parts.preview, PREVIEW)):
         if folder_of is not None:
             writer.graphs([place.name(graph)], [folder_of / graph], place.shared(graph))
     records = {name: json.loads((folder / "precision.json").read_text()) for name, folder in parts.graphs.items() if name != FULL_PRECISION}
@@ -221,11 +225,6 @@ def _manifest(context: BuildContext, first: SizeRecord, further: Sequence[SizeRe
 
 def _model_record(context: BuildContext, parts: Parts, place: GraphPlace, conditions: str | None) -> ModelRecord:
     model, text = context.model, text_record(parts.text)
-    decoder, encoder = decoder_record(parts.decoder), encoder_record(parts.encoder)
-    if place.size is not None and decoder is not None:
-        decoder = decoder.model_copy(update={"file": place.name(DECODER), "weights": DECODER})
-    if place.size is not None and encoder is not None:
-        encoder = encoder.model_copy(update={"file": place.name(ENCODER), "weights": ENCODER})
     if text is not None and model.prompts is not None:
         text = text.model_copy(update={"fixed": dict(model.prompts.fixed), "null_fixed": dict(model.prompts.null_fixed)})
     return ModelRecord(
@@ -234,13 +233,21 @@ def _model_record(context: BuildContext, parts: Parts, place: GraphPlace, condit
         sample_shape=model.sample_shape,
         conditioning=None if model.conditioning is None else model.conditioning.record(conditions, model.null_class),
         noise_schedule=context.noise_schedule,
-        decoder=decoder,
-        encoder=encoder,
+        decoder=_placed(decoder_record(parts.decoder), place),
+        encoder=_placed(encoder_record(parts.encoder), place),
+        preview=_placed(decoder_record(parts.preview), place),
         text=text,
         guidance_patch=model.guidance_patch,
         size=context.size,
         control=control_record(model),
     )
+
+
+def _placed(record: FirstStage, place: GraphPlace) -> FirstStage:
+    """Return the record of a graph where it lies: at a further size it reads the weights of the first."""
+    if record is None or place.size is None:
+        return record
+    return record.model_copy(update={"file": place.name(record.file), "weights": record.file})
 
 
 def _precisions(

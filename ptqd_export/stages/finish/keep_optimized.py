@@ -14,19 +14,19 @@ from engines.bundle.image_size import size_name
 from engines.bundle.manifest import NetworkGraphs
 from ptqd_export.measuring.trim_heap import trim_heap
 
-DECODER, ENCODER, CONTROL = "decoder", "encoder", "control network"
+DECODER, ENCODER, PREVIEW, CONTROL = "decoder", "encoder", "preview", "control network"
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine of a bundle: for a precision, a group of its steps, a piece of its network, the decoder, or the encoder."""
+    """An engine of a bundle: for a precision, a group of its steps, a piece of its network, or a graph beside it."""
 
     name: str
     engine: CachedEngine
 
     @property
     def precision(self) -> str:
-        """The precision that the engine belongs to, or the name of the decoder or encoder."""
+        """The precision that the engine belongs to, or the name of a graph beside the network, such as `decoder`."""
         return self.name.partition(" ")[0]
 
 
@@ -59,7 +59,8 @@ def _graphs(bundle: Bundle) -> dict[str, Path]:
         graphs |= {key: bundle.graph(graph, record.weights_of) for key, graph in files.items()}
     model = bundle.manifest.model
     network = None if model.control is None else model.control.network
-    beside = {name: one for name, one in ((DECODER, model.decoder), (ENCODER, model.encoder)) if one is not None}
+    first_stage = ((DECODER, model.decoder), (ENCODER, model.encoder), (PREVIEW, model.preview))
+    beside = {name: one for name, one in first_stage if one is not None}
     found = {name: bundle.graph(one.file, one.weights) for name, one in beside.items()}
     return graphs | found | ({} if network is None else {CONTROL: bundle.graph(network.file)})
 

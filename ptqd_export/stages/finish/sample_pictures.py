@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.apps.pictures.images import save_png
 from engines.arrays import Float32
-from engines.bundle.manifest import DecoderRecord
+from engines.bundle.first_stage_record import DecoderRecord
 from engines.chain.features import cut_name
 from engines.chain.schedule import Schedule
 from engines.networks.decoder import Decoder

@@ -1,23 +1,23 @@
-"""Stage `decoder`: traces the decoder of a latent model to a graph, and verifies it against torch."""
+"""Stages `decoder` and `preview`: trace a decoder of a latent model to a graph, and verify it against torch."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from engines.bundle.manifest import DecoderRecord
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import DecoderRecord, TileRecord
 from engines.errors import UsageError
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_module_parity, lower, trace_decoder
+from ptqd_export.models.base import DecoderModule
 from ptqd_export.models.decoder_tile import decoder_tile
 from ptqd_export.models.module_checks import image_shape
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.reporter import Reporter
 
-DECODER = "decoder.onnx"
+DECODER, PREVIEW = "decoder.onnx", "preview.onnx"
 RECORD = "decoder.json"
 
 PIXELS = 512 * 512
@@ -28,18 +28,28 @@ MOST_IMAGES = 64
 
 def make_decoder(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
     """Write `decoder.onnx`, and `decoder.json` with its record for the manifest."""
-    decoder, shape = context.model.decoder, context.model.sample_shape
-    assert decoder is not None
-    tile, images = tile_of(context), image_shape(decoder, shape)
+    assert context.model.decoder is not None
+    _write(context, context.model.decoder, DECODER, tile_of(context), folder)
+
+
+def make_preview(context: BuildContext, folder: Path, _reporter: Reporter) -> None:
+    """Write `preview.onnx`, the decoder of previews, and `decoder.json` with its record for the manifest."""
+    assert context.model.preview is not None
+    _write(context, context.model.preview.module, PREVIEW, preview_tile(context), folder)
+
+
+def _write(context: BuildContext, decoder: DecoderModule, name: str, tile: TileRecord | None, folder: Path) -> None:
+    shape = context.model.sample_shape
+    images = image_shape(decoder, shape)
     taken = shape if tile is None else (shape[0], *tile.sides)
     graph = trace_decoder(decoder, taken)
     lower(graph, context.placement)
-    path = folder / DECODER
+    path = folder / name
     save_graph(graph, path)
     check_graph(context.placement, path, ())
     check_module_parity(decoder, {STATE: decoder.example_states(1, taken)}, path)
     batch = images_at_a_time(image_shape(decoder, taken))
-    record = DecoderRecord(file=DECODER, image_shape=images, batch=batch, tile=tile)
+    record = DecoderRecord(file=name, image_shape=images, batch=batch, tile=tile)
     (folder / RECORD).write_text(record.model_dump_json())
 
 
@@ -62,11 +72,17 @@ def tile_of(context: BuildContext) -> TileRecord | None:
     return None
 
 
+def preview_tile(context: BuildContext) -> TileRecord | None:
+    """Return the tiles of the decoder of previews at a size, which follow the same setting. Raises what `tile_of` raises."""
+    preview = context.model.preview
+    return None if preview is None else decoder_tile(preview.module, context.model.sample_shape, context.plan.model.decoder_tile)
+
+
 def images_at_a_time(image_shape: tuple[int, ...]) -> int:
     """Return how many images have at most as many pixels as one of 512 x 512, but at least 1 and at most `MOST_IMAGES`."""
     return min(MOST_IMAGES, max(1, PIXELS // math.prod(image_shape[1:])))
 
 
 def decoder_record(folder: Path | None) -> DecoderRecord | None:
-    """Read the record that `make_decoder` wrote."""
+    """Read the record that `make_decoder` or `make_preview` wrote; None without a folder."""
     return None if folder is None else DecoderRecord.model_validate_json((folder / RECORD).read_text())

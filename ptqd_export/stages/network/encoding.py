@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engines.bundle.manifest import DecoderRecord, EncoderRecord
+from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord
 from engines.errors import UsageError
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph

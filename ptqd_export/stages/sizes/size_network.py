@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ptqd_export.models.load import digest_of
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.decoding import decoder_record, make_decoder, tile_of
+from ptqd_export.stages.network.decoding import decoder_record, make_decoder, make_preview, preview_tile, tile_of
 from ptqd_export.stages.network.encoding import make_encoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states
@@ -23,7 +24,7 @@ class SizeNetwork:
     Attributes:
         context, cache: context of the build at this size, and its stages.
         traced: folder of the full-precision graph.
-        decoder, encoder: folders of the graphs of the first stage, or None.
+        decoder, encoder, preview: folders of the graphs of the first stage and of the decoder of previews, or None.
         states: folder of the states.
         prepared: folder of the network to quantize.
     """
@@ -33,6 +34,7 @@ class SizeNetwork:
     traced: Path
     decoder: Path | None
     encoder: Path | None
+    preview: Path | None
     states: Path
     prepared: Path
 
@@ -40,9 +42,9 @@ class SizeNetwork:
 def make_network(context: BuildContext, cache: StageCache, traced: Path, first: SizeNetwork | None = None) -> SizeNetwork:
     """Make what precisions are made from. A further size takes the changed weights of the `first`."""
     decoder = _decoder(context, cache)
-    encoder = _encoder(context, cache, decoder)
+    encoder, preview = _encoder(context, cache, decoder), _preview(context, cache)
     states = _states(context, cache, traced)
-    return SizeNetwork(context, cache, traced, decoder, encoder, states, _prepared(context, cache, traced, states, first))
+    return SizeNetwork(context, cache, traced, decoder, encoder, preview, states, _prepared(context, cache, traced, states, first))
 
 
 def source_of(context: BuildContext) -> dict[str, Any]:
@@ -72,6 +74,16 @@ def _encoder(context: BuildContext, cache: StageCache, decoder: Path | None) -> 
         return None
     make = partial(make_encoder, context, record)
     return cache.run("encoder", {**source_of(context), "decoder": decoder.name}, make, room=room.encoder(context))
+
+
+def _preview(context: BuildContext, cache: StageCache) -> Path | None:
+    """Return the folder with the graph of the decoder of previews, or None. It depends on nothing else of the model than its shapes."""
+    part, tile = context.model.preview, preview_tile(context)
+    if part is None:
+        return None
+    inputs: dict[str, Any] = {"files": digest_of(part.files), "placement": context.placement.name, "shape": context.model.sample_shape}
+    inputs |= {"tile": None if tile is None else tile.model_dump()}
+    return cache.run("preview", inputs, partial(make_preview, context), room=room.preview(context))
 
 
 def _states(context: BuildContext, cache: StageCache, traced: Path) -> Path:

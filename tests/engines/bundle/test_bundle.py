@@ -69,6 +69,7 @@ MANIFEST: dict[str, Any] = {
         },
         "decoder": None,
         "encoder": None,
+        "preview": None,
         "text": None,
         "guidance_patch": None,
         "size": None,

@@ -9,8 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from engines.arrays import Float32
-from engines.bundle.manifest import DecoderRecord
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import DecoderRecord, TileRecord
 from engines.networks.tiles import decode_in_tiles, encode_in_tiles, tile_places
 
 

@@ -37,6 +37,7 @@ RESOLVED = """\
     "sizes": [],
     "encoder": false,
     "decoder_tile": "auto",
+    "preview": null,
     "lora": null,
     "control": null,
     "inpaint": null

@@ -16,6 +16,7 @@ STAGES = {
     "trace": "network.tracing",
     "decoder": "network.decoding",
     "encoder": "network.encoding",
+    "preview": "network.decoding",
     "control": "network.controlling",
     "text": "network.text",
     "states": "network.states",

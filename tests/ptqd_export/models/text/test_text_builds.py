@@ -21,16 +21,18 @@ from safetensors.torch import save_file
 
 import engines
 from engines.apps.evaluate.scorers.clip_scorer import ClipScorer
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.bundle.bundle import Bundle
 from engines.cli import main
 from engines.networks.decoder import open_decoder
 from engines.networks.prompts import open_text
+from ptqd_export.cli import main as export
 from ptqd_export.commands.extractors.clip import write_clip
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import PlanFile
 from ptqd_export.stages.run_build import run_build
 from tests.engines.apps.serve.in_process import Server
-from tests.ptqd_export.models.pipelines import GUIDANCE, NEGATIVE, PROMPTS, SEED, STEPS, of_pipeline, pipeline, plan_of, start
+from tests.ptqd_export.models.pipelines import GUIDANCE, NEGATIVE, PROMPTS, SEED, STEPS, Array, of_pipeline, pipeline, plan_of, start
 from tests.ptqd_export.models.text import tiny_text
 
 OTHERS = ("the dog of caf\u00e9, \u732b!", "word " * 100, "")
@@ -101,7 +103,8 @@ def check_calibrated_rows(plan: PlanFile) -> None:
 
 @pytest.fixture(scope="module")
 def sdxl_plan(sdxl: Path) -> PlanFile:
-    return built(plan_of(sdxl, encoder=True))
+    tiny_text.write_preview(sdxl.parent / "preview")
+    return built(plan_of(sdxl, encoder=True, preview="preview"))
 
 
 def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
@@ -126,6 +129,51 @@ def test_sdxl_bundles_hold_graphs_and_tokenizers(sdxl_plan: PlanFile) -> None:
         "text_encoder.onnx", "text_encoder_2.onnx", "tokenizer.json", "tokenizer_2.json",
     }  # fmt: skip
     check_calibrated_rows(sdxl_plan)
+
+
+@torch.no_grad()
+def test_previews_are_the_tiny_decoders_pictures_of_the_predicted_samples(
+    sdxl_plan: PlanFile, sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderTiny
+
+    oracle, runs, run = AutoencoderTiny.from_pretrained(sdxl.parent / "preview").eval(), list[str](), OnnxRuntimeEngine.run
+
+    def counted(engine: OnnxRuntimeEngine, feeds: dict[str, Any]) -> Any:
+        runs.append(engine.label)
+        return run(engine, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", counted)
+    with engines.open_bundle(sdxl_plan.output_path) as bundle:
+        *steps, last = bundle.chain(2, seed=SEED, prompts=PROMPTS)
+        assert len(steps) == STEPS - 1
+        for step in steps:
+            runs.clear()
+            pictures = step.preview()
+            assert len(runs) == 1
+            assert step.clean is not None
+            expected: Array = oracle.decode(torch.from_numpy(step.clean)).sample.numpy()
+            np.testing.assert_allclose(step.decoder(step.clean), expected, atol=1e-4)
+            levels = (255 * (expected.clip(-1, 1) + 1) / 2).transpose(0, 2, 3, 1)
+            assert np.abs(pictures - levels).max() <= 0.52
+            assert levels.std() > 1
+        np.testing.assert_array_equal(last.preview(), bundle.sample(2, seed=SEED, prompts=PROMPTS))
+    inspected = CliRunner().invoke(export, ["inspect", str(sdxl_plan.output_path)], catch_exceptions=False)
+    assert "preview.onnx, 3 x 16 x 16" in inspected.output
+
+
+def test_a_decoder_of_previews_is_made_beside_stages_that_stay(sdxl_plan: PlanFile, tmp_path: Path) -> None:
+    def stages(output: Path) -> set[str]:
+        return {path.name for path in (output / "local" / "stages").iterdir()}
+
+    output, without = tmp_path / "bundle", sdxl_plan.plan.model.model_copy(update={"preview": None})
+    shutil.copytree(sdxl_plan.output_path / "local" / "stages", output / "local" / "stages")
+    plan = sdxl_plan.plan.model_copy(update={"model": without, "output": str(output)})
+    run_build(PlanFile(plan, sdxl_plan.folder, output))
+    (only,) = stages(sdxl_plan.output_path) ^ stages(output)
+    assert only.startswith("preview-")
+    assert Bundle.open(output).manifest.model.preview is None
+    assert not (output / "preview.onnx").exists()
 
 
 def test_sdxl_starts_from_images_as_its_own_pipelines_do(sdxl_plan: PlanFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,16 @@ def write_sdxl(folder: Path, *, variant: str | None = None, zeros: bool = True) 
     return _save(pipeline, folder, variant)
 
 
+def write_preview(folder: Path, channels: int = 4) -> None:
+    """Write a small decoder for previews of latents with `channels` channels."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(1)
+    blocks = {f"{part}_block_out_channels": (8, 8) for part in ("encoder", "decoder")}
+    counts = {f"num_{part}_blocks": (1, 1) for part in ("encoder", "decoder")}
+    AutoencoderTiny(**blocks, **counts, latent_channels=channels).save_pretrained(folder)
+
+
 def write_refiner(folder: Path) -> Path:
     """Write SDXL's refiner: one text encoder, the second, and an aesthetic score beside the image's size."""
     from diffusers import StableDiffusionXLImg2ImgPipeline

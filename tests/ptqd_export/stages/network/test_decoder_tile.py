@@ -13,8 +13,7 @@ from diffusers import AutoencoderKL
 
 from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
-from engines.bundle.manifest import DecoderRecord, EncoderRecord
-from engines.bundle.tile_record import TileRecord
+from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord, TileRecord
 from engines.errors import UsageError
 from engines.networks.decoder import Decoder
 from engines.networks.encoder import Encoder

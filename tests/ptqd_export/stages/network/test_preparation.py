@@ -248,6 +248,7 @@ def test_what_was_done_travels_with_the_bundle(cross_build: Built, prepare: Prep
         graphs,
         prepared.folder,
         decoder=None,
+        preview=None,
         encoder=None,
         control=None,
         text=None,

@@ -1,4 +1,4 @@
-"""Record of the tiles that a decoder or an encoder takes."""
+"""Records of the graphs of a first stage, and of the tiles that they take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from engines.chain.schedule import Strict
-from engines.untrusted.limits import Shape
+from engines.untrusted.limits import Batch, Name, Shape
 
 
 class TileRecord(Strict):
@@ -34,3 +34,28 @@ class TileRecord(Strict):
     def pixels(self, states: Sequence[int], images: Sequence[int]) -> tuple[int, ...]:
         """Return [height, width] of a tile in pixels."""
         return tuple(part * image // side for part, side, image in zip(self.sides, states, images, strict=True))
+
+
+class DecoderRecord(Strict):
+    """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
+
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part.
+    """
+
+    file: Name
+    weights: Name | None = None
+    image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
+    batch: Batch
+    tile: TileRecord | None = None
+
+
+class EncoderRecord(Strict):
+    """The encoder of a latent model: its graph takes images like the decoder's, in [-1, 1], and returns states.
+
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes the image of that part of
+    a state, and returns the part.
+    """
+
+    file: Name
+    weights: Name | None = None
+    tile: TileRecord | None = None
