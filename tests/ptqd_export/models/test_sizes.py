@@ -34,6 +34,7 @@ from ptqd_export.stages.estimate.planned_stages import planned_stages, without_s
 from ptqd_export.stages.run_build import run_build
 from tests.ptqd_export.commands.test_measure_runtimes import Changed
 from tests.ptqd_export.models.pipelines import NEGATIVE, PROMPTS, of_pipeline, plan_of
+from tests.ptqd_export.models.text.tiny_text import write_preview
 from tests.ptqd_export.models.whole_pipelines import walked_by_pipeline
 
 if TYPE_CHECKING:
@@ -217,7 +218,11 @@ def test_prepared_conditions_of_one_size_are_refused(sdxl: Path) -> None:
 
 @pytest.mark.slow
 def test_stable_diffusion_ends_where_the_pipeline_ends_at_every_size(sd1: Path) -> None:
-    plan_file = plan_of(sd1, sizes=LATENT, encoder=True)
+    from diffusers import AutoencoderTiny
+
+    write_preview(sd1.parent / "preview")
+    preview = AutoencoderTiny.from_pretrained(sd1.parent / "preview").eval()
+    plan_file = plan_of(sd1, sizes=LATENT, encoder=True, preview="preview")
     run_build(plan_file)
     for size in LATENT:
         bundle = Bundle.open(plan_file.output_path, size)
@@ -231,6 +236,8 @@ def test_stable_diffusion_ends_where_the_pipeline_ends_at_every_size(sd1: Path) 
         assert images.shape[2:] == size
         np.testing.assert_allclose(images.clip(-1, 1), expected, atol=1e-3)
         assert kept.encoder(images).shape == states.shape
+        with torch.no_grad():
+            np.testing.assert_allclose(kept.preview(states), preview.decode(torch.from_numpy(states)).sample.numpy(), atol=1e-4)
         assert np.isfinite(
             ChainChoice(precision="w8a8").open(bundle, NUM, conditioning).sample(noise, np.arange(NUM), np.arange(NUM))
         ).all()
