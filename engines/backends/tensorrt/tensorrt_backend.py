@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,11 +50,21 @@ class TensorRtBackend:
         self._cache = engine_cache(folder, settings.flavour)
         runtime_cache = folder / "local" / machine_name() / f"{settings.flavour}.kernels"
         self._options = OpenOptions(cuda_graphs, runtime_cache)
-        self.arena = Arena(Cuda())
+        self._cuda = Cuda()
+        self._arena: Callable[[], Arena | None] = lambda: None
+
+    @property
+    def arena(self) -> Arena:
+        """The arena of the open engines. It is freed with the last of them; engines that are opened later share a new one."""
+        arena = self._arena()
+        if arena is None:
+            arena = Arena(self._cuda)
+            self._arena = weakref.ref(arena)
+        return arena
 
     def open(self, graph: Path, rows: int) -> TensorRtEngine:
         precision = graph.name.split(".")[0]  # the graph of a group, cut or size has more after the first dot
-        check_precision(precision, self.arena.cuda)
+        check_precision(precision, self._cuda)
         path = self._cache.find(self._settings.spec(graph))
         engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
         engine.prepare(rows)
@@ -61,7 +73,7 @@ class TensorRtBackend:
     @cached_property
     def update_kernels(self) -> UpdateKernels:
         """The kernels of the sampler's step, on the engines' device."""
-        return UpdateKernels(self.arena.cuda)
+        return UpdateKernels(self._cuda)
 
 
 @dataclass(frozen=True)

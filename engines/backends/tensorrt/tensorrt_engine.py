@@ -243,7 +243,7 @@ class _Bound:
     """
 
     def __init__(self, engine: TensorRtEngine, rows: int) -> None:
-        self._engine = engine
+        self._engine = weakref.proxy(engine)  # the engine owns this; a cycle would keep its memory until the garbage collector runs
         self._context = engine.create_context()
         weakref.finalize(self, engine.arena.stream.drain)  # a run that failed may have left runs of the context in the stream
         self._graph: Graph | None = None

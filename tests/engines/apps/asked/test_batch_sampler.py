@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ def test_networks_are_freed_before_the_last_pictures_are_decoded(
     def noted(backend: OnnxRuntimeBackend, graph: Path, rows: int) -> Engine:
         engine = own_open(backend, graph, rows)
         if graph.name == "decoder.onnx":
-            gc.collect()
             opened.append(len(networks))
             decoders.append(graph.name)
         else:
@@ -35,7 +33,6 @@ def test_networks_are_freed_before_the_last_pictures_are_decoded(
         return engine
 
     def decoded(decoder: Decoder, states: Any) -> Any:
-        gc.collect()
         seen.append(len(networks))
         return own_call(decoder, states)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 from engines.arrays import Float32
+from engines.backends.tensorrt.tensorrt_backend import TensorRtBackend
+from engines.backends.tensorrt.tensorrt_engine import TensorRtEngine
 from ptqd_export.commands.engines_command import build_engines
 from tests.conftest import SIZE, TinyBundle
 from tests.emulated_device.emulated_device import EmulatedDevice
@@ -79,6 +82,29 @@ def test_samples_are_those_of_onnxruntime(on_device: Callable[[str], TinyBundle]
     expected = ended(bundle, tmp_path / "out", "--runtime", "onnxruntime", *more)
     for update in ("host", "device"):
         np.testing.assert_array_equal(ended(bundle, tmp_path / "out", "--update", update, *more), expected)
+
+
+@pytest.mark.parametrize("update", ["host", "device"])
+def test_networks_and_their_buffers_are_freed_before_the_decoder_opens(
+    on_device: Callable[[str], TinyBundle], emulated: EmulatedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: str
+) -> None:
+    bundle, networks, left = on_device("decoded"), weakref.WeakSet[TensorRtEngine](), list[tuple[int, int]]()
+    own_open = TensorRtBackend.open
+
+    def noted(backend: TensorRtBackend, graph: Path, rows: int) -> TensorRtEngine:
+        if graph.name == "decoder.onnx":
+            left.append((len(networks), len(emulated.cuda.blocks)))
+            return own_open(backend, graph, rows)
+        networks.add(engine := own_open(backend, graph, rows))
+        return engine
+
+    monkeypatch.setattr(TensorRtBackend, "open", noted)
+    gc.disable()
+    try:
+        result = sample(bundle, tmp_path / "out", "--update", update, "--batch-size", NUM, num=NUM)
+    finally:
+        gc.enable()
+    assert (result.exit_code, left) == (0, [(0, 0)])
 
 
 def test_chains_from_an_image_are_those_of_onnxruntime(on_device: Callable[[str], TinyBundle], tmp_path: Path) -> None:
