@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from calib.walk.fitted_schedule import uncorrected_schedule
 from engines.chain.schedule import Schedule
+from engines.errors import UsageError
 from engines.samplers import SAMPLERS, NoiseSchedule
 
 OTHER_SAMPLER = "dpm++2m"
@@ -31,7 +32,8 @@ class FewerSteps:
 def fewer_steps(schedule: Schedule, noise_schedule: NoiseSchedule, precisions: Iterable[str]) -> dict[FewerSteps, Schedule]:
     """Return the chains of half the steps of a schedule, by its own sampler and by DPM-Solver++.
 
-    They end at the pictures of the schedule's own chain only without fresh noise: the result is empty for chains with it.
+    They end at the pictures of the schedule's own chain only without fresh noise: the result is empty for chains with it. A sampler that
+    cannot take half the steps on the model's noise schedule is left out.
 
     Args:
         schedule: the chain of all steps.
@@ -46,7 +48,10 @@ def fewer_steps(schedule: Schedule, noise_schedule: NoiseSchedule, precisions: I
             continue
         chosen = {"name": name, "steps": count, "eta": 0.0, "timesteps": None, "sigmas": None}
         sampler = schedule.sampler.model_copy(update=chosen)
-        table = sampler.table(noise_schedule)
+        try:
+            table = sampler.table(noise_schedule)
+        except UsageError:  # nobody asked for this chain, which only serves to compare
+            continue
         for precision in precisions:
             found[FewerSteps(name, count, precision)] = uncorrected_schedule(sampler, table, precision)
     return found

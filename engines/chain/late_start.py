@@ -36,7 +36,7 @@ class LateStart:
 
         A sampler with history takes the first step in first order, and those behind in as high an order as the new predictions allow. The
         correction of such a step stays that of its usual order. The first step is not shifted, because its state has no noise of earlier
-        steps, and computes everything.
+        steps, and computes everything. Features are extrapolated through those of the last two such steps from the start on.
 
         Args:
             schedule: the whole schedule.
@@ -52,7 +52,7 @@ class LateStart:
         row = _row(sampler.name, first, sampler.steps)
         whole, late = sampler.table(noise_schedule), sampler.table(noise_schedule, first)
         _check_same(schedule, whole)
-        steps = tuple(_steps(schedule.steps, whole, late, row))
+        steps = _extrapolating(tuple(_steps(schedule.steps, whole, late, row)), schedule.steps, row)
         return cls(schedule.model_copy(update={"steps": steps}), (*late.levels[row:], CLEAN))
 
 
@@ -114,3 +114,24 @@ def _steps(steps: tuple[Step, ...], whole: SamplerTable, late: SamplerTable, row
         if i == row and steps[i].reuse is not None:
             changes |= {"reuse": None, "extrapolation": None, "mixed": None}
         yield steps[i].model_copy(update=changes)
+
+
+def _extrapolating(left: tuple[Step, ...], steps: tuple[Step, ...], row: int) -> tuple[Step, ...]:
+    """Return the steps that are left, with new weights where the last two steps that computed everything are others than in the chain."""
+    before, found = _last_computing(steps), _last_computing(left)
+    changed = [i for i, step in enumerate(left) if step.extrapolation is not None and [row + j for j in found[i]] != before[row + i]]
+    weights = {i: _weight(left[i].timestep, [left[j].timestep for j in found[i]]) for i in changed}
+    return tuple(step.model_copy(update={"extrapolation": weights[i]}) if i in weights else step for i, step in enumerate(left))
+
+
+def _last_computing(steps: tuple[Step, ...]) -> list[list[int]]:
+    """Return the last two steps before each that compute everything, or the only one."""
+    computing = [i for i, step in enumerate(steps) if step.reuse is None]
+    return [[j for j in computing if j < i][-2:] for i in range(len(steps))]
+
+
+def _weight(timestep: float, ends: list[float]) -> float | None:
+    """Return the weight of the line through two timesteps, see `engines.chain.features.extrapolated`; None if they give none."""
+    if len(ends) < 2 or not ends[0] > ends[1] > timestep:
+        return None
+    return (ends[1] - timestep) / (ends[0] - ends[1])

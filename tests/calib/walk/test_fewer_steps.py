@@ -40,3 +40,16 @@ def test_shorter_chains_end_near_the_long_one_and_nearer_the_longer_they_are() -
 @pytest.mark.parametrize("long", [_ddim(20, eta=1.0), _ddim(1)])
 def test_chains_with_fresh_noise_or_a_single_step_have_none(long: Schedule) -> None:
     assert fewer_steps(long, NoiseSchedule(clip_sample=False), ["fp32"]) == {}
+
+
+def test_a_sampler_that_cannot_take_half_the_steps_is_left_out() -> None:
+    """DPM-Solver++ has noise levels of its own, and a flow that ends at a terminal level takes two steps or more."""
+    karras = NoiseSchedule(prediction_type="flow", clip_sample=False, shift=3.0, use_karras_sigmas=True)
+    terminal = NoiseSchedule(prediction_type="flow", clip_sample=False, shift=3.0, shift_terminal=0.1)
+    assert {*fewer_steps(_flow(8, karras), karras, ["fp32"])} == {FewerSteps("flow-euler", 4, "fp32")}
+    assert {*fewer_steps(_flow(3, terminal), terminal, ["fp32"])} == {FewerSteps(OTHER_SAMPLER, 1, "fp32")}
+
+
+def _flow(steps: int, noise_schedule: NoiseSchedule) -> Schedule:
+    sampler = SamplerRecord(name="flow-euler", steps=steps, eta=0.0, guidance=1.0)
+    return uncorrected_schedule(sampler, sampler.table(noise_schedule), "fp32")

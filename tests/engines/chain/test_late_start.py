@@ -134,3 +134,19 @@ def test_the_first_step_reuses_nothing_and_is_not_shifted() -> None:
     late = LateStart.of(schedule.model_copy(update={"steps": tuple(reusing)}), BETAS, 0.75).schedule
     assert [(step.reuse, step.mixed) for step in late.steps] == [(None, None), (None, NONE), ("mid", NONE)]
     Schedule.model_validate(late.model_dump())
+
+
+def test_features_are_extrapolated_through_the_steps_that_the_late_chain_has_computed() -> None:
+    """Of whole steps 0, 3, 6 and 9, a start at row 4 leaves 6 and 9, with 4 before them. Timesteps are evenly spaced."""
+    schedule = _schedule("ddim", 12)
+    reusing = [
+        step.model_copy(
+            update={"corrections": {"fp32": NONE, "fp32+mid": NONE}}
+            | ({"reuse": "mid", "extrapolation": i % 3 / 3 if i > 3 else None} if i % 3 else {})
+        )
+        for i, step in enumerate(schedule.steps)
+    ]
+    late = LateStart.of(schedule.model_copy(update={"steps": tuple(reusing)}), BETAS, 8.5 / 12).schedule
+    assert [step.reuse for step in late.steps] == [None, "mid", None, "mid", "mid", None, "mid", "mid"]
+    assert [step.extrapolation for step in late.steps] == [None, None, None, 1 / 2, 1.0, None, 1 / 3, 2 / 3]
+    Schedule.model_validate(late.model_dump())

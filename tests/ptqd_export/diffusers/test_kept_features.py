@@ -69,15 +69,19 @@ def test_step_whose_features_are_missing_is_refused(cut: Path) -> None:
         denoiser(x[:1], fourth, class_labels=LABELS[:1])
 
 
-def test_other_states_at_the_same_step_are_another_chain(cut: Path) -> None:
-    """A chain that was stopped behind its first step, without a scheduler that says so."""
+def test_states_of_two_chains_at_one_step_are_refused_until_features_are_computed_again(cut: Path) -> None:
+    """No call says which of the chains it continues."""
     denoiser, other = PtqdDenoiser.from_bundle(cut), PtqdDenoiser.from_bundle(cut)
-    first, second, *_ = (step.timestep for step in Bundle.open(cut).schedule().steps)
+    first, second, third, fourth = (step.timestep for step in Bundle.open(cut).schedule().steps)
     x, y = torch.randn(2, 2, 1, 8, 8)
-    denoiser(x, first, class_labels=LABELS)
+    for states in (x, y):
+        denoiser(states, first, class_labels=LABELS)
+    for states in (x, y):
+        with pytest.raises(UsageError, match="step 1, call 0, with 2 samples, behind a step of several chains"):
+            denoiser(states, second, class_labels=LABELS)
     for one in (denoiser, other):
-        one(y, first, class_labels=LABELS)
-    found, expected = (one(y, second, class_labels=LABELS).sample for one in (denoiser, other))
+        one(y, third, class_labels=LABELS)
+    found, expected = (one(y, fourth, class_labels=LABELS).sample for one in (denoiser, other))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
