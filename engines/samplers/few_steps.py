@@ -12,13 +12,13 @@ FEW = 4
 """Steps that models distilled for one to eight steps can all be sampled with."""
 
 MOST = 16
-"""Most steps in a name that count as few."""
+"""Most steps beside such a word that count as few."""
 
 LCM_GUIDANCE = 8.5
 """Guidance scale of LCM's pipelines, which is an input of its networks."""
 
-_WORD = re.compile(r"(?<![a-z])(turbo|lightning|lcm|tcd|schnell|hyper[-_ ]?(?:sd|sdxl|flux)|dmd2?|flash)(?![a-z])", re.IGNORECASE)
-"""What names call such a model."""
+_WORD = re.compile(r"(?<![a-z])(turbo|lightning|lcm|tcd|schnell|hyper[-_ ]?(?:sd|sdxl|flux)|dmd2?)(?![a-z])", re.IGNORECASE)
+"""What published names call such a model."""
 
 _STATED = re.compile(r"(?<![0-9])([1-9][0-9]?)[-_ ]?steps?(?![a-z])", re.IGNORECASE)
 """The number of steps in a name, such as `sdxl_lightning_8step`."""
@@ -54,7 +54,8 @@ def few_steps_of(
 
     Args:
         config: content of `scheduler_config.json`.
-        names: what the model is called. A number of steps in a name is the number that the model was made for.
+        names: what the model is called, if it reads text: only such models are published under these words. A number of steps beside the
+            word is the number that the model was made for.
         usual: steps and guidance of distilled models of this family.
         is_lcm: whether the network is a U-Net of LCM.
     """
@@ -80,12 +81,12 @@ def _mark(config: Mapping[str, Any], names: Sequence[str], is_lcm: bool) -> str:
         return f"a U-Net with time_cond_proj_dim was distilled for few steps of LCM, not of {scheduler}: take sampler.name lcm"
     if _is_trailing_euler(config):
         return f"{scheduler} with trailing timesteps is that of a model distilled for few steps"
-    named = next((name for name in names if _WORD.search(name) or _stated_steps([name])), None)
-    return "" if named is None else f"the name {named} is that of a model distilled for few steps"
+    named = next(filter(_WORD.search, names), None)
+    return "" if named is None else f"only the name {named} says that the model was distilled for few steps"
 
 
 def _stated_steps(names: Sequence[str]) -> int | None:
-    stated = (int(found[1]) for found in map(_STATED.search, names) if found)
+    stated = (int(found[1]) for found in map(_STATED.search, filter(_WORD.search, names)) if found)
     return next((steps for steps in stated if steps <= MOST), None)
 
 

@@ -27,6 +27,9 @@ INDEX = "model_index.json"
 DENOISERS = ("unet", "transformer")
 """Names that pipelines give to their denoiser."""
 
+WITHOUT_TEXT = ("UNet2DModel", "DiTTransformer2DModel")
+"""Denoisers that read no text."""
+
 RENAMED: Mapping[tuple[str, Any], str] = {
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
     ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
@@ -126,7 +129,7 @@ class DiffusersFolder:
 
     def few_steps(self, usual: tuple[int, float] = (FEW, 1.0)) -> FewSteps:
         """Return how to sample the model if it was distilled for few steps; `usual` is what such models of its family take."""
-        return few_steps_of(self.scheduler, self.names, usual, is_lcm=self.is_lcm)
+        return few_steps_of(self.scheduler, () if self.kind in WITHOUT_TEXT else self.names, usual, is_lcm=self.is_lcm)
 
     @property
     def names(self) -> tuple[str, ...]:

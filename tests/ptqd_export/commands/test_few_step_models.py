@@ -96,7 +96,7 @@ def test_the_name_in_a_cache_of_the_hub_and_of_a_saved_part_tells_too(tmp_path: 
     for written in (f"stabilityai/{kind}", f"/home/me/.cache/huggingface/hub/{cached}/transformer"):
         plan = _plan(kind, tmp_path / "model", _name_or_path=written)
         assert (plan.sampler.steps, plan.sampler.guidance) == (4, 1.0)
-        assert plan.comments[0].startswith(f"the name {kind} is that of a model distilled for few steps")
+        assert plan.comments[0].startswith(f"only the name {kind} says that the model was distilled for few steps")
 
 
 def test_init_says_what_to_check_where_nothing_tells(tmp_path: Path) -> None:

@@ -198,6 +198,12 @@ def test_model_of_few_steps_gets_few_steps_without_guidance(tmp_path: Path, sche
     assert plan.reuse.cuts == (), "features of so few steps differ too much"
 
 
+def test_the_name_of_a_model_without_text_tells_no_steps(tmp_path: Path) -> None:
+    plan = starter_plan(_pipeline(tmp_path / "cifar-turbo-4-steps"), "onnxruntime", tmp_path)
+    assert plan.sampler.steps > 4
+    assert not any("distilled" in comment for comment in plan.comments)
+
+
 def test_scheduler_without_betas_is_refused_at_once(tmp_path: Path) -> None:
     model = _pipeline(tmp_path / "edm", scheduler={"_class_name": "EDMEulerScheduler"})
     message = _error(model)
