@@ -21,7 +21,7 @@ class FuseAttention(ir.passes.InPlacePass):
 
         Reshape(Transpose(Softmax(s Q K') V))   with Q, K, V = Transpose(Reshape(q)), ...   becomes   Attention(q, k, v)
 
-    Attention with more than `MOST_SCORES` scores is cut along the queries, into parts of one size that attend one after the other.
+    Attention with more than `MOST_SCORES` scores is cut along the queries, into parts that attend in turn; the last may be shorter.
     Attention with a mask is left unchanged. Requires: opset 21 or 22. Ensures: opset 23 if anything was rewritten; the arithmetic is the
     same, up to the order of float32 sums.
     """
@@ -46,12 +46,12 @@ class _Match:
 
     @property
     def parts(self) -> int:
-        """The fewest parts of one size that the queries are cut into; 1 if a number of tokens is not known."""
+        """The number of parts that the queries are cut into, the last of which may be shorter; 1 if a number of tokens is not known."""
         queries, keys = (None if value.shape is None else value.shape[1] for value in self.inputs[:2])
         if not isinstance(queries, int) or not isinstance(keys, int):
             return 1
         fewest = -(-self.heads * queries * keys // MOST_SCORES)
-        return next(parts for parts in range(min(fewest, queries), queries + 1) if queries % parts == 0)
+        return -(-queries // -(-queries // min(fewest, queries)))
 
     def replace(self, graph: ir.Graph) -> None:
         (old,) = self.last.outputs
