@@ -63,7 +63,7 @@ class LayerBits:
     rotation: int | None = None
 
     @property
-    def help(self) -> tuple[str, ...]:
+    def techniques(self) -> tuple[str, ...]:
         """What helps the layer beside its bits, in words."""
         sizes = {"rank": self.low_rank, "rotation": self.rotation}
         return (*(f"{what} {size}" for what, size in sizes.items() if size is not None), *self.learned)

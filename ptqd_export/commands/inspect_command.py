@@ -92,7 +92,7 @@ def _print_layers(console: Console, precision: str, layers: Sequence[tuple[Layer
     reasons = list(dict.fromkeys(bits.reason for _, bits in layers if bits.reason is not None))
     lines = [f"Layers at {precision}: bits, smallest and largest scale of the weight, scales of input and output", f"    {HEADER}"]
     for layer, bits in layers:
-        notes = [*bits.help, *([] if bits.reason is None else [f"[{reasons.index(bits.reason) + 1}]"])]
+        notes = [*bits.techniques, *([] if bits.reason is None else [f"[{reasons.index(bits.reason) + 1}]"])]
         lines += [layer.name, f"    {_figures(layer, bits)}{', '.join(notes)}"]
     lines += [f"[{number}] {reason}" for number, reason in enumerate(reasons, start=1)]
     console.print("\n".join(lines), "", sep="\n", highlight=False, markup=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from engines.backends.onnxruntime.weight_shift import WEIGHT_SHIFT
-from engines.untrusted.external_data import WEIGHTS
+from engines.untrusted.external_data import WEIGHTS, is_weights_of
 
 EXTERNAL_DATA_BYTES = 2**26
 """Graphs with more weights than this store them in a `.data` file beside the graph. A protobuf file is limited to 2 GiB, and whoever reads
@@ -30,7 +30,12 @@ def save_graph(graph: ir.Model, path: Path) -> None:
 
 
 def save_with_data(graph: ir.Model, path: Path) -> None:
-    """Write a graph with its weights in the `.data` file beside it, whatever their size, or in shards of that file."""
+    """Write a graph with its weights in the `.data` file beside it, whatever their size, or in shards of that file. They replace those of an
+    earlier graph of this name; whoever has mapped these keeps them.
+    """
+    for file in path.parent.iterdir():
+        if is_weights_of(file.name, path.name):
+            file.unlink()
     ir.save(graph, path, external_data=f"{path.name}{WEIGHTS}", max_shard_size_bytes=SHARD_BYTES)
 
 

@@ -125,7 +125,7 @@ def _layer_row(layers: Sequence[StoredLayer]) -> list[Cell]:
 
 def _bits(layer: StoredLayer) -> Cell:
     text = "float" if layer.weight_bits is None else f"{layer.weight_bits} / {layer.activation_bits or 'float'}"
-    text += "".join(f" + {what}" for what in layer.bits().help)
+    text += "".join(f" + {what}" for what in layer.bits().techniques)
     return Cell(text, float(100 * (layer.weight_bits or 32) + (layer.activation_bits or 32)))
 
 

@@ -55,9 +55,9 @@ def test_a_layer_is_told_at_every_precision_that_was_measured(own_tiny: TinyBund
 
 def test_help_is_told_in_words() -> None:
     bits = LayerBits(4, 4, None, None, None, None, None)
-    assert bits.help == ()
+    assert bits.techniques == ()
     helped = replace(bits, low_rank=16, learned=("adapters", "rounding"), rotation=64)
-    assert helped.help == ("rank 16", "rotation 64", "adapters", "rounding")
+    assert helped.techniques == ("rank 16", "rotation 64", "adapters", "rounding")
 
 
 def test_damaged_records_are_refused(own_tiny: TinyBundle) -> None:

@@ -90,6 +90,13 @@ def test_weights_beyond_a_shard_lie_in_several_files_that_are_the_graph_s_own(in
     np.testing.assert_allclose(_run(in_shards), X @ WEIGHT @ WEIGHT @ WEIGHT / (6 * 8**3), rtol=1e-4, atol=1e-4)
 
 
+def test_another_graph_of_the_same_name_replaces_all_shards(in_shards: Path, model: ir.Model) -> None:
+    for _ in range(2):
+        save_with_data(model, in_shards)
+        assert sorted(file.name for file in in_shards.parent.iterdir()) == ["m.onnx", "m.onnx.data"]
+        np.testing.assert_allclose(_run(in_shards), X @ WEIGHT, atol=1e-5)
+
+
 def test_graphs_and_constants_are_read_from_shards(in_shards: Path) -> None:
     graph = ir.load(in_shards)
     graph.graph.initializers["b"].const_value = ir.tensor(WEIGHT)

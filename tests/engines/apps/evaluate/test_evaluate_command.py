@@ -69,6 +69,7 @@ def test_the_file_says_what_was_evaluated(written: tuple[Result, dict[str, Any]]
         "precision_steps": {"w4a8": 4},
         "correction": "on",
         "guidance": 1.5,
+        "loras": [],
         "num": NUM,
         "seeds": [3, 4],
         "classes": "all",

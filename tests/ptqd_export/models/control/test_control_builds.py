@@ -252,7 +252,7 @@ def test_what_does_not_belong_together_is_refused(folder: Path, own: dict[str, A
 
 def test_residuals_of_another_shape_are_refused_in_a_pipeline(built: Built) -> None:
     denoiser = PtqdDenoiser.from_bundle(built.folder)
-    timestep, side = next(iter(denoiser._precisions)), SIDE // 2
+    timestep, side = next(iter(denoiser._visits)), SIDE // 2
     states, embeddings = torch.zeros(1, 4, SIDE, SIDE), torch.from_numpy(table()["encoder_hidden_states"][:1])
     with pytest.raises(UsageError, match=rf"{MID} of shape \[1, 3, 4, 4\]\n.*\[1, 16, {side}, {side}\]"):
         denoiser(states, timestep, embeddings, mid_block_additional_residual=torch.zeros(1, 3, 4, 4))
