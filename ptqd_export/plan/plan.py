@@ -126,13 +126,23 @@ class Plan(Section):
             for name in precisions
             if (form := Precision.parse(name).form) not in found.placement.forms
         ]
-        if steps is not None and steps.policy == "budget" and steps.cost == "time" and found.stand_in:
-            expected = 'a target that the build can time for steps.cost "time"; or cost "bit_operations"; or only precisions with'
+        untimed = found.stand_in and target.measure != "engines"
+        if steps is not None and steps.policy == "budget" and steps.cost == "time" and untimed:
+            expected = (
+                'a target that the build can time for steps.cost "time"; or target.measure "engines", beside its device; '
+                'or cost "bit_operations"; or only precisions with'
+            )
             lacking = [name for name in precisions if name not in PUBLISHED]
             problems += [(("name",), target.name, f"{expected} a published time ({', '.join(PUBLISHED)}), not {name}") for name in lacking]
             reuse = info.data.get("reuse")
             if reuse is not None and reuse.cuts:
-                problems.append((("name",), target.name, 'a target that the build can time for steps.cost "time" with reuse.cuts'))
+                problems.append(
+                    (
+                        ("name",),
+                        target.name,
+                        'a target that the build can time for steps.cost "time" with reuse.cuts; or target.measure "engines"',
+                    )
+                )
         quantization = info.data.get("quantization")
         if quantization is not None and quantization.integer_layers == "faster" and found.stand_in:
             asked = 'a target that the build can time for quantization.integer_layers "faster"; or "all"'

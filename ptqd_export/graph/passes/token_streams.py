@@ -103,15 +103,19 @@ class TokenStreams:
     def _streams(self) -> list[list[int]]:
         """The places of each stream's sums, in the order of the streams' first."""
         found = list[list[int]]()
+        places = {total: place for place, (total, _) in enumerate(self.sums)}
         for place, (_, before) in enumerate(self.sums):
-            earlier = [other for other in range(place - 1, -1, -1) if self._is_behind(before, self.sums[other][0])]
-            direct = [other for other in earlier if self.sums[other][0] is before]
-            own = next((stream for other in (direct or earlier)[:1] for stream in found if other in stream), None)
+            other = places[before] if before in places else self._last_behind(before, place)
+            own = next((stream for stream in found if other in stream), None)
             found.append([place]) if own is None else own.append(place)
         return found
 
+    def _last_behind(self, value: ir.Value, end: int) -> int | None:
+        """Return the place of the last sum of the first `end` that a value of its shape is computed from."""
+        return next((place for place in range(end - 1, -1, -1) if self._is_behind(value, self.sums[place][0])), None)
+
     def _is_behind(self, value: ir.Value, total: ir.Value) -> bool:
-        return row_of(value) == row_of(total) and (value is total or self.ancestry.depends(value, total))
+        return row_of(value) == row_of(total) and self.ancestry.depends(value, total)
 
     def _last_without(self, stream: Sequence[int], value: ir.Value) -> ir.Value | None:
         """Return the last sum of a stream that is not computed from a value."""

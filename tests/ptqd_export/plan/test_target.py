@@ -79,11 +79,14 @@ def test_time_is_a_cost_where_it_is_measured_or_published(write: Write) -> None:
     assert load_plan(write(steps=steps)).plan.steps.cost == "time"
     assert load_plan(write(steps=steps, target=trt, precisions=["nvfp4", "fp8"])).plan.steps.cost == "time"
     assert problems(write(steps=steps, target=trt, precisions=["fp8", "w4a8"])) == [
-        'target.name: found "tensorrt-rtx", expected a target that the build can time for steps.cost "time"; or cost "bit_operations"; '
+        'target.name: found "tensorrt-rtx", expected a target that the build can time for steps.cost "time"; or target.measure "engines", '
+        'beside its device; or cost "bit_operations"; '
         "or only precisions with a published time (fp16, w8a8, fp8, nvfp4), not w4a8"
     ]
     (problem,) = problems(write(steps=steps, target=trt, precisions=["fp8"], reuse={"cuts": ["skip_1"]}))
-    assert "with reuse.cuts" in problem
+    assert 'with reuse.cuts; or target.measure "engines"' in problem
+    measured = {**trt, "measure": "engines"}
+    assert load_plan(write(steps=steps, target=measured, precisions=["w4a8"], reuse={"cuts": ["skip_1"]})).plan.steps.cost == "time"
 
 
 def test_integers_are_not_chosen_by_time_where_it_is_not_measured(write: Write) -> None:
