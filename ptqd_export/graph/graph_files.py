@@ -30,8 +30,8 @@ def save_graph(graph: ir.Model, path: Path) -> None:
 
 
 def save_with_data(graph: ir.Model, path: Path) -> None:
-    """Write a graph with its weights in the `.data` file beside it, whatever their size, or in shards of that file. They replace those of an
-    earlier graph of this name; whoever has mapped these keeps them.
+    """Write a graph with its weights in the `.data` file beside it, whatever their size, or in shards of that file. They replace the files
+    of an earlier graph of this name; whoever has mapped those keeps them.
     """
     for file in path.parent.iterdir():
         if is_weights_of(file.name, path.name):

@@ -92,7 +92,7 @@ def _check_is_of(bundle: Bundle, path: Path, result: CompareResult | EvaluationR
             expected=f"{size_name(first)}, the bundle's first size, which the report is about",
             mend=f"run the command again without --size {size_name(result.size)}",
         )
-    if result.loras:
+    if isinstance(result, EvaluationResult) and result.loras:
         raise UsageError(
             f"{path} was made with a LoRA.",
             found=", ".join(result.loras),

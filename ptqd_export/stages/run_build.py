@@ -79,6 +79,7 @@ def run_build(plan_file: PlanFile, *, fresh: bool = False, cluster: Cluster | No
 @contextlib.contextmanager
 def _collecting_new_objects() -> Iterator[None]:
     """Have the garbage collector look at what the build makes, not at the objects of every library, which takes up to a second."""
+    gc.collect()
     gc.freeze()
     try:
         yield
