@@ -11,7 +11,7 @@ import numpy as np
 
 from engines.backends.base import KEPT, Backend, Engine, TensorSpec
 from engines.backends.choice import on_onnxruntime
-from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend, release_activations
 from engines.bundle.bundle import Bundle
 from engines.bundle.bundle_files import COPY_AGAIN
 from engines.bundle.manifest import ConditioningRecord
@@ -99,6 +99,8 @@ class EngineBank:
         """Free the engines of this bank and of all that share them. Networks that are used later open again."""
         for held in (self._denoisers, self._networks, self._cuts, self._control_engines):
             held.clear()
+        if isinstance(self._backend, OnnxRuntimeBackend):
+            release_activations()  # weights lie there too
         release_free_pages()
 
     def on_chain(

@@ -245,7 +245,7 @@ def _spec(value: Any, label: str) -> TensorSpec:
 
 
 def release_activations() -> None:
-    """Return the memory of activations to the system: otherwise the arena keeps what the largest call so far used.
+    """Return the memory of activations, and of the weights of closed engines, to the system: otherwise the arena keeps what it once had.
 
     A run can be set to release all arena memory that it does not use itself. This run uses none: its input and output lie elsewhere.
     """
