@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -120,7 +121,12 @@ class Chain:
             move = Move.corrected(step, precision, self.scale, correction)
         if self.cut is None:
             return move
-        return replace(move, cut=self.cut, reuses=scheduled.reuse is not None, extrapolation=scheduled.extrapolation or 0.0)
+        reuses, extrapolation = scheduled.reuse is not None, scheduled.extrapolation or 0.0
+        return replace(move, cut=self.cut, reuses=reuses, extrapolation=extrapolation, keeps_earlier=self._extrapolates)
+
+    @cached_property
+    def _extrapolates(self) -> bool:
+        return self.schedule.extrapolates
 
 
 def _fresh_noise(noise: Noise, moves: Sequence[Move], samples: Int64) -> Iterator[Float32 | None]:

@@ -44,6 +44,7 @@ class Move:
         cut: where the network is cut, in a chain with steps that reuse features; None in other chains.
         reuses: whether this step reuses the features of an earlier one.
         extrapolation: weight with which it extrapolates them; see `engines.chain.features.extrapolated`.
+        keeps_earlier: whether steps of the chain extrapolate, and so need the features of the last two full steps.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Move:
     cut: str | None = None
     reuses: bool = False
     extrapolation: float = 0.0
+    keeps_earlier: bool = False
 
     @classmethod
     def plain(cls, step: Step, precision: str, guidance: float) -> Move:

@@ -31,7 +31,9 @@ class Stepper(Protocol):
 
 
 class HostStepper:
-    """Keeps the state in an array on the host and, in a chain whose steps reuse features, those of the last two full steps."""
+    """Keeps the state in an array on the host and, in a chain whose steps reuse features, those of the last full step, or of the last two
+    if steps extrapolate them.
+    """
 
     def __init__(self, denoisers: Denoisers) -> None:
         self._denoisers = denoisers
@@ -57,7 +59,7 @@ class HostStepper:
         if move.cut is None:
             return evaluate(network, x, move.step, self._rows)
         if not move.reuses:
-            self._earlier = self._kept
+            self._earlier, self._kept = self._kept if move.keeps_earlier else None, None  # freed before their successors come
             outputs, self._kept = evaluate_cut(network, x, move.step, self._rows, None)
             return outputs
         assert self._kept is not None, "a schedule starts with a full step"

@@ -10,6 +10,7 @@ from engines.arrays import Float32
 from engines.backends.base import Backend, Engine
 from engines.backends.choice import Runtime, engine_settings, open_backend, runtime_name
 from engines.backends.tensorrt.building.build_spec import BatchProfile
+from engines.backends.tensorrt.flavour import FlavourName
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend
 from engines.bundle.bundle import Bundle
 from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord, TileRecord
@@ -77,14 +78,31 @@ def _open(bundle: Bundle, record: DecoderRecord | None, runtime: Runtime, thread
     return Decoder(open_beside(bundle, record, record.batch, runtime, threads), record.batch, record.image_shape, record.tile)
 
 
+def check_decoder(bundle: Bundle, runtime: Runtime) -> None:
+    """Check that the files of a bundle's decoder are whole and, on TensorRT, that its engine was built for this machine.
+
+    Raises what `open_decoder` raises.
+    """
+    record = bundle.manifest.model.decoder
+    if record is None:
+        return
+    graph, name = bundle.graph(record.file, record.weights), runtime_name(bundle, runtime)
+    if name == "tensorrt" or name == "tensorrt-rtx":
+        _tensorrt_beside(bundle, name, record.batch).find(graph)
+
+
 def open_beside(bundle: Bundle, record: DecoderRecord | EncoderRecord, batch: int, runtime: Runtime, threads: int | None = None) -> Engine:
     """Open a graph of a bundle beside the networks, on their runtime, for at most `batch` rows. Raises what `open_decoder` raises."""
     name = runtime_name(bundle, runtime)
     if name == "tensorrt" or name == "tensorrt-rtx":
-        backend: Backend = TensorRtBackend(decoder_settings(engine_settings(bundle, name), batch), bundle.folder)
+        backend: Backend = _tensorrt_beside(bundle, name, batch)
     else:
         backend = open_backend(bundle, runtime, threads)
     return backend.open(bundle.graph(record.file, record.weights), batch)
+
+
+def _tensorrt_beside(bundle: Bundle, flavour: FlavourName, batch: int) -> TensorRtBackend:
+    return TensorRtBackend(decoder_settings(engine_settings(bundle, flavour), batch), bundle.folder)
 
 
 def decoder_settings(settings: EngineSettings, batch: int) -> EngineSettings:

@@ -91,9 +91,11 @@ class EngineBank:
             )
 
     def open(self, precisions: Iterable[str]) -> None:
-        """Open engines before they are needed, so that damage is reported before any work begins."""
+        """Open engines before they are needed, so that damage is reported before any work begins, and drop what was computed for them."""
         for precision in precisions:
             self[precision]
+        if self._changed is not None:
+            self._changed.release()
 
     def close(self) -> None:
         """Free the engines of this bank and of all that share them. Networks that are used later open again."""

@@ -12,7 +12,7 @@ from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
 from engines.networks.control import GivenControl
-from engines.networks.decoder import Decoder, open_decoder, open_preview
+from engines.networks.decoder import Decoder, check_decoder, open_decoder, open_preview
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
 from engines.networks.lora.changed_weights import ChangedWeights
@@ -52,6 +52,11 @@ class KeptEngines:
     def decoder(self) -> Decoder:
         """The decoder of a latent model, or the identity; see `open_decoder`."""
         return open_decoder(self._bundle, self._runtime, self._threads)
+
+    def check_decoder(self) -> None:
+        """Check that the decoder can be opened, unless it is open; see `check_decoder`."""
+        if "decoder" not in vars(self):
+            check_decoder(self._bundle, self._runtime)
 
     @cached_property
     def preview(self) -> Decoder:
@@ -107,6 +112,4 @@ class KeptEngines:
             self._banks[key] = EngineBank(self._bundle, chain.scale, batch=batch, backend=self.backend, changed=changed)
         bank = self._banks[key].on_chain(chain.timesteps, chain.scale, conditioning, control)
         bank.open(chain.networks)
-        if changed is not None:
-            changed.release()
         return bank

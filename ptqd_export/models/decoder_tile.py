@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from torch import nn
 
 from engines.bundle.first_stage_record import TileRecord
 from engines.errors import UsageError
-from ptqd_export.models.base import DecoderModule
-from ptqd_export.models.module_checks import image_shape
+from ptqd_export.models.base import DecoderModule, EncoderModule
+from ptqd_export.models.module_checks import image_shape, output_shape
 
 SIDE = 1024
 """Pixels of a tile's side with `auto`, and of the sides of the largest square image that `auto` decodes whole."""
@@ -55,18 +58,35 @@ def decoder_tile(decoder: DecoderModule, sample_shape: tuple[int, ...], wanted: 
             mend=f"use {max(LEAST_LATENTS, round(wanted / factor)) * factor}",
         )
     sides = tuple(min(wanted // factor, side) for side in sample_shape[1:])
-    _check_part(decoder, sample_shape[0], sides, (images[0], *(factor * side for side in sides)))
+    state, image = (sample_shape[0], *sides), (images[0], *(factor * side for side in sides))
+    _check_part("decode", decoder, state, image)
     return TileRecord(sides=sides, overlap=max(1, min(sides) // OVERLAPS))
 
 
-def _check_part(decoder: DecoderModule, channels: int, sides: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def check_encoder_tile(encoder: EncoderModule, tile: TileRecord, sample_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+    """Check, without computing anything, that an encoder takes the tiles of its decoder.
+
+    Args:
+        encoder: the encoder.
+        tile: tiles of the decoder.
+        sample_shape: shape of one state.
+        image_shape: shape of the decoder's images.
+
+    Raises:
+        UsageError: the encoder does not take the tiles, or returns something else.
+    """
+    image = (image_shape[0], *tile.pixels(sample_shape[1:], image_shape[1:]))
+    _check_part("encode", encoder, image, (sample_shape[0], *tile.sides))
+
+
+def _check_part(verb: Literal["decode", "encode"], module: nn.Module, part: tuple[int, ...], expected: tuple[int, ...]) -> None:
     try:
-        found = str(list(image_shape(decoder, (channels, *sides))))
+        found = str(output_shape(module, (1, *part))[1:])
     except Exception as error:  # whatever the layers raise
         found = f"{type(error).__name__}"
     if found != str(list(expected)):
-        raise _untileable(f"{found} from a part {[channels, *sides]} of a state", f"an image {list(expected)}")
+        raise _untileable(f"{found} from a part {list(part)}", f"a part {list(expected)}", verb)
 
 
-def _untileable(found: str, expected: str) -> UsageError:
-    return UsageError("The decoder cannot decode an image in tiles.", found=found, expected=expected, mend=WHOLE)
+def _untileable(found: str, expected: str, verb: Literal["decode", "encode"] = "decode") -> UsageError:
+    return UsageError(f"The {verb}r cannot {verb} an image in tiles.", found=found, expected=expected, mend=WHOLE)

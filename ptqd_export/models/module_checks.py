@@ -49,7 +49,7 @@ def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | 
         UsageError: it does not take the states, or returns something else.
     """
     try:
-        found = _output_shape(decoder, (1, *sample_shape))
+        found = output_shape(decoder, (1, *sample_shape))
     except Exception as error:  # whatever the layers raise
         raise UsageError(
             "The decoder does not take the model's samples.",
@@ -68,7 +68,7 @@ def check_images(decoder: nn.Module, sample_shape: tuple[int, ...], mend: str | 
 
 def image_shape(decoder: nn.Module, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a decoder's images, [1 or 3, H, W], without computing one."""
-    return tuple(_output_shape(decoder, (1, *sample_shape))[1:])
+    return tuple(output_shape(decoder, (1, *sample_shape))[1:])
 
 
 def check_states(encoder: nn.Module, decoder: nn.Module, sample_shape: tuple[int, ...]) -> None:
@@ -77,9 +77,9 @@ def check_states(encoder: nn.Module, decoder: nn.Module, sample_shape: tuple[int
     Raises:
         UsageError: it does not take the images, or returns something else.
     """
-    images = _output_shape(decoder, (1, *sample_shape))
+    images = output_shape(decoder, (1, *sample_shape))
     try:
-        found = str(_output_shape(encoder, tuple(images))[1:])
+        found = str(output_shape(encoder, tuple(images))[1:])
     except Exception as error:  # whatever the layers raise
         found = first_line(error)
     if found != str(list(sample_shape)):
@@ -91,8 +91,8 @@ def check_states(encoder: nn.Module, decoder: nn.Module, sample_shape: tuple[int
         )
 
 
-def _output_shape(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
-    """Return the shape of a module's output, without the time and memory of computing it."""
+def output_shape(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
+    """Return the shape [batch, ...] of a module's output, without the time and memory of computing it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")

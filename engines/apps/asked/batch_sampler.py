@@ -89,9 +89,9 @@ class SampleWork:
             MissingBackendError: the runtime or its device is missing.
             PtqdError: a file of the bundle is damaged, or the runtime refuses a graph.
         """
-        kept, decoder = kept or KeptEngines(bundle, self.choice.runtime, threads), bundle.manifest.model.decoder
-        if decoder is not None and self.format != "states":
-            bundle.graph(decoder.file, decoder.weights)  # damage is reported before any work begins
+        kept = kept or KeptEngines(bundle, self.choice.runtime, threads)
+        if self.format != "states":
+            kept.check_decoder()  # it opens behind the first chain
         noise = NoiseSource(self.seed, bundle.manifest.model.sample_shape)
         return BatchSampler(self.chain(bundle, kept), noise, partial(self._renderer, bundle, kept))
 

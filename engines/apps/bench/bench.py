@@ -115,7 +115,9 @@ def _costliest_first(bundle: Bundle, schedule: Schedule) -> list[str]:
 
 
 def _load(request: BenchRequest, schedule: Schedule, precision: str) -> EngineDenoiser:
-    return _bank(request, Bundle.open(request.bundle, request.size), schedule)[precision]
+    bank = _bank(request, Bundle.open(request.bundle, request.size), schedule)
+    bank.open([precision])
+    return bank[precision]
 
 
 def _bank(request: BenchRequest, bundle: Bundle, schedule: Schedule) -> EngineBank:
@@ -148,6 +150,7 @@ class _Contestant:
 def _contestants(request: BenchRequest, bundle: Bundle, schedule: Schedule, precisions: list[str]) -> dict[str, _Contestant]:
     bank, watch = _bank(request, bundle, schedule), Stopwatch()
     at_cut = dict.fromkeys(cut_name(step.precision, schedule.cut) for step in schedule.steps) if schedule.cut else {}
+    bank.open((*precisions, *at_cut))
     engines = {name: timed(bank[name], watch) for name in (*precisions, *at_cut)}
     noise = NoiseSource(SEED, bundle.manifest.model.sample_shape)
     samples = np.arange(request.batch_size, dtype=np.int64)

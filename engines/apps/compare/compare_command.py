@@ -98,6 +98,7 @@ def _compare(request: CompareRequest, bundle: Bundle, run_engines: RunEngines, c
     steps = spread_steps(schedule, request.steps)
     reference = EngineBank(bundle, guidance, batch=batch, backend=plain, whole=True, changed=changed)[full]
     bank = EngineBank(bundle, guidance, batch=batch, backend=backend, whole=True, changed=changed)
+    bank.open(names)
     networks = {REFERENCE: reference, **{name: bank[name] for name in names}}
     save = None if request.save is None else _empty_folder(request.save)
     noise, rows = _samples(request, bundle)

@@ -63,12 +63,21 @@ class TensorRtBackend:
         return arena
 
     def open(self, graph: Path, rows: int) -> TensorRtEngine:
-        precision = graph.name.split(".")[0]  # the graph of a group, cut or size has more after the first dot
-        check_precision(precision, self._cuda)
-        path = self._cache.find(self._settings.spec(graph))
-        engine = TensorRtEngine(path, self._settings.traits, self.arena, self._options)
+        engine = TensorRtEngine(self.find(graph), self._settings.traits, self.arena, self._options)
         engine.prepare(rows)
         return engine
+
+    def find(self, graph: Path) -> Path:
+        """Return the path of a graph's engine.
+
+        Raises:
+            MissingBackendError: the device is too old for the graph's precision.
+            UsageError: no engine was built for this machine.
+            PtqdError: the engine was changed or damaged.
+        """
+        precision = graph.name.split(".")[0]  # the graph of a group, cut or size has more after the first dot
+        check_precision(precision, self._cuda)
+        return self._cache.find(self._settings.spec(graph))
 
     @cached_property
     def update_kernels(self) -> UpdateKernels:

@@ -12,7 +12,7 @@ from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_module_parity, lower, trace_decoder
 from ptqd_export.models.base import DecoderModule
-from ptqd_export.models.decoder_tile import decoder_tile
+from ptqd_export.models.decoder_tile import check_encoder_tile, decoder_tile
 from ptqd_export.models.module_checks import image_shape
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.reporter import Reporter
@@ -54,14 +54,18 @@ def _write(context: BuildContext, decoder: DecoderModule, name: str, tile: TileR
 
 
 def tile_of(context: BuildContext) -> TileRecord | None:
-    """Return the tiles that the plan's decoder takes at a size; None for whole images.
+    """Return the tiles that the plan's decoder and encoder take at a size; None for whole images.
 
     Raises:
-        UsageError: the plan names a tile, and the model has no decoder, or one that cannot take it.
+        UsageError: the plan names a tile, and the model has no decoder; or decoder or encoder cannot take the tiles.
     """
-    decoder, wanted = context.model.decoder, context.plan.model.decoder_tile
+    decoder, encoder, shape = context.model.decoder, context.model.encoder, context.model.sample_shape
+    wanted = context.plan.model.decoder_tile
     if decoder is not None:
-        return decoder_tile(decoder, context.model.sample_shape, wanted)
+        tile = decoder_tile(decoder, shape, wanted)
+        if tile is not None and encoder is not None:
+            check_encoder_tile(encoder, tile, shape, image_shape(decoder, shape))
+        return tile
     if isinstance(wanted, int):
         raise UsageError(
             "The model has no decoder to take tiles.",

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord
-from engines.errors import UsageError
 from engines.networks.engine_denoiser import STATE
 from ptqd_export.graph.checks.graph_checks import check_graph
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import check_module_parity, lower, trace_module
-from ptqd_export.models.base import EncoderModule
-from ptqd_export.models.decoder_tile import WHOLE
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.reporter import Reporter
 
@@ -26,15 +21,11 @@ def make_encoder(context: BuildContext, decoder: DecoderRecord, folder: Path, _r
 
     The graph's input `sample` has images [batch, channels, height, width], or tiles of them as large as the decoder's; its output `out` has
     clean states. The batch is free.
-
-    Raises:
-        UsageError: the encoder cannot take tiles.
     """
     encoder, state, image_shape = context.model.encoder, context.model.sample_shape, decoder.image_shape
     assert encoder is not None
     if decoder.tile is not None:
         image_shape = image_shape[0], *decoder.tile.pixels(state[1:], image_shape[1:])
-        _check_part(encoder, image_shape, (state[0], *decoder.tile.sides))
     graph = trace_module(encoder, {STATE: encoder.example_images(2, image_shape)})
     lower(graph, context.placement)
     path = folder / ENCODER
@@ -42,18 +33,6 @@ def make_encoder(context: BuildContext, decoder: DecoderRecord, folder: Path, _r
     check_graph(context.placement, path, ())
     check_module_parity(encoder, {STATE: encoder.example_images(1, image_shape)}, path)
     (folder / RECORD).write_text(EncoderRecord(file=ENCODER, tile=decoder.tile).model_dump_json())
-
-
-def _check_part(encoder: EncoderModule, image_shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    with torch.no_grad():
-        found = tuple(encoder(encoder.example_images(1, image_shape)).shape[1:])
-    if found != expected:
-        raise UsageError(
-            "The encoder cannot encode an image in tiles.",
-            found=f"{list(found)} from a part {list(image_shape)} of an image",
-            expected=f"a part {list(expected)} of a state",
-            mend=WHOLE,
-        )
 
 
 def encoder_record(folder: Path | None) -> EncoderRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -218,3 +219,39 @@ def test_chosen_rows_cycle_by_sample_number_and_others_are_drawn() -> None:
     drawn = rows_of(samples, NOISE, 10, None)
     np.testing.assert_array_equal(drawn, NOISE.row(samples, 10))
     assert rows_of(samples[2:3], NOISE, 10, None).item() == drawn[2]
+
+
+class Kept(np.ndarray[Any, Any]):
+    """Features that a set can hold."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class Keeping:
+    """A network that predicts nothing, and counts the features in memory."""
+
+    def __init__(self) -> None:
+        self.alive = weakref.WeakSet[Kept]()
+
+    def __call__(self, x: Float32, timestep: float, rows: Int64) -> Float32:
+        return silent(x, timestep, rows)
+
+    def keep(self, x: Float32, timestep: float, rows: Int64) -> tuple[Float32, Float32]:
+        kept = np.zeros((len(x), 1, 4), np.float32).view(Kept)
+        self.alive.add(kept)
+        return silent(x, timestep, rows), kept
+
+    def reuse(self, x: Float32, timestep: float, rows: Int64, kept: Float32) -> Float32:
+        assert len(kept) == len(x)
+        return silent(x, timestep, rows)
+
+
+@pytest.mark.parametrize(("weight", "sets"), [(None, [1, 1, 1, 1]), (0.5, [1, 1, 2, 2])])
+def test_features_of_two_steps_are_kept_only_if_steps_extrapolate(cut: TinyBundle, weight: float | None, sets: list[int]) -> None:
+    """Steps 0 and 2 compute everything; steps 1 and 3 reuse."""
+    schedule, network, found = Bundle.open(cut.folder).schedule(), Keeping(), list[int]()
+    steps = [step.model_copy(update={"extrapolation": weight if step.step == 3 else None}) for step in schedule.steps]
+    chain = Chain(schedule.model_copy(update={"steps": tuple(steps)}), {}, guidance=1.0)
+    chain = replace(chain, denoisers=dict.fromkeys(chain.networks, network))
+    chain.sample(NOISE, SAMPLES, ROWS, on_step=lambda: found.append(len(network.alive)))
+    assert found == sets

@@ -16,6 +16,8 @@ from engines.bundle.bundle import Bundle
 from engines.chain.schedule import Schedule
 from engines.errors import UsageError
 from engines.host.machine import cores, processor
+from engines.networks.lora.changed_weights import Constants
+from engines.networks.lora.lora_use import LoraUse
 from tests.narrow_terminal import WIDTHS, check_whole, narrow
 
 if TYPE_CHECKING:
@@ -67,6 +69,34 @@ def test_whole_schedule_is_its_own_excerpt(schedule: Schedule) -> None:
     assert excerpt(schedule, None) is schedule
     with pytest.raises(UsageError, match=r"(?s)--steps 5.*1 to 4"):
         excerpt(schedule, 5)
+
+
+def test_weights_with_loras_are_dropped_before_chains_are_timed(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[Held]()
+
+    def of(*_: object) -> Held:
+        made.append(Held())
+        return made[-1]
+
+    monkeypatch.setattr("engines.apps.bench.bench.ChangedWeights.of", of)
+    bench_bundle(BenchRequest(tiny.folder, batch_size=1, rounds=1, steps=1, loras=(LoraUse(Path("style.safetensors")),)))
+    assert all(one.computed for one in made)
+    assert [one.held for one in made] == [set()] * len(made)
+
+
+class Held:
+    """Weights that no LoRA changes. Notes which precisions are computed, and which of these are still held."""
+
+    def __init__(self) -> None:
+        self.computed, self.held = set[str](), set[str]()
+
+    def constants(self, precision: str, _: Path) -> Constants:
+        self.computed.add(precision)
+        self.held.add(precision)
+        return {}
+
+    def release(self) -> None:
+        self.held.clear()
 
 
 def test_every_precision_and_the_schedule_take_part(tiny: TinyBundle) -> None:

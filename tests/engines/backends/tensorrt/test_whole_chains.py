@@ -107,6 +107,18 @@ def test_networks_and_their_buffers_are_freed_before_the_decoder_opens(
     assert (result.exit_code, left) == (0, [(0, 0)])
 
 
+def test_a_decoder_that_was_not_built_is_noticed_before_earlier_pictures_go(on_device: Callable[[str], TinyBundle], tmp_path: Path) -> None:
+    bundle, output = on_device("decoded"), tmp_path / "out"
+    assert sample(bundle, output, num=1).exit_code == 0
+    before = names(output)
+    for engine in (bundle.folder / "local").rglob("decoder-*.engine"):
+        engine.unlink()
+    result = sample(bundle, output, "--overwrite", num=1)
+    assert (result.exit_code, names(output)) == (2, before), result.output
+    assert "There is no engine of this graph" in result.stderr
+    assert "ptqd-export engines" in result.stderr
+
+
 def test_chains_from_an_image_are_those_of_onnxruntime(on_device: Callable[[str], TinyBundle], tmp_path: Path) -> None:
     bundle, image = on_device("guided"), tmp_path / "image.png"
     Image.fromarray(np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)).save(image)

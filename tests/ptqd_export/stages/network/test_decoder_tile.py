@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engines.networks.decoder import Decoder
 from engines.networks.encoder import Encoder
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import trace_decoder
+from ptqd_export.models.base import EncoderModule
 from ptqd_export.models.decoder_tile import decoder_tile
 from ptqd_export.models.diffusers_models.diffusers_decoder import KlDecoder
 from ptqd_export.plan import PlanFile, load_plan
@@ -101,8 +103,6 @@ def test_encoders_take_the_tiles_of_the_decoder(tmp_path: Path) -> None:
     with torch.no_grad():
         corner = encoder(images[:, :, 8:, :24]).numpy()
     np.testing.assert_allclose(states[:, :, 6:, :2], corner[:, :, 4:, :2], atol=1e-4)
-    with pytest.raises(UsageError, match=r"(?s)cannot encode an image in tiles.*decoder_tile to null"):
-        make_encoder(context, DecoderRecord(file=DECODER, image_shape=(3, 64, 64), batch=1, tile=tile), tmp_path, tracker)
 
 
 def test_a_build_makes_a_graph_of_the_plans_tiles(tmp_path: Path) -> None:
@@ -155,3 +155,23 @@ def test_a_tile_needs_a_decoder_that_takes_parts(tmp_path: Path) -> None:
         decoder_tile(Fixed(_small(), 1.0), (4, 64, 64), 64)
     with pytest.raises(UsageError, match=r"(?s)has no decoder.*model\.decoder_tile = 16.*out of the plan"):
         check_build(_context(DIGITS, 16, tmp_path))
+
+
+class _Whole(EncoderModule):
+    """An encoder of images of one size."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.reshape(-1, 3, 32, 32)[:, :, ::4, ::4]
+
+
+class _Wider(EncoderModule):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_zeros(len(images), 4, 6, 7)
+
+
+@pytest.mark.parametrize(("encoder", "found"), [(_Whole(), "RuntimeError"), (_Wider(), r"\[4, 6, 7\]")])
+def test_an_encoder_that_cannot_take_the_tiles_is_refused_before_the_build(tmp_path: Path, encoder: EncoderModule, found: str) -> None:
+    context = _context(LATENT, 24, tmp_path)
+    context.__dict__["model"] = replace(context.model, encoder=encoder)
+    with pytest.raises(UsageError, match=rf"(?s)encoder cannot encode an image in tiles.*{found} from a part \[3, 24, 24\].*tile to null"):
+        check_build(context)
