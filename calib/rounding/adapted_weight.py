@@ -1,6 +1,6 @@
 """Tunes a weight by an adapter of low rank and rounds their sum (EfficientDM: He et al. 2023, arXiv 2310.03270, section 3.2).
 
-The adapter is merged before rounding, so nothing of it is left to compute at run time.
+The adapter is merged into the weight before rounding, so it costs nothing at run time.
 """
 
 from __future__ import annotations

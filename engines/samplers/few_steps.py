@@ -78,7 +78,7 @@ def _mark(config: Mapping[str, Any], names: Sequence[str], is_lcm: bool) -> str:
     if scheduler in ("LCMScheduler", "TCDScheduler"):
         return f"{scheduler} is that of a model distilled for few steps"
     if is_lcm:
-        return f"a U-Net with time_cond_proj_dim was distilled for few steps of LCM, not of {scheduler}: take sampler.name lcm"
+        return f"a U-Net with time_cond_proj_dim was distilled for few steps of LCM, not of {scheduler}, so sampler.name is lcm"
     if _is_trailing_euler(config):
         return f"{scheduler} with trailing timesteps is that of a model distilled for few steps"
     named = next(filter(_WORD.search, names), None)

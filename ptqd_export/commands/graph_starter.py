@@ -39,9 +39,8 @@ def graph_section(path: Path, folder: Path) -> tuple[GraphSection, tuple[str, ..
         scheduler=scheduler, schedule=schedule, state=found.state.name, time=found.time.name, output=found.output.name, shape=assumed
     )
     convention = describe_onnx(path, section, folder).convention
-    section = section.model_copy(
-        update={"predicts": convention.schedule.prediction_type, "time_unit": convention.time_unit, "state_form": convention.state_form}
-    )
+    implied = {"time_unit": convention.time_unit, "state_form": convention.state_form, "sigma_data": convention.sigma_data}
+    section = section.model_copy(update={"predicts": convention.schedule.prediction_type, **implied})
     return section, tuple(_notes(found, section, whole=convention.schedule.whole_timesteps))
 
 

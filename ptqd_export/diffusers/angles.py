@@ -50,7 +50,7 @@ class ChainStates:
         return given
 
     def output(self, given: Tensor, _state: Tensor, _move: Move, _own: Tensor | None) -> Tensor:
-        """Return the network's output, given what the pipeline made of it and, if known, the output itself."""
+        """Return the network's output: from what the pipeline turned it into, or `_own`, if the output itself is known."""
         return given
 
     def returned(self, state: Tensor, _following: Move | None) -> Tensor:

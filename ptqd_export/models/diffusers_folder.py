@@ -120,7 +120,9 @@ class DiffusersFolder:
 
     @property
     def sampler(self) -> SamplerOf:
-        return sampler_of(self.scheduler)
+        """The scheduler's sampler; LCM's, if the denoiser is a U-Net of LCM and its scheduler is for models of many steps."""
+        found = sampler_of(self.scheduler)
+        return SamplerOf("lcm") if self.is_lcm and found.name not in ("lcm", "tcd") else found
 
     @property
     def is_lcm(self) -> bool:

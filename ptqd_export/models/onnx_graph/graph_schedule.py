@@ -45,11 +45,28 @@ def preconditioning_of(section: GraphSection, folder: Path) -> tuple[Preconditio
     """Return the factors around the graph, the standard deviation of the data in them, and whether the graph's output is negative.
 
     They are the plan's, or those that the scheduler's configuration implies.
+
+    Raises:
+        UsageError: the plan contradicts the configuration.
     """
     config = {} if section.scheduler is None else _config(folder / section.scheduler)
     if config.get("_class_name") not in EDM:
         return section.preconditioning, section.sigma_data, False
-    return "edm", _number(config, "sigma_data", 0.5), config.get("prediction_type") == "v_prediction"
+    sigma_data = _number(config, "sigma_data", 0.5)
+    _check_agrees(section, {"predicts": "sample", "preconditioning": "edm", "sigma_data": sigma_data})
+    return "edm", sigma_data, config.get("prediction_type") == "v_prediction"
+
+
+def _check_agrees(section: GraphSection, implied: Mapping[str, object]) -> None:
+    for name, value in implied.items():
+        stated = getattr(section, name) if name in section.model_fields_set else None
+        if stated not in (None, value):
+            raise UsageError(
+                "The plan contradicts the scheduler's configuration.",
+                found=f"model.graph.{name} = {stated}, beside {section.scheduler}",
+                expected=str(value),
+                mend=f"leave model.graph.{name} out, or correct the configuration",
+            )
 
 
 def own_sampler(section: GraphSection, folder: Path) -> tuple[str, int | None, float | None]:

@@ -98,5 +98,5 @@ def test_a_family_has_steps_and_guidance_of_its_own() -> None:
 def test_a_u_net_of_lcm_is_known_whatever_its_scheduler() -> None:
     few = few_steps_of({"_class_name": "EulerDiscreteScheduler"}, is_lcm=True)
     assert (few.steps, few.guidance) == (4, 8.5)
-    assert "take sampler.name lcm" in few.note
+    assert "so sampler.name is lcm: sampler.steps is 4" in few.note
     assert "sampler.name" not in few_steps_of({"_class_name": "LCMScheduler"}, is_lcm=True).note

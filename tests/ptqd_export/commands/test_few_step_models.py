@@ -49,6 +49,12 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any], tuple[str, 
     ),
     "Z-Image-Turbo": ("ZImagePipeline", {"_class_name": "ZImageTransformer2DModel", **Z_IMAGE}, SHIFT_3, ("flow-euler", 8, 1.0)),
     "Sana_Sprint_1.6B_1024px_diffusers": ("SanaSprintPipeline", SPRINT, {"_class_name": "SCMScheduler"}, ("scm", 2, 4.5)),
+    "dreamshaper with another scheduler": (
+        "StableDiffusionPipeline",
+        {**UNET, "time_cond_proj_dim": 32},
+        {"_class_name": "PNDMScheduler", **BETAS, "skip_prk_steps": True},
+        ("lcm", 4, 8.5),
+    ),
     "PixArt-LCM-XL-2-1024-MS": ("PixArtAlphaPipeline", OLD_PIXART, LCM, ("lcm", 4, 1.0)),
     "Qwen-Image-Lightning-8steps": (
         "QwenImagePipeline", {"_class_name": "QwenImageTransformer2DModel", **QWEN}, LIGHTNING, ("flow-euler", 8, 1.0)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from engines.chain.update import update
+from engines.errors import UsageError
 from engines.samplers import compile_sampler
 from engines.samplers.levels.alphas import alpha_bar
 from ptqd_export.models.onnx_graph.graph_schedule import noise_schedule, own_sampler, preconditioning_of
@@ -41,6 +42,15 @@ def test_a_scheduler_s_file_says_more_than_numbers(tmp_path: Path) -> None:
     assert (schedule.prediction_type, schedule.original_inference_steps, schedule.beta_schedule) == ("v_prediction", 20, "scaled_linear")
     assert own_sampler(GraphSection(scheduler="s.json"), tmp_path)[:2] == ("lcm", 4)
     assert noise_schedule(GraphSection(scheduler="s.json", predicts="epsilon"), tmp_path).prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(("name", "value"), [("sigma_data", 0.25), ("predicts", "epsilon")])
+def test_a_plan_may_repeat_an_edm_scheduler_s_numbers_but_not_contradict_them(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler", "sigma_data": 0.75}))
+    section = GraphSection(scheduler="s.json", sigma_data=0.75, predicts="sample")
+    assert preconditioning_of(section, tmp_path) == ("edm", 0.75, False)
+    with pytest.raises(UsageError, match=rf"model.graph.{name} = {value}, beside s.json"):
+        preconditioning_of(section.model_copy(update={name: value}), tmp_path)
 
 
 @pytest.mark.parametrize(

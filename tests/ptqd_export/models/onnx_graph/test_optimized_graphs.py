@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnxruntime.transformers.fusion_options import FusionOptions
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from engines.errors import UsageError
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
+from ptqd_export.models.onnx_graph.reading.runnable_graph import runnable_graph
 from ptqd_export.plan.graph_section import GraphSection
 from tests.ptqd_export.models.onnx_graph.onnx_graphs import graph_file, node, random
 from tests.ptqd_export.models.onnx_graph.test_exported_graphs import _conditional
@@ -91,3 +93,21 @@ def test_a_skip_of_one_pixel_and_a_bias_are_added_before_the_norm(tmp_path: Path
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
     with pytest.raises(UsageError, match="activation 7"):
         module_of(_group_norm(tmp_path / "g.onnx", constants, activation=7))
+
+
+def test_a_group_norm_in_16_bits_runs_from_opset_13_on(tmp_path: Path) -> None:
+    constants = {"g": random(4).astype(np.float16), "b": random(4)[::-1].astype(np.float16)}
+    nodes = [node("GroupNorm", ["x", "g", "b"], "h", "com.microsoft", groups=2, activation=0), node("Cast", "h", "out", to=1)]
+    x = random(2, 3, 5, 4).astype(np.float16)
+    inner = torch.from_numpy(x.astype(np.float32)).permute(0, 3, 1, 2)
+    scale, shift = (torch.from_numpy(one.astype(np.float32)) for one in constants.values())
+    expected = functional.group_norm(inner, 2, scale, shift).permute(0, 2, 3, 1).numpy()
+    for opset in (13, 14):
+        path = graph_file(tmp_path / f"{opset}.onnx", nodes, {"x": ("FLOAT16", ["n", 3, 5, 4])}, constants, opset=opset)
+        (tmp_path / "copies").mkdir(exist_ok=True)
+        session = ort.InferenceSession(runnable_graph(path, tmp_path / "copies"), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(found, expected, atol=1e-2)
+    old = graph_file(tmp_path / "old.onnx", nodes, {"x": ("FLOAT16", ["n", 3, 5, 4])}, constants, opset=12)
+    with pytest.raises(UsageError, match="opset 12"):
+        runnable_graph(old, tmp_path / "copies")

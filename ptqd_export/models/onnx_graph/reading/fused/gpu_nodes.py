@@ -1,7 +1,6 @@
 """Write the operators of ONNX Runtime that only GPUs have kernels for as operators that every machine has.
 
-ONNX Runtime's optimizer, and Optimum's on top of it, writes them for the U-Nets of Stable Diffusion. Their meaning is that of
-ONNX Runtime's documentation of its own operators:
+The optimizers of ONNX Runtime and Optimum put them into the U-Nets of Stable Diffusion. What they compute, by ONNX Runtime's documentation:
 
 1. NhwcConv: a Conv whose input, weight and output have their channels last.
 2. GroupNorm: a group norm, with channels last or first, and with `x * sigmoid(x)` behind it or not.
