@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from engines.chain.denoiser import Denoiser
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
 from engines.chain.schedule import Schedule
+
+Pictured: TypeAlias = Callable[[Float32], Float32]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class ChainErrors:
         rows: conditioning rows [n], indexed by sample number.
         samples: sample numbers [N].
         batch_size: number of samples per batch.
+        pictured: turns end samples [n, ...] into the pictures that are compared; None compares the samples themselves.
     """
 
     exact: Schedule
@@ -34,9 +38,10 @@ class ChainErrors:
     rows: Int64
     samples: Int64
     batch_size: int
+    pictured: Pictured | None = None
 
     def measure(self, schedule: Schedule) -> Float64:
-        """Return the mean square difference of each end sample of a schedule's own chain from that of the exact chain, [N]."""
+        """Return the mean square difference of each end sample or picture of a schedule's own chain from that of the exact chain, [N]."""
         difference = np.subtract(self._sample(schedule), self._exact, dtype=np.float64)
         return np.asarray(np.square(difference).reshape(len(difference), -1).mean(axis=1))
 
@@ -46,7 +51,8 @@ class ChainErrors:
 
     def _sample(self, schedule: Schedule) -> Float32:
         chain = Chain(schedule, self.networks)
-        return np.concatenate([chain.sample(self.noise, part, self.rows[part]) for part in batches(self.samples, self.batch_size)])
+        parts = (chain.sample(self.noise, part, self.rows[part]) for part in batches(self.samples, self.batch_size))
+        return np.concatenate([*(parts if self.pictured is None else map(self.pictured, parts))])
 
 
 def with_precisions(schedule: Schedule, choice: Sequence[str]) -> Schedule:

@@ -2,7 +2,9 @@
 
 A step's own figures do not tell which correction is best for the end sample. An attenuation adds up along the chain and a residual
 averages out, and how much of each the later steps undo belongs to the chain. So every proposal takes held-out samples, which the statistics
-never saw, down whole chains, and the one that ends nearest to full precision's is chosen; see `calib.walk.race`.
+never saw, down whole chains, and the one that ends nearest to full precision's is chosen; see `calib.walk.race`. What ends is the picture:
+an error of latents says little about that of the picture that is decoded from them. Where the nearest is not clearly nearer than no
+correction or the paper's, that one is taken: the least of several errors that are roughly known is too low.
 
 A precision's correction is chosen on a chain of this precision alone, although it was fitted on the states of the policy's chain. If
 the policy mixes precisions, the mixed chain is judged too, where the proposals are each precision's own choice, no correction, the paper's,
@@ -39,6 +41,9 @@ every race runs in any case.
 ALWAYS = ("none", "ptqd")
 """Modes that are proposed for the chain that the policy chose, whatever the precisions' own chains say."""
 
+CLEARLY = 1.0
+"""Standard errors by which a chain must end nearer than those of `ALWAYS` to be chosen before them."""
+
 _ROUNDING, _DIVERGED = 1e-20, 1e20
 """Mean square errors that stand for float rounding, and for a chain whose network returned NaN or infinity."""
 
@@ -53,13 +58,13 @@ def choose_by_end(networks: FitNetworks, fitted: FittedChain, on_evaluation: Cal
     """
     judge = _Judge(networks.telling(on_evaluation), fitted)
     races = {name: judge.race(judge.alone(name)) for name in judge.precisions}
-    own = fitted.corrected_by({name: found.winner for name, found in races.items()})
+    own = fitted.corrected_by({name: chosen_of(found) for name, found in races.items()})
     judged = [one for name, found in races.items() for one in _evidence(name, found, _record)]
     if not judge.is_mixed:
         return replace(own, judged=tuple(judged))
     together, record = judge.race(judge.mixed(own.schedule)), fitted.schedule.correction
     judged += _evidence(None, together, lambda choice: record if choice is None else _record(choice))
-    return replace(own, mixed=together.winner, judged=tuple(judged))
+    return replace(own, mixed=chosen_of(together), judged=tuple(judged))
 
 
 def round_size(settings: FitSettings) -> int:
@@ -124,7 +129,7 @@ class _Judge:
         held_out = settings.samples.first(first + ROUNDS * size)
         exact = with_precisions(self.schedule, (self.networks.reference,) * len(self.schedule.steps))
         return [
-            ChainErrors(exact, self.networks.networks, held_out.noise, held_out.rows, numbers, size)
+            ChainErrors(exact, self.networks.networks, held_out.noise, held_out.rows, numbers, size, self.networks.pictured)
             for numbers in np.split(held_out.numbers[first:], ROUNDS)
         ]
 
@@ -172,6 +177,18 @@ class _Judge:
         return 10 * np.log10(np.clip(errors, _ROUNDING, _DIVERGED))
 
 
+def chosen_of(found: Race[Contender]) -> Contender:
+    """Return the winner of a race or, if it did not end clearly nearer than no correction or the paper's, the nearest of these."""
+    plain = [choice for choice in found.errors if _is_plain(choice) and not found.is_beaten(choice)]
+    leads = {choice: Behind.of(found.errors[choice], found.errors[found.winner]) for choice in plain}
+    close = {choice: behind.mean for choice, behind in leads.items() if behind.mean <= CLEARLY * behind.standard_error}
+    return min(close, key=lambda choice: close[choice], default=found.winner)
+
+
+def _is_plain(choice: Hashable) -> bool:
+    return isinstance(choice, CorrectionChoice) and choice.mode in ALWAYS
+
+
 def _kin(choice: Hashable) -> Hashable:
     """Return what proposals have in common that differ in the variance schedule alone."""
     return replace(choice, variance="none") if isinstance(choice, CorrectionChoice) else choice
@@ -205,8 +222,9 @@ def _taken(correction: Correction) -> tuple[object, ...]:
 
 def _evidence(chain: str | None, found: Race[Contender], record: Callable[[Contender], CorrectionRecord]) -> Iterator[JudgedCorrection]:
     """Yield how every proposal for a chain did, in the order of the proposals."""
+    chosen = chosen_of(found)
     for choice, errors in found.errors.items():
-        behind = Behind.of(errors, found.errors[found.winner])
+        behind = Behind.of(errors, found.errors[chosen])
         yield JudgedCorrection(
             chain=chain,
             correction=record(choice),
@@ -214,7 +232,7 @@ def _evidence(chain: str | None, found: Race[Contender], record: Callable[[Conte
             error_db=float(errors.mean()),
             behind_db=behind.mean,
             standard_error_db=behind.standard_error,
-            chosen=choice == found.winner,
+            chosen=choice == chosen,
         )
 
 

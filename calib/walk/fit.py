@@ -24,6 +24,7 @@ from calib.correction.moments import Moments
 from calib.correction.proposals import AUTO, AnyMode, proposals_of, taken_by_walk
 from calib.correction.step_fit import CorrectionChoice, Variance
 from calib.walk.calibration_samples import CalibrationSamples
+from calib.walk.chain_error import Pictured
 from calib.walk.fitted_schedule import record_of, schedule_of
 from calib.walk.policy import FixedPolicy, Policy
 from calib.walk.probed_steps import ProbedSteps
@@ -145,11 +146,13 @@ class FitNetworks:
         networks: networks by precision, including full precision.
         reference: name of full precision.
         evaluator: evaluates the networks of a walk elsewhere; None evaluates them in this process.
+        pictured: see `ChainErrors`.
     """
 
     networks: Mapping[str, Denoiser]
     reference: str
     evaluator: BatchEvaluator | None = None
+    pictured: Pictured | None = None
 
     def telling(self, on_evaluation: Callable[[], None]) -> FitNetworks:
         """Return these networks, which call `on_evaluation` after every batch of every network."""

@@ -143,8 +143,8 @@ class JudgedCorrection(Strict):
     """A proposal of the mode `auto`, and how far from full precision's its chain ended on held-out samples.
 
     `chain` is the precision of every step, or None for the chain that the schedule chose, where `correction.mode` `auto` takes each
-    precision's own choice. `error_db` is the mean over samples of each one's mean square error, in dB; `behind_db` is how much larger it is
-    than that of the chosen proposal on the same samples, and `standard_error_db` the standard error of this difference.
+    precision's own choice. `error_db` is the mean over samples of the mean square error of each one's picture, in dB; `behind_db` is how
+    much larger it is than that of the chosen proposal on the same samples, and `standard_error_db` the standard error of this difference.
     """
 
     chain: Name | None

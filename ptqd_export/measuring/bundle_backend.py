@@ -1,4 +1,4 @@
-"""Opens the backend that the statistics of a bundle were measured on."""
+"""Opens networks and decoder of a bundle on the backend that measured its statistics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from engines.backends.base import Backend
 from engines.backends.choice import open_backend
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
 from engines.bundle.bundle import Bundle
+from engines.networks.decoder import Decoder, open_decoder
 from engines.terminal.verbosity import detail
 from ptqd_export.measuring.measured_with import MeasuredWith
 from ptqd_export.measuring.measuring_backend import measuring_backend, opened_backend
+
+_TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 
 def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Backend:
@@ -18,7 +21,7 @@ def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Back
         MissingBackendError: the runtime or its device is missing.
     """
     target, runtime = bundle.manifest.target, bundle.manifest.measured_on
-    if runtime in ("tensorrt", "tensorrt-rtx"):
+    if runtime in _TENSORRT:
         return open_backend(bundle, "target", threads)
     if runtime == "torch":
         import torch  # other bundles need no framework
@@ -29,3 +32,12 @@ def bundle_measuring_backend(bundle: Bundle, threads: int | None = None) -> Back
     if runtime == "onnxruntime-exact":
         return opened_backend(MeasuredWith("cpu", "onnxruntime-exact"), target, threads)
     return measuring_backend(target, threads, OptimizedGraphs.of(bundle))
+
+
+def measuring_decoder(bundle: Bundle, threads: int | None = None) -> Decoder:
+    """Open the decoder of a bundle on the same backend. Raises what `open_decoder` raises."""
+    record = bundle.manifest.model.decoder
+    if record is None or bundle.manifest.measured_on in _TENSORRT:
+        return open_decoder(bundle, "target", threads)
+    engine = bundle_measuring_backend(bundle, threads).open(bundle.graph(record.file, record.weights), record.batch)
+    return Decoder(engine, record.batch, record.image_shape, record.tile)

@@ -26,7 +26,8 @@ from engines.errors import UsageError
 from engines.host.interruption import keeping
 from engines.networks.engine_bank import EngineBank
 from engines.terminal.progress import progress
-from ptqd_export.measuring.bundle_backend import bundle_measuring_backend
+from ptqd_export.measuring.bundle_backend import bundle_measuring_backend, measuring_decoder
+from ptqd_export.measuring.judged_pictures import pictured_by
 from ptqd_export.plan import FULL_PRECISION
 from ptqd_export.records.bundle_lock import writing_to
 from ptqd_export.records.statistics_file import statistics, step_record
@@ -144,7 +145,9 @@ def _chosen(bundle: Bundle, settings: ScheduleSettings, fitted: FittedChain) -> 
     """Return the chain with the corrections that end nearest, if the settings leave the choice open."""
     if not settings.fit.proposals:
         return fitted
-    networks = measured_networks(bundle, settings, round_size(settings.fit))
+    model, decoder = bundle.manifest.model, measuring_decoder(bundle, settings.threads)
+    shape = model.sample_shape if model.decoder is None else model.decoder.image_shape
+    networks = replace(measured_networks(bundle, settings, round_size(settings.fit)), pictured=pictured_by(decoder, shape))
     with progress("judging", end_evaluations(settings.fit, len(networks.networks))) as advance:
         return choose_by_end(networks, fitted, advance)
 

@@ -139,7 +139,7 @@ def _traced(context: BuildContext, cache: StageCache) -> Path:
 
 def _fitted(network: SizeNetwork, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
     """Return the folder of the default schedule's walk at a size, after checking it, and the chain that a budget bought, if any."""
-    walked, chosen = _fitted_schedule(network.context, network.cache, graphs)
+    walked, chosen = _fitted_schedule(network.context, network.cache, graphs, network.decoder)
     checked = {"graphs": graph_digests(graphs), "walked": walked.name, "machine": machine_name()}
     network.cache.run("check", checked, partial(check_fitted, network.context, graphs, walked))
     return walked, chosen
@@ -210,7 +210,9 @@ def _times(context: BuildContext, graphs: Mapping[str, Path], chosen: Chosen | N
         return time_engines(context, graphs, progress)
 
 
-def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path]) -> tuple[Path, Chosen | None]:
+def _fitted_schedule(
+    context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None
+) -> tuple[Path, Chosen | None]:
     """Return the folder of the default schedule's walk, and the chain that a budget bought, if any, based on a first walk."""
     plan, names = context.plan, {name: folder.name for name, folder in graphs.items()}
     wanted = {
@@ -218,17 +220,18 @@ def _fitted_schedule(context: BuildContext, cache: StageCache, graphs: Mapping[s
         "measured": asdict(context.measured_with),
         **plan.model_dump(include={"sampler", "precisions", "calibration", "correction", *(("reuse",) if plan.reuse.cuts else ())}),
     }
+    settings = fit_settings(context)
+    judged = {"decoder": decoder.name} if decoder is not None and settings.proposals else {}
     spends = plan.steps.policy == "budget"
     steps = "snr" if spends else plan.steps.model_dump()
     needed = room.walked(context, graphs)
-    settings = fit_settings(context)
-    make = partial(make_statistics, context, graphs, settings.undecided if spends else settings)
-    first = cache.run("statistics", {**wanted, "steps": steps}, make, room=needed)
+    make = partial(make_statistics, context, graphs, decoder, settings.undecided if spends else settings)
+    first = cache.run("statistics", {**wanted, "steps": steps, **({} if spends else judged)}, make, room=needed)
     if not spends:
         return first, None
     chosen = choose_precisions(context, cache, graphs, first)
-    make = partial(make_statistics, context, graphs, settings.spent(chosen.networks))
-    return cache.run("schedule", {**wanted, "chosen": chosen.networks}, make, room=needed), chosen
+    make = partial(make_statistics, context, graphs, decoder, settings.spent(chosen.networks))
+    return cache.run("schedule", {**wanted, "chosen": chosen.networks, **judged}, make, room=needed), chosen
 
 
 def _pictures(context: BuildContext, cache: StageCache, graphs: Mapping[str, Path], decoder: Path | None, walked: Path) -> Path | None:

@@ -6,12 +6,17 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from calib.walk.chain_error import Pictured
 from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.reuse import ReuseSteps
 from calib.walk.step_networks import Elsewhere
+from engines.networks.decoder import Decoder
 from engines.networks.engine_denoiser import EngineDenoiser
+from ptqd_export.measuring.judged_pictures import pictured_by
+from ptqd_export.measuring.target_engines import beside_networks
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, all_graphs, network_graphs
+from ptqd_export.stages.network.decoding import decoder_record
 
 
 def fit_settings(context: BuildContext) -> FitSettings:
@@ -50,6 +55,15 @@ def fit_networks(context: BuildContext, graphs: Mapping[str, Path], batch: int, 
     for name in at_cut:
         networks[name] = context.network_at(graphs, name, batch)
     return FitNetworks(networks, FULL_PRECISION)
+
+
+def judged_pictures(context: BuildContext, folder: Path | None) -> Pictured | None:
+    """Open what `auto` judges end samples by: the decoder in this folder, if there is one."""
+    record = decoder_record(folder)
+    if folder is None or record is None:
+        return pictured_by(Decoder(), context.model.sample_shape)
+    engine = beside_networks(context.measuring, record.batch).open(folder / record.file, record.batch)
+    return pictured_by(Decoder(engine, record.batch, record.image_shape, record.tile), record.image_shape)
 
 
 @contextlib.contextmanager

@@ -11,15 +11,18 @@ from calib.walk.end_choice import choose_by_end, end_evaluations, round_size
 from calib.walk.fit import FitSettings, fit_on_walk, walk_evaluations
 from ptqd_export.records.statistics_file import WALK, step_record
 from ptqd_export.stages.build_context import BuildContext, schedule_path
-from ptqd_export.stages.fit.fit_inputs import fit_networks, walked_networks
+from ptqd_export.stages.fit.fit_inputs import fit_networks, judged_pictures, walked_networks
 from ptqd_export.stages.reporter import Reporter, each
 
 
-def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings: FitSettings, folder: Path, reporter: Reporter) -> None:
+def make_statistics(
+    context: BuildContext, graphs: Mapping[str, Path], decoder: Path | None, settings: FitSettings, folder: Path, reporter: Reporter
+) -> None:
     """Write `schedule.json`, and one file of records for each network: `<precision>.json` with all steps for every precision except full,
     and `<precision>+<cut>.json` with the steps that reuse features for every precision at a cut.
 
-    If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took.
+    If the corrections were chosen after the walk, `walk.json` is the schedule that the walk itself took, and the graph in the folder
+    `decoder`, if there is one, drew the pictures that they were judged by.
     """
     walked, at_cut = walk_evaluations(graphs, settings), () if settings.reuse is None else settings.reuse.networks
     on_evaluation = each(reporter, walked + end_evaluations(settings, len(graphs)))
@@ -28,7 +31,8 @@ def make_statistics(context: BuildContext, graphs: Mapping[str, Path], settings:
     if settings.proposals:
         taken = replace(fitted, settings=settings.undecided)
         (folder / WALK).write_text(taken.schedule.model_dump_json(indent=1) + "\n")
-        fitted = choose_by_end(fit_networks(context, graphs, round_size(settings), at_cut), fitted, on_evaluation)
+        networks = replace(fit_networks(context, graphs, round_size(settings), at_cut), pictured=judged_pictures(context, decoder))
+        fitted = choose_by_end(networks, fitted, on_evaluation)
     for name in (*(precision.name for precision in context.engine_precisions), *at_cut):
         records = [step_record(result, name, settings.sampler.guidance) for result in fitted.results if name in result.moments]
         (folder / f"{name}.json").write_text(json.dumps(records, allow_nan=False))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.correction.correction_fit import BOTH_PARTS
+from calib.correction.correction_fit import BOTH_PARTS, Mode
 from calib.correction.step_fit import CorrectionChoice
 from calib.walk.calibration_samples import CalibrationSamples
-from calib.walk.end_choice import MOST_ROUND, ROUNDS, choose_by_end, end_evaluations, round_size
+from calib.walk.end_choice import MOST_ROUND, ROUNDS, choose_by_end, chosen_of, end_evaluations, round_size
 from calib.walk.fit import PAIRED_SHARE, FitNetworks, FitSettings, FittedChain, fit_on_walk
 from calib.walk.policy import FixedPolicy
-from calib.walk.race import MARGIN
+from calib.walk.race import MARGIN, Race
 from engines.arrays import Float32, Float64, Int64
 from engines.chain.denoiser import Denoiser
 from engines.chain.noise import NoiseSource
@@ -97,6 +97,27 @@ def test_an_attenuation_is_undone(tmp_path: Path) -> None:
     assert _taken(found, "low").correction.mode in ("signed", "joint")
     left = [step.corrections["low"].residual_variance for step in found.schedule.steps[:-1]]  # the last uses next to nothing of the output
     np.testing.assert_allclose(left, (0.002 / 0.8) ** 2, rtol=0.2)
+
+
+def test_the_picture_is_judged(tmp_path: Path) -> None:
+    """Where a picture shows nothing of the noise, every chain ends as near as without a correction; else the attenuation is undone."""
+    networks = FitNetworks({"fp32": Exact(), "low": Noisy(k=-0.2, noise=0.002)}, "fp32")
+    fitted = fit_on_walk(networks, _settings(eta=0.0), tmp_path, lambda: None)
+    taken = {"samples": None, "half": lambda samples: samples / 2, "blank": lambda samples: np.zeros_like(samples[:, :1])}
+    found = {name: _taken(choose_by_end(replace(networks, pictured=pictured), fitted), "low") for name, pictured in taken.items()}
+    assert found["half"].correction == found["samples"].correction
+    assert found["half"].error_db == pytest.approx(found["samples"].error_db - 20 * np.log10(2), abs=1e-3)
+    assert found["blank"].correction.mode == "none"
+
+
+@pytest.mark.parametrize(("lead", "chosen"), [(0.3, "none"), (0.5, "joint"), (2.0, "joint")])
+def test_no_correction_gives_way_to_a_clear_lead_alone(lead: float, chosen: Mode) -> None:
+    """The lead has a standard error of 0.38 dB. A correction that is beaten is no alternative."""
+    spread = np.array([1.0, -1.0] * 4)
+    none, joint, beaten = CorrectionChoice("none"), CorrectionChoice("joint"), CorrectionChoice("ptqd")
+    errors = {none: spread, joint: np.zeros(8) - lead, beaten: np.full(8, 5.0)}
+    found = chosen_of(Race(errors, [none, joint]))
+    assert found == CorrectionChoice(chosen)
 
 
 def test_fresh_noise_is_kept_where_pairs_end_nearer_with_it(tmp_path: Path) -> None:

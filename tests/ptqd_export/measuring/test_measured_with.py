@@ -102,7 +102,7 @@ def statistics(built: Built, folder: Path, measure: str) -> dict[str, list[dict[
     precisions = [precision.name for precision in context.engine_precisions]
     graphs = {"fp32": built.stage("trace"), **{name: built.stage(f"quantize-{name}") for name in precisions}}
     folder.mkdir()
-    make_statistics(context, graphs, fit_settings(context), folder, Recorder())
+    make_statistics(context, graphs, None, fit_settings(context), folder, Recorder())
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in precisions}
 
 

@@ -65,7 +65,7 @@ def _stages(built: Built) -> dict[str, Stage]:
         "states": partial(make_states, context, traced),
         "observe": partial(make_observations, context, traced, states, context.groups(range(context.table.steps))),
         "quantize-w8a8": partial(make_quantized_graph, context, Precision.parse("w8a8"), sources, None),
-        "statistics": partial(make_statistics, context, graphs, fit_settings(context)),
+        "statistics": partial(make_statistics, context, graphs, None, fit_settings(context)),
         "probes": partial(make_probes, context, graphs, walked),
         "times": partial(make_times, context, graphs),
         "check": partial(check_fitted, context, graphs, walked),

@@ -31,7 +31,7 @@ def test_moments_and_schedule_are_byte_for_byte_those_of_one_machine(class_build
     for place, cluster in (("here", None), ("there", Cluster(cpus=1))):
         context = BuildContext(replace(class_build.plan_file), None if cluster is None else partial(walking_on, cluster))
         (tmp_path / place).mkdir()
-        make_statistics(context, graphs, fit_settings(context), tmp_path / place, Recorder())
+        make_statistics(context, graphs, None, fit_settings(context), tmp_path / place, Recorder())
         made.append({path.name: path.read_bytes() for path in sorted((tmp_path / place).iterdir())})
     here, there = made
     assert len(here) == 1 + len(graphs) - 1
