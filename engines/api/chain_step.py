@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.apps.pictures.images import check_drawable, picture_array
 from engines.arrays import Float32
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 
 
 @dataclass(frozen=True, eq=False)

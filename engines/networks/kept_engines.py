@@ -12,9 +12,10 @@ from engines.chain.denoiser import is_guided
 from engines.chain.sampling import Chain
 from engines.networks.conditioning import Conditioning
 from engines.networks.control import GivenControl
-from engines.networks.decoder import Decoder, check_decoder, open_decoder, open_preview
+from engines.networks.decoder import check_decoder, open_decoder, open_preview
 from engines.networks.encoder import Encoder, open_encoder
 from engines.networks.engine_bank import EngineBank
+from engines.networks.image_decoder import Decoder
 from engines.networks.lora.changed_weights import ChangedWeights
 from engines.networks.lora.lora_changes import Contents, contents_of
 from engines.networks.lora.lora_use import LoraUse

@@ -6,7 +6,8 @@ from engines.backends.base import Backend
 from engines.backends.choice import open_backend
 from engines.backends.onnxruntime.optimized_graphs import OptimizedGraphs
 from engines.bundle.bundle import Bundle
-from engines.networks.decoder import Decoder, open_decoder
+from engines.networks.decoder import open_decoder
+from engines.networks.image_decoder import Decoder
 from engines.terminal.verbosity import detail
 from ptqd_export.measuring.measured_with import MeasuredWith
 from ptqd_export.measuring.measuring_backend import measuring_backend, opened_backend

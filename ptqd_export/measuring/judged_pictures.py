@@ -5,7 +5,7 @@ from __future__ import annotations
 from calib.walk.chain_error import Pictured
 from engines.apps.pictures.images import is_drawable
 from engines.arrays import Float32
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 
 
 def pictured_by(decoder: Decoder, shape: tuple[int, ...]) -> Pictured | None:

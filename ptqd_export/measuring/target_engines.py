@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.arrays import Float32
-from engines.backends.base import Backend, Engine
+from engines.backends.base import Engine
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings, TensorRtBackend, engine_cache
-from engines.networks.decoder import decoder_settings
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ class TargetEngines:
     @cached_property
     def _backend(self) -> TensorRtBackend:
         return TensorRtBackend(self.settings, self.folder)
-
-
-def beside_networks(backend: Backend, rows: int) -> Backend:
-    """Return the measuring backend of networks for a graph beside them, whose engine takes batches of up to `rows`."""
-    return replace(backend, settings=decoder_settings(backend.settings, rows)) if isinstance(backend, TargetEngines) else backend
 
 
 class InBatches(Engine):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from calib.walk.step_networks import BatchEvaluator
 
-    OwnEngines: TypeAlias = Callable[["BuildContext"], Backend]
+    OwnEngines: TypeAlias = Callable[["BuildContext", int | None], Backend]
     Elsewhere: TypeAlias = Callable[["BuildContext", Mapping[str, Sequence[GroupGraphs]]], AbstractContextManager[BatchEvaluator]]
 
 GROUPS = "groups.json"
@@ -175,8 +175,12 @@ class BuildContext:
         """The backend that runs the networks while statistics are measured."""
         if self.runs_engines:
             assert self._engines is not None
-            return self._engines(self)
+            return self._engines(self, None)
         return opened_backend(self.measured_with, self.plan.target, self.plan.target.threads)
+
+    def measuring_beside(self, rows: int) -> Backend:
+        """Return the backend that runs a graph beside the networks, on at most `rows` states, while statistics are measured."""
+        return self._engines(self, rows) if self.runs_engines and self._engines is not None else self.measuring
 
     @property
     def runs_engines(self) -> bool:

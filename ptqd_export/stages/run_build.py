@@ -39,7 +39,7 @@ from ptqd_export.stages.fit.statistics import make_statistics
 from ptqd_export.stages.fit.timing import time_engines, write_times
 from ptqd_export.stages.fit.walk_check import check_fitted, graph_digests
 from ptqd_export.stages.network.controlling import make_control
-from ptqd_export.stages.network.decoding import decoder_record
+from ptqd_export.stages.network.decoder_files import decoder_record
 from ptqd_export.stages.network.text import make_text
 from ptqd_export.stages.network.tracing import TracedNetwork, make_trace
 from ptqd_export.stages.own_engines import target_engines

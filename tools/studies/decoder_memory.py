@@ -49,7 +49,7 @@ def decode(folder: Path, pixels: int) -> None:
     """Decode an image of that size with the graph of the folder, and print the peak memory in GB and the seconds."""
     from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
     from engines.bundle.first_stage_record import TileRecord
-    from engines.networks.decoder import Decoder
+    from engines.networks.image_decoder import Decoder
 
     engine = OnnxRuntimeBackend(threads=2).open(folder / GRAPH, 1)
     side = pixels // FACTOR

@@ -13,7 +13,7 @@ from engines.apps.evaluate.scores import SampleScores
 from engines.apps.evaluate.seeded_samples import SeededSamples
 from engines.chain.sampling import Chain
 from engines.cluster.shards import Shards
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 from engines.terminal.progress import progress
 
 CHECKPOINTS = 20

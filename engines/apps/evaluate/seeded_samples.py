@@ -11,7 +11,7 @@ import numpy as np
 from engines.arrays import Float32, Int64
 from engines.chain.noise import NoiseSource
 from engines.chain.sampling import Chain, batches
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 from engines.terminal.progress import progress
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from engines.apps.pictures.images import picture_array, to_levels, to_pixels
 from engines.arrays import Float32, Int64
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 
 Rendered: TypeAlias = Mapping[str, NDArray[Any]]
 

@@ -45,7 +45,7 @@ from ptqd_export.stages.finish.put_in_place import install
 from ptqd_export.stages.finish.sample_pictures import SHEET
 from ptqd_export.stages.fit.budget import FRONTIER, Chosen
 from ptqd_export.stages.network.controlling import CONTROL, CONTROL_IMAGES, control_arrays, control_record
-from ptqd_export.stages.network.decoding import DECODER, PREVIEW, decoder_record
+from ptqd_export.stages.network.decoder_files import DECODER, PREVIEW, decoder_record
 from ptqd_export.stages.network.encoding import ENCODER, encoder_record
 from ptqd_export.stages.network.preparation import PREPARATION
 from ptqd_export.stages.network.text import text_record

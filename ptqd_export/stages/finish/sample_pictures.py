@@ -13,12 +13,12 @@ from engines.arrays import Float32
 from engines.bundle.first_stage_record import DecoderRecord
 from engines.chain.features import cut_name
 from engines.chain.schedule import Schedule
-from engines.networks.decoder import Decoder
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.image_decoder import Decoder
 from ptqd_export.measuring.trim_heap import trim_heap
 from ptqd_export.report.pictures import KINDS, MOST, draw, sheet_of
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, network_graphs, schedule_path
-from ptqd_export.stages.network.decoding import decoder_record
+from ptqd_export.stages.network.decoder_files import decoder_record
 from ptqd_export.stages.reporter import Reporter, each
 
 SHEET = "pictures.png"

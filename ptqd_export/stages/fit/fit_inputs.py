@@ -11,12 +11,11 @@ from calib.walk.fit import FitNetworks, FitSettings
 from calib.walk.policy import FixedPolicy, SnrPolicy
 from calib.walk.reuse import ReuseSteps
 from calib.walk.step_networks import Elsewhere
-from engines.networks.decoder import Decoder
 from engines.networks.engine_denoiser import EngineDenoiser
+from engines.networks.image_decoder import Decoder
 from ptqd_export.measuring.judged_pictures import pictured_by
-from ptqd_export.measuring.target_engines import beside_networks
 from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext, all_graphs, network_graphs
-from ptqd_export.stages.network.decoding import decoder_record
+from ptqd_export.stages.network.decoder_files import decoder_record
 
 
 def fit_settings(context: BuildContext) -> FitSettings:
@@ -62,7 +61,7 @@ def judged_pictures(context: BuildContext, folder: Path | None) -> Pictured | No
     record = decoder_record(folder)
     if folder is None or record is None:
         return pictured_by(Decoder(), context.model.sample_shape)
-    engine = beside_networks(context.measuring, record.batch).open(folder / record.file, record.batch)
+    engine = context.measuring_beside(record.batch).open(folder / record.file, record.batch)
     return pictured_by(Decoder(engine, record.batch, record.image_shape, record.tile), record.image_shape)
 
 

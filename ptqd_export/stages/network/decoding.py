@@ -15,10 +15,8 @@ from ptqd_export.models.base import DecoderModule
 from ptqd_export.models.decoder_tile import check_encoder_tile, decoder_tile
 from ptqd_export.models.module_checks import image_shape
 from ptqd_export.stages.build_context import BuildContext
+from ptqd_export.stages.network.decoder_files import DECODER, PREVIEW, RECORD
 from ptqd_export.stages.reporter import Reporter
-
-DECODER, PREVIEW = "decoder.onnx", "preview.onnx"
-RECORD = "decoder.json"
 
 PIXELS = 512 * 512
 """Most pixels to decode at a time. The last layers' activations limit the batch: they have the image's size and hundreds of channels."""
@@ -85,8 +83,3 @@ def preview_tile(context: BuildContext) -> TileRecord | None:
 def images_at_a_time(image_shape: tuple[int, ...]) -> int:
     """Return how many images have at most as many pixels as one of 512 x 512, but at least 1 and at most `MOST_IMAGES`."""
     return min(MOST_IMAGES, max(1, PIXELS // math.prod(image_shape[1:])))
-
-
-def decoder_record(folder: Path | None) -> DecoderRecord | None:
-    """Read the record that `make_decoder` or `make_preview` wrote; None without a folder."""
-    return None if folder is None else DecoderRecord.model_validate_json((folder / RECORD).read_text())

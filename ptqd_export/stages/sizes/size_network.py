@@ -10,7 +10,8 @@ from typing import Any
 from ptqd_export.models.load import digest_of
 from ptqd_export.stages import stage_room as room
 from ptqd_export.stages.build_context import BuildContext
-from ptqd_export.stages.network.decoding import decoder_record, make_decoder, make_preview, preview_tile, tile_of
+from ptqd_export.stages.network.decoder_files import decoder_record
+from ptqd_export.stages.network.decoding import make_decoder, make_preview, preview_tile, tile_of
 from ptqd_export.stages.network.encoding import make_encoder
 from ptqd_export.stages.network.preparation import make_preparation
 from ptqd_export.stages.network.states import make_states

@@ -21,7 +21,7 @@ from engines.errors import PtqdError
 from engines.host.files import replacing, write_text
 from engines.host.held_states import HeldStates
 from engines.host.room import SMALL_FILES, NoRoomError, check_room, free_bytes, naming_full_disks, size_text
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 from tests.small_disks import largest_file, small_disk
 
 if TYPE_CHECKING:

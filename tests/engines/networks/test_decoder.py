@@ -24,7 +24,8 @@ from engines.backends.tensorrt.building.build_spec import BatchProfile
 from engines.backends.tensorrt.tensorrt_backend import EngineSettings
 from engines.bundle.bundle import Bundle
 from engines.errors import BundleError
-from engines.networks.decoder import Decoder, decoder_settings, open_decoder
+from engines.networks.decoder import decoder_settings, open_decoder
+from engines.networks.image_decoder import Decoder
 from ptqd_export.cli import main
 from ptqd_export.stages.summary import _beside
 

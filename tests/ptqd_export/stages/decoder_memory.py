@@ -45,7 +45,7 @@ def write(name: str, folder: Path) -> None:
 def decode(folder: Path, batch: int) -> None:
     """Decode images as `ptqd-run sample` does, on two threads."""
     from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
-    from engines.networks.decoder import Decoder
+    from engines.networks.image_decoder import Decoder
 
     engine = OnnxRuntimeBackend(threads=2).open(folder / GRAPH, batch)
     states = np.random.default_rng(0).standard_normal((batch, *engine.inputs[0].shape), dtype=np.float32)

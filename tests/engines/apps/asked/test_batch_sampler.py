@@ -11,7 +11,7 @@ import pytest
 from engines.apps.sample.sample_command import SampleRequest, sample_bundle
 from engines.backends.base import Engine
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeBackend
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 from tests.conftest import TinyBundle
 
 

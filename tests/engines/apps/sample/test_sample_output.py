@@ -11,7 +11,7 @@ from PIL import Image
 from engines.apps.pictures.rendering import PngRenderer, RawRenderer
 from engines.apps.sample.sample_output import NpzOutput, PngOutput
 from engines.arrays import Float32
-from engines.networks.decoder import Decoder
+from engines.networks.image_decoder import Decoder
 
 STATES = np.linspace(-1, 1, 5 * 4, dtype=np.float32).reshape(5, 1, 2, 2)
 NUMBERS = np.array([8, 9, 10, 123456789, 123456790])

@@ -16,8 +16,8 @@ from engines.arrays import Float32
 from engines.backends.onnxruntime.onnxruntime_backend import OnnxRuntimeEngine
 from engines.bundle.first_stage_record import DecoderRecord, EncoderRecord, TileRecord
 from engines.errors import UsageError
-from engines.networks.decoder import Decoder
 from engines.networks.encoder import Encoder
+from engines.networks.image_decoder import Decoder
 from ptqd_export.graph.graph_files import save_graph
 from ptqd_export.graph.trace import trace_decoder
 from ptqd_export.models.base import EncoderModule
@@ -27,7 +27,8 @@ from ptqd_export.plan import PlanFile, load_plan
 from ptqd_export.stages.build_check import check_build
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.build_progress import ProgressTracker
-from ptqd_export.stages.network.decoding import DECODER, decoder_record, make_decoder
+from ptqd_export.stages.network.decoder_files import DECODER, decoder_record
+from ptqd_export.stages.network.decoding import make_decoder
 from ptqd_export.stages.network.encoding import ENCODER, encoder_record, make_encoder
 
 ROOT = Path(__file__).parents[4]
