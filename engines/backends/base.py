@@ -122,7 +122,7 @@ class ReweightingBackend(Backend, Protocol):
     """A backend that can give the constants of a graph other values."""
 
     def open_with(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> Engine:
-        """Open the engine of a graph with other constants. Nothing that was made for the graph before is used, and nothing is kept.
+        """Open the engine of a graph with other constants. The bundle's own graph is not changed.
 
         Args:
             graph: path of the graph.

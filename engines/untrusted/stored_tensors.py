@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ DTYPES: Mapping[int, np.dtype[Any]] = {
     1: np.dtype("<f4"), 2: np.dtype("u1"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"),
 }  # fmt: skip
 """Types that NumPy has, by ONNX's numbers."""
+
+CHANGED = "changed"
+"""Name of the file in which changed constants lie."""
 
 MOST_INSIDE = 2**31 - 2**20
 """Most bytes of a graph with the values that it holds itself: messages end at 2 GiB."""
@@ -144,21 +148,22 @@ def _initializers(model: memoryview) -> Iterator[Field]:
     return (field for graph in graphs for field in fields(graph) if field.number == INITIALIZER_FIELD)
 
 
-def graph_taking(graph: Path, values: Mapping[str, NDArray[Any]]) -> bytes:
+def graph_taking(graph: Path, values: Mapping[str, NDArray[Any]], offsets: Mapping[str, int] = MappingProxyType({})) -> bytes:
     """Return the bytes of a graph that takes other constants: whoever loads it gives the values of those in `outside`.
 
-    Packed integers are held by the graph itself, because no array has their type; all others are marked as lying elsewhere, in a file that
-    does not exist.
+    Packed integers are held by the graph itself, because no array has their type; all others are marked as lying elsewhere, in a file
+    `CHANGED` that this function does not write.
 
     Args:
         graph: path of the graph.
         values: values by name, of the type and shape of the graph's own; packed ones as uint8.
+        offsets: where in that file each value begins, for those who write it; 0 unless given.
 
     Raises:
         ValueError: the graph would be larger than 2 GiB.
     """
     with graph.open("rb") as file:
-        parts = [_with_constants(field, values) for field in fields(mapped(file))]
+        parts = [_with_constants(field, values, offsets) for field in fields(mapped(file))]
     if (size := sum(map(len, parts))) > MOST_INSIDE:
         raise ValueError(f"a graph of {size} bytes; at most {MOST_INSIDE} can be loaded")
     return b"".join(parts)
@@ -169,13 +174,13 @@ def outside(graph: Mapping[str, StoredConstant], names: Collection[str]) -> list
     return [name for name in names if not graph[name].is_packed]
 
 
-def _with_constants(field: Field, values: Mapping[str, NDArray[Any]]) -> bytes | memoryview:
+def _with_constants(field: Field, values: Mapping[str, NDArray[Any]], offsets: Mapping[str, int]) -> bytes | memoryview:
     if field.number != GRAPH_FIELD or field.content is None:
         return field.raw
-    return bytes_field(GRAPH_FIELD, *(_taking(inner, values) for inner in fields(field.content)))
+    return bytes_field(GRAPH_FIELD, *(_taking(inner, values, offsets) for inner in fields(field.content)))
 
 
-def _taking(field: Field, values: Mapping[str, NDArray[Any]]) -> bytes | memoryview:
+def _taking(field: Field, values: Mapping[str, NDArray[Any]], offsets: Mapping[str, int]) -> bytes | memoryview:
     if field.number != INITIALIZER_FIELD or field.content is None:
         return field.raw
     kept = [inner for inner in fields(field.content) if inner.number in (DIMS, DTYPE, NAME)]
@@ -186,7 +191,7 @@ def _taking(field: Field, values: Mapping[str, NDArray[Any]]) -> bytes | memoryv
     if any(inner.number == DTYPE and inner.value == INT4 for inner in kept):
         given = [bytes_field(RAW_DATA, value.tobytes())]
     else:
-        entries = {LOCATION: "changed", "offset": "0", "length": str(value.nbytes)}
+        entries = {LOCATION: CHANGED, "offset": str(offsets.get(name, 0)), "length": str(value.nbytes)}
         texts = (bytes_field(KEY, key.encode()) + bytes_field(VALUE, text.encode()) for key, text in entries.items())
         given = [*(bytes_field(ENTRIES, text) for text in texts), number_field(DATA_LOCATION, EXTERNAL)]
     return bytes_field(INITIALIZER_FIELD, *(inner.raw for inner in kept), *given)

@@ -20,7 +20,10 @@ from engines.backends.tensorrt.building.build_spec import BuildSpec
 from engines.backends.tensorrt.device.residency import residency
 from tests.emulated_device.emulated_cuda import EmulatedCuda
 from tests.emulated_device.emulated_driver import EmulatedDriver, EmulatedNvrtc
-from tests.emulated_device.emulated_tensorrt import EmulatedNetwork, EmulatedTensorRt, Tensor
+from tests.emulated_device.emulated_tensorrt import EmulatedNetwork, EmulatedTensorRt, Stored, Tensor
+
+_STORED = {1: "FLOAT", 3: "INT8", 6: "INT32", 10: "HALF", 22: "INT4"}
+"""Types of constants, by ONNX's numbers."""
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -77,16 +80,17 @@ class EmulatedDevice:
             return None
         path = self._folder / f"{hashlib.sha256(graph).hexdigest()}.onnx"
         path.write_bytes(graph)
-        return network(path, tuple(json.loads(header)["batches"]))
+        said = json.loads(header)
+        return network(path, tuple(said["batches"]), tuple(said["refittable"]))
 
 
 def build(spec: BuildSpec, output: Path, **_: Any) -> None:
     """Stands in for `build_engine`: the engine is the graph with its weights, behind a line that has its batches."""
-    batches = (spec.profile.min, spec.profile.opt, spec.profile.max)
-    output.write_bytes(json.dumps({"batches": batches}).encode() + b"\n" + onnx.load(spec.graph).SerializeToString())
+    header = {"batches": (spec.profile.min, spec.profile.opt, spec.profile.max), "refittable": spec.refittable}
+    output.write_bytes(json.dumps(header).encode() + b"\n" + onnx.load(spec.graph).SerializeToString())
 
 
-def network(graph: Path, batches: tuple[int, int, int]) -> EmulatedNetwork:
+def network(graph: Path, batches: tuple[int, int, int], refittable: tuple[str, ...] = ()) -> EmulatedNetwork:
     """Return the network of a graph, which ONNX Runtime runs as it is written."""
     session = open_session(graph, session_config("exact"))
     inputs, outputs = (
@@ -94,4 +98,24 @@ def network(graph: Path, batches: tuple[int, int, int]) -> EmulatedNetwork:
         for values in (session.get_inputs(), session.get_outputs())
     )
     names = [tensor.name for tensor in outputs]
-    return EmulatedNetwork(inputs, outputs, lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True)), batches)
+    stored = {one.name: _stored(one) for one in onnx.load(graph).graph.initializer if one.name in refittable}
+    assert stored.keys() == set(refittable)
+
+    def refitted(values: Mapping[str, bytes]) -> EmulatedNetwork:
+        model = onnx.load(graph)
+        for one in model.graph.initializer:
+            if one.name in values:
+                for kind in ("float_data", "int32_data", "int64_data"):
+                    one.ClearField(kind)
+                one.raw_data = values[one.name]
+        path = graph.with_name(f"{graph.stem}.{hashlib.sha256(b''.join(values.values())).hexdigest()}.onnx")
+        onnx.save(model, path)
+        return network(path, batches, refittable)
+
+    compute = lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))  # noqa: E731
+    return EmulatedNetwork(inputs, outputs, compute, batches, stored, refitted)
+
+
+def _stored(one: onnx.TensorProto) -> Stored:
+    dtype, size = _STORED[one.data_type], int(np.prod(one.dims))
+    return Stored(dtype, size, len(onnx.numpy_helper.to_array(one).tobytes()) if dtype != "INT4" else -(-size // 2))

@@ -52,12 +52,34 @@ class EmulatedNetwork:
         inputs, outputs: tensors, in the engine's order.
         compute: returns every output by name for all inputs by name.
         batches: fewest, usual and most rows.
+        refittable: bytes of the constants that may take other values, by name.
+        refitted: returns the network with other values, by name.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     compute: Callable[[Mapping[str, Array]], Mapping[str, Array]]
     batches: tuple[int, int, int] = (1, 4, 8)
+    refittable: Mapping[str, Stored] = field(default_factory=dict)
+    refitted: Callable[[Mapping[str, bytes]], EmulatedNetwork] | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Type and size of a constant: the name of its `DataType`, the number of its values, and its bytes."""
+
+    dtype: str
+    size: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class EmulatedWeights:
+    """Stands in for `Weights`, which points to values and does not hold them."""
+
+    dtype: Any
+    ptr: int
+    size: int
 
 
 @dataclass
@@ -68,6 +90,7 @@ class EmulatedTensorRt:
         networks: networks by the bytes of their serialized engine.
         read: reads a serialized engine that `networks` lacks; returns None if it is damaged.
         weights_bytes: bytes that the weights of an engine take on the device.
+        refits: whether refitters take other weights.
     """
 
     real: Any
@@ -75,6 +98,7 @@ class EmulatedTensorRt:
     networks: dict[bytes, EmulatedNetwork] = field(default_factory=dict)
     read: Callable[[bytes], EmulatedNetwork | None] = lambda _: None
     weights_bytes: int = 1000
+    refits: bool = True
     _opened: list[weakref.ref[EmulatedEngine]] = field(default_factory=list)
 
     @property
@@ -84,6 +108,13 @@ class EmulatedTensorRt:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    def Weights(self, dtype: Any, ptr: int, count: int) -> EmulatedWeights:
+        return EmulatedWeights(dtype, ptr, count)
+
+    def Refitter(self, engine: EmulatedEngine, logger: Any) -> EmulatedRefitter:
+        assert isinstance(logger, self.real.ILogger)
+        return EmulatedRefitter(engine)
 
     def Runtime(self, logger: Any) -> EmulatedRuntime:
         assert isinstance(logger, self.real.ILogger)
@@ -113,7 +144,7 @@ class EmulatedEngine(Specced):
     def __init__(self, trt: EmulatedTensorRt, network: EmulatedNetwork, plan: bytes, *, deferred: bool) -> None:
         tensors = {tensor.name: tensor for tensor in (*network.inputs, *network.outputs)}
         super().__init__(trt.real.ICudaEngine, num_io_tensors=len(tensors), weights_loaded=False)
-        for name, value in {"trt": trt, "network": network, "plan": plan, "tensors": tensors}.items():
+        for name, value in {"trt": trt, "network": network, "built": network, "plan": plan, "tensors": tensors}.items():
             object.__setattr__(self, name, value)
         if not deferred:
             self._take(loaded=True)
@@ -169,7 +200,40 @@ class EmulatedEngine(Specced):
 
     def on_unload_weights(self) -> bool:
         self._take(loaded=False)
+        object.__setattr__(self, "network", self.built)  # the next load brings the weights of the build
         return bool(self.trt.cuda.called("unload_weights"))
+
+
+class EmulatedRefitter(Specced):
+    """Takes values of the constants that an engine was built refittable in, while its weights are on the device and no run waits."""
+
+    def __init__(self, engine: EmulatedEngine) -> None:
+        super().__init__(engine.trt.real.Refitter)
+        for name, value in {"engine_": engine, "given": {}}.items():
+            object.__setattr__(self, name, value)
+
+    def on_get_weights_prototype(self, name: str) -> EmulatedWeights:
+        stored, types = self.engine_.network.refittable.get(name), self.engine_.trt.DataType
+        return EmulatedWeights(types.FLOAT, 0, 0) if stored is None else EmulatedWeights(getattr(types, stored.dtype), 0, stored.size)
+
+    def on_set_named_weights(self, name: str, weights: EmulatedWeights) -> bool:
+        stored = self.engine_.network.refittable.get(name)
+        if stored is None or not self.engine_.trt.refits or (weights.dtype.name, weights.size) != (stored.dtype, stored.size):
+            return False
+        self.given[name] = ctypes.string_at(weights.ptr, stored.nbytes)
+        return True
+
+    def on_get_missing_weights(self) -> list[str]:
+        return []
+
+    def on_refit_cuda_engine(self) -> bool:
+        engine = self.engine_
+        assert engine.weights_loaded, "the weights are not on the device"
+        assert not any(engine.trt.cuda.queues.values()), "a run may use the weights"
+        if not engine.trt.cuda.called("refit_cuda_engine"):
+            return False
+        object.__setattr__(engine, "network", engine.network.refitted(self.given))
+        return True
 
 
 class EmulatedRuntimeConfig(Specced):

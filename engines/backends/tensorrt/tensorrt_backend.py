@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from engines.backends.tensorrt.building.build_spec import BatchProfile, BuildSpec
+from engines.backends.tensorrt.building.engine_builder import BuildError
 from engines.backends.tensorrt.building.engine_cache import EngineCache
 from engines.backends.tensorrt.device.arena import Arena
 from engines.backends.tensorrt.device.cuda import Cuda
 from engines.backends.tensorrt.device.device_identity import check_precision
 from engines.backends.tensorrt.device.update_kernel import UpdateKernels
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
-from engines.backends.tensorrt.tensorrt_engine import OpenOptions, TensorRtEngine
+from engines.backends.tensorrt.tensorrt_engine import OpenOptions, RefitError, TensorRtEngine
+from engines.errors import PtqdError
 from engines.host.machine import machine_name
+from engines.terminal.progress import fraction_bar
+from engines.terminal.verbosity import detail
+from engines.untrusted.changed_graph import write_changed
 
 ANY_MACHINE = "any-machine"
 
@@ -34,7 +42,7 @@ class Profile(Protocol):
 
 
 class TensorRtBackend:
-    """An `engines.backends.base.Backend`. All engines that one backend opens share one arena.
+    """An `engines.backends.base.ReweightingBackend`. All engines that one backend opens share one arena.
 
     Args:
         settings: settings that the engines were built with.
@@ -52,6 +60,7 @@ class TensorRtBackend:
         self._options = OpenOptions(cuda_graphs, runtime_cache)
         self._cuda = Cuda()
         self._arena: Callable[[], Arena | None] = lambda: None
+        self._not_refittable = set[tuple[Path, tuple[str, ...]]]()
 
     @property
     def arena(self) -> Arena:
@@ -67,6 +76,44 @@ class TensorRtBackend:
         engine.prepare(rows)
         return engine
 
+    def open_with(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> TensorRtEngine:
+        """Open an engine with other constants; see `ReweightingBackend`.
+
+        An engine in which they can be exchanged is built once for each set of names, and kept; TensorRT then refits it. Where TensorRT
+        cannot, an engine of the changed graph is built, and not kept.
+        """
+        check_precision(precision_of(graph), self._cuda)
+        names = tuple(sorted(constants))
+        if (graph, names) not in self._not_refittable:
+            try:
+                return self._refitted(graph, rows, names, constants)
+            except (BuildError, RefitError) as error:
+                self._not_refittable.add((graph, names))
+                detail(f"{graph.stem}: built again with the changed weights, because it cannot be refitted ({str(error).splitlines()[0]})")
+        return self._rebuilt(graph, rows, constants)
+
+    def _refitted(self, graph: Path, rows: int, names: tuple[str, ...], constants: Mapping[str, NDArray[Any]]) -> TensorRtEngine:
+        with fraction_bar(f"{graph.stem}, refittable") as show:
+            built = self._cache.get(self._settings.spec(graph, names), lambda progress: show(progress.fraction, progress.phase))
+        engine = TensorRtEngine(built.path, self._settings.traits, self.arena, self._options, constants)
+        engine.prepare(rows)
+        if self._settings.traits.deferred_weights:
+            self.arena.require(engine)  # loads and refits them now, while another engine can still be built
+        return engine
+
+    def _rebuilt(self, graph: Path, rows: int, constants: Mapping[str, NDArray[Any]]) -> TensorRtEngine:
+        self._cache.folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._cache.folder, prefix="changed-") as folder, fraction_bar(f"{graph.stem} with a LoRA") as show:
+            try:
+                changed = write_changed(graph, constants, Path(folder))
+            except (ValueError, OSError) as error:
+                found = f"{graph}: {error}"
+                raise PtqdError("The graph with a LoRA cannot be written.", found=found, expected="room beside the engines") from error
+            built = EngineCache(Path(folder)).get(self._settings.spec(changed), lambda progress: show(progress.fraction, progress.phase))
+            engine = TensorRtEngine(built.path, self._settings.traits, self.arena, self._options)
+        engine.prepare(rows)
+        return engine
+
     def find(self, graph: Path) -> Path:
         """Return the path of a graph's engine.
 
@@ -75,8 +122,7 @@ class TensorRtBackend:
             UsageError: no engine was built for this machine.
             PtqdError: the engine was changed or damaged.
         """
-        precision = graph.name.split(".")[0]  # the graph of a group, cut or size has more after the first dot
-        check_precision(precision, self._cuda)
+        check_precision(precision_of(graph), self._cuda)
         return self._cache.find(self._settings.spec(graph))
 
     @cached_property
@@ -108,8 +154,13 @@ class EngineSettings:
     def traits(self) -> Flavour:
         return FLAVOURS[self.flavour]
 
-    def spec(self, graph: Path) -> BuildSpec:
-        return BuildSpec(graph, self.flavour, self.profile, self.workspace_gib)
+    def spec(self, graph: Path, refittable: tuple[str, ...] = ()) -> BuildSpec:
+        return BuildSpec(graph, self.flavour, self.profile, self.workspace_gib, refittable=refittable)
+
+
+def precision_of(graph: Path) -> str:
+    """Return the precision of a graph by its name; that of a group, cut or size has more after the first dot."""
+    return graph.name.split(".")[0]
 
 
 def engine_cache(folder: Path, flavour: FlavourName) -> EngineCache:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ from engines.host.locks import locked
 
 BATCH_SIZES = 8
 """Batch sizes whose context, graph and pinned arrays an engine keeps."""
+
+
+class RefitError(PtqdError):
+    """An open engine does not take other weights."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,22 @@ class TensorRtEngine(Engine):
         flavour: flavour that built the engine.
         arena: buffers shared with the other engines of the bank.
         options: see `OpenOptions`.
+        constants: values that the engine's constants of these names take; it was built refittable in them. Packed integers as bytes.
 
     Raises:
         MissingBackendError: the flavour is not installed.
+        RefitError: TensorRT does not take the constants.
         PtqdError: TensorRT refuses the engine, or its weights do not fit on the device.
     """
 
-    def __init__(self, path: Path, flavour: Flavour, arena: Arena, options: OpenOptions | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        flavour: Flavour,
+        arena: Arena,
+        options: OpenOptions | None = None,
+        constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    ) -> None:
         self._trt = flavour.load()
         self._flavour = flavour
         self.arena = arena
@@ -71,7 +85,11 @@ class TensorRtEngine(Engine):
         super().__init__(label, inputs, outputs[0], next((spec for spec in outputs[1:] if spec.name == KEPT), None))
         self._config = self._runtime_config() if flavour.runtime_cache else None
         self._bound: OrderedDict[int, _Bound] = OrderedDict()
-        self._plan = self._plan if flavour.deferred_weights else b""  # the device keeps the weights from now on
+        self._constants = constants
+        if flavour.deferred_weights:
+            return
+        self._refit()
+        self._plan, self._constants = b"", {}  # the device keeps the weights from now on
 
     def _open(self, label: str) -> Any:
         if self._flavour.deferred_weights:
@@ -132,6 +150,26 @@ class TensorRtEngine(Engine):
         if not self._engine.load_weights(self._plan):
             self.arena.cuda.check_alive()
             raise PtqdError(f"TensorRT cannot load the weights of {self.label}.", mend="end other processes that use the device")
+        self._refit()
+
+    def _refit(self) -> None:
+        """Give the weights on the device the values of `constants`; loading brings back those that the engine was built with."""
+        if not self._constants:
+            return
+        self.arena.stream.synchronize()
+        refitter = self._trt.Refitter(self._engine, self._logger)
+        for name, value in self._constants.items():
+            own = refitter.get_weights_prototype(name)
+            stored = -(-own.size // 2) if own.dtype == self._trt.DataType.INT4 else own.size
+            if value.size != stored or not refitter.set_named_weights(name, self._trt.Weights(own.dtype, value.ctypes.data, own.size)):
+                raise self._not_refitted(name)
+        missing = refitter.get_missing_weights()
+        if missing or not refitter.refit_cuda_engine():
+            raise self._not_refitted(", ".join(missing[:3]) or "all of them")
+
+    def _not_refitted(self, found: str) -> RefitError:
+        self.arena.cuda.check_alive()
+        return RefitError(f"TensorRT cannot refit {self.label}.", found=found, mend="build an engine of the changed graph")
 
     def unload_weights(self) -> None:
         self.arena.stream.synchronize()

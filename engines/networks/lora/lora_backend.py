@@ -33,15 +33,15 @@ def with_loras(backend: Backend, changed: ChangedWeights | None, precision: str)
     """Return the backend that opens the graphs of a precision; the backend itself if there are no LoRAs.
 
     Raises:
-        UsageError: engines of the backend keep the weights that they were built with.
+        UsageError: engines of the backend keep the weights that they were opened with.
     """
     if changed is None:
         return backend
     if isinstance(backend, ReweightingBackend):
         return LoraBackend(backend, changed, precision)
     raise UsageError(
-        "TensorRT engines keep the weights that they were built with, and cannot take a LoRA.",
+        "The runtime cannot take a LoRA.",
         found=", ".join(str(use.path) for use in changed.changes.uses),
-        expected="ONNX Runtime or OpenVINO",
-        mend="use --runtime onnxruntime, or build a bundle with model.lora in the plan",
+        expected="ONNX Runtime, OpenVINO or TensorRT",
+        mend="build a bundle with model.lora in the plan",
     )

@@ -29,6 +29,8 @@ class BuildSpec:
         workspace_gib: maximum memory in GiB that a kernel may use while it runs; None sets no limit.
         compute_capabilities: compute capabilities that a portable engine is built for, such as SM89; empty means all that the flavour
             supports.
+        refittable: names of constants that an open engine can give other values. Kernels of such an engine cannot be chosen for the values
+            of these constants, and TensorRT-RTX builds it only where there is a device.
     """
 
     graph: Path
@@ -36,6 +38,7 @@ class BuildSpec:
     profile: BatchProfile
     workspace_gib: float | None = None
     compute_capabilities: tuple[str, ...] = ()
+    refittable: tuple[str, ...] = ()
 
     @property
     def traits(self) -> Flavour:
@@ -44,7 +47,8 @@ class BuildSpec:
     @property
     def options(self) -> dict[str, object]:
         """Everything that determines the engine, except the graph."""
-        return {name: value for name, value in asdict(self).items() if name != "graph"}
+        every = {name: value for name, value in asdict(self).items() if name != "graph"}
+        return every if self.refittable else {name: value for name, value in every.items() if name != "refittable"}
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "graph": str(self.graph)})
@@ -56,5 +60,6 @@ class BuildSpec:
             graph=Path(fields["graph"]),
             profile=BatchProfile(**fields["profile"]),
             compute_capabilities=tuple(fields["compute_capabilities"]),
+            refittable=tuple(fields["refittable"]),
         )
         return cls(**fields)

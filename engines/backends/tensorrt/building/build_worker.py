@@ -70,6 +70,7 @@ def _build(spec: BuildSpec, emit: Emit, timing_cache: Path | None) -> bytes:
     config.progress_monitor = monitor
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector omits the kernels' types
     _set_limits(trt, config, spec)
+    _mark_refittable(trt, config, network, spec)
     _add_profile(builder, config, network, spec)
     if timing_cache is not None:
         _read_timings(config, timing_cache)
@@ -99,6 +100,14 @@ def _set_limits(trt: Any, config: Any, spec: BuildSpec) -> None:
         config.num_compute_capabilities = len(spec.compute_capabilities)
         for index, name in enumerate(spec.compute_capabilities):
             config.set_compute_capability(_capability(trt, name), index)
+
+
+def _mark_refittable(trt: Any, config: Any, network: Any, spec: BuildSpec) -> None:
+    if spec.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+    refused = [name for name in spec.refittable if not network.mark_weights_refittable(name)]
+    if refused:
+        raise PtqdError("TensorRT has no such weights to refit.", found=", ".join(refused[:3]), mend="build an engine of the changed graph")
 
 
 def _capability(trt: Any, name: str) -> Any:

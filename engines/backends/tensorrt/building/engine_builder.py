@@ -25,6 +25,10 @@ PATIENCE = 900.0
 LAST_MESSAGES = 8
 
 
+class BuildError(PtqdError):
+    """An engine cannot be built."""
+
+
 @dataclass(frozen=True)
 class EngineProgress:
     """Progress of a build.
@@ -54,7 +58,7 @@ def build_engine(
     """Build an engine into the file `output`. After an error the file's content is unusable.
 
     Raises:
-        PtqdError: the builder refused the graph, crashed, was killed, or hangs; the message includes its last output.
+        BuildError: the builder refused the graph, crashed, was killed, or hangs; the message includes its last output.
         MissingBackendError: the flavour is not installed.
     """
     spec.traits.load()
@@ -154,14 +158,14 @@ def _events(process: subprocess.Popen[bytes], patience: float) -> Iterator[dict[
         yield from map(json.loads, lines)
 
 
-def _failure(spec: BuildSpec, returncode: int, outcome: _Outcome, stderr: str) -> PtqdError:
+def _failure(spec: BuildSpec, returncode: int, outcome: _Outcome, stderr: str) -> BuildError:
     """Build the error for a failed child, followed by the builder's last messages."""
     if outcome.error is not None:
         said = [message for message in outcome.messages if not message.startswith("info:")]
-        return PtqdError(outcome.error + _listed(said))
+        return BuildError(outcome.error + _listed(said))
     what, mend = _end(returncode, outcome)
     error = PtqdError(what, found=f"{spec.graph} for {spec.flavour}, in phase: {outcome.phases.current}", mend=mend)
-    return PtqdError(f"{error}{_listed([*outcome.messages, *stderr.splitlines()])}")
+    return BuildError(f"{error}{_listed([*outcome.messages, *stderr.splitlines()])}")
 
 
 def _listed(messages: Sequence[str]) -> str:

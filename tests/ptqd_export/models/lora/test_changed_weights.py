@@ -163,14 +163,14 @@ def test_a_precision_of_8_bit_floats_is_refused_by_name(cross_trt_build: Built, 
         ChangedWeights.of(bundle, [LoraUse(lora)]).constants("fp8", bundle.verified_graph("fp8"))
 
 
-def test_engines_of_tensorrt_are_refused(cross_trt_build: Built, lora: Path) -> None:
+def test_a_runtime_that_gives_graphs_no_other_weights_is_refused(cross_trt_build: Built, lora: Path) -> None:
     bundle = Bundle.open(cross_trt_build.folder)
 
     class Fixed:
         def open(self, graph: Path, rows: int) -> Any:  # noqa: ARG002 (the protocol's)
             raise AssertionError("not opened")
 
-    with pytest.raises(UsageError, match=r"TensorRT engines keep the weights(.|\n)*--runtime onnxruntime"):
+    with pytest.raises(UsageError, match=r"runtime cannot take a LoRA(.|\n)*TensorRT"):
         EngineBank(bundle, 1.0, backend=Fixed(), changed=ChangedWeights.of(bundle, [LoraUse(lora)]))["w8a8"]
 
 

@@ -78,21 +78,23 @@ def test_an_optimized_unet_is_the_one_from_before(
     assert len(layers) == len([part for part in network.modules() if isinstance(part, nn.Conv2d)])
 
 
-def _group_norm(path: Path, constants: Mapping[str, NDArray[Any]], **attributes: int) -> Path:
+def _group_norm(path: Path, constants: Mapping[str, NDArray[Any]], skip: tuple[int, ...], **attributes: int) -> Path:
     nodes = [node("SkipGroupNorm", ["x", "g", "b", "s", "a"], ["out", "sum"], "com.microsoft", groups=2, epsilon=1e-3, **attributes)]
-    return graph_file(path, nodes, {"x": ("FLOAT", ["n", 3, 5, 4])}, constants)
+    return graph_file(path, nodes, {"x": ("FLOAT", ["n", 3, 5, 4]), "s": ("FLOAT", ["n", *skip[1:]])}, constants)
 
 
-def test_a_skip_of_one_pixel_and_a_bias_are_added_before_the_norm(tmp_path: Path) -> None:
-    constants = {"g": random(4), "b": random(4, 1)[:, 0], "s": random(1, 1, 1, 4), "a": random(1, 4)[0]}
-    x = random(2, 3, 5, 4)
-    total = torch.from_numpy(x + constants["s"] + constants["a"]).permute(0, 3, 1, 2)
+@pytest.mark.parametrize("skip", [(3, 4), (3, 1, 1, 4), (3, 3, 5, 4)])
+def test_a_skip_of_every_form_and_a_bias_are_added_before_the_norm(tmp_path: Path, skip: tuple[int, ...]) -> None:
+    """There are as many rows as pixels in a column, so that a skip of rows also fits where it does not belong."""
+    constants = {"g": random(4), "b": random(4, 1)[:, 0], "a": random(1, 4)[0]}
+    x, skips = random(3, 3, 5, 4), random(*skip)
+    total = torch.from_numpy(x + skips.reshape(3, *(skip[1:-1] or (1, 1)), 4) + constants["a"]).permute(0, 3, 1, 2)
     scale, shift = torch.from_numpy(constants["g"]), torch.from_numpy(constants["b"])
     expected = functional.silu(functional.group_norm(total, 2, scale, shift, 1e-3)).permute(0, 2, 3, 1)
-    found = module_of(_group_norm(tmp_path / "g.onnx", constants, activation=1))(torch.from_numpy(x))
+    found = module_of(_group_norm(tmp_path / "g.onnx", constants, skip, activation=1))(torch.from_numpy(x), torch.from_numpy(skips))
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
     with pytest.raises(UsageError, match="activation 7"):
-        module_of(_group_norm(tmp_path / "g.onnx", constants, activation=7))
+        module_of(_group_norm(tmp_path / "g.onnx", constants, skip, activation=7))
 
 
 def test_a_group_norm_in_16_bits_runs_from_opset_13_on(tmp_path: Path) -> None:

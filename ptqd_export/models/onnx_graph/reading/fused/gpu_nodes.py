@@ -4,7 +4,8 @@ The optimizers of ONNX Runtime and Optimum put them into the U-Nets of Stable Di
 
 1. NhwcConv: a Conv whose input, weight and output have their channels last.
 2. GroupNorm: a group norm, with channels last or first, and with `x * sigmoid(x)` behind it or not.
-3. SkipGroupNorm: the same of a sum, which is its second output: of an input, a skip [n, h, w, c] or [n, 1, 1, c], and a bias [c].
+3. SkipGroupNorm: the same of a sum, which is its second output: of an input, a skip [n, h, w, c], [n, 1, 1, c] or [n, c], and a bias
+   [c].
 4. BiasSplitGelu: `a * gelu(b)` of the halves a and b of the last axis, after a bias is added.
 5. BiasAdd: a bias and a skip are added.
 6. MultiHeadAttention with packed inputs: queries, keys and values [n, s, heads, 3, d], or keys and values [n, s, heads, 2, d].
@@ -60,8 +61,10 @@ def _group_norm(parts: NodeParts) -> None:
 
 
 def _skip_group_norm(parts: NodeParts) -> None:
-    x, _, _, skip, *bias = parts.node.inputs
-    total = parts.add("Add", x, skip)
+    x, scale, _, skip, *bias = parts.node.inputs
+    shape = parts.add("Concat", parts.constant([0, -1]), parts.add("Shape", scale), axis=0)
+    flat = [parts.add("Reshape", one, shape) for one in (x, skip)]  # [n, pixels, c], whatever axes the skip has
+    total = parts.add("Reshape", parts.add("Add", *flat), parts.add("Shape", x))
     if bias and bias[0]:
         total = parts.add("Add", total, parts.like(bias[0], x))
     parts.end(_normalized(parts, total), total)
