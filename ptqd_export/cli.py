@@ -62,6 +62,7 @@ def main() -> None:
     help="Size of the images: HEIGHTxWIDTH, such as 832x1216 for 832 pixels high, 1216 wide. Repeat the option for a bundle of several.  "
     "[default: the model's own]",
 )
+@click.option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse into the model. One for few steps decides sampler, steps and guidance.")
 @click.option("-o", "--output", type=PATH, default=Path("plan.json"), show_default=True, help="Plan to write.")
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
 @click.option("--quick", is_flag=True, help="Write a plan for a first look, which builds in minutes.")
@@ -70,18 +71,23 @@ def init(
     target: str | None,
     compute_capability: str | None,
     sizes: tuple[ImageSize, ...],
+    lora: str | None,
     output: Path,
     force: bool,
     quick: bool,
 ) -> None:
     """Write a starter plan with every setting."""
     from engines.bundle.image_size import sizes_in_words
+    from engines.networks.lora.lora_use import LoraUse
     from ptqd_export.commands.guessed_target import guess_target
     from ptqd_export.commands.starter import write_starter_plan
 
     guessed = guess_target() if target is None else None
     name = target if guessed is None else guessed.name
-    notes = write_starter_plan(model, name, output, force=force, first_look=quick, compute_capability=compute_capability, sizes=sizes)
+    notes = write_starter_plan(
+        model, name, output, force=force, first_look=quick, compute_capability=compute_capability, sizes=sizes,
+        lora=None if lora is None else LoraUse.parse(lora),
+    )  # fmt: skip
     if guessed is not None and not is_quiet():
         click.echo(str(guessed))
     if not is_quiet():

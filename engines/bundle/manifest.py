@@ -153,7 +153,7 @@ class ModelRecord(Strict):
 
     family: Name
     parameters: PositiveInt
-    sample_shape: Annotated[Shape, Field(min_length=2)]
+    sample_shape: Annotated[Shape, Field(min_length=1)]
     conditioning: ConditioningRecord | None
     noise_schedule: NoiseSchedule
     decoder: DecoderRecord | None = None

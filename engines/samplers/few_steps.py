@@ -62,7 +62,7 @@ def few_steps_of(
     found = _mark(config, names, is_lcm)
     if not found:
         return FewSteps()
-    steps, guidance = _stated_steps(names) or usual[0], LCM_GUIDANCE if is_lcm else usual[1]
+    steps, guidance = stated_steps(names) or usual[0], LCM_GUIDANCE if is_lcm else usual[1]
     meaning = "which is none" if guidance == 1 else "an input of the network"
     return FewSteps(
         steps,
@@ -81,11 +81,18 @@ def _mark(config: Mapping[str, Any], names: Sequence[str], is_lcm: bool) -> str:
         return f"a U-Net with time_cond_proj_dim was distilled for few steps of LCM, not of {scheduler}, so sampler.name is lcm"
     if _is_trailing_euler(config):
         return f"{scheduler} with trailing timesteps is that of a model distilled for few steps"
-    named = next(filter(_WORD.search, names), None)
-    return "" if named is None else f"only the name {named} says that the model was distilled for few steps"
+    named = few_step_name(names)
+    return "" if named is None else f"only the name {named[1]} says that the model was distilled for few steps"
 
 
-def _stated_steps(names: Sequence[str]) -> int | None:
+def few_step_name(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the word for few steps in the first name that has one, in small letters without a version, and this name; else None."""
+    found = next(filter(None, map(_WORD.search, names)), None)
+    return None if found is None else (re.split("[^a-z]", found[1].lower())[0], found.string)
+
+
+def stated_steps(names: Sequence[str]) -> int | None:
+    """Return the number of steps beside such a word; None if no name says one."""
     stated = (int(found[1]) for found in map(_STATED.search, filter(_WORD.search, names)) if found)
     return next((steps for steps in stated if steps <= MOST), None)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from engines.bundle.image_size import ImageSize, size_name
 from engines.chain.denoiser import is_guided
@@ -18,10 +18,11 @@ from engines.samplers import SAMPLERS
 from ptqd_export.commands.guessed_target import guess_target
 from ptqd_export.commands.proposed_precisions import propose_precisions
 from ptqd_export.commands.quick_plan import quick, quick_note
-from ptqd_export.plan import FACTORY, ModelSection, Plan, QuantizationSection, ReuseSection, SamplerSection, TargetSection
+from ptqd_export.plan import FACTORY, LoraSection, ModelSection, Plan, QuantizationSection, ReuseSection, SamplerSection, TargetSection
 from ptqd_export.plan.targets import TARGETS
 
 if TYPE_CHECKING:
+    from engines.networks.lora.lora_use import LoraUse
     from ptqd_export.models.base import Declaration
 
 STEPS = 20
@@ -54,6 +55,7 @@ def write_starter_plan(
     first_look: bool = False,
     compute_capability: str | None = None,
     sizes: Sequence[ImageSize] = (),
+    lora: LoraUse | None = None,
 ) -> tuple[str, ...]:
     """Write a starter plan to `path`, or a quick one for a first look. Return what the user should know about it.
 
@@ -67,7 +69,7 @@ def write_starter_plan(
             expected="a new file",
             mend="choose another with -o, or overwrite it with --force",
         )
-    plan = starter_plan(model, target, path.parent, compute_capability, sizes)
+    plan = starter_plan(model, target, path.parent, compute_capability, sizes, lora)
     write_text(path, (quick(plan) if first_look else plan).resolved_json())
     return (*plan.comments, *([quick_note(plan)] if first_look else []))
 
@@ -78,6 +80,7 @@ def starter_plan(
     folder: str | PathLike[str] = ".",
     compute_capability: str | None = None,
     sizes: Sequence[ImageSize] = (),
+    lora: LoraUse | None = None,
 ) -> Plan:
     """Return a starter plan, with paths relative to the folder where the plan will lie.
 
@@ -87,10 +90,12 @@ def starter_plan(
         folder: folder of the plan.
         compute_capability: for TensorRT, that of the GPU that will run the engines; see `propose_precisions`.
         sizes: height and width of the images in pixels, one or several; empty takes the model's own.
+        lora: a LoRA to fuse into the model. One for few steps decides how the model is sampled.
 
     Raises:
         UsageError: the kind of model or the target is unknown, the compute capability does not fit the target, a size is named twice,
-            or the model cannot have one of the sizes.
+            the model cannot have one of the sizes, or the LoRA is missing.
+        PtqdError: the LoRA cannot be read.
     """
     known, source, folder = _target(target or guess_target().name), str(model), Path(folder)
     precisions, reason = propose_precisions(known.name, compute_capability)
@@ -102,6 +107,13 @@ def starter_plan(
             expected="the folder of a model",
             mend="leave --size out; the function or the graph says the shape of the state",
         )
+    if own and lora is not None:
+        raise UsageError(
+            "This model takes no LoRA.",
+            found=f"--lora {lora} for {source}",
+            expected="the folder of a model",
+            mend="leave --lora out, and change the weights yourself",
+        )
     if len(set(sizes)) < len(sizes):
         twice = next(size for number, size in enumerate(sizes) if size in sizes[:number])
         raise UsageError(
@@ -111,12 +123,22 @@ def starter_plan(
         section, declared, name = (_of_graph(Path(source), folder)) if source.endswith(".onnx") else _of_factory(source, folder)
     else:
         section, declared, name = _of_path(source, folder, sizes)
+    settings: Mapping[str, Any] = {}
+    if lora is not None:
+        from ptqd_export.commands.few_step_lora import with_few_steps  # imports torch, see below
+
+        walk = with_few_steps(lora.path, declared)
+        declared, settings = walk.declared, walk.settings
+        section = section.model_copy(
+            update={"lora": LoraSection(path=Path(os.path.relpath(lora.path, folder)).as_posix(), scale=lora.scale)}
+        )
+    sampler = _sampler(section, declared, settings)
     return Plan(
         comments=(*declared.notes, *_notes(section, declared), *([] if reason is None else [reason])),
         model=section,
-        sampler=_sampler(section, declared),
+        sampler=sampler,
         precisions=precisions,
-        reuse=_reuse(section, declared, known),
+        reuse=_reuse(section, sampler, known),
         quantization=QuantizationSection() if section.onnx is None else QuantizationSection(float_share=GRAPH_SHARE),
         target=known,
         output=f"build/{name}",
@@ -160,22 +182,25 @@ def _of_path(source: str, folder: Path, sizes: Sequence[ImageSize]) -> tuple[Mod
     return section, declared, place.name
 
 
-def _sampler(section: ModelSection, declared: Declaration) -> SamplerSection:
-    """Return the model's own sampler; ancestral DDIM, because a correction gives up fresh noise for that of quantization."""
+def _sampler(section: ModelSection, declared: Declaration, settings: Mapping[str, Any]) -> SamplerSection:
+    """Return the model's own sampler with these settings; ancestral DDIM, because a correction gives up fresh noise for that of
+    quantization.
+    """
     name = declared.sampler
-    return SamplerSection(
-        name=name,
-        steps=min(declared.steps or STEPS, declared.noise_schedule.num_train_timesteps),
-        eta=1.0 if name == "ddim" else SAMPLERS[name].eta,
-        guidance=_guidance(section, declared),
-    )
+    usual = {
+        "name": name,
+        "steps": min(declared.steps or STEPS, declared.noise_schedule.num_train_timesteps),
+        "eta": 1.0 if name == "ddim" else SAMPLERS[name].eta,
+        "guidance": _guidance(section, declared),
+    }
+    return SamplerSection.model_validate({**usual, **settings})
 
 
-def _reuse(section: ModelSection, declared: Declaration, target: TargetSection) -> ReuseSection:
+def _reuse(section: ModelSection, sampler: SamplerSection, target: TargetSection) -> ReuseSection:
     """Return a cut where steps may reuse features: for U-Nets and transformers of known families whose chains are long enough, on a target
     that the build can time.
     """
-    cuts = section.path is not None and _sampler(section, declared).steps > FEW_STEPS and not TARGETS[target.name].stand_in
+    cuts = section.path is not None and sampler.steps > FEW_STEPS and not TARGETS[target.name].stand_in
     return ReuseSection(cuts="auto" if cuts else ())
 
 

@@ -42,11 +42,7 @@ class LoraBytes:
             UsageError: there is no such file.
             PtqdError: a file cannot be read, or has no header.
         """
-        path = _weights_in(path) if path.is_dir() else path
-        if not path.is_file():
-            raise UsageError(
-                "The LoRA is missing.", found=f"no file {path}", expected="a safetensors file", mend="correct the path of the LoRA"
-            )
+        path = lora_file(path)
         settings = path.with_name(PEFT_SETTINGS)
         try:
             with open_plain(path) as file:
@@ -85,6 +81,20 @@ class LoraBytes:
     def of_peft(self) -> bool:
         """Whether PEFT saved the weights."""
         return self.path.name == PEFT_WEIGHTS or any(key.startswith(PEFT_PREFIX) for key in self.header)
+
+
+def lora_file(path: Path) -> Path:
+    """Return the weights of a LoRA: the file itself, or the one in a folder that PEFT or diffusers saved.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    file = _weights_in(path) if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(
+            "The LoRA is missing.", found=f"no file {file}", expected="a safetensors file", mend="correct the path of the LoRA"
+        )
+    return file
 
 
 def unreadable(path: Path, problem: object) -> PtqdError:
