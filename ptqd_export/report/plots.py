@@ -19,6 +19,9 @@ from ptqd_export.report.inline_svg import INK, SERIES, inline_svg, page_style
 
 Scale: TypeAlias = Literal["linear", "log", "symlog"]
 
+LINEAR_UP_TO = 0.01
+"""Values up to which a scale that is logarithmic on both sides of zero is linear."""
+
 WIDTH, HEIGHT = 4.5, 2.9
 """Inches: text of 9 points is 10 pixels high where a plot is as wide as a phone, and as large as the page's in two columns."""
 
@@ -157,10 +160,13 @@ def _figure(rows: int) -> tuple[Figure, list[Axes]]:
 
 
 def _scale(axes: Axes, scale: Scale) -> None:
-    """Set a linear scale, a logarithmic one, or one that is logarithmic on both sides of zero. Labels are plain numbers, not powers."""
-    if scale == "linear" or (scale == "log" and not any(np.greater(line.get_ydata(), 0).any() for line in axes.lines)):
-        return  # a logarithmic axis cannot show zeros alone
-    axes.set_yscale(scale, **({"linthresh": 0.01} if scale == "symlog" else {"nonpositive": "mask"}))
+    """Set a linear scale, a logarithmic one, or one that is logarithmic on both sides of zero; it is linear if no value lies in the
+    logarithmic part. Labels are plain numbers, not powers.
+    """
+    values = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
+    if scale == "linear" or not (values > 0 if scale == "log" else np.abs(values) > LINEAR_UP_TO).any():
+        return
+    axes.set_yscale(scale, **({"linthresh": LINEAR_UP_TO} if scale == "symlog" else {"nonpositive": "mask"}))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
