@@ -10,7 +10,7 @@ A precision's correction is chosen on a chain of this precision alone, although 
 the policy mixes precisions, the mixed chain is judged too, where the proposals are each precision's own choice, no correction, the paper's,
 and what the walk took. In a chain whose steps reuse features, every proposal is judged: none of its networks has a chain of its own.
 
-From 64 samples on, the choice takes at most half as many network evaluations as the walk.
+From 64 samples on, the choice takes at most `SHARE` of the network evaluations of the walk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from engines.chain.schedule import Correction, CorrectionRecord, JudgedCorrectio
 ROUNDS, LEAST_ROUND, MOST_ROUND = 8, 2, 8
 """Most rounds of a race, and limits of their samples; see `round_size`."""
 
-SHARE = 0.5
+SHARE = 0.45
 """Most network evaluations of the full-precision chain beside the walk and of all races, as a share of the walk's own. The first round of
 every race runs in any case.
 """

@@ -23,6 +23,8 @@ from calib.walk.fit import FitNetworks, fit_on_walk
 from engines.arrays import Float32, Int64
 from engines.bundle.bundle import Bundle
 from engines.chain.denoiser import Denoiser
+from ptqd_export.measuring.bundle_backend import measuring_decoder
+from ptqd_export.measuring.judged_pictures import pictured_by
 from ptqd_export.schedules.add_schedule import measured_networks
 from ptqd_export.schedules.settings import ScheduleRequest, resolve
 
@@ -67,6 +69,7 @@ def cost_of(bundle: Bundle, mode: Literal["joint", "auto"], samples: int, steps:
     for networks in (walked, judging):  # engines are opened by their first run
         for network in networks.networks.values():
             network(settings.fit.samples.noise.start(np.zeros(1, np.int64)), 1.0, np.zeros(1, np.int64))
+    judging = replace(judging, pictured=pictured_by(measuring_decoder(bundle), bundle.manifest.model.image_shape))
     before, processor, clock = sum(one.rows for one in (*walk_rows, *judged_rows)), time.process_time(), time.perf_counter()
     fitted = fit_on_walk(walked, settings.fit, bundle.folder / "local", lambda: None)
     if settings.fit.proposals:
