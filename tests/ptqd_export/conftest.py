@@ -31,7 +31,7 @@ from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.tracing import TracedNetwork
 from ptqd_export.stages.precisions.activations import load_observations
 from ptqd_export.stages.run_build import run_build
-from tests.ptqd_export.models.tiny_transformers import BUILT, USUAL, model_section, write_tiny
+from tests.ptqd_export.models.tiny_transformers import PRECISIONS, USUAL, model_section, write_tiny
 from tests.shared import shared_folder
 
 Array = NDArray[Any]
@@ -233,7 +233,7 @@ def transformer_build(transformer_folder: Callable[[str], Path], tmp_path_factor
             transformer_folder(name).parent,
             model=model_section(name),
             sampler={"name": sampler, "steps": 4, "guidance": guidance},
-            precisions=BUILT.get(name, ["w8a8"]),
+            precisions=list(PRECISIONS),
             calibration={"samples": 4, "batch_size": 4, "activation_samples": 8},
         )
 

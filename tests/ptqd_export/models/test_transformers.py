@@ -25,7 +25,7 @@ from ptqd_export.commands.starter import starter_plan
 from ptqd_export.graph.trace import check_module_parity, trace
 from ptqd_export.models.load import load_model
 from ptqd_export.plan import Plan, PlanFile
-from tests.ptqd_export.models.tiny_transformers import BUILT, QUICK, TINY, USUAL, model_section
+from tests.ptqd_export.models.tiny_transformers import PRECISIONS, QUICK, TINY, USUAL, model_section
 from tests.ptqd_export.models.whole_pipelines import EMBEDDED, walked_by_pipeline
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_adapter_walks_as_the_pipeline_does(name: str, steps: int, guidance: flo
     _close(end, walked_by_pipeline(name, model, noise, ROWS, steps, guidance))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BUILT])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TINY])
 class TestBuild:
     def test_full_precision_walks_as_the_pipeline_does(
         self, name: str, transformer_folder: Callable[[str], Path], transformer_build: Callable[..., Built]
@@ -129,7 +129,7 @@ class TestBuild:
     def test_quantized_chains_are_near_the_exact_one(self, name: str, transformer_build: Callable[[str], Built], tmp_path: Path) -> None:
         exact = _samples(transformer_build(name), tmp_path, "fp32")
         assert exact.shape == (NUM, *Bundle.open(transformer_build(name).folder).manifest.model.sample_shape)
-        for precision in BUILT[name]:
+        for precision in PRECISIONS:
             error = np.abs(_samples(transformer_build(name), tmp_path, precision) - exact).mean() / np.abs(exact).mean()
             assert 1e-4 < error < 0.3
 

@@ -159,11 +159,7 @@ TINY: Mapping[str, Tiny] = {
     ),
 }  # fmt: skip
 
-BUILT = {
-    name: ["w8a8"] if name == "pixart-sigma" else ["w8a8", "w4a8"]
-    for name in TINY
-    if name not in ("pixart-alpha", "flux-schnell", "flux2-klein-distilled", "flux2-dev")
-}
+PRECISIONS = ("w8a8", "w4a8")
 """Precisions of the builds that prove a family."""
 
 QUICK = ("pixart-sigma", "flux-dev")
