@@ -41,7 +41,7 @@ every race runs in any case.
 ALWAYS = ("none", "ptqd")
 """Modes that are proposed for the chain that the policy chose, whatever the precisions' own chains say."""
 
-CLEARLY = 1.0
+CLEARLY = 0.5
 """Standard errors by which a chain must end nearer than those of `ALWAYS` to be chosen before them."""
 
 _ROUNDING, _DIVERGED = 1e-20, 1e20

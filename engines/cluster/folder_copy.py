@@ -17,6 +17,7 @@ from engines.bundle.manifest import MANIFEST
 from engines.cluster.session import import_ray
 from engines.errors import PtqdError
 from engines.host.files import replacing, sha256
+from engines.host.machine import ANY_MACHINE
 
 PIECE = 64 * 2**20
 """Bytes of a file that are sent as one object."""
@@ -45,8 +46,12 @@ class FolderCopy:
 
     @classmethod
     def of_bundle(cls, ray: Any, bundle: Bundle) -> FolderCopy:
-        """Copy the manifest and every file that it names. Each file is verified again where it is used."""
-        return cls.of(ray, bundle.folder, [MANIFEST, *bundle.manifest.files])
+        """Copy the manifest, every file that it names, and the engines that any machine can open. Each file is verified again where it is
+        used.
+        """
+        engines = sorted((bundle.folder / "local" / ANY_MACHINE / "engines").glob("*.engine"))
+        built = (path.relative_to(bundle.folder).as_posix() for engine in engines for path in (engine, engine.with_suffix(".json")))
+        return cls.of(ray, bundle.folder, [MANIFEST, *bundle.manifest.files, *built])
 
     def local(self) -> Path:
         """Return a folder of this machine with the files: the original path, or a copy that this machine's workers share.

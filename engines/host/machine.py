@@ -9,6 +9,9 @@ from pathlib import Path
 
 from numpy._core._multiarray_umath import __cpu_features__  # type: ignore[import-not-found]  # what `numpy.show_runtime` prints
 
+ANY_MACHINE = "any-machine"
+"""Name of the folder under `local/` for what every machine can use."""
+
 
 def processor() -> str:
     """Return the processor's name as the system reports it."""

@@ -22,12 +22,10 @@ from engines.backends.tensorrt.device.update_kernel import UpdateKernels
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
 from engines.backends.tensorrt.tensorrt_engine import OpenOptions, RefitError, TensorRtEngine
 from engines.errors import PtqdError
-from engines.host.machine import machine_name
+from engines.host.machine import ANY_MACHINE, machine_name
 from engines.terminal.progress import fraction_bar
 from engines.terminal.verbosity import detail
 from engines.untrusted.changed_graph import write_changed
-
-ANY_MACHINE = "any-machine"
 
 
 class Profile(Protocol):

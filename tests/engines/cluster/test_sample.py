@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
+from engines.bundle.bundle import Bundle
 from engines.cli import main
 from engines.cluster.folder_copy import FolderCopy
 from engines.cluster.shards import Shards
@@ -96,6 +97,16 @@ def test_files_travel_to_a_machine_that_lacks_them(ray: Any, own_tiny: TinyBundl
     assert contents(copied) == before
     (copied / "manifest.json").write_text("changed")
     assert contents(copy.local()) == before
+
+
+def test_engines_of_any_machine_travel_too(ray: Any, own_tiny: TinyBundle) -> None:
+    for place in ("any-machine", "this-machine"):
+        for name in ("w8a8-1234.engine", "w8a8-1234.json", "w8a8-1234.engine.lock"):
+            path = own_tiny.folder / "local" / place / "engines" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("content")
+    copied = [name for name in FolderCopy.of_bundle(ray, Bundle.open(own_tiny.folder)).digests if name.startswith("local")]
+    assert copied == [f"local/any-machine/engines/w8a8-1234.{suffix}" for suffix in ("engine", "json")]
 
 
 def test_other_machines_are_asked_for_the_files(ray: Any, own_tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
