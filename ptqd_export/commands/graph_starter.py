@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ptqd_export.models.onnx_graph.graph_signature import TIMES, GraphSignature, find_signature
 from ptqd_export.models.onnx_graph.onnx_model import describe_onnx
-from ptqd_export.models.onnx_graph.reading.onnx_file import read_interface
+from ptqd_export.models.onnx_graph.reading.folded import check_operators
+from ptqd_export.models.onnx_graph.reading.fused.fused_nodes import split_fused
+from ptqd_export.models.onnx_graph.reading.onnx_file import read_interface, read_nodes
 from ptqd_export.plan.graph_section import GraphSection, NoiseSection
 
 SIDE = 64
@@ -26,10 +28,11 @@ def graph_section(path: Path, folder: Path) -> tuple[GraphSection, tuple[str, ..
         folder: folder of the plan.
 
     Raises:
-        UsageError: the file is no graph, or it cannot be told which inputs are the state and the time.
+        UsageError: the file is no graph, it cannot be told which inputs are the state and the time, or operators are not supported.
     """
     inputs, outputs = read_interface(path)
     found = find_signature(inputs, outputs)
+    check_operators(split_fused(read_nodes(path)), found.output.name)
     on_sigmas = TIMES.get(found.time.name.lower()) in ("sigma", "log_sigma", "c_noise")
     config = next((path.parent / name for name in CONFIGURATIONS if (path.parent / name).is_file()), None)
     scheduler = None if config is None else Path(os.path.relpath(config, folder)).as_posix()

@@ -146,9 +146,18 @@ class _PrecisionWeights:
         if tensor.shape != value.shape:
             raise self._refused(layer, f"a weight {list(tensor.shape)}")
         try:
-            return np.ascontiguousarray(value.astype(tensor.numpy_type))
+            with np.errstate(over="ignore"):
+                found = np.ascontiguousarray(value.astype(tensor.numpy_type))
         except ValueError as error:
             raise self._refused(layer, str(error)) from error
+        if not np.isfinite(found).all():
+            raise UsageError(
+                "With the LoRA, weights exceed the range of their type.",
+                found=f"{layer} of {self._precision} in {found.dtype}, up to {np.abs(value).max():.3g}",
+                expected=f"values up to {np.finfo(found.dtype).max:g}",
+                mend="use a smaller scale",
+            )
+        return found
 
     def _refused(self, layer: str, form: str) -> UsageError:
         return UsageError(

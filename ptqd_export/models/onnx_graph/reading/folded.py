@@ -67,6 +67,11 @@ def folded(
     return alive, {name: value for name, value in values.items() if name in read}
 
 
+def check_operators(graph: OnnxGraph, output: str) -> None:
+    """Check that an output can be computed, without the graph's constants. Raises the error of `folded`."""
+    _check_supported(reaching(graph.nodes, [output]), OPERATORS)
+
+
 def reaching(nodes: Sequence[OnnxNode], names: Iterable[str]) -> tuple[OnnxNode, ...]:
     """Return the nodes that the named values depend on."""
     wanted, alive = set(names), list[OnnxNode]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -80,6 +80,20 @@ def read_onnx(path: Path) -> OnnxGraph:
     Raises:
         UsageError: the file is missing or no ONNX graph, its weights are not beside it, or its operators are too old.
     """
+    model, read = _plain(path)
+    graph = model.graph
+    constants = {name: _array(value.const_value) for name, value in graph.initializers.items() if value.const_value is not None}
+    constants |= {node.outputs[0].name: _constant(node) for node in graph if node.op_type == "Constant" and node.outputs[0].name}
+    return replace(read, constants=constants)
+
+
+def read_nodes(path: Path) -> OnnxGraph:
+    """Read a graph without its constants. Raises the errors of `read_onnx`."""
+    return _plain(path)[1]
+
+
+def _plain(path: Path) -> tuple[ir.Model, OnnxGraph]:
+    """Return the graph of a file without functions, and what is read of it, except the constants."""
     model = read_model(path)
     common.InlinePass()(model)
     version = model.opset_imports.get("", OLDEST)
@@ -91,11 +105,9 @@ def read_onnx(path: Path) -> OnnxGraph:
             mend="convert it with onnx.version_converter.convert_version, or export it again",
         )
     graph = model.graph
-    constants = {name: _array(value.const_value) for name, value in graph.initializers.items() if value.const_value is not None}
-    constants |= {node.outputs[0].name: _constant(node) for node in graph if node.op_type == "Constant" and node.outputs[0].name}
     nodes = tuple(plain_node(node, model.opset_imports) for node in graph if node.op_type != "Constant")
     inputs, outputs = tuple(_inputs(graph)), tuple(_value(one) for one in graph.outputs)
-    return OnnxGraph(inputs, outputs, nodes, constants, version, in_16_bits(model))
+    return model, OnnxGraph(inputs, outputs, nodes, {}, version, in_16_bits(model))
 
 
 def in_16_bits(model: ir.Model) -> bool:
@@ -124,11 +136,14 @@ def read_model(path: Path) -> ir.Model:
                 expected="weights in the graph, or in a file beside it",
                 mend="copy the file of weights into the folder of the graph",
             )
-        return ir.load(path)
+        model = ir.load(path)
     except UsageError:
         raise
     except Exception as error:  # the parser raises errors of its own kinds
         raise UsageError("The graph cannot be read.", found=f"{path}: {error or type(error).__name__}", expected="an ONNX file") from error
+    if not model.graph.outputs:
+        raise UsageError("The graph cannot be read.", found=f"{path}: no output", expected="an ONNX file")
+    return model
 
 
 def _inputs(graph: ir.Graph) -> Iterator[GraphValue]:

@@ -17,6 +17,7 @@ from engines.backends.tensorrt.building.engine_builder import BuildError, build_
 from engines.backends.tensorrt.device.residency import residency
 from engines.backends.tensorrt.flavour import network_flags
 from engines.bundle.bundle import Bundle
+from engines.errors import UsageError
 from engines.networks.engine_bank import EngineBank
 from engines.networks.lora.changed_weights import ChangedWeights
 from engines.networks.lora.lora_use import LoraUse
@@ -63,7 +64,7 @@ def engines(bundle: Bundle) -> list[str]:
 def test_engines_are_refitted_once_for_each_lora_and_built_once_for_all(bundle: Bundle, lora: Path, emulated: EmulatedDevice) -> None:
     device, host = backend_of(bundle, "tensorrt-rtx"), backend_of(bundle, "onnxruntime")
     for precision in PRECISIONS:
-        found = list[Array]()
+        found: list[Array] = []
         for scale in (0.3, -0.5):
             found.append(out(bundle, precision, device, lora, scale))
             np.testing.assert_array_equal(found[-1], out(bundle, precision, host, lora, scale))
@@ -132,3 +133,8 @@ def test_the_real_parser_knows_the_weights_by_their_names_and_takes_the_changed_
     if precision == "w8a8":
         build_engine(BuildSpec(changed, "tensorrt-rtx", BatchProfile(1, 2, 4), compute_capabilities=("SM89",)), tmp_path / "engine")
         assert (tmp_path / "engine").stat().st_size > sum(value.nbytes for value in constants.values())
+
+
+def test_weights_beyond_the_range_of_16_bits_are_refused(bundle: Bundle, lora: Path) -> None:
+    with pytest.raises(UsageError, match=r"exceed the range(.|\n)*float16(.|\n)*65504"):
+        ChangedWeights.of(bundle, [LoraUse(lora, 1e6)]).constants("fp16", bundle.verified_graph("fp16"))

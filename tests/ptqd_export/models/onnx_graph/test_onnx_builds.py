@@ -224,3 +224,14 @@ def test_an_image_behind_the_state_is_a_condition(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         model.adapter(x, t, image).numpy(), np.einsum("oi,bihw->bohw", random(3, 5, 1, 1)[:, :, 0, 0], taken), atol=1e-5
     )
+
+
+def test_init_refuses_operators_that_a_build_would_refuse(tmp_path: Path) -> None:
+    nodes = [node("Frobnicate", "x", "a", "acme"), node("RandomNormalLike", "a", "r"), node("Add", ["a", "r"], "out")]
+    inputs: dict[str, Interface] = {"x": ("FLOAT", ["n", 1, 4, 4]), "t": ("INT64", ["n"])}
+    path = graph_file(tmp_path / "denoiser.onnx", nodes, inputs, output=("out", ["n", 1, 4, 4]))
+    with pytest.raises(UsageError, match=r"operators that are not supported(.|\n)*RandomNormalLike, acme\.Frobnicate; random operators"):
+        starter_plan(path, "onnxruntime", tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"cannot be read(.|\n)*no output"):
+        starter_plan(path, "onnxruntime", tmp_path)
