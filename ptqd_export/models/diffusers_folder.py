@@ -56,11 +56,12 @@ class DiffusersFolder:
         for name in DENOISERS:
             if name in self.parts:
                 return name
+        parts = (f"{name} ({kind})" for name, kind in self.parts.items())
         raise UsageError(
             "The model folder has no denoiser.",
-            found=f"{self.path} with {', '.join(self.parts) or 'no part that diffusers wrote'}",
+            found=f"{self.path} with {', '.join(parts) or 'no part that diffusers wrote'}",
             expected="a diffusers pipeline folder with unet/config.json or transformer/config.json, and scheduler/scheduler_config.json",
-            mend="set model.path to a folder written by `save_pretrained`",
+            mend="set model.path to a folder written by `save_pretrained`, or wrap a network of another kind in a model.factory",
         )
 
     @cached_property

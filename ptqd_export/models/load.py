@@ -348,8 +348,8 @@ def find_family(path: Path) -> Family:
     if family is None:
         missing = MISSING.get(folder.kind)
         found = f"{path}: {folder.kind}" + ("" if missing is None else f", which needs {missing}")
-        mend = None if missing is None else "wrap the network in a model.factory, and sample it without what is missing"
-        raise UsageError("This network is not supported.", found=found, expected=" or ".join(DENOISERS), mend=mend)
+        mend = "wrap the network in a model.factory" + ("" if missing is None else ", and sample it without what is missing")
+        raise UsageError("This network is not supported.", found=found, expected=f"one of {', '.join(DENOISERS)}", mend=mend)
     return family
 
 

@@ -178,6 +178,7 @@ def _refuse_class(config: Mapping[str, Any]) -> None:
             "The model was trained with an unsupported noise schedule.",
             found=f"{scheduler}, {_UNSUPPORTED.get(scheduler, 'whose configuration states no betas')}",
             expected="the scheduler_config.json of a model trained on betas, such as DDPMScheduler's, or FlowMatchEulerDiscreteScheduler's",
+            mend="save the model with the scheduler that it was trained with, if that is another",
         )
 
 

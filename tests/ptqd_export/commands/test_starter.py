@@ -152,7 +152,7 @@ def test_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_pipeline_without_a_denoiser(tmp_path: Path) -> None:
     model = _pipeline(tmp_path / "codec", denoiser="vae")
-    assert _error(model).startswith(f"The model folder has no denoiser.\n  found:    {model} with vae\n")
+    assert _error(model).startswith(f"The model folder has no denoiser.\n  found:    {model} with vae (UNet2DModel)\n")
 
 
 @pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])

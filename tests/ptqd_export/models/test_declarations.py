@@ -70,6 +70,8 @@ def index_of(pipeline: str, **parts: str | None) -> dict[str, Any]:
         ({"unet": CROSS, "vae": VAE | {"latent_channels": 16}}, "does not decode the samples.*16 channels.*with 4"),
         ({"unet": CROSS | {"cross_attention_dim": [8, 16]}}, r"embeddings of different widths.*\[8, 16\]"),
         ({"unet": UNET, "scheduler": {"_class_name": "IPNDMScheduler"}}, "unsupported noise schedule.*IPNDM"),
+        ({"transformer": {"_class_name": "WanTransformer3DModel"}}, "not supported.*WanTransformer3DModel.*one of UNet2D.*model.factory"),
+        ({"decoder": {"_class_name": "StableCascadeUNet"}}, r"no denoiser.*decoder \(StableCascadeUNet\).*model.factory"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, parts: dict[str, Any], message: str) -> None:

@@ -59,12 +59,6 @@ def test_statistics_of_the_latents_are_applied_as_sdxl_does(tmp_path: Path, stat
 
 
 @torch.no_grad()
-def test_shift_is_added_to_the_scaled_latents(tmp_path: Path, states: Tensor) -> None:
-    vae = _save(tmp_path, "AutoencoderKL", **LEVELS, scaling_factor=1.5, shift_factor=0.25)
-    torch.testing.assert_close(_decoded(tmp_path, states), vae.decode(states / 1.5 + 0.25).sample)
-
-
-@torch.no_grad()
 def test_one_frame_of_a_video_is_decoded_as_qwen_image_does(tmp_path: Path, states: Tensor) -> None:
     vae = _save(tmp_path, "AutoencoderKLQwenImage", **OTHER_STAGES["AutoencoderKLQwenImage"])
     mean, std = (torch.tensor(OTHER_STAGES["AutoencoderKLQwenImage"][key]).view(1, 4, 1, 1, 1) for key in ("latents_mean", "latents_std"))
@@ -75,8 +69,35 @@ def test_one_frame_of_a_video_is_decoded_as_qwen_image_does(tmp_path: Path, stat
 
 
 @torch.no_grad()
+def test_patches_of_flux2_get_the_statistics_of_the_first_stage(tmp_path: Path) -> None:
+    """As `Flux2Pipeline` decodes: the statistics are those of 2x2 patches as channels, which then become latents again."""
+    from diffusers import Flux2Pipeline
+
+    vae = _save(tmp_path, "AutoencoderKLFlux2", **LEVELS)
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    vae.save_pretrained(tmp_path / "vae")
+    states = torch.randn(2, 16, 3, 2)
+    mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+    expected = vae.decode(Flux2Pipeline._unpatchify_latents(states * std + mean)).sample
+    assert expected.shape == (2, 3, 12, 8)
+    torch.testing.assert_close(_decoded(tmp_path, states), expected)
+
+
+@pytest.mark.parametrize(("channels", "scale", "shift"), [(16, 1.5305, 0.0609), (16, 0.3611, 0.1159), (4, 0.13025, None)])
+@torch.no_grad()
+def test_latents_of_sd3_flux_and_pixart_are_scaled_and_shifted(tmp_path: Path, channels: int, scale: float, shift: float | None) -> None:
+    vae = _save(tmp_path, "AutoencoderKL", **LEVELS | {"latent_channels": channels}, scaling_factor=scale, shift_factor=shift)
+    states = torch.randn(2, channels, 4, 6)
+    torch.testing.assert_close(_decoded(tmp_path, states), vae.decode(states / scale + (shift or 0)).sample)
+
+
+@torch.no_grad()
 def test_latents_of_sana_are_scaled(tmp_path: Path) -> None:
-    vae, states = _save(tmp_path, "AutoencoderDC", **OTHER_STAGES["AutoencoderDC"]), torch.randn(2, 8, 4, 3)
+    """With the 32 channels of the published one."""
+    widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (4, 8, 8, 32))
+    config = {**OTHER_STAGES["AutoencoderDC"], **widths, "latent_channels": 32}
+    vae, states = _save(tmp_path, "AutoencoderDC", **config), torch.randn(2, 32, 4, 3)
     expected = vae.decode(states / 0.41407).sample
     assert expected.shape == (2, 3, 32, 24)
     torch.testing.assert_close(_decoded(tmp_path, states), expected)
