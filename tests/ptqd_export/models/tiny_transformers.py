@@ -210,7 +210,7 @@ def write_tiny(name: str, folder: Path) -> Path:
         "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
     }
     if tiny.latents is not None:
-        parts["vae"] = _first_stage(tiny.latents)
+        parts["vae"] = first_stage(tiny.latents)
     spread(parts["transformer"])
     pipeline = getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index})
     pipeline.save_pretrained(folder / "model")
@@ -218,7 +218,8 @@ def write_tiny(name: str, folder: Path) -> Path:
     return folder / "model"
 
 
-def _first_stage(latents: tuple[int, float | None, float | None] | str) -> Any:
+def first_stage(latents: tuple[int, float | None, float | None] | str) -> Any:
+    """Return a first stage, see `Tiny.latents`."""
     import diffusers
 
     if isinstance(latents, str):

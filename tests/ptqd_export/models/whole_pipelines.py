@@ -50,13 +50,18 @@ def walked_by_pipeline(name: str, model: Path, noise: NoiseSource, rows: Array, 
 
 def walked(pipeline: Any, name: str, start: Tensor, rows: Array, steps: int, guidance: float, **options: Any) -> Any:
     """Return what a pipeline makes of states [N, C, h, w] and rows of the prepared embeddings beside its folder, at our guidance scale."""
-    state = STATES.get(TINY[name].pipeline, _Latents)(pipeline, start)
-    height, width = (side * pipeline.vae_scale_factor * state.patch for side in start.shape[2:])
     given = arguments(name, Path(pipeline.name_or_path).parent / "conditions.npz", rows, guidance, start.dtype)
     if name == "sana-sprint":
         given |= {"use_resolution_binning": False, "intermediate_timesteps": 1.3 if steps == 2 else None}
+    return called(pipeline, name, start, steps, {**given, **options})
+
+
+def called(pipeline: Any, name: str, start: Tensor, steps: int, options: Mapping[str, Any]) -> Any:
+    """Return what a pipeline makes of states [N, C, h, w]: states, or images [N, 3, H, W] in [0, 1] if `output_type` is `np`."""
+    state = STATES.get(TINY[name].pipeline, _Latents)(pipeline, start)
+    height, width = (side * pipeline.vae_scale_factor * state.patch for side in start.shape[2:])
     asked = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent", **options}
-    found = pipeline(**{**given, "latents": state.given(start), **asked}, return_dict=False)[0]
+    found = pipeline(**{"latents": state.given(start), **asked}, return_dict=False)[0]
     return state.returned(found) if asked["output_type"] == "latent" else np.moveaxis(found, -1, 1)
 
 

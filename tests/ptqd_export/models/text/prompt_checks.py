@@ -67,5 +67,6 @@ def text_model(written: tuple[TextRecord, Path]) -> TextModel:
     parts = []
     for one in record.encoders:
         tokenizer = read_tokenizer((folder / one.tokenizer).read_bytes(), folder / one.tokenizer, one.tokens)
-        parts.append(TextPart.of(one, tokenizer, GraphEncoder(folder / one.graph, one.inputs)))
+        encoder = GraphEncoder(folder / one.graph, one.inputs)
+        parts.append(TextPart.of(one, tokenizer, encoder, encoder.release))
     return TextModel(record, tuple(parts))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from engines.backends.onnxruntime.onnxruntime_session import open_session
 from engines.bundle.manifest import ModelRecord, TextRecord
 from engines.errors import MissingBackendError, PtqdError, UsageError
 from engines.networks.prompts import GraphEncoder, TextModel, TextPart
 from ptqd_export.models.load import load_model
+from ptqd_export.models.text.text_encoders import _load
 from ptqd_export.models.text.tokenizer import T5_TOKENIZER, TokenLimits, portable_tokenizer
 from ptqd_export.stages.build_context import BuildContext
 from ptqd_export.stages.network.text import make_text, text_record
@@ -96,15 +100,38 @@ def test_the_prompt_that_is_too_long_is_named(written: tuple[TextRecord, Path]) 
     assert text_model(written).cut(PROMPTS) == (1,)
 
 
-def test_encoders_that_are_large_are_closed_between_calls(written: tuple[TextRecord, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    record, folder = written
-    encoder = GraphEncoder(folder / record.encoders[0].graph, record.encoders[0].inputs)
-    session = encoder._session
-    encoder.release()
-    assert encoder._session is session
+class _Loaded(weakref.WeakSet[Any]):
+    """What a function made and nobody has freed; a second one beside the first is an error."""
+
+    count = 0
+
+    def of(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: Any, **options: Any) -> Any:
+            gc.collect()
+            assert not self, "the one before is still in memory"
+            result = make(*arguments, **options)
+            self.add(result)
+            self.count += 1
+            return result
+
+        return made
+
+
+def test_large_encoders_are_open_one_at_a_time(written: tuple[TextRecord, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    record, loaded = written[0], _Loaded()
     monkeypatch.setattr("engines.networks.prompts.KEPT_BYTES", 0)
-    encoder.release()
-    assert encoder._session is not session
+    monkeypatch.setattr("engines.networks.prompts.open_session", loaded.of(open_session))
+    text_model(written).condition(PROMPTS[:1])
+    assert (loaded.count, len(loaded)) == (len(record.encoders), 0)
+
+
+def test_a_build_loads_encoders_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, loaded = tiny_t5.WRITE["flux-dev"](tmp_path), _Loaded()
+    monkeypatch.setattr("ptqd_export.models.text.text_encoders._load", loaded.of(_load))
+    record, _ = write_text(folder, tmp_path)
+    assert loaded.count >= 2 * len(record.encoders), "for the embeddings of the plan's prompts, and for the graphs"
+    gc.collect()
+    assert not loaded
 
 
 def test_large_encoders_have_weights_in_8_bits_and_embeddings_near_those_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

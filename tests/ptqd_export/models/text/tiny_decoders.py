@@ -14,7 +14,7 @@ import transformers
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tests.ptqd_export.models.tiny_transformers import TINY, required_parts, spread
+from tests.ptqd_export.models.tiny_transformers import TINY, first_stage, required_parts, spread
 
 WIDTH, VOCABULARY = 24, 400
 SENTENCES = ("a photo of the red cat", "the word of a dog, isn't it?", "caf\u00e9 in 1984 <person>", "watercolour of a lighthouse\n") * 4
@@ -171,6 +171,8 @@ def write_with_text(family: str, folder: Path) -> Path:
         "transformer": transformer, "scheduler": getattr(diffusers, tiny.scheduler[0])(**tiny.scheduler[1]),
         "text_encoder": text_encoder, "tokenizer": tokenizer(),
     }  # fmt: skip
+    if tiny.latents is not None:
+        parts["vae"] = first_stage(tiny.latents)
     getattr(diffusers, tiny.pipeline)(**{**dict.fromkeys(required_parts(tiny)), **parts, **tiny.index}).save_pretrained(folder / "model")
     if isinstance(parts["tokenizer"], ChatProcessor):
         index = folder / "model" / "model_index.json"
