@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,7 +39,8 @@ class TileRecord(Strict):
 class DecoderRecord(Strict):
     """The decoder of a latent model: its graph takes at most `batch` states at a time and returns images of `image_shape`.
 
-    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part.
+    `weights` is the graph whose file of weights it reads, if that is another one. With a `tile` the graph takes and returns that part. It
+    computes in `computes_in`; `psnr_db` is the PSNR of the images of random states to those of float32, where that is another type.
     """
 
     file: Name
@@ -47,6 +48,8 @@ class DecoderRecord(Strict):
     image_shape: Annotated[Shape, Field(min_length=3, max_length=3)]
     batch: Batch
     tile: TileRecord | None = None
+    computes_in: Literal["fp32", "fp16", "bf16"] = "fp32"
+    psnr_db: float | None = None
 
 
 class EncoderRecord(Strict):

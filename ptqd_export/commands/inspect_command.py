@@ -140,7 +140,8 @@ def _model(found: Inspection) -> Table:
 def _image(model: ModelRecord) -> str:
     if model.decoder is None:
         return "the state"
-    return _shape(model.image_shape) + ("" if model.tile_size is None else f", decoded in tiles of {_shape(model.tile_size)}")
+    tiles = "" if model.tile_size is None else f" in tiles of {_shape(model.tile_size)}"
+    return f"{_shape(model.image_shape)}, decoded{tiles} in {model.decoder.computes_in}"
 
 
 def _target(target: TargetRecord) -> str:

@@ -13,7 +13,7 @@ from ptqd_export.stages.build_context import FULL_PRECISION, BuildContext
 from ptqd_export.stages.fit.fit_inputs import fit_settings
 from ptqd_export.stages.network.tracing import TracedNetwork
 
-FLOAT32 = 4
+FLOAT32, FLOAT16 = 4, 2
 """Bytes of one weight, or of one value of a state."""
 
 
@@ -23,9 +23,10 @@ def traced(context: BuildContext) -> int:
 
 
 def decoder(context: BuildContext) -> int:
-    """Bytes of the decoder's graph."""
+    """Bytes of the decoder's graph, and of another in half precision while the two are compared."""
     module = context.model.decoder
-    return 0 if module is None else FLOAT32 * sum(parameter.numel() for parameter in module.parameters())
+    bytes_each = FLOAT32 if context.high_precision == "fp32" else FLOAT32 + FLOAT16
+    return 0 if module is None else bytes_each * sum(parameter.numel() for parameter in module.parameters())
 
 
 def encoder(context: BuildContext) -> int:

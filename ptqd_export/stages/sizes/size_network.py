@@ -54,6 +54,11 @@ def source_of(context: BuildContext) -> dict[str, Any]:
     return {"model": context.fingerprint, "placement": context.placement.name, **size}
 
 
+def computed_in(context: BuildContext) -> dict[str, str]:
+    """Inputs of the stages that make decoders."""
+    return {} if context.high_precision == "fp32" else {"high_precision": context.high_precision}
+
+
 def device_of(context: BuildContext) -> dict[str, str]:
     """Inputs of the stages that run PyTorch."""
     return context.plan.calibration.model_dump(include={"device", "dtype"})
@@ -64,7 +69,7 @@ def _decoder(context: BuildContext, cache: StageCache) -> Path | None:
     if context.model.decoder is None:
         return None
     tile = tile_of(context)
-    inputs = {**source_of(context), **({} if tile is None else {"tile": tile.model_dump()})}
+    inputs = {**source_of(context), **computed_in(context), **({} if tile is None else {"tile": tile.model_dump()})}
     return cache.run("decoder", inputs, partial(make_decoder, context), room=room.decoder(context))
 
 
@@ -83,7 +88,7 @@ def _preview(context: BuildContext, cache: StageCache) -> Path | None:
     if part is None:
         return None
     inputs: dict[str, Any] = {"files": digest_of(part.files), "placement": context.placement.name, "shape": context.model.sample_shape}
-    inputs |= {"tile": None if tile is None else tile.model_dump()}
+    inputs |= computed_in(context) | {"tile": None if tile is None else tile.model_dump()}
     return cache.run("preview", inputs, partial(make_preview, context), room=room.preview(context))
 
 

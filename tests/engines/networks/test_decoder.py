@@ -93,7 +93,7 @@ def test_a_bundle_with_tiles_draws_the_pictures_of_whole_states(tiny_decoded: Ti
     found, expected = (engines.open_bundle(one.folder).sample(num=6) for one in (tiled, tiny_decoded))
     np.testing.assert_array_equal(found, expected)
     done = CliRunner().invoke(main, ["inspect", str(tiled.folder)])
-    assert "decoded in tiles of 4 x 5" in done.output
+    assert "decoded in tiles of 4 x 5 in fp32" in done.output
     model = Bundle.open(tiled.folder).manifest.model
     assert _beside(model) == "decoder: images of 8x8 in tiles of 4x5; model.decoder_tile null decodes them whole\n"
     tiled.edit_json("manifest.json", lambda manifest: manifest["model"]["decoder"].update(tile={"sides": [9, 5], "overlap": 1}))
