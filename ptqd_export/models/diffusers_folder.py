@@ -15,7 +15,7 @@ from engines.samplers.levels.noise_schedule import NoiseSchedule
 from engines.samplers.of_scheduler import SamplerOf, sampler_of
 from engines.untrusted.untrusted_json import read_json_object
 from ptqd_export.models.known_keys import defaults, is_class, unknown_keys
-from ptqd_export.models.pipeline_rules import IMAGE_PIPELINES, KNOWN_PIPELINES, SCHEDULER_VALUES, denoiser_values
+from ptqd_export.models.pipeline_rules import IMAGE_PIPELINES, KNOWN_PIPELINES, KONTEXT_PIPELINES, SCHEDULER_VALUES, denoiser_values
 from ptqd_export.models.tensors.downloaded_file import hub_id
 from ptqd_export.models.tensors.load_module import load_module
 from ptqd_export.models.tensors.weight_files import DIFFUSERS
@@ -152,8 +152,15 @@ class DiffusersFolder:
         return tuple(
             note
             for holds, note in (
-                (self.pipeline not in (None, *KNOWN_PIPELINES), f"{self.pipeline} is unknown: what it does around its network is left out"),
+                (
+                    self.pipeline not in (None, *KNOWN_PIPELINES, *KONTEXT_PIPELINES),
+                    f"{self.pipeline} is unknown: what it does around its network is left out",
+                ),
                 (self.pipeline in IMAGE_PIPELINES, f"{self.pipeline} starts from an image, and `ptqd-run sample` from noise"),
+                (
+                    self.pipeline in KONTEXT_PIPELINES,
+                    f"{self.pipeline} can edit a picture, whose tokens its network reads; `ptqd-run sample` draws from prompts alone",
+                ),
                 (
                     other,
                     f"the scheduler is {other}, as model_index.json says; scheduler_config.json names another class",

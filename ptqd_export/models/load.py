@@ -33,6 +33,7 @@ from ptqd_export.models.factory import declare_factory, load_factory
 from ptqd_export.models.lora import DENOISER, Lora, load_lora
 from ptqd_export.models.module_checks import check_finite, check_images, check_states
 from ptqd_export.models.onnx_graph.onnx_model import load_onnx
+from ptqd_export.models.pipeline_rules import EDITING_PIPELINES
 from ptqd_export.models.places.model_place import find_part, find_place
 from ptqd_export.models.places.other_files import CHECKPOINTS
 from ptqd_export.models.tensors.mapped_weights import share_values
@@ -57,6 +58,9 @@ MISSING: Mapping[str, str] = {
     "HunyuanDiT2DModel": "prompts that a BERT encoder reads too, with a tokenizer and a mask of their own",
 }
 """What is missing for a network that users ask for."""
+
+HAS_FRAMES, FRAMES = r"3D(?!i)|Video|Temporal", "states with an axis of frames, and a decoder of videos"
+"""Pattern of the class names of networks for videos, and what is missing for them."""
 
 ALONE = "to export the denoiser alone, leave the first stage out of the folder and of model_index.json: the samples are then latents"
 
@@ -344,9 +348,16 @@ def find_family(path: Path) -> Family:
     if path.suffix in CHECKPOINTS:
         return latent_diffusion
     folder = DiffusersFolder(path)
+    if folder.pipeline in EDITING_PIPELINES:
+        raise UsageError(
+            "This pipeline is not supported.",
+            found=f"{path}: {folder.pipeline}, whose network reads the tokens of a picture beside the state",
+            expected="a pipeline that draws from prompts alone",
+            mend="wrap the network in a model.factory, with the tokens among its conditions",
+        )
     family = DENOISERS.get(folder.kind)
     if family is None:
-        missing = MISSING.get(folder.kind)
+        missing = FRAMES if re.search(HAS_FRAMES, folder.kind) else MISSING.get(folder.kind)
         found = f"{path}: {folder.kind}" + ("" if missing is None else f", which needs {missing}")
         mend = "wrap the network in a model.factory" + ("" if missing is None else ", and sample it without what is missing")
         raise UsageError("This network is not supported.", found=found, expected=f"one of {', '.join(DENOISERS)}", mend=mend)

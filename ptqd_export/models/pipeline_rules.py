@@ -17,6 +17,12 @@ KNOWN_PIPELINES = (
 IMAGE_PIPELINES = tuple(name for name in KNOWN_PIPELINES if name.endswith(("Img2ImgPipeline", "InpaintPipeline")))
 """Pipelines that start from an image."""
 
+EDITING_PIPELINES = ("QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline", "QwenImageLayeredPipeline")
+"""Pipelines whose networks read the tokens of a picture beside the state, always."""
+
+KONTEXT_PIPELINES = ("FluxKontextPipeline", "FluxKontextInpaintPipeline")
+"""Pipelines whose networks read the tokens of a picture if they get one."""
+
 _PLAIN_NOISE = {"steps_offset": 1, "clip_sample": False}
 
 SCHEDULER_VALUES: Mapping[str, Mapping[str, Any]] = {

@@ -167,6 +167,11 @@ def test_transformer_without_a_size_has_its_pipelines_and_a_shift_for_it(tmp_pat
         ({"transformer": SD3, "vae": {"_class_name": "AutoencoderDC"}}, "first stage does not decode.*with 32 channels.*with 16"),
         ({"transformer": SD3 | {"_class_name": "CogView4Transformer2DModel"}}, "network is not supported.*CogView4.*SD3Transformer2DModel"),
         ({"transformer": SD3 | {"_class_name": "Lumina2Transformer2DModel"}}, "Lumina2Transformer2DModel, which needs guidance that keeps"),
+        (
+            {"transformer": SD3 | {"_class_name": "WanTransformer3DModel"}},
+            "WanTransformer3DModel, which needs states with an axis of frames",
+        ),
+        ({"transformer": SD3 | {"_class_name": "LTXVideoTransformer3DModel"}}, "which needs states with an axis of frames"),
         ({"transformer": SD3 | {"_class_name": "HunyuanDiT2DModel"}}, "HunyuanDiT2DModel, which needs prompts that a BERT.*model.factory"),
     ],
 )
@@ -232,6 +237,20 @@ def test_part_that_the_pipeline_does_without_is_not_read(tmp_path: Path) -> None
 def test_unknown_pipeline_is_said(tmp_path: Path) -> None:
     found = declared(write(tmp_path / "model", unet=UNET, index=index_of("MarigoldDepthPipeline")))
     assert found.notes == ("MarigoldDepthPipeline is unknown: what it does around its network is left out",)
+
+
+def test_pipelines_that_edit_pictures_are_refused_or_said(tmp_path: Path) -> None:
+    """Qwen-Image-Edit cannot do without the picture, FLUX.1 Kontext can."""
+
+    def folder(pipeline: str, network: Mapping[str, Any]) -> Path:
+        parts = {"transformer": network, "scheduler": FLOW}
+        index = index_of(pipeline, unet=None, **{name: str(part["_class_name"]) for name, part in parts.items()})
+        return write(tmp_path / pipeline, index=index, **parts)
+
+    (note,) = declared(folder("FluxKontextPipeline", FLUX)).notes
+    assert note.startswith("FluxKontextPipeline can edit a picture, whose tokens its network reads")
+    with pytest.raises(UsageError, match="QwenImageEditPlusPipeline, whose network reads the tokens of a picture beside the state"):
+        declared(folder("QwenImageEditPlusPipeline", QWEN))
 
 
 def test_pipeline_that_starts_from_an_image_is_said(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _keys(root: Path) -> dict[str, dict[str, object]]:
         ("calib/quantizers/scale_search.py", {*QUANTIZED, "groups", "noise", "reconstruct", "text"}),
         ("calib/rounding/soft_block.py", {"reconstruct", "quantize"}),
         ("ptqd_export/graph/passes/quantize_dequantize.py", QUANTIZED),
-        ("ptqd_export/graph/passes/half_precision.py", {"quantize", "convert"}),
+        ("ptqd_export/graph/passes/half_precision.py", {"decoder", "preview", "quantize", "convert"}),
         ("ptqd_export/models/text/tokenizer.py", STAGES.keys()),
         (
             "engines/chain/step.py",
